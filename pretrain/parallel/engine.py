@@ -1,0 +1,235 @@
+"""The engine: how one optimizer step is executed on any product of tensor, pipeline and data parallelism.
+
+A step:
+1. count the supervised tokens of the global batch (one number over the data-parallel ranks);
+2. run the micro-batches round the ring, forward and backward (`ring.py`);
+3. add the gradient of the loop regulariser, which needs no data;
+4. sum gradients: of replicated weights under sequence parallelism over the tensor ranks, of a tied head over first and last stage,
+   then of everything over the data-parallel ranks;
+5. agree, in one small all-reduce, on loss, gradient norm, finiteness and wishes to stop; skip the update if anything is not finite;
+6. clip and update.
+
+CPU with gloo and GPU with NCCL run the same code; one process is a world of one.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config import RunConfig
+from pretrain.data.batch import IGNORED, Inputs, make_inputs
+from pretrain.model.gpt import LoopedGPT, Stage
+from pretrain.model.initialise import initialise, partition_dim
+from pretrain.model.regulariser import regularisation
+from pretrain.parallel.cpu import use_cpu
+from pretrain.parallel.groups import Groups
+from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedAdamW
+from pretrain.parallel.ring import Ring
+from pretrain.parallel.tensor import tensor_parallel_modules
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+NUM_STOP_CODES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did, the same on every rank."""
+
+    loss: float
+    """Negative log-likelihood per supervised token of the global batch, in nats."""
+    regularisation: float
+    """What the loop regulariser added to the loss."""
+    grad_norm: float
+    """Before clipping; a shared weight counts once."""
+    skipped: bool
+    """Loss or gradient was not finite: no update was made."""
+    stop_code: int
+    """Largest stop code that any rank handed in."""
+
+
+class Engine:
+    """A model on its ranks, with its optimizer.
+
+    Args:
+        config: the run configuration; only its model, parallel, train, optimizer sections and the seed are used.
+        groups: the process groups of this rank.
+        bos_id: token that begins a document.
+    """
+
+    def __init__(self, config: RunConfig, groups: Groups, bos_id: int) -> None:
+        self.config, self.groups, self.bos_id = config, groups, bos_id
+        self.dtype = DTYPES[config.train.precision]
+        use_cpu()
+        if config.train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.megatron = _megatron_config(config, self.dtype)
+        modules = tensor_parallel_modules(self.megatron, groups.tensor)
+        stage = Stage(index=groups.pipeline.rank(), count=groups.pipeline.size())
+        self.model = LoopedGPT(config.model, config.train.seq_len, modules, stage, config.train.recompute)
+        initialise(self.model, config.run.seed, groups.tensor.rank())
+        self.model.to(groups.device, self.dtype)
+        self._mark_tied_head()
+        if config.train.compile:
+            for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
+                layer.compile()
+        shards = config.optimizer.name == "adamw" and self.dtype != torch.float64
+        kind = ShardedAdamW if shards else ReplicatedOptimizer
+        self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups)
+        self.ring = Ring(self.model, self.megatron, groups)
+        self.num_updates = 0
+
+    def train_step(self, rows: Tensor, num_loops: int, lr: float, stop_code: int = 0) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            rows: [n, s + 1] token rows of this data-parallel rank, n = micro-batches · train.micro_batch.
+            num_loops: L of this step, the same on all ranks.
+            lr: learning rate of this step.
+            stop_code: this rank's wish to stop, 0 for none.
+
+        Returns:
+            The agreed result.
+        """
+        micro_batches = self.micro_batches(rows)
+        num_supervised = self._num_supervised(micro_batches)
+        self.optimizer.zero_grad()
+        nll = self.ring.run(micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight)
+        regularisation = self._add_regularisation()
+        self._reduce_replicated()
+        self.optimizer.reduce_gradients()
+        loss, regularisation, squared_norm, code = self._agree(nll, regularisation, self.optimizer.squared_norm(), stop_code)
+        grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
+        skipped = not (torch.isfinite(torch.tensor([loss, regularisation, grad_norm])).all())
+        if not skipped:
+            clip = self.config.optimizer.clip_grad_norm
+            self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
+            self.num_updates += 1
+        return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped, stop_code=code)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Tensor, num_loops: int, stop_code: int = 0) -> tuple[float, int, int]:
+        """Score rows without training.
+
+        Args:
+            rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding and not scored.
+            num_loops: L.
+            stop_code: this rank's wish to stop, 0 for none.
+
+        Returns:
+            Negative log-likelihood summed over the rows of all ranks in nats, number of supervised tokens, agreed stop code.
+        """
+        micro_batches = self.micro_batches(rows)
+        num_supervised = self._num_supervised(micro_batches)
+        nll = self.ring.run(micro_batches, num_loops, num_supervised=num_supervised, forward_only=True)
+        zero = torch.zeros_like(nll, dtype=torch.float64)
+        loss, _, _, code = self._agree(nll, zero, zero, stop_code)
+        return loss * int(num_supervised.item()), int(num_supervised.item()), code
+
+    def micro_batches(self, rows: Tensor) -> list[Inputs]:
+        """Rows [n, s + 1] -> inputs of train.micro_batch sequences each, on the device."""
+        document_mask = self.config.data.document_mask
+        parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
+        made = []
+        for part in parts:
+            is_padding = part[:, :1] < 0
+            inputs = make_inputs(part.clamp_min(0), self.bos_id, document_mask)
+            made.append(
+                Inputs(
+                    tokens=inputs.tokens,
+                    labels=inputs.labels.masked_fill(is_padding, IGNORED),
+                    positions=inputs.positions,
+                    segment_ids=inputs.segment_ids,
+                )
+            )
+        return made
+
+    def pieces(self) -> list[Piece]:
+        """What this rank saves of weights and optimizer, as views."""
+        return self.optimizer.pieces(for_saving=True)
+
+    def load(self, reader: CheckpointReader, num_updates: int) -> None:
+        """Fill weights and optimizer from a checkpoint of any layout. Collective."""
+        reader.load(self.optimizer.pieces(for_saving=False))
+        self.optimizer.finish_loading(num_updates)
+        self.num_updates = num_updates
+
+    def _num_supervised(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        count = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).sum()
+        dist.all_reduce(count, group=self.groups.data)
+        return count.clamp_min(1).to(torch.promote_types(self.dtype, torch.float32))
+
+    def _add_regularisation(self) -> Tensor:
+        """Backward of this stage's part of the loop regulariser; each data-parallel rank adds its share."""
+        if not self.config.model.loop_regulariser.weight:
+            return torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        value = regularisation(self.model)
+        (value / self.groups.data.size()).backward()
+        return value.detach()
+
+    def _reduce_replicated(self) -> None:
+        """Gradients that the data-parallel reduction does not complete."""
+        if self.megatron.sequence_parallel:
+            # norms and row biases saw this rank's tokens only; learned positions are added before the tokens are cut
+            partial = [
+                parameter.main_grad
+                for name, parameter in self.model.named_parameters()
+                if partition_dim(parameter) is None and not name.startswith("position_embedding")
+            ]
+            flat = torch.cat([gradient.flatten() for gradient in partial])
+            dist.all_reduce(flat, group=self.groups.tensor)
+            for gradient, part in zip(partial, flat.split([gradient.numel() for gradient in partial]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+        if self.config.model.tied_head and self.groups.tied is not None:
+            holder = self.model.embedding if self.model.embedding is not None else self.model.head
+            dist.all_reduce(holder.get_parameter("weight").main_grad, group=self.groups.tied)  # type: ignore[union-attr]
+
+    def _agree(self, nll: Tensor, regularisation: Tensor, squared_norm: Tensor, stop_code: int) -> tuple[float, float, float, int]:
+        """Sum loss, regulariser and squared norm over the ranks that own a part, and find the largest stop code, in one all-reduce."""
+        groups = self.groups
+        owns_loss = groups.is_last_stage and groups.tensor.rank() == 0
+        owns_weights = groups.is_model_copy and groups.tensor.rank() == 0
+        zero = torch.zeros((), dtype=torch.float64, device=groups.device)
+        parts = [nll.double() if owns_loss else zero, regularisation.double() if owns_weights else zero, squared_norm.double()]
+        codes = torch.zeros(NUM_STOP_CODES, dtype=torch.float64, device=groups.device)
+        codes[stop_code] = 1
+        values = torch.cat((torch.stack(parts), codes))
+        dist.all_reduce(values)
+        loss, regulariser, norm, *counts = values.tolist()
+        return loss, regulariser, norm, max(code for code, count in enumerate(counts) if count)
+
+    def _mark_tied_head(self) -> None:
+        """With several stages the last one holds a copy of the embedding as its head: it is counted and saved on the first stage."""
+        if self.config.model.tied_head and self.model.head is not None and self.model.embedding is None:
+            self.model.head.get_parameter("weight").shared = True  # type: ignore[attr-defined]
+
+
+def _megatron_config(config: RunConfig, dtype: torch.dtype) -> TransformerConfig:
+    """megatron-core's view of the configuration: sizes, dtypes, and everything it could do on its own switched off."""
+    parallel, model = config.parallel, config.model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TransformerConfig(
+            num_layers=max(model.pass_layers, parallel.pipeline),
+            hidden_size=model.hidden_size,
+            num_attention_heads=model.num_attention_heads,
+            num_query_groups=model.kv_heads,
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            sequence_parallel=parallel.sequence,
+            params_dtype=dtype,
+            pipeline_dtype=dtype,
+            bf16=dtype == torch.bfloat16,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            calculate_per_token_loss=True,
+            deallocate_pipeline_outputs=False,
+            deterministic_mode=config.train.deterministic,
+        )

@@ -1,0 +1,88 @@
+"""Process groups: which rank holds which part of the model, and whom it talks to.
+
+Ranks are numbered with the tensor axis fastest, then data, then pipeline, as in Megatron: tensor-parallel neighbours, which talk
+most, share a node. Groups are made once and handed on; nothing fetches them from a global.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
+
+from pretrain.config import ParallelSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """The process groups of this rank and its place in each."""
+
+    tensor: ProcessGroup
+    data: ProcessGroup
+    pipeline: ProcessGroup
+    alone: ProcessGroup
+    """This rank only; stands for the axes that are not used (context parallelism)."""
+    tied: ProcessGroup | None
+    """First and last pipeline stage of this rank's column, if this is one of the two and there are several stages."""
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline.rank() == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline.rank() == self.pipeline.size() - 1
+
+    @property
+    def is_model_copy(self) -> bool:
+        """Whether this rank is in the first data-parallel replica."""
+        return self.data.rank() == 0
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun sets them, or as srun does; (0, 1, 0) alone."""
+    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        if names[0] in os.environ and "MASTER_ADDR" in os.environ:
+            rank, size, local = (int(os.environ.get(name, "0")) for name in names)
+            return rank, size, local
+    return 0, 1, 0
+
+
+def start_world(timeout_minutes: float = 30.0) -> torch.device:
+    """Join the default process group (NCCL on GPUs, gloo on CPUs; a process alone is a world of one) and choose the device."""
+    rank, size, local = world_from_environment()
+    device = torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    store = dist.HashStore() if size == 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes))
+    return device
+
+
+def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
+    """Cut the world into tensor, data and pipeline groups. Collective: every rank calls it."""
+    world = dist.get_world_size()
+    shape = (parallel.pipeline, world // (parallel.pipeline * parallel.tensor), parallel.tensor)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
+    alone = [dist.new_group([rank]) for rank in range(world)]
+    tied = None
+    if parallel.pipeline > 1:
+        ranks = mesh.mesh.reshape(parallel.pipeline, -1)
+        for column in range(ranks.shape[1]):
+            ends = [int(ranks[0, column]), int(ranks[-1, column])]
+            group = dist.new_group(ends)
+            if dist.get_rank() in ends:
+                tied = group
+    return Groups(
+        tensor=mesh.get_group("tensor"),
+        data=mesh.get_group("data"),
+        pipeline=mesh.get_group("pipeline"),
+        alone=alone[dist.get_rank()],
+        tied=tied,
+        device=device,
+    )

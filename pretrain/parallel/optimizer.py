@@ -1,0 +1,243 @@
+"""Optimizers over ranks: how gradients are reduced, normed and applied, and what of it a checkpoint holds.
+
+`ShardedAdamW` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered over the
+data-parallel ranks, each updates its flat share of the fp32 weights with fused AdamW, and the weights are all-gathered.
+`ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole matrices (tensor-parallel
+parts are gathered first, so the result does not depend on the layout), and for fp64, which the distributed optimizer does not know.
+
+Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over micro-batches
+and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums, not means: the loss is
+already divided by the tokens of the global batch.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+
+from pretrain.checkpoint.format import Piece
+from pretrain.config import OptimizerSection
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.initialise import partition_dim
+from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.parallel.cpu import cuda_type_names
+from pretrain.parallel.groups import Groups
+
+
+class ParallelOptimizer(ABC):
+    """What the engine asks of an optimizer; the order of calls in a step is that of the methods."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups, shard: bool) -> None:
+        self.groups = groups
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        collection = ProcessGroupCollection(
+            tp=groups.tensor, pp=groups.pipeline, dp=groups.data, dp_cp=groups.data, intra_dp_cp=groups.data,
+            expt_dp=groups.alone, intra_expt_dp=groups.alone, ep=groups.alone, intra_dist_opt=groups.data,
+        )  # fmt: skip
+        ddp_config = DistributedDataParallelConfig(
+            use_distributed_optimizer=shard, grad_reduce_in_fp32=config.params_dtype != torch.float64, overlap_grad_reduce=False
+        )
+        self.ddp = DistributedDataParallel(config, ddp_config, model, pg_collection=collection)
+
+    def zero_grad(self) -> None:
+        """Start a step: all gradient buffers to zero."""
+        self.ddp.zero_grad_buffer()
+
+    def reduce_gradients(self) -> None:
+        """Sum gradients over the data-parallel ranks. Collective."""
+        self.ddp.finish_grad_sync()
+
+    @abstractmethod
+    def squared_norm(self) -> Tensor:
+        """This rank's part of the squared gradient norm, fp64 scalar; the sum over all ranks is the whole, each weight counted once."""
+
+    @abstractmethod
+    def step(self, lr: float, gradient_scale: float) -> None:
+        """Scale the gradients and update the weights. Collective."""
+
+    @abstractmethod
+    def pieces(self, for_saving: bool) -> list[Piece]:
+        """The fp32 (or wider) weights and the optimizer's state as views; for saving only those that no other rank saves."""
+
+    @abstractmethod
+    def finish_loading(self, num_updates: int) -> None:
+        """After the pieces were filled: bring the model's weights in line. Collective."""
+
+    def is_counted(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank's copy of a weight is the one that counts among its tensor and pipeline ranks."""
+        if getattr(parameter, "shared", False):
+            return False
+        return partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class ShardedAdamW(ParallelOptimizer):
+    """AdamW whose state and fp32 weights are sharded over the data-parallel ranks."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
+        super().__init__(model, config, groups, shard=True)
+        inner = make_optimizer(parameter_groups(model.named_parameters(), settings), settings)
+        megatron_config = OptimizerConfig(
+            optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16, params_dtype=config.params_dtype,
+            use_distributed_optimizer=True,
+        )  # fmt: skip
+        for group in inner.param_groups:
+            group["is_expert_parallel"] = False
+        with cuda_type_names():
+            self.sharded = DistributedOptimizer(
+                inner, megatron_config, None, None,
+                model_chunks=[self.ddp], per_model_buffers={0: self.ddp.buffers}, data_parallel_group=groups.data,
+                data_parallel_group_gloo=None, data_parallel_group_idx=0, distributed_optimizer_instance_id=0,
+            )  # fmt: skip
+        self.inner = self.sharded.optimizer
+        self.shards = [
+            (parameter, shard)
+            for parameters, shards in (
+                (self.sharded.model_fp32_groups, self.sharded.shard_fp32_groups),
+                (self.sharded.model_float16_groups, self.sharded.shard_fp32_from_float16_groups),
+            )
+            for parameter_group, shard_group in zip(parameters, shards, strict=True)
+            for parameter, shard in zip(parameter_group, shard_group, strict=True)
+        ]
+        for _, shard in self.shards:  # fused AdamW would make the same at its first step; a load needs it before
+            zeros = torch.zeros_like(shard, dtype=torch.float32)
+            self.inner.state[shard] = {
+                "step": torch.zeros((), dtype=torch.float32, device=shard.device), "exp_avg": zeros, "exp_avg_sq": zeros.clone(),
+            }  # fmt: skip
+
+    def squared_norm(self) -> Tensor:
+        self.sharded.prepare_grads()
+        return _squared_norm([shard.grad for parameter, shard in self.shards if self.is_counted(parameter)], self.groups.device)
+
+    def step(self, lr: float, gradient_scale: float) -> None:
+        if gradient_scale != 1.0:
+            torch._foreach_mul_([shard.grad for _, shard in self.shards], gradient_scale)
+        set_lr(self.inner, lr)
+        self.sharded.step_with_ready_grads()
+
+    def pieces(self, for_saving: bool) -> list[Piece]:
+        found = []
+        for parameter, shard in self.shards:
+            if for_saving and not self.is_counted(parameter):
+                continue
+            start = self.sharded._get_model_param_range_map(parameter)["param"].start
+            state = self.inner.state[shard]
+            for prefix, tensor in (("weights", shard.detach()), ("exp_avg", state["exp_avg"]), ("exp_avg_sq", state["exp_avg_sq"])):
+                found.append(part_piece(f"{prefix}/{self.names[parameter]}", parameter, tensor, self.groups, start))
+        return found
+
+    def finish_loading(self, num_updates: int) -> None:
+        for _, shard in self.shards:
+            self.inner.state[shard]["step"].fill_(num_updates)
+        with torch.no_grad():
+            self.sharded._copy_main_params_to_model_params()
+            self.ddp.start_param_sync()
+
+
+class ReplicatedOptimizer(ParallelOptimizer):
+    """Any torch optimizer, run by every rank on whole fp32 (or fp64) matrices."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
+        super().__init__(model, config, groups, shard=False)
+        wide = torch.promote_types(config.params_dtype, torch.float32)
+        self.wholes = [(parameter, nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))) for parameter in self.names]
+        named = ((self.names[parameter], whole) for parameter, whole in self.wholes)
+        self.inner = make_optimizer(parameter_groups(named, settings), settings)
+
+    def squared_norm(self) -> Tensor:
+        grads = [parameter.main_grad for parameter in self.names if self.is_counted(parameter)]
+        return _squared_norm(grads, self.groups.device) / self.groups.data.size()
+
+    def step(self, lr: float, gradient_scale: float) -> None:
+        set_lr(self.inner, lr)
+        with torch.no_grad():
+            for parameter, whole in self.wholes:
+                whole.grad = self._gather(parameter, parameter.main_grad) * gradient_scale
+            self.inner.step()
+            self._copy_to_model()
+
+    def pieces(self, for_saving: bool) -> list[Piece]:
+        if for_saving and (self.groups.tensor.rank() or self.groups.data.rank()):
+            return []
+        self._fill_state()
+        found = []
+        for parameter, whole in self.wholes:
+            if for_saving and getattr(parameter, "shared", False):
+                continue
+            name = self.names[parameter]
+            found.append(Piece.whole(f"weights/{_stored_name(name, parameter)}", whole.detach()))
+            for key, value in self.inner.state[whole].items():
+                if key != "step":
+                    found.append(Piece.whole(f"{key}/{_stored_name(name, parameter)}", value))
+        return found
+
+    def finish_loading(self, num_updates: int) -> None:
+        for _, whole in self.wholes:
+            self.inner.state[whole]["step"].fill_(num_updates)
+        with torch.no_grad():
+            self._copy_to_model()
+
+    def _fill_state(self) -> None:
+        """Before its first step the optimizer has no state; a step of zero gradient and zero rate on a copy shows what it will hold."""
+        if self.inner.state:
+            return
+        kept = [whole.detach().clone() for _, whole in self.wholes]
+        for _, whole in self.wholes:
+            whole.grad = torch.zeros_like(whole)
+        set_lr(self.inner, 0.0)
+        self.inner.step()
+        for (_, whole), value in zip(self.wholes, kept, strict=True):
+            whole.data.copy_(value)
+            for state in self.inner.state[whole].values():
+                state.zero_()
+
+    def _copy_to_model(self) -> None:
+        for parameter, whole in self.wholes:
+            dim = partition_dim(parameter)
+            part = whole if dim is None else whole.chunk(self.groups.tensor.size(), dim)[self.groups.tensor.rank()]
+            parameter.copy_(part)
+
+    def _gather(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+        """The whole of a tensor that is split like `parameter`, as a copy."""
+        dim = partition_dim(parameter)
+        if dim is None:
+            return tensor.clone()
+        parts = [torch.empty_like(tensor) for _ in range(self.groups.tensor.size())]
+        dist.all_gather(parts, tensor.contiguous(), group=self.groups.tensor)
+        return torch.cat(parts, dim=dim)
+
+
+def part_piece(name: str, parameter: nn.Parameter, tensor: Tensor, groups: Groups, start: int) -> Piece:
+    """A flat range of a parameter, or of a state of its shape, as a piece of the logical tensor."""
+    dim, shape = partition_dim(parameter), list(parameter.shape)
+    prefix, _, parameter_name = name.partition("/")
+    stored = f"{prefix}/{_stored_name(parameter_name, parameter)}"
+    if dim is None:
+        return Piece(name=stored, tensor=tensor, shape=tuple(shape), start=start)
+    shape[dim] *= groups.tensor.size()
+    return Piece(
+        name=stored, tensor=tensor, shape=tuple(shape), start=start,
+        partition_dim=dim, partition_index=groups.tensor.rank(), partition_count=groups.tensor.size(),
+    )  # fmt: skip
+
+
+def _stored_name(name: str, parameter: nn.Parameter) -> str:
+    """The last stage's copy of a tied embedding is stored, and read, as the embedding."""
+    return "embedding.weight" if getattr(parameter, "shared", False) else name
+
+
+def _squared_norm(gradients: list[Any], device: torch.device) -> Tensor:
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(gradients)).to(torch.float64).square().sum()

@@ -1,0 +1,215 @@
+"""The ring: loops are virtual pipeline stages, and all loops of a stage are views of the same parameters.
+
+Stage p of P owns 1/P of the loop block; a micro-batch goes round the stages once for each loop. This is Megatron's interleaved 1F1B
+schedule (Narayanan et al. 2021, arXiv 2104.04473, section 2.2) with one model chunk per loop, except that the chunks share their
+weights. Embedding and prelude run in chunk 0 of stage 0; coda, norm, head and loss in the last chunk of the last stage.
+
+No weight is copied, no gradient of a shared weight is exchanged between stages, and the idle share of the pipeline falls from
+(P-1)/(M+P-1) to (P-1)/(L·M+P-1), paid for with L times as many messages. L may change from step to step: chunks are made per call.
+
+Facts of megatron-core 0.16.1 that shape this file:
+- with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions mix, so the
+  interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other way round;
+- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `group_size`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import ModelType
+from torch import Tensor, nn
+
+from pretrain.data.batch import Inputs
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.loss import loss_sums
+from pretrain.parallel.groups import Groups
+
+
+def group_size(num_micro_batches: int, num_stages: int) -> int:
+    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P.
+
+    Raises:
+        ValueError: fewer micro-batches than stages.
+    """
+    if num_micro_batches < num_stages:
+        raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
+    return next(n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages)
+
+
+class _Injection:
+    """The states before the loop of each micro-batch, kept on the first stage for `input_injection: add`.
+
+    The chunks of a stage have backward passes of their own, the later loops' first. A later loop uses a detached copy, whose
+    gradient collects here and joins the gradient of the original when chunk 0 runs backward.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[int, Tensor] = {}
+
+    def keep(self, micro_batch: int, states: Tensor) -> Tensor:
+        self.copies[micro_batch] = states.detach().requires_grad_(states.requires_grad)
+        return _JoinGradient.apply(states, self.copies, micro_batch)  # type: ignore[no-any-return]
+
+
+class _JoinGradient(torch.autograd.Function):
+    """Identity; backward adds the gradient that a detached copy has collected. The copy is no input: it must not wait for this."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, copies: dict[int, Tensor], micro_batch: int) -> Tensor:
+        ctx.copy = copies[micro_batch]
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grads[0] + ctx.copy.grad, None, None
+
+
+class Chunk(nn.Module):
+    """One loop on one stage; owns no parameters."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, injection: _Injection) -> None:
+        super().__init__()
+        self.model_type = ModelType.encoder_or_decoder
+        self.vp_stage = loop if num_passes > 1 else None
+        self.config = config
+        self.loop, self.num_passes, self.injection = loop, num_passes, injection
+        self.received: Tensor | None = None
+        self.num_seen = 0
+        self._stage = [model]  # in a list, so that the parameters are not registered here
+
+    def set_input_tensor(self, tensor: Any) -> None:
+        """Called by the schedule with what the previous stage sent."""
+        self.received = tensor[0] if isinstance(tensor, list) else tensor
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Run this loop on one micro-batch: final states on the last stage's last chunk, else [t, 1, d] states for the next stage."""
+        (model,) = self._stage
+        context = model.context(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
+        injects = model.config.input_injection == "add" and model.stage.is_first and self.num_passes > 1
+        if self.received is None:
+            states = model.begin(inputs.tokens, context, inputs.positions)
+            if injects:
+                states = self.injection.keep(self.num_seen, states)
+        else:
+            states = self.received.flatten(0, 1)
+            if injects:
+                states = states + self.injection.copies[self.num_seen]
+        self.num_seen += 1
+        states = model.run_loop(states, context, self.loop)
+        if model.stage.is_last and self.loop == self.num_passes - 1:
+            return model.finish(states, context, self.num_passes)
+        return states.unsqueeze(1)
+
+
+class Whole(nn.Module):
+    """The whole model as the one chunk of a pipeline of one stage."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, num_loops: int) -> None:
+        super().__init__()
+        self.model_type, self.config, self.num_loops = ModelType.encoder_or_decoder, config, num_loops
+        self._stage = [model]
+
+    def set_input_tensor(self, tensor: Any) -> None:
+        """Nothing comes from another stage."""
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Final states [t, d] of one micro-batch."""
+        return self._stage[0](inputs.tokens, self.num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids)
+
+
+class Ring:
+    """Runs the micro-batches of a step forward (and backward) through the stages.
+
+    Args:
+        model: this rank's stage.
+        config: megatron's configuration of the stage.
+        groups: process groups.
+    """
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups) -> None:
+        self.model, self.config, self.groups = model, config, groups
+        self.collection = ProcessGroupCollection(
+            tp=groups.tensor, pp=groups.pipeline, cp=groups.alone, embd=None, pos_embd=None, dp_cp=groups.data
+        )
+
+    def run(
+        self,
+        micro_batches: Sequence[Inputs],
+        num_loops: int,
+        *,
+        num_supervised: Tensor,
+        z_loss_weight: float = 0.0,
+        forward_only: bool = False,
+    ) -> Tensor:
+        """One trip of all micro-batches.
+
+        Args:
+            micro_batches: M inputs, all of one shape, the same on every stage.
+            num_loops: L of this step.
+            num_supervised: supervised tokens of the global batch; the loss is divided by it.
+            z_loss_weight: see `loss_sums`.
+            forward_only: no backward pass.
+
+        Returns:
+            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 but on the last stage.
+
+        Raises:
+            ValueError: fewer micro-batches than stages.
+        """
+        num_stages = self.groups.pipeline.size()
+        num_passes = self.model.num_passes(num_loops)
+        config = self._schedule_config(num_stages, num_passes, len(micro_batches))
+        chunks: list[nn.Module]
+        if num_stages == 1:
+            chunks = [Whole(self.model, config, num_loops)]
+        else:
+            injection = _Injection()
+            chunks = [Chunk(self.model, config, loop, num_passes, injection) for loop in range(num_passes)]
+
+        def forward_step(batches: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
+            inputs = next(batches)
+            output = chunk(inputs)
+
+            def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                total, nll = loss_sums(self.model, states, inputs.labels, z_loss_weight)
+                return total / num_supervised, _NO_TOKENS, nll / num_supervised
+
+            return output, loss
+
+        tokens = micro_batches[0].tokens.numel()
+        several = len(chunks) > 1
+        schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
+        losses = schedule(
+            forward_step_func=forward_step,
+            data_iterator=[iter(micro_batches) for _ in chunks] if several else iter(micro_batches),
+            model=chunks if several else chunks[0],
+            num_microbatches=len(micro_batches),
+            seq_length=tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+            pg_collection=self.collection,
+            p2p_communicator=P2PCommunicator(self.groups.pipeline, config),
+        )
+        return torch.stack(losses).sum() if losses else torch.zeros_like(num_supervised)
+
+    def _schedule_config(self, num_stages: int, num_passes: int, num_micro_batches: int) -> TransformerConfig:
+        """The configuration that schedules; the one that builds layers must not know of virtual stages."""
+        config = replace(self.config)
+        config.hidden_size = self.config.hidden_size
+        if num_stages == 1:
+            return config
+        interleaved = num_passes > 1
+        config.overlap_p2p_comm, config.batch_p2p_comm = interleaved, not interleaved
+        config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
+        if interleaved:
+            config.virtual_pipeline_model_parallel_size = num_passes
+        return config
+
+
+_NO_TOKENS = torch.zeros((), dtype=torch.int)

@@ -1,0 +1,100 @@
+"""Tensor-parallel building blocks of the model, from megatron-core: the other side of `pretrain/model/modules.py`.
+
+Where replicated states meet split weights the model calls `enter` once (not once for each of query, key and value), so a layer costs
+two all-reduces forward and two backward, or as many all-gathers and reduce-scatters under sequence parallelism
+(Shoeybi et al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
+"""
+
+import dataclasses
+from functools import partial
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from pretrain.model.modules import PLAIN, Modules
+
+
+class _Column(ColumnParallelLinear):
+    """Outputs split over ranks; `enter` has already made the input whole and owns the reduction of its gradient."""
+
+    def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(states)[0]
+
+
+class _Row(RowParallelLinear):
+    """Inputs split over ranks; the output is summed (and under sequence parallelism scattered)."""
+
+    def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(states)[0]
+
+
+def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> Modules:
+    """Building blocks for `group`; plain torch modules if it has one rank.
+
+    Args:
+        config: megatron's configuration; its `sequence_parallel` decides how states lie between the split regions.
+        group: the tensor-parallel process group.
+    """
+    if group.size() == 1:
+        return PLAIN
+    local = dataclasses.replace(config, sequence_parallel=False)
+    sequence = config.sequence_parallel
+
+    def column(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        layer = _Column(inputs, outputs, config=local, init_method=_no_init, bias=bias, disable_grad_reduce=True, tp_group=group)
+        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
+        return layer
+
+    def row(inputs: int, outputs: int, bias: bool) -> nn.Module:
+        layer = _Row(
+            inputs, outputs, config=config, init_method=_no_init, bias=bias, input_is_parallel=True, skip_bias_add=False, tp_group=group
+        )
+        set_tensor_model_parallel_attributes(layer.weight, True, 1, 1)
+        return layer
+
+    def embedding(num_rows: int, width: int) -> nn.Module:
+        layer = VocabParallelEmbedding(num_rows, width, config=config, init_method=_no_init, tp_group=group)
+        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
+        return layer
+
+    return Modules(
+        size=group.size(),
+        column=column,
+        row=row,
+        embedding=embedding,
+        enter=partial(gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group),
+        scatter=partial(scatter_to_sequence_parallel_region, group=group) if sequence else PLAIN.scatter,
+        gather_columns=partial(gather_from_tensor_model_parallel_region, group=group),
+        sum=partial(reduce_from_tensor_model_parallel_region, group=group),
+        token_losses=partial(_token_losses, group=group),
+    )
+
+
+def _no_init(weight: Tensor) -> None:
+    """Weights are filled by `pretrain/model/initialise.py`."""
+
+
+def _token_losses(logits: Tensor, labels: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood and logsumexp [tokens] of logits [tokens, vocabulary / ranks]; a label of -100 gives 0 loss."""
+    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    largest = wide.detach().amax(dim=-1)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
+    sums = reduce_from_tensor_model_parallel_region((wide - largest.unsqueeze(-1)).exp().sum(dim=-1), group=group)
+    normaliser = sums.log() + largest
+    first = group.rank() * wide.shape[-1]
+    local = labels - first
+    held = (local >= 0) & (local < wide.shape[-1])
+    picked = wide.gather(-1, local.clamp(0, wide.shape[-1] - 1).unsqueeze(-1)).squeeze(-1).masked_fill(~held, 0.0)
+    target = reduce_from_tensor_model_parallel_region(picked, group=group)
+    return (normaliser - target).masked_fill(labels < 0, 0.0), normaliser
