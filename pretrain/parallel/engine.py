@@ -30,7 +30,7 @@ from pretrain.model.initialise import initialise, partition_dim
 from pretrain.model.regulariser import regularisation
 from pretrain.parallel.cpu import use_cpu
 from pretrain.parallel.groups import Groups
-from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedAdamW
+from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedAdamW, main_grad
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.tensor import tensor_parallel_modules
 
@@ -178,7 +178,7 @@ class Engine:
         if self.megatron.sequence_parallel:
             # norms and row biases saw this rank's tokens only; learned positions are added before the tokens are cut
             partial = [
-                parameter.main_grad
+                main_grad(parameter)
                 for name, parameter in self.model.named_parameters()
                 if partition_dim(parameter) is None and not name.startswith("position_embedding")
             ]
@@ -188,7 +188,8 @@ class Engine:
                 gradient.copy_(part.view_as(gradient))
         if self.config.model.tied_head and self.groups.tied is not None:
             holder = self.model.embedding if self.model.embedding is not None else self.model.head
-            dist.all_reduce(holder.get_parameter("weight").main_grad, group=self.groups.tied)  # type: ignore[union-attr]
+            assert holder is not None, "the ends of the pipeline hold the embedding or the head"
+            dist.all_reduce(main_grad(holder.get_parameter("weight")), group=self.groups.tied)
 
     def _agree(self, nll: Tensor, regularisation: Tensor, squared_norm: Tensor, stop_code: int) -> tuple[float, float, float, int]:
         """Sum loss, regulariser and squared norm over the ranks that own a part, and find the largest stop code, in one all-reduce."""

@@ -59,7 +59,7 @@ def start_world(timeout_minutes: float = 30.0) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
-    store = dist.HashStore() if size == 1 else None
+    store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes))
     return device
 
@@ -69,20 +69,27 @@ def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
     world = dist.get_world_size()
     shape = (parallel.pipeline, world // (parallel.pipeline * parallel.tensor), parallel.tensor)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
-    alone = [dist.new_group([rank]) for rank in range(world)]
+    alone = _own_group([[rank] for rank in range(world)])
+    assert alone is not None
     tied = None
     if parallel.pipeline > 1:
         ranks = mesh.mesh.reshape(parallel.pipeline, -1)
-        for column in range(ranks.shape[1]):
-            ends = [int(ranks[0, column]), int(ranks[-1, column])]
-            group = dist.new_group(ends)
-            if dist.get_rank() in ends:
-                tied = group
+        tied = _own_group([[int(first), int(last)] for first, last in zip(ranks[0], ranks[-1], strict=True)])
     return Groups(
         tensor=mesh.get_group("tensor"),
         data=mesh.get_group("data"),
         pipeline=mesh.get_group("pipeline"),
-        alone=alone[dist.get_rank()],
+        alone=alone,
         tied=tied,
         device=device,
     )
+
+
+def _own_group(members: list[list[int]]) -> ProcessGroup | None:
+    """Make a group of each list of ranks; the one that this rank is in, if any. Collective."""
+    own = None
+    for ranks in members:
+        group = dist.new_group(ranks)
+        if isinstance(group, ProcessGroup) and dist.get_rank() in ranks:
+            own = group
+    return own

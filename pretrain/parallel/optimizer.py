@@ -77,6 +77,11 @@ class ParallelOptimizer(ABC):
         return partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
 
 
+def main_grad(parameter: nn.Parameter) -> Tensor:
+    """The gradient of a parameter in Megatron's buffer: fp32 or wider, summed over micro-batches."""
+    return parameter.main_grad  # type: ignore[attr-defined]
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -96,8 +101,9 @@ class ShardedAdamW(ParallelOptimizer):
             group["is_expert_parallel"] = False
         with cuda_type_names():
             self.sharded = DistributedOptimizer(
-                inner, megatron_config, None, None,
-                model_chunks=[self.ddp], per_model_buffers={0: self.ddp.buffers}, data_parallel_group=groups.data,
+                inner, megatron_config, None, None,  # type: ignore[arg-type]
+                model_chunks=[self.ddp], per_model_buffers={0: self.ddp.buffers},  # type: ignore[dict-item]
+                data_parallel_group=groups.data,
                 data_parallel_group_gloo=None, data_parallel_group_idx=0, distributed_optimizer_instance_id=0,
             )  # fmt: skip
         self.inner = self.sharded.optimizer
@@ -122,7 +128,7 @@ class ShardedAdamW(ParallelOptimizer):
 
     def step(self, lr: float, gradient_scale: float) -> None:
         if gradient_scale != 1.0:
-            torch._foreach_mul_([shard.grad for _, shard in self.shards], gradient_scale)
+            torch._foreach_mul_([shard.grad for _, shard in self.shards], gradient_scale)  # type: ignore[attr-defined]
         set_lr(self.inner, lr)
         self.sharded.step_with_ready_grads()
 
@@ -156,14 +162,14 @@ class ReplicatedOptimizer(ParallelOptimizer):
         self.inner = make_optimizer(parameter_groups(named, settings), settings)
 
     def squared_norm(self) -> Tensor:
-        grads = [parameter.main_grad for parameter in self.names if self.is_counted(parameter)]
+        grads = [main_grad(parameter) for parameter in self.names if self.is_counted(parameter)]
         return _squared_norm(grads, self.groups.device) / self.groups.data.size()
 
     def step(self, lr: float, gradient_scale: float) -> None:
         set_lr(self.inner, lr)
         with torch.no_grad():
             for parameter, whole in self.wholes:
-                whole.grad = self._gather(parameter, parameter.main_grad) * gradient_scale
+                whole.grad = self._gather(parameter, main_grad(parameter)) * gradient_scale
             self.inner.step()
             self._copy_to_model()
 
@@ -240,4 +246,4 @@ def _stored_name(name: str, parameter: nn.Parameter) -> str:
 def _squared_norm(gradients: list[Any], device: torch.device) -> Tensor:
     if not gradients:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(torch._foreach_norm(gradients)).to(torch.float64).square().sum()
+    return torch.stack(torch._foreach_norm(gradients)).to(torch.float64).square().sum()  # type: ignore[attr-defined]

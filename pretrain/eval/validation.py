@@ -1,0 +1,50 @@
+"""Validation loss at several loop counts: the same held-out sequences every time, whatever the layout."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pretrain.config import Layout, RunConfig
+from pretrain.data.loader import Loader
+from pretrain.parallel.engine import Engine
+
+
+class Validation:
+    """The first `validation.num_sequences` samples of the validation split, cut into batches for this data-parallel rank.
+
+    Rows of -1 fill the last batch, and every batch holds enough micro-batches for the ring.
+
+    Raises:
+        ValueError: the validation split holds no document.
+    """
+
+    def __init__(self, config: RunConfig, layout: Layout, rank: int) -> None:
+        wanted = config.validation.num_sequences
+        ranks, micro_batch = layout.data_parallel, config.train.micro_batch
+        per_rank = math.ceil(wanted / ranks)
+        data = config.data.model_copy(update={"num_workers": 0})
+        with Loader(
+            data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=per_rank * ranks,
+            rank=rank, num_ranks=ranks, split="validation",
+        ) as loader:  # fmt: skip
+            rows = torch.from_numpy(loader.next_batch()).clone()
+        rows[rank + ranks * torch.arange(per_rank) >= wanted] = -1
+        batch = max(layout.micro_batches, config.parallel.pipeline) * micro_batch
+        smallest = config.parallel.pipeline * micro_batch
+        whole = per_rank // batch * batch
+        rest = per_rank - whole
+        padded = whole + (max(smallest, math.ceil(rest / micro_batch) * micro_batch) if rest else 0)
+        padding = torch.full((padded - per_rank, rows.shape[1]), -1, dtype=rows.dtype)
+        self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
+        self.num_sequences = wanted
+
+    def loss(self, engine: Engine, num_loops: int, stop_code: int = 0) -> tuple[float, int]:
+        """Mean negative log-likelihood per token in nats over all ranks, and the agreed stop code; a stop ends the pass early. Collective."""
+        total, tokens, code = 0.0, 0, 0
+        for rows in self.batches:
+            nll, count, code = engine.evaluate(rows, num_loops, stop_code)
+            total, tokens = total + nll, tokens + count
+            if code:
+                break
+        return total / max(tokens, 1), code

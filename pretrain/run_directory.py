@@ -1,0 +1,58 @@
+"""The run directory: what a run was, written beside what it did (`config.yaml`, `environment.txt`, `checkpoints/`, `eval/`, ...)."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pretrain.cli import resolved_yaml
+from pretrain.config import Layout, RunConfig
+
+_PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece", "webdataset", "wandb", "safetensors", "pydantic")
+
+
+def run_directory(config: RunConfig) -> Path:
+    """The directory of a run: <run.root>/<run.name>."""
+    return Path(config.run.root) / config.run.name
+
+
+def describe_run(config: RunConfig, layout: Layout, device: str) -> None:
+    """Write the resolved configuration and the environment into the run directory, which is made if absent.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    folder = run_directory(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    parallel = config.parallel
+    lines = [
+        f"git commit: {_git('rev-parse', 'HEAD') or 'not a git checkout'}{' with uncommitted changes' if _git('status', '--porcelain') else ''}",
+        f"python: {platform.python_version()} on {platform.platform()}",
+        *(f"{name}: {_version(name)}" for name in _PACKAGES),
+        f"ranks: {layout.world_size} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {layout.data_parallel}",
+        f"device: {device}, {os.cpu_count()} processors",
+    ]
+    _replace(folder / "config.yaml", resolved_yaml(config))
+    _replace(folder / "environment.txt", "\n".join(lines) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str:
+    try:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

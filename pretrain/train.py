@@ -1,0 +1,52 @@
+"""Pretrain a looped GPT from one configuration, on one process or on many.
+
+    python -m pretrain.train --config configs/pretrain/<name>.yaml [a.b=c ...] [--dry-run]
+    torchrun --nproc-per-node 2 -m pretrain.train --config configs/pretrain/<name>.yaml
+    sbatch slurm/pretrain_looped.sh configs/pretrain/<name>.yaml
+
+Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command. 2: bad input, one line each on
+standard error. 1: the work failed. 130: interrupted before there was anything to save.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pretrain.cli import parse
+from pretrain.config import check_layout
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+    try:
+        command = parse(argv)
+        if command.dry_run:
+            from pretrain.plan import default_world_size, make_plan
+
+            world_size = command.world_size or default_world_size(command.config, os.environ)
+            print(make_plan(command.config, world_size).render())
+            return 0
+        from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
+
+        layout = check_layout(command.config, world_from_environment()[1])
+    except (ValueError, OSError) as error:  # every rank finds the same
+        return _report(error, "") if rank == "0" else 2
+    from pretrain.trainer import run
+
+    try:
+        return run(command.config, layout)
+    except (ValueError, OSError) as error:
+        return _report(error, f"rank {rank}: " if layout.world_size > 1 else "")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _report(error: Exception, who: str) -> int:
+    print("\n".join(f"error: {who}{line}" for line in str(error).splitlines()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

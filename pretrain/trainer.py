@@ -1,0 +1,282 @@
+"""The training run: load or start, then for every step batch, loops, update, log, maybe validate, maybe save, stop if asked.
+
+Everything that varies from step to step (learning rate, loop count, data) is a function of the step and the seed, or in the
+checkpoint, so a resumed run is the uninterrupted one, and neither depends on the ranks it runs on.
+"""
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.verify import list_checkpoints, newest_good
+from pretrain.config import Layout, RunConfig
+from pretrain.data.loader import Loader
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.eval.validation import Validation
+from pretrain.hardware import peak_flops, peak_memory_gib
+from pretrain.loops import num_loops_at
+from pretrain.metrics import RunMetrics
+from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
+from pretrain.parallel.engine import DTYPES, Engine, StepResult
+from pretrain.parallel.groups import Groups, make_groups, start_world
+from pretrain.rows import MetricsRow, validation_row
+from pretrain.run_directory import describe_run, run_directory
+from pretrain.schedule import learning_rate
+from pretrain.signals import StopSignal, decode_reason, encode_reason
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a run counts; saved with every checkpoint."""
+
+    step: int = 0
+    """Steps done."""
+    skipped: int = 0
+    """Steps whose update was skipped."""
+    skipped_in_a_row: int = 0
+    """Of them, the latest without an update between."""
+    train_flops: float = 0.0
+    """FLOPs of the model in all steps."""
+
+
+def run(config: RunConfig, layout: Layout) -> int:
+    """Train on the ranks of this world; every rank calls it. Returns the exit code.
+
+    Raises:
+        ValueError: naming what in configuration, data or run directory does not fit.
+        OSError: storage failed.
+    """
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, more than model.vocab_size={config.model.vocab_size}: raise the latter"
+        )
+    with StopSignal() as signals:
+        device = start_world()
+        try:
+            with Trainer(config, layout, make_groups(config.parallel, device), tokenizer.bos_id, signals) as trainer:
+                return trainer.run()
+        finally:
+            dist.destroy_process_group()
+
+
+class Trainer:
+    """One rank of a run. A context manager that ends loader, logs and unfinished saves."""
+
+    def __init__(self, config: RunConfig, layout: Layout, groups: Groups, bos_id: int, signals: StopSignal) -> None:
+        self.config, self.layout, self.groups, self.signals = config, layout, groups, signals
+        self.rank = dist.get_rank()
+        self.started = time.monotonic()
+        self.progress = Progress()
+        self.directory = run_directory(config)
+        if self.rank == 0:
+            describe_run(config, layout, _device_name(groups.device))
+        self.store = self._open_store()
+        self.loader = Loader(
+            config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
+            rank=groups.data.rank(), num_ranks=groups.data.size(),
+        )  # fmt: skip
+        self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
+        self.engine = Engine(config, groups, bos_id)
+        problems = self._resume()
+        self.num_parameters = count_parameters(config.model, config.train.seq_len).total
+        self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
+        self.metrics = RunMetrics(config, self.directory, resumed_step=self.progress.step) if self.rank == 0 else None
+        for problem in problems:
+            self._say(f"warning: {problem}")
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loader.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def run(self) -> int:
+        """Train until the last step or until a rank is asked to stop; returns the exit code."""
+        config, progress, stop = self.config, self.progress, 0
+        self._say(f"step {progress.step} of {config.train.steps}: {'resumed' if progress.step else 'started'} {self.directory}")
+        while progress.step < config.train.steps and not stop:
+            started = time.perf_counter()
+            num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, progress.step)
+            lr = learning_rate(config.optimizer, progress.step, config.train.steps)
+            rows = torch.from_numpy(self.loader.next_batch())
+            result = self.engine.train_step(rows, num_loops, lr, self._wish())
+            self._count(result, num_loops)
+            self._log(result, num_loops, lr, time.perf_counter() - started)
+            if progress.skipped_in_a_row >= config.train.max_bad_steps:
+                return self._give_up()
+            stop = result.stop_code
+            is_last = progress.step == config.train.steps
+            if self.validation and not stop and (is_last or progress.step % config.validation.every == 0):
+                stop = self._validate()
+            if is_last or stop or (config.checkpoint.every and progress.step % config.checkpoint.every == 0):
+                self._save()
+            self._report_saves()
+        return self._finish(decode_reason(stop))
+
+    def _wish(self) -> int:
+        """This rank's wish to stop."""
+        minutes = self.config.train.exit_after
+        if self.signals.requested is None and minutes is not None and time.monotonic() - self.started > 60 * minutes:
+            return encode_reason("train.exit_after")
+        return encode_reason(self.signals.requested)
+
+    def _count(self, result: StepResult, num_loops: int) -> None:
+        train, progress = self.config.train, self.progress
+        progress.step += 1
+        progress.skipped += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        tokens = train.global_batch * train.seq_len
+        progress.train_flops += tokens * train_flops_per_token(self.config.model, train.seq_len, num_loops)
+
+    def _log(self, result: StepResult, num_loops: int, lr: float, step_time_s: float) -> None:
+        if self.metrics is None:
+            return
+        config, train = self.config, self.config.train
+        tokens = train.global_batch * train.seq_len
+        self.metrics.log_step(
+            MetricsRow.of_step(
+                step=self.progress.step,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                lr=lr,
+                num_loops=num_loops,
+                tokens_per_step=tokens,
+                flops_per_step=tokens * train_flops_per_token(config.model, train.seq_len, num_loops),
+                peak_flops=self.peak_flops,
+                step_time_s=step_time_s,
+                memory_gib=peak_memory_gib(self.groups.device),
+                skipped=self.progress.skipped,
+            )
+        )
+
+    def _validate(self) -> int:
+        """Score the validation sequences at every loop count; returns the agreed stop code."""
+        assert self.validation is not None
+        config, rows = self.config, []
+        for num_loops in config.validation_loops:
+            nll, stop = self.validation.loss(self.engine, num_loops, self._wish())
+            if stop:
+                return stop
+            rows.append(
+                validation_row(
+                    config,
+                    step=self.progress.step,
+                    train_flops=self.progress.train_flops,
+                    num_params=self.num_parameters,
+                    num_loops=num_loops,
+                    nll=nll,
+                    stderr=None,
+                    num_examples=self.validation.num_sequences,
+                    eval_flops_per_token=forward_flops_per_token(config.model, config.train.seq_len, num_loops),
+                )
+            )
+        if self.metrics is not None:
+            self.metrics.log_evaluation(rows)
+        return 0
+
+    def _save(self) -> None:
+        """Start saving everything that a resumed run needs."""
+        cursors = torch.from_numpy(self.loader.state()).to(self.groups.device)
+        dist.all_reduce(cursors, group=self.groups.data)
+        pieces = self.engine.pieces()
+        if self.rank == 0:
+            pieces.append(Piece.whole("data/cursors", cursors))
+            pieces.append(Piece.whole("rng/cpu", torch.get_rng_state()))
+        meta: dict[str, Any] = {
+            **vars(self.progress),
+            "num_updates": self.engine.num_updates,
+            "next_sample": self.loader.next_sample,
+            "config": self.config.model_dump(mode="json"),
+        }
+        self.store.save(self.progress.step, pieces, meta)
+
+    def _resume(self) -> list[str]:
+        """Continue from the newest good checkpoint, if there is one; returns a line for each bad one."""
+        folder = self.directory / "checkpoints"
+        if self.config.checkpoint.resume == "never":
+            found = list_checkpoints(folder)
+            if found:
+                raise ValueError(f"{folder} holds {found[0].name}, but checkpoint.resume=never: choose another run.name or resume=auto")
+            return []
+        reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=_gather_lists)
+        if reader is None:
+            return problems
+        meta = reader.meta
+        self._require_same(meta["config"], reader.path.name)
+        self.engine.load(reader, meta["num_updates"])
+        self.loader.load_state(reader.read_whole("data/cursors").numpy(), meta["next_sample"])
+        torch.set_rng_state(reader.read_whole("rng/cpu"))
+        self.progress = Progress(**{key: meta[key] for key in vars(self.progress)})
+        return problems
+
+    def _require_same(self, saved: dict[str, Any], name: str) -> None:
+        """What defines the model and the order of the data may not change on resume."""
+        now = self.config.model_dump(mode="json")
+        fixed = [("model", key) for key in now["model"]] + [("run", "seed"), ("train", "seq_len"), ("data", "num_streams")]
+        for section, key in fixed:
+            if saved[section].get(key) != now[section][key]:
+                raise ValueError(
+                    f"{section}.{key}={now[section][key]!r}, but {self.directory}/checkpoints/{name} was made with "
+                    f"{saved[section].get(key)!r}: choose another run.name or the old value"
+                )
+
+    def _open_store(self) -> CheckpointStore:
+        nonce = [secrets.token_hex(6)]
+        dist.broadcast_object_list(nonce, src=0, device=torch.device("cpu"))
+        settings = self.config.checkpoint
+        store = None
+        for turn in (True, False):  # rank 0 first: it cleans up what an earlier run left
+            if turn == (self.rank == 0):
+                store = CheckpointStore(
+                    directory=self.directory / "checkpoints", rank=self.rank, world_size=dist.get_world_size(), nonce=nonce[0],
+                    keep_last=settings.keep_last, keep_every=settings.keep_every, asynchronous=settings.asynchronous,
+                )  # fmt: skip
+            dist.barrier()
+        assert store is not None
+        return store
+
+    def _give_up(self) -> int:
+        bad = self.progress.skipped_in_a_row
+        self._say(f"error: loss or gradient was not finite in {bad} steps in a row; lower optimizer.lr, or resume from an earlier checkpoint")
+        self.store.wait()
+        return 1
+
+    def _finish(self, reason: str | None) -> int:
+        self.store.wait()
+        self._report_saves()
+        done = self.progress.step == self.config.train.steps
+        what = "complete" if done else f"stopped by {reason}, the same command continues it"
+        self._say(f"step {self.progress.step} of {self.config.train.steps}: {what}")
+        return 0
+
+    def _report_saves(self) -> None:
+        for result in self.store.poll():
+            if self.rank == 0:
+                self._say(result.message if result.is_durable else f"warning: {result.message}")
+
+    def _say(self, text: str) -> None:
+        if self.metrics is not None:
+            self.metrics.message(text)
+
+
+def _gather_lists(lines: list[str]) -> list[str]:
+    """All ranks' lists, one after the other, on every rank."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, lines)
+    return [line for part in parts for line in part]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu with {torch.get_num_threads()} threads a rank"
