@@ -30,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
         from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
 
         layout = check_layout(command.config, world_from_environment()[1])
+    except BrokenPipeError:  # the reader of the plan has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
     except (ValueError, OSError) as error:  # every rank finds the same
         return _report(error, "") if rank == "0" else 2
     from pretrain.trainer import run

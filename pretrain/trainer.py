@@ -111,7 +111,7 @@ class Trainer:
             num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, progress.step)
             lr = learning_rate(config.optimizer, progress.step, config.train.steps)
             rows = torch.from_numpy(self.loader.next_batch())
-            result = self.engine.train_step(rows, num_loops, lr, self._wish())
+            result = self.engine.train_step(rows, num_loops, lr, self._wish)
             self._count(result, num_loops)
             self._log(result, num_loops, lr, time.perf_counter() - started)
             if progress.skipped_in_a_row >= config.train.max_bad_steps:
@@ -166,7 +166,7 @@ class Trainer:
         assert self.validation is not None
         config, rows = self.config, []
         for num_loops in config.validation_loops:
-            nll, stop = self.validation.loss(self.engine, num_loops, self._wish())
+            nll, stop = self.validation.loss(self.engine, num_loops, self._wish)
             if stop:
                 return stop
             rows.append(
@@ -212,7 +212,10 @@ class Trainer:
             return []
         reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=_gather_lists)
         if reader is None:
-            return problems
+            if problems:
+                lines = [*problems, f"{folder}: no good checkpoint is left; move the folder away to start from step 0, or choose another run.name"]
+                raise ValueError("\n".join(lines))
+            return []
         meta = reader.meta
         self._require_same(meta["config"], reader.path.name)
         self.engine.load(reader, meta["num_updates"])

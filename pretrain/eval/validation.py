@@ -1,6 +1,7 @@
 """Validation loss at several loop counts: the same held-out sequences every time, whatever the layout."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,11 +40,11 @@ class Validation:
         self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
         self.num_sequences = wanted
 
-    def loss(self, engine: Engine, num_loops: int, stop_code: int = 0) -> tuple[float, int]:
+    def loss(self, engine: Engine, num_loops: int, wish: Callable[[], int]) -> tuple[float, int]:
         """Mean negative log-likelihood per token in nats over all ranks, and the agreed stop code; a stop ends the pass early. Collective."""
         total, tokens, code = 0.0, 0, 0
         for rows in self.batches:
-            nll, count, code = engine.evaluate(rows, num_loops, stop_code)
+            nll, count, code = engine.evaluate(rows, num_loops, wish)
             total, tokens = total + nll, tokens + count
             if code:
                 break

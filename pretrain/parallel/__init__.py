@@ -1,0 +1,7 @@
+"""How a step is executed on any product of tensor, pipeline and data parallelism; the only place that knows megatron-core."""
+
+import warnings
+
+# Without Transformer Engine megatron-core warns at import and falls back to torch, which is what we want; the renamed collectives are its own calls.
+warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed")
+warnings.filterwarnings("ignore", message=".*torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor). is deprecated")

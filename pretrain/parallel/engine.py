@@ -13,13 +13,14 @@ CPU with gloo and GPU with NCCL run the same code; one process is a world of one
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
+from torch.nn import Parameter
 
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
@@ -75,7 +76,7 @@ class Engine:
         self.model = LoopedGPT(config.model, config.train.seq_len, modules, stage, config.train.recompute)
         initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)
-        self._mark_tied_head()
+        self._tie_head()
         if config.train.compile:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
@@ -85,14 +86,14 @@ class Engine:
         self.ring = Ring(self.model, self.megatron, groups)
         self.num_updates = 0
 
-    def train_step(self, rows: Tensor, num_loops: int, lr: float, stop_code: int = 0) -> StepResult:
+    def train_step(self, rows: Tensor, num_loops: int, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
         """One optimizer step.
 
         Args:
             rows: [n, s + 1] token rows of this data-parallel rank, n = micro-batches · train.micro_batch.
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
-            stop_code: this rank's wish to stop, 0 for none.
+            wish: gives this rank's wish to stop, 0 for none; asked when the gradients are there, so that a signal during the step counts.
 
         Returns:
             The agreed result.
@@ -104,7 +105,7 @@ class Engine:
         regularisation = self._add_regularisation()
         self._reduce_replicated()
         self.optimizer.reduce_gradients()
-        loss, regularisation, squared_norm, code = self._agree(nll, regularisation, self.optimizer.squared_norm(), stop_code)
+        loss, regularisation, squared_norm, code = self._agree(nll, regularisation, self.optimizer.squared_norm(), wish())
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
         skipped = not (torch.isfinite(torch.tensor([loss, regularisation, grad_norm])).all())
         if not skipped:
@@ -114,13 +115,13 @@ class Engine:
         return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped, stop_code=code)
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, num_loops: int, stop_code: int = 0) -> tuple[float, int, int]:
+    def evaluate(self, rows: Tensor, num_loops: int, wish: Callable[[], int] = lambda: 0) -> tuple[float, int, int]:
         """Score rows without training.
 
         Args:
             rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding and not scored.
             num_loops: L.
-            stop_code: this rank's wish to stop, 0 for none.
+            wish: as in `train_step`.
 
         Returns:
             Negative log-likelihood summed over the rows of all ranks in nats, number of supervised tokens, agreed stop code.
@@ -129,7 +130,7 @@ class Engine:
         num_supervised = self._num_supervised(micro_batches)
         nll = self.ring.run(micro_batches, num_loops, num_supervised=num_supervised, forward_only=True)
         zero = torch.zeros_like(nll, dtype=torch.float64)
-        loss, _, _, code = self._agree(nll, zero, zero, stop_code)
+        loss, _, _, code = self._agree(nll, zero, zero, wish())
         return loss * int(num_supervised.item()), int(num_supervised.item()), code
 
     def micro_batches(self, rows: Tensor) -> list[Inputs]:
@@ -205,10 +206,19 @@ class Engine:
         loss, regulariser, norm, *counts = values.tolist()
         return loss, regulariser, norm, max(code for code, count in enumerate(counts) if count)
 
-    def _mark_tied_head(self) -> None:
-        """With several stages the last one holds a copy of the embedding as its head: it is counted and saved on the first stage."""
-        if self.config.model.tied_head and self.model.head is not None and self.model.embedding is None:
-            self.model.head.get_parameter("weight").shared = True  # type: ignore[attr-defined]
+    def _tie_head(self) -> None:
+        """With several stages the last one holds a copy of the embedding as its head: it starts equal, and is counted and saved on the first."""
+        if not self.config.model.tied_head or self.groups.tied is None:
+            return
+        weight = self._tied_weight()
+        dist.broadcast(weight.detach(), group_src=0, group=self.groups.tied)
+        if self.model.embedding is None:
+            weight.shared = True  # type: ignore[attr-defined]
+
+    def _tied_weight(self) -> Parameter:
+        holder = self.model.embedding if self.model.embedding is not None else self.model.head
+        assert holder is not None, "only first and last stage hold the tied weight"
+        return holder.get_parameter("weight")
 
 
 def _megatron_config(config: RunConfig, dtype: torch.dtype) -> TransformerConfig:

@@ -1,0 +1,223 @@
+"""How the files of many ranks become one checkpoint, or none: a protocol of renames in a shared folder, without collectives.
+
+A background thread must not use the collectives of the training thread, so ranks meet in the file system: one that all ranks see, with
+atomic rename. For one save, `tag` being `<nonce>.<attempt>`, the same on all ranks and never used twice:
+
+1. Every rank writes its tensor file into `step-00001000.tmp-<tag>`, flushes it and publishes its index `rank-00000.json` beside it.
+2. Rank 0 waits for all indexes, checks that together they make whole tensors, and writes `checkpoint.json` in their place.
+3. Rank 0 flushes the folder and renames it to `step-00001000`: from here on the checkpoint exists. Then it flushes the parent.
+4. The other ranks see the temporary folder disappear: their save is durable.
+
+A rank that fails before step 2 leaves a note `step-00001000.failed-<tag>` with its reason and everybody gives up, rank 0 too. A note is
+only written where rank 0 cannot commit any more (a rank's index is missing, or rank 0 itself fails), so nobody clears a folder that is
+about to be renamed; the folder is emptied first (a full disk has room for the note again) and removed last (its disappearance without a
+note means success). A rank that dies silently is named by rank 0 after `timeout_s`.
+
+Kill any rank at any point: the previous checkpoints are untouched, and what is left over carries a `.tmp-` or `.failed-` name that nobody
+reads and rank 0 removes. Saving a step that exists puts the old folder aside as `.replaced` for the moment of the rename.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.format import CONTENTS_NAME, Contents, FileEntry, parse_step, rank_name, step_name, unseal
+from pretrain.checkpoint.index import build_index
+from pretrain.checkpoint.verify import check_structure, list_checkpoints
+from pretrain.checkpoint.writer import Staged, flush_folder, publish, write_tensors
+
+_LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")
+_REPLACED = ".replaced"
+_FIRST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.2
+_NAMED_RANKS = 8
+
+
+class _OverdueError(OSError):
+    """Another rank did not do its part in time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveAttempt:
+    """One rank's side of one save."""
+
+    directory: Path
+    step: int
+    nonce: str
+    attempt: int
+    rank: int
+    world_size: int
+    timeout_s: float
+
+    @property
+    def final(self) -> Path:
+        return self.directory / step_name(self.step)
+
+    @property
+    def folder(self) -> Path:
+        return self.directory / f"{step_name(self.step)}.tmp-{self.nonce}.{self.attempt}"
+
+    @property
+    def note(self) -> Path:
+        return self.directory / f"{step_name(self.step)}.failed-{self.nonce}.{self.attempt}"
+
+    def run(self, staged: Staged, meta: dict[str, Any]) -> None:
+        """Write this rank's part and return when the whole checkpoint is durable.
+
+        Raises:
+            OSError: the save failed, here or on another rank: one line that names the rank and the reason. Nothing of it is left.
+        """
+        try:
+            self._stop_if_given_up()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            publish(self._index_path(self.rank), write_tensors(self.folder / rank_name(self.rank), staged))
+            if self.rank == 0:
+                self._commit(meta)
+            else:
+                self._wait_for(lambda: not self.folder.exists(), lambda: "rank 0 did not commit")
+                self._stop_if_given_up()
+        except Exception as error:  # whatever it is, the other ranks must hear of it, and training goes on
+            if isinstance(error, _OverdueError) and self.rank != 0:
+                raise  # this rank's part is there: rank 0 may be about to commit it
+            raise OSError(self.give_up(describe(error))) from error
+
+    def give_up(self, reason: str) -> str:
+        """Clear the temporary folder and tell the other ranks; returns the reason that stands. Never raises an OSError."""
+        reason = self._read_note() or f"rank {self.rank}: {reason}"
+        try:
+            for path in _listing(self.folder):
+                path.unlink(missing_ok=True)
+            partial = self.note.with_name(f"{self.note.name}.{self.rank}")
+            partial.write_text(reason, encoding="utf-8")
+            partial.rename(self.note)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        except OSError:
+            pass  # the other ranks still see the folder, and their time limit ends their wait
+        return reason
+
+    def _commit(self, meta: dict[str, Any]) -> None:
+        self._wait_for(lambda: not self._missing_ranks(), self._describe_missing)
+        indexes = [self._index_path(rank) for rank in range(self.world_size)]
+        contents = Contents(step=self.step, meta=meta, files=tuple(unseal(path, FileEntry) for path in indexes))
+        build_index(contents.files)
+        for path in indexes:
+            path.unlink()
+        publish(self.folder / CONTENTS_NAME, contents)
+        flush_folder(self.folder)
+        replaced = self.final.with_name(self.final.name + _REPLACED)
+        if self.final.exists():
+            self.final.rename(replaced)
+        try:
+            self.folder.rename(self.final)
+        except OSError:
+            settle_replacements(self.directory)
+            raise
+        flush_folder(self.directory)
+
+    def _index_path(self, rank: int) -> Path:
+        return (self.folder / rank_name(rank)).with_suffix(".json")
+
+    def _missing_ranks(self) -> list[int]:
+        present = {path.name for path in _listing(self.folder)}
+        return [rank for rank in range(self.world_size) if self._index_path(rank).name not in present]
+
+    def _describe_missing(self) -> str:
+        missing = self._missing_ranks()
+        more = f" and {len(missing) - _NAMED_RANKS} more" if len(missing) > _NAMED_RANKS else ""
+        return f"no file from rank {', '.join(map(str, missing[:_NAMED_RANKS]))}{more}"
+
+    def _wait_for(self, is_ready: Callable[[], bool], describe_wait: Callable[[], str]) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while not is_ready():
+            self._stop_if_given_up()
+            if time.monotonic() > deadline:
+                raise _OverdueError(f"{describe_wait()} within {self.timeout_s:g} s")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _stop_if_given_up(self) -> None:
+        reason = self._read_note()
+        if reason is not None:
+            raise OSError(reason)
+
+    def _read_note(self) -> str | None:
+        try:
+            return self.note.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+
+def settle_replacements(directory: Path) -> None:
+    """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there, else takes its name back."""
+    for path in directory.glob(f"step-*{_REPLACED}"):
+        successor = path.with_name(path.name.removesuffix(_REPLACED))
+        if successor.exists():
+            _remove(path, tag="replaced")
+        else:
+            path.rename(successor)
+
+
+def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
+    """Remove unfinished saves and notes, except those of this start's saves after the first `num_ended`: other ranks may be ahead."""
+    for path in _listing(directory):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and not (match["nonce"] == nonce and int(match["attempt"] or 0) > num_ended):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: int) -> None:
+    """Remove old checkpoints after `step` was saved.
+
+    Kept are the newest `keep_last` up to `step` of sound structure (sizes; not re-hashed), and multiples of `keep_every`. Checkpoints of
+    later steps were found bad when the run resumed before them: they are neither counted nor removed.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    num_kept = 0
+    for path in list_checkpoints(directory):
+        found = parse_step(path.name)
+        if found is None or found > step:
+            continue
+        if num_kept < keep_last and _is_sound(path):
+            num_kept += 1
+        elif not (keep_every and found % keep_every == 0):
+            _remove(path, tag="retired")
+
+
+def describe(error: Exception) -> str:
+    """An exception as one line: file and reason for an OSError."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        check_structure(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _remove(path: Path, *, tag: str) -> None:
+    """Remove a checkpoint so that a kill half-way does not leave it looking like one."""
+    doomed = path.with_name(f"{path.name.split('.')[0]}.tmp-{tag}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

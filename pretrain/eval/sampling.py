@@ -1,0 +1,197 @@
+"""Generating text: prompts of any lengths in one batch, cached, at any loop count, the same result for a row in any batch.
+
+1. Prompts are padded on the left to one length, so that all rows write their next token at the same place. Padding is never looked at,
+   and each row counts its own positions, so padding does not change what a row computes.
+2. One pass over the prompts fills the key/value cache; then one pass per new token. A loop count has its own keys and values in every
+   loop, so a cache of N tokens holds N · effective depth of them.
+3. The next token is the likeliest one (temperature 0), or the quantile of the tempered, top-p cut distribution at one uniform number.
+   That number is a hash of (seed, row number, position): it does not depend on the batch, its size or the device.
+4. A row ends at the end-of-sequence token; the batch ends with its last row.
+
+A row gives the logits that it gives alone up to the rounding of matrix products, which may differ between batch sizes; in low precision
+that can decide between two tokens of nearly equal probability.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.layers import KeyValueCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How text is generated.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    max_new_tokens: int
+    """Longest continuation, in tokens. Beyond train.seq_len a model with rotary positions goes where it was never trained."""
+    vocab_size: int
+    """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
+    eos_id: int
+    """End-of-sequence token: ends a row."""
+    num_loops: int | None = None
+    """L. Default: model.num_loops."""
+    temperature: float = 0.0
+    """Logits are divided by it; 0 = always the likeliest token."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have at least this probability (Holtzman et al. 2020)."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: needs 0 (always the likeliest token) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: needs a probability above 0, at most 1")
+
+
+def generate(
+    model: LoopedGPT,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+    *,
+    row_numbers: Sequence[int] | None = None,
+    track: Callable[[Iterator[list[int]]], Iterable[list[int]]] = iter,
+) -> list[list[int]]:
+    """Continue every prompt.
+
+    Args:
+        model: on its device, in its precision.
+        prompts: token ids of each row, at least one.
+        settings: how.
+        row_numbers: numbers of the rows in the whole job, for their draws; 0, 1, ... by default.
+        track: wraps the iterator of steps, one for each new token of the batch; to show progress.
+
+    Returns:
+        The new token ids of each row, without the end-of-sequence token.
+
+    Raises:
+        ValueError: a prompt is empty or outside the vocabulary, or the rows get longer than the model's table of positions.
+    """
+    _check_prompts(model, prompts, settings)
+    rows: list[list[int]] = [[] for _ in prompts]
+    is_open = [True] * len(prompts)
+    for tokens in track(_decode(model, prompts, settings, row_numbers or range(len(prompts)))):
+        for row, token in enumerate(tokens):
+            is_open[row] = is_open[row] and token != settings.eos_id
+            if is_open[row]:
+                rows[row].append(token)
+    return rows
+
+
+@torch.inference_mode()
+def _decode(model: LoopedGPT, prompts: Sequence[Sequence[int]], settings: Generation, row_numbers: Sequence[int]) -> Iterator[list[int]]:
+    """One new token of every row at a time, until all rows have ended; what a row that has ended yields means nothing."""
+    device = next(model.parameters()).device
+    tokens, padding = _pad_left(prompts, device)
+    num_rows, longest = tokens.shape
+    places = torch.arange(longest + settings.max_new_tokens, device=device)  # of a token in the padded row
+    positions = (places - padding[:, None]).clamp_min(0)  # of a token in its own row, [b, longest + new]
+    visible = places >= padding[:, None]  # [b, longest + new]
+    mask = None
+    if padding.any():
+        causal = places[:longest] <= places[:longest, None]
+        itself = places[:longest] == places[:longest, None]  # padding looks at itself: a query without keys has no softmax
+        mask = (causal & visible[:, None, :longest] | itself)[:, None]
+    cache = GenerationCache(capacity=len(places))
+    states = model(tokens, settings.num_loops, positions=positions[:, :longest], mask=mask, cache=cache)
+    has_ended = [False] * num_rows
+    for position in range(settings.max_new_tokens):
+        last = states.view(num_rows, -1, states.shape[-1])[:, -1]  # [b, d]
+        uniforms = torch.tensor([draw_uniform(settings.seed, row, position) for row in row_numbers], dtype=torch.float64, device=device)
+        chosen = choose_tokens(model.all_logits(last)[:, : settings.vocab_size], settings, uniforms)
+        new = chosen.tolist()
+        yield new
+        has_ended = [ended or token == settings.eos_id for ended, token in zip(has_ended, new, strict=True)]
+        if position + 1 == settings.max_new_tokens or all(has_ended):
+            return
+        place = longest + position
+        step_mask = visible[:, None, None, : place + 1]
+        states = model(chosen[:, None], settings.num_loops, positions=positions[:, place : place + 1], mask=step_mask, cache=cache)
+
+
+def _check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], settings: Generation) -> None:
+    assert prompts and settings.max_new_tokens > 0
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {row} has no token: begin it with the begin-of-sequence token")
+        if not 0 <= min(prompt) <= max(prompt) < settings.vocab_size:
+            raise ValueError(f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {settings.vocab_size}")
+    if model.position_embedding is not None:
+        num_positions = len(model.get_parameter("position_embedding.weight"))
+        wanted = max(map(len, prompts)) + settings.max_new_tokens
+        if wanted > num_positions:
+            raise ValueError(
+                f"prompt and continuation may have {wanted} tokens, but the model learned {num_positions} positions: "
+                "shorten the prompt or lower the number of new tokens"
+            )
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of one length: [b, longest] token ids, and [b] the number of zeros before each."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[0] * missing + list(prompt) for missing, prompt in zip(padding, prompts, strict=True)]
+    return torch.tensor(rows, device=device), torch.tensor(padding, device=device)
+
+
+def choose_tokens(logits: Tensor, settings: Generation, uniforms: Tensor) -> Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: [b, v].
+        settings: how to choose.
+        uniforms: [b] numbers in (0, 1), fp64; not looked at when the temperature is 0.
+
+    Returns:
+        [b] token ids.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    sorted_logits, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    cumulative = (sorted_logits / settings.temperature).softmax(dim=-1).cumsum(dim=-1)  # [b, v]
+    num_kept = (cumulative < settings.top_p).sum(dim=-1, keepdim=True).clamp_max(logits.shape[-1] - 1) + 1
+    targets = uniforms[:, None] * cumulative.gather(-1, num_kept - 1)
+    places = torch.searchsorted(cumulative, targets).minimum(num_kept - 1)
+    return order.gather(-1, places).squeeze(-1)
+
+
+def draw_uniform(seed: int, row: int, position: int) -> float:
+    """A number strictly between 0 and 1 that depends on its arguments alone."""
+    digest = hashlib.blake2b(f"sampling/{seed}/{row}/{position}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+
+
+class GenerationCache(KeyValueCache):
+    """Keys and values in memory set aside once, for as many tokens as there can be; not for training, as it is overwritten in place."""
+
+    def __init__(self, *, capacity: int) -> None:
+        """Args: capacity, tokens of the longest row, padding included."""
+        super().__init__()
+        self._capacity = capacity
+        self._filled: dict[int, int] = {}
+
+    @property
+    def length(self) -> int:
+        return self._filled.get(0, 0)
+
+    def extend(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if slot not in self.entries:
+            batch, heads, _, width = keys.shape
+            self.entries[slot] = (
+                keys.new_empty(batch, heads, self._capacity, width),
+                values.new_empty(batch, heads, self._capacity, width),
+            )
+        start = self._filled.get(slot, 0)
+        stop = self._filled[slot] = start + keys.shape[2]
+        all_keys, all_values = self.entries[slot]
+        all_keys[:, :, start:stop], all_values[:, :, start:stop] = keys, values
+        return all_keys[:, :, :stop], all_values[:, :, :stop]

@@ -1,0 +1,75 @@
+"""What the machine can do: peak matrix-product rate, the yardstick of MFU, and memory in use.
+
+The peak of a known GPU in bf16 is its vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). Everything else, a CPU
+above all, is measured: the best of a few square matrix products, well under a second on two CPU cores. What is measured is the best that
+the library reaches, so MFU against it is a little kinder than against a data sheet.
+"""
+
+import re
+import resource
+import sys
+import time
+
+import torch
+
+BF16_DENSE_TFLOPS = (
+    ("B200", 2250.0),
+    ("GH200", 989.4),
+    ("H200", 989.4),
+    ("H100 PCIe", 756.5),
+    ("H100 NVL", 835.5),
+    ("H100", 989.4),
+    ("A100", 311.9),
+    ("A40", 149.7),
+    ("A10", 125.0),
+    ("L40S", 362.1),
+    ("L4", 121.0),
+    ("MI300X", 1307.4),
+    ("MI250X", 191.5),
+)
+"""Words of the device's name -> dense bf16 TFLOP/s. The first match counts: "H100 PCIe" stands before "H100"."""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak matrix-product rate of one device, with the threads this process may use.
+
+    Args:
+        device: where the model runs.
+        dtype: of the weights and activations.
+
+    Returns:
+        FLOP/s.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for part, tflops in BF16_DENSE_TFLOPS:
+            if re.search(rf"\b{part}\b", name):
+                return tflops * 1e12
+    return _measured_flops(device, dtype)
+
+
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    size = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
+    left = torch.randn(size, size, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    right, product = left.clone(), torch.empty_like(left)
+    times = []
+    for _ in range(6):  # the first pays for starting threads and choosing a kernel
+        _wait(device)
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory use so far, in GiB: tensors allocated on a GPU, the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,209 @@
+"""The looped GPT: prelude, a block of k layers applied L times with shared weights (k⊗L), coda. Single-device code.
+
+Forward, top to bottom:
+1. embed the tokens (and learned positions);
+2. prelude layers, each once;
+3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add` adds the
+   state before the loop);
+4. coda layers, final norm; then the head gives logits or the loss.
+
+A pipeline stage builds the same class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
+(`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its own weights.
+The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
+Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.model.config import ModelSection
+from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
+from pretrain.model.modules import PLAIN, Modules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Which part of the model a pipeline rank holds: stage `index` of `count`, each with 1/count of every block."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+    def layers(self, config: ModelSection, block: int) -> range:
+        """Global numbers of the loop layers of one block that this stage holds."""
+        share = config.pass_layers // self.count
+        first = block * config.pass_layers + self.index * share
+        return range(first, first + share)
+
+
+class LoopedGPT(nn.Module):
+    """The model, or one pipeline stage of it.
+
+    Args:
+        config: shape of the model.
+        seq_len: longest sequence, in tokens; rows of the learned position table.
+        modules: plain or tensor-parallel building blocks.
+        stage: the part to build; everything by default.
+        recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its part of one),
+            or every "layer".
+
+    Parameters carry global names whatever the stage: loop layer 5 is `loop.5` on the stage that holds it.
+    """
+
+    def __init__(
+        self, config: ModelSection, seq_len: int, modules: Modules = PLAIN, stage: Stage | None = None, recompute: str = "none"
+    ) -> None:
+        super().__init__()
+        self.config, self.modules_used, self.recompute = config, modules, recompute
+        self.stage = stage = stage or Stage()
+        self.embedding = self.position_embedding = None
+        if stage.is_first:
+            self.embedding = modules.embedding(config.vocab_size, config.hidden_size)
+            if config.positions == "learned":
+                self.position_embedding = PLAIN.embedding(seq_len, config.hidden_size)
+        self.prelude = self._layers(range(config.num_prelude_layers) if stage.is_first else range(0))
+        self.loop = self._layers(number for block in range(config.num_blocks) for number in stage.layers(config, block))
+        self.coda = self._layers(range(config.num_coda_layers) if stage.is_last else range(0))
+        self.final_norm = self.head = None
+        if stage.is_last:
+            self.final_norm = make_norm(config)
+            self.head = self._make_head()
+
+    def _layers(self, numbers: Iterable[int]) -> nn.ModuleDict:
+        return nn.ModuleDict({str(number): Layer(self.config, self.modules_used) for number in numbers})
+
+    def _make_head(self) -> nn.Module:
+        head = self.modules_used.column(self.config.hidden_size, self.config.vocab_size, False)
+        if self.config.tied_head and self.embedding is not None:
+            head.weight = self.embedding.weight
+        return head
+
+    def forward(
+        self,
+        tokens: Tensor,
+        num_loops: int | None = None,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """States after the final norm.
+
+        Args:
+            tokens: [b, s] token ids; with a cache, the tokens after the cached ones.
+            num_loops: L; the configuration's by default.
+            positions: [b or 1, s] position of each token; counted on from the cache by default.
+            mask: [b or 1, 1, s, keys] True where a query may look; causal by default.
+            segment_ids: [b, s] number of each token's document; attention then stays within documents.
+            cache: keys and values of earlier tokens, extended in place.
+
+        Returns:
+            [t, d] states, rows in the order of the flattened tokens.
+        """
+        context = self.context(tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache)
+        states = start = self.begin(tokens, context, positions)
+        for loop in range(self.num_passes(num_loops)):
+            if loop and self.config.input_injection == "add":
+                states = states + start
+            states = self.run_loop(states, context, loop)
+        return self.finish(states, context, self.num_passes(num_loops))
+
+    def num_passes(self, num_loops: int | None = None) -> int:
+        """Trips of a token through the loop part: L, or the number of blocks of an unlooped model."""
+        blocks = self.config.num_blocks
+        return blocks if blocks > 1 else num_loops or self.config.num_loops
+
+    def context(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Context:
+        """What all layers share: rotations and mask for `tokens` [b, s]; arguments as for `forward`."""
+        batch, seq = tokens.shape
+        past = cache.length if cache is not None else 0
+        if positions is None:
+            positions = torch.arange(past, past + seq, device=tokens.device)[None]
+        if segment_ids is not None:
+            mask = document_mask(segment_ids)
+        elif mask is None and past:
+            keys = torch.arange(past + seq, device=tokens.device)
+            mask = (keys[None, :] <= keys[past:, None])[None, None]
+        rotary = None
+        if self.config.positions == "rope":
+            dtype = next(self.parameters()).dtype
+            rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        return Context(batch=batch, rotary=rotary, mask=mask, cache=cache)
+
+    def begin(self, tokens: Tensor, context: Context, positions: Tensor | None = None) -> Tensor:
+        """Embedding and prelude: [b, s] tokens -> [t, d] states before the loop."""
+        assert self.embedding is not None, "only the first stage embeds"
+        states = self.embedding(tokens)  # [b, s, d]
+        if self.position_embedding is not None:
+            if positions is None:
+                past = context.cache.length if context.cache is not None else 0
+                positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+            states = states + self.position_embedding(positions)
+        states = self.modules_used.scatter(states.flatten(0, 1))
+        for number, layer in self.prelude.items():
+            states = self._run(layer, states, context, int(number))
+        return states
+
+    def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
+        """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d] -> [t, d]."""
+        block = loop if self.config.num_blocks > 1 else 0
+        numbers = self.stage.layers(self.config, block)
+        slot = self.config.num_prelude_layers + loop * self.config.pass_layers + numbers.start % self.config.pass_layers
+
+        def run(states: Tensor) -> Tensor:
+            for offset, number in enumerate(numbers):
+                states = self._run(self.loop[str(number)], states, context, slot + offset)
+            return states
+
+        if self.recompute == "loop" and torch.is_grad_enabled():
+            return checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
+        return run(states)
+
+    def finish(self, states: Tensor, context: Context, num_passes: int) -> Tensor:
+        """Coda and final norm: [t, d] -> [t, d]."""
+        assert self.final_norm is not None, "only the last stage has coda and head"
+        slot = self.config.num_prelude_layers + num_passes * self.config.pass_layers
+        for number, layer in self.coda.items():
+            states = self._run(layer, states, context, slot + int(number))
+        return self.final_norm(states)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[t, d] final states -> [t, v] logits, the part of the vocabulary held by this rank."""
+        assert self.head is not None, "only the last stage has coda and head"
+        return self.head(self.modules_used.enter(states))
+
+    def all_logits(self, states: Tensor) -> Tensor:
+        """[t, d] final states -> [t, vocabulary] logits, whole on every tensor-parallel rank."""
+        return self.modules_used.gather_columns(self.logits(states))
+
+    def _run(self, layer: nn.Module, states: Tensor, context: Context, slot: int) -> Tensor:
+        if self.recompute == "layer" and torch.is_grad_enabled():
+            return checkpoint(layer, states, context, slot, use_reentrant=False, preserve_rng_state=False)
+        return layer(states, context, slot)
+
+
+def document_mask(segment_ids: Tensor) -> Tensor:
+    """[b, s] document numbers -> [b, 1, s, s] True where a query may look: earlier tokens of its own document, and itself."""
+    seq = segment_ids.shape[1]
+    causal = torch.ones(seq, seq, dtype=torch.bool, device=segment_ids.device).tril()
+    return (causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))[:, None]

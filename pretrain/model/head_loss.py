@@ -1,0 +1,86 @@
+"""Output head and cross-entropy in one, in blocks of tokens: no more than a block of the logits exists at a time.
+
+For each block: logits, softmax, losses; then at once, while the block is in the caches, the gradient of its logits,
+softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales those two.
+Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ELEMENTS` logits instead of several copies of [t, v].
+For a head that one device holds whole; the tensor-parallel path is `Modules.token_losses`.
+The idea is that of Hsu et al. 2024 (Liger kernel, arXiv 2410.10989, section 3.2).
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+BLOCK_ELEMENTS = 2**22
+"""Logits held at a time: 16 MiB in fp32."""
+
+
+def head_loss(states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float) -> tuple[Tensor, Tensor]:
+    """Loss of the final states, summed over supervised tokens.
+
+    Args:
+        states: [t, d], after the final norm.
+        weight: [v, d], the head.
+        labels: [t] next tokens; a negative one is not supervised.
+        z_loss_weight: weight of logsumexp(logits)².
+
+    Returns:
+        The sum to differentiate (once) and the plain negative log-likelihood in it, scalars in fp32 or wider.
+    """
+    return _HeadLoss.apply(states, weight, labels, z_loss_weight, torch.is_grad_enabled())
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float, with_gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(states.dtype, torch.float32)
+        total, nll = states.new_zeros((), dtype=wide), states.new_zeros((), dtype=wide)
+        if with_gradients:
+            state_gradient = torch.empty_like(states)
+            weight_gradient = torch.zeros_like(weight, dtype=wide)  # sums over blocks are kept in fp32 or wider
+            ctx.save_for_backward(state_gradient, weight_gradient)
+        size = max(1, BLOCK_ELEMENTS // weight.shape[0])
+        for rows in (slice(first, first + size) for first in range(0, states.shape[0], size)):
+            loss = _BlockLoss(torch.mm(states[rows], weight.t()).to(wide), labels[rows], z_loss_weight)
+            total += loss.total
+            nll += loss.nll
+            if with_gradients:
+                gradient = loss.logit_gradient().to(states.dtype)
+                state_gradient[rows] = torch.mm(gradient, weight).mul_(loss.supervised)
+                weight_gradient += torch.mm(gradient.t(), states[rows] * loss.supervised.to(states.dtype))
+        ctx.mark_non_differentiable(nll)  # type: ignore[attr-defined]
+        return total, nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        state_gradient, weight_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
+        return state_gradient * scale, (weight_gradient * scale).to(state_gradient.dtype), None, None, None
+
+
+class _BlockLoss:
+    """Losses of a block of logits [rows, v] in fp32 or wider, and then, in the same memory, their gradient.
+
+    One exponential an entry: with p the softmax, logsumexp = max(logits) - log(max(p)), and max(p) is at least 1/v.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, z_loss_weight: float) -> None:
+        self.supervised = (labels >= 0).to(logits.dtype).unsqueeze(-1)  # [rows, 1] of 0 and 1
+        self._targets = labels.clamp_min(0).unsqueeze(-1)
+        picked, largest = logits.gather(-1, self._targets), logits.amax(-1, keepdim=True)
+        self._probabilities = torch.softmax(logits, dim=-1, out=logits)
+        normaliser = largest - self._probabilities.amax(-1, keepdim=True).log()
+        self.total = self.nll = ((normaliser - picked) * self.supervised).sum()
+        self._slope = None
+        if z_loss_weight:
+            self.total = self.nll + z_loss_weight * (normaliser.square() * self.supervised).sum()
+            self._slope = 1 + 2 * z_loss_weight * normaliser
+
+    def logit_gradient(self) -> Tensor:
+        """[rows, v]; the rows without supervision are the caller's to leave out. Uses up the block."""
+        gradient = self._probabilities
+        if self._slope is not None:
+            gradient.mul_(self._slope)
+        return gradient.scatter_add_(-1, self._targets, gradient.new_full((1, 1), -1.0).expand_as(self._targets))

@@ -1,0 +1,178 @@
+"""The transformer layer: attention and feed-forward, each behind a norm, on a residual stream. Single-device code.
+
+Legend: b batch, s positions of this call, t = b·s tokens, d hidden width, h heads held, g key/value heads held, e head width,
+f feed-forward width held. States are [t, d] so that tokens can be split over ranks (sequence parallelism, `modules.py`).
+
+Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias; Touvron et al. 2023) and GPT-2 (LayerNorm,
+learned positions, GELU, bias; Radford et al. 2019). Attention is `scaled_dot_product_attention`: O(s²) work, O(s) memory.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.model.config import ModelSection
+from pretrain.model.blocked_attention import blocked_attention
+from pretrain.model.elementwise import RootMeanSquareNorm, Rotation
+from pretrain.model.modules import Modules
+
+
+@dataclass(kw_only=True)
+class KeyValueCache:
+    """Keys and values of every application of every layer, in order of application; gradients flow through it.
+
+    A looped layer has one entry for each loop, so a cache serves one loop count. `length` is the number of cached positions.
+    """
+
+    entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return self.entries[0][0].shape[2] if self.entries else 0
+
+    def extend(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values [b, g, s, e] to the entry of one layer application and return the whole."""
+        if slot in self.entries:
+            old_keys, old_values = self.entries[slot]
+            keys, values = torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
+        self.entries[slot] = (keys, values)
+        return keys, values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a layer needs to know of the sequences, the same for all layers of a forward pass."""
+
+    batch: int
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosine and sine [b or 1, s, 1, e/2] of each position's rotation, or None with learned positions."""
+    mask: Tensor | None
+    """[b or 1, 1, s, keys] True where a query may look, or None for plain causal attention."""
+    cache: KeyValueCache | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, computed in fp32 or wider (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.epsilon = epsilon
+
+    def forward(self, states: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or states.is_cuda:
+            return F.rms_norm(states, self.weight.shape, self.weight, self.epsilon)
+        return RootMeanSquareNorm.apply(states, self.weight, self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation · weight + bias (Ba et al. 2016)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.epsilon = epsilon
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def make_norm(config: ModelSection) -> nn.Module:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.hidden_size, config.norm_epsilon)
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotation of each position (Su et al. 2021), computed in fp64 and rounded once.
+
+    Args:
+        positions: [b or 1, s] integers.
+        head_dim: e, even.
+        theta: base of the wavelengths.
+        dtype: of the result.
+
+    Returns:
+        Two tensors [b or 1, s, 1, e/2].
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angles = positions[..., None, None].to(torch.float64) * theta**-exponents
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate pairs (i, i + e/2) of [b, s, h, e] by the angle of each position; the pairing of Hugging Face's Llama."""
+    cosine, sine = rotary
+    if not torch.compiler.is_compiling():
+        return Rotation.apply(states, cosine, sine)
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask: [b, h, s, e]."""
+    if mask is None and queries.device.type == "cpu":
+        return blocked_attention(queries, keys, values)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=queries.shape[1] != keys.shape[1]
+    )
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with grouped key/value heads."""
+
+    def __init__(self, config: ModelSection, modules: Modules) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.modules_used = modules
+        width, kv_width = config.hidden_size, config.kv_heads * config.head_dim
+        self.query = modules.column(width, width, config.bias)
+        self.key = modules.column(width, kv_width, config.bias)
+        self.value = modules.column(width, kv_width, config.bias)
+        self.output = modules.row(width, width, config.bias)
+
+    def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
+        states = self.modules_used.enter(states)
+        heads = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
+        queries, keys, values = self.query(states).view(heads), self.key(states).view(heads), self.value(states).view(heads)
+        if context.rotary is not None:
+            queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
+        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)  # [b, h or g, s, e]
+        if context.cache is not None:
+            keys, values = context.cache.extend(slot, keys, values)
+        mixed = attend(queries, keys, values, context.mask)
+        return self.output(mixed.transpose(1, 2).reshape(states.shape[0], -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020) or GELU in its tanh form."""
+
+    def __init__(self, config: ModelSection, modules: Modules) -> None:
+        super().__init__()
+        self.enter = modules.enter
+        self.gate = modules.column(config.hidden_size, config.ffn_size, config.bias) if config.activation == "swiglu" else None
+        self.up = modules.column(config.hidden_size, config.ffn_size, config.bias)
+        self.down = modules.row(config.ffn_size, config.hidden_size, config.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = self.enter(states)
+        if self.gate is None:
+            return self.down(F.gelu(self.up(states), approximate="tanh"))
+        return self.down(F.silu(self.gate(states)) * self.up(states))
+
+
+class Layer(nn.Module):
+    """One transformer layer, pre-norm: x += attention(norm(x)); x += ffn(norm(x))."""
+
+    def __init__(self, config: ModelSection, modules: Modules) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, modules)
+        self.ffn_norm = make_norm(config)
+        self.ffn = FeedForward(config, modules)
+
+    def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
+        states = states + self.attention(self.attention_norm(states), context, slot)
+        return states + self.ffn(self.ffn_norm(states))

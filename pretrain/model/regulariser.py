@@ -1,0 +1,57 @@
+"""The loop regulariser: pulls successive blocks of an unlooped model together (Saunshi et al. 2025, section 4, eq. 3 and 4).
+
+For each kind G of weight matrix: R_G = mean over layers i of cos(W_G^(i), W_G^(i+k)), k the block size. The paper prints
+loss + λ·mean_G R_G, which would push the blocks apart; its text wants them together (λ -> ∞ is a looped model). So the loss gains
+λ · mean_G mean_i (1 - cos), which is 0 for a looped model and has the gradient of -λ·mean cos.
+
+Layers i and i+k lie on the same pipeline stage (`Stage.layers`), so a stage sums its own pairs and only tensor parallelism has to
+reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
+"""
+
+import torch
+from torch import Tensor
+
+from pretrain.model.gpt import LoopedGPT
+
+_PATHS = {
+    "query": "attention.query",
+    "key": "attention.key",
+    "value": "attention.value",
+    "attention_output": "attention.output",
+    "gate": "ffn.gate",
+    "up": "ffn.up",
+    "down": "ffn.down",
+}
+
+
+def regularisation(model: LoopedGPT) -> Tensor:
+    """This stage's part of λ · mean(1 - cosine), a scalar with gradients; the sum over stages is the whole.
+
+    Raises:
+        ValueError: a group of `model.loop_regulariser.groups` is unknown, or none is in the model.
+    """
+    settings, config = model.config.loop_regulariser, model.config
+    present = [name for name in settings.groups if name != "gate" or config.activation == "swiglu"]
+    unknown = sorted(set(present) - set(_PATHS))
+    if unknown or not present:
+        raise ValueError(f"model.loop_regulariser.groups: {unknown or 'none'} of {', '.join(_PATHS)}")
+    pairs = [
+        (_weight(model, number, _PATHS[name]), _weight(model, number + settings.block_size, _PATHS[name]))
+        for block in range(config.num_blocks - 1)
+        for number in model.stage.layers(config, block)
+        for name in present
+    ]
+    products = torch.stack([torch.stack((_dot(a, b), _dot(a, a), _dot(b, b))) for a, b in pairs])  # [pairs, 3]
+    products = model.modules_used.sum(products)
+    cosines = products[:, 0] * (products[:, 1] * products[:, 2]).rsqrt()
+    num_pairs = len(present) * (config.num_loop_layers - settings.block_size)
+    return settings.weight * (1 - cosines).sum() / num_pairs
+
+
+def _weight(model: LoopedGPT, number: int, path: str) -> Tensor:
+    return model.get_parameter(f"loop.{number}.{path}.weight")
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.flatten().to(wide), b.flatten().to(wide))

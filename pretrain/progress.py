@@ -1,0 +1,82 @@
+"""Progress of a run for people: one live bar on a terminal, a plain line every few seconds in a log file.
+
+Only one rank has one of these. Other output of that rank goes through `message`, so that it does not tear the bar.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+BAR_FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, ETA {remaining}{postfix}"
+
+
+class Progress:
+    """Shows steps done, what the caller says of the newest one, and the time left."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        seconds_per_line: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            num_steps: steps of the whole run.
+            done: steps done before this process started.
+            stream: where to show progress; a terminal gets the bar. Default: standard error.
+            seconds_per_line: least time between two plain lines; the first and the last step get one in any case.
+            clock: seconds, for the plain lines.
+        """
+        self._num_steps, self._seconds_per_line, self._clock = num_steps, seconds_per_line, clock
+        self._stream = sys.stderr if stream is None else stream
+        self._first: tuple[float, int] | None = None  # when the first step was done: it is slow, so the ETA counts from it
+        self._last_line = -seconds_per_line
+        self._unsaid = ""
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(total=num_steps, initial=done, file=self._stream, dynamic_ncols=True, bar_format=BAR_FORMAT)
+
+    def update(self, done: int, description: str) -> None:
+        """Show that `done` steps are done, with a short description of the last one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(description, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = self._clock()
+        self._first = self._first or (now, done)
+        self._unsaid = f"step {done}/{self._num_steps}, ETA {self._time_left(now, done)}, {description}"
+        if now - self._last_line >= self._seconds_per_line or done >= self._num_steps:
+            self._last_line = now
+            self._say_line()
+
+    def message(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands, or show the last step if no line did."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+        elif self._unsaid:
+            self._say_line()
+
+    def _say_line(self) -> None:
+        self.message(self._unsaid)
+        self._unsaid = ""
+
+    def _time_left(self, now: float, done: int) -> str:
+        assert self._first is not None
+        start, first = self._first
+        if done == first:
+            return "?"
+        return tqdm.format_interval((now - start) / (done - first) * (self._num_steps - done))

@@ -1,0 +1,227 @@
+"""What the ranks of the pool run, and the one-process model that it is compared with.
+
+Tiny models on purpose: what is tested is who computes and sends what. Arrays travel as numpy, since a tensor sent between processes
+lives in memory shared with its sender.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import RunConfig
+from pretrain.data.batch import IGNORED, make_inputs
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.initialise import draw, initialise, partition_dim
+from pretrain.model.loss import loss_sums
+from pretrain.model.regulariser import regularisation
+from pretrain.parallel.engine import DTYPES, Engine, StepResult
+from pretrain.parallel.groups import Groups, make_groups
+
+BOS = 1
+SEQ_LEN = 8
+VOCAB_SIZE = 32
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "gpt2": {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": True, "tied_head": True},
+}
+
+
+def tiny_config(
+    family: str = "llama",
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    sequence: bool = False,
+    model: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    document_mask: bool = False,
+) -> RunConfig:
+    """A model of four loop layers of width 16, and enough micro-batches for any layout of four ranks.
+
+    `global_batch` only has to pass the checks of the configuration: the engine takes as many rows as it is given.
+    """
+    shape = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 4, "init_std": 0.2}
+    settings = {"steps": 10, "seq_len": SEQ_LEN, "global_batch": 16, "micro_batch": 1, "precision": "fp64"}
+    return RunConfig.model_validate(
+        {
+            "model": {**shape, **FAMILIES[family], **(model or {})},
+            "parallel": {"tensor": tensor, "pipeline": pipeline, "sequence": sequence},
+            "data": {"document_mask": document_mask},
+            "train": {**settings, **(train or {})},
+            "optimizer": {"warmup_steps": 0, **(optimizer or {})},
+        }
+    )
+
+
+def make_rows(num_rows: int, seed: int = 0) -> Tensor:
+    """[n, s + 1] random tokens, about one in eight of them the begin of a document."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(2, VOCAB_SIZE, (num_rows, SEQ_LEN + 1), generator=generator)
+    return rows.masked_fill(torch.rand(rows.shape, generator=generator) < 1 / 8, BOS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one rank holds of a tensor of the model."""
+
+    name: str
+    dim: int | None
+    """Dim that is split over tensor-parallel ranks."""
+    index: int
+    count: int
+    values: np.ndarray
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The same part of a whole tensor."""
+        return whole if self.dim is None else whole.chunk(self.count, self.dim)[self.index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """What one rank saw and holds after some steps."""
+
+    results: list[StepResult]
+    weights: list[Part]
+    gradients: list[Part]
+    """Sums over the whole batch; meaningful where the optimizer is replicated."""
+
+
+@dataclass(kw_only=True)
+class Reference:
+    """One process, plain torch: loss and gradients of a batch by autograd of `LoopedGPT.forward`, without the engine."""
+
+    config: RunConfig
+    shake: bool = False
+    """As in `make_engine`."""
+    model: LoopedGPT = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = LoopedGPT(self.config.model, self.config.train.seq_len)
+        initialise(self.model, self.config.run.seed)
+        self.model.to(DTYPES[self.config.train.precision])
+        if self.shake:
+            shake_vectors(self.model, 0, 1)
+
+    def loss(self, rows: Tensor, num_loops: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(what is differentiated, negative log-likelihood per token, regularisation)."""
+        inputs = make_inputs(rows, BOS, self.config.data.document_mask)
+        states = self.model(inputs.tokens, num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids)
+        total, nll = loss_sums(self.model, states, inputs.labels, self.config.train.z_loss_weight)
+        num_supervised = (inputs.labels != IGNORED).sum()
+        pull = torch.zeros(())
+        if self.config.model.loop_regulariser.weight:
+            pull = regularisation(self.model)
+        return total / num_supervised + pull, nll / num_supervised, pull
+
+    def backward(self, rows: Tensor, num_loops: int) -> tuple[float, float, float]:
+        """Fill the gradients; (negative log-likelihood per token, regularisation, gradient norm)."""
+        self.model.zero_grad()
+        total, nll, pull = self.loss(rows, num_loops)
+        total.backward()
+        squares = [gradient.double().square().sum() for gradient in self.gradients().values()]
+        return nll.item(), pull.item(), torch.stack(squares).sum().sqrt().item()
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: parameter.grad for name, parameter in self.model.named_parameters() if parameter.grad is not None}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+
+@torch.no_grad()
+def shake_vectors(model: LoopedGPT, tensor_rank: int, tensor_size: int) -> None:
+    """Move norm weights and biases off 1 and 0, where adding a bias twice or leaving it out would not show."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            dim = partition_dim(parameter)
+            length = parameter.shape[0] * (1 if dim is None else tensor_size)
+            noise = 0.2 * draw([length], 0, f"shake/{name}").to(parameter.dtype)
+            parameter.add_(noise if dim is None else noise.chunk(tensor_size)[tensor_rank])
+
+
+def make_engine(config: RunConfig, *, shake: bool = False) -> tuple[Engine, Groups]:
+    """An engine in the world of this case. With `shake`, vectors leave their initial values (the master weights do not: for one step)."""
+    groups = make_groups(config.parallel, torch.device("cpu"))
+    engine = Engine(config, groups, BOS)
+    if shake:
+        shake_vectors(engine.model, groups.tensor.rank(), groups.tensor.size())
+    return engine, groups
+
+
+def own_rows(rows: Tensor, groups: Groups) -> Tensor:
+    """The rows of this data-parallel rank."""
+    return rows[groups.data.rank() :: groups.data.size()]
+
+
+def report(engine: Engine, results: Sequence[StepResult]) -> RankReport:
+    weights = [_part(engine, name, parameter, parameter.detach()) for name, parameter in engine.model.named_parameters()]
+    gradients = [_part(engine, name, parameter, parameter.main_grad) for name, parameter in engine.model.named_parameters()]  # type: ignore[attr-defined]
+    return RankReport(results=list(results), weights=weights, gradients=gradients)
+
+
+def _part(engine: Engine, name: str, parameter: nn.Parameter, values: Tensor) -> Part:
+    stored = "embedding.weight" if engine.config.model.tied_head and name == "head.weight" else name
+    dim, tensor = partition_dim(parameter), engine.groups.tensor
+    wide = values.float() if values.dtype == torch.bfloat16 else values
+    return Part(
+        name=stored, dim=dim, index=0 if dim is None else tensor.rank(), count=1 if dim is None else tensor.size(),
+        values=wide.clone().numpy(),
+    )  # fmt: skip
+
+
+def one_step(config: RunConfig, rows: Tensor, num_loops: int) -> RankReport:
+    """One step at learning rate 0, with shaken vectors, for loss and gradients."""
+    engine, groups = make_engine(config, shake=True)
+    return report(engine, [engine.train_step(own_rows(rows, groups), num_loops, 0.0)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPart:
+    """A piece of a checkpoint as it travels."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int | None
+    index: int
+    count: int
+    start: int
+    values: np.ndarray
+
+
+def saved_parts(engine: Engine) -> list[SavedPart]:
+    """What this rank would save: its share of fp32 weights and optimizer state."""
+    return [
+        SavedPart(
+            name=piece.name, shape=piece.shape, dim=piece.partition_dim, index=piece.partition_index, count=piece.partition_count,
+            start=piece.start, values=piece.tensor.clone().numpy(),
+        )
+        for piece in engine.pieces()
+    ]  # fmt: skip
+
+
+def saved_tensors(parts_of_ranks: Sequence[Sequence[SavedPart]]) -> dict[str, Tensor]:
+    """Logical tensors from what all ranks save; every element must be there exactly once."""
+    found: dict[str, Tensor] = {}
+    times: dict[str, Tensor] = {}
+    for part in (part for parts in parts_of_ranks for part in parts):
+        places = torch.arange(prod(part.shape)).view(part.shape)
+        held = (places if part.dim is None else places.chunk(part.count, part.dim)[part.index]).reshape(-1)
+        held = held[part.start : part.start + part.values.size]
+        values = torch.from_numpy(part.values)
+        found.setdefault(part.name, torch.zeros(prod(part.shape), dtype=values.dtype))[held] = values
+        times.setdefault(part.name, torch.zeros(prod(part.shape), dtype=torch.int64))[held] += 1
+    for name, count in times.items():
+        assert (count == 1).all(), f"{name}: elements are saved {count.min()} to {count.max()} times"
+    shapes = {part.name: part.shape for parts in parts_of_ranks for part in parts}
+    return {name: tensor.view(shapes[name]) for name, tensor in found.items()}
+
+
+def world_size(config: RunConfig, data: int = 1) -> int:
+    """Ranks that a configuration and a data-parallel size make."""
+    return config.parallel.tensor * config.parallel.pipeline * data

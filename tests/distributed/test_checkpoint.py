@@ -1,0 +1,113 @@
+"""What the ranks save is every logical tensor once; training that continues on any layout equals training that never stopped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.format import step_name
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config import RunConfig
+from pretrain.parallel.engine import Engine, StepResult
+from tests.distributed.cases import (
+    Reference,
+    SavedPart,
+    make_engine,
+    make_rows,
+    own_rows,
+    saved_parts,
+    saved_tensors,
+    tiny_config,
+    world_size,
+)
+from tests.distributed.pool import RankPool
+
+LOOPS = (2, 1, 3, 2)
+SAVED_STEP = 2
+OPTIMIZER = {"epsilon": 1e-3}  # above the rounding error of gradients
+HOME = {"tensor": 2, "pipeline": 2}
+AWAY: list[tuple[dict, int]] = [({}, 1), ({"pipeline": 4}, 1), ({}, 2), ({"tensor": 2, "sequence": True}, 2)]
+STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "adafactor": ("row_var", "col_var", "variance")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    results: list[StepResult]
+    saved: list[SavedPart]
+
+
+def _config(name: str, layout: dict, precision: str = "fp32") -> RunConfig:
+    family = "gpt2" if name == "adamw" else "llama"
+    return tiny_config(family, **layout, train={"precision": precision}, optimizer={**OPTIMIZER, "name": name})
+
+
+def train(config: RunConfig, folder: str) -> Trained:
+    """All steps, with a checkpoint after step SAVED_STEP."""
+    engine, groups = make_engine(config)
+    results = []
+    for step, loops in enumerate(LOOPS):
+        results.append(engine.train_step(own_rows(make_rows(8, step), groups), loops, 0.01))
+        if step + 1 == SAVED_STEP:
+            _save(engine, folder)
+    return Trained(results=results, saved=saved_parts(engine))
+
+
+def resume(config: RunConfig, folder: str) -> Trained:
+    """From the checkpoint to the end."""
+    engine, groups = make_engine(config)
+    engine.load(CheckpointReader(Path(folder, step_name(SAVED_STEP))), SAVED_STEP)
+    results = [engine.train_step(own_rows(make_rows(8, step), groups), LOOPS[step], 0.01) for step in range(SAVED_STEP, len(LOOPS))]
+    return Trained(results=results, saved=saved_parts(engine))
+
+
+def _save(engine: Engine, folder: str) -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store = CheckpointStore(
+        directory=folder, rank=rank, world_size=size, nonce="test", keep_last=1, keep_every=0, asynchronous=True, timeout_s=60
+    )
+    dist.barrier()
+    store.save(SAVED_STEP, engine.pieces(), {})
+    store.wait()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize(("layout", "data"), [({"tensor": 2, "pipeline": 2}, 1), ({"tensor": 2}, 2), ({"pipeline": 2}, 2), ({}, 2)])
+def test_every_element_is_saved_once(pool: RankPool, tmp_path: Path, name: str, layout: dict, data: int) -> None:
+    config = _config(name, layout)
+    trained = pool.run(train, config, str(tmp_path), world_size=world_size(config, data))
+    saved = saved_tensors([of_rank.saved for of_rank in trained])
+    weights = Reference(config=config).weights()
+    assert {key for key in saved if key.startswith("weights/")} == {f"weights/{key}" for key in weights}
+    for key, weight in weights.items():
+        assert saved[f"weights/{key}"].shape == weight.shape
+        states = [state for state in STATES[name] if f"{state}/{key}" in saved]
+        assert states == (list(STATES[name]) if name == "adamw" else ["row_var", "col_var"] if weight.dim() > 1 else ["variance"])
+    assert len(saved) == sum(3 if name == "adamw" or weight.dim() > 1 else 2 for weight in weights.values())
+
+
+@pytest.mark.parametrize(("name", "precision"), [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "fp32")])
+def test_resumed_training_equals_uninterrupted(pool: RankPool, tmp_path: Path, name: str, precision: str) -> None:
+    """Bitwise on the same layout; on another one to 1e-6 of each tensor's largest entry (fp32: in bf16 layouts round differently)."""
+    config, folder = _config(name, HOME, precision), str(tmp_path)
+    straight = pool.run(train, config, folder, world_size=4)
+    for here, there in zip(pool.run(resume, config, folder, world_size=4), straight, strict=True):
+        assert here.results == there.results[SAVED_STEP:]
+        for resumed, kept in zip(here.saved, there.saved, strict=True):
+            assert resumed.values.tobytes() == kept.values.tobytes(), resumed.name
+    if precision == "bf16":
+        return
+    wanted = saved_tensors([of_rank.saved for of_rank in straight])
+    for layout, data in AWAY:
+        other = _config(name, layout)
+        resumed_ranks = pool.run(resume, other, folder, world_size=world_size(other, data))
+        resumed_tensors = saved_tensors([of_rank.saved for of_rank in resumed_ranks])
+        assert resumed_tensors.keys() == wanted.keys()
+        for key, tensor in resumed_tensors.items():
+            if key.startswith("weights/"):
+                scale = wanted[key].abs().max().clamp_min(0.01)
+                assert torch.le((tensor - wanted[key]).abs().max(), 1e-6 * scale), f"{key} on {layout}"
+        for result, expected in zip(resumed_ranks[0].results, straight[0].results[SAVED_STEP:], strict=True):
+            assert result.loss == pytest.approx(expected.loss, rel=1e-6)

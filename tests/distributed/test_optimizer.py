@@ -1,0 +1,175 @@
+"""Optimizers over ranks: weights after some steps equal one process; bad steps and wishes to stop are agreed on by all ranks."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.config import RunConfig
+from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.parallel.engine import StepResult
+from tests.distributed.cases import (
+    Part,
+    Reference,
+    SavedPart,
+    make_engine,
+    make_rows,
+    own_rows,
+    report,
+    saved_parts,
+    saved_tensors,
+    tiny_config,
+    world_size,
+)
+from tests.distributed.pool import RankPool
+
+LOOPS = (2, 1, 3)
+LR = 0.01
+NUM_ROWS = 8
+OPTIMIZER = {"clip_grad_norm": 0.5, "epsilon": 1e-3, "weight_decay": 0.1}
+"""Clipping that bites; an epsilon above the rounding error of gradients, where AdamW would otherwise turn noise into steps of size lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a rank holds after training."""
+
+    results: list[StepResult]
+    weights: list[Part]
+    saved: list[SavedPart]
+
+
+def train(config: RunConfig) -> Trained:
+    """One step for each of LOOPS."""
+    engine, groups = make_engine(config)
+    results = [engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR) for seed, loops in enumerate(LOOPS)]
+    return Trained(results=results, weights=report(engine, results).weights, saved=saved_parts(engine))
+
+
+def _train_plainly(config: RunConfig) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+    """The same with torch alone: weights, and (loss, gradient norm) of each step."""
+    reference = Reference(config=config)
+    optimizer = make_optimizer(parameter_groups(reference.model.named_parameters(), config.optimizer), config.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    seen = []
+    for seed, loops in enumerate(LOOPS):
+        nll, _, norm = reference.backward(make_rows(NUM_ROWS, seed), loops)
+        assert norm > config.optimizer.clip_grad_norm
+        for gradient in reference.gradients().values():
+            gradient.mul_(config.optimizer.clip_grad_norm / norm)
+        optimizer.step()
+        seen.append((nll, norm))
+    return reference.weights(), seen
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "layout", "data"),
+    [
+        ("adamw", "llama", {}, 1),
+        ("adamw", "gpt2", {}, 2),
+        ("adamw", "llama", {"tensor": 2}, 1),
+        ("adamw", "gpt2", {"tensor": 2, "sequence": True}, 2),
+        ("adamw", "gpt2", {"pipeline": 2}, 2),
+        ("adamw", "gpt2", {"tensor": 2, "pipeline": 2}, 1),
+        ("adamw", "llama", {"pipeline": 4}, 1),
+        ("adafactor", "llama", {}, 2),
+        ("adafactor", "llama", {"tensor": 2, "pipeline": 2}, 1),
+    ],
+)
+def test_weights_equal_one_process(pool: RankPool, name: str, family: str, layout: dict, data: int) -> None:
+    """The losses, the norms (looped and tied weights counted once) and the weights, which clipping and decay have gone through."""
+    ends = {"num_prelude_layers": 1, "num_coda_layers": 1}
+    config = tiny_config(family, **layout, model=ends, train={"precision": "fp32"}, optimizer={**OPTIMIZER, "name": name})
+    wanted, seen = _train_plainly(config)
+    before = Reference(config=config).weights()
+    for trained in pool.run(train, config, world_size=world_size(config, data)):
+        assert [(result.loss, result.grad_norm) for result in trained.results] == [pytest.approx(pair, rel=1e-5) for pair in seen]
+        for part in trained.weights:
+            whole = wanted[part.name]
+            size = whole.abs().max().clamp_min(LR)
+            assert (torch.from_numpy(part.values) - part.of(whole)).abs().max() <= 1e-6 * size, part.name
+            assert not torch.equal(whole, before[part.name])
+
+
+@cache
+def _master_update(pool: RankPool, layout: tuple[tuple[str, int | bool], ...], data: int) -> dict[str, Tensor]:
+    config = tiny_config("gpt2", **dict(layout), train={"precision": "bf16"}, optimizer=OPTIMIZER)
+    all_trained = pool.run(train, config, world_size=world_size(config, data))
+    masters = saved_tensors([trained.saved for trained in all_trained])
+    for part in (part for trained in all_trained for part in trained.weights):
+        rounded = part.of(masters[f"weights/{part.name}"]).bfloat16().float()
+        assert torch.equal(rounded, torch.from_numpy(part.values)), f"{part.name} is not its master, rounded"
+    start = {name: weight.float() for name, weight in Reference(config=config).weights().items()}
+    return {name: masters[f"weights/{name}"] - weight for name, weight in start.items()}
+
+
+@pytest.mark.parametrize(
+    ("layout", "data"),
+    [({}, 2), ({"tensor": 2}, 1), ({"tensor": 2, "sequence": True}, 2), ({"pipeline": 2}, 2), ({"tensor": 2, "pipeline": 2}, 1)],
+)
+def test_bf16_with_fp32_masters(pool: RankPool, layout: dict, data: int) -> None:
+    """Weights are the masters rounded, bitwise; what three steps did to the masters agrees with one rank.
+
+    Layouts round intermediate sums to bf16 (2⁻⁹ relative) at different places, some tens of roundings deep; a wrong gradient would turn
+    the update by far more than the tolerance.
+    """
+    alone, here = _master_update(pool, (), 1), _master_update(pool, tuple(layout.items()), data)
+    for name in alone:
+        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding
+            assert (here[name] - alone[name]).norm() <= 0.1 * alone[name].norm(), name
+
+
+def train_with_a_bad_step(config: RunConfig, poisoned_rank: int) -> tuple[Trained, Trained, StepResult]:
+    """Three steps; before the last one a step whose states are infinite on one rank. State before and after that, and its result."""
+    engine, groups = make_engine(config)
+
+    def state(results: list[StepResult]) -> Trained:
+        return Trained(results=results, weights=report(engine, results).weights, saved=saved_parts(engine))
+
+    rows = [own_rows(make_rows(NUM_ROWS, seed), groups) for seed in range(len(LOOPS))]
+    results = [engine.train_step(rows[seed], LOOPS[seed], LR) for seed in (0, 1)]
+    before = state(results)
+    poison = None
+    if torch.distributed.get_rank() == poisoned_rank:
+        layer = next(iter(engine.model.loop.values()))
+        poison = layer.register_forward_hook(lambda _module, _inputs, states: states * float("inf"))
+    bad = engine.train_step(rows[2], LOOPS[2], LR)
+    for old, new in zip(before.saved, saved_parts(engine), strict=True):
+        assert old.values.tobytes() == new.values.tobytes(), f"a bad step changed {old.name}"
+    for old, new in zip(before.weights, report(engine, []).weights, strict=True):
+        assert old.values.tobytes() == new.values.tobytes(), f"a bad step changed {old.name}"
+    if poison is not None:
+        poison.remove()
+    return before, state([*results, engine.train_step(rows[2], LOOPS[2], LR)]), bad
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "data"),
+    [("adamw", {}, 2), ("adamw", {"tensor": 2, "pipeline": 2}, 1), ("adamw", {"pipeline": 2}, 2), ("adafactor", {"tensor": 2}, 2)],
+)
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(pool: RankPool, name: str, layout: dict, data: int) -> None:
+    """Weights and optimizer state stay bitwise, and training goes on as if the step had not been."""
+    config = tiny_config(**layout, train={"precision": "fp32"}, optimizer={**OPTIMIZER, "name": name})
+    size = world_size(config, data)
+    undisturbed = pool.run(train, config, world_size=size)
+    for rank, (_, after, bad) in enumerate(pool.run(train_with_a_bad_step, config, 1, world_size=size)):
+        assert bad.skipped
+        assert after.results == undisturbed[rank].results
+        for clean, disturbed in zip(undisturbed[rank].saved, after.saved, strict=True):
+            assert clean.values.tobytes() == disturbed.values.tobytes(), clean.name
+
+
+def hand_in_stop_codes(config: RunConfig, codes: list[int]) -> tuple[int, int]:
+    """The agreed code of a step and of an evaluation."""
+    engine, groups = make_engine(config)
+    rows, code = own_rows(make_rows(NUM_ROWS), groups), codes[torch.distributed.get_rank()]
+    return engine.train_step(rows, 1, 0.0, code).stop_code, engine.evaluate(rows, 1, code)[2]
+
+
+@pytest.mark.parametrize("codes", [[0, 0, 0, 0], [0, 0, 0, 1], [3, 0, 1, 0], [2, 2, 7, 2]])
+def test_the_largest_stop_code_is_agreed_on(pool: RankPool, codes: list[int]) -> None:
+    config = tiny_config(pipeline=2, train={"precision": "fp32"})
+    assert pool.run(hand_in_stop_codes, config, codes, world_size=4) == [(max(codes), max(codes))] * 4

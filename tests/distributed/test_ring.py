@@ -1,0 +1,79 @@
+"""The ring at any number of loops, micro-batches and stages: nothing hangs, and the loss is that of one process."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pretrain.config import RunConfig
+from pretrain.parallel.engine import StepResult
+from pretrain.parallel.ring import group_size
+from tests.distributed.cases import SEQ_LEN, Reference, make_engine, make_rows, own_rows, tiny_config, world_size
+from tests.distributed.pool import RankPool
+
+BATCH = 10
+NUM_TRIPLES = {2: 100, 4: 100}
+
+
+def _triples(num_stages: int) -> list[tuple[int, int]]:
+    """(L, M) pairs for so many stages."""
+    chooser = random.Random(num_stages)
+    return [(chooser.randint(1, 6), chooser.randint(num_stages, 9)) for _ in range(NUM_TRIPLES[num_stages])]
+
+
+def _config(num_stages: int) -> RunConfig:
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "ffn_size": 8, "num_loop_layers": num_stages, "input_injection": "add"}
+    return tiny_config(pipeline=num_stages, model=shape)
+
+
+def train_pairs(config: RunConfig, pairs: list[tuple[int, int]]) -> list[StepResult]:
+    """A step at learning rate 0 of one engine for each (L, M)."""
+    engine, groups = make_engine(config)
+    return [engine.train_step(own_rows(make_rows(m, seed=m), groups), num_loops, 0.0) for num_loops, m in pairs]
+
+
+@pytest.mark.parametrize("first", range(0, 100, BATCH))
+@pytest.mark.parametrize("num_stages", [2, 4])
+def test_random_loops_and_micro_batches(pool: RankPool, num_stages: int, first: int) -> None:
+    config, pairs = _config(num_stages), _triples(num_stages)[first : first + BATCH]
+    results = pool.run(train_pairs, config, pairs, world_size=num_stages)
+    reference = Reference(config=config)
+    for place, (num_loops, m) in enumerate(pairs):
+        nll, _, norm = reference.backward(make_rows(m, seed=m), num_loops)
+        for of_rank in results:
+            assert (of_rank[place].loss, of_rank[place].grad_norm) == pytest.approx((nll, norm), rel=1e-10), f"L={num_loops}, M={m}"
+
+
+@given(st.integers(1, 64), st.integers(1, 16))
+def test_group_size_is_the_smallest_that_the_schedule_accepts(num_micro_batches: int, num_stages: int) -> None:
+    if num_micro_batches < num_stages:
+        with pytest.raises(ValueError, match=rf"^{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages$"):
+            group_size(num_micro_batches, num_stages)
+        return
+    fits = [n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages]
+    assert group_size(num_micro_batches, num_stages) == min(fits)
+
+
+def evaluate_and_train(config: RunConfig, rows: Tensor, num_loops: int) -> tuple[float, int, float, float]:
+    """(loss per token, supervised tokens) of `evaluate`, the loss of a step on the same rows, `evaluate` with padding after the rows."""
+    engine, groups = make_engine(config)
+    own = own_rows(rows, groups)
+    total, num_tokens, _ = engine.evaluate(own, num_loops)
+    padding = torch.full((2, SEQ_LEN + 1), -1)
+    padded, num_padded, _ = engine.evaluate(torch.cat((own, padding)), num_loops)
+    assert num_padded == num_tokens
+    return total / num_tokens, num_tokens, engine.train_step(own, num_loops, 0.0).loss, padded / num_tokens
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (1, 2, 2), (2, 2, 1), (1, 4, 1)])
+@pytest.mark.parametrize("num_loops", [1, 3])
+def test_evaluation_is_the_training_loss(pool: RankPool, tensor: int, pipeline: int, data: int, num_loops: int) -> None:
+    config = tiny_config(tensor=tensor, pipeline=pipeline, train={"z_loss_weight": 1e-2}, document_mask=True)
+    rows = make_rows(8)
+    _, nll, _ = Reference(config=config).loss(rows, num_loops)
+    for scored, num_tokens, trained, padded in pool.run(evaluate_and_train, config, rows, num_loops, world_size=world_size(config, data)):
+        assert num_tokens == (rows[:, 1:] != 1).sum()
+        assert (scored, trained, padded) == pytest.approx((nll.item(),) * 3, rel=1e-12)

@@ -1,0 +1,141 @@
+"""The training run: resume is exact, ranks do not matter, signals and bad steps end it cleanly."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.checkpoint.verify import newest_good
+from tests.distributed.pool import RankPool
+from tests.distributed.training import Interruption, train, train_aloud, training_config
+from tests.unit.corpus import make_texts, make_tokenizer, write_source
+
+EXACT = ("step", "loss", "grad_norm", "lr", "num_loops", "tokens_seen", "skipped")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer and shards; runs go into `root/runs`."""
+    folder = tmp_path_factory.mktemp("training")
+    tokenizer = make_tokenizer(folder / "tokenizer.model")
+    write_source(folder / "shards", make_texts(120), 3, tokenizer)
+    return folder
+
+
+def rows(root: Path, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "runs" / name / file).read_text().splitlines()]
+
+
+def exact_rows(root: Path, name: str) -> list[tuple[Any, ...]]:
+    return [tuple(row[key] for key in EXACT) for row in rows(root, name)]
+
+
+def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
+    reader, problems = newest_good(root / "runs" / name / "checkpoints")
+    assert reader is not None and not problems
+    return {key: reader.read_whole(key) for key in reader.tensors}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert torch.linalg.vector_norm((tensor - theirs[key]).double()) <= 1e-5 * torch.linalg.vector_norm(theirs[key].double()), key
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path, pool: RankPool) -> str:
+    """An uninterrupted run in one process."""
+    assert pool.run(train, training_config(root, "reference"), world_size=1) == [0]
+    return "reference"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str) -> None:
+    changes = {"parallel": {"pipeline": 2}, "train": {"precision": precision, "deterministic": True}}
+    whole, cut = (training_config(root, f"{name}-{precision}", **changes) for name in ("whole", "cut"))
+    pool.run(train, whole, world_size=2)
+    interruption = Interruption(rank=1, method="train_step", call=6, signal=signal.SIGTERM)
+    assert pool.run(train, cut, interruption, world_size=2) == [0, 0]
+    assert rows(root, cut.run.name)[-1]["step"] == 7  # the step under way is finished, no other is begun
+    assert pool.run(train, cut, world_size=2) == [0, 0]
+    assert exact_rows(root, cut.run.name) == exact_rows(root, whole.run.name)
+    ours, theirs = tensors(root, cut.run.name), tensors(root, whole.run.name)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    validations = [[(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")] for name in (cut.run.name, whole.run.name)]
+    assert validations[0] == validations[1] and len(validations[0]) == 6
+
+
+def test_a_run_moves_between_layouts(root: Path, pool: RankPool, reference: str) -> None:
+    layouts = [({"pipeline": 2}, 2), ({"tensor": 2}, 4), ({}, 2), ({"pipeline": 2, "tensor": 2, "sequence": True}, 4)]
+    for number, (parallel, world_size) in enumerate(layouts):
+        config = training_config(root, "moving", parallel=parallel)
+        stop = Interruption(rank=0, method="train_step", call=2, signal=signal.SIGUSR1) if number < 3 else None
+        assert set(pool.run(train, config, stop, world_size=world_size)) == {0}
+    ours, theirs = rows(root, "moving"), rows(root, reference)
+    assert [row["num_loops"] for row in ours] == [row["num_loops"] for row in theirs]
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-6)
+    assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
+    assert_close(tensors(root, "moving"), tensors(root, reference))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_during_validation_ends_the_run_at_once(root: Path, pool: RankPool, number: signal.Signals) -> None:
+    config = training_config(root, f"validation-{number.name}")
+    interruption = Interruption(rank=1, method="evaluate", call=1, signal=number)
+    assert pool.run(train, config, interruption, world_size=2) == [0, 0]
+    assert rows(root, config.run.name)[-1]["step"] == 4
+    assert not (root / "runs" / config.run.name / "eval" / "depth.jsonl").read_text()
+    reader, _ = newest_good(root / "runs" / config.run.name / "checkpoints")
+    assert reader is not None and reader.step == 4
+
+
+def test_validation_does_not_depend_on_the_layout(root: Path, pool: RankPool, reference: str) -> None:
+    pool.run(train, training_config(root, "wide", train={"steps": 4}, optimizer={"warmup_steps": 2}), world_size=4)
+    first, second = (rows(root, name, "eval/depth.jsonl")[:2] for name in ("wide", reference))
+    assert [row["num_loops"] for row in first] == [1, 2] and first[0]["value"] != first[1]["value"]
+    assert [row["value"] for row in first] == pytest.approx([row["value"] for row in second], rel=0.05)
+
+
+def test_bad_steps_are_skipped_and_end_the_run(root: Path, pool: RankPool) -> None:
+    config = training_config(root, "bad", optimizer={"lr": 1e38, "clip_grad_norm": 0.0, "warmup_steps": 0}, train={"max_bad_steps": 3})
+    assert pool.run(train, config, world_size=2) == [1, 1]
+    written = rows(root, "bad")
+    assert written[-1]["skipped"] == 3 and written[-1]["loss"] is None
+    assert [row["skipped"] for row in written[-4:]] == [0, 1, 2, 3]
+
+
+def test_what_defines_the_run_may_not_change_on_resume(root: Path, pool: RankPool, reference: str) -> None:
+    (printed,) = pool.run(train_aloud, training_config(root, reference, model={"ffn_size": 32}), world_size=1)
+    assert "error: model.ffn_size=32, but" in printed and "reference/checkpoints/step-00000012 was made with 24" in printed
+    (printed,) = pool.run(train_aloud, training_config(root, reference, checkpoint={"resume": "never"}), world_size=1)
+    assert "holds step-00000012, but checkpoint.resume=never" in printed
+
+
+def test_a_complete_run_stays_as_it_is(root: Path, pool: RankPool, reference: str) -> None:
+    before = exact_rows(root, reference)
+    assert pool.run(train, training_config(root, reference), world_size=1) == [0]
+    assert exact_rows(root, reference) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(root: Path, pool: RankPool, reference: str) -> None:
+    config = training_config(root, "damaged")
+    pool.run(train, config, world_size=2)
+    newest = root / "runs" / "damaged" / "checkpoints" / "step-00000012" / "rank-00001.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    (printed,) = pool.run(train_aloud, config, world_size=1)
+    assert "rank-00001.safetensors is damaged" in printed and "step 10 of 12: resumed" in printed
+    assert_close(tensors(root, "damaged"), tensors(root, reference))
+
+
+def test_without_a_good_checkpoint_a_run_does_not_start_over(root: Path, pool: RankPool) -> None:
+    config = training_config(root, "lost", train={"steps": 4}, checkpoint={"every": 0})
+    pool.run(train, config, world_size=1)
+    (root / "runs" / "lost" / "checkpoints" / "step-00000004" / "checkpoint.json").write_text("{}")
+    (printed,) = pool.run(train_aloud, config, world_size=1)
+    assert "step-00000004 is bad" in printed and "no good checkpoint is left" in printed
+    assert len(rows(root, "lost")) == 4

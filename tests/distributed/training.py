@@ -1,0 +1,90 @@
+"""Whole training runs that the ranks of the pool make: the real trainer on a small corpus, with signals raised at chosen moments."""
+
+import contextlib
+import io
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config import RunConfig, check_layout
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.parallel.groups import make_groups
+from pretrain.signals import StopSignal
+from pretrain.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interruption:
+    """A signal to one rank, at the n-th call (from 0) of a method: "train_step" or "evaluate" of the engine."""
+
+    rank: int
+    method: str
+    call: int
+    signal: signal.Signals
+
+
+def train(config: RunConfig, interruption: Interruption | None = None) -> int:
+    """Run the trainer to its end, or until the interruption; returns its exit code."""
+    torch.use_deterministic_algorithms(False)
+    layout = check_layout(config, dist.get_world_size())
+    groups = make_groups(config.parallel, torch.device("cpu"))
+    bos_id = Tokenizer.load(config.data.tokenizer).bos_id
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignal())
+        trainer = stack.enter_context(Trainer(config, layout, groups, bos_id, signals))
+        if interruption is not None and interruption.rank == dist.get_rank():
+            _interrupt(trainer.engine, interruption)
+        return trainer.run()
+
+
+def train_aloud(config: RunConfig) -> str:
+    """Run the trainer; what this rank printed, and the line of an error that is meant for people."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        try:
+            train(config)
+        except (ValueError, OSError) as error:
+            printed.write(f"error: {error}\n")
+    return printed.getvalue()
+
+
+def _interrupt(engine: Any, interruption: Interruption) -> None:
+    method, calls = getattr(engine, interruption.method), iter(range(1_000_000))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == interruption.call:
+            signal.raise_signal(interruption.signal)
+        return method(*args, **kwargs)
+
+    setattr(engine, interruption.method, call)
+
+
+def training_config(root: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
+    """A run of twelve steps with drawn loop counts on the corpus that `conftest.py` puts into `root`."""
+    sections: dict[str, dict[str, Any]] = {
+        "run": {"name": name, "root": str(root / "runs")},
+        "model": {
+            "vocab_size": 320, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 2, "num_loops": 2,
+            "num_prelude_layers": 1, "num_coda_layers": 1,
+        },
+        "data": {
+            "tokenizer": str(root / "tokenizer.model"), "sources": [{"path": str(root / "shards")}], "num_streams": 8,
+            "validation_fraction": 0.2, "num_workers": 0,
+        },
+        "train": {
+            "steps": 12, "seq_len": 16, "global_batch": 8, "micro_batch": 2, "precision": "fp32",
+            "loop_sampling": {"distribution": "uniform", "minimum": 1, "maximum": 3},
+        },
+        "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+        "validation": {"every": 4, "num_sequences": 5, "num_loops": [1, 2]},
+        "checkpoint": {"every": 5},
+        "logging": {"wandb": "disabled"},
+    }  # fmt: skip
+    for section, values in changes.items():
+        sections.setdefault(section, {}).update(values)
+    return RunConfig.model_validate(sections)

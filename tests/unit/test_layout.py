@@ -1,0 +1,115 @@
+"""The rules that hold for every file: who imports whom, size, names that shadow nothing, scripts that parse, and what the README names."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from pretrain.cli import parse
+from pretrain.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+PYTHON_FILES = sorted(path for folder in ("pretrain", "finetune", "tools", "tests") for path in (ROOT / folder).rglob("*.py"))
+SHELL_FILES = [*sorted((ROOT / "tools").glob("*.sh")), *sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci/run"]
+MAX_LINES = 400
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_import_contracts_hold() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--config", "pyproject.toml"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
+def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) < MAX_LINES
+    assert path.name == "__init__.py" or ast.get_docstring(ast.parse(source)), "no module docstring"
+
+
+@pytest.mark.parametrize("folder", ["tools", "tools/benchmarks", "finetune"])
+def test_scripts_shadow_no_library(folder: str) -> None:
+    """`python tools/x.py` puts tools/ first on the path: a tools/profile.py there would take the place of the standard library's."""
+    libraries = set(sys.stdlib_module_names) | set(packages_distributions())
+    names = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    assert not names & libraries
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
+def test_imports_are_absolute_and_tools_are_scripts(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+        if path.is_relative_to(ROOT / "pretrain") or path.is_relative_to(ROOT / "finetune"):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & {"tools", "tests"}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=name_of)
+def test_shell_scripts_parse_and_stop_at_errors(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -e" in source
+    result = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_top_level_is_the_designed_one() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    names = {path.split("/")[0] for path in tracked if not path.startswith(".")}
+    assert names <= {"pyproject.toml", "README.md", "LICENSE", "pretrain", "finetune", "configs", "slurm", "tools", "tests"}
+
+
+def test_every_dependency_says_why() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    for requirement in project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]:
+        (line, *_) = [line for line in text.splitlines() if line.strip().startswith(f'"{requirement}"')]
+        assert "# " in line, f"{requirement}: no reason given"
+
+
+def readme_commands() -> list[str]:
+    """The indented command lines of the README."""
+    starts = ("bash ", "python ", "torchrun ", "sbatch ")
+    return [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line[4:].startswith(starts)]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid configuration."""
+    words = shlex.split(command, comments=True)
+    module = words.index("-m") + 2 if "-m" in words else next(i for i, word in enumerate(words) if word.endswith((".py", ".sh"))) + 1
+    script, arguments = words[module - 1], words[module:]
+    if script == "pretrain.train":
+        monkeypatch.chdir(ROOT)
+        assert "--help" in arguments or parse(arguments).config.run.name
+        return
+    assert (ROOT / script).is_file()
+    if script.endswith(".py"):
+        usage = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
+    for word in arguments:
+        assert not word.endswith(".yaml") or (ROOT / word).is_file()
+
+
+def test_readme_names_files_and_keys_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([\w./-]+)`", text)
+    for name in [name for name in names if name.startswith(("pretrain/", "tools/", "configs/", "slurm/", "tests/"))]:
+        assert (ROOT / name).exists(), name
+    sections = RunConfig.model_fields
+    for section, key in [name.split(".")[:2] for name in names if name.split(".")[0] in sections and "." in name and "/" not in name]:
+        annotation = sections[section].annotation
+        assert annotation is not None
+        assert key in annotation.model_fields, f"{section}.{key}"

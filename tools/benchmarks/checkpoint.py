@@ -1,0 +1,120 @@
+"""How fast checkpoints are saved and loaded, and how long a step waits for an asynchronous save.
+
+Each figure stands beside the same bytes moved plainly, on the same disk, in the same run; rounds alternate and the medians are compared:
+a save beside one write and fsync, a load (with its verification) beside one read, both with the page cache emptied of the file; the stall
+beside one copy in memory.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.store import CheckpointStore, SaveResult
+from pretrain.checkpoint.verify import newest_good
+
+_TENSOR_BYTES = 16 << 20
+_BLOCK_BYTES = 64 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--checkpoint-directory", type=Path, default=Path(), help="folder on the disk to measure (default: here)")
+    parser.add_argument("--checkpoint-gib", type=float, default=1.0, help="GiB of training state (default: 1)")
+    parser.add_argument("--checkpoint-rounds", type=int, default=5, help="rounds, of which the median is taken (default: 5)")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure.
+
+    Args:
+        args: the options of `add_arguments`.
+
+    Returns:
+        Rows with name, value, unit, target, and what the value is measured against.
+    """
+    num_tensors = max(1, round(args.checkpoint_gib * 2**30 / _TENSOR_BYTES))
+    state = [torch.randn(_TENSOR_BYTES // 4) for _ in range(num_tensors)]
+    pieces = [Piece.whole(f"weights/{number}", tensor) for number, tensor in enumerate(state)]
+    gib = num_tensors * _TENSOR_BYTES / 2**30
+    times: dict[str, list[float]] = {name: [] for name in ("write", "save", "read", "load", "copy", "stall")}
+    with tempfile.TemporaryDirectory(dir=args.checkpoint_directory) as folder:
+        plain, directory = Path(folder) / "plain", Path(folder) / "checkpoints"
+        plain.mkdir()
+        copy = torch.zeros(num_tensors, _TENSOR_BYTES // 4)
+        store = CheckpointStore(directory=directory, rank=0, world_size=1, nonce="bench", keep_last=1, keep_every=0, asynchronous=True)
+        _save(store, 0, pieces)  # the first save takes the staging buffer's memory
+        for step in range(1, args.checkpoint_rounds + 1):
+            newest, older = plain / f"{step}", plain / f"{step - 1}"
+            times["copy"].append(_timed(_copy, state, copy))
+            times["write"].append(_timed(_write, newest, copy))
+            older.unlink(missing_ok=True)  # after the newest is there, as with a checkpoint: both writes find as many free pages
+            result = _save(store, step, pieces)
+            times["save"].append(result.write_s)
+            times["stall"].append(result.stall_s)
+            _forget(newest)
+            times["read"].append(_timed(_read, newest))
+            _forget(next(directory.glob("step-*/*.safetensors")))
+            times["load"].append(_timed(_load, directory, pieces))
+    middle = {name: median(values) for name, values in times.items()}
+    rate = {name: gib / seconds for name, seconds in middle.items()}
+    return [
+        _row("save", rate["save"], "GiB/s", f">= {0.8 * rate['write']:.3g}", f"plain write and fsync {rate['write']:.3g} GiB/s"),
+        _row("verify and load", rate["load"], "GiB/s", f">= {0.4 * rate['read']:.3g}", f"plain read {rate['read']:.3g} GiB/s"),
+        _row("stall of a save", middle["stall"], "s", f"<= {1.2 * middle['copy']:.3g}", f"copy in memory {middle['copy']:.3g} s"),
+    ]
+
+
+def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
+    return {"name": f"checkpoint: {name}", "value": value, "unit": unit, "target": target, "against": against}
+
+
+def _save(store: CheckpointStore, step: int, pieces: list[Piece]) -> SaveResult:
+    store.save(step, pieces, {})
+    store.wait()
+    return store.poll()[0]
+
+
+def _load(directory: Path, pieces: list[Piece]) -> None:
+    reader, problems = newest_good(directory)
+    if reader is None:
+        raise OSError(f"no good checkpoint: {problems}")
+    reader.load(pieces)
+
+
+def _timed(work: Callable[..., None], *arguments: object) -> float:
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
+
+
+def _copy(state: list[torch.Tensor], copy: torch.Tensor) -> None:
+    for tensor, row in zip(state, copy, strict=True):
+        row.copy_(tensor)
+
+
+def _write(path: Path, content: torch.Tensor) -> None:
+    data = content.view(torch.uint8).flatten().numpy().data
+    with path.open("wb", buffering=0) as stream:
+        while data:
+            data = data[stream.write(data[:_BLOCK_BYTES]) :]
+        os.fsync(stream.fileno())
+
+
+def _read(path: Path) -> None:
+    buffer = bytearray(_BLOCK_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while stream.readinto(buffer):
+            pass
+
+
+def _forget(path: Path) -> None:
+    """Ask the kernel to drop a file from its page cache."""
+    with path.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,181 @@
+"""Draws the figure of the README: the ring of pipeline stages, and the timeline of one step against a pipeline without loops.
+
+The timeline is computed, not sketched: every stage takes its forward and backward passes in the order of the (interleaved) 1F1B schedule,
+each as soon as its input is there; a backward pass takes twice the time of a forward pass. Both pipelines have the same layers in all:
+L passes over k layers, or one pass over k·L layers.
+
+    python tools/draw_ring.py [--output FILE.svg]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NUM_STAGES, NUM_LOOPS, NUM_MICRO_BATCHES = 4, 3, 4
+FORWARD = ("#9ecae1", "#4292c6", "#08519c")
+BACKWARD = ("#fdd0a2", "#fd8d3c", "#d94801")
+"""Colours of the loops, first to last."""
+
+INK, QUIET = "#22303c", "#7a8793"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A forward or backward pass of one micro-batch through one stage in one loop; times in forward passes of a loop."""
+
+    stage: int
+    micro_batch: int
+    loop: int
+    is_forward: bool
+    start: float
+    duration: float
+
+
+def stage_order(stage: int, num_stages: int, num_loops: int, num_micro_batches: int) -> list[tuple[bool, int, int]]:
+    """The passes of one stage as (is_forward, micro-batch, loop), in 1F1B order; micro-batches travel in groups of `num_stages`."""
+    total = num_loops * num_micro_batches
+    forward = [
+        (group * num_stages + index, loop)
+        for group in range(num_micro_batches // num_stages)
+        for loop in range(num_loops)
+        for index in range(num_stages)
+    ]
+    backward = [(micro_batch, num_loops - 1 - loop) for micro_batch, loop in forward]
+    ahead = num_stages - stage - 1 if num_loops == 1 else 2 * (num_stages - stage - 1) + (num_loops - 1) * num_stages
+    ahead = min(ahead, total)
+    order = [(True, *forward[i]) for i in range(ahead)]
+    for i in range(total - ahead):
+        order += [(True, *forward[ahead + i]), (False, *backward[i])]
+    return order + [(False, *backward[i]) for i in range(total - ahead, total)]
+
+
+def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_time: float) -> list[Pass]:
+    """Start every pass of a step as soon as its stage is free and its input has arrived.
+
+    Args:
+        forward_time: time of a forward pass through one stage in one loop; a backward pass takes twice as long.
+
+    Returns:
+        All passes, in no particular order.
+    """
+    ends: dict[tuple[bool, int, int], float] = {}
+    queues = [stage_order(stage, num_stages, num_loops, num_micro_batches) for stage in range(num_stages)]
+    free, passes = [0.0] * num_stages, []
+    while any(queues):
+        for stage, queue in enumerate(queues):
+            while queue:
+                is_forward, micro_batch, loop = queue[0]
+                place = loop * num_stages + stage  # where along the unrolled depth
+                if is_forward:
+                    source = (True, micro_batch, place - 1) if place else None
+                elif place == num_loops * num_stages - 1:
+                    source = (True, micro_batch, place)
+                else:
+                    source = (False, micro_batch, place + 1)
+                if source and source not in ends:
+                    break
+                start = max(free[stage], ends[source] if source else 0.0)
+                duration = forward_time * (1 if is_forward else 2)
+                free[stage] = ends[is_forward, micro_batch, place] = start + duration
+                passes.append(
+                    Pass(stage=stage, micro_batch=micro_batch, loop=loop, is_forward=is_forward, start=start, duration=duration)
+                )
+                queue.pop(0)
+    return passes
+
+
+def draw_ring(axes: "Axes") -> None:
+    """The stages on a circle, the way of a micro-batch through them, and where it enters and leaves."""
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    def box(x: float, y: float, text: str, colour: str, width: float = 1.0, height: float = 0.5) -> None:
+        style = "round,pad=0.02,rounding_size=0.08"
+        axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, edgecolor="none"))
+        axes.text(x, y, text, ha="center", va="center", color="white", fontsize=9, linespacing=1.35)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], bend: float, colour: str = INK) -> None:
+        curve = f"arc3,rad={bend}"
+        axes.add_patch(FancyArrowPatch(start, end, connectionstyle=curve, arrowstyle="-|>", mutation_scale=13, linewidth=1.8, color=colour))
+
+    centres = [(-1.2, 1.2), (1.2, 1.2), (1.2, -1.2), (-1.2, -1.2)]
+    for stage, (x, y) in enumerate(centres):
+        box(x, y, f"stage {stage}\n¼ of the block", FORWARD[2], width=1.3, height=0.62)
+    arrow((-0.52, 1.3), (0.52, 1.3), -0.12)
+    arrow((1.3, 0.86), (1.3, -0.86), -0.12)
+    arrow((0.52, -1.3), (-0.52, -1.3), -0.12)
+    arrow((-1.3, -0.86), (-1.3, 0.86), -0.12)
+    axes.text(0, 0.12, "L times round", ha="center", va="center", fontsize=13, fontweight="bold", color=INK)
+    axes.text(0, -0.2, "same weights each time", ha="center", va="center", fontsize=9, color=QUIET)
+    box(-1.2, 2.25, "embedding, prelude", QUIET, width=1.95, height=0.42)
+    box(-1.2, -2.25, "coda, norm, head", QUIET, width=1.95, height=0.42)
+    arrow((-1.2, 2.03), (-1.2, 1.54), 0, QUIET)
+    arrow((-1.2, -1.54), (-1.2, -2.03), 0, QUIET)
+    axes.text(-0.1, 2.25, "first time in", va="center", fontsize=8.5, color=QUIET)
+    axes.text(-0.1, -2.25, "last time out", va="center", fontsize=8.5, color=QUIET)
+    axes.set(xlim=(-2.1, 2.0), ylim=(-2.55, 2.55), aspect="equal")
+    axes.axis("off")
+
+
+def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
+    """One step on every stage: forward passes blue, backward passes orange, darker in later loops, the micro-batch's number inside."""
+    passes = simulate(NUM_STAGES, num_loops, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS / num_loops)
+    for item in passes:
+        shade = item.loop if num_loops > 1 else 1
+        colour = (FORWARD if item.is_forward else BACKWARD)[shade]
+        axes.barh(item.stage, item.duration, left=item.start, height=0.86, color=colour, edgecolor="white", linewidth=0.8)
+        ink = INK if shade == 0 or (shade == 1 and not item.is_forward) else "white"
+        axes.text(item.start + item.duration / 2, item.stage, str(item.micro_batch + 1), ha="center", va="center", fontsize=7.5, color=ink)
+    total = max(item.start + item.duration for item in passes)
+    idle = 1 - sum(item.duration for item in passes) / (NUM_STAGES * total)
+    axes.axvline(total, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_title(f"{title}: {idle:.0%} idle", loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_yticks(range(NUM_STAGES), [f"stage {stage}" for stage in range(NUM_STAGES)], fontsize=8.5, color=INK)
+    axes.set(xlim=(0, end), ylim=(NUM_STAGES - 0.45, -0.55), xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw(file: Path) -> None:
+    """Draw the ring on the left, both timelines on the right on one scale of time, and save them; the suffix says the format."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "ring"  # the same drawing gives the same file
+    figure = Figure(figsize=(13, 4.3), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.15))
+    draw_ring(figure.add_subplot(grid[:, 0]))
+    plain, looped = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
+    passes = simulate(NUM_STAGES, 1, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS)
+    end = max(item.start + item.duration for item in passes) * 1.005
+    draw_timeline(plain, 1, f"one pass over {NUM_LOOPS}k layers", end)
+    draw_timeline(looped, NUM_LOOPS, f"{NUM_LOOPS} times round the ring of k layers", end)
+    legend = "time of one step   (blue: forward, orange: backward, darker: later loop, number: micro-batch)"
+    looped.set_xlabel(legend, fontsize=9, color=QUIET)
+    figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Draw the ring of pipeline stages and its timeline.")
+    default = Path(__file__).parent / "figures" / "ring.svg"
+    parser.add_argument("--output", type=Path, default=default, help="figure to write, .svg or .png (default: tools/figures/ring.svg)")
+    options = parser.parse_args(arguments)
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        draw(options.output)
+    except ImportError as error:
+        print(f"error: {error.name} is not installed: bash tools/setup.sh plot", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"error: {options.output}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

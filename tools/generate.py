@@ -1,0 +1,111 @@
+"""Generate text with a pretrained model: `python tools/generate.py --run runs/quickstart --prompt "KING HENRY." --num-loops 6`.
+
+Prints each prompt with its continuation. Prompts are worked on in batches; the text of a prompt depends on it, its number, the model and
+the settings, not on the batch. The work: `pretrain/eval/sampling.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pretrain.eval.sampling import Generation, generate
+from pretrain.eval.trained_model import TrainedModel, load_trained_model
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Generate text with a pretrained model.")
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
+    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint; default: the newest good one")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times")
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line, empty lines left out")
+    parser.add_argument("--num-loops", type=positive, metavar="N", help="loops to run the model with; default: model.num_loops of the run")
+    parser.add_argument("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="mass of the likeliest tokens to draw from; default: 0.95")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="prompts worked on at once; default: 16")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"needs at least 1, got {number}")
+    return number
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    prompts = list(arguments.prompt)
+    if arguments.prompt_file is not None:
+        try:
+            prompts += [line for line in arguments.prompt_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{arguments.prompt_file}: not UTF-8 text: byte {error.start}") from None
+    if not prompts:
+        raise ValueError("no prompt: give --prompt TEXT or --prompt-file FILE")
+    return prompts
+
+
+def texts(trained: TrainedModel, prompts: list[str], settings: Generation, batch: int) -> Iterator[str]:
+    """Each prompt with its continuation."""
+    tokenizer = trained.tokenizer
+    for start in range(0, len(prompts), batch):
+        rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts[start : start + batch]]
+        numbers = range(start, start + len(rows))
+        for row, new in zip(rows, generate(trained.model, rows, settings, row_numbers=numbers, track=progress(settings)), strict=True):
+            yield tokenizer.decode(row + new)
+
+
+def progress(settings: Generation) -> Callable[[Iterator[list[int]]], Iterable[list[int]]]:
+    """A bar on a terminal that goes when the batch is done."""
+    return partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=not sys.stderr.isatty())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    prompts = read_prompts(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
+    for problem in trained.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    model = trained.config.model
+    if arguments.num_loops is not None and model.num_blocks > 1:
+        raise ValueError("--num-loops: a block-regularised model has no loops to vary")
+    settings = Generation(
+        max_new_tokens=arguments.max_new_tokens,
+        vocab_size=trained.tokenizer.vocab_size,
+        eos_id=trained.tokenizer.eos_id,
+        num_loops=arguments.num_loops,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    num_loops = arguments.num_loops or model.num_loops
+    print(f"{arguments.run}, step {trained.step}, {num_loops} loops, {model.effective_depth(num_loops)} layers deep", file=sys.stderr)
+    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch)):
+        if number:
+            print("-" * 80)
+        print(text, flush=True)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print("\n".join(f"error: {line}" for line in text.splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

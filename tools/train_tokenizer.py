@@ -1,0 +1,89 @@
+"""Train the tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output data/tokenizer.model`.
+
+Reads what tools/prepare_data.py reads, holds every tenth document back (up to 4 MiB) and prints the bytes per token on those.
+The work: `pretrain/data/tokenizer.py`.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain.data.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
+from pretrain.data.progress import Progress
+from pretrain.data.shards import write_atomically
+from pretrain.data.tokenizer import HELD_OUT_EVERY, train_tokenizer
+from pretrain.data.units import Advance, Report, Started, without_interrupts
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a SentencePiece tokenizer on text files.")
+    kinds = ".txt, .jsonl (plain or .gz .xz .zst), .parquet"
+    parser.add_argument("--input", nargs="+", required=True, metavar="GLOB", help=f"files, globs or URLs: {kinds}")
+    parser.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces, special ones included")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="where the tokenizer goes")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
+    parser.add_argument("--max-sentences", type=int, default=1_000_000, metavar="N", help="lines sampled to train on; default: 1000000")
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="key of the text in .jsonl, column in .parquet; default: text")
+    return parser.parse_args()
+
+
+def read_texts(files: list[InputFile], text_field: str, report: Report) -> Iterator[str]:
+    """The texts of all documents, with progress."""
+    report(Started(total_bytes=sum(file.size for file in files), done_bytes=0))
+    for file in files:
+        (piece,) = split_file(file, max(file.size, 1))
+        consumed = 0
+        for item in read_documents(piece, text_field):
+            if isinstance(item, Problem):
+                report(item)
+            elif isinstance(item, Document):
+                report(Advance(stored_bytes=item.consumed - consumed, documents=1))
+                consumed = item.consumed
+                yield item.text
+        report(Advance(stored_bytes=piece.size - consumed, documents=0))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Read, train, write and report; ends the process with 2 on bad input, with 1 on failure."""
+    try:
+        files = find_inputs(arguments.input)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with Progress("read") as progress:
+            texts = read_texts(files, arguments.text_field, progress)
+            model, report = train_tokenizer(
+                texts, vocab_size=arguments.vocab_size, model_type=arguments.model_type, max_sentences=arguments.max_sentences
+            )
+        write_atomically(arguments.output, model)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    held_out = f"{report.held_out_documents} held-out documents ({report.held_out_bytes / 1e6:.2f} MB)"
+    if report.bytes_per_token is None:
+        measure = f"bytes per token unknown: fewer than {HELD_OUT_EVERY} documents, none held out"
+    else:
+        measure = f"{report.bytes_per_token:.3f} bytes per token on {held_out}"
+    print(f"{arguments.output}: {report.vocab_size} pieces from {report.documents} documents; {measure}")
+
+
+def main() -> int:
+    # SentencePiece holds on to its process until it is done: a process of its own lets Ctrl-C end it.
+    process = multiprocessing.get_context("spawn").Process(target=train, args=(parse_arguments(),), daemon=True)
+    with without_interrupts():
+        process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.terminate()
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    assert process.exitcode is not None
+    if process.exitcode < 0:
+        print(f"error: training was killed by signal {-process.exitcode} (out of memory?); lower --max-sentences", file=sys.stderr)
+        return 1
+    return process.exitcode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
