@@ -45,7 +45,7 @@ class DataSection(Section):
     sources: tuple[SourceSection, ...] = ()
     """Shard folders and their weights."""
     num_streams: int = Field(64, gt=0)
-    """S: logical streams of the global sample order; the data-parallel size must divide it. Part of the order: changing it changes the run."""
+    """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the order."""
     num_workers: int = Field(1, ge=0)
     """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
     prefetch_batches: int = Field(4, gt=0)
@@ -202,7 +202,9 @@ class RunConfig(Section):
             )
         if model.num_blocks > 1:
             if train.loop_sampling.distribution != "fixed" or set(self.validation_loops) != {1}:
-                raise ValueError("a block-regularised model has no loops to vary: use train.loop_sampling.distribution=fixed, validation.num_loops=[]")
+                raise ValueError(
+                    "a block-regularised model has no loops to vary: use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
+                )
         if any(loops < 1 for loops in self.validation.num_loops):
             raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
         if self.optimizer.name == "adamw" and self.optimizer.warmup_steps >= train.steps > 1:

@@ -12,8 +12,8 @@ Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 
 
 Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working space is what the
 backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a
-token, communication buffers, document masks, the loop regulariser (it works when no activations are held), the framework's own memory,
-fragmentation. torch.compile may keep less.
+token, communication buffers, document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no
+activations are held), the framework's own memory, fragmentation. torch.compile may keep less.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,13 @@ def default_world_size(config: RunConfig, environment: Mapping[str, str]) -> int
 
 
 def group_size(num_micro_batches: int, num_stages: int) -> int:
-    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P."""
+    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P.
+
+    Raises:
+        ValueError: fewer micro-batches than stages.
+    """
+    if num_micro_batches < num_stages:
+        raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
     return next(n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages)
 
 
@@ -111,14 +117,13 @@ class Activations:
 
     @property
     def _loss_working(self) -> float:
-        """What the loss adds at its worst: a whole head copies of a block of logits or its scaled gradients, a split one logits."""
+        """What the loss adds at its worst: a whole head a block of logits and its share of the weight's gradient, a split one logits."""
         model, wide = self.config.model, max(4, self._size)
         logits = self._tokens * model.vocab_size
         if self.config.parallel.tensor > 1:
             return 4 * logits * wide / self.config.parallel.tensor
         narrow = self._size if self._size < wide else 0  # a second copy in the type of the weights
-        scaled = model.vocab_size * model.hidden_size * (wide + narrow) + self._whole_state
-        return max(2 * min(logits, LOSS_BLOCK) * (wide + narrow), scaled)
+        return (min(logits, LOSS_BLOCK) + model.vocab_size * model.hidden_size) * (wide + narrow)
 
     @property
     def _tail(self) -> float:

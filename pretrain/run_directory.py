@@ -26,8 +26,9 @@ def describe_run(config: RunConfig, layout: Layout, device: str) -> None:
     folder = run_directory(config)
     folder.mkdir(parents=True, exist_ok=True)
     parallel = config.parallel
+    changes = " with uncommitted changes" if _git("status", "--porcelain") else ""
     lines = [
-        f"git commit: {_git('rev-parse', 'HEAD') or 'not a git checkout'}{' with uncommitted changes' if _git('status', '--porcelain') else ''}",
+        f"git commit: {_git('rev-parse', 'HEAD') or 'not a git checkout'}{changes}",
         f"python: {platform.python_version()} on {platform.platform()}",
         *(f"{name}: {_version(name)}" for name in _PACKAGES),
         f"ranks: {layout.world_size} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {layout.data_parallel}",

@@ -58,7 +58,8 @@ def run(config: RunConfig, layout: Layout) -> int:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
-            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, more than model.vocab_size={config.model.vocab_size}: raise the latter"
+            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, more than model.vocab_size={config.model.vocab_size}: "
+            "raise the latter"
         )
     with StopSignal() as signals:
         device = start_world()
@@ -213,8 +214,8 @@ class Trainer:
         reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=_gather_lists)
         if reader is None:
             if problems:
-                lines = [*problems, f"{folder}: no good checkpoint is left; move the folder away to start from step 0, or choose another run.name"]
-                raise ValueError("\n".join(lines))
+                advice = "move the folder away to start from step 0, or choose another run.name"
+                raise ValueError("\n".join([*problems, f"{folder}: no good checkpoint is left; {advice}"]))
             return []
         meta = reader.meta
         self._require_same(meta["config"], reader.path.name)
@@ -252,7 +253,8 @@ class Trainer:
 
     def _give_up(self) -> int:
         bad = self.progress.skipped_in_a_row
-        self._say(f"error: loss or gradient was not finite in {bad} steps in a row; lower optimizer.lr, or resume from an earlier checkpoint")
+        advice = "lower optimizer.lr, or resume from an earlier checkpoint"
+        self._say(f"error: loss or gradient was not finite in {bad} steps in a row; {advice}")
         self.store.wait()
         return 1
 

@@ -41,7 +41,7 @@ class Validation:
         self.num_sequences = wanted
 
     def loss(self, engine: Engine, num_loops: int, wish: Callable[[], int]) -> tuple[float, int]:
-        """Mean negative log-likelihood per token in nats over all ranks, and the agreed stop code; a stop ends the pass early. Collective."""
+        """Mean negative log-likelihood per token in nats over all ranks, and the agreed stop code; it ends the pass. Collective."""
         total, tokens, code = 0.0, 0, 0
         for rows in self.batches:
             nll, count, code = engine.evaluate(rows, num_loops, wish)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 BLOCK_ROWS = 128
 """R: query rows of a block. Smaller skips more of the masked half, larger makes better matrix products."""
@@ -102,6 +103,19 @@ def _(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 @_backward.register_fake
 def _(gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
+
+
+# FLOPs as torch's counter has them for attention: the whole square, and none for what is computed a second time.
+
+
+@register_flop_formula(torch.ops.looped.blocked_attention)
+def _flops(queries: torch.Size, *shapes: torch.Size, **_: object) -> int:
+    return 4 * queries.numel() * queries[2]
+
+
+@register_flop_formula(torch.ops.looped.blocked_attention_backward)
+def _backward_flops(gradient: torch.Size, *shapes: torch.Size, **_: object) -> int:
+    return 8 * gradient.numel() * gradient[2]
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:

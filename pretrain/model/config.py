@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A part of the configuration: frozen, no unknown keys, documented fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
@@ -17,13 +19,16 @@ def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> N
         raise ValueError(f"{name}={value} is not divisible by {divisor_name}={divisor}")
 
 
+WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
+
+
 class LoopRegulariserSection(Section):
     weight: float = Field(0.0, ge=0)
     """λ of the loop regulariser; the loss gains λ·mean(1 - cosine) over pairs of blocks. 0 leaves the loss bitwise unchanged."""
     block_size: int = Field(0, ge=0)
     """k: layers per block that is pulled towards the next block, in layers. 0 = no blocks. Must divide num_loop_layers."""
-    groups: tuple[str, ...] = ("query", "key", "value", "attention_output", "gate", "up", "down")
-    """Weight matrices that are compared, by name; a name that the model does not have (gate without SwiGLU) is passed over."""
+    groups: tuple[WeightGroup, ...] = Field(("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1)
+    """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
 
 
 class ModelSection(Section):
@@ -97,6 +102,8 @@ class ModelSection(Section):
         regulariser = self.loop_regulariser
         if regulariser.weight and not regulariser.block_size:
             raise ValueError("model.loop_regulariser.weight needs model.loop_regulariser.block_size: the layers per block")
+        if regulariser.groups == ("gate",) and self.activation != "swiglu":
+            raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
         if regulariser.block_size:
             if self.num_loops != 1:
                 raise ValueError("model.loop_regulariser is for an unlooped model: set model.num_loops=1 or loop_regulariser.block_size=0")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.config import ModelSection
 from pretrain.model.blocked_attention import blocked_attention
+from pretrain.model.config import ModelSection
 from pretrain.model.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.modules import Modules
 

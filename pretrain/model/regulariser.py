@@ -8,12 +8,15 @@ Layers i and i+k lie on the same pipeline stage (`Stage.layers`), so a stage sum
 reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pretrain.model.config import WeightGroup
 from pretrain.model.gpt import LoopedGPT
 
-_PATHS = {
+_PATHS: dict[WeightGroup, str] = {
     "query": "attention.query",
     "key": "attention.key",
     "value": "attention.value",
@@ -25,16 +28,9 @@ _PATHS = {
 
 
 def regularisation(model: LoopedGPT) -> Tensor:
-    """This stage's part of λ · mean(1 - cosine), a scalar with gradients; the sum over stages is the whole.
-
-    Raises:
-        ValueError: a group of `model.loop_regulariser.groups` is unknown, or none is in the model.
-    """
+    """This stage's part of λ · mean(1 - cosine), a scalar with gradients; the sum over stages is the whole."""
     settings, config = model.config.loop_regulariser, model.config
     present = [name for name in settings.groups if name != "gate" or config.activation == "swiglu"]
-    unknown = sorted(set(present) - set(_PATHS))
-    if unknown or not present:
-        raise ValueError(f"model.loop_regulariser.groups: {unknown or 'none'} of {', '.join(_PATHS)}")
     pairs = [
         (_weight(model, number, _PATHS[name]), _weight(model, number + settings.block_size, _PATHS[name]))
         for block in range(config.num_blocks - 1)
@@ -53,5 +49,19 @@ def _weight(model: LoopedGPT, number: int, path: str) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return torch.dot(a.flatten().to(wide), b.flatten().to(wide))
+    return _Dot.apply(a, b)  # type: ignore[no-any-return]
+
+
+class _Dot(torch.autograd.Function):
+    """Dot product in fp32 or wider that keeps the weights themselves for the backward pass, not wide copies of them."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return torch.dot(a.flatten().to(wide), b.flatten().to(wide))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        a, b = ctx.saved_tensors
+        return (grads[0] * b).to(a.dtype), (grads[0] * a).to(b.dtype)

@@ -72,7 +72,7 @@ def use_cpu() -> None:
 
 @contextmanager
 def cuda_type_names() -> Iterator[None]:
-    """While open and without a GPU, `tensor.type()` gives the name of the CUDA type, which the distributed optimizer's constructor tests."""
+    """While open and without a GPU, `tensor.type()` names the CUDA type, which the distributed optimizer's constructor tests."""
     original = torch.Tensor.type
 
     def named(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

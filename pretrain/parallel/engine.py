@@ -188,9 +188,7 @@ class Engine:
             for gradient, part in zip(partial, flat.split([gradient.numel() for gradient in partial]), strict=True):
                 gradient.copy_(part.view_as(gradient))
         if self.config.model.tied_head and self.groups.tied is not None:
-            holder = self.model.embedding if self.model.embedding is not None else self.model.head
-            assert holder is not None, "the ends of the pipeline hold the embedding or the head"
-            dist.all_reduce(main_grad(holder.get_parameter("weight")), group=self.groups.tied)
+            dist.all_reduce(main_grad(self._tied_weight()), group=self.groups.tied)
 
     def _agree(self, nll: Tensor, regularisation: Tensor, squared_norm: Tensor, stop_code: int) -> tuple[float, float, float, int]:
         """Sum loss, regulariser and squared norm over the ranks that own a part, and find the largest stop code, in one all-reduce."""
@@ -207,7 +205,7 @@ class Engine:
         return loss, regulariser, norm, max(code for code, count in enumerate(counts) if count)
 
     def _tie_head(self) -> None:
-        """With several stages the last one holds a copy of the embedding as its head: it starts equal, and is counted and saved on the first."""
+        """With several stages the last one has a copy of the embedding as its head: it starts equal; the first counts and saves it."""
         if not self.config.model.tied_head or self.groups.tied is None:
             return
         weight = self._tied_weight()
@@ -217,7 +215,7 @@ class Engine:
 
     def _tied_weight(self) -> Parameter:
         holder = self.model.embedding if self.model.embedding is not None else self.model.head
-        assert holder is not None, "only first and last stage hold the tied weight"
+        assert holder is not None, "the ends of the pipeline hold the embedding or the head"
         return holder.get_parameter("weight")
 
 

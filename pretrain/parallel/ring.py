@@ -10,7 +10,7 @@ No weight is copied, no gradient of a shared weight is exchanged between stages,
 Facts of megatron-core 0.16.1 that shape this file:
 - with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions mix, so the
   interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other way round;
-- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `group_size`.
+- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `pretrain.plan.group_size`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,17 +29,7 @@ from pretrain.data.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
-
-
-def group_size(num_micro_batches: int, num_stages: int) -> int:
-    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P.
-
-    Raises:
-        ValueError: fewer micro-batches than stages.
-    """
-    if num_micro_batches < num_stages:
-        raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
-    return next(n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages)
+from pretrain.plan import group_size
 
 
 class _Injection:

@@ -27,7 +27,7 @@ from tests.distributed.pool import RankPool
 
 LOOPS = (2, 1, 3, 2)
 SAVED_STEP = 2
-OPTIMIZER = {"epsilon": 1e-3}  # above the rounding error of gradients
+OPTIMIZER = {"epsilon": 1e-2}  # above the rounding error of gradients
 HOME = {"tensor": 2, "pipeline": 2}
 AWAY: list[tuple[dict, int]] = [({}, 1), ({"pipeline": 4}, 1), ({}, 2), ({"tensor": 2, "sequence": True}, 2)]
 STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "adafactor": ("row_var", "col_var", "variance")}
@@ -107,7 +107,7 @@ def test_resumed_training_equals_uninterrupted(pool: RankPool, tmp_path: Path, n
         assert resumed_tensors.keys() == wanted.keys()
         for key, tensor in resumed_tensors.items():
             if key.startswith("weights/"):
-                scale = wanted[key].abs().max().clamp_min(0.01)
+                scale = wanted[key].abs().max().clamp_min(config.model.init_std)
                 assert torch.le((tensor - wanted[key]).abs().max(), 1e-6 * scale), f"{key} on {layout}"
         for result, expected in zip(resumed_ranks[0].results, straight[0].results[SAVED_STEP:], strict=True):
             assert result.loss == pytest.approx(expected.loss, rel=1e-6)

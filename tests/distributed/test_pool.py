@@ -13,7 +13,7 @@ from tests.distributed.pool import RankError, RankPool
 
 @pytest.fixture(scope="module")
 def small_pool() -> Iterator[RankPool]:
-    ranks = RankPool(2)
+    ranks = RankPool(2, modules=("tests.distributed.cases",))
     yield ranks
     ranks.close()
 

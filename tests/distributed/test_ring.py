@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.config import RunConfig
 from pretrain.parallel.engine import StepResult
-from pretrain.parallel.ring import group_size
+from pretrain.plan import group_size
 from tests.distributed.cases import SEQ_LEN, Reference, make_engine, make_rows, own_rows, tiny_config, world_size
 from tests.distributed.pool import RankPool
 

@@ -15,11 +15,10 @@ from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config import RunConfig
-from pretrain.model import head_loss
+from pretrain.model import blocked_attention, head_loss
 from pretrain.model.count import count, stage_weights
 from pretrain.model.gpt import LoopedGPT, Stage
 from pretrain.model.loss import loss_sums
-from pretrain.parallel import ring
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan import LOSS_BLOCK, Activations, default_world_size, group_size, idle_share, make_plan
@@ -69,7 +68,8 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
 @pytest.mark.parametrize("shape", [LLAMA, {**LLAMA, "norm": "layer"}, GPT2], ids=["llama", "llama with LayerNorm", "gpt-2"])
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str, precision: str) -> None:
+def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)  # the usual some MiB would drown so small a model
     run = config({**shape, "num_prelude_layers": 1, "num_coda_layers": 1}, train={"recompute": recompute, "precision": precision})
     plan = Activations(config=run)
     kept, peak = measured_bytes(run)
@@ -83,7 +83,7 @@ def test_working_space_of_the_loss_is_that_which_torch_allocates(vocab_size: int
     run = config({"vocab_size": vocab_size, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
     plan = Activations(config=run)
     _, peak = measured_bytes(run)
-    assert plan.working(0) > plan.peak(0, 4, 1) - plan.head
+    assert plan.working(0) > 0.4 * peak
     assert plan.peak(0, 4, 1) + plan.working(0) == pytest.approx(peak, rel=0.1)
 
 
@@ -142,7 +142,7 @@ def test_parameters_of_a_stage_are_those_of_the_module(shape: dict, num_stages: 
 
 def passes_of_stage(num_loops: int, num_micro_batches: int, stage: int, num_stages: int) -> list[tuple[bool, int, int]]:
     """Megatron's order of work on a stage: (is forward, micro-batch, chunk), from its own table."""
-    group = ring.group_size(num_micro_batches, num_stages)
+    group = group_size(num_micro_batches, num_stages)
     table = get_schedule_table(num_micro_batches, num_loops, group)
     behind = num_stages - 1 - stage
     warm_up = min(len(table), behind if num_loops == 1 else 2 * behind + (num_loops - 1) * group)
@@ -200,11 +200,6 @@ def test_idle_share_is_that_of_the_schedule(num_loops: int, num_stages: int, num
     work = 2 * num_loops * num_micro_batches
     time = step_time(num_loops, num_micro_batches, num_stages)
     assert idle_share(num_loops, num_micro_batches, num_stages) == pytest.approx(1 - work / time)
-
-
-@given(st.integers(1, 8), st.integers(0, 60))
-def test_groups_are_those_of_the_ring(num_stages: int, extra: int) -> None:
-    assert group_size(num_stages + extra, num_stages) == ring.group_size(num_stages + extra, num_stages)
 
 
 # --- the plan as a whole -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One session of a run with wandb: `wandb_child.py RUN_DIR RESUMED_STEP [kill]` logs two steps, after killing wandb's service if told to."""
+"""One session of a run with wandb: `wandb_child.py RUN_DIR RESUMED_STEP [kill]` logs two steps, after killing the service if told to."""
 
 import os
 import signal

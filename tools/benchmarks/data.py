@@ -1,0 +1,142 @@
+"""How fast text becomes shards, beside bare SentencePiece, and how fast the loader serves them.
+
+1. Documents come from --text files, or are made: pseudo-English of random syllables, word frequencies by Zipf's law.
+2. Preparation: encoding every document with the bare processor, in one thread, and `prepare` in one process, in turns on the same text.
+3. Loader: shards of tokens and their raw-text twin with 0, 1 and 2 workers, in turns, with nothing that consumes between the batches.
+
+Each figure is the median of --data-rounds turns.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+
+from sentencepiece import SentencePieceProcessor
+
+from pretrain.config import DataSection, SourceSection
+from pretrain.data.documents import Document, find_inputs, read_documents, split_file
+from pretrain.data.loader import Loader
+from pretrain.data.prepare import PrepareSettings, prepare
+from pretrain.data.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 4096
+DOCUMENT_WORDS = 500
+SEQ_LEN, GLOBAL_BATCH = 512, 64
+TURN_S = 2.0
+NUM_WORKERS = (0, 1, 2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--text", nargs="+", default=[], metavar="GLOB", help="text files to measure on (default: made pseudo-English)")
+    parser.add_argument("--data-mib", type=float, default=8.0, help="MiB of text to use (default: 8)")
+    parser.add_argument("--data-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
+    parser.add_argument("--train-tokens-per-s", type=float, help="what a model consumes: the loader is to serve 20 times as much")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure.
+
+    Args:
+        args: the options of `add_arguments`.
+
+    Returns:
+        Rows with name, value, unit, target, and what the value is measured against.
+    """
+    texts = _first_mib(_read_texts(args.text) if args.text else _make_texts(), args.data_mib)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, vocab_size=VOCAB_SIZE, max_sentences=20_000)[0])
+        with (folder / "text.jsonl").open("w") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        return [*_measure_preparation(folder, texts, args.data_rounds), *_measure_loader(folder, args.data_rounds, args.train_tokens_per_s)]
+
+
+def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[dict[str, object]]:
+    """Leaves the sources `tokens` and `text` in `folder`."""
+    processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    mib = sum(len(text.encode()) for text in texts) / 2**20
+    bare, prepared = [], []
+    for turn in range(rounds):
+        started = time.perf_counter()
+        for text in texts:
+            processor.Encode(text)
+        bare.append(mib / (time.perf_counter() - started))
+        prepared.append(mib / _prepare(folder, "tokens" if turn == 0 else f"tokens-{turn}", folder / "tokenizer.model"))
+    _prepare(folder, "text", None)
+    against = f"bare SentencePiece {median(bare):.3g} MiB/s"
+    return [_row("preparation per worker", median(prepared), "MiB/s", f">= {0.9 * median(bare):.3g}", against)]
+
+
+def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
+    """Seconds that one process takes."""
+    settings = PrepareSettings(inputs=(str(folder / "text.jsonl"),), output=folder / output, tokenizer=tokenizer, num_workers=0)
+    started = time.perf_counter()
+    prepare(settings)
+    return time.perf_counter() - started
+
+
+def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None) -> list[dict[str, object]]:
+    variants = [(kind, num_workers) for kind in ("tokens", "text") for num_workers in NUM_WORKERS]
+    rates: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for kind, num_workers in variants:
+            sources = (SourceSection(path=str(folder / kind)),)
+            data = DataSection(tokenizer=str(folder / "tokenizer.model"), sources=sources, num_workers=num_workers)
+            rates[kind, num_workers].append(_tokens_per_s(data))
+    target = f">= {20 * train_tokens_per_s:.3g}" if train_tokens_per_s else ""
+    against = f"20 x the {train_tokens_per_s:.3g} tokens/s of training" if train_tokens_per_s else ""
+    return [
+        _row(f"loader, {kind} shards, {num_workers} workers", median(rates[kind, num_workers]), "tokens/s", target, against)
+        for kind, num_workers in variants
+    ]
+
+
+def _tokens_per_s(data: DataSection) -> float:
+    with Loader(data, seed=0, seq_len=SEQ_LEN, global_batch=GLOBAL_BATCH) as loader:
+        for _ in range(data.prefetch_batches + 3):  # what the workers made while they were not asked
+            loader.next_batch()
+        started, batches = time.perf_counter(), 0
+        while time.perf_counter() - started < TURN_S:
+            loader.next_batch()
+            batches += 1
+        return batches * GLOBAL_BATCH * SEQ_LEN / (time.perf_counter() - started)
+
+
+def _read_texts(patterns: list[str]) -> Iterator[str]:
+    for file in find_inputs(patterns):
+        (piece,) = split_file(file, max(file.size, 1))
+        yield from (item.text for item in read_documents(piece, "text") if isinstance(item, Document))
+
+
+def _make_texts() -> Iterator[str]:
+    """Documents without end."""
+    source = random.Random(0)
+    syllables = [first + vowel + last for first in "bcdfglmnprstvw" for vowel in "aeiou" for last in ("", "n", "r", "s", "t")]
+    words = ["".join(source.choices(syllables, k=source.choice((1, 1, 2, 2, 3)))) for _ in range(20_000)]
+    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
+    while True:
+        drawn = source.choices(words, cum_weights=weights, k=DOCUMENT_WORDS)
+        sentences = [" ".join(drawn[start : start + 12]).capitalize() + "." for start in range(0, DOCUMENT_WORDS, 12)]
+        yield "\n".join(" ".join(sentences[start : start + 5]) for start in range(0, len(sentences), 5))
+
+
+def _first_mib(texts: Iterator[str], mib: float) -> list[str]:
+    taken: list[str] = []
+    size = 0
+    for text in texts:
+        taken.append(text)
+        size += len(text.encode())
+        if size >= mib * 2**20:
+            break
+    return taken
+
+
+def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
+    return {"name": f"data: {name}", "value": value, "unit": unit, "target": target, "against": against}
