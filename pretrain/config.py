@@ -15,18 +15,18 @@ from pretrain.model.config import ModelSection, Section, require_divides
 
 
 class RunSection(Section):
-    name: str = Field("looped", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: str = Field(default="looped", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     """Name of the run; its directory is <run.root>/<run.name>."""
     root: str = "runs"
     """Folder that holds the run directories."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the initial weights, of the data order and of the loop counts. Never combined with a rank."""
 
 
 class ParallelSection(Section):
-    tensor: int = Field(1, gt=0)
+    tensor: int = Field(default=1, gt=0)
     """Ranks over which each weight matrix is split."""
-    pipeline: int = Field(1, gt=0)
+    pipeline: int = Field(default=1, gt=0)
     """Ranks in the ring; each owns 1/pipeline of the loop block. The data-parallel size is world size / (tensor · pipeline)."""
     sequence: bool = False
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
@@ -35,7 +35,7 @@ class ParallelSection(Section):
 class SourceSection(Section):
     path: str
     """Folder of shards with its manifest.jsonl, as tools/prepare_data.py writes it."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the others."""
 
 
@@ -44,15 +44,15 @@ class DataSection(Section):
     """SentencePiece model file, as tools/train_tokenizer.py writes it."""
     sources: tuple[SourceSection, ...] = ()
     """Shard folders and their weights."""
-    num_streams: int = Field(64, gt=0)
+    num_streams: int = Field(default=64, gt=0)
     """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the order."""
-    num_workers: int = Field(1, ge=0)
+    num_workers: int = Field(default=1, ge=0)
     """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
-    prefetch_batches: int = Field(4, gt=0)
+    prefetch_batches: int = Field(default=4, gt=0)
     """Global batches that each worker prepares ahead."""
     document_mask: bool = False
     """Attention within documents only, positions counted from each document's start."""
-    validation_fraction: float = Field(0.01, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of documents held out for validation, chosen by a hash of their text."""
     on_damage: Literal["stop", "skip"] = "stop"
     """A damaged shard or document stops the run, or is named, counted and skipped."""
@@ -61,11 +61,11 @@ class DataSection(Section):
 class LoopSamplingSection(Section):
     distribution: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
     """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; or 1 + Poisson of a log-normal rate (Huginn)."""
-    minimum: int = Field(1, gt=0)
+    minimum: int = Field(default=1, gt=0)
     """Smallest loop count drawn."""
-    maximum: int = Field(32, gt=0)
+    maximum: int = Field(default=32, gt=0)
     """Largest loop count drawn; larger draws are cut to it."""
-    sigma: float = Field(0.5, ge=0)
+    sigma: float = Field(default=0.5, ge=0)
     """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
 
     @model_validator(mode="after")
@@ -76,13 +76,13 @@ class LoopSamplingSection(Section):
 
 
 class TrainSection(Section):
-    steps: int = Field(1000, gt=0)
+    steps: int = Field(default=1000, gt=0)
     """Optimizer steps of the whole run."""
-    seq_len: int = Field(512, gt=0)
+    seq_len: int = Field(default=512, gt=0)
     """Tokens per sequence."""
-    global_batch: int = Field(64, gt=0)
+    global_batch: int = Field(default=64, gt=0)
     """Sequences per step over all ranks."""
-    micro_batch: int = Field(8, gt=0)
+    micro_batch: int = Field(default=8, gt=0)
     """Sequences per forward pass of one rank."""
     precision: Literal["fp64", "fp32", "bf16"] = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
@@ -92,56 +92,56 @@ class TrainSection(Section):
     """torch.compile the layers (needs a C++ compiler on a CPU)."""
     deterministic: bool = False
     """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
-    z_loss_weight: float = Field(0.0, ge=0)
+    z_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) in the loss."""
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
     """How the loop count of each step is chosen, as a function of (run.seed, step) alone."""
-    max_bad_steps: int = Field(10, gt=0)
+    max_bad_steps: int = Field(default=10, gt=0)
     """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all ranks."""
-    exit_after: float | None = Field(None, gt=0)
+    exit_after: float | None = Field(default=None, gt=0)
     """Minutes after which to save and exit cleanly, resumable. Default: run all steps."""
 
 
 class OptimizerSection(Section):
     name: Literal["adamw", "adafactor"] = "adamw"
     """AdamW (fused, state sharded over data-parallel ranks) or Adafactor (torch's; state replicated)."""
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final learning rate as a share of the peak."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warm-up; wsd = constant, then a linear decay over the last decay_steps."""
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     """Steps of linear warm-up from 0."""
-    decay_steps: int | None = Field(None, gt=0)
+    decay_steps: int | None = Field(default=None, gt=0)
     """Length of the wsd decay, in steps. Default: a fifth of train.steps."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of AdamW's second moment."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
     """Added to AdamW's denominator."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; norms, biases and learned positions get none."""
-    clip_grad_norm: float = Field(1.0, ge=0)
+    clip_grad_norm: float = Field(default=1.0, ge=0)
     """Largest global gradient norm, shared weights counted once; 0 = no clipping."""
 
 
 class ValidationSection(Section):
-    every: int = Field(200, ge=0)
+    every: int = Field(default=200, ge=0)
     """Steps between validation losses; 0 = never."""
-    num_sequences: int = Field(64, gt=0)
+    num_sequences: int = Field(default=64, gt=0)
     """Sequences of the validation split that are scored each time, the same ones every time."""
     num_loops: tuple[int, ...] = ()
     """Loop counts to score. Default: model.num_loops."""
 
 
 class CheckpointSection(Section):
-    every: int = Field(500, ge=0)
+    every: int = Field(default=500, ge=0)
     """Steps between checkpoints; 0 = only at the end and on a signal."""
-    keep_last: int = Field(2, gt=0)
+    keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
     resume: Literal["auto", "never"] = "auto"
     """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has any."""
@@ -150,7 +150,7 @@ class CheckpointSection(Section):
 
 
 class LoggingSection(Section):
-    every: int = Field(1, gt=0)
+    every: int = Field(default=1, gt=0)
     """Steps between rows of metrics.jsonl."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Weights & Biases: offline writes <run>/wandb for a later `wandb sync`."""

@@ -1,4 +1,4 @@
-"""What the machine can do: peak matrix-product rate, the yardstick of MFU, and memory in use.
+"""What the machine can do: number formats, peak matrix-product rate, the yardstick of MFU, and memory in use.
 
 The peak of a known GPU in bf16 is its vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). Everything else, a CPU
 above all, is measured: the best of a few square matrix products, well under a second on two CPU cores. What is measured is the best that
@@ -11,6 +11,9 @@ import sys
 import time
 
 import torch
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+"""train.precision -> dtype of weights and activations."""
 
 BF16_DENSE_TFLOPS = (
     ("B200", 2250.0),

@@ -20,11 +20,11 @@ from pretrain.config import Layout, RunConfig
 from pretrain.data.loader import Loader
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.eval.validation import Validation
-from pretrain.hardware import peak_flops, peak_memory_gib
+from pretrain.hardware import DTYPES, peak_flops, peak_memory_gib
 from pretrain.loops import num_loops_at
 from pretrain.metrics import RunMetrics
 from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
-from pretrain.parallel.engine import DTYPES, Engine, StepResult
+from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.rows import MetricsRow, validation_row
 from pretrain.run_directory import describe_run, run_directory
@@ -64,7 +64,7 @@ def run(config: RunConfig, layout: Layout) -> int:
     with StopSignal() as signals:
         device = start_world()
         try:
-            with Trainer(config, layout, make_groups(config.parallel, device), tokenizer.bos_id, signals) as trainer:
+            with Trainer(config, layout, make_groups(config.parallel, device), tokenizer, signals) as trainer:
                 return trainer.run()
         finally:
             dist.destroy_process_group()
@@ -73,22 +73,23 @@ def run(config: RunConfig, layout: Layout) -> int:
 class Trainer:
     """One rank of a run. A context manager that ends loader, logs and unfinished saves."""
 
-    def __init__(self, config: RunConfig, layout: Layout, groups: Groups, bos_id: int, signals: StopSignal) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, groups: Groups, tokenizer: Tokenizer, signals: StopSignal) -> None:
         self.config, self.layout, self.groups, self.signals = config, layout, groups, signals
+        self.tokenizer_sha256 = tokenizer.sha256
         self.rank = dist.get_rank()
         self.started = time.monotonic()
         self.progress = Progress()
         self.directory = run_directory(config)
-        if self.rank == 0:
-            describe_run(config, layout, _device_name(groups.device))
         self.store = self._open_store()
         self.loader = Loader(
             config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
             rank=groups.data.rank(), num_ranks=groups.data.size(),
         )  # fmt: skip
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
-        self.engine = Engine(config, groups, bos_id)
+        self.engine = Engine(config, groups, tokenizer.bos_id)
         problems = self._resume()
+        if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
+            describe_run(config, layout, _device_name(groups.device))
         self.num_parameters = count_parameters(config.model, config.train.seq_len).total
         self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
         self.metrics = RunMetrics(config, self.directory, resumed_step=self.progress.step) if self.rank == 0 else None
@@ -199,6 +200,7 @@ class Trainer:
             **vars(self.progress),
             "num_updates": self.engine.num_updates,
             "next_sample": self.loader.next_sample,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "config": self.config.model_dump(mode="json"),
         }
         self.store.save(self.progress.step, pieces, meta)
@@ -219,6 +221,8 @@ class Trainer:
             return []
         meta = reader.meta
         self._require_same(meta["config"], reader.path.name)
+        if meta["tokenizer_sha256"] != self.tokenizer_sha256:
+            raise ValueError(f"{self.config.data.tokenizer} is not the tokenizer that {self.directory} was trained with")
         self.engine.load(reader, meta["num_updates"])
         self.loader.load_state(reader.read_whole("data/cursors").numpy(), meta["next_sample"])
         torch.set_rng_state(reader.read_whole("rng/cpu"))

@@ -118,7 +118,7 @@ def draw_ring(axes: "Axes") -> None:
     arrow((-1.2, -1.54), (-1.2, -2.03), 0, QUIET)
     axes.text(-0.1, 2.25, "first time in", va="center", fontsize=8.5, color=QUIET)
     axes.text(-0.1, -2.25, "last time out", va="center", fontsize=8.5, color=QUIET)
-    axes.set(xlim=(-2.1, 2.0), ylim=(-2.55, 2.55), aspect="equal")
+    axes.set(xlim=(-2.4, 2.0), ylim=(-2.55, 2.55), aspect="equal")
     axes.axis("off")
 
 

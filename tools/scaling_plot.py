@@ -197,9 +197,18 @@ def _draw_group(axes: "Axes", curves: Sequence[Curve]) -> None:
             label = f"{curve.family} (a line needs {MIN_DEPTHS} depths)"
         values, errors = [point.value for point in curve.points], [point.stderr for point in curve.points]
         axes.errorbar(
-            depths, values, yerr=errors, color=colour, marker=marker, markersize=6, markeredgecolor="white", linestyle="none",
-            elinewidth=1, capsize=2, label=label,
-        )  # fmt: skip
+            depths,
+            values,
+            yerr=errors if any(errors) else None,
+            color=colour,
+            marker=marker,
+            markersize=6,
+            markeredgecolor="white",
+            linestyle="none",
+            elinewidth=1,
+            capsize=2,
+            label=label,
+        )
     ticks = sorted({point.depth for curve in curves for point in curve.points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks if len(ticks) <= 10 else ticks[:: math.ceil(len(ticks) / 10)])

@@ -10,9 +10,8 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.verify import list_checkpoints, newest_good, verify
 from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
-
-PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,9 @@ def load_trained_model(run_dir: Path, device: torch.device, *, step: int | None 
     config = RunConfig.model_validate(reader.meta["config"])
     tokenizer_file = tokenizer or Path(config.data.tokenizer)
     text = Tokenizer.load(tokenizer_file)
-    if text.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"{tokenizer_file} has {text.vocab_size} tokens, the model of {run_dir} {config.model.vocab_size}: it is not its tokenizer"
-        )
-    model = LoopedGPT(config.model, config.train.seq_len).to(device, PRECISIONS[config.train.precision])
+    if text.sha256 != reader.meta["tokenizer_sha256"]:
+        raise ValueError(f"{tokenizer_file} is not the tokenizer that {run_dir} was trained with: give it with --tokenizer")
+    model = LoopedGPT(config.model, config.train.seq_len).to(device, DTYPES[config.train.precision])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.read_whole(f"weights/{name}"))

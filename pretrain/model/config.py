@@ -23,42 +23,42 @@ WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up",
 
 
 class LoopRegulariserSection(Section):
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0)
     """λ of the loop regulariser; the loss gains λ·mean(1 - cosine) over pairs of blocks. 0 leaves the loss bitwise unchanged."""
-    block_size: int = Field(0, ge=0)
+    block_size: int = Field(default=0, ge=0)
     """k: layers per block that is pulled towards the next block, in layers. 0 = no blocks. Must divide num_loop_layers."""
-    groups: tuple[WeightGroup, ...] = Field(("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1)
+    groups: tuple[WeightGroup, ...] = Field(default=("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1)
     """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
 
 
 class ModelSection(Section):
-    vocab_size: int = Field(32000, gt=0)
+    vocab_size: int = Field(default=32000, gt=0)
     """Rows of the embedding, in tokens; at least the tokenizer's size, a multiple of parallel.tensor."""
-    hidden_size: int = Field(512, gt=0)
+    hidden_size: int = Field(default=512, gt=0)
     """Width of the residual stream."""
-    num_attention_heads: int = Field(8, gt=0)
+    num_attention_heads: int = Field(default=8, gt=0)
     """Query heads."""
-    num_key_value_heads: int | None = Field(None, gt=0)
+    num_key_value_heads: int | None = Field(default=None, gt=0)
     """Key/value heads (grouped-query attention). Default: num_attention_heads."""
-    ffn_size: int = Field(1408, gt=0)
+    ffn_size: int = Field(default=1408, gt=0)
     """Width inside the feed-forward layer (of each of gate and up for SwiGLU)."""
-    num_prelude_layers: int = Field(0, ge=0)
+    num_prelude_layers: int = Field(default=0, ge=0)
     """Layers before the loop, with weights of their own."""
-    num_loop_layers: int = Field(8, gt=0)
+    num_loop_layers: int = Field(default=8, gt=0)
     """k: layers in the loop block."""
-    num_coda_layers: int = Field(0, ge=0)
+    num_coda_layers: int = Field(default=0, ge=0)
     """Layers after the loop, with weights of their own."""
-    num_loops: int = Field(1, gt=0)
+    num_loops: int = Field(default=1, gt=0)
     """L: how often the loop block is applied; the default of every command that takes a loop count."""
     input_injection: Literal["none", "add"] = "none"
     """What re-enters at the start of every loop but the first: nothing (vanilla), or the state before the loop, added."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Llama) or LayerNorm with bias (GPT-2)."""
-    norm_epsilon: float = Field(1e-5, gt=0)
+    norm_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the variance inside the norm."""
     positions: Literal["rope", "learned"] = "rope"
     """Rotary positions (Llama) or a learned table of train.seq_len rows (GPT-2)."""
-    rope_theta: float = Field(10000.0, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary wavelengths."""
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
@@ -66,7 +66,7 @@ class ModelSection(Section):
     """Biases in the linear layers of attention and feed-forward."""
     tied_head: bool = False
     """Use the embedding as output head."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective depth)."""
     loop_regulariser: LoopRegulariserSection = LoopRegulariserSection()
     """Pulls the blocks of an unlooped model together (Saunshi et al. 2025, eq. 3 and 4)."""

@@ -24,7 +24,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         states, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         normed = states * scale  # [t, d], fp32 or wider
         outer = gradient * normed
@@ -44,7 +44,7 @@ class Rotation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cosine, sine = ctx.saved_tensors  # type: ignore[attr-defined]
         return _turn(gradient, cosine, sine, -1), None, None
 

@@ -1,8 +1,8 @@
 """Output head and cross-entropy in one, in blocks of tokens: no more than a block of the logits exists at a time.
 
-For each block: logits, softmax, losses; then at once, while the block is in the caches, the gradient of its logits,
+For each block: logits, softmax, losses; then at once, in the same memory, the gradient of its logits,
 softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales those two.
-Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ELEMENTS` logits instead of several copies of [t, v].
+Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ROWS` · v logits instead of several copies of [t, v].
 For a head that one device holds whole; the tensor-parallel path is `Modules.token_losses`.
 The idea is that of Hsu et al. 2024 (Liger kernel, arXiv 2410.10989, section 3.2).
 """
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-BLOCK_ELEMENTS = 2**22
-"""Logits held at a time: 16 MiB in fp32."""
+BLOCK_ROWS = 2048
+"""Tokens of a block. Fewer save memory; but each block reads and writes the whole [v, d] gradient of the head."""
 
 
 def head_loss(states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float) -> tuple[Tensor, Tensor]:
@@ -37,25 +37,28 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(states.dtype, torch.float32)
         total, nll = states.new_zeros((), dtype=wide), states.new_zeros((), dtype=wide)
+        gradients = None
         if with_gradients:
-            state_gradient = torch.empty_like(states)
-            weight_gradient = torch.zeros_like(weight, dtype=wide)  # sums over blocks are kept in fp32 or wider
-            ctx.save_for_backward(state_gradient, weight_gradient)
-        size = max(1, BLOCK_ELEMENTS // weight.shape[0])
-        for rows in (slice(first, first + size) for first in range(0, states.shape[0], size)):
-            loss = _BlockLoss(torch.mm(states[rows], weight.t()).to(wide), labels[rows], z_loss_weight)
+            gradients = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)  # sums over blocks are kept in fp32 or wider
+            ctx.save_for_backward(*gradients)
+        for first in range(0, states.shape[0], BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            block = states[rows]
+            loss = _BlockLoss(torch.mm(block, weight.t()).to(wide), labels[rows], z_loss_weight)
             total += loss.total
             nll += loss.nll
-            if with_gradients:
-                gradient = loss.logit_gradient().to(states.dtype)
-                state_gradient[rows] = torch.mm(gradient, weight).mul_(loss.supervised)
-                weight_gradient += torch.mm(gradient.t(), states[rows] * loss.supervised.to(states.dtype))
+            if gradients is not None:
+                logit_gradient, supervised = loss.logit_gradient().to(states.dtype), loss.supervised.to(states.dtype)
+                gradients[0][rows] = torch.mm(logit_gradient, weight).mul_(supervised)
+                gradients[1].add_(torch.mm(logit_gradient.t(), block * supervised))
         ctx.mark_non_differentiable(nll)  # type: ignore[attr-defined]
         return total, nll
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(  # type: ignore[override]
+        ctx: FunctionCtx, scale: Tensor, _: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         return state_gradient * scale, (weight_gradient * scale).to(state_gradient.dtype), None, None, None
 

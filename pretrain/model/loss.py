@@ -25,8 +25,7 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
     """
     flat = labels.reshape(-1)
     if model.modules_used.size == 1:
-        assert model.head is not None, "only the last stage has coda and head"
-        return head_loss(states, model.head.weight, flat, z_loss_weight)
+        return head_loss(states, model.get_parameter("head.weight"), flat, z_loss_weight)
     losses, normaliser = model.modules_used.token_losses(model.logits(states), flat)
     total = losses.sum()
     nll = total.detach()

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.model.config import WeightGroup
 from pretrain.model.gpt import LoopedGPT
 
-_PATHS: dict[WeightGroup, str] = {
+_PATHS = {
     "query": "attention.query",
     "key": "attention.key",
     "value": "attention.value",

@@ -26,6 +26,7 @@ from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config import RunConfig
 from pretrain.data.batch import IGNORED, Inputs, make_inputs
+from pretrain.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT, Stage
 from pretrain.model.initialise import initialise, partition_dim
 from pretrain.model.regulariser import regularisation
@@ -35,7 +36,6 @@ from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, 
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.tensor import tensor_parallel_modules
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 NUM_STOP_CODES = 8
 
 

@@ -52,7 +52,8 @@ class ParallelOptimizer(ABC):
 
     def reduce_gradients(self) -> None:
         """Sum gradients over the data-parallel ranks. Collective."""
-        self.ddp.finish_grad_sync()
+        if self.groups.data.size() > 1:  # with one rank megatron-core would copy every gradient to where it is
+            self.ddp.finish_grad_sync()
 
     @abstractmethod
     def squared_norm(self) -> Tensor:

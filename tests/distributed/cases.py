@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from pretrain.config import RunConfig
 from pretrain.data.batch import IGNORED, make_inputs
+from pretrain.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import draw, initialise, partition_dim
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
-from pretrain.parallel.engine import DTYPES, Engine, StepResult
+from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, make_groups
 
 BOS = 1

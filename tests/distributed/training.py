@@ -33,10 +33,10 @@ def train(config: RunConfig, interruption: Interruption | None = None) -> int:
     torch.use_deterministic_algorithms(False)
     layout = check_layout(config, dist.get_world_size())
     groups = make_groups(config.parallel, torch.device("cpu"))
-    bos_id = Tokenizer.load(config.data.tokenizer).bos_id
+    tokenizer = Tokenizer.load(config.data.tokenizer)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignal())
-        trainer = stack.enter_context(Trainer(config, layout, groups, bos_id, signals))
+        trainer = stack.enter_context(Trainer(config, layout, groups, tokenizer, signals))
         if interruption is not None and interruption.rank == dist.get_rank():
             _interrupt(trainer.engine, interruption)
         return trainer.run()

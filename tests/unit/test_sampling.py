@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = LoopedGPT(config.model, SEQ_LEN)
         initialise(model, seed=step)
         pieces = [Piece.whole(f"weights/{name}", parameter.detach()) for name, parameter in model.named_parameters()]
-        store.save(step, pieces, {"config": config.model_dump(mode="json")})
+        store.save(step, pieces, {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(model_file).hexdigest()})
     store.wait()
     return folder
 
@@ -214,6 +215,9 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
         load_trained_model(tmp_path, torch.device("cpu"))
     with pytest.raises(ValueError, match="no such tokenizer file"):
         load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "missing.model")
+    (tmp_path / "other.model").write_bytes(train_tokenizer([f"another text {number}\n" for number in range(50)], vocab_size=290)[0])
+    with pytest.raises(ValueError, match="is not the tokenizer that"):
+        load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "other.model")
 
 
 def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from statistics import median
 
 from sentencepiece import SentencePieceProcessor
 
-from pretrain.config import DataSection, SourceSection
+from pretrain.config import DataSection
 from pretrain.data.documents import Document, find_inputs, read_documents, split_file
 from pretrain.data.loader import Loader
 from pretrain.data.prepare import PrepareSettings, prepare
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
 
 def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[dict[str, object]]:
     """Leaves the sources `tokens` and `text` in `folder`."""
-    processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    processor = SentencePieceProcessor()
+    processor.LoadFromFile(str(folder / "tokenizer.model"))
     mib = sum(len(text.encode()) for text in texts) / 2**20
     bare, prepared = [], []
     for turn in range(rounds):
@@ -87,13 +88,12 @@ def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None)
     rates: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for kind, num_workers in variants:
-            sources = (SourceSection(path=str(folder / kind)),)
-            data = DataSection(tokenizer=str(folder / "tokenizer.model"), sources=sources, num_workers=num_workers)
-            rates[kind, num_workers].append(_tokens_per_s(data))
+            section = {"tokenizer": str(folder / "tokenizer.model"), "sources": [{"path": str(folder / kind)}], "num_workers": num_workers}
+            rates[kind, num_workers].append(_tokens_per_s(DataSection.model_validate(section)))
     target = f">= {20 * train_tokens_per_s:.3g}" if train_tokens_per_s else ""
     against = f"20 x the {train_tokens_per_s:.3g} tokens/s of training" if train_tokens_per_s else ""
     return [
-        _row(f"loader, {kind} shards, {num_workers} workers", median(rates[kind, num_workers]), "tokens/s", target, against)
+        _row(f"loader, {kind} shards, num_workers={num_workers}", median(rates[kind, num_workers]), "tokens/s", target, against)
         for kind, num_workers in variants
     ]
 

@@ -1,0 +1,73 @@
+"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint} [--json FILE]`.
+
+Prints the machine and a table of figures, each beside its target and what it was measured against in the same run, and writes them as
+JSON. What is measured and how: the module of the same name in `tools/benchmarks/`.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint")
+
+
+def parse_arguments() -> tuple[argparse.Namespace, str]:
+    """The options, those of the chosen benchmark among them, and its name."""
+    parser = argparse.ArgumentParser(description="Measure this machine.", add_help=False)
+    parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows (default: runs/bench/<benchmark>.json)")
+    chosen = parser.parse_known_args()[0].benchmark if any(word in BENCHMARKS for word in sys.argv[1:]) else None
+    if chosen:
+        importlib.import_module(f"benchmarks.{chosen}").add_arguments(parser)
+    parser.add_argument("-h", "--help", action="help", help="show this and exit; after a benchmark's name, its options too")
+    arguments = parser.parse_args()
+    return arguments, arguments.benchmark
+
+
+def machine() -> str:
+    """One line: processor or GPU, cores, versions."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the platform's own name will do
+    devices = [f"{name}, {torch.get_num_threads()} threads"]
+    devices += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"{'; '.join(devices)}; torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| figure | value | target | against |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['target']} | {row['against']} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    arguments, name = parse_arguments()
+    path = arguments.json or Path("runs/bench") / f"{name}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(machine(), flush=True)
+        rows = importlib.import_module(f"benchmarks.{name}").run(arguments)
+        print(table(rows))
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What the parallel engine costs where it has nothing to do: a step on one rank beside a bare torch loop of the same model.
+
+The bare loop does what a step has to do and nothing more: forward and backward of each micro-batch, clipping, fused AdamW, and in bf16
+fp32 master weights. Both train the same model on the same micro-batches, in turns, and which of them goes first changes from turn to turn.
+The overhead is the median over turns of engine time / bare time, less 1.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.config import RunConfig
+from pretrain.data.batch import IGNORED, make_inputs
+from pretrain.hardware import DTYPES
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.initialise import initialise
+from pretrain.model.loss import loss_sums
+from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.groups import make_groups, start_world
+
+NUM_THREADS = 2
+NUM_MICRO_BATCHES = 2
+BOS = 1
+LR = 1e-3
+TARGET_PCT = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--engine-rounds", type=int, default=9, help="turns of engine and bare loop, of which the median is taken (default: 9)")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure.
+
+    Args:
+        args: the options of `add_arguments`.
+
+    Returns:
+        Rows with name, value, unit, target, and what the value is measured against.
+    """
+    threads = torch.get_num_threads()
+    device = start_world()
+    if device.type == "cpu":
+        torch.set_num_threads(NUM_THREADS)
+    try:
+        return [row for precision in ("fp32", "bf16") for row in _measure(_config(precision), device, args.engine_rounds)]
+    finally:
+        dist.destroy_process_group()
+        torch.set_num_threads(threads)
+
+
+def _config(precision: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "model": {"vocab_size": 8192, "hidden_size": 512, "num_attention_heads": 8, "ffn_size": 1408, "num_loop_layers": 8},
+            "train": {"seq_len": 512, "micro_batch": 4, "global_batch": 4 * NUM_MICRO_BATCHES, "precision": precision},
+        }
+    )
+
+
+def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[dict[str, object]]:
+    engine = Engine(config, make_groups(config.parallel, device), BOS)
+    bare = _BareLoop(config, device)
+    shape = (config.train.global_batch, config.train.seq_len + 1)
+    rows = torch.randint(BOS + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    losses = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warms up, and shows that both do the same
+    assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], f"engine and bare loop do not train the same model: losses {losses}"
+    times: dict[str, list[float]] = {"engine": [], "bare": []}
+    for turn in range(num_rounds):
+        for name in ("engine", "bare") if turn % 2 else ("bare", "engine"):
+            started = time.perf_counter()
+            if name == "engine":
+                engine.train_step(rows, 1, LR)
+            else:
+                bare.train_step(rows, LR)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - started)
+    overhead = median(mine / theirs for mine, theirs in zip(times["engine"], times["bare"], strict=True)) - 1
+    precision = config.train.precision
+    return [
+        {
+            "name": f"engine overhead, {precision}",
+            "value": round(100 * overhead, 2),
+            "unit": "% of a step",
+            "target": f"<= {TARGET_PCT:g}",
+            "against": "bare torch loop, same model and micro-batches",
+        },
+        {"name": f"engine step, {precision}", "value": round(median(times["engine"]), 4), "unit": "s", "target": None, "against": None},
+    ]
+
+
+class _BareLoop:
+    """A training loop as one would write it for one device."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config = config
+        self.model = LoopedGPT(config.model, config.train.seq_len)
+        initialise(self.model, config.run.seed)
+        self.model.to(device, DTYPES[config.train.precision])
+        self.weights = list(self.model.parameters())
+        names = [name for name, _ in self.model.named_parameters()]
+        self.has_masters = config.train.precision == "bf16"
+        self.masters = [nn.Parameter(weight.detach().float()) for weight in self.weights] if self.has_masters else self.weights
+        self.optimizer = make_optimizer(parameter_groups(zip(names, self.masters, strict=True), config.optimizer), config.optimizer)
+        self.device = device
+
+    def train_step(self, rows: Tensor, lr: float) -> float:
+        """Update once; the loss per supervised token."""
+        micro_batches = [make_inputs(part, BOS, False) for part in rows.to(self.device).split(self.config.train.micro_batch)]
+        num_supervised = sum(int((inputs.labels != IGNORED).sum()) for inputs in micro_batches)
+        nll = torch.zeros((), device=self.device)
+        for weight in self.weights:
+            weight.grad = None
+        for inputs in micro_batches:
+            total, part = loss_sums(self.model, self.model(inputs.tokens), inputs.labels)
+            (total / num_supervised).backward()
+            nll += part
+        if self.has_masters:
+            for master, weight in zip(self.masters, self.weights, strict=True):
+                assert weight.grad is not None
+                master.grad = weight.grad.float()
+        nn.utils.clip_grad_norm_(self.masters, self.config.optimizer.clip_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if self.has_masters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.masters)
+        return nll.item() / num_supervised

@@ -1,0 +1,203 @@
+"""How fast a training step is: against the machine's peak, against transformers' Llama, and looped against unlooped.
+
+1. The model of the targets (8 layers of width 512, vocabulary 8192, untied head, 4 sequences of 512 tokens, fused AdamW): FLOP/s by
+   `pretrain/model/count.py` over the peak matrix product of the same dtype, and step time beside Llama's of the same shape, both as they
+   come (eager) and with torch.compile.
+2. 2⊗4 beside 8⊗1: tokens/s, and bytes of weights and optimizer. With a small tied vocabulary, so that the layers are the memory.
+3. On a GPU, the 1.5B shape in bf16 with sequences of 2048: MFU, at the largest micro-batch that fits.
+
+On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/host_memory.py`); Llama's runs as it comes.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from benchmarks.turns import Contender, Turn, median_ratio, take_turns
+
+from pretrain.hardware import peak_flops
+from pretrain.host_memory import keep_freed_memory
+from pretrain.model.config import ModelSection
+from pretrain.model.count import train_flops_per_token
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.initialise import initialise
+from pretrain.model.loss import loss_sums
+
+SEQ_LEN, BATCH = 512, 4
+SMALL = ModelSection(vocab_size=8192, hidden_size=512, num_attention_heads=8, ffn_size=1408, num_loop_layers=8)
+UNLOOPED = SMALL.model_copy(update={"vocab_size": 512, "tied_head": True})
+LOOPED = UNLOOPED.model_copy(update={"num_loop_layers": 2, "num_loops": 4})
+LARGE = ModelSection(vocab_size=65536, hidden_size=2048, num_attention_heads=32, ffn_size=5120, num_loop_layers=24)
+LARGE_SEQ_LEN, LARGE_BATCHES = 2048, (16, 8, 4, 2, 1)
+UTILISATION_TARGETS = {torch.float32: ">= 0.80", torch.bfloat16: ">= 0.62"}
+LLAMA_TARGETS = {torch.float32: ">= 1.15", torch.bfloat16: "> 1"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--train-rounds", type=int, default=15, help="turns, of which the median is taken (default: 15)")
+    parser.add_argument("--train-threads", type=int, default=2, help="CPU threads of every contender (default: 2)")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure.
+
+    Args:
+        args: the options of `add_arguments`.
+
+    Returns:
+        Rows with name, value, unit, target, and what the value is measured against.
+    """
+    rounds, threads = args.train_rounds, args.train_threads
+    rows = [row for dtype in UTILISATION_TARGETS for row in _measure_small(dtype, rounds, threads)]
+    rows += _measure_loops(rounds, threads)
+    if torch.cuda.is_available():
+        rows += _measure_large(rounds)
+    return rows
+
+
+def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[dict[str, object]]:
+    name = str(dtype).removeprefix("torch.")
+    times = take_turns(
+        f"training step in {name}",
+        {
+            "peak": Contender(make=make_peak, arguments=(dtype, threads)),
+            "looped": Contender(make=make_looped, arguments=(SMALL, SEQ_LEN, BATCH, dtype, threads, False)),
+            "looped, compiled": Contender(make=make_looped, arguments=(SMALL, SEQ_LEN, BATCH, dtype, threads, True)),
+            "llama": Contender(make=make_llama, arguments=(SMALL, dtype, threads, False)),
+            "llama, compiled": Contender(make=make_llama, arguments=(SMALL, dtype, threads, True)),
+        },
+        rounds,
+    )
+    peaks = times.pop("peak")
+    flops = BATCH * SEQ_LEN * train_flops_per_token(SMALL, SEQ_LEN)
+    against = f"peak matrix product in {name}, {median(peaks) / 1e9:.0f} GFLOP/s"
+    rows = []
+    for contender, seconds in times.items():
+        value = median(flops / (time * peak) for time, peak in zip(seconds, peaks, strict=True))
+        target = UTILISATION_TARGETS[dtype] if contender == "looped" else ""
+        rows.append(_row(f"{contender}, {name}: FLOP/s", value, "of peak", target, against))
+    for ours in ("looped", "looped, compiled"):
+        for theirs in ("llama", "llama, compiled"):
+            if ours in times and theirs in times:
+                target = (LLAMA_TARGETS[dtype] if theirs == "llama" else "> 1") if ours == "looped" else ""
+                rows.append(_row(f"{ours}, {name}: speed", median_ratio(times[theirs], times[ours]), "x", target, theirs))
+    return rows
+
+
+def _measure_loops(rounds: int, threads: int) -> list[dict[str, object]]:
+    times = take_turns(
+        "2⊗4 and 8⊗1",
+        {
+            "looped": Contender(make=make_looped, arguments=(LOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)),
+            "unlooped": Contender(make=make_looped, arguments=(UNLOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)),
+        },
+        rounds,
+    )
+    memory = training_bytes(LOOPED) / training_bytes(UNLOOPED)
+    return [
+        _row("2⊗4: tokens/s", median_ratio(times["unlooped"], times["looped"]), "x", ">= 0.97", "8⊗1"),
+        _row("2⊗4: weights and optimizer", memory, "x", f"<= {1 / LOOPED.num_loops + 0.05:.2f}", "8⊗1"),
+    ]
+
+
+def _measure_large(rounds: int) -> list[dict[str, object]]:
+    peak = peak_flops(torch.device("cuda"), torch.bfloat16)
+    for batch in LARGE_BATCHES:
+        contender = Contender(make=make_looped, arguments=(LARGE, LARGE_SEQ_LEN, batch, torch.bfloat16, None, True))
+        times = take_turns(f"1.5B, micro-batch {batch}", {"looped": contender}, rounds)
+        if "looped" in times:
+            flops = batch * LARGE_SEQ_LEN * train_flops_per_token(LARGE, LARGE_SEQ_LEN)
+            against = f"{peak / 1e12:.0f} TFLOP/s of {torch.cuda.get_device_name()}"
+            name = f"24⊗1 of 1.5B, seq {LARGE_SEQ_LEN}, micro-batch {batch}, bf16, compiled: MFU"
+            return [_row(name, flops / median(times["looped"]) / peak, "of peak", ">= 0.50", against)]
+    return []
+
+
+def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
+    return {"name": f"train: {name}", "value": value, "unit": unit, "target": target, "against": against}
+
+
+def make_peak(dtype: torch.dtype, threads: int) -> Turn:
+    """Contender: FLOP/s of the best of a few large matrix products."""
+    torch.set_num_threads(threads)
+    return lambda: peak_flops(_device(), dtype)
+
+
+def make_looped(config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, threads: int | None, compiled: bool) -> Turn:
+    """Contender: seconds of a training step of this model."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    model = LoopedGPT(config, seq_len)
+    initialise(model, seed=0)
+    model.to(_device(), dtype)
+    if compiled:
+        for layer in model.loop.values():
+            layer.compile()
+
+    def loss(tokens: torch.Tensor) -> torch.Tensor:
+        return loss_sums(model, model(tokens[:, :-1]), tokens[:, 1:])[0] / (batch * seq_len)
+
+    return _training_step(model, loss, _tokens(config, batch, seq_len + 1), threads)
+
+
+def make_llama(config: ModelSection, dtype: torch.dtype, threads: int, compiled: bool) -> Turn:
+    """Contender: seconds of a training step of transformers' Llama of the same shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.ffn_size,
+        num_hidden_layers=config.num_loop_layers,
+        num_attention_heads=config.num_attention_heads,
+        max_position_embeddings=SEQ_LEN,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    model: torch.nn.Module = LlamaForCausalLM(shape)  # attention is scaled_dot_product_attention by default
+    model.to(_device(), dtype)
+    if compiled:
+        model.compile()
+    return _training_step(model, lambda tokens: model(input_ids=tokens, labels=tokens).loss, _tokens(config, BATCH, SEQ_LEN), threads)
+
+
+def training_bytes(config: ModelSection) -> int:
+    """Bytes of weights and optimizer state after a training step."""
+    model = LoopedGPT(config, SEQ_LEN)
+    initialise(model, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = _tokens(config, 1, 16)
+    loss_sums(model, model(tokens), tokens)[0].backward()
+    optimizer.step()
+    state = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *state))
+
+
+def _training_step(
+    model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, threads: int | None
+) -> Turn:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> float:
+        start = time.perf_counter()
+        loss(tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _tokens(config: ModelSection, batch: int, seq_len: int) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (batch, seq_len), generator=torch.Generator().manual_seed(0)).to(_device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
