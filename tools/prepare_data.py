@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the shards")
     parser.add_argument("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key of the text in .jsonl, column in .parquet; default: text")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes; default: one a core")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
     parser.add_argument("--shard-documents", type=int, metavar="N", help="most documents of a shard; default: no limit")
     parser.add_argument("--shard-tokens", type=int, metavar="N", help="most tokens of a shard; default: no limit")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")

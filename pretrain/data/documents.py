@@ -157,10 +157,7 @@ def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
         return [Piece(path=whole.path, start=0, end=0, size=whole.size)]
     count = min(groups, max(1, whole.size // piece_bytes))
     borders = [groups * number // count for number in range(count + 1)]
-    return [
-        Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups)
-        for start, end in pairwise(borders)
-    ]
+    return [Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups) for start, end in pairwise(borders)]
 
 
 def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem]:
@@ -280,8 +277,9 @@ def _read_lines(piece: Piece, content: BinaryIO | io.BufferedReader, stored: Bin
         where = f"{piece.path}, line {number}" if piece.start == 0 else f"{piece.path}, line at byte {offset}"
         first = offset == 0
         offset += len(line)
-        if line.strip():
-            consumed = offset - piece.start if is_plain else stored.tell()
+        line = line.rstrip(b"\r\n")
+        if line and not line.isspace():
+            consumed = min(offset, piece.end) - piece.start if is_plain else stored.tell()
             yield parse_record(line.removeprefix(codecs.BOM_UTF8) if first else line, where, text_field, consumed)
     if number == 0 and piece.start == 0:
         yield Problem(reason="empty file", where=piece.path, detail="it holds no document")

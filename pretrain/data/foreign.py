@@ -69,9 +69,7 @@ def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
     index_sha256 = write_index(tar.parent, tar.name, index)
     with tar.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardRow(
-        shard=tar.name, documents=len(index), tokens=None, bytes=tar.stat().st_size, sha256=sha256, index_sha256=index_sha256
-    )
+    return ShardRow(shard=tar.name, documents=len(index), tokens=None, bytes=tar.stat().st_size, sha256=sha256, index_sha256=index_sha256)
 
 
 def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:

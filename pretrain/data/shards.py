@@ -364,5 +364,3 @@ def decode_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> np.
         return np.load(io.BytesIO(payload), allow_pickle=False).astype(np.int32)
     text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else json.loads(payload)["text"]
     return tokenizer.encode_batch([text])[0]
-
-

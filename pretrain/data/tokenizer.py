@@ -39,6 +39,7 @@ TRAINER_BREAKS = re.compile(f"[\n\t\0{SPACE_MARK}\u2585]+")
 HELD_OUT_EVERY = 10
 HELD_OUT_BYTES = 4 << 20
 SENTENCE_CHARACTERS = 2000
+SMALLEST_SAMPLE = 100
 # Results of the trainer depend on its number of threads: a constant, not the machine's.
 TRAINER_THREADS = 8
 
@@ -129,6 +130,7 @@ class Tokenizer:
         return self._processor.Decode([int(number) for number in ids])
 
     def _ids(self, text: str) -> Iterator[int]:
+        text.encode()  # SentencePiece would call a lone surrogate "not a string"
         if SPACE_MARK not in text:
             return chain.from_iterable(self._processor.Encode(part) for part in PART.findall(text))
         first, *others = text.split(SPACE_MARK)
@@ -162,6 +164,8 @@ class _TrainingLines:
         # The trainer takes an exception of its iterator for the end of the text, but stops at once at what is not a string.
         try:
             yield from self._lines()
+        except GeneratorExit:
+            raise
         except BaseException as error:
             self.error = error
             yield None
@@ -199,6 +203,8 @@ def train_tokenizer(
     smallest = len(SPECIALS) + 256 + len(SEPARATORS) + 1
     if vocab_size < smallest:
         raise ValueError(f"vocabulary of {vocab_size} is too small: special ids, bytes and separators alone are {smallest - 1}")
+    if max_sentences <= SMALLEST_SAMPLE:
+        raise ValueError(f"a sample of {max_sentences} sentences is too small: SentencePiece wants more than {SMALLEST_SAMPLE}")
     lines = _TrainingLines(documents)
     model = _train(lines, vocab_size, model_type, max_sentences)
     tokenizer = Tokenizer(model)

@@ -120,16 +120,18 @@ def test_a_complete_run_stays_as_it_is(root: Path, pool: RankPool, reference: st
     assert exact_rows(root, reference) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(root: Path, pool: RankPool, reference: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over(root: Path, pool: RankPool) -> None:
     config = training_config(root, "damaged")
     pool.run(train, config, world_size=2)
+    whole = tensors(root, "damaged")
     newest = root / "runs" / "damaged" / "checkpoints" / "step-00000012" / "rank-00001.safetensors"
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
-    (printed,) = pool.run(train_aloud, config, world_size=1)
+    printed, _ = pool.run(train_aloud, config, world_size=2)
     assert "rank-00001.safetensors is damaged" in printed and "step 10 of 12: resumed" in printed
-    assert_close(tensors(root, "damaged"), tensors(root, reference))
+    again = tensors(root, "damaged")
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
 
 
 def test_without_a_good_checkpoint_a_run_does_not_start_over(root: Path, pool: RankPool) -> None:

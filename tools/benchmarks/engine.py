@@ -32,7 +32,7 @@ TARGET_PCT = 3.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--engine-rounds", type=int, default=9, help="turns of engine and bare loop, of which the median is taken (default: 9)")
+    parser.add_argument("--engine-rounds", type=int, default=9, help="turns, of which the median is taken (default: 9)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -104,11 +104,12 @@ class _BareLoop:
         self.model = LoopedGPT(config.model, config.train.seq_len)
         initialise(self.model, config.run.seed)
         self.model.to(device, DTYPES[config.train.precision])
-        self.weights = list(self.model.parameters())
+        self.weights: list[Tensor] = list(self.model.parameters())
         names = [name for name, _ in self.model.named_parameters()]
         self.has_masters = config.train.precision == "bf16"
-        self.masters = [nn.Parameter(weight.detach().float()) for weight in self.weights] if self.has_masters else self.weights
-        self.optimizer = make_optimizer(parameter_groups(zip(names, self.masters, strict=True), config.optimizer), config.optimizer)
+        masters = [nn.Parameter(weight.detach().float()) for weight in self.weights] if self.has_masters else list(self.model.parameters())
+        self.masters: list[Tensor] = [*masters]
+        self.optimizer = make_optimizer(parameter_groups(zip(names, masters, strict=True), config.optimizer), config.optimizer)
         self.device = device
 
     def train_step(self, rows: Tensor, lr: float) -> float:
@@ -132,5 +133,5 @@ class _BareLoop:
         self.optimizer.step()
         if self.has_masters:
             with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
+                torch._foreach_copy_(self.weights, self.masters)  # type: ignore[attr-defined]
         return nll.item() / num_supervised

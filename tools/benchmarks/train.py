@@ -157,8 +157,8 @@ def make_llama(config: ModelSection, dtype: torch.dtype, threads: int, compiled:
         tie_word_embeddings=False,
         use_cache=False,
     )
-    model: torch.nn.Module = LlamaForCausalLM(shape)  # attention is scaled_dot_product_attention by default
-    model.to(_device(), dtype)
+    model = LlamaForCausalLM(shape)  # attention is scaled_dot_product_attention by default
+    torch.nn.Module.to(model, _device(), dtype)
     if compiled:
         model.compile()
     return _training_step(model, lambda tokens: model(input_ids=tokens, labels=tokens).loss, _tokens(config, BATCH, SEQ_LEN), threads)
