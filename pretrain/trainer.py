@@ -79,6 +79,7 @@ class Trainer:
         self.rank = dist.get_rank()
         self.started = time.monotonic()
         self.progress = Progress()
+        self.outcome = ""  # the last line of the run, said when the progress display is gone
         self.directory = run_directory(config)
         self.store = self._open_store()
         self.loader = Loader(
@@ -103,6 +104,8 @@ class Trainer:
         self.loader.close()
         if self.metrics is not None:
             self.metrics.close()
+            if self.outcome:
+                self._say(self.outcome)
 
     def run(self) -> int:
         """Train until the last step or until a rank is asked to stop; returns the exit code."""
@@ -258,7 +261,7 @@ class Trainer:
     def _give_up(self) -> int:
         bad = self.progress.skipped_in_a_row
         advice = "lower optimizer.lr, or resume from an earlier checkpoint"
-        self._say(f"error: loss or gradient was not finite in {bad} steps in a row; {advice}")
+        self.outcome = f"error: loss or gradient was not finite in {bad} steps in a row; {advice}"
         self.store.wait()
         return 1
 
@@ -267,7 +270,7 @@ class Trainer:
         self._report_saves()
         done = self.progress.step == self.config.train.steps
         what = "complete" if done else f"stopped by {reason}, the same command continues it"
-        self._say(f"step {self.progress.step} of {self.config.train.steps}: {what}")
+        self.outcome = f"step {self.progress.step} of {self.config.train.steps}: {what}"
         return 0
 
     def _report_saves(self) -> None:
