@@ -36,7 +36,8 @@ def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
             shape = list(parameter.shape)
             if dim is not None:
                 shape[dim] *= size
-            whole = draw(shape, seed, name) * (residual_std if is_residual else config.init_std)
+            drawn_as = "embedding.weight" if config.tied_head and name == "head.weight" else name  # equal on different pipeline stages
+            whole = draw(shape, seed, drawn_as) * (residual_std if is_residual else config.init_std)
             parameter.copy_(whole if dim is None else whole.chunk(size, dim)[rank])
 
 

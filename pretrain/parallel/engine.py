@@ -76,7 +76,7 @@ class Engine:
         self.model = LoopedGPT(config.model, config.train.seq_len, modules, stage, config.train.recompute)
         initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)
-        self._tie_head()
+        self._mark_tied_head()
         if config.train.compile:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
@@ -204,14 +204,10 @@ class Engine:
         loss, regulariser, norm, *counts = values.tolist()
         return loss, regulariser, norm, max(code for code, count in enumerate(counts) if count)
 
-    def _tie_head(self) -> None:
-        """With several stages the last one has a copy of the embedding as its head: it starts equal; the first counts and saves it."""
-        if not self.config.model.tied_head or self.groups.tied is None:
-            return
-        weight = self._tied_weight()
-        dist.broadcast(weight.detach(), group_src=0, group=self.groups.tied)
-        if self.model.embedding is None:
-            weight.shared = True  # type: ignore[attr-defined]
+    def _mark_tied_head(self) -> None:
+        """With several stages the last one has a copy of the embedding as its head; the first stage counts and saves it."""
+        if self.config.model.tied_head and self.model.head is not None and self.model.embedding is None:
+            self._tied_weight().shared = True  # type: ignore[attr-defined]
 
     def _tied_weight(self) -> Parameter:
         holder = self.model.embedding if self.model.embedding is not None else self.model.head
