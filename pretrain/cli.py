@@ -341,7 +341,8 @@ def help_text(width: int) -> str:
         heading_lines = (
             textwrap.wrap(setting, width, subsequent_indent="      ", drop_whitespace=False) if len(setting) > width else [setting]
         )
-        lines += [f"{setting}{' ' * gap}{kind}"] if gap >= 2 else [*heading_lines, f"{kind:>{width}}"]
+        kind_lines = [f"{part:>{width}}" for part in textwrap.wrap(kind, width - 6)]
+        lines += [f"{setting}{' ' * gap}{kind}"] if gap >= 2 else [*heading_lines, *kind_lines]
         lines += textwrap.wrap(info.description or "", width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines) + "\n"
 
@@ -369,7 +370,9 @@ def _type_words(annotation: Any) -> str:
         return " | ".join(get_args(annotation))
     if get_origin(annotation) is tuple:
         item = get_args(annotation)[0]
-        return "list of " + ({int: "integers", str: "texts"}[item] if item in (int, str) else "{" + ", ".join(item.model_fields) + "}")
+        if isinstance(item, type) and issubclass(item, Section):
+            return "list of {" + ", ".join(item.model_fields) + "}"
+        return "list of " + ("integers" if item is int else _type_words(item))
     if NoneType in get_args(annotation):
         return " or ".join([*(_type_words(part) for part in get_args(annotation) if part is not NoneType), "null"])
     return names[annotation]

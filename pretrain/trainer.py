@@ -21,6 +21,7 @@ from pretrain.data.loader import Loader
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.eval.validation import Validation
 from pretrain.hardware import DTYPES, peak_flops, peak_memory_gib
+from pretrain.host_memory import keep_freed_memory
 from pretrain.loops import num_loops_at
 from pretrain.metrics import RunMetrics
 from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
@@ -63,6 +64,8 @@ def run(config: RunConfig, layout: Layout) -> int:
         )
     with StopSignal() as signals:
         device = start_world()
+        if device.type == "cpu":
+            keep_freed_memory()
         try:
             with Trainer(config, layout, make_groups(config.parallel, device), tokenizer, signals) as trainer:
                 return trainer.run()

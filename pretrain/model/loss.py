@@ -24,9 +24,10 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
         The sum to differentiate and the plain negative log-likelihood in it (detached), both scalars over supervised tokens.
     """
     flat = labels.reshape(-1)
-    if model.modules_used.size == 1:
+    token_losses = model.modules_used.token_losses
+    if token_losses is None:
         return head_loss(states, model.get_parameter("head.weight"), flat, z_loss_weight)
-    losses, normaliser = model.modules_used.token_losses(model.logits(states), flat)
+    losses, normaliser = token_losses(model.logits(states), flat)
     total = losses.sum()
     nll = total.detach()
     if z_loss_weight:

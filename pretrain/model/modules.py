@@ -36,8 +36,9 @@ class Modules:
     """[tokens, columns held] -> [tokens, columns]: the whole of an output that is split over ranks."""
     sum: Callable[[Tensor], Tensor]
     """Sum over tensor-parallel ranks; the gradient passes unchanged."""
-    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """(logits [tokens, vocabulary held], labels [tokens]) -> (negative log-likelihood, logsumexp), each [tokens], fp32 or wider."""
+    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    """None where the head is whole, and head and loss are done in one (`head_loss.py`). Otherwise
+    (logits [tokens, vocabulary held], labels [tokens]) -> (negative log-likelihood, logsumexp), each [tokens], fp32 or wider."""
 
 
 class Embedding(nn.Module):
@@ -66,14 +67,6 @@ def _identity(states: Tensor) -> Tensor:
     return states
 
 
-def plain_token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and logsumexp of each token on one device; a label of -100 gives 0 loss."""
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    normaliser = torch.logsumexp(wide, dim=-1)
-    target = wide.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    return (normaliser - target).masked_fill(labels < 0, 0.0), normaliser
-
-
 PLAIN = Modules(
     size=1,
     column=_linear,
@@ -83,5 +76,5 @@ PLAIN = Modules(
     scatter=_identity,
     gather_columns=_identity,
     sum=_identity,
-    token_losses=plain_token_losses,
+    token_losses=None,
 )

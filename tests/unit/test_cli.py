@@ -228,7 +228,7 @@ def test_resolved_configuration_loads_back_equal(
     config = RunConfig.model_validate(
         {
             "run": {"root": root, "name": "1e5"},
-            "model": {"loop_regulariser": {"groups": [path, "null", "3"]}},
+            "model": {"loop_regulariser": {"groups": ["query", "up"]}},
             "data": {"sources": [{"path": path, "weight": lr}, {"path": "x: [y]"}]},
             "optimizer": {"lr": lr},
             "validation": {"num_loops": num_loops},

@@ -11,7 +11,8 @@ import resource, torch
 from pretrain.host_memory import keep_freed_memory
 
 def faults_per_round(mib, rounds=20):
-    torch.ones(mib << 18)
+    for _ in range(rounds):  # the first blocks differ: small pieces of the heap find their places
+        torch.ones(mib << 18)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
         torch.ones(mib << 18)
@@ -28,5 +29,5 @@ print(before, faults_per_round(64))
 def test_memory_is_mapped_once() -> None:
     child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     before, after = map(float, child.stdout.split())
-    assert before > 100  # in pages of 4 KiB 16384, in huge ones fewer
+    assert before >= 32  # 16384 pages of 4 KiB, or 32 huge ones
     assert after < before / 10

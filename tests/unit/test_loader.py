@@ -281,19 +281,19 @@ class TestWorkers:
     def test_a_killed_worker_is_one_error_and_close_ends_the_others(self, data: DataSection) -> None:
         with Loader(data.model_copy(update={"num_workers": 2}), **SIZES) as loader:
             loader.next_batch()
-            workers = children_of(os.getpid())
+            workers = workers_of(os.getpid())
             assert len(workers) == 2
             os.kill(workers[0], signal.SIGKILL)
             with pytest.raises(ChildProcessError, match=r"a data worker ended by signal SIGKILL.*data\.num_workers=0"):
                 for _ in range(200):
                     loader.next_batch()
-            assert not children_of(os.getpid())
+            assert not workers_of(os.getpid())
 
     def test_after_an_error_the_loader_can_go_on_from_the_last_whole_batch(self, data: DataSection, reference: list[str]) -> None:
         made = []
         with Loader(data.model_copy(update={"num_workers": 2}), **SIZES) as loader:
             made += [digest(loader.next_batch()) for _ in range(3)]
-            os.kill(children_of(os.getpid())[1], signal.SIGKILL)
+            os.kill(workers_of(os.getpid())[1], signal.SIGKILL)
             while True:
                 try:
                     made.append(digest(loader.next_batch()))
@@ -306,7 +306,7 @@ class TestWorkers:
         with Loader(data.model_copy(update={"num_workers": 1, "prefetch_batches": 1}), **SIZES) as loader:
             made = [digest(loader.next_batch())]
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                os.kill(children_of(os.getpid())[0], number)
+                os.kill(workers_of(os.getpid())[0], number)
             made += [digest(loader.next_batch()) for _ in range(40)]
         assert made == reference[:41]
 
@@ -316,7 +316,7 @@ class TestWorkers:
         with start([sys.executable, str(CHILD), str(job), "1", "1000000", str(tmp_path / "state.npz")]) as parent:
             assert parent.stdout is not None
             assert parent.stdout.readline() == "step 1\n"
-            workers = [os.pidfd_open(process) for process in children_of(parent.pid)]
+            workers = [os.pidfd_open(process) for process in workers_of(parent.pid)]
             parent.kill()
         assert len(workers) == 2
         for worker in workers:
@@ -337,7 +337,7 @@ class TestWorkers:
             assert parent.stdout is not None
             holder = int(parent.stdout.readline())
             try:
-                (worker,) = (os.pidfd_open(process) for process in children_of(parent.pid) if process != holder)
+                (worker,) = (os.pidfd_open(process) for process in workers_of(parent.pid) if process != holder)
                 parent.kill()
                 wait_for_end(worker)
             finally:
@@ -350,7 +350,7 @@ class TestWorkers:
         with start(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
             assert parent.stdout is not None and parent.stderr is not None
             assert parent.stdout.readline() == "step 1\n"
-            workers = [os.pidfd_open(process) for process in children_of(parent.pid)]
+            workers = [os.pidfd_open(process) for process in workers_of(parent.pid)]
             os.killpg(parent.pid, signal.SIGINT)
             parent.stdout.read()
             assert parent.stderr.read().count("Traceback") == 1  # the parent's own; an entry script turns it into a line
@@ -363,15 +363,16 @@ class TestWorkers:
             assert child.stdout is not None and child.stdout.read() == "False\n"
 
 
-def children_of(process: int) -> list[int]:
-    """Living children of a process, by number."""
+def workers_of(process: int) -> list[int]:
+    """Living data workers of a process, by number."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
+            is_worker = b"pretrain.data.worker" in path.with_name("cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == process and state != "Z":
+        if int(parent) == process and is_worker and state != "Z":
             found.append(int(path.parent.name))
     return sorted(found)
 
