@@ -35,8 +35,8 @@ from pretrain.model.count import (
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 GIB = 2**30
-LOSS_BLOCK = 2**22
-"""Logits that the loss of a whole head holds at a time, as in `pretrain/model/head_loss.py`."""
+LOSS_ROWS = 2048
+"""Tokens whose logits the loss of a whole head holds at a time, as in `pretrain/model/head_loss.py`."""
 
 
 def default_world_size(config: RunConfig, environment: Mapping[str, str]) -> int:
@@ -123,7 +123,7 @@ class Activations:
         if self.config.parallel.tensor > 1:
             return 4 * logits * wide / self.config.parallel.tensor
         narrow = self._size if self._size < wide else 0  # a second copy in the type of the weights
-        return (min(logits, LOSS_BLOCK) + model.vocab_size * model.hidden_size) * (wide + narrow)
+        return model.vocab_size * (min(self._tokens, LOSS_ROWS) + model.hidden_size) * (wide + narrow)
 
     @property
     def _tail(self) -> float:

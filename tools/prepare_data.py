@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from pretrain.data.foreign import index_folder
 from pretrain.data.prepare import PrepareSettings, prepare
 from pretrain.data.progress import Progress
 from pretrain.data.shards import Header
@@ -48,6 +47,8 @@ def run(arguments: argparse.Namespace) -> str:
     """Do the work; returns the line to print."""
     if arguments.index is not None:
         with Progress("index") as progress:
+            from pretrain.data.foreign import index_folder  # it brings torch, which the workers of a preparation need not load
+
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
     settings = PrepareSettings(
         inputs=tuple(arguments.input),

@@ -11,7 +11,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from webdataset.tariterators import base_plus_ext
 
 from pretrain.data.documents import Document, Problem, parse_record, parse_text
 from pretrain.data.prepare import IDENTITY_NAME
@@ -108,12 +110,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample_key(member: tarfile.TarInfo) -> str:
-    path = PurePosixPath(member.name)
-    return str(path.parent / path.name.partition(".")[0])
+    return base_plus_ext(member.name)[0] or member.name
 
 
 def _extension(member: tarfile.TarInfo) -> str:
-    return PurePosixPath(member.name).name.partition(".")[2].lower()
+    return (base_plus_ext(member.name)[1] or "").lower()
 
 
 def _preference(member: tarfile.TarInfo) -> int:

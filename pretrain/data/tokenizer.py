@@ -250,7 +250,7 @@ def _train(lines: _TrainingLines, vocab_size: int, model_type: str, max_sentence
             num_threads=TRAINER_THREADS,
             minloglevel=2,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # which of the two depends on the version of SentencePiece
         if lines.error is not None:
             raise lines.error from None
         if lines.passed == 0:
@@ -259,6 +259,6 @@ def _train(lines: _TrainingLines, vocab_size: int, model_type: str, max_sentence
     return model.getvalue()
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The sentence for people at the end of SentencePiece's "file(line) [condition] sentence"."""
     return str(error).rsplit("]", 1)[-1].strip() or str(error)

