@@ -49,9 +49,9 @@ def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 @torch.library.custom_op("looped::blocked_attention", mutates_args=())
 def _forward(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    mixed = torch.empty_like(queries)
+    mixed, future = torch.empty_like(queries), _future(queries)
     for part, rows in _blocks(queries):
-        probabilities = _probabilities(queries[part, :, rows], keys[part, : rows.stop])
+        probabilities = _probabilities(queries[part, :, rows], keys[part, : rows.stop], future)
         block = torch.bmm(probabilities, values[part, : rows.stop])
         mixed[part, :, rows] = block.view(mixed[part, :, rows].shape)
     return mixed
@@ -61,11 +61,11 @@ def _forward(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _backward(gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = 1 / math.sqrt(queries.shape[-1])
     wide = torch.promote_types(queries.dtype, torch.float32)  # sums over blocks are kept in fp32 or wider
-    query_gradient = torch.empty_like(queries)
+    query_gradient, future = torch.empty_like(queries), _future(queries)
     key_gradient, value_gradient = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
     for part, rows in _blocks(queries):
         block, seen = queries[part, :, rows], keys[part, : rows.stop]
-        probabilities = _probabilities(block, seen)  # [n, r·R, z]
+        probabilities = _probabilities(block, seen, future)  # [n, r·R, z]
         outer = gradient[part, :, rows].reshape(*probabilities.shape[:2], -1)
         value_gradient[part, : rows.stop] += torch.bmm(probabilities.transpose(1, 2), outer)
         inner = torch.bmm(outer, values[part, : rows.stop].transpose(1, 2))
@@ -84,14 +84,19 @@ def _blocks(queries: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(first, first + share), slice(start, min(start + BLOCK_ROWS, seq))
 
 
-def _probabilities(block: Tensor, seen: Tensor) -> Tensor:
+def _future(queries: Tensor) -> Tensor:
+    """What is added to the scores of the rows of a block against each other: -inf after the diagonal, 0 elsewhere."""
+    rows = min(BLOCK_ROWS, queries.shape[2])
+    return queries.new_full((rows, rows), -torch.inf).triu_(1)
+
+
+def _probabilities(block: Tensor, seen: Tensor, future: Tensor) -> Tensor:
     """Softmax of the scores of a block of queries [n, r, R, e], the last R of the keys seen [n, z, e]: [n, r·R, z]."""
     count, heads, rows, width = block.shape
     scores = block.new_empty(count, heads * rows, seen.shape[1])
     block = block.reshape(count, heads * rows, width)
     torch.baddbmm(scores, block, seen.transpose(1, 2), beta=0, alpha=1 / math.sqrt(width), out=scores)
-    future = scores.new_full((rows, rows), -torch.inf).triu_(1)
-    scores.view(count, heads, rows, -1)[..., -rows:].add_(future)
+    scores.view(count, heads, rows, -1)[..., -rows:].add_(future[:rows, :rows])
     return torch.softmax(scores, dim=-1, out=scores)
 
 
