@@ -11,7 +11,7 @@ positions and slots alone. A row with fewer slots than others has text in those 
 looped model a thought passes all of its loops.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,19 @@ class LatentBatch:
     """int64 [b, s]; what stands at padding and latent slots is not looked at."""
     labels: Tensor
     """int64 [b, s]: the token to predict after each position, -100 for none."""
+    supervised: Tensor
+    """int64 [n]: where the flattened labels hold a token. Known when the batch is made, so that no kernel waits to count them."""
     first_token: Tensor
     """int64 [b]: positions of padding before each row."""
     is_latent: Tensor
     """bool [b, s]: the latent slots; in a row they follow each other from `first_slot` on."""
     first_slot: int
     """Where the slots of all rows begin; at least one position is before it."""
+
+    def to(self, device: torch.device) -> "LatentBatch":
+        """The batch on a device; the copies need not have ended."""
+        tensors = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def latent_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:

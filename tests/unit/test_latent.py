@@ -29,7 +29,10 @@ def make_batch(questions: list[int], slots: list[int], texts: list[int]) -> Late
         tokens[row, before + count + 1 : before + count + 1 + text] = words[question:]
         labels[row, before + count : before + count + text] = words[question:]
     first = torch.tensor([before - 1 - question for question in questions])
-    return LatentBatch(tokens=tokens, labels=labels, first_token=first, is_latent=is_latent, first_slot=before)
+    supervised = (labels >= 0).flatten().nonzero().flatten()
+    return LatentBatch(
+        tokens=tokens, labels=labels, supervised=supervised, first_token=first, is_latent=is_latent, first_slot=before
+    )
 
 
 def by_definition(model: LoopedGPT, batch: LatentBatch, row: int, num_loops: int) -> Tensor:

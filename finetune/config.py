@@ -1,0 +1,198 @@
+"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is (`pretrain/cli.py`).
+
+    deepspeed finetune/coconut.py --config configs/finetune/prosqa_coconut.yaml [a.b=c ...]
+
+The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). Every field is documented by the line below it.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from finetune.curriculum import CurriculumSection
+from finetune.method import METHODS, Method, MethodName
+from pretrain.config import LoggingSection, RunSection
+from pretrain.model.config import ModelSection, Section, require_divides
+
+
+class ExamplesSection(Section):
+    path: str | None = None
+    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt); either may be gzipped."""
+    task: str | None = None
+    """Instead of a file: name of a reasoning task with steps (pretrain/tasks), whose examples are generated."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Difficulty of the task; its file documents the keys."""
+    num_examples: int | None = Field(default=None, gt=0)
+    """First examples of the file, or how many to generate. Default: all of the file."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "ExamplesSection":
+        if self.path is not None and self.task is not None:
+            raise ValueError("data: examples come from a path or from a task, not from both")
+        if self.task is not None and self.num_examples is None:
+            raise ValueError(f"data: examples of task {self.task} have no end: set num_examples")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        return self.path is not None or self.task is not None
+
+
+class DataSection(Section):
+    train: ExamplesSection = ExamplesSection()
+    """Examples to train on."""
+    validation: ExamplesSection = ExamplesSection()
+    """Examples that choose the best checkpoint."""
+    test: ExamplesSection = ExamplesSection()
+    """Examples that the best checkpoint is scored on at the end. Default: none."""
+    tokenizer: str | None = None
+    """Tokenizer file, or "symbols:abc", for a model from scratch. Default: that of checkpoint.init_from."""
+
+
+class MethodSection(Section):
+    name: MethodName = "coconut"
+    """What is trained: Coconut, or one of the methods it is compared with."""
+    markers_in_first_stage: bool = True
+    """Put <bot><eot> after the question in stage 0 too, where there are no slots yet."""
+    stop: Literal["count", "classifier"] = "count"
+    """How thinking ends at inference: after a number of thoughts, or where a classifier of thoughts, trained along, says so."""
+    stop_weight: float = Field(default=1.0, gt=0)
+    """Weight of that classifier's loss."""
+    jacobi_passes: int | None = Field(default=None, ge=0)
+    """Compute all thoughts of an example together in so many refining passes (PCCoT). Default: one after the other."""
+    distillation_weight: float = Field(default=0.0, ge=0)
+    """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = plain."""
+
+
+class TrainSection(Section):
+    epochs: int = Field(default=50, gt=0)
+    """Epochs in all."""
+    effective_batch: int = Field(default=128, gt=0)
+    """Examples of one optimizer step: micro_batch x accumulation x data-parallel ranks."""
+    micro_batch: int = Field(default=32, gt=0)
+    """Examples of one forward pass of one rank."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and activations; optimizer state is fp32 in any case."""
+    seq_len: int | None = Field(default=None, gt=0)
+    """Longest sequence of a model from scratch, in tokens. Default: that of checkpoint.init_from."""
+    num_loops: int | None = Field(default=None, gt=0)
+    """L. Default: model.num_loops."""
+    deterministic: bool = False
+    """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
+    exit_after: float | None = Field(default=None, gt=0)
+    """Minutes after which to save and exit cleanly, resumable. Default: run to the end."""
+
+
+class OptimizerSection(Section):
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0, at the start of the run; constant afterwards."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of all parameters."""
+    clip_grad_norm: float = Field(default=0.0, ge=0)
+    """Largest global gradient norm; 0 = no clipping."""
+    reset: Literal["never", "stage", "epoch"] = "stage"
+    """When the moments start from zero again: never, at every new stage (as the paper says), or at every epoch (as its code does)."""
+
+
+class EngineSection(Section):
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    """What DeepSpeed splits over ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    tensor: int = Field(default=1, gt=0)
+    """Ranks over which each weight matrix is split; the others are data-parallel."""
+
+
+class ValidationSection(Section):
+    every: int = Field(default=1, gt=0)
+    """Epochs between validations; the last epoch has one in any case."""
+    batch: int = Field(default=64, gt=0)
+    """Questions answered together on a rank; changes no result."""
+    max_new_tokens: int = Field(default=128, gt=0)
+    """Longest answer, reasoning in text included."""
+
+
+class CheckpointSection(Section):
+    every: int = Field(default=0, ge=0)
+    """Steps between checkpoints, besides the one after every epoch; 0 = only those."""
+    keep_last: int = Field(default=1, gt=0)
+    """Newest checkpoints that are kept."""
+    init_from: str | None = None
+    """Directory of the run whose newest weights training starts from: pretrained, imported or fine-tuned. Default: random weights."""
+
+
+class FinetuneConfig(Section):
+    """The whole configuration of a fine-tuning run."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    method: MethodSection = MethodSection()
+    curriculum: CurriculumSection = CurriculumSection()
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    engine: EngineSection = EngineSection()
+    validation: ValidationSection = ValidationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+
+    @property
+    def chosen_method(self) -> Method:
+        return METHODS[self.method.name]
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "FinetuneConfig":
+        method = self.method
+        if not self.data.train.is_given or not self.data.validation.is_given:
+            raise ValueError("data.train and data.validation: each needs a path or a task")
+        if self.checkpoint.init_from is None and (self.data.tokenizer is None or self.train.seq_len is None):
+            raise ValueError("a model from scratch needs data.tokenizer and train.seq_len; or name a run: checkpoint.init_from (--init)")
+        if self.checkpoint.init_from is not None and {"model"} & self.model_fields_set:
+            raise ValueError("model: its shape comes from checkpoint.init_from; leave the section out")
+        needs_thoughts = {"stop=classifier": method.stop == "classifier", "jacobi_passes": method.jacobi_passes is not None,
+                          "distillation_weight": method.distillation_weight > 0}  # fmt: skip
+        for name, is_set in needs_thoughts.items():
+            if is_set and self.chosen_method.slots != "thought":
+                raise ValueError(f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}")
+        if self.train.effective_batch < self.train.micro_batch:
+            batch, micro_batch = self.train.effective_batch, self.train.micro_batch
+            raise ValueError(f"train.effective_batch={batch} is smaller than train.micro_batch={micro_batch}")
+        return self
+
+
+class Layout(Section):
+    """How a configuration lies on a number of ranks: the ledger of the effective batch."""
+
+    world_size: int
+    """Ranks in all."""
+    data_parallel: int
+    """Replicas: world size / engine.tensor."""
+    accumulation: int
+    """Micro-batches of one rank in an optimizer step."""
+
+    def ledger(self, config: FinetuneConfig) -> str:
+        """The effective batch as a product, for people."""
+        train = config.train
+        return (
+            f"effective batch: {train.micro_batch} examples x {self.accumulation} accumulated x {self.data_parallel} "
+            f"data-parallel ranks = {train.effective_batch}"
+        )
+
+
+def check_layout(config: FinetuneConfig, world_size: int) -> Layout:
+    """Check what depends on the number of ranks.
+
+    Raises:
+        ValueError: naming the key and value that do not fit.
+    """
+    require_divides("world size", world_size, "engine.tensor", config.engine.tensor)
+    data_parallel = world_size // config.engine.tensor
+    batch, at_once = config.train.effective_batch, config.train.micro_batch * data_parallel
+    require_divides("train.effective_batch", batch, "train.micro_batch x data-parallel ranks", at_once)
+    return Layout(world_size=world_size, data_parallel=data_parallel, accumulation=batch // at_once)
