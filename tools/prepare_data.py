@@ -1,6 +1,8 @@
 """Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl.gz' --tokenizer data/tokenizer.model --output data/shards`.
 
 Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same command continues.
+On many machines: the same command with `--part 1/16`, ..., `--part 16/16`, in any order, then with `--merge 16`; `slurm/prepare_data.sh`
+does that. The result is bytewise that of one command.
 `--index DIR` makes a source of a folder of foreign WebDataset tars of text instead. The work: `pretrain/data/prepare.py`, `foreign.py`.
 """
 
@@ -9,10 +11,20 @@ import os
 import sys
 from pathlib import Path
 
-from pretrain.console import run_command
-from pretrain.data.prepare import PrepareSettings, prepare
+from pretrain.console import positive, run_command
+from pretrain.data.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.progress import Progress
 from pretrain.data.shards import Header
+
+REUSED = "reused: nothing to do"
+
+
+def part(text: str) -> Part:
+    """Type of an option: 3/16."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"needs a part and their number, as 3/16, got {text!r}")
+    return Part(int(number), int(count))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,11 +38,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shard-documents", type=int, metavar="N", help="most documents of a shard; default: no limit")
     parser.add_argument("--shard-tokens", type=int, metavar="N", help="most tokens of a shard; default: no limit")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument("--part", type=part, metavar="I/N", help="do only part I of N; the parts may run at the same time, on many machines")
+    share.add_argument("--merge", type=positive, metavar="N", help="make the source of N finished parts")
     parser.add_argument("--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only")
     arguments = parser.parse_args()
     if arguments.index is not None:
-        if arguments.input or arguments.output or arguments.tokenizer or arguments.keep_text:
-            parser.error("--index works on a folder of tars in place: leave out --input, --output, --tokenizer and --keep-text")
+        others = (arguments.input, arguments.output, arguments.tokenizer, arguments.keep_text, arguments.part, arguments.merge)
+        if any(others):
+            parser.error("--index works on a folder of tars in place and takes --strict only")
     elif not arguments.input or not arguments.output:
         parser.error("--input and --output are needed (or --index)")
     elif (arguments.tokenizer is None) != arguments.keep_text:
@@ -61,10 +77,16 @@ def run(arguments: argparse.Namespace) -> str:
         num_workers=arguments.workers,
         strict=arguments.strict,
     )
+    if arguments.merge is not None:
+        result = merge_parts(settings, arguments.merge)
+        return f"{arguments.output}: {describe(result.header)} ({REUSED if result.reused else f'merged from {arguments.merge} parts'})"
     with Progress("prepare") as progress:
+        if arguments.part is not None:
+            done = prepare_part(settings, arguments.part, progress)
+            return f"{arguments.output}: part {arguments.part} is finished: {done.num_units} units, {done.resumed_units} of them before"
         result = prepare(settings, progress)
     resumed = f" (continued: {result.resumed_units} units were done)" if result.resumed_units else ""
-    return f"{arguments.output}: {describe(result.header)}{' (reused: nothing to do)' if result.reused else resumed}"
+    return f"{arguments.output}: {describe(result.header)}{f' ({REUSED})' if result.reused else resumed}"
 
 
 def main() -> int:

@@ -7,6 +7,9 @@ Steps of `prepare`:
 3. Workers turn units into shards under `.work/` (`pretrain/data/units.py`); units that an earlier call finished are kept.
 4. Give the shards of all units, in order, their final names; write `problems.txt` and, last, the manifest. Every move can be repeated.
 
+Many machines with one file system share the work by units: each calls `prepare_part` on a part of its own, then one calls `merge_parts`,
+which is step 4. Since a unit's shards depend on the unit alone, neither the number of parts nor which of them was killed shows either.
+
 Cost: one worker encodes at the speed of SentencePiece (reading, hashing and writing take a few per cent of its time); memory of a worker is
 one document and the index of one shard.
 """
@@ -21,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.data.documents import InputFile, find_inputs, split_file
 from pretrain.data.shards import MANIFEST_NAME, Header, Manifest, ShardRow, index_name, sync_folder, write_atomically, write_manifest
@@ -68,6 +72,36 @@ class PrepareSettings:
             raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
 
 
+class Part(NamedTuple):
+    """A share of the units: every `num_parts`th, from unit `number - 1` on."""
+
+    number: int
+    """From 1 to `num_parts`."""
+    num_parts: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.num_parts}"
+
+    @property
+    def owner(self) -> str:
+        """Its name in the names of files."""
+        return f"part-{self.number}-of-{self.num_parts}"
+
+    def select(self, units: list[Unit]) -> list[Unit]:
+        return units[self.number - 1 :: self.num_parts]
+
+
+WHOLE = Part(1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    num_units: int
+    """Units of this part; 0 if there are more parts than units."""
+    resumed_units: int
+    """Those of them that were finished before."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareResult:
     header: Header
@@ -88,23 +122,91 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
         ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict` meets a bad input.
         OSError: if reading or writing fails. What is finished is kept, and the same call continues.
     """
-    tokenizer = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    files = find_inputs(settings.inputs)
+    tokenizer, files = _load(settings)
     output = settings.output
     with _disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
         _claim(output, _identity(settings, tokenizer, files))
-        if (output / MANIFEST_NAME).exists():
-            shutil.rmtree(output / WORK_NAME, ignore_errors=True)
-            header = Manifest.open(output).header
-            _check_strict(settings, output, header.problems)
+        if (header := _finished(settings)) is not None:
             return PrepareResult(header=header, reused=True, resumed_units=0)
-        with _lock(output / WORK_NAME):
+        with _lock(output):
             units = _cut(files)
-            resumed = _run(settings, units, report)
+            resumed = _run(settings, units, WHOLE, report)
             header = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
     return PrepareResult(header=header, reused=False, resumed_units=resumed)
+
+
+def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
+    """Do one part of what `prepare` does, up to and without the manifest. Parts may run at the same time, on machines that share a disk.
+
+    Args:
+        settings: the same for all parts.
+        part: which one.
+        report: as of `prepare`.
+
+    Raises:
+        ValueError, OSError: as of `prepare`. The same call continues.
+    """
+    tokenizer, files = _load(settings)
+    with _disk_errors(settings.output):
+        _claim(settings.output, _identity(settings, tokenizer, files))
+        units = _cut(files)
+        chosen = part.select(units)
+        if _finished(settings) is not None:
+            return PartResult(num_units=len(chosen), resumed_units=len(chosen))
+        with _lock(settings.output, part):
+            return PartResult(num_units=len(chosen), resumed_units=_run(settings, chosen, part, report))
+
+
+def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
+    """Make a source of what `num_parts` calls of `prepare_part` did: bytewise the one that `prepare` makes.
+
+    Raises:
+        ValueError: naming the parts that are not finished; if the parts were made with other settings; otherwise as `prepare`.
+        OSError: as of `prepare`.
+    """
+    tokenizer, files = _load(settings)
+    output = settings.output
+    with _disk_errors(output):
+        _claim(output, _identity(settings, tokenizer, files))
+        if (header := _finished(settings)) is not None:
+            return PrepareResult(header=header, reused=True, resumed_units=0)
+        units = _cut(files)
+        parts = [Part(number, num_parts) for number in range(1, num_parts + 1)]
+        missing = [part.number for part in parts if not all(_is_done(output, unit) for unit in part.select(units))]
+        if missing:
+            raise ValueError(f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again")
+        with _lock(output):
+            header = _finish(output, units, tokenizer)
+        _check_strict(settings, output, header.problems)
+    return PrepareResult(header=header, reused=False, resumed_units=len(units))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as Slurm's --array takes them: 3-5,9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _load(settings: PrepareSettings) -> tuple[Tokenizer | None, list[InputFile]]:
+    tokenizer = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
+    return tokenizer, find_inputs(settings.inputs)
+
+
+def _finished(settings: PrepareSettings) -> Header | None:
+    """The header of a folder that is finished, else None."""
+    output = settings.output
+    if not (output / MANIFEST_NAME).exists():
+        return None
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    header = Manifest.open(output).header
+    _check_strict(settings, output, header.problems)
+    return header
 
 
 def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: list[InputFile]) -> dict[str, object]:
@@ -123,15 +225,20 @@ def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: lis
 
 
 def _claim(output: Path, identity: dict[str, object]) -> None:
-    """Make the folder ours for this work, or check that it is."""
+    """Make the folder ours for this work, or check that it is. Of several parts that come at the same time one makes it."""
+    output.mkdir(parents=True, exist_ok=True)
     path = output / IDENTITY_NAME
+    if not path.exists():
+        if any(entry.suffix != ".tmp" and entry.name not in (IDENTITY_NAME, WORK_NAME) for entry in output.iterdir()):
+            raise ValueError(f"{output}: holds files that are not of tools/prepare_data.py; name a new folder")
+        work = output / WORK_NAME
+        work.mkdir(exist_ok=True)
+        with (work / f"claim.{LOCK_NAME}").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists():
+                write_atomically(path, json.dumps(identity, indent=1).encode())
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
-        if any(entry.suffix != ".tmp" for entry in output.iterdir()):
-            raise ValueError(f"{output}: holds files that are not of tools/prepare_data.py; name a new folder") from None
-        write_atomically(path, json.dumps(identity, indent=1).encode())
-        return
     except ValueError:
         raise ValueError(f"{path}: is damaged; delete {output} or name a new folder") from None
     changed = [key for key, value in identity.items() if found.get(key) != value]
@@ -142,14 +249,16 @@ def _claim(output: Path, identity: dict[str, object]) -> None:
 
 
 @contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """Hold the work folder against other runs; the lock goes with the process that holds it."""
+def _lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
+    """Hold the folder against other runs, a part only against itself and runs of all; the locks go with the process that holds them."""
+    work = output / WORK_NAME
     work.mkdir(exist_ok=True)
-    with (work / LOCK_NAME).open("w") as file:
+    with (work / LOCK_NAME).open("w") as folder, (work / f"{part.owner}.{LOCK_NAME}").open("w") as own:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{work.parent}: another run is preparing this folder; wait for it or name a new folder") from None
+            raise ValueError(f"{output}: another run is preparing this folder; wait for it or name a new folder") from None
         yield
 
 
@@ -182,13 +291,20 @@ def _cut(files: Iterable[InputFile]) -> list[Unit]:
     return units
 
 
-def _run(settings: PrepareSettings, units: list[Unit], report: Report) -> int:
-    """Run the units that are not finished; returns how many were."""
+def _is_done(output: Path, unit: Unit) -> bool:
+    return unit_folder(output / WORK_NAME, unit.number).exists()
+
+
+def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Report) -> int:
+    """Run those of the units of a part that are not finished; returns how many were."""
     work = settings.output / WORK_NAME
-    _remove_unfinished(work)
-    waiting = [unit for unit in units if not unit_folder(work, unit.number).exists()]
+    # A run of all units is alone in the folder, a part may clear away its own only.
+    unfinished = "unit-*.tmp" if part == WHOLE else f"unit-*.{part.owner}.*.tmp"
+    _remove(work, unfinished)
+    waiting = [unit for unit in units if not _is_done(settings.output, unit)]
     job = Job(
         folder=work,
+        owner=part.owner,
         tokenizer=settings.tokenizer,
         text_field=settings.text_field,
         shard_documents=settings.shard_documents,
@@ -200,12 +316,12 @@ def _run(settings: PrepareSettings, units: list[Unit], report: Report) -> int:
     try:
         run_units(job, waiting, settings.num_workers, report)
     finally:
-        _remove_unfinished(work)
+        _remove(work, unfinished)
     return len(units) - len(waiting)
 
 
-def _remove_unfinished(work: Path) -> None:
-    for folder in work.glob("unit-*.tmp"):
+def _remove(work: Path, pattern: str) -> None:
+    for folder in work.glob(pattern):
         shutil.rmtree(folder, ignore_errors=True)
 
 

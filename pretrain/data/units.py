@@ -52,6 +52,8 @@ class Job:
 
     folder: Path
     """Holds the folders of units."""
+    owner: str
+    """Who works on them, in the names of unfinished ones: parts of a run share the folder."""
     tokenizer: Path | None
     """Writes token ids; None writes the text itself."""
     text_field: str
@@ -117,7 +119,7 @@ def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) 
     """
     final = unit_folder(job.folder, unit.number)
     # The process id keeps a worker that outlives its killed parent for a moment out of the way of its successor.
-    temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+    temporary = final.with_name(f"{final.name}.{job.owner}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
         with (temporary / PROBLEMS_NAME).open("w", encoding="utf-8") as lines:
@@ -134,7 +136,12 @@ def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) 
             rows = _write_shards(job, tokenizer, temporary, _documents(job, unit, report, on_problem))
         result = UnitResult(rows=tuple(rows), problems=dict(sorted(problems.items())))
         write_atomically(temporary / RESULT_NAME, json.dumps(asdict(result)).encode())
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            # Parts of two divisions share units, and a job thought lost may go on: who comes first is right, the bytes are the same.
+            if not final.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

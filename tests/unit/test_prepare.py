@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,6 +25,7 @@ from pretrain.data.shards import Manifest, open_index, read_document, text_hash
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.data.units import Advance, Event, Started
+from tests.unit.killing import in_fork, killed_at_write
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 1_000  # tokens of a document
@@ -107,41 +107,6 @@ def test_the_number_of_workers_does_not_show(tmp_path: Path, inputs: Path, token
     for workers in (0, 1, 2):
         prepare(settings(inputs, tmp_path / str(workers), tokenizer_path, num_workers=workers))
     assert files(tmp_path / "0") == files(tmp_path / "1") == files(tmp_path / "2")
-
-
-def in_fork(work: Callable[[], object]) -> int:
-    """Run something in a forked process; returns its wait status, 0 if it came to its end."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
-
-
-def killed_at_write(number: int, work: Callable[[], object]) -> bool:
-    """Run something in a fork that kill -9 ends just before its write (fsync or rename) of that number; False if it never came so far."""
-
-    def killed() -> None:
-        writes = count(1)
-
-        def deadly(call: Callable[..., object]) -> Callable[..., object]:
-            def instead(*arguments: object) -> object:
-                if next(writes) == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*arguments)
-
-            return instead
-
-        os.fsync, os.rename, os.replace = deadly(os.fsync), deadly(os.rename), deadly(os.replace)  # type: ignore[assignment]
-        work()
-
-    status = in_fork(killed)
-    assert status in (0, signal.SIGKILL)
-    return status != 0
 
 
 def test_kill_at_any_write_then_again_gives_the_same_bytes(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
