@@ -15,18 +15,17 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from pretrain.config import RunConfig
+from pretrain.help_page import config_help, config_keys, inline, section_in
 from pretrain.model.config import Section
 
 DEFAULT_CONFIG = Path("configs/pretrain/quickstart.yaml")
@@ -53,41 +52,90 @@ def parse(argv: Sequence[str]) -> Command:
         ValueError: one line for each problem: `file:line: key: what is wrong, got value`.
         OSError: a configuration file cannot be read.
     """
-    parser = _Parser(prog="python -m pretrain.train", allow_abbrev=False)
+    parser = ConfigParser(help_text)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--world-size", type=int)
-    parser.add_argument("overrides", nargs="*")
-    options, unknown = parser.parse_known_intermixed_args(argv)
-    for argument in unknown:
-        hint = f"; write {argument.lstrip('-')}" if "=" in argument else "; --help lists options and keys"
-        raise ValueError(f"{COMMAND_LINE}: {argument}: unknown option{hint}")
-    if options.world_size is not None:
-        if options.world_size < 1:
-            raise ValueError(f"{COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
-        if not options.dry_run:
-            raise ValueError(f"{COMMAND_LINE}: --world-size goes with --dry-run; torchrun or srun sets the ranks of a real run")
+    options = parser.read(argv)
     config = load_config(options.config, options.overrides)
     return Command(config=config, dry_run=options.dry_run, world_size=options.world_size)
 
 
+def help_text(columns: int) -> str:
+    """The page of `python -m pretrain.train --help`."""
+    options = {
+        "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {DEFAULT_CONFIG}",
+        "KEY=VALUE": "replaces a value of the file: train.steps=100, 'validation.num_loops=[1, 2]'",
+        "--dry-run": "print configuration, parameters, FLOPs, memory per rank and pipeline bubble, and exit",
+        "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or tensor · pipeline",
+        "--help": "this page",
+    }
+    usage = "python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]"
+    launch = "Under torchrun or srun the same command runs on all their ranks."
+    return config_help("Pretrain a looped GPT.", usage, options, launch, RunConfig, columns)
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """A command line of options, `--dry-run` and `--world-size N` among them, and overrides `a.b=c`; errors are ValueErrors.
+
+    Args:
+        help_text: gives the page of `--help` for a terminal of so many columns.
+    """
+
+    def __init__(self, help_text: Callable[[int], str]) -> None:
+        super().__init__(allow_abbrev=False)
+        self._help_text = help_text
+        self.add_argument("--dry-run", action="store_true")
+        self.add_argument("--world-size", type=int)
+        self.add_argument("overrides", nargs="*")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse and check what is no configuration.
+
+        Raises:
+            ValueError: an option that there is not, or that does not fit.
+        """
+        options, unknown = self.parse_known_intermixed_args(argv)
+        for argument in unknown:
+            hint = f"; write {argument.lstrip('-')}" if "=" in argument else "; --help lists options and keys"
+            raise ValueError(f"{COMMAND_LINE}: {argument}: unknown option{hint}")
+        if options.world_size is not None:
+            if options.world_size < 1:
+                raise ValueError(f"{COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
+            if not options.dry_run:
+                raise ValueError(f"{COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run")
+        return options
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{COMMAND_LINE}: {message}; --help lists options and keys")
+
+    def format_help(self) -> str:
+        return self._help_text(shutil.get_terminal_size().columns)
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in a file, its base files and overrides `a.b=c`. Raises as `parse`."""
-    settings = _Settings()
+    """The configuration of a pretraining run in a file, its base files and overrides `a.b=c`. Raises as `parse`."""
+    return read_config(path, RunConfig, overrides)
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def read_config(path: Path, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """A configuration of the kind `schema`, as `load_config` reads one."""
+    settings = _Settings(schema=schema)
     for file, node in _with_bases(path):
-        settings.read(node, RunConfig, str(file))
+        settings.read(node, str(file))
     for override in overrides:
-        settings.read(_override_node(override), RunConfig, COMMAND_LINE)
+        settings.read(_override_node(override), COMMAND_LINE)
     if not settings.problems:
         try:
-            return RunConfig.model_validate(settings.values)
+            return schema.model_validate(settings.values)
         except ValidationError as error:
             whole = f"{path} with overrides" if overrides else str(path)
             settings.problems.extend(_explain(detail, settings.origins, whole) for detail in error.errors(include_url=False))
     raise ValueError("\n".join(settings.problems))
 
 
-def resolved_yaml(config: RunConfig) -> str:
+def resolved_yaml(config: Section) -> str:
     """The whole configuration as YAML that `load_config` reads back as an equal one."""
     return "".join(f"{line}\n" for line in _yaml_lines(config.model_dump(mode="json"), ""))
 
@@ -98,14 +146,7 @@ def _yaml_lines(values: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, indent + "  ")
         else:
-            yield f"{indent}{key}: {_inline(value)}"
-
-
-def _inline(value: object) -> str:
-    """A value as YAML on one line. Text that is not printable is escaped: PyYAML does not read back some line breaks of Unicode."""
-    is_printable = "\\" not in repr(value)
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=is_printable, sort_keys=False, width=float("inf"))
-    return text.removesuffix("\n").removesuffix("\n...")
+            yield f"{indent}{key}: {inline(value)}"
 
 
 # --- YAML nodes -> values, beside the fields ---------------------------------------------------------------------------------------
@@ -115,13 +156,14 @@ def _inline(value: object) -> str:
 class _Settings:
     """Values read so far, where each came from, and what was wrong."""
 
+    schema: type[Section]
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def read(self, node: yaml.Node, section: type[Section], source: str) -> None:
+    def read(self, node: yaml.Node, source: str) -> None:
         """Lay one document over the values read so far."""
-        self._section(node, section, (), source, self.values)
+        self._section(node, self.schema, (), source, self.values)
 
     def _section(self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]) -> None:
         if _value(node) is None:  # a heading whose keys are all commented out
@@ -134,7 +176,7 @@ class _Settings:
             key, where = str(_value(key_node)), _where(key_node, source)
             here = (*path, key)
             if key not in section.model_fields:
-                self.problems.append(f"{where}: {_dotted(here)}: unknown key{_did_you_mean(here)}")
+                self.problems.append(f"{where}: {_dotted(here)}: unknown key{_did_you_mean(here, self.schema)}")
             elif key in seen:
                 self.problems.append(f"{where}: {_dotted(here)}: given twice; keep one")
             else:
@@ -143,7 +185,7 @@ class _Settings:
 
     def _field(self, node: yaml.Node, annotation: Any, path: KeyPath, source: str, into: dict[str, Any]) -> None:
         key = str(path[-1])
-        section, in_list = _section_in(annotation)
+        section, in_list = section_in(annotation)
         if section and not in_list:
             self._section(node, section, path, source, into.setdefault(key, {}))
             return
@@ -155,14 +197,6 @@ class _Settings:
                 self._section(item, section, (*path, index), source, into[key][-1])
         else:
             into[key] = _value(node)
-
-
-def _section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """The section that a field holds, if any, and whether it holds a list of them."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation, False
-    sections = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, Section)]
-    return (sections[0] if sections else None), True
 
 
 def _value(node: yaml.Node) -> Any:
@@ -282,99 +316,18 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _short(value: object) -> str:
-    text = f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else value if isinstance(value, str) else _inline(value)
+    text = f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else value if isinstance(value, str) else inline(value)
     return textwrap.shorten(text, 60, placeholder=" ...") or "''"
 
 
-def _did_you_mean(path: KeyPath) -> str:
+def _did_you_mean(path: KeyPath, schema: type[Section]) -> str:
     """The nearest existing keys: the same name elsewhere, else a similar name in the section, else all of the section."""
     wanted = re.sub(r"\[\d+\]", "[]", _dotted(path))
     parent, _, name = wanted.rpartition(".")
-    keys = [key for key, _ in _keys(RunConfig)]
+    keys = [key for key, _ in config_keys(schema)]
     siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
     near = [key for key in keys if key.rpartition(".")[2] == name]
     near = near or [siblings[match] for match in get_close_matches(name, siblings, n=1)]
     if near:
         return f", did you mean {' or '.join(near)}?"
     return f"; {parent} has {', '.join(siblings)}" if parent else f"; sections are {', '.join(siblings)}"
-
-
-# --- help --------------------------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{COMMAND_LINE}: {message}; --help lists options and keys")
-
-    def format_help(self) -> str:
-        return help_text(shutil.get_terminal_size().columns)
-
-
-def help_text(width: int) -> str:
-    """All options and all keys with type, default and meaning, for a terminal of `width` columns."""
-    width = max(60, min(width, 120)) - 1
-    usage = "python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]"
-    lines = ["Pretrain a looped GPT.", "", *textwrap.wrap(usage, width, initial_indent="  ", subsequent_indent="      "), ""]
-    options = {
-        "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {DEFAULT_CONFIG}",
-        "KEY=VALUE": "replaces a value of the file: train.steps=100, 'validation.num_loops=[1, 2]'",
-        "--dry-run": "print configuration, parameters, FLOPs, memory per rank and pipeline bubble, and exit",
-        "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or tensor · pipeline",
-        "--help": "this page",
-    }
-    for name, meaning in options.items():
-        lines += textwrap.wrap(meaning, width, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18)
-    lines += ["", *textwrap.wrap("Under torchrun or srun the same command runs on all their ranks. Every KEY with its default:", width)]
-    heading = ""
-    for key, info in _keys(RunConfig):
-        section, in_list = _section_in(info.annotation)
-        if key.partition(".")[0] != heading:
-            heading = key.partition(".")[0]
-            lines += ["", f"{heading} {'─' * (width - len(heading) - 1)}"]
-        if section and not in_list:
-            if "." in key:
-                lines += textwrap.wrap(f"{key}: {info.description}", width, initial_indent="  ", subsequent_indent="      ")
-            continue
-        setting = f"  {key} (required)" if info.is_required() else f"  {key}={_inline(info.get_default(call_default_factory=True))}"
-        kind = _kind(info)
-        gap = width - len(setting) - len(kind)
-        heading_lines = (
-            textwrap.wrap(setting, width, subsequent_indent="      ", drop_whitespace=False) if len(setting) > width else [setting]
-        )
-        kind_lines = [f"{part:>{width}}" for part in textwrap.wrap(kind, width - 6)]
-        lines += [f"{setting}{' ' * gap}{kind}"] if gap >= 2 else [*heading_lines, *kind_lines]
-        lines += textwrap.wrap(info.description or "", width, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines) + "\n"
-
-
-def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key below a section with its field, headings included; `[]` stands for the position in a list."""
-    for name, info in section.model_fields.items():
-        yield prefix + name, info
-        inner, in_list = _section_in(info.annotation)
-        if inner:
-            yield from _keys(inner, f"{prefix}{name}[]." if in_list else f"{prefix}{name}.")
-
-
-def _kind(info: FieldInfo) -> str:
-    """The type of a field in words, with its range."""
-    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [f"{sign} {getattr(rule, name)}" for rule in info.metadata for name, sign in signs.items() if hasattr(rule, name)]
-    kind = _type_words(info.annotation)
-    return " ".join([kind.removesuffix(" or null"), *bounds]) + (" or null" if kind.endswith(" or null") else "")
-
-
-def _type_words(annotation: Any) -> str:
-    names = {int: "integer", float: "number", bool: "true | false", str: "text"}
-    if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
-    if get_origin(annotation) is dict:
-        return "keys and values"
-    if get_origin(annotation) is tuple:
-        item = get_args(annotation)[0]
-        if isinstance(item, type) and issubclass(item, Section):
-            return "list of {" + ", ".join(item.model_fields) + "}"
-        return "list of " + ("integers" if item is int else _type_words(item))
-    if NoneType in get_args(annotation):
-        return " or ".join([*(_type_words(part) for part in get_args(annotation) if part is not NoneType), "null"])
-    return names[annotation]

@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.cli import _keys, help_text, load_config, parse, resolved_yaml
+from pretrain.cli import help_text, load_config, parse, resolved_yaml
 from pretrain.config import RunConfig
+from pretrain.help_page import config_keys
 from pretrain.model.config import Section
 
 Write = Callable[..., Path]
@@ -189,7 +190,7 @@ def test_a_circle_of_bases_is_shown(write: Write) -> None:
         (["--dry"], "--dry: unknown option; --help lists options and keys"),
         (["--dry-run", "--world-size", "0"], "--world-size: must be at least 1, got 0"),
         (["--dry-run", "--world-size", "x"], "argument --world-size: invalid int value: 'x'; --help lists options and keys"),
-        (["--world-size", "2"], "--world-size goes with --dry-run; torchrun or srun sets the ranks of a real run"),
+        (["--world-size", "2"], "--world-size goes with --dry-run; the launcher sets the ranks of a real run"),
     ],
 )
 def test_a_bad_option_is_one_line(arguments: list[str], expected: str) -> None:
@@ -280,7 +281,7 @@ def test_help_lists_every_key_within_the_width(width: int) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    assert [key for key, info in _keys(RunConfig) if "." in key and not info.description] == []
+    assert [key for key, info in config_keys(RunConfig) if "." in key and not info.description] == []
 
 
 def test_help_shows_type_range_default_and_meaning() -> None:
