@@ -99,7 +99,8 @@ def generate(
     Raises:
         ValueError: a prompt is empty or outside the vocabulary, or the rows get longer than the model's table of positions.
     """
-    _check_prompts(model, prompts, settings)
+    assert settings.max_new_tokens > 0
+    check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens)
     rows: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
 
@@ -125,7 +126,7 @@ def _decode(
     take: Callable[[list[int]], bool],
 ) -> Iterator[list[int]]:  # fmt: skip
     """One new token of every row at a time, until `take` says that all rows have ended; that of a row that has ended means nothing."""
-    tokens, padding = _pad_left(prompts, device)
+    tokens, padding = pad_left(prompts, device)
     longest = tokens.shape[1]
     places = torch.arange(longest + settings.max_new_tokens, device=device)  # of a token in the padded row
     positions = (places - padding[:, None]).clamp_min(0)  # of a token in its own row, [b, longest + new]
@@ -150,16 +151,17 @@ def _decode(
         logits = decoder(chosen[:, None], settings.num_loops, positions=positions[:, place : place + 1], mask=step_mask, cache=cache)
 
 
-def _check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], settings: Generation) -> None:
-    assert prompts and settings.max_new_tokens > 0
+def check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], vocab_size: int, num_new: int) -> None:
+    """Raise a ValueError if a prompt is empty or outside the vocabulary, or with `num_new` positions more longer than the model's table."""
+    assert prompts
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {row} has no token: begin it with the begin-of-sequence token")
-        if not 0 <= min(prompt) <= max(prompt) < settings.vocab_size:
-            raise ValueError(f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {settings.vocab_size}")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {vocab_size}")
     if model.position_embedding is not None:
         num_positions = len(model.get_parameter("position_embedding.weight"))
-        wanted = max(map(len, prompts)) + settings.max_new_tokens
+        wanted = max(map(len, prompts)) + num_new
         if wanted > num_positions:
             raise ValueError(
                 f"prompt and continuation may have {wanted} tokens, but the model learned {num_positions} positions: "
@@ -167,7 +169,7 @@ def _check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], settings:
             )
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of one length: [b, longest] token ids, and [b] the number of zeros before each."""
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]

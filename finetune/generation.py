@@ -1,0 +1,231 @@
+"""Answering with latent thoughts: questions of any lengths in one batch, cached, a row the same in every batch.
+
+    question <bot>  thought ... thought <eot>  text            the slots of a method: thoughts, pauses, or none, then without markers
+
+1. Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows write at the same place; padding is never
+   looked at and each row counts its own positions.
+2. One pass over the prompts; one pass of one position for each thought, whose input is the state before it; the last thought shares its
+   pass with <eot>, which is forced, as it is never trained. Pauses are tokens, so they need no pass of their own.
+3. With a classifier the number of thoughts is found on the way: a row that stopped goes on with <eot> and text while others still think, so
+   that the input of a pass is a thought in some rows and a token in others.
+4. Then one pass for each token of text, greedily. Nothing waits for the device but the one copy of the new tokens of all rows.
+
+The number of thoughts is free, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769), sections 3 and 4.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from finetune.method import Slots
+from pretrain.eval.sampling import GenerationCache, check_prompts, pad_left
+from pretrain.model.gpt import LoopedGPT
+
+THINKS = -1
+"""Among the new tokens of the rows: this row went through a thought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How questions are answered.
+
+    Raises:
+        ValueError: a setting is out of range, or lacks one it needs.
+    """
+
+    max_new_tokens: int
+    """Longest text, in tokens."""
+    vocab_size: int
+    """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
+    eos_id: int
+    """End-of-sequence token: ends a row."""
+    slots: Slots = "none"
+    """What stands between prompt and text; "none" leaves <eot> out too."""
+    num_thoughts: int = 0
+    """k: slots; with a classifier the largest number of them."""
+    eot_id: int | None = None
+    """End of thoughts, put after the slots and never chosen."""
+    pause_id: int | None = None
+    """Stands in the slots of method "pause"."""
+    num_loops: int | None = None
+    """L. Default: model.num_loops."""
+    forced_text: tuple[int, ...] = ()
+    """Tokens every text begins with; not part of the answer."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_thoughts < 0:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} needs at least 1, num_thoughts={self.num_thoughts} at least 0")
+        if self.slots == "none" and self.num_thoughts:
+            raise ValueError(f"num_thoughts={self.num_thoughts}: this method has no slots")
+        if (self.slots != "none" and self.eot_id is None) or (self.slots == "pause" and self.pause_id is None):
+            raise ValueError(f"slots={self.slots} needs eot_id, and pauses need pause_id")
+
+    @property
+    def script(self) -> tuple[int, ...]:
+        """Tokens between the last thought, or the prompt, and the first token that is chosen."""
+        pauses = (self.pause_id,) * self.num_thoughts if self.slots == "pause" else ()
+        markers = (self.eot_id,) if self.slots != "none" else ()
+        return tuple(token for token in (*pauses, *markers, *self.forced_text) if token is not None)
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """What one row came to."""
+
+    text: list[int] = field(default_factory=list)
+    """New tokens, without eos."""
+    num_thoughts: int = 0
+    """Latent thoughts that the row went through; pauses are none."""
+    is_over: bool = False
+    """Whether eos ended it, not the largest number of tokens."""
+
+    @property
+    def num_new_tokens(self) -> int:
+        """As the paper counts them: thoughts and text."""
+        return self.num_thoughts + len(self.text)
+
+
+class Rows:
+    """A batch of rows on its way through a model: keys and values so far, and the place of every row in them.
+
+    Args:
+        model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
+        prompts: token ids of each row.
+        num_new: largest number of positions after the prompts.
+        num_loops: L; the configuration's by default.
+    """
+
+    def __init__(self, model: LoopedGPT, prompts: Sequence[Sequence[int]], num_new: int, num_loops: int | None = None) -> None:
+        self.model, self._num_loops = model, num_loops
+        self.prompts, padding = pad_left(prompts, next(model.parameters()).device)
+        self._is_padded = len(set(map(len, prompts))) > 1
+        self._places = torch.arange(self.prompts.shape[1] + num_new, device=self.prompts.device)
+        self._positions = (self._places - padding[:, None]).clamp_min(0)  # [b, places], counted in the row
+        self._visible = self._places >= padding[:, None]  # [b, places]
+        self._cache = GenerationCache(capacity=len(self._places))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [b, n, d] of tokens [b, n]."""
+        assert self.model.embedding is not None, "answering needs the whole model"
+        return self.model.embedding(tokens)
+
+    def embed_script(self, tokens: Sequence[int]) -> Tensor:
+        """Embeddings [b, n, d] of the same n tokens in every row."""
+        return self.embed(torch.tensor(tokens, dtype=torch.int64, device=self.prompts.device).expand(len(self.prompts), -1))
+
+    def feed(self, embeddings: Tensor) -> Tensor:
+        """Run the model over the next n places: [b, n, d] inputs to [b, n, d] states after the final norm."""
+        num_rows, num_places, _ = embeddings.shape
+        start = self._cache.length
+        stop = start + num_places
+        mask = None
+        if self._is_padded or start:
+            queries, keys = self._places[start:stop, None], self._places[:stop]
+            # Padding looks at itself: a query without keys has no softmax.
+            mask = ((keys <= queries) & self._visible[:, None, :stop] | (keys == queries))[:, None]
+        tokens = self._places.new_zeros(num_rows, num_places)  # only their shape counts
+        positions = self._positions[:, start:stop]
+        states = self.model(tokens, self._num_loops, positions=positions, mask=mask, cache=self._cache, embeddings=embeddings)
+        return states.view(num_rows, num_places, -1)
+
+
+def think(rows: Rows, settings: AnswerSettings) -> tuple[Tensor, Tensor]:
+    """Go through prompts, all slots and what is forced after them.
+
+    Returns:
+        [b, d] states that predict the first token of the text, and the thoughts [b, k, d] as they entered (none but in slots of thoughts).
+    """
+    if settings.slots != "thought" or settings.num_thoughts == 0:
+        states = rows.feed(torch.cat((rows.embed(rows.prompts), rows.embed_script(settings.script)), dim=1))
+        return states[:, -1], states[:, :0]
+    thoughts = [rows.feed(rows.embed(rows.prompts))[:, -1:]]
+    while len(thoughts) < settings.num_thoughts:
+        thoughts.append(rows.feed(thoughts[-1]))
+    states = rows.feed(torch.cat((thoughts[-1], rows.embed_script(settings.script)), dim=1))
+    return states[:, -1], torch.cat(thoughts, dim=1)
+
+
+def generate_with_thoughts(
+    model: LoopedGPT,
+    prompts: Sequence[Sequence[int]],
+    settings: AnswerSettings,
+    *,
+    stop_classifier: nn.Module | None = None,
+    track: Callable[[Iterator[list[int]]], Iterable[list[int]]] = iter,
+) -> list[Answer]:
+    """Answer every prompt.
+
+    Args:
+        model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
+        prompts: token ids of each row up to its first slot: the question, and <bot> where the method has markers.
+        settings: how.
+        stop_classifier: [b, d] states after a thought to [b, 1] logits: above 0, that thought was the last one. A row has at least one.
+        track: wraps the iterator of steps, one for each pass that gives new tokens; to show progress.
+
+    Returns:
+        The answers, in the order of the prompts.
+
+    Raises:
+        ValueError: a prompt is empty or outside the vocabulary, a row gets longer than the model's table of positions, or the classifier
+            has nothing to stop.
+    """
+    if stop_classifier is not None and (settings.slots != "thought" or settings.forced_text):
+        raise ValueError(f"a classifier stops thoughts, and no text is forced after them; the slots here are {settings.slots}")
+    num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
+    check_prompts(model, prompts, settings.vocab_size, num_new)
+    answers = [Answer() for _ in prompts]
+    is_open = [True] * len(answers)
+
+    def take(tokens: list[int]) -> bool:
+        """Give every open row its token; whether one is still open."""
+        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
+            if not is_open[row] or token == settings.eot_id:
+                continue
+            if token == THINKS:
+                answer.num_thoughts += 1
+            elif token == settings.eos_id:
+                answer.is_over, is_open[row] = True, False
+            else:
+                answer.text.append(token)
+                is_open[row] = len(answer.text) < settings.max_new_tokens
+        return any(is_open)
+
+    thinks_freely = stop_classifier is not None and settings.num_thoughts > 0
+    if settings.slots == "thought" and not thinks_freely:
+        for answer in answers:
+            answer.num_thoughts = settings.num_thoughts
+    rows = Rows(model, prompts, num_new, settings.num_loops)
+    for _ in track(_write(rows, settings, stop_classifier if thinks_freely else None, take)):
+        pass
+    return answers
+
+
+@torch.inference_mode()
+def _write(
+    rows: Rows, settings: AnswerSettings, stop_classifier: nn.Module | None, take: Callable[[list[int]], bool]
+) -> Iterator[list[int]]:
+    """One new token, or thought, of every row at a time, until `take` says that all rows have ended."""
+    states = rows.feed(rows.embed(rows.prompts))[:, -1] if stop_classifier is not None else think(rows, settings)[0]
+    is_thinking = torch.full((len(states), 1), stop_classifier is not None, device=states.device)
+    for num_thoughts in count():  # of the rows that still think
+        logits = rows.model.all_logits(states)[:, : settings.vocab_size]
+        if settings.eot_id is not None:
+            logits[:, settings.eot_id] = -torch.inf
+        chosen = logits.argmax(dim=-1, keepdim=True)
+        if stop_classifier is not None and num_thoughts <= settings.num_thoughts:
+            assert settings.eot_id is not None
+            thinks_on = is_thinking & (num_thoughts < settings.num_thoughts)
+            if num_thoughts:
+                thinks_on &= stop_classifier(states) <= 0
+            chosen = torch.where(thinks_on, THINKS, torch.where(is_thinking, settings.eot_id, chosen))
+            is_thinking = thinks_on
+        new = chosen.flatten().tolist()
+        goes_on = take(new)
+        yield new
+        if not goes_on:
+            return
+        inputs = torch.where(is_thinking[..., None], states[:, None], rows.embed(chosen.clamp_min(0)))
+        states = rows.feed(inputs)[:, -1]
