@@ -1,39 +1,69 @@
 """Where a run's numbers go: its files, Weights & Biases, the screen.
 
-`<run>/metrics.jsonl` and `<run>/eval/depth.jsonl` get rows (`pretrain/rows.py`) and are always complete. wandb gets the same numbers,
+`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows.py`) and are always complete. wandb gets the same numbers,
 offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes a `RunMetrics`.
 """
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal, Protocol, TextIO
 
-from pretrain.config import RunConfig
+from pretrain.config import LoggingSection, RunSection
 from pretrain.progress import Progress
-from pretrain.rows import EvaluationRow, MetricsRow, RowFile
+from pretrain.rows import EvaluationRow, RowFile
 
 WANDB_START_SECONDS = 30
 """How long the start of a run waits for an online wandb server."""
 
 
+class LoggedConfig(Protocol):
+    """What logging needs of a configuration, of pretraining or of fine-tuning."""
+
+    @property
+    def run(self) -> RunSection: ...
+
+    @property
+    def logging(self) -> LoggingSection: ...
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class StepRow(Protocol):
+    """A dataclass about one training step."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def step(self) -> int: ...
+
+    def describe(self) -> str:
+        """The few numbers worth watching, on one line."""
+        ...
+
+
 class RunMetrics:
     """Where rank 0 logs. A context manager: leaving it closes files, wandb and the progress display."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, *, resumed_step: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
+        stream: TextIO | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             config: of the run.
             run_dir: its directory, which exists.
+            num_steps: steps of the whole run.
             resumed_step: steps done in the checkpoint that the run continues from; 0 for a fresh run.
+            results: name of the file of evaluation rows.
             stream: of the progress display. Default: standard error.
         """
-        self._every, self._num_steps = config.logging.every, config.train.steps
-        self._progress = Progress(config.train.steps, done=resumed_step, stream=stream)
+        self._every, self._num_steps = config.logging.every, num_steps
+        self._progress = Progress(num_steps, done=resumed_step, stream=stream)
         self._steps = self._open(run_dir / "metrics.jsonl", resumed_step)
-        self._evaluations = self._open(run_dir / "eval" / "depth.jsonl", resumed_step)
+        self._evaluations = self._open(run_dir / "eval" / results, resumed_step)
         self._held_back = False
         self._wandb = None
         if config.logging.wandb != "disabled":
@@ -48,7 +78,7 @@ class RunMetrics:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def log_step(self, row: MetricsRow) -> None:
+    def log_step(self, row: StepRow) -> None:
         """Show a step, and keep its row if `logging.every` says so or if it is the last one."""
         self._progress.update(row.step, row.describe())
         if row.step % self._every and row.step != self._num_steps:
@@ -67,6 +97,12 @@ class RunMetrics:
             self.message(f"step {chosen[0].step}: {task} {metric} {values}")
         if rows:
             self._to_wandb({f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step)
+
+    def log_result(self, row: dict[str, Any], line: str, charted: Mapping[str, float]) -> None:
+        """Keep an evaluation row of another schema, show its line, and chart some of its numbers."""
+        self._append(self._evaluations, row)
+        self.message(line)
+        self._to_wandb(dict(charted), row["step"])
 
     def message(self, text: str) -> None:
         """Show a line that stays, without tearing the progress bar."""
@@ -118,7 +154,7 @@ class RunMetrics:
             wandb.teardown()  # else its exit hook prints a traceback when its service is gone
 
 
-def _start_wandb(config: RunConfig, run_dir: Path) -> Any:
+def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
     """The wandb run of this run directory: its id is made once and kept there, so that a resumed run continues it."""
     import wandb
 

@@ -70,14 +70,14 @@ def test_families() -> None:
 
 
 def test_rows_are_on_disk_at_once_and_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
-    with RunMetrics(config(), tmp_path, resumed_step=0, stream=io.StringIO()) as metrics:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
         metrics.log_step(row(1, loss=float("nan"), grad_norm=float("inf"), skipped=1))
         (found,) = rows_in(tmp_path / "metrics.jsonl")
     assert (found["loss"], found["grad_norm"], found["skipped"], found["lr"]) == (None, None, 1, 1e-3)
 
 
 def test_only_every_nth_row_and_the_last_one_are_kept(tmp_path: Path) -> None:
-    with RunMetrics(config(every=4), tmp_path, resumed_step=0, stream=io.StringIO()) as metrics:
+    with RunMetrics(config(every=4), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
         for step in range(1, 11):
             metrics.log_step(row(step))
     assert steps_in(tmp_path / "metrics.jsonl") == [4, 8, 10]
@@ -85,7 +85,7 @@ def test_only_every_nth_row_and_the_last_one_are_kept(tmp_path: Path) -> None:
 
 def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
     for resumed_step, last in ((0, 7), (5, 10)):
-        with RunMetrics(config(), tmp_path, resumed_step=resumed_step, stream=io.StringIO()) as metrics:
+        with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=resumed_step, stream=io.StringIO()) as metrics:
             for step in range(resumed_step + 1, last + 1):
                 metrics.log_step(row(step))
                 metrics.log_evaluation([evaluation(step, 1), evaluation(step, 2)])
@@ -97,12 +97,12 @@ def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept_bytes", [1, 30, -1])
 def test_a_row_torn_by_a_kill_is_removed_and_named(tmp_path: Path, kept_bytes: int) -> None:
     path, stream = tmp_path / "metrics.jsonl", io.StringIO()
-    with RunMetrics(config(), tmp_path, resumed_step=0, stream=io.StringIO()) as metrics:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
         for step in (1, 2, 3):
             metrics.log_step(row(step))
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second + third[:kept_bytes])
-    with RunMetrics(config(), tmp_path, resumed_step=3, stream=stream) as metrics:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=3, stream=stream) as metrics:
         metrics.log_step(row(4))
     assert steps_in(path) == [1, 2, 4]
     assert stream.getvalue().splitlines()[0] == f"warning: {path}:3: an unfinished row, removed"
@@ -131,7 +131,7 @@ def full_disk(allowed_bytes: int) -> Iterator[None]:
 
 def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     stream, path = io.StringIO(), tmp_path / "metrics.jsonl"
-    with RunMetrics(config(), tmp_path, resumed_step=0, stream=stream) as metrics:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
         with full_disk(300):
             for step in (1, 2, 3):
                 metrics.log_step(row(step))
@@ -171,7 +171,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_one_bar_and_whole_messages(tmp_path: Path) -> None:
     stream = Terminal()
-    with RunMetrics(config(), tmp_path, resumed_step=4, stream=stream) as metrics:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=4, stream=stream) as metrics:
         for step in range(5, 8):
             metrics.log_step(row(step))
         metrics.log_evaluation([evaluation(7, 1, 3.25), evaluation(7, 2, 3.125)])
@@ -204,7 +204,7 @@ def test_wandb_offline_for_real(tmp_path: Path) -> None:
 def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("in the way")
     stream = io.StringIO()
-    with RunMetrics(config("offline"), tmp_path, resumed_step=0, stream=stream) as metrics:
+    with RunMetrics(config("offline"), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
         metrics.log_step(row(1))
     assert stream.getvalue().startswith("warning: wandb did not start (")
     assert stream.getvalue().count("\n") == 2
