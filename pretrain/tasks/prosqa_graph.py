@@ -63,11 +63,20 @@ class Graph:
                 raise ValueError(f"not of the form 'Tom is a lempus.' or 'Every lempus is a scrompus.': {sentence!r}")
             parent, child = (nodes.setdefault(name, len(nodes)) for name in (fact[1] or fact[2], fact[3]))
             edges.append((parent, child))
-        root, *options = (nodes.setdefault(name, len(nodes)) for name in asked.groups())
-        reached = _distances(_children(len(nodes), edges), root)
+        root, first, second = (nodes.setdefault(name, len(nodes)) for name in asked.groups())
+        return cls.asked(tuple(nodes), edges, root, (first, second))
+
+    @classmethod
+    def asked(cls, idx_to_symbol: tuple[str, ...], edges: Sequence[tuple[int, int]], root: int, options: tuple[int, int]) -> "Graph":
+        """The graph of a question that offers two options; the one that the root reaches is the target.
+
+        Raises:
+            ValueError: not exactly one of the options is reached.
+        """
+        reached = _distances(_children(len(idx_to_symbol), edges), root)
         # Both or neither: the check of the new graph says so.
         target, neg_target = options if reached[options[0]] is not None else options[::-1]
-        return cls(idx_to_symbol=tuple(nodes), edges=tuple(edges), root=root, target=target, neg_target=neg_target)
+        return cls(idx_to_symbol=idx_to_symbol, edges=tuple(edges), root=root, target=target, neg_target=neg_target)
 
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:

@@ -14,12 +14,15 @@ from pretrain.tasks.multiplication import Multiplication
 from pretrain.tasks.p_hop import PHop
 from pretrain.tasks.prontoqa import ProntoQA
 from pretrain.tasks.prosqa import ProsQA
+from pretrain.tasks.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
 
 TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
-    for task in (Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA, ProntoQA)
+    for task in (
+        Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA, ProsQASymbolic, ProntoQA,
+    )  # fmt: skip
 }
 """Every task, by the name it has in configurations."""
 
