@@ -1,4 +1,4 @@
-"""The rows of fine-tuning's evaluation, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts and loops, at what cost."""
+"""Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts and loops."""
 
 import json
 import math
