@@ -9,11 +9,8 @@ and its line or offset. Memory: one document, or one batch of parquet rows.
 """
 
 import codecs
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,19 +18,12 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-DECODERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".xz": lzma.LZMADecompressor,
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-}
-"""Incremental decoder of one member of each kind of archive."""
+from pretrain.data.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
 
 KINDS = (".txt", ".jsonl", ".parquet")
-ARCHIVE_CHUNK = 1 << 16
 PARQUET_BATCH_ROWS = 256
 
 
@@ -83,10 +73,6 @@ class Problem:
         return f"{self.where}: {self.reason}: {self.detail}"
 
 
-class _DamagedArchiveError(Exception):
-    """A compressed stream ends early or does not decode."""
-
-
 def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
     """Expand paths, globs and fsspec URLs to files, sorted by path, each once.
 
@@ -125,7 +111,7 @@ def _version(info: dict[str, Any]) -> str:
 def _kind(path: str) -> tuple[str, str]:
     """Kind and compression of a file, by its name: ("jsonl", ".gz")."""
     name = path.lower()
-    compression = next((suffix for suffix in DECODERS if name.endswith(suffix)), "")
+    compression = compression_of(name)
     kind = Path(name.removesuffix(compression)).suffix
     if kind not in KINDS or (compression and kind == ".parquet"):
         raise ValueError(f"{path}: not a .txt, .jsonl (plain, or with {', '.join(DECODERS)}) or .parquet file")
@@ -147,7 +133,7 @@ def split_file(file: InputFile, piece_bytes: int) -> list[Piece]:
 
 def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
     try:
-        with _open(whole.path) as stored:
+        with open_stored(whole.path) as stored:
             groups = pq.ParquetFile(stored).num_row_groups
     except (pa.ArrowException, OSError) as error:
         if _is_real_io(error):
@@ -174,91 +160,21 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem
     if piece.size == 0 and piece.start == 0:
         yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
         return
-    with _open(piece.path) as stored:
+    with open_stored(piece.path) as stored:
         if kind == ".parquet":
             yield from _read_parquet(piece, stored, text_field)
             return
-        content = io.BufferedReader(_Inflated(stored, DECODERS[compression]), ARCHIVE_CHUNK) if compression else stored
+        content = inflate(stored, compression)
         if kind == ".txt":
             yield _read_text(piece, content)
         else:
             yield from _read_lines(piece, content, stored, text_field)
 
 
-def read_bytes(path: str) -> bytes:
-    """All of a file of any kind, decompressed as its name says.
-
-    Raises:
-        ValueError: the archive is damaged.
-        OSError: the file cannot be read.
-    """
-    compression = next((suffix for suffix in DECODERS if path.lower().endswith(suffix)), "")
-    with _open(path) as stored:
-        if not compression:
-            return stored.read()
-        try:
-            return io.BufferedReader(_Inflated(stored, DECODERS[compression]), ARCHIVE_CHUNK).read()
-        except _DamagedArchiveError as error:
-            raise ValueError(f"{path}: damaged archive: {error}; fetch it again") from None
-
-
-def _open(path: str) -> BinaryIO:
-    if "://" in path:
-        file_system, name = url_to_fs(path)
-        return cast("BinaryIO", file_system.open(name, "rb"))
-    return Path(path).open("rb")
-
-
-class _Inflated(io.RawIOBase):
-    """The decompressed bytes of an archive of one or more members; unlike the libraries' own readers, strict about a missing end."""
-
-    def __init__(self, stored: BinaryIO, new_decoder: Callable[[], Any]) -> None:
-        self._stored = stored
-        self._new_decoder = new_decoder
-        self._decoder: Any = None
-        self._pending = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            data = self._stored.read(ARCHIVE_CHUNK)
-            if not data:
-                if self._decoder is not None:
-                    raise _DamagedArchiveError("it ends in the middle")
-                return 0
-            self._pending = memoryview(self._inflate(data))
-        count = min(len(buffer), len(self._pending))
-        buffer[:count] = self._pending[:count]
-        self._pending = self._pending[count:]
-        return count
-
-    def _inflate(self, data: bytes) -> bytes:
-        parts = []
-        while data:
-            if self._decoder is None:
-                data = data.lstrip(b"\0")  # padding between members
-                if not data:
-                    break
-                self._decoder = self._new_decoder()
-            try:
-                parts.append(self._decoder.decompress(data))
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                # What decoded before is handed out first; the next call meets the damage.
-                if parts:
-                    break
-                raise _DamagedArchiveError(str(error)) from None
-            data = b""
-            if self._decoder.eof:
-                data, self._decoder = self._decoder.unused_data, None
-        return b"".join(parts)
-
-
-def _read_text(piece: Piece, content: BinaryIO | io.BufferedReader) -> Document | Problem:
+def _read_text(piece: Piece, content: BinaryIO) -> Document | Problem:
     try:
         data = content.read()
-    except _DamagedArchiveError as error:
+    except DamagedArchiveError as error:
         return Problem(reason="damaged archive", where=piece.path, detail=f"{error}; its document is lost")
     return parse_text(data.removeprefix(codecs.BOM_UTF8), piece.path, piece.size)
 
@@ -274,7 +190,7 @@ def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
     return Document(text, utf8, consumed)
 
 
-def _read_lines(piece: Piece, content: BinaryIO | io.BufferedReader, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
+def _read_lines(piece: Piece, content: BinaryIO, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
     """The lines that begin in [start, end) of plain bytes; all lines of an archive."""
     is_plain = content is stored
     offset, number = piece.start, 0
@@ -285,7 +201,7 @@ def _read_lines(piece: Piece, content: BinaryIO | io.BufferedReader, stored: Bin
     while not is_plain or offset < piece.end:
         try:
             line = content.readline()
-        except _DamagedArchiveError as error:
+        except DamagedArchiveError as error:
             yield Problem(reason="damaged archive", where=f"{piece.path}, after line {number}", detail=f"{error}; what follows is lost")
             return
         if not line:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pretrain.data.documents import DECODERS, read_bytes
+from pretrain.data.archives import DECODERS, read_bytes
 
 T = TypeVar("T")
 

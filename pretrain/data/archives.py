@@ -1,0 +1,115 @@
+"""Files as they are stored, local or any fsspec URL, and what is in them if they are compressed; a cut archive is told from a whole one."""
+
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import zstandard
+from fsspec.core import url_to_fs
+
+DECODERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".xz": lzma.LZMADecompressor,
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+"""Incremental decoder of one member of each kind of archive."""
+
+ARCHIVE_CHUNK = 1 << 16
+
+
+class DamagedArchiveError(Exception):
+    """A compressed stream ends early or does not decode."""
+
+
+def compression_of(path: str) -> str:
+    """The key of DECODERS that a file's name ends in, or nothing."""
+    return next((suffix for suffix in DECODERS if path.lower().endswith(suffix)), "")
+
+
+def inflate(stored: BinaryIO, compression: str) -> BinaryIO:
+    """The content of a file of that compression, or of none; reading it raises DamagedArchiveError."""
+    return cast("BinaryIO", io.BufferedReader(Inflated(stored, DECODERS[compression]), ARCHIVE_CHUNK)) if compression else stored
+
+
+@contextmanager
+def open_content(path: str) -> Iterator[BinaryIO]:
+    """A file of any kind, decompressed as its name says.
+
+    Raises:
+        DamagedArchiveError: by reading, where the archive is cut or does not decode.
+        OSError: the file cannot be read.
+    """
+    with open_stored(path) as stored:
+        yield inflate(stored, compression_of(path))
+
+
+def read_bytes(path: str) -> bytes:
+    """All of a file of any kind, decompressed as its name says.
+
+    Raises:
+        ValueError: the archive is damaged.
+        OSError: the file cannot be read.
+    """
+    try:
+        with open_content(path) as content:
+            return content.read()
+    except DamagedArchiveError as error:
+        raise ValueError(f"{path}: damaged archive: {error}; fetch it again") from None
+
+
+def open_stored(path: str) -> BinaryIO:
+    """A local file or a URL as it is stored."""
+    if "://" in path:
+        file_system, name = url_to_fs(path)
+        return cast("BinaryIO", file_system.open(name, "rb"))
+    return Path(path).open("rb")
+
+
+class Inflated(io.RawIOBase):
+    """The decompressed bytes of an archive of one or more members; unlike the libraries' own readers, strict about a missing end."""
+
+    def __init__(self, stored: BinaryIO, new_decoder: Callable[[], Any]) -> None:
+        self._stored = stored
+        self._new_decoder = new_decoder
+        self._decoder: Any = None
+        self._pending = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            data = self._stored.read(ARCHIVE_CHUNK)
+            if not data:
+                if self._decoder is not None:
+                    raise DamagedArchiveError("it ends in the middle")
+                return 0
+            self._pending = memoryview(self._inflate(data))
+        count = min(len(buffer), len(self._pending))
+        buffer[:count] = self._pending[:count]
+        self._pending = self._pending[count:]
+        return count
+
+    def _inflate(self, data: bytes) -> bytes:
+        parts = []
+        while data:
+            if self._decoder is None:
+                data = data.lstrip(b"\0")  # padding between members
+                if not data:
+                    break
+                self._decoder = self._new_decoder()
+            try:
+                parts.append(self._decoder.decompress(data))
+            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                # What decoded before is handed out first; the next call meets the damage.
+                if parts:
+                    break
+                raise DamagedArchiveError(str(error)) from None
+            data = b""
+            if self._decoder.eof:
+                data, self._decoder = self._decoder.unused_data, None
+        return b"".join(parts)
