@@ -24,6 +24,8 @@ class TrainedModel:
     tokenizer: Tokenizer
     step: int
     """Steps done when it was saved."""
+    checkpoint: CheckpointReader
+    """What else was saved."""
     problems: list[str]
     """A line for each newer checkpoint that is bad."""
 
@@ -48,7 +50,7 @@ def load_trained_model(run_dir: Path, device: torch.device, *, step: int | None 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.read_whole(f"weights/{name}"))
-    return TrainedModel(model=model.eval(), config=config, tokenizer=text, step=reader.step, problems=problems)
+    return TrainedModel(model=model.eval(), config=config, tokenizer=text, step=reader.step, checkpoint=reader, problems=problems)
 
 
 def tokenizer_file(run_dir: Path, config: RunConfig) -> Path:

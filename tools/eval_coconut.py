@@ -1,0 +1,65 @@
+"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6 --num-loops 1,2`.
+
+Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds and FLOPs of an
+example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command goes on after the last one. The best checkpoint of the last
+stage is taken where there is one. The work: `finetune/evaluation.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from finetune.options import add_options
+from pretrain.console import run_command
+
+if TYPE_CHECKING:
+    from finetune.results import CoconutRow
+
+HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example", "GFLOP/example"]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Evaluate a fine-tuned run at several numbers of latent thoughts and loops.")
+    add_options(parser)
+    return parser.parse_args(arguments)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    import torch
+
+    from finetune.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.finetuned_model import load_finetuned
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    finetuned = load_finetuned(options.run, device, step=options.step)
+    for problem in finetuned.trained.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
+    cells = choose_cells(finetuned, options.latents, options.num_loops)
+    file = finetuned.run_dir / "eval" / "coconut.jsonl"
+    num_batches = -(-len(questions.examples) // options.batch)
+    rows = evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches))
+    print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
+    print(table(list(rows)))
+    print(f"rows: {file}")
+
+
+def table(rows: Sequence["CoconutRow"]) -> str:
+    """The rows for people."""
+    cells = [HEADER]
+    for row in rows:
+        accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.stderr:.1f}"
+        cost = [f"{row.new_tokens:.1f}", f"{row.seconds_per_example:.4f}", f"{row.flops_per_example / 1e9:.4g}"]
+        cells.append([row.method, str(row.num_thoughts), str(row.num_loops), accuracy, *cost])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(partial(evaluate, parse(arguments)), interrupted="interrupted; finished rows are kept: the same command continues")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
