@@ -30,11 +30,16 @@ def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -
         work()
     except (ValueError, OSError, ImportError) as error:
         print_error(error)
-        return FAILED if isinstance(error, OSError) and not isinstance(error, _MISSING) else BAD_INPUT
+        return exit_code(error)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def exit_code(error: Exception) -> int:
+    """BAD_INPUT, which fails again however often it is tried, or FAILED for storage or a process, which may not."""
+    return FAILED if isinstance(error, OSError) and not isinstance(error, _MISSING) else BAD_INPUT
 
 
 def print_error(error: Exception, who: str = "") -> None:

@@ -1,4 +1,9 @@
-"""The run directory: what a run was (`config.yaml`, `environment.txt`, its tokenizer), written beside what it did (`checkpoints/`, ...)."""
+"""The run directory: what a run was (`config.yaml`, `environment.txt`, its tokenizer), written beside what it did (`checkpoints/`, ...).
+
+`state` is a line that says how the run stands: running, complete, `stopped by SIGUSR1` (the same command continues it) or failed. A run
+that is stopped ends with exit code 0, as one that is complete: launchers take any other code for a crash and kill the ranks that are
+still at work. Whoever restarts runs, such as the batch scripts of slurm/, reads the state instead.
+"""
 
 import os
 import platform
@@ -7,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pretrain.cli import resolved_yaml
-from pretrain.config import SYMBOLS_PREFIX, Layout, RunConfig
+from pretrain.config import SYMBOLS_PREFIX, RunConfig
+from pretrain.model.config import Section
 
-_PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece", "webdataset", "wandb", "safetensors", "pydantic")
+_PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece", "webdataset", "wandb", "safetensors", "pydantic")
 
 
 def run_directory(config: RunConfig) -> Path:
@@ -23,32 +29,32 @@ def tokenizer_copy(run_dir: Path, config: RunConfig) -> Path:
     return run_dir / f"tokenizer{Path(config.data.tokenizer).suffix if is_file else '.json'}"
 
 
-def describe_run(config: RunConfig, layout: Layout, device: str, tokenizer: bytes) -> None:
+def describe_run(folder: Path, config: Section, *, ranks: str, device: str, tokenizer: bytes, tokenizer_path: Path) -> None:
     """Write the resolved configuration, the environment and a copy of the tokenizer into the run directory, which is made if absent.
 
     Args:
+        folder: the run directory.
         config: the resolved configuration.
-        layout: how it lies on the ranks.
+        ranks: how many there are, and how they split the work.
         device: what a rank runs on.
         tokenizer: bytes of the tokenizer.
+        tokenizer_path: of its copy: `tokenizer_copy`.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    folder = run_directory(config)
     folder.mkdir(parents=True, exist_ok=True)
-    parallel = config.parallel
     changes = " with uncommitted changes" if _git("status", "--porcelain") else ""
     lines = [
         f"git commit: {_git('rev-parse', 'HEAD') or 'not a git checkout'}{changes}",
         f"python: {platform.python_version()} on {platform.platform()}",
         *(f"{name}: {_version(name)}" for name in _PACKAGES),
-        f"ranks: {layout.world_size} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {layout.data_parallel}",
+        f"ranks: {ranks}",
         f"device: {device}, {os.cpu_count()} processors",
     ]
     _replace(folder / "config.yaml", resolved_yaml(config).encode())
     _replace(folder / "environment.txt", "\n".join([*lines, ""]).encode())
-    _replace(tokenizer_copy(folder, config), tokenizer)
+    _replace(tokenizer_path, tokenizer)
 
 
 def _replace(path: Path, content: bytes) -> None:

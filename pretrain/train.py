@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 -m pretrain.train --config configs/pretrain/<name>.yaml
     sbatch slurm/pretrain_looped.sh configs/pretrain/<name>.yaml
 
-Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command. 2: bad input, one line each on
-standard error. 1: the work failed. 130: interrupted before there was anything to save.
+Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command (`state` in the run directory says which).
+2: bad input, one line each on standard error. 1: the work failed. 130: interrupted before there was anything to save.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pretrain.cli import parse
 from pretrain.config import check_layout
-from pretrain.console import BAD_INPUT, INTERRUPTED, print_error
+from pretrain.console import BAD_INPUT, INTERRUPTED, exit_code, print_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,9 +24,10 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
         if command.dry_run:
             from pretrain.plan import default_world_size, make_plan
+            from pretrain.run_directory import run_directory
 
             world_size = command.world_size or default_world_size(command.config, os.environ)
-            print(make_plan(command.config, world_size).render())
+            print(make_plan(command.config, world_size).render() + f"run directory  {run_directory(command.config)}")
             return 0
         from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _report(error: Exception, who: str) -> int:
     print_error(error, who)
-    return BAD_INPUT
+    return exit_code(error)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pretrain.model.count import count_parameters, forward_flops_per_token, trai
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.rows import MetricsRow, validation_row
-from pretrain.run_directory import describe_run, run_directory
+from pretrain.run_directory import describe_run, run_directory, write_state
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopSignal, decode_reason, encode_reason
 
@@ -68,11 +68,11 @@ def run(config: RunConfig, layout: Layout) -> int:
         device = start_world()
         if device.type == "cpu":
             keep_freed_memory()
-        try:
-            with Trainer(config, layout, make_groups(config.parallel, device), tokenizer, signals) as trainer:
-                return trainer.run()
-        finally:
-            dist.destroy_process_group()
+        with Trainer(config, layout, make_groups(config.parallel, device), tokenizer, signals) as trainer:
+            code = trainer.run()
+        # Not after an error: the other ranks notice that this one is gone, and should do so after it has said why.
+        dist.destroy_process_group()
+        return code
 
 
 class Trainer:
@@ -96,6 +96,7 @@ class Trainer:
         problems = self._resume()
         if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
             describe_run(config, layout, _device_name(groups.device), read_tokenizer(config.data.tokenizer))
+            write_state(self.directory, "running")
         self.num_parameters = count_parameters(config.model, config.train.seq_len).total
         self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
         self.metrics = RunMetrics(config, self.directory, resumed_step=self.progress.step) if self.rank == 0 else None
@@ -281,17 +282,21 @@ class Trainer:
     def _give_up(self) -> int:
         bad = self.progress.skipped_in_a_row
         advice = "lower optimizer.lr, or resume from an earlier checkpoint"
-        self.outcome = f"error: loss or gradient was not finite in {bad} steps in a row; {advice}"
         self.store.wait()
+        self._end("failed", f"error: loss or gradient was not finite in {bad} steps in a row; {advice}")
         return 1
 
     def _finish(self, reason: str | None) -> int:
         self.store.wait()
         self._report_saves()
-        done = self.progress.step == self.config.train.steps
-        what = "complete" if done else f"stopped by {reason}, the same command continues it"
-        self.outcome = f"step {self.progress.step} of {self.config.train.steps}: {what}"
+        what = f"stopped by {reason}, the same command continues it" if reason else "complete"
+        self._end(f"stopped by {reason}" if reason else "complete", f"step {self.progress.step} of {self.config.train.steps}: {what}")
         return 0
+
+    def _end(self, state: str, outcome: str) -> None:
+        self.outcome = outcome
+        if self.rank == 0:
+            write_state(self.directory, state)
 
     def _report_saves(self) -> None:
         for result in self.store.poll():

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# What the batch scripts of this folder share; they source it from the root of the project.
+#
+#   plan_run COMMAND...          dry run of an entry point: refuses what it refuses, sets run_dir
+#   run_until_done COMMAND...    snapshot, health check, COMMAND on every rank; then requeue, succeed or fail
+#   "${ranks[@]}" COMMAND...     COMMAND on every rank and nothing else, for jobs that need no requeue
+#
+# What differs by cluster is in slurm/site.env (slurm/site.env.example says what). Files in the run directory: `state` (running, stopped,
+# complete, failed; the entry point writes it), `requeues.txt` (a line each), and `jobs/<job>-<restart>/`, what ran and all that it said.
+set -euo pipefail
+
+PYTHON=.venv/bin/python
+SRUN_FLAGS=()
+CONTAINER=()
+GPU_CHECK=(nvidia-smi --list-gpus)
+MIN_FREE_GIB=5
+MAX_REQUEUES=3
+# shellcheck source=slurm/site.env.example
+[[ ! -f slurm/site.env ]] || source slurm/site.env
+
+restart=${SLURM_RESTART_COUNT:-0}
+signalled=
+step=
+
+refuse() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+[[ -d pretrain && -d slurm ]] || refuse "submit from the root of the project, not from $PWD"
+[[ ${#CONTAINER[@]} -gt 0 || ${#SRUN_FLAGS[@]} -gt 0 || -x $PYTHON ]] || refuse "no $PYTHON in $PWD: run 'bash tools/setup.sh' there first"
+
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node need ports of their own
+export MASTER_ADDR MASTER_PORT
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from the job
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+export PYTHONFAULTHANDLER=1 # a crash in compiled code leaves a traceback too
+export PYTHONUNBUFFERED=1
+
+# Slurm signals this shell alone (--signal=B:...); srun passes a signal on to every rank.
+forward() {
+  signalled=$1
+  [[ -z $step ]] || kill -s "$1" "$step" 2>/dev/null || true
+}
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
+
+# COMMAND after this runs on every rank; one that ends badly ends them all.
+ranks=(srun --kill-on-bad-exit=1 --label "${SRUN_FLAGS[@]}" bash slurm/rank.sh "${CONTAINER[@]}")
+
+plan_run() {
+  plan=$(WORLD_SIZE=$SLURM_NTASKS srun --nodes=1 --ntasks=1 "${SRUN_FLAGS[@]}" "${CONTAINER[@]}" "$@" --dry-run) || exit 2
+  run_dir=$(sed -n 's/^run directory  *//p' <<<"$plan")
+}
+
+# What a resumed run starts from. It grows, or the run makes no progress. A job that saves something else defines its own.
+progress() {
+  local newest
+  newest=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*[0-9]' 2>/dev/null | sort | tail -n 1)
+  echo "step $((10#0${newest##*step-}))"
+}
+
+# An entry point says whether it is complete; a command without a run of its own is when it ends well.
+is_complete() {
+  [[ $(head -c 8 "$run_dir/state" 2>/dev/null) == complete ]]
+}
+
+run_until_done() {
+  local status=0 log tee
+  job_dir=$run_dir/jobs/$SLURM_JOB_ID-$restart
+  mkdir -p "$job_dir"
+  snapshot "$@"
+  check_nodes
+  [[ -z $signalled ]] || requeue "SIG$signalled before the start"
+  echo "job $SLURM_JOB_ID, restart $restart: $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT, $run_dir"
+  exec {log}> >(trap '' USR1 TERM && exec tee "$job_dir/step.log")
+  tee=$!
+  "${ranks[@]}" "$@" >&"$log" 2>&1 &
+  step=$!
+  [[ -z $signalled ]] || forward "$signalled"
+  while :; do # a signal ends `wait` early
+    status=0
+    wait "$step" || status=$?
+    kill -0 "$step" 2>/dev/null || break
+  done
+  exec {log}>&-
+  wait "$tee" # the log is whole only now
+  ((status)) || ! is_complete || exit 0
+  ((status)) || requeue "$(cat "$run_dir/state" 2>/dev/null || echo "no state")"
+  [[ -z $signalled ]] || requeue "SIG$signalled"
+  ((status != 2)) || fail "$status"
+  requeue "exit code $status" "$status"
+}
+
+snapshot() {
+  local new
+  echo "$plan" >"$job_dir/plan.txt"
+  printf '%q ' "$@" >"$job_dir/command.txt"
+  git rev-parse HEAD >"$job_dir/commit.txt" 2>/dev/null || { echo "not a git checkout" >"$job_dir/commit.txt"; return 0; }
+  git diff HEAD >"$job_dir/uncommitted.diff"
+  mapfile -d '' -t new < <(git ls-files -z --others --exclude-standard -- '*.py' '*.sh' '*.yaml')
+  ((${#new[@]} == 0)) || tar -czf "$job_dir/untracked.tar.gz" -- "${new[@]}"
+}
+
+# One rank a node looks at its node. Bad nodes are named and left out when the job comes back.
+check_nodes() {
+  local report bad excluded
+  report=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+    bash slurm/check_node.sh "$(date +%s)" "$MIN_FREE_GIB" "$run_dir" "${GPU_CHECK[@]}") && return
+  sed -n 's/^unhealthy/error: unhealthy node/p' <<<"$report" >&2
+  bad=$(sed -n 's/^unhealthy \([^:]*\):.*/\1/p' <<<"$report" | sort -u | paste -sd , -)
+  excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+  requeue "unhealthy nodes: ${bad:-the check did not run}" 1 "${bad:+${excluded/(null)/},$bad}"
+}
+
+# requeue REASON [EXIT CODE [NODES TO EXCLUDE]]: come back, or end with EXIT CODE where that has not helped or Slurm is ending the job.
+requeue() {
+  local at file=$run_dir/requeues.txt status=${2:-0} tries
+  at=$(progress)
+  tries=$(grep -cF "job $SLURM_JOB_ID at $at:" "$file" 2>/dev/null || true)
+  if ((${tries:-0} >= MAX_REQUEUES)); then
+    echo "error: no progress beyond $at in $MAX_REQUEUES requeues; last: $1" >&2
+    fail "$((status ? status : 1))"
+  fi
+  if [[ $(scontrol show job "$SLURM_JOB_ID") != *JobState=RUNNING* ]]; then # scancel, or the time limit is over
+    echo "not requeued: Slurm is ending this job ($1 at $at); submit it again to continue"
+    exit "$status"
+  fi
+  echo "$(date -Is) job $SLURM_JOB_ID at $at: $1" >>"$file"
+  echo "requeue: $1 at $at"
+  ((!status)) || report_failure "$status"
+  trap '' TERM # requeueing ends this script, which has one more thing to do
+  scontrol requeue "$SLURM_JOB_ID"
+  [[ -z ${3:-} ]] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${3#,}" # only a pending job can be changed
+  exit 0
+}
+
+fail() {
+  report_failure "$1"
+  exit "$1"
+}
+
+# The first failure of the step, last in the log: how the rank was killed, if it was, and what it said from its traceback on.
+report_failure() {
+  local log=$job_dir/step.log killed rank
+  [[ -f $log ]] || return 0
+  # srun names what it kills itself after the line that says so
+  killed=$(sed '/STEP .* CANCELLED/q' "$log" | sed -nE 's/^srun: error: ([^:]*): tasks? ([0-9]+).*: /\2 on \1: /p' | sed -n '/ Exited with /!{p;q}')
+  rank=${killed%% *}
+  rank=${rank:-$(sed -nE 's/^ *([0-9]+): (Traceback \(most|Fatal Python error|error:).*/\1/p' "$log" | sed -n 1p)}
+  echo "error: rank ${killed:-${rank:-unknown} failed first}" | tee "$job_dir/failure.txt" >&2
+  [[ -z $rank ]] || sed -nE "s/^ *$rank: //p" "$log" | sed -nE '/^(Traceback \(most|Fatal Python error|error:)/,$p' | tee -a "$job_dir/failure.txt" >&2
+  (($1 == 2)) || echo "failed: $(tail -n 1 "$job_dir/failure.txt")" >"$run_dir/state"
+}
