@@ -149,6 +149,14 @@ class ValidationSection(Section):
     """Sequences of the validation split that are scored each time, the same ones every time."""
     num_loops: tuple[int, ...] = ()
     """Loop counts to score. Default: model.num_loops."""
+    tasks_every: int = Field(default=0, ge=0)
+    """Steps between evaluations on tasks, each at all of num_loops and as tools/eval_depth.py does it; 0 = never."""
+    tasks: tuple[str, ...] = ()
+    """Tasks and groups of tools/eval_depth.py that need no network. Default: the tasks among data.sources."""
+    num_examples: int | None = Field(default=None, gt=0)
+    """First examples of each task that are scored. Default: all, of a generated task 1,000."""
+    data_dir: str | None = None
+    """Folder of evaluation data, for tasks that are read from files."""
 
 
 class CheckpointSection(Section):
@@ -222,6 +230,8 @@ class RunConfig(Section):
                 raise ValueError(
                     "a block-regularised model has no loops to vary: use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
                 )
+        if self.validation.tasks_every and not self.validation.tasks and all(source.task is None for source in self.data.sources):
+            raise ValueError(f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: name validation.tasks")
         if any(loops < 1 for loops in self.validation.num_loops):
             raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
         if self.optimizer.name == "adamw" and self.optimizer.warmup_steps >= train.steps > 1:

@@ -9,7 +9,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -29,10 +29,13 @@ from pretrain.metrics import RunMetrics
 from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, make_groups, start_world
-from pretrain.rows import MetricsRow, validation_row
+from pretrain.rows import EvaluationRow, MetricsRow, validation_row
 from pretrain.run_directory import describe_run, run_directory, write_state
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopSignal, decode_reason, encode_reason
+
+if TYPE_CHECKING:
+    from pretrain.eval.in_loop import TaskEvaluation
 
 
 @dataclass(kw_only=True)
@@ -93,15 +96,20 @@ class Trainer:
         )  # fmt: skip
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
         self.engine = Engine(config, groups, tokenizer.separators)
+        self.tasks = self._task_evaluation(tokenizer) if config.validation.tasks_every else None
         problems = self._resume()
         if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
             describe_run(config, layout, _device_name(groups.device), read_tokenizer(config.data.tokenizer))
             write_state(self.directory, "running")
         self.num_parameters = count_parameters(config.model, config.train.seq_len).total
         self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
-        self.metrics = RunMetrics(config, self.directory, resumed_step=self.progress.step) if self.rank == 0 else None
+        self.metrics = None
+        if self.rank == 0:
+            self.metrics = RunMetrics(config, self.directory, num_steps=config.train.steps, resumed_step=self.progress.step)
         for problem in problems:
             self._say(f"warning: {problem}")
+        for task in self.tasks.skipped if self.tasks else ():
+            self._say(f"warning: skipped {task.name}: {task.reason}")
 
     def __enter__(self) -> "Trainer":
         return self
@@ -119,6 +127,8 @@ class Trainer:
         self._say(f"step {progress.step} of {config.train.steps}: {'resumed' if progress.step else 'started'} {self.directory}")
         if self.validation and not progress.step and config.checkpoint.init_from:
             stop = self._validate()  # what the weights were worth before this run
+        if progress.step or config.checkpoint.init_from:
+            stop = stop or self._score_tasks()  # and what a stop left undone
         while progress.step < config.train.steps and not stop:
             started = time.perf_counter()
             num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, progress.step)
@@ -133,6 +143,7 @@ class Trainer:
             is_last = progress.step == config.train.steps
             if self.validation and not stop and (is_last or progress.step % config.validation.every == 0):
                 stop = self._validate()
+            stop = stop or self._score_tasks()
             if is_last or stop or (config.checkpoint.every and progress.step % config.checkpoint.every == 0):
                 self._save()
             self._report_saves()
@@ -195,9 +206,30 @@ class Trainer:
             )
             for num_loops, nll in zip(loops, losses, strict=True)
         ]
+        self._report_rows(rows)
+        return 0
+
+    def _task_evaluation(self, tokenizer: Tokenizer) -> "TaskEvaluation":
+        try:
+            from pretrain.eval.in_loop import TaskEvaluation
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"validation.tasks_every={self.config.validation.tasks_every} needs the evaluation harness, but there is no module "
+                f"{error.name}: bash tools/setup.sh eval"
+            ) from None
+        file = self.directory / "eval" / "depth.jsonl"
+        return TaskEvaluation(self.config, self.engine.model, self.groups, tokenizer, file, self._wish)
+
+    def _score_tasks(self) -> int:
+        """Score the tasks if this step is one for them; returns the agreed stop code."""
+        step = self.progress.step
+        if self.tasks is None or (step % self.config.validation.tasks_every and step != self.config.train.steps):
+            return 0
+        return self.tasks.run(step, self.progress.train_flops, self._report_rows)
+
+    def _report_rows(self, rows: list[EvaluationRow]) -> None:
         if self.metrics is not None:
             self.metrics.log_evaluation(rows)
-        return 0
 
     def _save(self) -> None:
         """Start saving everything that a resumed run needs."""

@@ -7,7 +7,6 @@ split the model, and the other ranks share out the examples.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -57,8 +56,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # the harness has bars of its own
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        os.environ["TQDM_DISABLE"] = "1"  # downloads have bars of their own
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
@@ -96,24 +94,21 @@ def progress(windows: Sequence[object]) -> Sequence[object]:
     """A bar over the batches of one request of the harness, gone when it is answered."""
     from tqdm import tqdm
 
-    return tqdm(windows, unit="batch", leave=False, disable=not sys.stderr.isatty())  # type: ignore[return-value]
+    screen = sys.__stderr__  # sys.stderr is closed to the harness
+    return tqdm(windows, unit="batch", leave=False, file=screen, disable=screen is None or not screen.isatty())  # type: ignore[return-value]
 
 
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:
     """The part of rank 0."""
     from pretrain.eval import evaluate as evaluation
-    from pretrain.eval.groups import ResolvedTask, SkippedTask, resolve, trained_tasks
+    from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
     from pretrain.trained_model import load_tokenizer, tokenizer_file
 
     subject = evaluation.Subject.of(reader)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.config), reader)
     file = options.out or options.run / "eval" / "depth.jsonl"
-    resolved: list[ResolvedTask | SkippedTask] = [*trained_tasks(subject.config)]
-    if options.tasks:
-        resolved = resolve(options.tasks, options.data_dir, allow_network=not options.offline)
-    if not resolved:
-        raise ValueError(f"{options.run} was trained on no task: name some with --tasks")
+    resolved = tasks_of(subject.config, options.tasks, options.data_dir, allow_network=not options.offline)
     skipped = [task for task in resolved if isinstance(task, SkippedTask)]
     for task in skipped:
         print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
@@ -123,7 +118,9 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     if there:
         print(f"{file} has {', '.join(there)} already", file=sys.stderr)
     lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.config.train.seq_len, add_bos=not options.no_bos)
-    results = evaluation.evaluate(lm, subject, wanted, data_dir=options.data_dir, num_examples=options.num_examples)
+    loader = partial(evaluation.load, data_dir=options.data_dir, num_examples=options.num_examples)
+    evaluation.prepare_harness()
+    results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples)
     for number, (task, rows) in enumerate(results, start=1):
         evaluation.append_rows(file, rows)
         print(f"[{number}/{len(wanted)}] {task.name} ({task.group})")

@@ -4,8 +4,12 @@ The rows of a task are written together when all its loop counts are done, so a 
 leaves out what is there.
 """
 
+import contextlib
+import io
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from pretrain.rows import EvaluationRow, model_family
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is no mean."""
+FEWSHOT_SEED = 1234
+"""Of the choice of solved examples in a prompt, the same at every loop count and step; the harness's own default."""
 _COUNTS = ("alias", "name", "sample_len", "sample_count")
 
 
@@ -62,8 +68,23 @@ class Subject:
         )
 
 
+def prepare_harness() -> None:
+    """Let the harness report errors alone, and resample in this process: one that holds a world of ranks is not to be forked."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ["DISABLE_MULTIPROC"] = "1"
+
+
+def load(task: ResolvedTask, data_dir: Path | None, num_examples: int | None) -> list[Task]:
+    """The harness's objects of a task; arguments as of `evaluate`.
+
+    Raises:
+        ValueError: a file of the task is malformed.
+    """
+    return load_tasks(task, data_dir) if num_examples is None else load_tasks(task, data_dir, num_examples=num_examples)
+
+
 def evaluate(
-    lm: LoopedLM, subject: Subject, tasks: Sequence[ResolvedTask], *, data_dir: Path | None, num_examples: int | None
+    lm: LoopedLM, subject: Subject, tasks: Sequence[ResolvedTask], loader: Callable[[ResolvedTask], list[Task]], *, num_examples: int | None
 ) -> Iterator[tuple[ResolvedTask, list[EvaluationRow]]]:
     """Run tasks one after the other, each at every loop count of `lm`.
 
@@ -71,20 +92,21 @@ def evaluate(
         lm: the model.
         subject: what it is.
         tasks: what to run.
-        data_dir: folder of the offline tasks' files.
-        num_examples: of each task, for a quick look; None runs them whole.
+        loader: gives the harness's objects of a task: `load`.
+        num_examples: first examples of each task that are run; None runs them whole.
 
     Raises:
         ValueError: a file of a task is malformed.
+        Stopped: a rank wished to stop.
     """
     for task in tasks:
         rows: list[EvaluationRow] = []
         lm.forget()
-        generated = {} if num_examples is None else {"num_examples": num_examples}
-        for loaded in load_tasks(task, data_dir, **generated):
+        for loaded in loader(task):
             for num_loops in lm.loops:
                 with lm.at(num_loops):
                     rows += _rows(lm, subject, task, loaded, num_loops, num_examples)
+        lm.forget()
         yield task, rows
 
 
@@ -93,7 +115,10 @@ def _rows(
 ) -> list[EvaluationRow]:
     name = loaded.task_name
     task_dict: Any = {"tasks": {name: loaded}, "groups": {}, "group_map": {}}
-    found: Any = evaluator.evaluate(lm, task_dict, limit=num_examples, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False)
+    loaded.set_fewshot_seed(FEWSHOT_SEED)  # anew for each loop count, or each would see other prompts
+    silent = io.StringIO()  # the harness has bars and prints that no argument of it turns off
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        found: Any = evaluator.evaluate(lm, task_dict, limit=num_examples, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False)
     size = found["n-samples"][name]["effective"]
     results: dict[str, Any] = found["results"][name]
     rows = []

@@ -137,17 +137,47 @@ def resolve(names: Sequence[str], data_dir: Path | None, *, allow_network: bool 
     return [_resolve_task(name, group, data_dir, allow_network) for name, group in wanted.items()]
 
 
+def tasks_of(
+    config: RunConfig, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
+) -> list[ResolvedTask | SkippedTask]:
+    """What to evaluate a run on.
+
+    Args:
+        config: of the run.
+        names: as for `resolve`; the name of a task that the run is trained on means it at the run's difficulty, and no name at all means
+            all of these.
+        data_dir: as for `resolve`.
+        allow_network: as for `resolve`.
+
+    Raises:
+        ValueError: a name is unknown, or there is none and the run is trained on no task.
+    """
+    trained = {task.name: task for task in trained_tasks(config)}
+    if not names and not trained:
+        raise ValueError(f"run {config.run.name} is trained on no task: name some to evaluate it on")
+    found: dict[str, ResolvedTask | SkippedTask] = {}
+    for name in names or trained:
+        own = trained.get(name) if name not in GROUPS or not names else None
+        for task in [own] if own else resolve([name], data_dir, allow_network=allow_network):
+            found.setdefault(task.name, task)
+    return list(found.values())
+
+
 def trained_tasks(config: RunConfig) -> list[ResolvedTask]:
-    """The tasks that a run was trained on, at its difficulties."""
+    """The tasks that a run was trained on, at its difficulties. Of several difficulties of a task, the later ones' names are numbered."""
     forms: dict[str, Literal["answer", "steps", "symbol"]] = {"answer": "answer", "steps": "steps", "prefixes": "symbol"}
-    return [
-        ResolvedTask(
-            name=source.task, group=source.task, source="generator", harness_name=source.task, generator=source.task, num_fewshot=0,
-            parameters=source.parameters, form=forms[source.supervise],
-        )
-        for source in config.data.sources
-        if source.task is not None
-    ]  # fmt: skip
+    found: list[ResolvedTask] = []
+    for source in config.data.sources:
+        if source.task is not None:
+            earlier = sum(task.generator == source.task for task in found)
+            name = f"{source.task}_{earlier + 1}" if earlier else source.task
+            found.append(
+                ResolvedTask(
+                    name=name, group=source.task, source="generator", harness_name=name, generator=source.task, num_fewshot=0,
+                    parameters=source.parameters, form=forms[source.supervise],
+                )
+            )  # fmt: skip
+    return found
 
 
 def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: bool) -> ResolvedTask | SkippedTask:

@@ -4,10 +4,14 @@ Rank 0 calls `likelihoods`, `continuations` and, at the end, `close`; every othe
 ranks; the data-parallel replicas share out its sequences, longest first, each over its tensor and pipeline ranks; the results return to
 rank 0. So whoever asks (the evaluation harness) knows of one model and of no ranks.
 
+Where `wish` is given, the ranks agree before each batch whether one of them wants to stop; then `Stopped` is raised on all of them at once,
+out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
+
 Sequences of a batch are padded on the right for likelihoods: attention is causal, so no token sees padding, and the batch changes no
 value. All loop counts come from one pass (`pretrain/parallel/depths.py`). The head is applied to tokens that are scored and to no others.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +40,15 @@ class Likelihood(NamedTuple):
     """Whether every token of it is the likeliest one."""
 
 
+class Stopped(Exception):  # noqa: N818
+    """No error: a rank wished to stop, and all ranks have left the request."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped with code {code}")
+        self.code = code
+        """The largest wish of all ranks."""
+
+
 class Scorer:
     """A model that is spread over the world.
 
@@ -45,16 +58,17 @@ class Scorer:
         batch_size: sequences that a replica runs together.
         sequence_parallel: whether the model was built so.
         track: wraps the batches of a request on rank 0; to show progress.
+        wish: gives this rank's wish to stop, 0 for none; all ranks have one or none has.
     """
 
     def __init__(
         self, model: LoopedGPT, groups: Groups, *, batch_size: int, sequence_parallel: bool = False,
-        track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+        track: Callable[[Sequence[Any]], Iterable[Any]] = iter, wish: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.groups, self.batch_size = model, groups, batch_size
         self.depths = DepthRing(model, groups, sequence_parallel=sequence_parallel)
         self.multiple = groups.tensor.size() if sequence_parallel else 1  # tokens of a batch are split over so many ranks
-        self.track = track
+        self.track, self.wish = track, wish
 
     def likelihoods(self, pairs: Sequence[Pair], loops: Sequence[int]) -> list[list[Likelihood]]:
         """Score continuations at several loop counts; rank 0 asks.
@@ -105,16 +119,30 @@ class Scorer:
         own = order[self.groups.data.rank() :: self.groups.data.size()]
         work = self._score if kind == "likelihoods" else self._continue
         found: dict[int, Any] = {}
-        batches = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
-        for numbers in self._windows(batches, kind):
-            found |= work(items, numbers, *arguments)
+        share = math.ceil(len(items) / self.groups.data.size())  # the largest one
+        for window in self._windows(own, share, kind):
+            self._stop_if_wished()
+            if window:
+                found |= work(items, window, *arguments)
         return self._gather(found, len(items))
 
-    def _windows(self, batches: list[list[int]], kind: str) -> Iterable[list[list[int]]]:
-        """Batches that travel together: for likelihoods as many as keep all stages at work."""
-        size = self.depths.num_stages if kind == "likelihoods" else 1
-        windows = [batches[start : start + size] for start in range(0, len(batches), size)]
+    def _windows(self, own: list[int], share: int, kind: str) -> Iterable[list[list[int]]]:
+        """Batches that travel together, for likelihoods as many as keep all stages at work. Equally many windows on all ranks, which ask
+        each other before each; a replica with fewer sequences has an empty last one.
+        """
+        size, at_once = self.batch_size, self.depths.num_stages if kind == "likelihoods" else 1
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
+        windows = [batches[start : start + at_once] for start in range(0, math.ceil(share / size), at_once)]
         return self.track(windows) if dist.get_rank() == 0 else windows
+
+    def _stop_if_wished(self) -> None:
+        """Agree on the wishes to stop."""
+        if self.wish is None:
+            return
+        code = torch.tensor(self.wish(), device=self.groups.device)
+        dist.all_reduce(code, op=dist.ReduceOp.MAX)
+        if code:
+            raise Stopped(int(code))
 
     def _score(self, pairs: list[Pair], window: list[list[int]], loops: tuple[int, ...]) -> dict[int, list[Likelihood]]:
         batches = [self._batch([pairs[number] for number in numbers]) for numbers in window]
@@ -162,13 +190,15 @@ class Scorer:
         self, prompts: list[list[int]], window: list[list[int]], settings: Generation, is_over: Callable[[list[int]], bool]
     ) -> dict[int, list[int]]:
         (numbers,) = window
-        rows = [prompts[number] for number in numbers]
-        new = generate(self.model, rows, settings, decoder=self._decoder, row_numbers=numbers, is_over=is_over)
-        return dict(zip(numbers, new, strict=True)) if self._has_results else {}
+        # Tokens are split over ranks one column of the batch at a time, so its rows are filled up with a row that is there.
+        filled = numbers + numbers[-1:] * (-len(numbers) % self.multiple)
+        rows = [prompts[number] for number in filled]
+        new = generate(self.model, rows, settings, decoder=self._decoder, row_numbers=filled, is_over=is_over)
+        return dict(zip(filled, new, strict=True)) if self._has_results else {}
 
     @property
     def _decoder(self) -> Decoder:
-        if self.depths.num_stages == 1:
+        if self.depths.num_stages == self.multiple == 1:
             return decoder_of(self.model)
         return self._decode
 
@@ -178,7 +208,9 @@ class Scorer:
         logits = torch.empty(tokens.shape[0], self.model.config.vocab_size, dtype=weight.dtype, device=weight.device)
 
         def visit(_: int, __: int, states: Tensor) -> None:
-            logits.copy_(self.model.all_logits(states.view(*tokens.shape, -1)[:, -1]))
+            assert self.model.head is not None, "the last stage has the head"
+            entered = self.model.modules_used.enter(states).view(*tokens.shape, -1)
+            logits.copy_(self.model.modules_used.gather_columns(self.model.head(entered[:, -1])))
 
         loops = (num_loops or self.model.config.num_loops,)
         self.depths.run([Batch(tokens=tokens, positions=positions, mask=mask, cache=cache)], loops, visit)

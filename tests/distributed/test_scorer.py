@@ -36,9 +36,7 @@ def ask(config: RunConfig, stop: int) -> list[Any]:
             continue
         try:
             found = [[tuple(one) for one in each] for each in scorer.likelihoods(PAIRS, LOOPS)]
-            texts = None
-            if not config.parallel.sequence:  # whose tokens cannot be split one at a time
-                texts = scorer.continuations([list(pair[0]) for pair in PAIRS], SETTINGS, partial(is_over, stop))
+            texts = scorer.continuations([list(pair[0]) for pair in PAIRS], SETTINGS, partial(is_over, stop))
             answers.append((found, texts))
         finally:
             scorer.close()
@@ -76,6 +74,5 @@ def test_ranks_and_batches_change_nothing(pool: RankPool, layout: dict, data: in
             assert [hit for _, hit in ours] == [each.is_greedy for each in theirs]
             assert [value for value, _ in ours] == pytest.approx([each.log_probability for each in theirs], rel=1e-10)
         assert len({value for each in found for value, _ in each}) == len(LOOPS) * len(PAIRS)
-        if texts is not None:
-            assert texts == [row[: row.index(stop) + 1] if stop in row else row for row in plain]
-            assert any(stop in row for row in texts)
+        assert texts == [row[: row.index(stop) + 1] if stop in row else row for row in plain]
+        assert any(stop in row for row in texts)

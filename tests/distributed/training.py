@@ -5,6 +5,7 @@ import io
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from pretrain.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:
-    """A signal to one rank, at the n-th call (from 0) of a method: "train_step" or "evaluate" of the engine."""
+    """A signal to one rank, at the n-th call (from 0) of a method: "train_step" or "evaluate" of the engine, say."""
 
     rank: int
     method: str
     call: int
     signal: signal.Signals
+    part: str = "engine"
+    """The object of the trainer that has the method."""
 
 
 def train(config: RunConfig, interruption: Interruption | None = None) -> int:
@@ -38,7 +41,7 @@ def train(config: RunConfig, interruption: Interruption | None = None) -> int:
         signals = stack.enter_context(StopSignal())
         trainer = stack.enter_context(Trainer(config, layout, groups, tokenizer, signals))
         if interruption is not None and interruption.rank == dist.get_rank():
-            _interrupt(trainer.engine, interruption)
+            _interrupt(attrgetter(interruption.part)(trainer), interruption)
         return trainer.run()
 
 
@@ -53,15 +56,15 @@ def train_aloud(config: RunConfig) -> str:
     return printed.getvalue()
 
 
-def _interrupt(engine: Any, interruption: Interruption) -> None:
-    method, calls = getattr(engine, interruption.method), iter(range(1_000_000))
+def _interrupt(part: Any, interruption: Interruption) -> None:
+    method, calls = getattr(part, interruption.method), iter(range(1_000_000))
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == interruption.call:
             signal.raise_signal(interruption.signal)
         return method(*args, **kwargs)
 
-    setattr(engine, interruption.method, call)
+    setattr(part, interruption.method, call)
 
 
 def training_config(root: Path, name: str, **changes: dict[str, Any]) -> RunConfig:

@@ -159,7 +159,7 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(tmp_path: Path, to
     for arguments, message in (
         (("--run", run, "--tasks", "svam"), "error: task svam: no such task or group, did you mean svamp?"),
         (("--run", tmp_path / "absent"), "no checkpoints there"),
-        (("--run", run), "was trained on no task: name some with --tasks"),
+        (("--run", run), "error: run run is trained on no task: name some to evaluate it on"),
     ):
         bad = command(*arguments, "--offline")
         assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
