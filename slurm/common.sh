@@ -145,13 +145,16 @@ fail() {
 
 # The first failure of the step, last in the log: how the rank was killed, if it was, and what it said from its traceback on.
 report_failure() {
-  local log=$job_dir/step.log killed rank
+  local begins='(\[rank[0-9]+\]: )?(Traceback \(most|Fatal Python error|error:)' log=$job_dir/step.log killed rank
   [[ -f $log ]] || return 0
-  # srun names what it kills itself after the line that says so
-  killed=$(sed '/STEP .* CANCELLED/q' "$log" | sed -nE 's/^srun: error: ([^:]*): tasks? ([0-9]+).*: /\2 on \1: /p' | sed -n '/ Exited with /!{p;q}')
+  # What srun names after these lines it killed itself.
+  killed=$(sed '/Terminating StepId\|STEP .* CANCELLED/q' "$log" |
+    sed -nE 's/^srun: error: ([^:]*): tasks? ([0-9]+).*: /\2 on \1: /p' | sed -n '/: Exited with /!{p;q}')
   rank=${killed%% *}
-  rank=${rank:-$(sed -nE 's/^ *([0-9]+): (Traceback \(most|Fatal Python error|error:).*/\1/p' "$log" | sed -n 1p)}
-  echo "error: rank ${killed:-${rank:-unknown} failed first}" | tee "$job_dir/failure.txt" >&2
-  [[ -z $rank ]] || sed -nE "s/^ *$rank: //p" "$log" | sed -nE '/^(Traceback \(most|Fatal Python error|error:)/,$p' | tee -a "$job_dir/failure.txt" >&2
+  rank=${rank:-$(sed -nE "s/^ *([0-9]+): $begins.*/\1/p" "$log" | sed -n 1p)}
+  {
+    echo "error: rank ${killed:-${rank:-unknown} failed first}"
+    [[ -z $rank ]] || sed -nE "s/^ *$rank: //p" "$log" | sed -nE "/^$begins/,\$p" | sed -E 's/^\[rank[0-9]+\]: //'
+  } | tee "$job_dir/failure.txt" >&2
   (($1 == 2)) || echo "failed: $(tail -n 1 "$job_dir/failure.txt")" >"$run_dir/state"
 }

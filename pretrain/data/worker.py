@@ -74,7 +74,12 @@ class Worker:
         # One thread of linear algebra, or every worker of every rank would start one per core to do nothing with.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pretrain.data.worker"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+        # Slurm signals all processes of a step; one that is still starting has no handlers, but it has the mask of its parent.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.stdin is not None and isinstance(self._process.stdout, io.BufferedReader)
         self._output = self._process.stdout
         try:
