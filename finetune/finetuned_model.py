@@ -1,17 +1,19 @@
 """A fine-tuned run ready to answer: model, tokenizer, configuration and, where one was trained, the classifier that ends its thoughts.
 
-The checkpoint of a fine-tuning run is one of pretraining (`pretrain/trained_model.py`) whose `meta` also holds the fine-tuning
-configuration ("finetune"), the epochs done ("epoch") and the stage of the curriculum ("stage"); the classifier is under "stop/weight" and
-"stop/bias". `<run>/best` is a run directory of its own with the weights that did best in the last stage, so it is taken where it is there.
+The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/trained_model.py`) whose `meta` also holds the
+fine-tuning configuration and the epoch; the classifier is under "stop/". `<run>/best` is a run directory of its own with the weights that
+did best in the last stage, so it is taken where it is there.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from finetune.config import FinetuneConfig
+from finetune.curriculum import stage_at
 from pretrain.trained_model import TrainedModel, load_trained_model
 
 BEST = "best"
@@ -28,9 +30,12 @@ class FinetunedModel:
     run_dir: Path
     """Directory of the run, also for its best checkpoint: where results go."""
     epoch: int
-    """Epochs done."""
-    stage: int
-    """Stage of the curriculum that was trained last."""
+    """Epoch that was trained last, from 0."""
+
+    @property
+    def stage(self) -> int:
+        """Stage of the curriculum that was trained last."""
+        return stage_at(self.config.curriculum, self.config.chosen_method, self.epoch)
 
     @property
     def has_slots(self) -> bool:
@@ -67,6 +72,11 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
         config=FinetuneConfig.model_validate(meta["finetune"]),
         stop_classifier=classifier,
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
-        epoch=meta["epoch"],
-        stage=meta["stage"],
+        epoch=_last_epoch(meta),
     )
+
+
+def _last_epoch(meta: dict[str, Any]) -> int:
+    """The epoch that was trained last: a checkpoint to go on from names the one to train next, unless it is in the middle of it."""
+    is_next = "progress" in meta and meta["progress"]["step_in_epoch"] == 0
+    return max(meta["epoch"] - is_next, 0)

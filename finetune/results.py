@@ -19,7 +19,7 @@ class CoconutRow:
     step: int
     """Optimizer steps done."""
     epoch: int
-    """Epochs done."""
+    """Epoch that was trained last, from 0."""
     stage: int
     """Stage of the curriculum that was trained last."""
     method: str

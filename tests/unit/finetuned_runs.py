@@ -62,8 +62,8 @@ def save_run(run_dir: Path, *, step: int = 7, with_classifier: bool = False, **s
         "config": run.model_dump(mode="json"),
         "finetune": config.model_dump(mode="json"),
         "tokenizer_sha256": SymbolTokenizer(tokenizer_bytes()).sha256,
-        "epoch": 3,
-        "stage": 2,
+        "epoch": 9,
+        "progress": {"step_in_epoch": 0},
     }
     store = CheckpointStore(
         directory=run_dir / "checkpoints", rank=0, world_size=1, nonce="test", keep_last=2, keep_every=0, asynchronous=False

@@ -47,7 +47,7 @@ def test_the_command_scores_every_cell_once(tmp_path: Path, monkeypatch: pytest.
     rows = list(read_rows(file))
     assert [(row.num_loops, row.num_thoughts) for row in rows] == [(loops, k) for loops in (1, 3) for k in (0, 2, 3)]
     assert {(row.run, row.step, row.epoch, row.stage, row.method, row.split, row.num_examples) for row in rows} == {
-        ("tiny", 7, 3, 2, "coconut", "test", 6)
+        ("tiny", 7, 8, 1, "coconut", "test", 6)
     }
 
     whole = file.read_text().splitlines()
