@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What the batch scripts of this folder share; they source it from the root of the project.
 #
-#   plan_run COMMAND...          dry run of an entry point: refuses what it refuses, sets run_dir
+#   plan_run COMMAND...          dry run of an entry point: refuses what it refuses, sets run_dir. Outside a job that is all.
+#   evaluation_of RUN_DIR        what follows evaluates a run: it advances by rows, and has done its part when it ends well
 #   run_until_done COMMAND...    snapshot, health check, COMMAND on every rank; then requeue, succeed or fail
 #   "${ranks[@]}" COMMAND...     COMMAND on every rank and nothing else, for jobs that need no requeue
 #
@@ -28,14 +29,16 @@ refuse() {
 }
 
 [[ -d pretrain && -d slurm ]] || refuse "submit from the root of the project, not from $PWD"
-[[ ${#CONTAINER[@]} -gt 0 || ${#SRUN_FLAGS[@]} -gt 0 || -x $PYTHON ]] || refuse "no $PYTHON in $PWD: run 'bash tools/setup.sh' there first"
+[[ ${#CONTAINER[@]} -gt 0 || ${#SRUN_FLAGS[@]} -gt 0 || -x $PYTHON ]] || refuse "no $PYTHON in $PWD: run 'bash tools/setup.sh' first"
 
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node need ports of their own
-export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from the job
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+  MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node need ports of their own
+  export MASTER_ADDR MASTER_PORT
+fi
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export PYTHONFAULTHANDLER=1 # a crash in compiled code leaves a traceback too
 export PYTHONUNBUFFERED=1
@@ -52,20 +55,31 @@ trap 'forward TERM' TERM
 ranks=(srun --kill-on-bad-exit=1 --label "${SRUN_FLAGS[@]}" bash slurm/rank.sh "${CONTAINER[@]}")
 
 plan_run() {
-  plan=$(WORLD_SIZE=$SLURM_NTASKS srun --nodes=1 --ntasks=1 "${SRUN_FLAGS[@]}" "${CONTAINER[@]}" "$@" --dry-run) || exit 2
+  local here=(srun --nodes=1 --ntasks=1 "${SRUN_FLAGS[@]}")
+  if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    [[ ${#CONTAINER[@]} -gt 0 || -x $PYTHON ]] || { echo "there is no $PYTHON here: the job checks the configuration" && exit 0; }
+    exec "${CONTAINER[@]}" "$@" --dry-run
+  fi
+  plan=$(WORLD_SIZE=$SLURM_NTASKS "${here[@]}" "${CONTAINER[@]}" "$@" --dry-run) || exit 2
   run_dir=$(sed -n 's/^run directory  *//p' <<<"$plan")
 }
 
-# What a resumed run starts from. It grows, or the run makes no progress. A job that saves something else defines its own.
+# What a resumed run starts from. It grows, or the run makes no progress.
 progress() {
   local newest
   newest=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*[0-9]' 2>/dev/null | sort | tail -n 1)
   echo "step $((10#0${newest##*step-}))"
 }
 
-# An entry point says whether it is complete; a command without a run of its own is when it ends well.
 is_complete() {
   [[ $(head -c 8 "$run_dir/state" 2>/dev/null) == complete ]]
+}
+
+# shellcheck disable=SC2317 # it replaces the two functions above
+evaluation_of() {
+  run_dir=$1 plan="evaluation of $1"
+  progress() { echo "row $(cat "$run_dir"/eval/*.jsonl 2>/dev/null | wc -l)"; }
+  is_complete() { :; }
 }
 
 run_until_done() {
@@ -131,7 +145,7 @@ requeue() {
   fi
   echo "$(date -Is) job $SLURM_JOB_ID at $at: $1" >>"$file"
   echo "requeue: $1 at $at"
-  ((!status)) || report_failure "$status"
+  ((!status)) || report_failure
   trap '' TERM # requeueing ends this script, which has one more thing to do
   scontrol requeue "$SLURM_JOB_ID"
   [[ -z ${3:-} ]] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${3#,}" # only a pending job can be changed
@@ -139,7 +153,7 @@ requeue() {
 }
 
 fail() {
-  report_failure "$1"
+  report_failure
   exit "$1"
 }
 
@@ -156,5 +170,5 @@ report_failure() {
     echo "error: rank ${killed:-${rank:-unknown} failed first}"
     [[ -z $rank ]] || sed -nE "s/^ *$rank: //p" "$log" | sed -nE "/^$begins/,\$p" | sed -E 's/^\[rank[0-9]+\]: //'
   } | tee "$job_dir/failure.txt" >&2
-  (($1 == 2)) || echo "failed: $(tail -n 1 "$job_dir/failure.txt")" >"$run_dir/state"
+  is_complete || echo "failed: $(tail -n 1 "$job_dir/failure.txt")" >"$run_dir/state"
 }

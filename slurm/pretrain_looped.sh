@@ -16,9 +16,9 @@
 #
 # Without arguments: configs/pretrain/12x2.yaml. Submit from the root of the project. Options of sbatch override the lines above; name the
 # GPUs there, without any the run uses CPU and gloo. Before the time limit, and on SIGTERM, the run finishes its step and saves, and the job
-# requeues itself. scancel ends it for good; submitting the same command again continues the run.
+# requeues itself. scancel ends it for good; submitting the same command again continues the run. With bash instead of sbatch: a dry run.
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch (to run without Slurm: python -m pretrain.train --help)}"
+cd "${SLURM_SUBMIT_DIR:-.}"
 source slurm/common.sh
 
 config=configs/pretrain/12x2.yaml

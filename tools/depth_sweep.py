@@ -1,11 +1,13 @@
 """Train, evaluate and plot a family of models over depth: `python tools/depth_sweep.py configs/sweeps/p_hop_small.yaml`.
 
 Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped goes on where it was: a run
-resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs none; --slurm submits them as a job
-array for training, one for evaluation that waits for it, and a plot that waits for both. The family: `pretrain/sweep.py`.
+resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs none; --dry-run plans the training
+runs; --slurm submits a job array for training, one for evaluation, each task of which waits for its run, and a plot that waits for all of
+them. The family: `pretrain/sweep.py`.
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pretrain.cli import load_config
+from pretrain.config import check_layout
 from pretrain.console import run_command
 from pretrain.sweep import Cell, SweepConfig, cells, read_sweep
 
@@ -26,16 +30,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sweep", type=Path, metavar="FILE", help="configs/sweeps/<name>.yaml")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", help="show the commands and run none")
+    how.add_argument("--dry-run", action="store_true", help="print the plans of the training runs and run none")
     how.add_argument("--slurm", action="store_true", help="submit job arrays instead of running here")
     parser.add_argument("--stage", choices=("train", "eval", "plot"), help="only this part; a job array runs its parts so")
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
     return parser.parse_args(arguments)
 
 
+def run_overrides(cell: Cell, root: Path) -> list[str]:
+    return [*cell.overrides, f"run.root={root}", f"run.name={cell.name}"]
+
+
 def train_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"] if sweep.ranks > 1 else []
-    where = [f"run.root={root}", f"run.name={cell.name}"]
-    return [sys.executable, *launch, "-m", "pretrain.train", "--config", sweep.config, *cell.overrides, *where]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"]
+    if sweep.ranks == 1 or is_rank():
+        launch = []
+    return [sys.executable, *launch, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root)]
+
+
+def plan_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+    plan = ["--dry-run", "--world-size", str(sweep.ranks)]
+    return [sys.executable, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root), *plan]
+
+
+def is_rank() -> bool:
+    """Whether this is a rank that srun started: it then becomes its command, so that signals reach that."""
+    return "RANK" in os.environ
 
 
 def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
@@ -65,17 +85,23 @@ def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, 
     }
 
 
-def submissions(file: Path, count: int) -> list[Command]:
-    """The three jobs of a sweep; the second and third wait for the id that the one before it prints."""
-    array = ["sbatch", "--parsable", f"--array=0-{count - 1}"]
-    return [
-        [*array, JOB, str(file), "train"],
-        [*array, "--dependency=aftercorr:{job}", JOB, str(file), "eval"],
-        ["sbatch", "--parsable", "--dependency=afterok:{job}", JOB, str(file), "plot"],
-    ]
+def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[Command]:
+    """The three jobs of a sweep; the second and third wait for the id that the one before it prints, and end if that fails."""
+
+    def job(stage: str, after: str = "", ranks: int = 1, array: bool = True) -> Command:
+        log = root / f"slurm-{stage}-{'%A_%a' if array else '%j'}.out"
+        command = ["sbatch", "--parsable", f"--job-name={file.stem}-{stage}", f"--output={log}", f"--ntasks={ranks}"]
+        command += [f"--array=0-{count - 1}"] if array else []
+        command += [f"--dependency={after}:{{job}}", "--kill-on-invalid-dep=yes"] if after else []
+        return [*command, JOB, str(file), stage]
+
+    return [job("train", ranks=sweep.ranks), job("eval", after="aftercorr"), job("plot", after="afterok", array=False)]
 
 
-def submit(commands: Sequence[Command]) -> None:
+def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Command], root: Path) -> None:
+    for cell in family:  # what training would refuse is refused before the queue is joined
+        check_layout(load_config(Path(sweep.config), run_overrides(cell, root)), sweep.ranks)
+    root.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for the logs
     job = ""
     for command in commands:
         try:
@@ -93,24 +119,26 @@ def work(options: argparse.Namespace) -> None:
     family, root = cells(sweep), SWEEPS / options.sweep.stem
     if options.cell is not None and not 0 <= options.cell < len(family):
         raise ValueError(f"--cell {options.cell}: the sweep has {len(family)} runs, numbered from 0")
-    planned = stages(sweep, family, root)
+    planned = {"plan": [plan_command(sweep, cell, root) for cell in family]} if options.dry_run else stages(sweep, family, root)
     if options.slurm:
-        submit(submissions(options.sweep, len(family)))
+        submit(sweep, family, submissions(sweep, options.sweep, len(family), root), root)
         return
     for stage, commands in planned.items():
-        if options.stage not in (None, stage):
+        if options.stage not in (None, stage) and not options.dry_run:
             continue
         chosen = commands if options.cell is None or stage == "plot" else [commands[options.cell]]
         for number, command in enumerate(chosen, start=1):
             if options.print:
                 print(shlex.join(command))
                 continue
+            if is_rank() and len(chosen) == 1:
+                os.execv(command[0], command)
             print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
             ended = subprocess.run(command, check=False).returncode
             if ended:
                 raise OSError(f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command goes on from here")
     if options.print:
-        print("\n".join(["", "# with --slurm:", *(" ".join(command) for command in submissions(options.sweep, len(family)))]))
+        print("\n".join(["", "# with --slurm:", *(" ".join(command) for command in submissions(sweep, options.sweep, len(family), root))]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Submits a batch script that trains, after a dry run of its configuration here, on the login node:
+#
+#   bash slurm/submit.sh slurm/pretrain_looped.sh [options of sbatch] [CONFIG.yaml] [a.b=c ...]
+#
+# A configuration that the dry run refuses, also because it does not fit the number of ranks asked for, never joins the queue. Sources
+# slurm/site.env, so partition and account can be set there.
+set -euo pipefail
+
+refuse() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+[[ -f ${1:-} ]] || refuse "usage: bash slurm/submit.sh SCRIPT [options of sbatch] [CONFIG.yaml] [a.b=c ...], from the root of the project"
+script=$1
+shift
+# shellcheck source=slurm/site.env.example
+[[ ! -f slurm/site.env ]] || source slurm/site.env
+
+options=()
+while (($#)) && [[ $1 != *.yaml && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
+  options+=("$1")
+  shift
+done
+
+# Ranks: the lines of the script, then the options; the last of a kind counts. A range of nodes leaves them open.
+nodes='' per_node='' ntasks='' name=''
+mapfile -t requested < <(sed -n 's/^#SBATCH //p' "$script")
+for word in "${requested[@]}" "${options[@]}"; do
+  word=${name:+$name=}$word name=
+  case $word in
+    -N | -n | --nodes | --ntasks | --ntasks-per-node) name=$word ;; # its value is the next word
+    -N=* | --nodes=*) nodes=${word#*=} ;;
+    -n=* | --ntasks=*) ntasks=${word#*=} ;;
+    --ntasks-per-node=*) per_node=${word#*=} ;;
+    -N*) nodes=${word#-N} ;;
+    -n*) ntasks=${word#-n} ;;
+  esac
+done
+if [[ -z $ntasks && $nodes =~ ^[0-9]+$ && $per_node =~ ^[0-9]+$ ]]; then
+  ntasks=$((nodes * per_node))
+fi
+
+env -u SLURM_JOB_ID -u SLURM_NTASKS -u SLURM_SUBMIT_DIR WORLD_SIZE="$ntasks" bash "$script" "$@"
+exec sbatch "${options[@]}" "$script" "$@"
