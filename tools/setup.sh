@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv and installs the project into it with the extras named:
 #
-#   bash tools/setup.sh [finetune] [eval] [plot] [dev]
+#   bash tools/setup.sh [clean] [finetune] [eval] [plot] [dev]
 #
 # A stamp in .venv records what it was made from (folder, pyproject.toml, extras), so a second run does nothing; extras add up.
 # A machine without an NVIDIA GPU gets the CPU build of torch: the default build for Linux brings gigabytes of CUDA libraries.
@@ -70,8 +70,8 @@ main() {
   local extra extras stamp
   for extra in "$@"; do
     case $extra in
-      finetune | eval | plot | dev) ;;
-      *) fail "unknown extra '$extra': choose from finetune, eval, plot, dev" ;;
+      clean | finetune | eval | plot | dev) ;;
+      *) fail "unknown extra '$extra': choose from clean, finetune, eval, plot, dev" ;;
     esac
   done
   extras=$({ sed -n 2p "$STAMP" 2>/dev/null | tr ',' '\n'; printf '%s\n' "$@"; } | sed '/^$/d' | sort -u | paste -sd , -)

@@ -79,9 +79,15 @@ def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
     Raises:
         ValueError: if a pattern matches nothing, or a file is not of a kind that `read_documents` reads.
     """
+    files = find_files(patterns)
+    for file in files:
+        _kind(file.path)
+    return files
+
+
+def find_files(patterns: Iterable[str]) -> list[InputFile]:
+    """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a pattern matches none."""
     files = {file.path: file for pattern in patterns for file in _expand(pattern)}
-    for path in files:
-        _kind(path)
     return [files[path] for path in sorted(files)]
 
 

@@ -1,0 +1,108 @@
+"""Pages of web archives: the records of WARC (HTML) and WET (text) files as datatrove's documents.
+
+datatrove's own reader is not used: it guesses the type of a WET record with libmagic (a system library), which loses text that begins
+like source code; it drops what it cannot decode without counting it; and a cut archive ends its task.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from trafilatura.utils import decode_file
+from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
+
+from pretrain.data.archives import DamagedArchiveError, open_content
+
+Kind = Literal["warc", "wet"]
+RECORD_TYPES: dict[Kind, str] = {"warc": "response", "wet": "conversion"}
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+
+
+def archive_kind(path: str) -> Kind:
+    """What a file is, by its name: `x.warc.wet.gz` is a WET file.
+
+    Raises:
+        ValueError: neither.
+    """
+    name = path.lower().removesuffix(".gz")
+    if name.endswith(".wet"):
+        return "wet"
+    if name.endswith(".warc"):
+        return "warc"
+    raise ValueError(f"{path}: not a .warc or .wet file (plain or with .gz)")
+
+
+class _Prompt:
+    """Reads what has come, however little: what lies before the damage of an archive is then not lost with it."""
+
+    def __init__(self, content: BinaryIO) -> None:
+        self.read = content.read1 if isinstance(content, io.BufferedReader) else content.read
+
+
+class ReadPages(PipelineStep):
+    """Reads every `world_size`th file of a list. Counts what it gives up: records that are not HTML or empty, archives that break off."""
+
+    type: str = "READ"
+    name: str = "Pages of the archives"
+
+    def __init__(self, paths_file: Path, kind: Kind) -> None:
+        """
+        Args:
+            paths_file: a path or URL a line.
+            kind: of all the files.
+        """
+        super().__init__()
+        self.paths_file = paths_file
+        self.kind: Kind = kind
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for path in self.paths_file.read_text().splitlines()[rank::world_size]:
+            self.stat_update("input_files")
+            try:
+                with open_content(path) as content:
+                    yield from self._pages(path, content)
+            except (DamagedArchiveError, ArchiveLoadFailed):
+                self.stat_update("total", "dropped", "dropped_rest_of_a_damaged_archive")
+
+    def _pages(self, path: str, content: BinaryIO) -> Iterator[Document]:
+        for number, record in enumerate(ArchiveIterator(_Prompt(content))):
+            if record.format != "warc":
+                raise ArchiveLoadFailed("not a WARC record")
+            if record.rec_type != RECORD_TYPES[self.kind]:
+                continue  # what the crawler asked and noted
+            payload = record.content_stream().read()
+            if record.raw_stream.limit:  # bytes that the record promises and the file does not hold
+                raise DamagedArchiveError("it ends in the middle")
+            self.stat_update("total")
+            reason, text = self._text(record, payload)
+            if reason:
+                self.stat_update("dropped", f"dropped_{reason}")
+                continue
+            self.stat_update("forwarded")
+            yield Document(text=text, id=f"{path}#{number}", metadata={"url": record.rec_headers.get_header("WARC-Target-URI") or ""})
+
+    def _text(self, record: Any, payload: bytes) -> tuple[str, str]:
+        """Why a record is no page, or its text."""
+        if self.kind == "wet":
+            text = payload.decode("utf-8", errors="replace")
+        else:
+            header = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
+            content_type, _, parameters = header.partition(";")
+            content_type = record.rec_headers.get_header("WARC-Identified-Payload-Type") or content_type
+            if content_type.strip().lower() not in HTML_TYPES:
+                return "not_HTML", ""
+            text = _decode(payload, parameters)
+        return ("", text) if text.strip() else ("empty", "")
+
+
+def _decode(html: bytes, parameters: str) -> str:
+    """HTML in the encoding that the server named, or else in the one it looks like."""
+    charset = parameters.lower().partition("charset=")[2].strip(" \"';")
+    try:
+        return html.decode(charset or "utf-8")
+    except (LookupError, UnicodeDecodeError):
+        return decode_file(html)
