@@ -118,16 +118,36 @@ class Rows:
 
     def feed(self, embeddings: Tensor) -> Tensor:
         """Run the model over the next n places: [b, n, d] inputs to [b, n, d] states after the final norm."""
-        num_rows, num_places, _ = embeddings.shape
         start = self._cache.length
-        stop = start + num_places
+        stop = start + embeddings.shape[1]
         mask = None
         if self._is_padded or start:
             queries, keys = self._places[start:stop, None], self._places[:stop]
             # Padding looks at itself: a query without keys has no softmax.
             mask = ((keys <= queries) & self._visible[:, None, :stop] | (keys == queries))[:, None]
+        return self._run(embeddings, self._positions[:, start:stop], mask)
+
+    def branch(self, embeddings: Tensor) -> Tensor:
+        """Run the model over c continuations of every row side by side, none of which sees another; the rows have no place after them.
+
+        Args:
+            embeddings: [b, c, n, d] inputs.
+
+        Returns:
+            [b, c, n, d] states after the final norm.
+        """
+        num_rows, num_branches, length, _ = embeddings.shape
+        start, num_new = self._cache.length, num_branches * length
+        number = torch.arange(num_new, device=embeddings.device)
+        is_own = (number[:, None] // length == number // length) & (number <= number[:, None])
+        past = self._visible[:, None, :start].expand(-1, num_new, -1)
+        mask = torch.cat((past, is_own.expand(num_rows, -1, -1)), dim=2)[:, None]
+        positions = self._positions[:, start : start + length].repeat(1, num_branches)
+        return self._run(embeddings.flatten(1, 2), positions, mask).view(embeddings.shape)
+
+    def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        num_rows, num_places, _ = embeddings.shape
         tokens = self._places.new_zeros(num_rows, num_places)  # only their shape counts
-        positions = self._positions[:, start:stop]
         states = self.model(tokens, self._num_loops, positions=positions, mask=mask, cache=self._cache, embeddings=embeddings)
         return states.view(num_rows, num_places, -1)
 

@@ -27,7 +27,9 @@ class GraphForm(ABC):
     text: TextForm
     """How the parts of an example are put together."""
     opening: str
-    """What stands before the name of a concept at the beginning of a step."""
+    """How a step begins that leads on from a concept, up to its name."""
+    before_name: str
+    """Between that and the name; it belongs to the name's tokens."""
 
     @abstractmethod
     def graph(self, question: str) -> Graph:
@@ -52,7 +54,7 @@ class GraphForm(ABC):
 
 class Words(GraphForm):
     text = TextForm()
-    opening = "Every "
+    opening, before_name = "Every", " "
 
     def graph(self, question: str) -> Graph:
         return Graph.parse(question)
@@ -64,7 +66,7 @@ class Words(GraphForm):
 
 class Symbols(GraphForm):
     text = TextForm(ProsQASymbolic.question_end, ProsQASymbolic.step_end, ProsQASymbolic.answer_start)
-    opening = ""
+    opening = before_name = ""
 
     def graph(self, question: str) -> Graph:
         return parse_graph(question)
