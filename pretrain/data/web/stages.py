@@ -10,6 +10,7 @@ in `<output>/<name of the stage>/`, its logs in `<output>/logs/<name of the stag
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,11 @@ class CleanSettings:
         _ = self.kind
         if self.tokenizer is not None:
             Tokenizer.load(self.tokenizer)
-        if self.language_model is not None and not self.language_model.is_file():
-            raise ValueError(f"{self.language_model}: no such file; it is to be fastText's model of languages (lid.176.bin or lid.176.ftz)")
+        if self.language_model is not None:
+            if find_spec("fasttext") is None:
+                raise ValueError("the language filter needs fasttext-numpy2-wheel, which has builds for Python 3.11 and 3.12 alone")
+            if not self.language_model.is_file():
+                raise ValueError(f"{self.language_model}: no such file; it is to be fastText's model of languages (lid.176.bin or .ftz)")
         try:
             load_word_tokenizer(self.language)
         except ImportError as error:
