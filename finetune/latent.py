@@ -6,18 +6,21 @@ at the position before. Rows are padded on the left so that all slots of a batch
 
     one pass over everything before the first slot; one pass of one position for each slot; one pass over the rest
 
-with keys and values reused, gradients flowing through them: every position is computed once, and the shapes depend on the numbers of
-positions and slots alone. A row with fewer slots than others has text in those positions, which goes through the same passes. On a
-looped model a thought passes all of its loops.
+with keys and values reused, gradients flowing through them (`finetune/latent_attention.py`): every position is computed once, and shapes
+depend on the numbers of positions and slots alone. A row with fewer slots than others has text in those positions, which goes through the
+same passes. On a looped model a thought passes all of its loops. Without slots there is one pass.
+
+The first pass is plain causal attention whatever the padding: each row is turned so that its padding comes last, where no token looks.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
+from finetune.latent_attention import LatentCache, Segment
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.layers import KeyValueCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class LatentBatch:
     """Rows of one length, b of s positions."""
 
     tokens: Tensor
-    """int64 [b, s]; what stands at padding and latent slots is not looked at."""
+    """int64 [b, s]; what stands at padding is not looked at, at latent slots only by Jacobi passes (`finetune/jacobi.py`)."""
     labels: Tensor
     """int64 [b, s]: the token to predict after each position, -100 for none."""
     supervised: Tensor
@@ -36,6 +39,8 @@ class LatentBatch:
     """bool [b, s]: the latent slots; in a row they follow each other from `first_slot` on."""
     first_slot: int
     """Where the slots of all rows begin; at least one position is before it."""
+    answer: Tensor | None = None
+    """int64 [b]: the position that predicts the first token of the answer, -1 in a row without one; for self-distillation alone."""
 
     def to(self, device: torch.device) -> "LatentBatch":
         """The batch on a device; the copies need not have ended."""
@@ -53,30 +58,84 @@ def latent_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loop
         num_loops: L; the configuration's by default.
 
     Returns:
-        [b, s, d] states after the final norm.
+        [b, s, d] states after the final norm; what stands at padding means nothing.
     """
-    assert model.embedding is not None, "the latent forward needs the whole model"
-    num_rows, length = batch.tokens.shape
-    places = torch.arange(length, device=batch.tokens.device)
-    positions = (places - batch.first_token[:, None]).clamp_min(0)  # [b, s], counted in the row
-    visible = places >= batch.first_token[:, None]  # [b, s]
-    cache = KeyValueCache()
+    passes = Passes(model, batch, num_slots, num_loops)
+    parts = [passes.run_prefix()]
+    for place in range(passes.prefix, passes.end):
+        embedded = passes.embed(place, place + 1)
+        thought = torch.where(batch.is_latent[:, place, None, None], parts[-1][:, -1:], embedded)
+        parts.append(passes.run("slots", place, place + 1, thought))
+    if passes.end < passes.length:
+        parts.append(passes.run("last", passes.end, passes.length, passes.embed(passes.end, passes.length)))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def run(start: int, stop: int, embeddings: Tensor | None) -> Tensor:
-        """Positions [start, stop), after the cached ones: [b, stop - start, d]."""
-        queries, keys = places[start:stop, None], places[:stop]
-        mask = ((keys <= queries) & visible[:, None, :stop] | (keys == queries))[:, None]  # padding looks at itself
-        states = model(
-            batch.tokens[:, start:stop], num_loops, positions=positions[:, start:stop], mask=mask, cache=cache, embeddings=embeddings
+
+class Passes:
+    """The passes over one batch: masks and positions, made once, and the keys and values so far.
+
+    Args:
+        model: on one device, or its tensor-parallel part; not a pipeline stage.
+        batch: the rows.
+        num_slots: how many positions have a pass of their own; 0 = the prefix is the whole batch.
+        num_loops: L; the configuration's by default.
+    """
+
+    def __init__(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None) -> None:
+        assert model.embedding is not None, "the latent forward needs the whole model"
+        self._model, self._embedding, self._tokens, self._num_loops = model, model.embedding, batch.tokens, num_loops
+        self._num_rows, self.length = batch.tokens.shape
+        self.prefix = batch.first_slot if num_slots else self.length
+        """Positions of the first pass."""
+        self.end = min(self.prefix + num_slots, self.length)
+        """Where the slots end."""
+        self._padding = batch.first_token[:, None]
+        self._places = torch.arange(self.length, device=batch.tokens.device)
+        columns = self._places[: self.prefix]
+        self._turned = (columns + self._padding) % self.prefix  # [b, p]: which place stands in each column of the first pass
+        self._columns = (columns - self._padding) % self.prefix  # [b, p]: which column each place stands in
+        dtype = next(model.parameters()).dtype
+        is_padding = columns >= self.prefix - self._padding
+        seen = torch.zeros(self._num_rows, self.length, dtype=dtype, device=batch.tokens.device)
+        seen[:, : self.prefix].masked_fill_(is_padding, -torch.inf)
+        later = self._places[self.prefix :]
+        self._bias = seen[:, None].repeat(1, len(later), 1)  # [b, s - p, s], what a position after the prefix adds to its scores
+        self._bias.masked_fill_(self._places > later[:, None], -torch.inf)
+        self._cache = LatentCache(segment="whole" if self.prefix == self.length else "prefix")
+
+    def embed(self, start: int, stop: int) -> Tensor:
+        """Embeddings of the tokens at places [start, stop): [b, stop - start, d]."""
+        return self._embedding(self._tokens[:, start:stop])
+
+    def run_prefix(self) -> Tensor:
+        """States [b, p, d] of the places before the first slot."""
+        tokens = self._tokens[:, : self.prefix].gather(1, self._turned)
+        self._cache.places = self._turned
+        states = self._model(tokens, self._num_loops, positions=self._places[None, : self.prefix], cache=self._cache)
+        rows = torch.arange(self._num_rows, device=self._places.device)[:, None] * self.prefix
+        states = _Reorder.apply(states, (rows + self._columns).flatten(), (rows + self._turned).flatten())
+        return states.view(self._num_rows, self.prefix, -1)
+
+    def run(self, segment: Segment, start: int, stop: int, embeddings: Tensor) -> Tensor:
+        """States [b, stop - start, d] of places [start, stop), from their inputs [b, stop - start, d]."""
+        self._cache.segment, self._cache.places = segment, self._places[None, start:stop]
+        bias = self._bias[:, None, start - self.prefix : stop - self.prefix, :stop]
+        positions = self._places[start:stop] - self._padding
+        states = self._model(
+            self._tokens[:, start:stop], self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings
         )
-        return states.view(num_rows, stop - start, -1)
+        return states.view(self._num_rows, stop - start, -1)
 
-    parts = [run(0, batch.first_slot, None)]
-    end = min(batch.first_slot + num_slots, length)
-    for place in range(batch.first_slot, end):
-        embedded = model.embedding(batch.tokens[:, place : place + 1])
-        thought = parts[-1][:, -1:]
-        parts.append(run(place, place + 1, torch.where(batch.is_latent[:, place, None, None], thought, embedded)))
-    if end < length:
-        parts.append(run(end, length, None))
-    return torch.cat(parts, dim=1)
+
+class _Reorder(torch.autograd.Function):
+    """Rows of [t, d] in another order; the gradient goes the way back without a scatter, so it has one order of sums on every device."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, states: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return states.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient.index_select(0, *ctx.saved_tensors), None, None  # type: ignore[attr-defined]

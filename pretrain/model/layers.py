@@ -40,6 +40,10 @@ class KeyValueCache:
         self.entries[slot] = (keys, values)
         return keys, values
 
+    def attend(self, slot: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too: [b, h, s, e]."""
+        return attend(queries, *self.extend(slot, keys, values), mask)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -178,9 +182,10 @@ class Attention(nn.Module):
         if context.rotary is not None:
             queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)  # [b, h or g, s, e]
-        if context.cache is not None:
-            keys, values = context.cache.extend(slot, keys, values)
-        mixed = attend(queries, keys, values, context.mask)
+        if context.cache is None:
+            mixed = attend(queries, keys, values, context.mask)
+        else:
+            mixed = context.cache.attend(slot, queries, keys, values, context.mask)
         return self.output(mixed.transpose(1, 2).reshape(states.shape[0], -1))
 
 

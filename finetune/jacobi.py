@@ -1,0 +1,45 @@
+"""Latent thoughts computed in parallel, by Jacobi's iteration, instead of one after the other (PCCoT, arXiv 2506.18582).
+
+Thought i of a row is a function of the thoughts before it: n equations in n unknowns. The input of the first slot is known, the state
+before it; the others start as the embedding of `<latent>`. Then, over the keys and values of the prefix,
+
+    T refining passes over all slots at once, each giving every slot the state before it; one pass over the slots and the rest.
+
+After t refining passes the inputs of the first t + 1 slots are what the sequential forward makes them, gradients included: T = n - 1 passes
+are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses.
+"""
+
+import torch
+from torch import Tensor
+
+from finetune.latent import LatentBatch, Passes
+from pretrain.model.gpt import LoopedGPT
+
+
+def jacobi_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_passes: int, num_loops: int | None = None) -> Tensor:
+    """Final states of all positions.
+
+    Args:
+        model: on one device, or its tensor-parallel part; not a pipeline stage.
+        batch: the rows, with the token `<latent>` at their slots.
+        num_slots: at least the largest number of slots of a row. Ranks that must stay in step agree on it.
+        num_passes: T, at least 0.
+        num_loops: L; the configuration's by default.
+
+    Returns:
+        [b, s, d] states after the final norm; what stands at padding means nothing.
+    """
+    passes = Passes(model, batch, num_slots, num_loops)
+    before = passes.run_prefix()
+    start, end = passes.prefix, passes.end
+    if start == passes.length:
+        return before
+    embedded, is_latent = passes.embed(start, passes.length), batch.is_latent[:, start:, None]
+    first = torch.where(is_latent[:, :1], before[:, -1:], embedded[:, :1])
+    inputs = torch.cat((first, embedded[:, 1:]), dim=1)  # [b, s - p, d]
+    num_refined = end - start - 1  # the state of the last slot is no input of a slot
+    for _ in range(min(num_passes, num_refined)):
+        states = passes.run("trial", start, end - 1, inputs[:, :num_refined])
+        thoughts = torch.where(is_latent[:, 1 : end - start], states, embedded[:, 1 : end - start])
+        inputs = torch.cat((first, thoughts, embedded[:, end - start :]), dim=1)
+    return torch.cat((before, passes.run("last", start, passes.length, inputs)), dim=1)
