@@ -31,15 +31,14 @@ def jacobi_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_pass
     """
     passes = Passes(model, batch, num_slots, num_loops)
     before = passes.run_prefix()
-    start, end = passes.prefix, passes.end
-    if start == passes.length:
-        return before
-    embedded, is_latent = passes.embed(start, passes.length), batch.is_latent[:, start:, None]
+    if not num_slots:
+        return passes.join([before])
+    start, num_refined = passes.prefix, num_slots - 1  # the state of the last slot is no input of a slot
+    embedded, is_latent = passes.embed(start, passes.length), passes.is_latent[:, start:, None]
     first = torch.where(is_latent[:, :1], before[:, -1:], embedded[:, :1])
     inputs = torch.cat((first, embedded[:, 1:]), dim=1)  # [b, s - p, d]
-    num_refined = end - start - 1  # the state of the last slot is no input of a slot
     for _ in range(min(num_passes, num_refined)):
-        states = passes.run("trial", start, end - 1, inputs[:, :num_refined])
-        thoughts = torch.where(is_latent[:, 1 : end - start], states, embedded[:, 1 : end - start])
-        inputs = torch.cat((first, thoughts, embedded[:, end - start :]), dim=1)
-    return torch.cat((before, passes.run("last", start, passes.length, inputs)), dim=1)
+        states = passes.run("trial", start, start + num_refined, inputs[:, :num_refined])
+        thoughts = torch.where(is_latent[:, 1:num_slots], states, embedded[:, 1:num_slots])
+        inputs = torch.cat((first, thoughts, embedded[:, num_slots:]), dim=1)
+    return passes.join([before, passes.run("last", start, passes.length, inputs)])

@@ -16,6 +16,7 @@ The first pass is plain causal attention whatever the padding: each row is turne
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -63,12 +64,11 @@ def latent_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loop
     passes = Passes(model, batch, num_slots, num_loops)
     parts = [passes.run_prefix()]
     for place in range(passes.prefix, passes.end):
-        embedded = passes.embed(place, place + 1)
-        thought = torch.where(batch.is_latent[:, place, None, None], parts[-1][:, -1:], embedded)
+        thought = torch.where(passes.is_latent[:, place, None, None], parts[-1][:, -1:], passes.embed(place, place + 1))
         parts.append(passes.run("slots", place, place + 1, thought))
-    if passes.end < passes.length:
+    if num_slots:
         parts.append(passes.run("last", passes.end, passes.length, passes.embed(passes.end, passes.length)))
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    return passes.join(parts)
 
 
 class Passes:
@@ -83,12 +83,16 @@ class Passes:
 
     def __init__(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None) -> None:
         assert model.embedding is not None, "the latent forward needs the whole model"
-        self._model, self._embedding, self._tokens, self._num_loops = model, model.embedding, batch.tokens, num_loops
-        self._num_rows, self.length = batch.tokens.shape
-        self.prefix = batch.first_slot if num_slots else self.length
+        self._model, self._embedding, self._num_loops = model, model.embedding, num_loops
+        self._num_rows, self._wanted = batch.tokens.shape
+        self.prefix = batch.first_slot if num_slots else self._wanted
         """Positions of the first pass."""
-        self.end = min(self.prefix + num_slots, self.length)
+        self.end = self.prefix + num_slots
         """Where the slots end."""
+        self.length = max(self._wanted, self.end + 1) if num_slots else self._wanted
+        """Positions of all passes: short rows are lengthened, so that ranks which agree on the slots make the same passes."""
+        extra = (0, self.length - self._wanted)
+        self._tokens, self.is_latent = (F.pad(tensor, extra) for tensor in (batch.tokens, batch.is_latent))
         self._padding = batch.first_token[:, None]
         self._places = torch.arange(self.length, device=batch.tokens.device)
         columns = self._places[: self.prefix]
@@ -120,11 +124,15 @@ class Passes:
         """States [b, stop - start, d] of places [start, stop), from their inputs [b, stop - start, d]."""
         self._cache.segment, self._cache.places = segment, self._places[None, start:stop]
         bias = self._bias[:, None, start - self.prefix : stop - self.prefix, :stop]
-        positions = self._places[start:stop] - self._padding
+        positions = self._places[start:stop].clamp_max(self._wanted - 1) - self._padding
         states = self._model(
             self._tokens[:, start:stop], self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings
         )
         return states.view(self._num_rows, stop - start, -1)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """States [b, s, d] of the batch from those of its segments."""
+        return torch.cat(parts, dim=1)[:, : self._wanted] if len(parts) > 1 else parts[0]
 
 
 class _Reorder(torch.autograd.Function):
