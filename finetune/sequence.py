@@ -73,6 +73,11 @@ class RowMaker:
         num_thoughts = cut.num_slots if self.method.slots == "thought" else 0
         return Row(tokens, len(head) + len(before), len(head), num_thoughts)
 
+    def whole_row(self, example: EncodedExample) -> Row:
+        """An example with its whole chain in text, without markers."""
+        chain = (token for step in example.steps for token in step)
+        return Row((*example.question, *chain, *example.answer), len(example.question), len(example.question), 0)
+
 
 EMPTY_ROW = Row((0, 0), 2, 1, 0)
 """Fills the last batch of an epoch: nothing to predict."""

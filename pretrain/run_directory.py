@@ -57,6 +57,15 @@ def describe_run(folder: Path, config: Section, *, ranks: str, device: str, toke
     _replace(tokenizer_path, tokenizer)
 
 
+def write_state(folder: Path, state: str) -> None:
+    """Say how a run stands, in the file `state` of its directory: `running`, `complete`, `stopped by SIGUSR1`, `failed`.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    _replace(folder / "state", f"{state}\n".encode())
+
+
 def _replace(path: Path, content: bytes) -> None:
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_bytes(content)

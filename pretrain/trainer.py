@@ -5,7 +5,6 @@ checkpoint, so a resumed run is the uninterrupted one, and neither depends on th
 """
 
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,21 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.run import CHECKPOINTS, require_training_state
-from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint.store import open_store
 from pretrain.checkpoint.verify import list_checkpoints, newest_good
 from pretrain.config import Layout, RunConfig
 from pretrain.data.loader import Loader
 from pretrain.data.tokenizer import Tokenizer, read_tokenizer
 from pretrain.eval.validation import Validation
-from pretrain.hardware import DTYPES, peak_flops, peak_memory_gib
+from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib
 from pretrain.host_memory import keep_freed_memory
 from pretrain.loops import num_loops_at
 from pretrain.metrics import RunMetrics
 from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
 from pretrain.parallel.engine import Engine, StepResult
-from pretrain.parallel.groups import Groups, make_groups, start_world
+from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.rows import EvaluationRow, MetricsRow, validation_row
-from pretrain.run_directory import describe_run, run_directory, write_state
+from pretrain.run_directory import describe_run, run_directory, tokenizer_copy, write_state
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopSignal, decode_reason, encode_reason
 
@@ -89,7 +88,10 @@ class Trainer:
         self.progress = Progress()
         self.outcome = ""  # the last line of the run, said when the progress display is gone
         self.directory = run_directory(config)
-        self.store = self._open_store()
+        settings = config.checkpoint
+        self.store = open_store(
+            self.directory / CHECKPOINTS, keep_last=settings.keep_last, keep_every=settings.keep_every, asynchronous=settings.asynchronous
+        )
         self.loader = Loader(
             config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
             rank=groups.data.rank(), num_ranks=groups.data.size(),
@@ -99,7 +101,13 @@ class Trainer:
         self.tasks = self._task_evaluation(tokenizer) if config.validation.tasks_every else None
         problems = self._resume()
         if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
-            describe_run(config, layout, _device_name(groups.device), read_tokenizer(config.data.tokenizer))
+            describe_run(
+                self.directory, config,
+                ranks=f"{layout.world_size} = {groups.describe()}",
+                device=device_name(groups.device),
+                tokenizer=read_tokenizer(config.data.tokenizer),
+                tokenizer_path=tokenizer_copy(self.directory, config),
+            )  # fmt: skip
             write_state(self.directory, "running")
         self.num_parameters = count_parameters(config.model, config.train.seq_len).total
         self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
@@ -257,7 +265,7 @@ class Trainer:
             if found:
                 raise ValueError(f"{folder} holds {found[0].name}, but checkpoint.resume=never: choose another run.name or resume=auto")
             return []
-        reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=_gather_lists)
+        reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=gather_lists)
         if reader is None:
             if problems:
                 advice = "move the folder away to start from step 0, or choose another run.name"
@@ -277,7 +285,7 @@ class Trainer:
 
     def _start_from(self, run_dir: Path) -> list[str]:
         """Take the newest good weights of another run; returns a line for each bad checkpoint."""
-        reader, problems = newest_good(run_dir / CHECKPOINTS, rank=self.rank, world_size=dist.get_world_size(), gather=_gather_lists)
+        reader, problems = newest_good(run_dir / CHECKPOINTS, rank=self.rank, world_size=dist.get_world_size(), gather=gather_lists)
         if reader is None:
             raise ValueError("\n".join([*problems, f"checkpoint.init_from={run_dir}: no good checkpoint there"]))
         if reader.meta["tokenizer_sha256"] != self.tokenizer_sha256:
@@ -295,21 +303,6 @@ class Trainer:
                     f"{section}.{key}={now[section][key]!r}, but {self.directory}/checkpoints/{name} was made with "
                     f"{saved[section].get(key)!r}: choose another run.name or the old value"
                 )
-
-    def _open_store(self) -> CheckpointStore:
-        nonce = [secrets.token_hex(6)]
-        dist.broadcast_object_list(nonce, src=0, device=torch.device("cpu"))
-        settings = self.config.checkpoint
-        store = None
-        for turn in (True, False):  # rank 0 first: it cleans up what an earlier run left
-            if turn == (self.rank == 0):
-                store = CheckpointStore(
-                    directory=self.directory / CHECKPOINTS, rank=self.rank, world_size=dist.get_world_size(), nonce=nonce[0],
-                    keep_last=settings.keep_last, keep_every=settings.keep_every, asynchronous=settings.asynchronous,
-                )  # fmt: skip
-            dist.barrier()
-        assert store is not None
-        return store
 
     def _give_up(self) -> int:
         bad = self.progress.skipped_in_a_row
@@ -338,14 +331,3 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.metrics is not None:
             self.metrics.message(text)
-
-
-def _gather_lists(lines: list[str]) -> list[str]:
-    """All ranks' lists, one after the other, on every rank."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, lines)
-    return [line for part in parts for line in part]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu with {torch.get_num_threads()} threads a rank"

@@ -10,6 +10,7 @@ At the start of a run, on all ranks: make the store, then call `newest_good`; th
 
 import json
 import re
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from pretrain.checkpoint.commit import SaveAttempt, apply_retention, clean_leftovers, describe, settle_replacements
 from pretrain.checkpoint.format import Piece
@@ -62,6 +66,29 @@ class SaveResult:
         line = f"saved checkpoint of step {self.step}: {size:.3g} GiB in {self.write_s:.3g} s ({self.gib_per_s:.3g} GiB/s)"
         line += f", training stalled {self.stall_s:.3g} s"
         return line if self.problem is None else f"{line}; {self.problem}"
+
+
+def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous: bool) -> "CheckpointStore":
+    """The store of a folder on every rank of the world, rank 0 first: it cleans up what an earlier run left. Collective.
+
+    Args:
+        The arguments: as of `CheckpointStore`.
+
+    Raises:
+        OSError: the directory cannot be made or cleaned.
+    """
+    nonce = [secrets.token_hex(6)]
+    dist.broadcast_object_list(nonce, src=0, device=torch.device("cpu"))
+    store = None
+    for turn in (True, False):
+        if turn == (dist.get_rank() == 0):
+            store = CheckpointStore(
+                directory=directory, rank=dist.get_rank(), world_size=dist.get_world_size(), nonce=nonce[0],
+                keep_last=keep_last, keep_every=keep_every, asynchronous=asynchronous,
+            )  # fmt: skip
+        dist.barrier()
+    assert store is not None
+    return store
 
 
 class CheckpointStore:

@@ -5,8 +5,10 @@ most, share a node. Groups are made once and handed on; nothing fetches them fro
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +38,10 @@ class Groups:
     @property
     def is_last_stage(self) -> bool:
         return self.pipeline.rank() == self.pipeline.size() - 1
+
+    def describe(self) -> str:
+        """How the ranks split the work, for people."""
+        return f"tensor {self.tensor.size()} x pipeline {self.pipeline.size()} x data {self.data.size()}"
 
     @property
     def is_model_copy(self) -> bool:
@@ -83,6 +89,13 @@ def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
         tied=tied,
         device=device,
     )
+
+
+def gather_lists(lines: Sequence[str]) -> list[str]:
+    """All ranks' lists, one after the other, on every rank. Collective."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, list(lines))
+    return [line for part in parts for line in part]
 
 
 def _own_group(members: list[list[int]]) -> ProcessGroup | None:
