@@ -9,6 +9,7 @@ taking steps away changes no token of what stays.
 
 import gzip
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,9 @@ class EncodedExample(NamedTuple):
     steps: tuple[tuple[int, ...], ...]
     """Each with its end."""
     answer: tuple[int, ...]
-    """With its start, and eos."""
+    """With its mark, and eos."""
+    num_mark_tokens: int = 0
+    """Tokens of the answer that only mark it as one."""
 
 
 def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:
@@ -94,11 +97,12 @@ def encode_examples(examples: Sequence[Example], form: TextForm, tokenizer: Toke
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text))
 
-    return [
-        EncodedExample(
-            (*start, *encode(example.question + form.question_end)),
-            tuple(encode(step + form.step_end) for step in example.steps),
-            (*encode(form.answer_start + example.answer), tokenizer.eos_id),
-        )
-        for example in examples
-    ]
+    mark = encode(form.answer_start)
+    encoded = []
+    for example in examples:
+        answer = encode(form.answer_start + example.answer)
+        # What both begin with: a tokenizer may join the end of the mark with the answer.
+        num_mark_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, answer, strict=False)))
+        question, steps = encode(example.question + form.question_end), tuple(encode(step + form.step_end) for step in example.steps)
+        encoded.append(EncodedExample((*start, *question), steps, (*answer, tokenizer.eos_id), num_mark_tokens))
+    return encoded

@@ -1,7 +1,8 @@
 """What fine-tuning minimises, as one module, so that DeepSpeed sees every weight used inside a forward of its own.
 
 The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all ranks; with a stop
-classifier also the mean binary cross-entropy of "this thought was the last one" over all thoughts.
+classifier also the mean binary cross-entropy of "this thought was the last one" over all thoughts; with self-distillation also the
+teacher's negative log-likelihood and the distance of its states (`finetune/distillation.py`).
 """
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.config import MethodSection
+from finetune.distillation import distillation_loss, watch_layers
+from finetune.jacobi import jacobi_states
 from finetune.latent import LatentBatch, latent_states
 from finetune.sampler import MicroBatch, StepBatch
 from pretrain.model.gpt import LoopedGPT
@@ -35,13 +38,35 @@ class Objective(nn.Module):
 
     def forward(self, micro_batch: MicroBatch, step: StepBatch) -> tuple[Tensor, Tensor]:
         """The share of one micro-batch in the loss of its step, and in its negative log-likelihood (summed, in nats)."""
-        batch = micro_batch.batch
-        states = latent_states(self.model, batch, micro_batch.num_slots).flatten(0, 1)
-        nll, plain = loss_sums(self.model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
-        loss = nll / step.num_targets
+        batch, teacher = micro_batch.batch, micro_batch.teacher
+        if teacher is None:
+            states = self._states(batch, micro_batch.num_slots)
+            nll, plain = self._nll(states, batch)
+            loss = nll / step.num_targets
+        else:
+            assert batch.answer is not None and teacher.answer is not None
+            with watch_layers(self.model, batch.answer) as ours:
+                states = self._states(batch, micro_batch.num_slots)
+            with watch_layers(self.model, teacher.answer) as theirs:
+                teacher_states = latent_states(self.model, teacher, 0).flatten(0, 1)
+            nll, plain = self._nll(states, batch)
+            distance = distillation_loss(ours, theirs, batch.answer)
+            loss = nll / step.num_targets + self._nll(teacher_states, teacher)[0] / step.num_teacher_targets
+            loss = loss + self._method.distillation_weight * distance / step.num_examples
         if self.stop is not None and micro_batch.num_slots:
             loss = loss + self._method.stop_weight * self._stop_loss(states, batch) / max(step.num_thoughts, 1)
         return loss, plain
+
+    def _states(self, batch: LatentBatch, num_slots: int) -> Tensor:
+        """Final states [b·s, d]."""
+        num_passes = self._method.jacobi_passes
+        if num_passes is None:
+            return latent_states(self.model, batch, num_slots).flatten(0, 1)
+        return jacobi_states(self.model, batch, num_slots, num_passes).flatten(0, 1)
+
+    def _nll(self, states: Tensor, batch: LatentBatch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood, summed over supervised tokens; the second has no gradient."""
+        return loss_sums(self.model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
 
     def _stop_loss(self, states: Tensor, batch: LatentBatch) -> Tensor:
         """Binary cross-entropy, summed over the thoughts of a batch: [b·s, d] states -> scalar."""

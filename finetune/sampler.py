@@ -30,7 +30,7 @@ class MicroBatch:
     num_slots: int
     """Most latent slots of a row of any rank at the same turn."""
     teacher: LatentBatch | None
-    """The same examples with their whole chain in text, where a method learns from it (CODI)."""
+    """The same examples with their chain in text, where thoughts learn from it (CODI)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class StepBatch:
     """Of all ranks, like the following."""
     num_targets: int
     """Supervised tokens."""
+    num_teacher_targets: int
+    """Supervised tokens of the teacher's rows."""
     num_thoughts: int
     """Latent slots."""
     num_tokens: int
@@ -78,15 +80,18 @@ class Sampler:
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
         num_rows = self._config.train.micro_batch
         turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same turn
+        teachers = [self._teacher_row(number) for _, number in rows] if self._config.method.distillation_weight else []
         micro_batches = []
         for start in range(0, size, turn):
-            own = rows[start + self._rank * num_rows : start + (self._rank + 1) * num_rows]
+            own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
             num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
-            micro_batches.append(MicroBatch(batch=collate([row for row, _ in own]), num_slots=num_slots, teacher=self._teacher(own)))
+            teacher = collate(teachers[own]) if teachers else None
+            micro_batches.append(MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, teacher=teacher))
         return StepBatch(
             micro_batches=tuple(micro_batches),
             num_examples=len(numbers),
-            num_targets=sum(len(row.tokens) - row.first_target for row, _ in rows),
+            num_targets=sum(row.num_targets for row, _ in rows),
+            num_teacher_targets=sum(row.num_targets for row in teachers),
             num_thoughts=sum(row.num_thoughts for row, _ in rows),
             num_tokens=sum(len(row.tokens) for row, number in rows if number >= 0),
         )
@@ -102,10 +107,8 @@ class Sampler:
         cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number])
         return self._maker.row(self._examples[number], cut)
 
-    def _teacher(self, own: Sequence[tuple[Row, int]]) -> LatentBatch | None:
-        if not self._config.method.distillation_weight:
-            return None
-        return collate([self._maker.whole_row(self._examples[number]) if number >= 0 else EMPTY_ROW for _, number in own])
+    def _teacher_row(self, number: int) -> Row:
+        return self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW
 
 
 def _kind(row: Row) -> tuple[int, int]:

@@ -31,7 +31,14 @@ class Row(NamedTuple):
     first_slot: int
     """Where latent slots begin, or would; at least 1."""
     num_thoughts: int
-    """Latent slots; their tokens are not looked at."""
+    """Latent slots."""
+    answer: int
+    """Where the first token of the answer itself, after its mark, is predicted; -1 where there is none."""
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens."""
+        return len(self.tokens) - self.first_target
 
 
 class RowMaker:
@@ -69,17 +76,22 @@ class RowMaker:
             chain = [token for step in example.steps for token in step][cut.removed :]
         else:
             chain = [token for step in example.steps[cut.removed :] for token in step]
-        tokens = (*head, *before, *chain, *example.answer)
         num_thoughts = cut.num_slots if self.method.slots == "thought" else 0
-        return Row(tokens, len(head) + len(before), len(head), num_thoughts)
+        return _row(head, (*before,), (*chain,), example, num_thoughts)
 
-    def whole_row(self, example: EncodedExample) -> Row:
-        """An example with its whole chain in text, without markers."""
-        chain = (token for step in example.steps for token in step)
-        return Row((*example.question, *chain, *example.answer), len(example.question), len(example.question), 0)
+    def teacher_row(self, example: EncodedExample) -> Row:
+        """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the answer."""
+        chain = (token for step in example.steps[:-1] for token in step)
+        return _row(example.question, (), (*chain,), example, 0)
 
 
-EMPTY_ROW = Row((0, 0), 2, 1, 0)
+def _row(head: Sequence[int], slots: Sequence[int], chain: Sequence[int], example: EncodedExample, num_thoughts: int) -> Row:
+    tokens = (*head, *slots, *chain, *example.answer)
+    answer = len(tokens) - len(example.answer) + example.num_mark_tokens - 1
+    return Row(tokens, len(head) + len(slots), len(head), num_thoughts, answer)
+
+
+EMPTY_ROW = Row((0, 0), 2, 1, 0, -1)
 """Fills the last batch of an epoch: nothing to predict."""
 
 
@@ -104,5 +116,6 @@ def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBa
         first_token=torch.tensor(padding),
         is_latent=is_latent,
         first_slot=first_slot,
+        answer=torch.tensor([shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]),
     )
     return batch if device is None else batch.to(device)
