@@ -10,6 +10,7 @@ standard error; 1 the work failed; 130 interrupted before there was anything to 
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.cli import parse
 from finetune.config import check_layout
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
             from finetune.plan import render_plan
 
             print(render_plan(command.config, command.world_size))
+            print(f"run directory  {Path(command.config.run.root, command.config.run.name)}")
             return 0
         from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
 
