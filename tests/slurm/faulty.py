@@ -1,0 +1,48 @@
+"""Starts an entry point with a fault: `python faulty.py python -m MODULE ARGUMENTS`; the test's site.env puts it before every rank.
+
+$FAULT: slow (half a second more in every step), raise (rank 1 has a bug that shows in its step 25), abort (rank 1 crashes at once).
+$FAULTY_ATTEMPTS: how many attempts of the job have it.
+"""
+
+import faulthandler
+import os
+import runpy
+import sys
+import time
+from typing import Any
+
+
+def main() -> None:
+    _python, _m, module, *arguments = sys.argv[1:]
+    sys.argv[1:] = arguments
+    sys.path.insert(0, os.getcwd())
+    is_faulty = int(os.environ.get("SLURM_RESTART_COUNT", "0")) < int(os.environ["FAULTY_ATTEMPTS"])
+    if is_faulty and "RANK" in os.environ:
+        break_something(os.environ["FAULT"], int(os.environ["RANK"]))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def break_something(fault: str, rank: int) -> None:
+    if fault == "abort":
+        if rank == 1:
+            faulthandler.enable()
+            os.abort()
+        time.sleep(60)  # the others would wait for it much longer
+    from pretrain.parallel.engine import Engine
+
+    train_step, calls = Engine.train_step, 0
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if fault == "slow":
+            time.sleep(0.5)
+        elif rank == 1 and calls == 25:
+            raise RuntimeError("a bug of rank 1")
+        return train_step(*args, **kwargs)
+
+    Engine.train_step = step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A sweep as job arrays of a real Slurm, from training to its plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, Job
+
+pytestmark = pytest.mark.slurm
+
+SWEEP = """
+config: configs/tasks/p_hop_small.yaml
+overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2, model.ffn_size=16,
+  optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+models: [{num_loop_layers: 1, num_loops: 2}, {num_loop_layers: 2, num_loops: 2}]
+baselines: false
+seeds: [0, 1]
+evaluation: {num_examples: 10}
+"""
+
+
+def submit(cluster: Cluster) -> list[Job]:
+    printed = cluster.run(".venv/bin/python", "tools/depth_sweep.py", "grid.yaml", "--slurm")
+    return [Job(cluster, line.split()[1].rstrip(":")) for line in printed.splitlines()]
+
+
+def evaluations(root: Path) -> list[tuple[int, int]]:
+    lines = [line for path in sorted(root.glob("*/eval/depth.jsonl")) for line in path.read_text().splitlines()]
+    return [(row["num_loops"], row["effective_depth"]) for row in map(json.loads, lines)]
+
+
+def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster) -> None:
+    (cluster.project / "grid.yaml").write_text(SWEEP)
+    root = cluster.project / "runs" / "sweeps" / "grid"
+    jobs = submit(cluster)
+    jobs[-1].wait("COMPLETED", 240)
+    assert evaluations(root) == [(2, 2), (2, 2), (2, 4), (2, 4)]
+    assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
+    assert {path.parent.name for path in root.glob("*/state")} == {f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)}
+    assert all(list(root.glob(f"*/jobs/{job.number}-0/commit.txt")) for job in jobs[:2])
