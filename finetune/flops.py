@@ -38,6 +38,10 @@ def _passes(length: int, settings: AnswerSettings, answer: Answer, is_stopped: b
     else:
         yield length, length
         alone = answer.num_thoughts if is_stopped else answer.num_thoughts - 1
+        if settings.jacobi_passes is not None:
+            for _ in range(min(settings.jacobi_passes, alone)):
+                yield alone, length + alone
+            alone = 0
         for _ in range(alone):
             length += 1
             yield 1, length

@@ -5,7 +5,8 @@
 1. Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows write at the same place; padding is never
    looked at and each row counts its own positions.
 2. One pass over the prompts; one pass of one position for each thought, whose input is the state before it; the last thought shares its
-   pass with <eot>, which is forced, as it is never trained. Pauses are tokens, so they need no pass of their own.
+   pass with <eot>, which is forced, as it is never trained. Pauses are tokens, so they need no pass of their own. Thoughts of Jacobi's
+   iteration have passes of all slots instead (`finetune/jacobi.py`).
 3. With a classifier the number of thoughts is found on the way: a row that stopped goes on with <eot> and text while others still think, so
    that the input of a pass is a thought in some rows and a token in others.
 4. Then one pass for each token of text, greedily. Nothing waits for the device but the one copy of the new tokens of all rows.
@@ -50,6 +51,10 @@ class AnswerSettings:
     """End of thoughts, put after the slots and never chosen."""
     pause_id: int | None = None
     """Stands in the slots of method "pause"."""
+    jacobi_passes: int | None = None
+    """Compute all thoughts together in so many refining passes, as in training. Default: one after the other."""
+    latent_id: int | None = None
+    """What thoughts are before the first of those passes."""
     num_loops: int | None = None
     """L. Default: model.num_loops."""
     forced_text: tuple[int, ...] = ()
@@ -62,6 +67,8 @@ class AnswerSettings:
             raise ValueError(f"num_thoughts={self.num_thoughts}: this method has no slots")
         if (self.slots != "none" and self.eot_id is None) or (self.slots == "pause" and self.pause_id is None):
             raise ValueError(f"slots={self.slots} needs eot_id, and pauses need pause_id")
+        if self.jacobi_passes is not None and (self.slots != "thought" or self.latent_id is None):
+            raise ValueError(f"jacobi_passes={self.jacobi_passes} needs slots of thoughts, and latent_id")
 
     @property
     def script(self) -> tuple[int, ...]:
@@ -128,7 +135,7 @@ class Rows:
         return self._run(embeddings, self._positions[:, start:stop], mask)
 
     def branch(self, embeddings: Tensor) -> Tensor:
-        """Run the model over c continuations of every row side by side, none of which sees another; the rows have no place after them.
+        """Run the model over c continuations of every row side by side, none of which sees another, and leave the rows where they are.
 
         Args:
             embeddings: [b, c, n, d] inputs.
@@ -143,7 +150,9 @@ class Rows:
         past = self._visible[:, None, :start].expand(-1, num_new, -1)
         mask = torch.cat((past, is_own.expand(num_rows, -1, -1)), dim=2)[:, None]
         positions = self._positions[:, start : start + length].repeat(1, num_branches)
-        return self._run(embeddings.flatten(1, 2), positions, mask).view(embeddings.shape)
+        states = self._run(embeddings.flatten(1, 2), positions, mask).view(embeddings.shape)
+        self._cache.rewind(start)
+        return states
 
     def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         num_rows, num_places, _ = embeddings.shape
@@ -162,10 +171,24 @@ def think(rows: Rows, settings: AnswerSettings) -> tuple[Tensor, Tensor]:
         states = rows.feed(torch.cat((rows.embed(rows.prompts), rows.embed_script(settings.script)), dim=1))
         return states[:, -1], states[:, :0]
     thoughts = [rows.feed(rows.embed(rows.prompts))[:, -1:]]
-    while len(thoughts) < settings.num_thoughts:
+    if settings.jacobi_passes is not None:
+        thoughts = [_refine(rows, thoughts[0], settings)]
+    while len(thoughts) < settings.num_thoughts and settings.jacobi_passes is None:
         thoughts.append(rows.feed(thoughts[-1]))
+    # The last one, and with Jacobi's iteration all of them, still have to go through the model.
     states = rows.feed(torch.cat((thoughts[-1], rows.embed_script(settings.script)), dim=1))
     return states[:, -1], torch.cat(thoughts, dim=1)
+
+
+def _refine(rows: Rows, first: Tensor, settings: AnswerSettings) -> Tensor:
+    """All k thoughts by Jacobi's iteration: from the first one, [b, 1, d], to [b, k, d]; none of them is in the rows yet."""
+    assert settings.jacobi_passes is not None and settings.latent_id is not None
+    num_refined = settings.num_thoughts - 1  # the state of the last slot is no input of a slot
+    thoughts = torch.cat((first, rows.embed_script([settings.latent_id] * num_refined)), dim=1)
+    for _ in range(min(settings.jacobi_passes, num_refined)):
+        states = rows.branch(thoughts[:, None, :num_refined])[:, 0]
+        thoughts = torch.cat((first, states), dim=1)
+    return thoughts
 
 
 def generate_with_thoughts(
@@ -192,8 +215,8 @@ def generate_with_thoughts(
         ValueError: a prompt is empty or outside the vocabulary, a row gets longer than the model's table of positions, or the classifier
             has nothing to stop.
     """
-    if stop_classifier is not None and (settings.slots != "thought" or settings.forced_text):
-        raise ValueError(f"a classifier stops thoughts, and no text is forced after them; the slots here are {settings.slots}")
+    if stop_classifier is not None and (settings.slots != "thought" or settings.forced_text or settings.jacobi_passes is not None):
+        raise ValueError("a classifier stops thoughts that come one after the other, before text that is not forced")
     num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
     check_prompts(model, prompts, settings.vocab_size, num_new)
     answers = [Answer() for _ in prompts]

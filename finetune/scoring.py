@@ -50,6 +50,8 @@ def answer_settings(
         num_thoughts=num_thoughts,
         eot_id=tokenizer.eot_id if has_markers else None,
         pause_id=tokenizer.pause_id if has_markers else None,
+        jacobi_passes=config.method.jacobi_passes if has_markers else None,
+        latent_id=tokenizer.latent_id if has_markers else None,
         num_loops=num_loops or config.train.num_loops,
     )
 

@@ -217,6 +217,10 @@ class GenerationCache(KeyValueCache):
     def length(self) -> int:
         return self._filled.get(0, 0)
 
+    def rewind(self, length: int) -> None:
+        """Forget what came after the first `length` positions."""
+        self._filled = dict.fromkeys(self._filled, length)
+
     def extend(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if slot not in self.entries:
             batch, heads, _, width = keys.shape

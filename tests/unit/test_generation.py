@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finetune.curriculum import CurriculumSection, Cut
 from finetune.examples import EncodedExample
 from finetune.generation import THINKS, Answer, AnswerSettings, generate_with_thoughts
+from finetune.jacobi import jacobi_states
 from finetune.latent import latent_states
 from finetune.method import METHODS
 from finetune.sequence import RowMaker, collate
@@ -183,6 +184,38 @@ def test_answers_are_what_the_training_forward_predicts(family: str, name: Any) 
     assert predicted.tolist() == [token for answer in answers for token in answer.text]
 
 
+@families
+@pytest.mark.parametrize("num_passes", [0, 1, 2])
+def test_answers_with_jacobi_thoughts_are_what_their_training_forward_predicts(family: str, num_passes: int) -> None:
+    model, tokenizer = make_model(family), SymbolTokenizer(write_symbols([chr(97 + number) for number in range(26)]))
+    maker = RowMaker(METHODS["coconut"], CurriculumSection(), True, tokenizer)
+    settings = how(
+        num_thoughts=4, eos_id=-2, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, num_loops=2,
+        jacobi_passes=num_passes, latent_id=tokenizer.latent_id,
+    )  # fmt: skip
+    questions = [(7, 8, 9), (10,), (11, 12, 13, 14, 15)]
+    answers = generate_with_thoughts(model, [maker.prompt(question) for question in questions], settings)
+    rows = [
+        maker.row(EncodedExample(question, (), tuple(answer.text)), Cut(0, 4)) for question, answer in zip(questions, answers, strict=True)
+    ]
+    batch = collate(rows)
+    with torch.no_grad():
+        logits = model.all_logits(jacobi_states(model, batch, 4, num_passes, 2).flatten(0, 1))
+    logits[:, tokenizer.eot_id] = -torch.inf
+    assert logits[batch.supervised, : tokenizer.vocab_size].argmax(-1).tolist() == [token for answer in answers for token in answer.text]
+
+
+@families
+def test_enough_jacobi_passes_are_the_thoughts_one_after_the_other(family: str) -> None:
+    model = make_model(family)
+    wanted = generate_with_thoughts(model, PROMPTS, how(num_thoughts=4, num_loops=2))
+    for num_passes in (3, 7):
+        settings = how(num_thoughts=4, num_loops=2, jacobi_passes=num_passes, latent_id=7)
+        assert generate_with_thoughts(model, PROMPTS, settings) == wanted
+    fewer = generate_with_thoughts(model, PROMPTS, how(num_thoughts=4, num_loops=2, jacobi_passes=0, latent_id=7))
+    assert fewer != wanted
+
+
 @pytest.mark.parametrize(
     ("prompts", "changes", "family", "message"),
     [
@@ -202,6 +235,8 @@ def test_bad_prompts_are_named(prompts: list[list[int]], changes: dict[str, Any]
         ({"num_thoughts": -1}, "num_thoughts=-1"),
         ({"slots": "none", "num_thoughts": 2}, "num_thoughts=2: this method has no slots"),
         ({"eot_id": None}, "slots=thought needs eot_id"),
+        ({"jacobi_passes": 1}, "jacobi_passes=1 needs slots of thoughts, and latent_id"),
+        ({"slots": "pause", "jacobi_passes": 1, "latent_id": 7}, "jacobi_passes=1 needs slots of thoughts"),
         ({"slots": "pause", "pause_id": None}, "slots=pause needs eot_id, and pauses need pause_id"),
     ],
 )
@@ -212,5 +247,7 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_a_classifier_needs_thoughts_to_stop() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match="the slots here are pause"):
+    with pytest.raises(ValueError, match="a classifier stops thoughts that come one after the other"):
         generate_with_thoughts(model, PROMPTS, how(slots="pause"), stop_classifier=stopper(model, 0.0))
+    with pytest.raises(ValueError, match="a classifier stops thoughts that come one after the other"):
+        generate_with_thoughts(model, PROMPTS, how(jacobi_passes=1, latent_id=7), stop_classifier=stopper(model, 0.0))

@@ -138,15 +138,27 @@ def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_
 
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize(
-    ("slots", "num_thoughts", "is_stopped"),
-    [("thought", 0, False), ("thought", 1, False), ("thought", 5, False), ("pause", 3, False), ("none", 0, False), ("thought", 4, True)],
+    ("slots", "num_thoughts", "is_stopped", "jacobi_passes"),
+    [
+        *(("thought", 0, False, None), ("thought", 1, False, None), ("thought", 5, False, None), ("thought", 4, True, None)),
+        *(
+            ("pause", 3, False, None),
+            ("none", 0, False, None),
+            ("thought", 4, False, 2),
+            ("thought", 4, False, 9),
+            ("thought", 1, False, 1),
+        ),
+    ],
 )
-def test_flops_of_an_answer_are_those_that_torch_counts(slots: Any, num_thoughts: int, is_stopped: bool, num_loops: int) -> None:
+def test_flops_of_an_answer_are_those_that_torch_counts(
+    slots: Any, num_thoughts: int, is_stopped: bool, jacobi_passes: int | None, num_loops: int
+) -> None:
     """Two rows of one length, one of which ends the batch: with a mask, attention is the unfused kernel, which torch sees on a CPU."""
     model = make_model()
     settings = AnswerSettings(
-        max_new_tokens=6, vocab_size=50, eos_id=-2, slots=slots, num_thoughts=num_thoughts, eot_id=4, pause_id=5, num_loops=num_loops
-    )
+        max_new_tokens=6, vocab_size=50, eos_id=-2, slots=slots, num_thoughts=num_thoughts, eot_id=4, pause_id=5, num_loops=num_loops,
+        jacobi_passes=jacobi_passes, latent_id=6,
+    )  # fmt: skip
     classifier = None
     if is_stopped:
         classifier = nn.Linear(model.config.hidden_size, 1).double()
