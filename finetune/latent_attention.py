@@ -108,7 +108,7 @@ class _Look(torch.autograd.Function):
     def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: _Prefix, order: Tensor) -> Tensor:
         batch, groups, _, width = keys.shape
         shape = queries.shape
-        scaled = (queries / math.sqrt(width)).view(batch * groups, -1, width)
+        scaled = (queries / math.sqrt(width)).reshape(batch * groups, -1, width)
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         far_keys, far_values = prefix.keys.flatten(0, 1), prefix.values.flatten(0, 1)
         scores = torch.cat((torch.bmm(scaled, far_keys.transpose(1, 2)), torch.bmm(scaled, keys.transpose(1, 2))), dim=-1)
