@@ -36,21 +36,19 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except (ValueError, OSError) as error:  # every rank finds the same
-        return _report(error, "") if rank == "0" else BAD_INPUT
+        if rank == "0":
+            print_error(error)
+        return BAD_INPUT
     from pretrain.trainer import run
 
     try:
         return run(command.config, layout)
     except (ValueError, OSError) as error:
-        return _report(error, f"rank {rank}: " if layout.world_size > 1 else "")
+        print_error(error, f"rank {rank}: " if layout.world_size > 1 else "")
+        return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def _report(error: Exception, who: str) -> int:
-    print_error(error, who)
-    return exit_code(error)
 
 
 if __name__ == "__main__":
