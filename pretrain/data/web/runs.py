@@ -20,8 +20,6 @@ from pretrain.data.web.report import render
 from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, counts_of, stages, write_report
 
 IDENTITY_NAME = "clean.json"
-MEMORY_GIB = 4
-"""Of a Slurm task; most of it is the language model and the libraries."""
 
 
 def claim(settings: CleanSettings) -> None:
@@ -134,7 +132,6 @@ def submit(settings: CleanSettings, partition: str) -> str:
             tasks=stage.num_tasks,
             time="24:00:00",
             partition=partition,
-            mem_per_cpu_gb=MEMORY_GIB,
             job_name=f"clean_{stage.name}",
             qos="",
             venv_path=shlex.quote(str(Path(sys.prefix) / "bin" / "activate")),

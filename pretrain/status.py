@@ -1,0 +1,251 @@
+"""How runs stand, read from what they leave in their directories: config.yaml, state, the end of metrics.jsonl, checkpoints/, requeues.txt,
+jobs/ (`slurm/common.sh` says what the last two hold), and from Slurm's queue where there is one.
+
+States: `running`; `waiting` (a job is queued, or nothing has been trained yet); `complete`; `stopped` (asked to, the same command
+continues it); `crashed` (it said so, or its job is gone while it says that it runs); `stale` (it says that it runs, and nothing of it has
+changed for a long time: killed, or hanging).
+
+Cost: a few small reads a run, whatever its length; two milliseconds. Knows no torch.
+"""
+
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
+"""Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""
+RATE_ROWS = 20
+SILENCE_SECONDS, SILENT_STEPS = 600.0, 20
+"""A run is stale after this time, or so many steps if they take longer, without a sign of life."""
+MARKS = ("config.yaml", "metrics.jsonl", "jobs")
+"""What makes a folder a run: a job leaves the last before the run has begun."""
+AT_ONCE = 0.1
+"""Of that time: enough when the queue says that the job is gone."""
+WORKING_STATES = ("RUNNING", "COMPLETING")
+WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
+RANK_LABEL = re.compile(r"^(\s*\d+: )?(\[rank\d+\]: )?(error: )?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run; what is not known is None."""
+
+    name: str
+    """Its path below the folder that was asked for."""
+    state: str
+    step: int
+    """Steps done, as far as they are in metrics.jsonl."""
+    num_steps: int | None
+    """Steps of the whole run."""
+    loss: float | None
+    """Of the last step, in nats per token; not a number where the run says so."""
+    tokens_per_s: float | None
+    """Median of the last rows, as are MFU and the time of a step in the ETA."""
+    mfu_pct: float | None
+    eta_s: float | None
+    """Seconds of training that are left; only of a run that is running."""
+    requeues: int
+    checkpoint_step: int | None
+    """Of the newest checkpoint."""
+    checkpoint_age_s: float | None
+    error: str
+    """The last one, a line; empty if there was none."""
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The run directories at or below a folder, sorted.
+
+    Raises:
+        ValueError: it is not there, or holds no run.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    runs = sorted(_walk(root))
+    if not runs:
+        raise ValueError(f"{root}: holds no run (a folder with {' or '.join(MARKS[:2])})")
+    return runs
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    if any(entry.name in MARKS for entry in found):
+        yield folder
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _walk(Path(entry.path))
+
+
+def read_queue() -> dict[str, str] | None:
+    """Slurm's jobs of this user, id to state; None where there is no Slurm that answers."""
+    command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {job: state for job, _, state in (line.partition(" ") for line in done.stdout.splitlines())}
+
+
+def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float | None = None) -> RunStatus:
+    """How one run stands.
+
+    Args:
+        run: its directory.
+        name: to show.
+        queue: from `read_queue`.
+        now: seconds since the epoch. Default: the clock.
+    """
+    now = time.time() if now is None else now
+    config, problem = _read_config(run / "config.yaml")
+    train, logging = config.get("train") or {}, config.get("logging") or {}
+    epochs = train.get("epochs")
+    rows = _tail_rows(run / "metrics.jsonl", EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
+    last, recent = (rows[-1] if rows else {}), rows[-RATE_ROWS:]
+    step = int(last.get("step", 0))
+    step_time = _median(recent, "step_time_s")
+    said = _read_line(run / "state")
+    job = _newest_job(run)
+    patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (logging.get("every") or 1))
+    state = _state(said, job, queue, silent_for=(now - _last_sign(run, job)) / patience, has_begun=bool(rows))
+    num_steps = train.get("steps") or (step if state == "complete" else _steps_of_epochs(rows, epochs))
+    checkpoint = _newest_checkpoint(run / "checkpoints")
+    requeues = _lines(run / "requeues.txt")
+    loss = last.get("loss", math.nan) if last else None
+    return RunStatus(
+        name=name,
+        state=state,
+        step=step,
+        num_steps=num_steps,
+        loss=math.nan if last and loss is None else loss,
+        tokens_per_s=_median(recent, "tokens_per_s"),
+        mfu_pct=_median(recent, "mfu_pct"),
+        eta_s=(num_steps - step) * step_time if state == "running" and num_steps and step_time else None,
+        requeues=len(requeues),
+        checkpoint_step=checkpoint[0] if checkpoint else None,
+        checkpoint_age_s=now - checkpoint[1] if checkpoint else None,
+        error=problem or _last_error(said, job, requeues, state),
+    )
+
+
+def _state(said: str, job: Path | None, queue: dict[str, str] | None, *, silent_for: float, has_begun: bool) -> str:
+    """The state, from what the run says, its newest job, the queue, and its silence in units of our patience."""
+    if said.startswith("complete"):
+        return "complete"
+    queued = queue.get(job.name.partition("-")[0], "gone") if queue is not None and job is not None else "unknown"
+    if queued in WAITING_STATES:
+        return "waiting"
+    is_at_work = queued in WORKING_STATES
+    if said.startswith("failed"):
+        return "crashed"
+    if said.startswith("stopped") and not is_at_work:
+        return "stopped"
+    if not (said or has_begun or is_at_work):
+        return "waiting"
+    is_gone = queued != "unknown" and not is_at_work
+    if is_gone and silent_for > AT_ONCE:  # one that is not silent goes on without the job, started by hand
+        return "crashed"
+    return "stale" if silent_for > 1 else "running"
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The configuration, or what is wrong with it."""
+    try:
+        config = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return {}, f"config.yaml: {str(error).partition(chr(10))[0]}"
+    return (config, "") if isinstance(config, dict) else ({}, "config.yaml: not a configuration")
+
+
+def _tail_rows(path: Path, num_bytes: int) -> list[dict[str, Any]]:
+    """The last rows of a file of rows. Lines without one, the unfinished last say, are left out."""
+    rows = []
+    for line in _tail(path, num_bytes).splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _tail(path: Path, num_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - num_bytes))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in _tail(path, 1 << 20).splitlines() if line.strip()]
+
+
+def _read_line(path: Path) -> str:
+    return next(iter(_lines(path)), "").strip()
+
+
+def _median(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = [value for row in rows if isinstance(value := row.get(key), int | float)]
+    return statistics.median(values) if values else None
+
+
+def _steps_of_epochs(rows: Sequence[dict[str, Any]], epochs: int | None) -> int | None:
+    """Steps of a run that counts epochs: a row of step s in epoch e (from 0) means e * n < s <= (e + 1) * n steps an epoch."""
+    known = [(row["step"], row["epoch"]) for row in rows if isinstance(row.get("epoch"), int)]
+    least = max((-(-step // (epoch + 1)) for step, epoch in known), default=0)
+    most = min(((step - 1) // epoch for step, epoch in known if epoch), default=0)
+    return epochs * least if epochs and least == most else None
+
+
+def _newest_job(run: Path) -> Path | None:
+    """The folder of the newest attempt of the newest job: jobs/<job>-<restart>."""
+    attempts = [path for path in (run / "jobs").glob("*-*") if re.fullmatch(r"\d+-\d+", path.name)]
+    return max(attempts, key=lambda path: tuple(map(int, path.name.split("-"))), default=None)
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
+    """Step and time of the newest checkpoint; unfinished ones have other names."""
+    found = [(int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()]
+    if not found:
+        return None
+    step, path = max(found)
+    return step, _time(path)
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _last_sign(run: Path, job: Path | None) -> float:
+    """When a run last wrote something."""
+    paths = [run / "metrics.jsonl", run / "state", run / "checkpoints", run / "eval", *([job / "step.log"] if job else [])]
+    return max(map(_time, paths))
+
+
+def _last_error(said: str, job: Path | None, requeues: list[str], state: str) -> str:
+    """What went wrong last, a line without the labels of ranks."""
+    failure = _lines(job / "failure.txt") if job else []
+    said_reason = said.partition(": ")[2] if said.startswith("failed") else ""
+    log = [line for line in _tail(job / "step.log", TAIL_BYTES).splitlines() if "error: " in line] if job and state == "crashed" else []
+    troubles = [line.partition(": ")[2] for line in requeues if not re.search(r": (SIG|stopped by )\w+( before the start)?$", line)]
+    found = said_reason or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "") or (said if said.startswith("stopped") else "")
+    return RANK_LABEL.sub("", found).strip()

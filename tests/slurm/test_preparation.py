@@ -1,0 +1,87 @@
+"""Data on a real Slurm: parts and their merge give the files of one process; cleaning runs through all of its stages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.data.prepare import Part, PrepareSettings, prepare, prepare_part
+from tests.slurm.cluster import Cluster, wait_until
+from tests.unit.web_archives import page, write_wet
+
+pytestmark = pytest.mark.slurm
+
+
+def script(cluster: Cluster, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the script on the login node."""
+    command = ["bash", "slurm/prepare_data.sh", *map(str, arguments)]
+    return subprocess.run(command, cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, check=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_end(cluster: Cluster, seconds: float) -> None:
+    wait_until(lambda: not cluster.run("squeue", "-h", "--name=prepare_data"), "the end of the preparation", seconds)
+
+
+def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Path) -> None:
+    with (tmp_path / "text.jsonl").open("w") as lines:
+        for number in range(40_000):
+            lines.write(json.dumps({"text": f"{number} " + "round the ring " * 6}) + "\n")
+    whole, parted = (
+        PrepareSettings(inputs=(f"{tmp_path}/*.jsonl",), output=tmp_path / name, tokenizer=None, num_workers=0)
+        for name in ("whole", "parted")
+    )
+    prepare(whole)
+    prepare_part(parted, Part(2, 3))  # as if another submission had come so far
+    options = ("--cpus-per-task=1", "--time=5", "--", "--input", f"{tmp_path}/*.jsonl", "--keep-text", "--output", parted.output)
+    submitted = script(cluster, 3, *options)
+    assert submitted.returncode == 0, submitted.stderr
+    first, second = submitted.stdout.splitlines()
+    assert first.endswith(": parts 1,3 of 3")
+    assert second.endswith(": merges them")
+    wait_for_end(cluster, 90)
+    logs = "\n".join(path.read_text() for path in cluster.project.glob("slurm-prepare_data-*.out"))
+    assert files(parted.output) == files(whole.output), logs
+    again = script(cluster, 3, *options)
+    assert (again.returncode, again.stdout.endswith("(reused: nothing to do)\n")) == (0, True), again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((4, "--input", "none.txt", "--keep-text", "--output", "out"), "error: none.txt: no such file\n"),
+        ((4, "--input", "x", "--output", "out"), "either --tokenizer FILE or --keep-text is needed"),
+        (("--input", "none.txt"), "error: usage: bash slurm/prepare_data.sh PARTS"),
+    ],
+)
+def test_a_mistake_never_joins_the_queue(cluster: Cluster, arguments: tuple[str, ...], message: str) -> None:
+    refused = script(cluster, *arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert message in refused.stderr
+    assert not cluster.run("squeue", "-h", "--name=prepare_data")
+
+
+def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> None:
+    pages = [page(seed) for seed in range(6)]
+    write_wet(tmp_path / "a.wet.gz", [*pages[:3], "short"])
+    write_wet(tmp_path / "b.wet.gz", [*pages[3:], pages[0]])
+    options = ("--input", f"{tmp_path}/*.wet.gz", "--no-language-filter", "--keep-text")
+    command = [sys.executable, "tools/clean_web.py", *options]
+    environment = {**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)}
+    for where in (["--output", f"{tmp_path}/here", "--workers", "1"], ["--output", f"{tmp_path}/jobs", "--slurm", "debug"]):
+        done = subprocess.run([*command, *where], cwd=cluster.project, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[3]
+    assert done.stdout == f"submitted; when job {job} has ended: {tmp_path}/jobs/report.txt\n"
+    wait_until(lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"), "the end of the cleaning", 150)
+    logs = "\n".join(path.read_text() for path in (tmp_path / "jobs" / "logs").glob("*/slurm_logs/*.out"))
+    assert (tmp_path / "jobs" / "report.txt").exists(), logs
+    assert (tmp_path / "jobs" / "report.txt").read_text() == (tmp_path / "here" / "report.txt").read_text()
+    for name, content in files(tmp_path / "here" / "shards").items():
+        assert name == "prepare.json" or content == (tmp_path / "jobs" / "shards" / name).read_bytes()

@@ -1,0 +1,102 @@
+"""How runs stand: `python tools/status.py runs/` prints a line a run. What the states mean: `pretrain/status.py`.
+
+`req` counts requeues, `checkpoint` is the step of the newest one and its age. Errors that do not fit beside the rest come below it.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+from pretrain.console import run_command
+from pretrain.status import RunStatus, find_runs, read_queue, read_status
+
+HEADINGS = ("run", "state", "step", "loss", "tok/s", "MFU", "ETA", "req", "checkpoint")
+RIGHT = (2, 3, 4, 5, 6, 7, 8)
+"""Columns of numbers."""
+LEAST_NAME, LEAST_ERROR = 10, 28
+"""Characters; with less room the errors get lines of their own below the table."""
+
+
+def span(seconds: float | None) -> str:
+    """A time for people: 45s, 12m, 3h20m, 2d4h."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{max(0, round(seconds))}s"
+    if minutes < 60:
+        return f"{minutes}m"
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes < 24 * 60 else f"{minutes // 1440}d{minutes % 1440 // 60}h"
+
+
+def short(number: float | None) -> str:
+    """Three digits or four: 950, 9.5k, 1.25M."""
+    if number is None:
+        return ""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def cells(run: RunStatus) -> list[str]:
+    checkpoint = "" if run.checkpoint_step is None else f"{run.checkpoint_step} {span(run.checkpoint_age_s)}"
+    return [
+        run.name,
+        run.state,
+        f"{run.step}/{'?' if run.num_steps is None else run.num_steps}",
+        "" if run.loss is None else "nan" if math.isnan(run.loss) else f"{run.loss:.3f}",
+        short(run.tokens_per_s),
+        "" if run.mfu_pct is None else f"{run.mfu_pct:.1f}%",
+        span(run.eta_s),
+        str(run.requeues or ""),
+        checkpoint,
+    ]
+
+
+def table(runs: list[RunStatus], width: int | None) -> str:
+    """The lines to print.
+
+    Args:
+        runs: in order.
+        width: of the terminal, in characters; None for no limit.
+    """
+    rows = [list(HEADINGS), *(cells(run) for run in runs)]
+    # A column that says nothing of any run is left out.
+    shown = [number for number in range(len(HEADINGS)) if number < 3 or any(row[number] for row in rows[1:])]
+    widths = {number: max(len(row[number]) for row in rows) for number in shown}
+    errors = max(len(run.error) for run in runs)
+    others = sum(widths.values()) - widths[0] + 2 * (len(shown) - 1)
+    beside = width is None or width - others - LEAST_NAME - 2 >= min(errors, LEAST_ERROR)
+    if width is not None:
+        wanted = min(errors + 2, LEAST_ERROR) if errors and beside else 0
+        widths[0] = min(widths[0], max(LEAST_NAME, width - others - wanted))
+    lines = []
+    for row, error in zip(rows, ["last error" if errors else "", *(run.error for run in runs)], strict=True):
+        name = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
+        words = [name.ljust(widths[0]), *(row[n].rjust(widths[n]) if n in RIGHT else row[n].ljust(widths[n]) for n in shown[1:])]
+        line = "  ".join([*words, error] if beside else words).rstrip()
+        lines.append(line if width is None or len(line) <= width or not beside else line[: width - 1] + "…")
+    below = [f"{run.name}: {run.error}" for run in runs if run.error] if not beside else []
+    return "\n".join([*lines, *([""] if below else []), *below])
+
+
+def run(folder: Path) -> None:
+    found, queue = find_runs(folder), read_queue()
+    names = [str(path.relative_to(folder)) if path != folder else path.resolve().name for path in found]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+    print(table([read_status(path, name, queue) for path, name in zip(found, names, strict=True)], width))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print a line for each run: state, step, loss, speed, time left, requeues, last error.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="a run, or runs below it; default: runs")
+    return run_command(partial(run, parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
