@@ -43,10 +43,10 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export PYTHONFAULTHANDLER=1 # a crash in compiled code leaves a traceback too
 export PYTHONUNBUFFERED=1
 
-# Slurm signals this shell alone (--signal=B:...); srun passes a signal on to every rank.
+# Slurm signals this shell alone (--signal=B:...). srun passes SIGUSR1 on to every rank, while SIGTERM makes it kill them all.
 forward() {
   signalled=$1
-  [[ -z $step ]] || kill -s "$1" "$step" 2>/dev/null || true
+  [[ -z $step ]] || kill -s USR1 "$step" 2>/dev/null || true
 }
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
