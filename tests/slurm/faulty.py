@@ -13,22 +13,29 @@ from typing import Any
 
 
 def main() -> None:
-    _python, _m, module, *arguments = sys.argv[1:]
-    sys.argv[1:] = arguments
+    _python, *command = sys.argv[1:]
     sys.path.insert(0, os.getcwd())
     is_faulty = int(os.environ.get("SLURM_RESTART_COUNT", "0")) < int(os.environ["FAULTY_ATTEMPTS"])
     if is_faulty and "RANK" in os.environ:
-        break_something(os.environ["FAULT"], int(os.environ["RANK"]))
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+        break_something(os.environ["FAULT"], int(os.environ["RANK"]), is_pretraining=command[0] == "-m")
+    if command[0] == "-m":
+        sys.argv[1:] = command[2:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
-def break_something(fault: str, rank: int) -> None:
+def break_something(fault: str, rank: int, *, is_pretraining: bool) -> None:
     if fault == "abort":
         if rank == 1:
             faulthandler.enable()
             os.abort()
         time.sleep(60)  # the others would wait for it much longer
-    from pretrain.parallel.engine import Engine
+    if is_pretraining:
+        from pretrain.parallel.engine import Engine
+    else:
+        from finetune.engine import FinetuneEngine as Engine
 
     train_step, calls = Engine.train_step, 0
 
