@@ -36,7 +36,12 @@ def name_tokens(tokenizer: Tokenizer, form: GraphForm, name: str) -> tuple[int, 
 
 @torch.inference_mode()
 def name_probabilities(
-    model: LoopedGPT, prompts: Sequence[Sequence[int]], names: Sequence[Sequence[tuple[int, ...]]], settings: AnswerSettings
+    model: LoopedGPT,
+    prompts: Sequence[Sequence[int]],
+    names: Sequence[Sequence[tuple[int, ...]]],
+    settings: AnswerSettings,
+    *,
+    excluded: Sequence[int] = (),
 ) -> list[list[float]]:
     """The probability of each name at the beginning of the text: the product over its tokens.
 
@@ -45,6 +50,7 @@ def name_probabilities(
         prompts: token ids of each row up to its first slot.
         names: tokens of the names to be rated in each row.
         settings: thoughts, loops, and the text that is forced before the names.
+        excluded: tokens that are known not to come first.
 
     Returns:
         Of each row, the probability of each of its names.
@@ -66,8 +72,9 @@ def name_probabilities(
         before = torch.cat((before, rows.branch(embeddings)), dim=2)
     found = []
     for number, row in enumerate(names):  # one after the other: the logits of all would be large
-        logits = model.all_logits(before[number].flatten(0, 1))[:, : settings.vocab_size]
-        logs = logits.double().log_softmax(dim=-1).view(num_names, longest, -1).gather(-1, tokens[number, ..., None]).squeeze(-1)
+        logits = model.all_logits(before[number].flatten(0, 1))[:, : settings.vocab_size].double().view(num_names, longest, -1)
+        logits[:, 0, list(excluded)] = -torch.inf
+        logs = logits.log_softmax(dim=-1).gather(-1, tokens[number, ..., None]).squeeze(-1)
         found.append(logs.where(is_token[number], 0).sum(dim=-1).exp()[: len(row)].tolist())
     return found
 
@@ -99,12 +106,14 @@ def search_values(
         ValueError: the tokenizer spells a name together with what stands before.
     """
     settings = replace(settings, forced_text=tuple(tokenizer.encode(form.opening)))
+    # Where no forced word says that a step comes, the answer may come as well.
+    excluded = [] if form.opening else tokenizer.encode(form.text.answer_start)[:1]
     values = []
     for start in track(range(0, len(prompts), batch)):
         chosen = slice(start, start + batch)
         names = [[graph.idx_to_symbol[node] for node in concepts(graph)] for graph in graphs[chosen]]
         tokens = [[name_tokens(tokenizer, form, name) for name in row] for row in names]
-        found = name_probabilities(model, prompts[chosen], tokens, settings)
+        found = name_probabilities(model, prompts[chosen], tokens, settings, excluded=excluded)
         for question, (graph, row, probabilities) in enumerate(zip(graphs[chosen], names, found, strict=True), start=start):
             values += node_values(question, graph, settings.num_thoughts, dict(zip(row, probabilities, strict=True)))
     return values

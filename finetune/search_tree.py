@@ -3,13 +3,15 @@
 Source: Hao et al. 2024 (arXiv 2412.06769), section 5 (section 4 of its version 3). After k thoughts a model goes back to text, and what it
 would name first says which nodes the thoughts keep in view.
 
-- The *value* of a node is the probability of its name as the first concept of that text: the product over the tokens of the name.
+- The *value* of a node is the probability of its name as the first concept of that text, given that it begins with a step: the product
+  over the tokens of the name.
 - Its *height* is the shortest distance to any leaf below it. (So the text; the caption of figure 7 in the first version says longest.)
 - The *frontier* after k thoughts are the nodes k steps from the root, by the shortest way.
 - A node is *right* if the target is below it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -29,6 +31,17 @@ class Process(StrEnum):
     WRONG_TARGET = "wrong target"
     CORRECT_LABEL = "correct label"
     INCORRECT_LABEL = "incorrect label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessBar:
+    """The answers of one model at one number of thoughts."""
+
+    label: str
+    accuracy: float
+    stderr: float
+    shares: dict[Process, float]
+    """Of each class; together 1."""
 
 
 def judge(graph: Graph, steps: Sequence[Step | None], *, is_partial: bool, is_right: bool) -> Process:

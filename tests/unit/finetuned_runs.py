@@ -15,7 +15,7 @@ from pretrain.model.initialise import initialise
 from pretrain.tasks.registry import make_task
 
 MODEL = {
-    "vocab_size": 80,
+    "vocab_size": 96,
     "hidden_size": 16,
     "num_attention_heads": 2,
     "ffn_size": 24,
@@ -23,16 +23,18 @@ MODEL = {
     "num_loops": 2,
     "init_std": 0.3,
 }
-SEQ_LEN = 256
+SEQ_LEN = 512
 
 
 def tokenizer_bytes() -> bytes:
-    return write_symbols(make_task("prosqa_symbolic", {}).vocabulary or ())
+    """Spells ProsQA in symbols, and in words too: one token a letter, but for a few words."""
+    words = ["Every", " is a ", "pus", "Is ", " or ", " ", ".", "\n", "###"]
+    return write_symbols([*(make_task("prosqa_symbolic", {}).vocabulary or ()), *"RSTUVWX", *words])
 
 
-def finetune_config(run_dir: Path, sections: dict[str, Any]) -> FinetuneConfig:
+def finetune_config(run_dir: Path, sections: dict[str, Any], task_name: str) -> FinetuneConfig:
     parameters = {"num_nodes": 16, "min_hops": 2, "max_hops": 4}
-    task = {"task": "prosqa_symbolic", "parameters": parameters, "num_examples": 6}
+    task = {"task": task_name, "parameters": parameters, "num_examples": 6}
     base: dict[str, Any] = {
         "run": {"name": run_dir.name},
         "model": MODEL,
@@ -44,11 +46,13 @@ def finetune_config(run_dir: Path, sections: dict[str, Any]) -> FinetuneConfig:
     return FinetuneConfig.model_validate(base | sections)
 
 
-def save_run(run_dir: Path, *, step: int = 7, with_classifier: bool = False, **sections: Any) -> FinetuneConfig:
+def save_run(
+    run_dir: Path, *, step: int = 7, task: str = "prosqa_symbolic", with_classifier: bool = False, **sections: Any
+) -> FinetuneConfig:
     """A run directory with one checkpoint of a model with random weights; the sections replace those of the configuration."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "tokenizer.json").write_bytes(tokenizer_bytes())
-    config = finetune_config(run_dir, sections)
+    config = finetune_config(run_dir, sections, task)
     run = RunConfig.model_validate(
         {"model": MODEL, "train": {"seq_len": SEQ_LEN, "precision": "fp32"}, "data": {"tokenizer": str(run_dir / "tokenizer.json")}}
     )

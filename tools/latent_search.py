@@ -1,0 +1,109 @@
+"""How latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6 --num-loops 1,2`.
+
+Figures (PNG and SVG) and numbers in <run>/analysis/, after section 5 of the Coconut paper, on questions of ProsQA in words or symbols:
+
+    process      right answers and classes of the reasoning at every number of thoughts, and of other runs (--compare)
+    parallelism  how much of the value the best one, two, three nodes have together, over the questions
+    height       value of the nodes that lead to the target and of those that do not, against their height
+    tree         one question (--question), its nodes shaded by their value
+    thoughts     size and direction of thoughts, and the tokens they decode to
+    grid         accuracy at every number of thoughts and loops against the FLOPs of an answer
+
+The work: `finetune/search_report.py`; the definitions: `finetune/search_tree.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.options import add_options
+from pretrain.console import run_command
+
+if TYPE_CHECKING:
+    from finetune.search_report import SearchReport
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
+    add_options(parser)
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too")
+    parser.add_argument("--question", type=int, default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
+    return parser.parse_args(arguments)
+
+
+def search(options: argparse.Namespace) -> None:
+    import torch
+
+    from finetune.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.finetuned_model import load_finetuned
+    from finetune.search_report import Searcher, SearchReport, draw_report, write_numbers
+    from pretrain.progress import Progress
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    finetuned = load_finetuned(options.run, device, step=options.step)
+    others = [load_finetuned(run, device) for run in options.compare]
+    questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
+    if not 0 <= options.question < len(questions.examples):
+        raise ValueError(f"--question {options.question}: there are {len(questions.examples)} questions, from 0")
+    searcher = Searcher(finetuned, questions, options.batch)
+    latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
+    cells = choose_cells(finetuned, latents, options.num_loops)
+    num_batches = -(-len(questions.examples) // options.batch)
+    file = finetuned.run_dir / "eval" / "coconut.jsonl"
+    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches)))
+    bar = Progress(2 * len(latents) + len(others))
+    bars, values = [], {}
+    for number, num_thoughts in enumerate(latents):
+        bars.append(searcher.judge(num_thoughts))
+        bar.update(2 * number + 1, f"answers after {num_thoughts} thoughts")
+        if num_thoughts:
+            values[num_thoughts] = searcher.values(num_thoughts)
+        bar.update(2 * number + 2, f"values after {num_thoughts} thoughts")
+    for number, other in enumerate(others, start=1):
+        bars.append(searcher.judge_other(other))
+        bar.update(2 * len(latents) + number, f"answers of {other.config.run.name}")
+    bar.close()
+    report = SearchReport(
+        run=finetuned.config.run.name,
+        step=finetuned.trained.step,
+        split=questions.split,
+        num_examples=len(questions.examples),
+        num_loops=finetuned.config.train.num_loops or finetuned.trained.config.model.num_loops,
+        bars=bars,
+        values=values,
+        thoughts=searcher.thoughts(max(latents)),
+        grid=grid,
+    )
+    out = options.out or finetuned.run_dir / "analysis"
+    out.mkdir(parents=True, exist_ok=True)
+    write_numbers(report, options.question, out)
+    names = draw_report(report, searcher, options.question, out)
+    print(summary(report))
+    print(f"figures in {out}: {', '.join(names)}; numbers: numbers.json, node_values.csv")
+
+
+def summary(report: "SearchReport") -> str:
+    """The numbers worth reading, as text."""
+    from finetune.search_tree import frontier_share, top_values
+
+    lines = [f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, {report.num_loops} loops"]
+    for bar in report.bars:
+        shares = ", ".join(f"{process.value} {100 * share:.1f}" for process, share in bar.shares.items() if share)
+        lines.append(f"  {bar.label}: {100 * bar.accuracy:.1f} ± {100 * bar.stderr:.1f} % right; {shares}")
+    for num_thoughts, values in report.values.items():
+        means = ", ".join(f"{sum(curve) / len(curve):.2f}" for curve in top_values(values))
+        share = frontier_share(values)
+        lines.append(f"  after {num_thoughts}: value of the best 1, 2, 3 nodes together {means}; of the frontier {share:.2f}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(partial(search, parse(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
