@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.prepare import Part, PrepareSettings, prepare, prepare_part
+from pretrain.data.shards import Manifest
+from pretrain.data.web.runs import run_here
+from pretrain.data.web.stages import CleanSettings
 from tests.slurm.cluster import Cluster, wait_until
+from tests.unit.corpus import make_texts, make_tokenizer
 from tests.unit.web_archives import page, write_wet
 
 pytestmark = pytest.mark.slurm
@@ -52,6 +57,25 @@ def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Pat
     assert (again.returncode, again.stdout.endswith("(reused: nothing to do)\n")) == (0, True), again.stderr
 
 
+def test_a_part_that_is_out_of_time_comes_back_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "t.model")
+    text = " ".join(make_texts(20, max_words=200))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number in range(1_000)))
+    output = tmp_path / "out"
+    options = ("--input", tmp_path / "text.jsonl", "--tokenizer", tmp_path / "t.model", "--output", output)
+    submitted = script(cluster, 1, "--cpus-per-task=1", "--time=5", "--", *options)
+    assert submitted.returncode == 0, submitted.stderr
+    array = submitted.stdout.split()[1].rstrip(":")
+    wait_until(lambda: any((output / ".work").glob("unit-??????")), "the first unit", 60)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
+    wait_for_end(cluster, 120)
+    log = (cluster.project / f"slurm-prepare_data-{array}_1.out").read_text()
+    done = re.search(r"part 1/1 is finished: (\d+) units, (\d+) of them before", log)
+    assert done is not None, log
+    assert 0 < int(done[2]) <= int(done[1])
+    assert Manifest.open(output).header.num_documents == 1_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -69,14 +93,21 @@ def test_a_mistake_never_joins_the_queue(cluster: Cluster, arguments: tuple[str,
 
 def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> None:
     pages = [page(seed) for seed in range(6)]
-    write_wet(tmp_path / "a.wet.gz", [*pages[:3], "short"])
-    write_wet(tmp_path / "b.wet.gz", [*pages[3:], pages[0]])
-    options = ("--input", f"{tmp_path}/*.wet.gz", "--no-language-filter", "--keep-text")
-    command = [sys.executable, "tools/clean_web.py", *options]
-    environment = {**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)}
-    for where in (["--output", f"{tmp_path}/here", "--workers", "1"], ["--output", f"{tmp_path}/jobs", "--slurm", "debug"]):
-        done = subprocess.run([*command, *where], cwd=cluster.project, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    inputs = (write_wet(tmp_path / "a.wet.gz", [*pages[:3], "short"]), write_wet(tmp_path / "b.wet.gz", [*pages[3:], pages[0]]))
+    here = CleanSettings(
+        inputs=tuple(map(str, inputs)), output=tmp_path / "here", language="en", language_model=None, tokenizer=None, num_tasks=2
+    )
+    run_here(here, 1, lambda line: None)
+    options = ("--input", f"{tmp_path}/*.wet.gz", "--output", f"{tmp_path}/jobs", "--no-language-filter", "--keep-text", "--slurm", "debug")
+    done = subprocess.run(
+        [sys.executable, "tools/clean_web.py", *options],
+        cwd=cluster.project,
+        env={**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     job = done.stdout.split()[3]
     assert done.stdout == f"submitted; when job {job} has ended: {tmp_path}/jobs/report.txt\n"
     wait_until(lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"), "the end of the cleaning", 150)

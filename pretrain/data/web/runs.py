@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
@@ -113,6 +114,13 @@ def _standard_error_to(log: Path) -> Iterator[None]:
         os.close(saved)
 
 
+class _Jobs(SlurmPipelineExecutor):
+    """A stage as jobs."""
+
+    def launch_merge_stats(self) -> None:
+        """No job that sums the statistics: the report does."""
+
+
 def submit(settings: CleanSettings, partition: str) -> str:
     """Submit all stages to Slurm, each waiting for the one before; returns the job id of the last, whose task writes the report.
 
@@ -127,9 +135,10 @@ def submit(settings: CleanSettings, partition: str) -> str:
     claim(settings)
     last = None
     for stage in stages(settings):
-        last = SlurmPipelineExecutor(
+        last = _Jobs(
             stage.steps,
             tasks=stage.num_tasks,
+            tasks_per_job=ceil(stage.num_tasks / settings.num_tasks),  # few archives, few jobs
             time="24:00:00",
             partition=partition,
             job_name=f"clean_{stage.name}",
