@@ -87,6 +87,9 @@ run_until_done() {
   job_dir=$run_dir/jobs/$SLURM_JOB_ID-$restart
   mkdir -p "$job_dir"
   snapshot "$@"
+  # Where a node died, or on preemption, Slurm has brought the job back by itself.
+  (($(requeues "job $SLURM_JOB_ID at") >= restart)) || note_requeue "by Slurm"
+  (($(requeues "job $SLURM_JOB_ID at $(progress):") <= MAX_REQUEUES)) || give_up "by Slurm" 1
   check_nodes
   [[ -z $signalled ]] || requeue "SIG$signalled before the start"
   echo "job $SLURM_JOB_ID, restart $restart: $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT, $run_dir"
@@ -101,7 +104,7 @@ run_until_done() {
     kill -0 "$step" 2>/dev/null || break
   done
   exec {log}>&-
-  wait "$tee" # the log is whole only now
+  wait "$tee" || true # the log is whole only now
   ((status)) || ! is_complete || exit 0
   ((status)) || requeue "$(cat "$run_dir/state" 2>/dev/null || echo "no state")"
   [[ -z $signalled ]] || requeue "SIG$signalled"
@@ -132,24 +135,34 @@ check_nodes() {
 
 # requeue REASON [EXIT CODE [NODES TO EXCLUDE]]: come back, or end with EXIT CODE where that has not helped or Slurm is ending the job.
 requeue() {
-  local at file=$run_dir/requeues.txt status=${2:-0} tries
+  local at status=${2:-0}
   at=$(progress)
-  tries=$(grep -cF "job $SLURM_JOB_ID at $at:" "$file" 2>/dev/null || true)
-  if ((${tries:-0} >= MAX_REQUEUES)); then
-    echo "error: no progress beyond $at in $MAX_REQUEUES requeues; last: $1" >&2
-    fail "$((status ? status : 1))"
-  fi
+  (($(requeues "job $SLURM_JOB_ID at $at:") < MAX_REQUEUES)) || give_up "$1" "$((status ? status : 1))"
   if [[ $(scontrol show job "$SLURM_JOB_ID") != *JobState=RUNNING* ]]; then # scancel, or the time limit is over
-    echo "not requeued: Slurm is ending this job ($1 at $at); submit it again to continue"
+    echo "not requeued: Slurm is ending this job ($1 at $at); if it does not come back, submit it again"
     exit "$status"
   fi
-  echo "$(date -Is) job $SLURM_JOB_ID at $at: $1" >>"$file"
+  note_requeue "$1"
   echo "requeue: $1 at $at"
   ((!status)) || report_failure
   trap '' TERM # requeueing ends this script, which has one more thing to do
   scontrol requeue "$SLURM_JOB_ID"
   [[ -z ${3:-} ]] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${3#,}" # only a pending job can be changed
   exit 0
+}
+
+# How many lines of requeues.txt have this text.
+requeues() {
+  grep -shcF "$1" "$run_dir/requeues.txt" || [[ -f $run_dir/requeues.txt ]] || echo 0
+}
+
+note_requeue() {
+  echo "$(date -Is) job $SLURM_JOB_ID at $(progress): $1" >>"$run_dir/requeues.txt"
+}
+
+give_up() {
+  echo "error: no progress beyond $(progress) in $MAX_REQUEUES requeues; last: $1" >&2
+  fail "$2"
 }
 
 fail() {

@@ -132,7 +132,7 @@ class Job:
         words = self.cluster.run("scontrol", "-o", "show", "job", self.number).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
-    def wait(self, state: str, seconds: float = 120) -> None:
+    def wait(self, state: str, seconds: float = 300) -> None:
         """Wait until the job is in this state; it may not end in another."""
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
 
@@ -143,7 +143,7 @@ class Job:
 
         wait_until(arrived, f"job {self.number} {state}; its log:\n{self.log}", seconds)
 
-    def wait_for_line(self, text: str, seconds: float = 120) -> None:
+    def wait_for_line(self, text: str, seconds: float = 300) -> None:
         """Wait until its log has this text."""
         wait_until(lambda: text in self.log, f"'{text}' in the log of job {self.number}", seconds)
 

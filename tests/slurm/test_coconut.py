@@ -7,7 +7,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster, Job, wait_until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 SMALL = [
     *("model.hidden_size=32", "model.num_attention_heads=2", "model.ffn_size=64", "model.num_loop_layers=1"),
@@ -31,10 +31,10 @@ def rows(cluster: Cluster, name: str) -> list[dict[str, Any]]:
 def test_coconut_on_two_nodes_survives_a_signal(cluster: Cluster) -> None:
     whole = start(cluster, "coconut")
     cut = start(cluster, "coconut_cut", FAULT="slow", FAULTY_ATTEMPTS="1")
-    wait_until(lambda: len(rows(cluster, "coconut_cut")) >= 3, "three steps of Coconut", 150)
+    wait_until(lambda: len(rows(cluster, "coconut_cut")) >= 3, "three steps of Coconut", 400)
     cluster.run("scancel", "--batch", "--signal=USR1", cut.number)
     for job in (whole, cut):
-        job.wait("COMPLETED", 200)
+        job.wait("COMPLETED", 400)
     curves = [[tuple(row[key] for key in EXACT) for row in rows(cluster, name)] for name in ("coconut", "coconut_cut")]
     assert len(curves[0]) == 120 and {row[2] for row in curves[0]} == {0, 1, 2}
     assert curves[1] == curves[0]

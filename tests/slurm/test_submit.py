@@ -6,7 +6,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_a_bad_configuration_never_joins_the_queue(cluster: Cluster) -> None:
@@ -24,7 +24,7 @@ def test_a_bad_configuration_never_joins_the_queue(cluster: Cluster) -> None:
 def test_a_job_refuses_it_too(cluster: Cluster) -> None:
     arguments = ["configs/tasks/p_hop_small.yaml", "train.micro_batch=7", "run.name=refused"]
     job = cluster.submit("slurm/pretrain_looped.sh", ["--nodes=2", "--ntasks-per-node=1"], arguments)
-    job.wait("FAILED", 60)
+    job.wait("FAILED")
     assert job.field("ExitCode") == "2:0" and job.field("Restarts") == "0"
     assert "is not divisible by train.micro_batch=7" in job.log
     assert not (cluster.project / "runs" / "refused").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster, Job
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 SWEEP = """
 config: configs/tasks/p_hop_small.yaml
@@ -34,7 +34,7 @@ def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster) -> None:
     (cluster.project / "grid.yaml").write_text(SWEEP)
     root = cluster.project / "runs" / "sweeps" / "grid"
     jobs = submit(cluster)
-    jobs[-1].wait("COMPLETED", 240)
+    jobs[-1].wait("COMPLETED", 600)
     assert evaluations(root) == [(2, 2), (2, 2), (2, 4), (2, 4)]
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert {path.parent.name for path in root.glob("*/state")} == {f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)}
