@@ -77,6 +77,17 @@ def test_printed_commands_are_those_of_all_runs(tmp_path: Path) -> None:
     assert bad.returncode == 2 and "the sweep has 3 runs, numbered from 0" in bad.stderr
 
 
+def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "baselines: true"))
+    planned = sweep(tmp_path, "--dry-run").stdout.splitlines()
+    runs = [f"run directory  runs/sweeps/tiny/{name}-seed0" for name in ("1x2", "2x1", "1x1")]
+    assert [line for line in planned if line.startswith("run directory")] == runs
+    write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "ranks: 2\nbaselines: true"))
+    refused = sweep(tmp_path, "--slurm")
+    assert refused.returncode == 2 and "train.global_batch=8 is not divisible by" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_sweep_runs_to_its_plot_and_a_second_call_adds_nothing(tmp_path: Path) -> None:
     write(tmp_path / "tiny.yaml", TINY)
     (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
