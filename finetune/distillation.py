@@ -1,15 +1,15 @@
 """Self-distillation from reasoning in text into latent thoughts (CODI, arXiv 2502.21074).
 
-One model is teacher and student. The teacher reads the whole chain in text, the student has thoughts in place of steps; both end with the
-same answer. At the position that predicts its first token, where all reasoning has to have arrived, the student's state after every
-application of every layer is pulled towards the teacher's, which stands still:
+One model is teacher and student. The teacher reads the chain in text, the student has thoughts in place of steps; both end with the same
+answer. At the position that predicts its first token, after the mark of an answer, all reasoning has to have arrived. The student's state
+there is pulled towards the teacher's, which stands still, after every application of every layer:
 
     L = Σ over rows of the mean over applications l of mean |student_l - stop(teacher_l)| / std(teacher_l).
 
 The objective adds it, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state over its width,
 not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their own; a state is taken as it leaves
 its layer, before the final norm; thoughts re-enter as in Coconut, without a projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so
-that the model and its checkpoints stay what they are. CODI leaves the last step out of the teacher's chain: that is up to the batch.
+that the model and its checkpoints stay what they are.
 
 Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row a layer.
 """

@@ -41,7 +41,7 @@ class LatentBatch:
     first_slot: int
     """Where the slots of all rows begin; at least one position is before it."""
     answer: Tensor | None = None
-    """int64 [b]: the position that predicts the first token of the answer, -1 in a row without one; for self-distillation alone."""
+    """int64 [b]: the position that predicts the first token of the answer, after its mark; -1 for none. Read by self-distillation."""
 
     def to(self, device: torch.device) -> "LatentBatch":
         """The batch on a device; the copies need not have ended."""

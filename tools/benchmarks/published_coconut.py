@@ -1,0 +1,83 @@
+"""Coconut as published, on transformers' GPT-2: what `tools/benchmarks/coconut.py` measures against.
+
+Written from the description of the algorithm (Hao et al. 2024, arXiv 2412.06769) and of how its released code runs it:
+
+- training: n + 1 passes over keys and values cached so far, all hidden states kept, logits of the whole vocabulary at every position;
+  after each pass the input embeddings are taken apart into one vector a position, the thoughts put in, and put together again;
+- generation: one example at a time; the thoughts as in training, then text without a cache, the whole sequence again for every token.
+
+The released code was written for the caches of its time, tuples of tensors; here the cache is today's `DynamicCache`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, GPT2LMHeadModel
+
+IGNORED = -100
+
+
+class PublishedCoconut:
+    """Training loss and generation.
+
+    Args:
+        model: in evaluation mode for figures without dropout.
+        latent_id: token of a latent slot.
+        eos_id: ends a generated text.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, latent_id: int, eos_id: int) -> None:
+        self.model, self.latent_id, self.eos_id = model, latent_id, eos_id
+
+    def loss(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the labels that are not -100.
+
+        Args:
+            tokens: [b, s], slots of all rows beginning at one place.
+            attention_mask: [b, s], 0 at padding.
+            positions: [b, s] of each token in its row.
+            labels: [b, s], each at the place of its own token.
+        """
+        logits, _ = self.think(tokens, attention_mask, positions)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+    def think(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [b, s, v] of all positions, and the input embeddings [b, s, d] with the thoughts in them."""
+        slots = [(row == self.latent_id).nonzero().flatten().tolist() for row in tokens]
+        num_passes = max(map(len, slots))
+        length = tokens.shape[1]
+        stop = min((places[0] for places in slots if places), default=length)
+        embeddings, cache, start = self.model.transformer.wte(tokens), DynamicCache(), 0
+        all_logits, all_states = [], []
+        for number in range(num_passes + 1):
+            output = self.model(
+                inputs_embeds=embeddings[:, start:stop],
+                attention_mask=attention_mask[:, :stop],
+                position_ids=positions[:, start:stop],
+                past_key_values=cache,
+                output_hidden_states=True,
+                use_cache=True,
+            )
+            all_logits.append(output.logits)
+            all_states.append(output.hidden_states)
+            if number == num_passes:
+                break
+            vectors = [[embeddings[row, place] for place in range(length)] for row in range(len(tokens))]
+            for row, places in enumerate(slots):
+                if len(places) > number:
+                    vectors[row][places[number]] = output.hidden_states[-1][row, places[number] - 1 - start]
+            embeddings = torch.stack([torch.stack(row) for row in vectors])
+            start, stop = stop, stop + 1 if number + 1 < num_passes else length
+        return torch.cat(all_logits, dim=1), embeddings
+
+    @torch.no_grad()
+    def generate(self, prompt: list[int], max_new_tokens: int) -> list[int]:
+        """Likeliest continuation of a prompt with its slots and `<eot>`, without the end-of-sequence token."""
+        tokens = torch.tensor([prompt])
+        positions = torch.arange(len(prompt))[None]
+        logits, embeddings = self.think(tokens, torch.ones_like(tokens), positions)
+        new = [int(logits[0, -1].argmax())]
+        while new[-1] != self.eos_id and len(new) < max_new_tokens:
+            embeddings = torch.cat((embeddings, self.model.transformer.wte(torch.tensor([new[-1:]]))), dim=1)
+            new.append(int(self.model(inputs_embeds=embeddings).logits[0, -1].argmax()))
+        return new[:-1] if new[-1] == self.eos_id else new
