@@ -218,7 +218,7 @@ def generate_with_thoughts(
     if stop_classifier is not None and (settings.slots != "thought" or settings.forced_text or settings.jacobi_passes is not None):
         raise ValueError("a classifier stops thoughts that come one after the other, before text that is not forced")
     num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
-    check_prompts(model, prompts, settings.vocab_size, num_new)
+    check_prompts(model, prompts, settings.vocab_size, num_new - 1)  # the last new token is never an input
     answers = [Answer() for _ in prompts]
     is_open = [True] * len(answers)
 

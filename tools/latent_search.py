@@ -90,7 +90,7 @@ def summary(report: "SearchReport") -> str:
     """The numbers worth reading, as text."""
     from finetune.search_tree import frontier_share, top_values
 
-    lines = [f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, {report.num_loops} loops"]
+    lines = [f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, loops: {report.num_loops}"]
     for bar in report.bars:
         shares = ", ".join(f"{process.value} {100 * share:.1f}" for process, share in bar.shares.items() if share)
         lines.append(f"  {bar.label}: {100 * bar.accuracy:.1f} ± {100 * bar.stderr:.1f} % right; {shares}")

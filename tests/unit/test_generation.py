@@ -220,7 +220,7 @@ def test_enough_jacobi_passes_are_the_thoughts_one_after_the_other(family: str) 
     ("prompts", "changes", "family", "message"),
     [
         ([[1], []], {}, "llama", "prompt 1 has no token"),
-        ([[1] * 55], {"num_thoughts": 4}, "gpt2", "may have 66 tokens, but the model learned 64 positions"),
+        ([[1] * 55], {"num_thoughts": 4}, "gpt2", "may have 65 tokens, but the model learned 64 positions"),
     ],
 )
 def test_bad_prompts_are_named(prompts: list[list[int]], changes: dict[str, Any], family: str, message: str) -> None:
