@@ -59,9 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer=arguments.tokenizer,
         num_tasks=arguments.tasks or min(len(inputs), MOST_TASKS),
     )
+    report = settings.output / REPORT_NAME
     if arguments.slurm:
         job = submit(settings, arguments.slurm)
-        print(f"submitted; when job {job} has ended: {settings.output / REPORT_NAME}")
+        print(report.read_text().rstrip() if job is None else f"submitted; when job {job} has ended: {report}")
     else:
         print(run_here(settings, arguments.workers, partial(print, file=sys.stderr, flush=True)))
 

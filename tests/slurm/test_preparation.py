@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from pretrain.data.prepare import Part, PrepareSettings, prepare, prepare_part
 from pretrain.data.shards import Manifest
 from pretrain.data.web.runs import run_here
 from pretrain.data.web.stages import CleanSettings
+from pretrain.run_directory import write_state
+from pretrain.status import read_queue, read_status
 from tests.slurm.cluster import Cluster, wait_until
 from tests.unit.corpus import make_texts, make_tokenizer
 from tests.unit.web_archives import page, write_wet
@@ -99,14 +102,13 @@ def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> N
     )
     run_here(here, 1, lambda line: None)
     options = ("--input", f"{tmp_path}/*.wet.gz", "--output", f"{tmp_path}/jobs", "--no-language-filter", "--keep-text", "--slurm", "debug")
-    done = subprocess.run(
-        [sys.executable, "tools/clean_web.py", *options],
-        cwd=cluster.project,
-        env={**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)}
+
+    def clean() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "tools/clean_web.py", *options]
+        return subprocess.run(command, cwd=cluster.project, env=environment, capture_output=True, text=True, check=False)
+
+    done = clean()
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[3]
     assert done.stdout == f"submitted; when job {job} has ended: {tmp_path}/jobs/report.txt\n"
@@ -116,3 +118,16 @@ def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> N
     assert (tmp_path / "jobs" / "report.txt").read_text() == (tmp_path / "here" / "report.txt").read_text()
     for name, content in files(tmp_path / "here" / "shards").items():
         assert name == "prepare.json" or content == (tmp_path / "jobs" / "shards" / name).read_bytes()
+    assert clean().stdout == (tmp_path / "here" / "report.txt").read_text()
+
+
+def test_the_queue_tells_a_waiting_run_from_a_crashed_one(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    job = cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
+    run = tmp_path / "run"
+    (run / "jobs" / f"{job}-0").mkdir(parents=True)
+    write_state(run, "running")
+    soon = time.time() + 120
+    assert read_status(run, "run", read_queue(), soon).state == "waiting"
+    cluster.run("scancel", job)
+    assert read_status(run, "run", read_queue(), soon).state == "crashed"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
@@ -137,6 +137,7 @@ def test_invalid_utf8_in_text_is_named_by_its_offset(tmp_path: Path) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), piece_bytes=st.integers(1, 200), blank=st.booleans())
+@settings(deadline=None)
 def test_byte_ranges_of_a_file_add_up_to_it(
     lengths: list[int], piece_bytes: int, blank: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

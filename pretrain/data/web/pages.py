@@ -43,6 +43,20 @@ class _Prompt:
         self.read = content.read1 if isinstance(content, io.BufferedReader) else content.read
 
 
+def _records(content: BinaryIO) -> Iterator[Any]:
+    records = ArchiveIterator(_Prompt(content), verify_http=False)
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except AttributeError:  # what warcio makes of a record without an address
+            raise ArchiveLoadFailed("a record without an address") from None
+        if record.format != "warc":
+            raise ArchiveLoadFailed("not a WARC record")
+        yield record
+
+
 class ReadPages(PipelineStep):
     """Reads every `world_size`th file of a list. Counts what it gives up: records that are not HTML or empty, archives that break off."""
 
@@ -69,13 +83,11 @@ class ReadPages(PipelineStep):
                 self.stat_update("total", "dropped", "dropped_rest_of_a_damaged_archive")
 
     def _pages(self, path: str, content: BinaryIO) -> Iterator[Document]:
-        for number, record in enumerate(ArchiveIterator(_Prompt(content))):
-            if record.format != "warc":
-                raise ArchiveLoadFailed("not a WARC record")
+        for number, record in enumerate(_records(content)):
             if record.rec_type != RECORD_TYPES[self.kind]:
                 continue  # what the crawler asked and noted
             payload = record.content_stream().read()
-            if record.raw_stream.limit:  # bytes that the record promises and the file does not hold
+            if getattr(record.raw_stream, "limit", True):  # bytes that the record promises and the file does not hold, or no promise
                 raise DamagedArchiveError("it ends in the middle")
             self.stat_update("total")
             reason, text = self._text(record, payload)

@@ -21,6 +21,8 @@ from pretrain.data.web.report import render
 from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, counts_of, stages, write_report
 
 IDENTITY_NAME = "clean.json"
+NOTHING_TO_DO = -1
+"""What datatrove has for the id of a job that it need not submit."""
 
 
 def claim(settings: CleanSettings) -> None:
@@ -121,11 +123,14 @@ class _Jobs(SlurmPipelineExecutor):
         """No job that sums the statistics: the report does."""
 
 
-def submit(settings: CleanSettings, partition: str) -> str:
-    """Submit all stages to Slurm, each waiting for the one before; returns the job id of the last, whose task writes the report.
+def submit(settings: CleanSettings, partition: str) -> str | None:
+    """Submit the stages that are not finished to Slurm, each waiting for the one before. Not to be called again while they run.
 
     Other options of the jobs come from sbatch's own variables, such as SBATCH_ACCOUNT or SBATCH_TIMELIMIT. All nodes must see the output
     folder; datatrove pickles the stages into it, for its own jobs to load.
+
+    Returns:
+        The id of the last job, which writes the report; None if everything is finished.
 
     Raises:
         ValueError: if settings and folder do not fit, or there is no Slurm.
@@ -143,6 +148,7 @@ def submit(settings: CleanSettings, partition: str) -> str:
             partition=partition,
             job_name=f"clean_{stage.name}",
             qos="",
+            sbatch_args={"kill-on-invalid-dep": "yes"},  # a stage that fails takes those behind it out of the queue
             venv_path=shlex.quote(str(Path(sys.prefix) / "bin" / "activate")),
             logging_dir=str((settings.output / "logs" / stage.name).absolute()),
             depends=last,
@@ -154,4 +160,4 @@ def submit(settings: CleanSettings, partition: str) -> str:
         raise ValueError("there is no sbatch here; leave out --slurm, or submit on a login node") from None
     except subprocess.CalledProcessError as error:
         raise OSError(f"sbatch refused a job (exit code {error.returncode}); its own message is above") from None
-    return str(last.job_id)
+    return None if last.job_id == NOTHING_TO_DO else str(last.job_id)
