@@ -24,30 +24,25 @@ def answer_flops(model: ModelSection, num_prompt_tokens: int, settings: AnswerSe
     """
     outside, per_key = layer_flops(model, 0), layer_flops(model, 1) - layer_flops(model, 0)
     layer = sum(positions * (outside + per_key * keys) for positions, keys in _passes(num_prompt_tokens, settings, answer, is_stopped))
-    # A classifier reads the state after every thought, and the head with it; so does the head at the state before the first.
-    num_heads = len(answer.text) + answer.is_over + (is_stopped and answer.num_thoughts > 0) * (answer.num_thoughts + 1)
+    num_heads = len(answer.text) + answer.is_over
+    if is_stopped and settings.jacobi_passes is None and answer.num_thoughts:
+        num_heads += answer.num_thoughts + 1  # rows may think or write, so the head is asked in every pass
     return model.effective_depth(settings.num_loops) * layer + num_heads * head_flops(model)
 
 
 def _passes(length: int, settings: AnswerSettings, answer: Answer, is_stopped: bool) -> Iterator[tuple[int, int]]:
-    """Positions, and keys that they look at, of each pass; `length` is the row's so far."""
+    """Positions, and keys that they look at, of each pass; `length` is that of the prompt."""
     script = len(settings.script)
     if answer.num_thoughts == 0:
-        length += script
-        yield length, length
-    else:
-        yield length, length
+        together = [length + script]
+    elif settings.jacobi_passes is None:
         alone = answer.num_thoughts if is_stopped else answer.num_thoughts - 1
-        if settings.jacobi_passes is not None:
-            for _ in range(min(settings.jacobi_passes, alone)):
-                yield alone, length + alone
-            alone = 0
-        for _ in range(alone):
-            length += 1
-            yield 1, length
-        last = answer.num_thoughts - alone + script
-        length += last
-        yield last, length
-    for _ in range(len(answer.text) - (not answer.is_over)):
-        length += 1
-        yield 1, length
+        together = [length, *[1] * alone, answer.num_thoughts - alone + script]
+    else:
+        slots = settings.num_thoughts  # whatever number a classifier leaves of them
+        yield from [(slots - 1, length + slots - 1)] * min(settings.jacobi_passes, slots - 1)
+        together = [length, slots, script] if is_stopped else [length, slots + script]
+    length = 0
+    for positions in (*together, *[1] * (len(answer.text) - (not answer.is_over))):
+        length += positions
+        yield positions, length

@@ -17,6 +17,7 @@ The number of thoughts is free, whatever the model was trained with. Source: Hao
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,12 @@ class Rows:
         self._cache.rewind(start)
         return states
 
+    def forget(self, counts: Tensor) -> None:
+        """Take the last positions of the rows, [b] of them, out of sight, as if they had not been."""
+        end = self._cache.length
+        self._visible &= (self._places < end - counts[:, None]) | (self._places >= end)
+        self._positions = torch.where(self._places >= end, self._positions - counts[:, None], self._positions)
+
     def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         num_rows, num_places, _ = embeddings.shape
         tokens = self._places.new_zeros(num_rows, num_places)  # only their shape counts
@@ -161,23 +168,43 @@ class Rows:
         return states.view(num_rows, num_places, -1)
 
 
-def think(rows: Rows, settings: AnswerSettings) -> tuple[Tensor, Tensor]:
-    """Go through prompts, all slots and what is forced after them.
+class Thinking(NamedTuple):
+    """What rows came to on the way to their text."""
 
-    Returns:
-        [b, d] states that predict the first token of the text, and the thoughts [b, k, d] as they entered (none but in slots of thoughts).
-    """
+    states: Tensor
+    """[b, d], which predict the first token of the text."""
+    thoughts: Tensor
+    """[b, k, d], as they entered; none but in slots of thoughts."""
+    num_thoughts: list[int]
+    """Of each row, how many of them it went through."""
+
+
+def think(rows: Rows, settings: AnswerSettings, stop_classifier: nn.Module | None = None) -> Thinking:
+    """Go through prompts, all slots and what is forced after them; a classifier chooses among Jacobi's thoughts alone."""
     if settings.slots != "thought" or settings.num_thoughts == 0:
         states = rows.feed(torch.cat((rows.embed(rows.prompts), rows.embed_script(settings.script)), dim=1))
-        return states[:, -1], states[:, :0]
-    thoughts = [rows.feed(rows.embed(rows.prompts))[:, -1:]]
+        return Thinking(states[:, -1], states[:, :0], [0] * len(states))
+    thoughts = rows.feed(rows.embed(rows.prompts))[:, -1:]
+    num_fed, num_thoughts = 0, [settings.num_thoughts] * len(thoughts)
     if settings.jacobi_passes is not None:
-        thoughts = [_refine(rows, thoughts[0], settings)]
-    while len(thoughts) < settings.num_thoughts and settings.jacobi_passes is None:
-        thoughts.append(rows.feed(thoughts[-1]))
-    # The last one, and with Jacobi's iteration all of them, still have to go through the model.
-    states = rows.feed(torch.cat((thoughts[-1], rows.embed_script(settings.script)), dim=1))
-    return states[:, -1], torch.cat(thoughts, dim=1)
+        thoughts = _refine(rows, thoughts, settings)
+        if stop_classifier is not None:
+            num_thoughts, num_fed = _choose_last(rows, thoughts, stop_classifier), settings.num_thoughts
+    else:
+        for num_fed in range(settings.num_thoughts - 1):
+            thoughts = torch.cat((thoughts, rows.feed(thoughts[:, num_fed:])), dim=1)
+        num_fed = settings.num_thoughts - 1
+    states = rows.feed(torch.cat((thoughts[:, num_fed:], rows.embed_script(settings.script)), dim=1))
+    return Thinking(states[:, -1], thoughts, num_thoughts)
+
+
+def _choose_last(rows: Rows, thoughts: Tensor, stop_classifier: nn.Module) -> list[int]:
+    """Send all thoughts [b, k, d] through the model, and forget those after the one that the classifier says is the last; their numbers."""
+    is_last = stop_classifier(rows.feed(thoughts)).squeeze(-1) > 0  # [b, k]
+    is_last[:, -1] = True
+    num_thoughts = is_last.int().argmax(dim=-1) + 1
+    rows.forget(thoughts.shape[1] - num_thoughts)
+    return num_thoughts.tolist()
 
 
 def _refine(rows: Rows, first: Tensor, settings: AnswerSettings) -> Tensor:
@@ -205,18 +232,17 @@ def generate_with_thoughts(
         model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
         prompts: token ids of each row up to its first slot: the question, and <bot> where the method has markers.
         settings: how.
-        stop_classifier: [b, d] states after a thought to [b, 1] logits: above 0, that thought was the last one. A row has at least one.
+        stop_classifier: states [..., d] after a thought to [..., 1] logits: above 0, that thought was the last one. A row has at least
+            one, if there are slots of thoughts at all. No text can be forced after them.
         track: wraps the iterator of steps, one for each pass that gives new tokens; to show progress.
 
     Returns:
         The answers, in the order of the prompts.
 
     Raises:
-        ValueError: a prompt is empty or outside the vocabulary, a row gets longer than the model's table of positions, or the classifier
-            has nothing to stop.
+        ValueError: a prompt is empty or outside the vocabulary, or a row gets longer than the model's table of positions.
     """
-    if stop_classifier is not None and (settings.slots != "thought" or settings.forced_text or settings.jacobi_passes is not None):
-        raise ValueError("a classifier stops thoughts that come one after the other, before text that is not forced")
+    assert stop_classifier is None or not settings.forced_text
     num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
     check_prompts(model, prompts, settings.vocab_size, num_new - 1)  # the last new token is never an input
     answers = [Answer() for _ in prompts]
@@ -236,22 +262,34 @@ def generate_with_thoughts(
                 is_open[row] = len(answer.text) < settings.max_new_tokens
         return any(is_open)
 
-    thinks_freely = stop_classifier is not None and settings.num_thoughts > 0
-    if settings.slots == "thought" and not thinks_freely:
-        for answer in answers:
-            answer.num_thoughts = settings.num_thoughts
-    rows = Rows(model, prompts, num_new, settings.num_loops)
-    for _ in track(_write(rows, settings, stop_classifier if thinks_freely else None, take)):
-        pass
+    is_thinking = (
+        stop_classifier is not None and settings.jacobi_passes is None and settings.slots == "thought" and settings.num_thoughts > 0
+    )
+    with torch.inference_mode():
+        rows = Rows(model, prompts, num_new, settings.num_loops)
+        if is_thinking:
+            states = rows.feed(rows.embed(rows.prompts))[:, -1]
+        else:
+            states, _, num_thoughts = think(rows, settings, stop_classifier)
+            for answer, number in zip(answers, num_thoughts, strict=True):
+                answer.num_thoughts = number
+        for _ in track(_write(rows, states, settings, stop_classifier if is_thinking else None, take)):
+            pass
     return answers
 
 
-@torch.inference_mode()
 def _write(
-    rows: Rows, settings: AnswerSettings, stop_classifier: nn.Module | None, take: Callable[[list[int]], bool]
+    rows: Rows, states: Tensor, settings: AnswerSettings, stop_classifier: nn.Module | None, take: Callable[[list[int]], bool]
 ) -> Iterator[list[int]]:
-    """One new token, or thought, of every row at a time, until `take` says that all rows have ended."""
-    states = rows.feed(rows.embed(rows.prompts))[:, -1] if stop_classifier is not None else think(rows, settings)[0]
+    """One new token of every row at a time, until `take` says that all rows have ended; with a classifier, first thoughts.
+
+    Args:
+        rows: up to their first thought or to their text.
+        states: [b, d], the last ones.
+        settings: of the answers.
+        stop_classifier: ends the thoughts.
+        take: gets the new tokens.
+    """
     is_thinking = torch.full((len(states), 1), stop_classifier is not None, device=states.device)
     for num_thoughts in count():  # of the rows that still think
         logits = rows.model.all_logits(states)[:, : settings.vocab_size]

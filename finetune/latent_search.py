@@ -65,7 +65,7 @@ def name_probabilities(
     num_new = settings.num_thoughts + len(settings.script) + num_names * longest
     rows = Rows(model, prompts, num_new, settings.num_loops)
     tokens, is_token = tokens.to(rows.prompts.device), is_token.to(rows.prompts.device)
-    states, _ = think(rows, settings)
+    states = think(rows, settings).states
     before = states[:, None, None].expand(-1, num_names, 1, -1)  # [b, c, 1, d]
     if longest > 1:
         embeddings = rows.embed(tokens[..., :-1].flatten(1)).view(len(prompts), num_names, longest - 1, -1)
@@ -150,7 +150,7 @@ def thought_statistics(
     top_tokens = []
     for start in range(0, len(prompts), batch):
         rows = Rows(model, prompts[start : start + batch], settings.num_thoughts + len(settings.script), settings.num_loops)
-        thoughts = think(rows, settings)[1]  # [b, k, d]
+        thoughts = think(rows, settings).thoughts  # [b, k, d]
         collected.append(thoughts.double())
         top_tokens += _likeliest(model, thoughts, tokenizer)
     thoughts = torch.cat(collected)

@@ -245,9 +245,32 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
         how(**changes)
 
 
-def test_a_classifier_needs_thoughts_to_stop() -> None:
+@families
+@pytest.mark.parametrize("num_passes", [1, 4])
+def test_a_classifier_chooses_the_last_of_jacobi_thoughts(family: str, num_passes: int) -> None:
+    """A row whose last thought is the n-th is the row of n Jacobi thoughts: those after it have no part in them."""
+    model, stops = make_model(family), set()
+    fixed = {
+        count: generate_with_thoughts(model, PROMPTS, how(num_thoughts=count, num_loops=2, jacobi_passes=num_passes, latent_id=7))
+        for count in range(1, 5)
+    }
+    settings = how(num_thoughts=4, num_loops=2, jacobi_passes=num_passes, latent_id=7)
+    for bias in (-1e3, -4.0, -2.0, 0.0, 1e3):
+        answers = generate_with_thoughts(model, PROMPTS, settings, stop_classifier=stopper(model, bias))
+        assert answers == [fixed[answer.num_thoughts][row] for row, answer in enumerate(answers)]
+        stops.add(tuple(answer.num_thoughts for answer in answers))
+    assert {(4, 4, 4, 4), (1, 1, 1, 1)} < stops
+    assert any(len(set(stop)) > 1 for stop in stops)
+    if num_passes == 4:  # as many as make them the thoughts one after the other
+        one_by_one = how(num_thoughts=4, num_loops=2)
+        for bias in (-4.0, -2.0, 0.0):
+            classifier = stopper(model, bias)
+            wanted = generate_with_thoughts(model, PROMPTS, one_by_one, stop_classifier=classifier)
+            assert generate_with_thoughts(model, PROMPTS, settings, stop_classifier=classifier) == wanted
+
+
+def test_a_classifier_without_thoughts_has_nothing_to_do() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match="a classifier stops thoughts that come one after the other"):
-        generate_with_thoughts(model, PROMPTS, how(slots="pause"), stop_classifier=stopper(model, 0.0))
-    with pytest.raises(ValueError, match="a classifier stops thoughts that come one after the other"):
-        generate_with_thoughts(model, PROMPTS, how(jacobi_passes=1, latent_id=7), stop_classifier=stopper(model, 0.0))
+    for settings in (how(slots="pause", num_thoughts=2), how(slots="none"), how(num_thoughts=0)):
+        plain = generate_with_thoughts(model, PROMPTS, settings)
+        assert generate_with_thoughts(model, PROMPTS, settings, stop_classifier=stopper(model, 1e3)) == plain
