@@ -245,12 +245,35 @@ def generate_with_thoughts(
     assert stop_classifier is None or not settings.forced_text
     num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
     check_prompts(model, prompts, settings.vocab_size, num_new - 1)  # the last new token is never an input
-    answers = [Answer() for _ in prompts]
-    is_open = [True] * len(answers)
+    writing = _Writing(len(prompts), settings)
+    is_thinking = (
+        stop_classifier is not None and settings.jacobi_passes is None and settings.slots == "thought" and settings.num_thoughts > 0
+    )
+    with torch.inference_mode():
+        rows = Rows(model, prompts, num_new, settings.num_loops)
+        if is_thinking:
+            states = rows.feed(rows.embed(rows.prompts))[:, -1]
+        else:
+            states, _, num_thoughts = think(rows, settings, stop_classifier)
+            for answer, number in zip(writing.answers, num_thoughts, strict=True):
+                answer.num_thoughts = number
+        for _ in track(_write(rows, states, settings, stop_classifier if is_thinking else None, writing.take)):
+            pass
+    return writing.answers
 
-    def take(tokens: list[int]) -> bool:
+
+class _Writing:
+    """The answers of a batch while they are written."""
+
+    def __init__(self, num_rows: int, settings: AnswerSettings) -> None:
+        self.answers = [Answer() for _ in range(num_rows)]
+        self._is_open = [True] * num_rows
+        self._settings = settings
+
+    def take(self, tokens: list[int]) -> bool:
         """Give every open row its token; whether one is still open."""
-        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
+        settings, is_open = self._settings, self._is_open
+        for row, (answer, token) in enumerate(zip(self.answers, tokens, strict=True)):
             if not is_open[row] or token == settings.eot_id:
                 continue
             if token == THINKS:
@@ -261,21 +284,6 @@ def generate_with_thoughts(
                 answer.text.append(token)
                 is_open[row] = len(answer.text) < settings.max_new_tokens
         return any(is_open)
-
-    is_thinking = (
-        stop_classifier is not None and settings.jacobi_passes is None and settings.slots == "thought" and settings.num_thoughts > 0
-    )
-    with torch.inference_mode():
-        rows = Rows(model, prompts, num_new, settings.num_loops)
-        if is_thinking:
-            states = rows.feed(rows.embed(rows.prompts))[:, -1]
-        else:
-            states, _, num_thoughts = think(rows, settings, stop_classifier)
-            for answer, number in zip(answers, num_thoughts, strict=True):
-                answer.num_thoughts = number
-        for _ in track(_write(rows, states, settings, stop_classifier if is_thinking else None, take)):
-            pass
-    return answers
 
 
 def _write(
