@@ -17,8 +17,7 @@ from pathlib import Path
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
 from pretrain.data.shards import write_atomically
-from pretrain.data.web.report import render
-from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, counts_of, stages, write_report
+from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, stages
 
 IDENTITY_NAME = "clean.json"
 NOTHING_TO_DO = -1
@@ -82,9 +81,6 @@ def run_here(settings: CleanSettings, num_workers: int, report: Callable[[str], 
     log = settings.output / "logs" / "datatrove.log"
     log.parent.mkdir(exist_ok=True)
     for number, stage in enumerate(planned := stages(settings), start=1):
-        if stage.name == "signatures" and not any((settings.output / "filter").glob("*.jsonl.gz")):
-            write_report(settings, render(counts_of(settings), None))
-            raise ValueError(f"no page is left; {settings.output / REPORT_NAME} says what dropped them")
         report(f"{number}/{len(planned)} {stage.name}: {stage.num_tasks} task{'s' * (stage.num_tasks > 1)}")
         executor = LocalPipelineExecutor(
             stage.steps, tasks=stage.num_tasks, workers=min(num_workers, stage.num_tasks), logging_dir=str(log.parent / stage.name)

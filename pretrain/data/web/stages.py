@@ -9,6 +9,7 @@ Recipe and thresholds are FineWeb's (Penedo et al. 2024, arXiv:2406.17557, secti
 in `<output>/<name of the stage>/`, its logs in `<output>/logs/<name of the stage>/`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,8 +102,15 @@ class LanguageModel(FT176LID):
         return self._model
 
 
+class ReadRows(JsonlReader):
+    """Reads what an earlier stage wrote; datatrove's own takes a stage that left nothing for a mistake."""
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        return iter(()) if not self.data_folder.list_files() else super().run(data, rank, world_size)
+
+
 class MakeShards(PipelineStep):
-    """A task does one part of the preparation; with `merge` it joins the parts and writes the report."""
+    """A task does one part of the preparation; with `merge` it joins the parts and writes the report, also when no page is left."""
 
     type: str = "SHARDS"
     name: str = "Shards"
@@ -113,13 +121,19 @@ class MakeShards(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         output = self.settings.output
-        pattern = f"{output}/deduplicate/*.jsonl.gz"
-        prepared = PrepareSettings(inputs=(pattern,), output=output / "shards", tokenizer=self.settings.tokenizer, num_workers=0)
-        if self.merge:
-            header = merge_parts(prepared, self.settings.num_tasks).header
-            write_report(self.settings, render(counts_of(self.settings), header))
-        else:
-            prepare_part(prepared, Part(rank + 1, world_size))
+        rows = output / "deduplicate"
+        prepared = PrepareSettings(
+            inputs=(f"{rows}/*.jsonl.gz",), output=output / "shards", tokenizer=self.settings.tokenizer, num_workers=0
+        )
+        is_empty = not any(rows.glob("*.jsonl.gz"))
+        if not self.merge:
+            if not is_empty:
+                prepare_part(prepared, Part(rank + 1, world_size))
+            return
+        header = None if is_empty else merge_parts(prepared, self.settings.num_tasks).header
+        write_report(self.settings, render(counts_of(self.settings), header))
+        if header is None:
+            raise ValueError(f"no page is left; {output / REPORT_NAME} says what dropped them")
 
 
 @dataclass(frozen=True)
@@ -150,14 +164,14 @@ def stages(settings: CleanSettings) -> list[Stage]:
     ]
     return [
         Stage("filter", tasks, filters),
-        Stage("signatures", tasks, [JsonlReader(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)]),
+        Stage("signatures", tasks, [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)]),
         Stage("buckets", MINHASH.num_buckets, [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)]),
         Stage("clusters", 1, [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]),
         Stage(
             "deduplicate",
             tasks,
             [
-                JsonlReader(folders["filter"]),
+                ReadRows(folders["filter"]),
                 MinhashDedupFilter(folders["clusters"]),
                 JsonlWriter(folders["deduplicate"], adapter=_row),
             ],
