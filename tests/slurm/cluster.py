@@ -93,7 +93,7 @@ class Cluster:
         for name in (*NODES, "controller", "munge"):
             pid = int((self.folder / f"{name}.pid").read_text())
             os.kill(pid, signal.SIGTERM)
-            wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of {name}", 30)
+            wait_until(lambda pid=pid: _has_ended(pid), f"the end of {name}", 60)
 
     def run(self, *command: str, **variables: str) -> str:
         """A command in the project; what it printed on standard output."""
@@ -162,6 +162,14 @@ class Job:
 
 def _program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the process is gone, or is only waited for by nobody."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def _free_ports(count: int) -> list[int]:

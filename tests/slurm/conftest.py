@@ -14,7 +14,8 @@ from tests.slurm.cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).parents[2]
 SITE = f"""
-[[ -z ${{FAULT:-}} ]] || CONTAINER=("$PWD/.venv/bin/python" {ROOT}/tests/slurm/faulty.py)
+PYTHON={sys.executable}
+[[ -z ${{FAULT:-}} ]] || CONTAINER=("$PYTHON" {ROOT}/tests/slurm/faulty.py)
 MAX_REQUEUES=${{TEST_MAX_REQUEUES:-3}}
 MIN_FREE_GIB=0
 GPU_CHECK=(bash show_gpus.sh)
