@@ -39,3 +39,14 @@ def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster) -> None:
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert {path.parent.name for path in root.glob("*/state")} == {f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)}
     assert all(list(root.glob(f"*/jobs/{job.number}-0/commit.txt")) for job in jobs[:2])
+
+
+def test_a_run_is_evaluated_on_two_nodes(cluster: Cluster) -> None:
+    run_dir = Path("runs/sweeps/grid/2x2-seed1")
+    assert (cluster.project / run_dir / "state").read_text() == "complete\n"  # of the sweep above
+    options = ["--num-loops", "1,3", "--num-examples", "10", "--out", "depths.jsonl"]
+    job = cluster.submit("slurm/eval_depth.sh", ["--nodes=2", "--ntasks-per-node=1"], [str(run_dir), *options])
+    job.wait("COMPLETED")
+    lines = (cluster.project / "depths.jsonl").read_text().splitlines()
+    assert [(row["num_loops"], row["num_examples"]) for row in map(json.loads, lines)] == [(1, 10), (3, 10)]
+    assert "2 ranks on n[1-2]" in job.log and (cluster.project / run_dir / "state").read_text() == "complete\n"
