@@ -112,11 +112,22 @@ class FinetuneEngine:
         total, stop_code = self._agree(nll, wish())
         if not torch.isfinite(torch.tensor(total)):
             raise FloatingPointError(f"the loss is {total}")
+        plain_norm = self._plain_norm() if isinstance(self._engine.optimizer, torch.optim.Optimizer) else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
-        grad_norm = float("nan") if norm is None or skipped else float(norm)
+        grad_norm = float("nan") if skipped else float(norm)
         return StepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped, stop_code=stop_code)
+
+    def _plain_norm(self) -> float:
+        """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""
+        squares = torch.zeros((), device=self.groups.device)
+        for parameter in self._named.values():
+            is_counted_here = partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
+            if parameter.grad is not None and is_counted_here:
+                squares += parameter.grad.float().square().sum()
+        dist.all_reduce(squares, group=self.groups.tensor)
+        return float(squares.sqrt())
 
     def agree_to_stop(self, wish: int) -> int:
         """The largest wish to stop of all ranks. Collective."""

@@ -41,7 +41,7 @@ def train(config: RunConfig, interruption: Interruption | None = None) -> int:
         signals = stack.enter_context(StopSignal())
         trainer = stack.enter_context(Trainer(config, layout, groups, tokenizer, signals))
         if interruption is not None and interruption.rank == dist.get_rank():
-            _interrupt(attrgetter(interruption.part)(trainer), interruption)
+            interrupt(trainer, interruption)
         return trainer.run()
 
 
@@ -56,7 +56,9 @@ def train_aloud(config: RunConfig) -> str:
     return printed.getvalue()
 
 
-def _interrupt(part: Any, interruption: Interruption) -> None:
+def interrupt(trainer: Any, interruption: Interruption) -> None:
+    """Put the interruption into a trainer of this rank."""
+    part = attrgetter(interruption.part)(trainer)
     method, calls = getattr(part, interruption.method), iter(range(1_000_000))
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,171 @@
+"""Fine-tuning under the real DeepSpeed: ranks, ZeRO stages and tensor parallelism change nothing, resuming is exact, the best is kept."""
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from pretrain.checkpoint.verify import newest_good
+from pretrain.trained_model import load_trained_model
+from tests.distributed.finetuning import finetune, finetune_config
+from tests.distributed.pool import RankError, RankPool
+from tests.distributed.training import Interruption
+
+EXACT = ("step", "epoch", "stage", "loss", "grad_norm", "lr", "thoughts_per_example", "skipped")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finetuning")
+
+
+def run(pool: RankPool, config: FinetuneConfig, world_size: int, interruption: Interruption | None = None) -> list[Any]:
+    answers = pool.run(finetune, config, interruption, world_size=world_size, timeout_s=120)
+    assert [code for code, _ in answers] == [0] * world_size
+    return answers[0][1]
+
+
+def rows(root: Path, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "runs" / name / file).read_text().splitlines()]
+
+
+def exact_rows(root: Path, name: str) -> list[tuple[Any, ...]]:
+    return [tuple(row[key] for key in EXACT) for row in rows(root, name)]
+
+
+def scores(root: Path, name: str) -> list[tuple[Any, ...]]:
+    return [tuple(row[key] for key in ("split", "step", "accuracy", "new_tokens")) for row in rows(root, name, "eval/coconut.jsonl")]
+
+
+def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
+    reader, problems = newest_good(root / "runs" / name / "checkpoints")
+    assert reader is not None and not problems
+    return {key: reader.read_whole(key) for key in reader.tensors}
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path, pool: RankPool) -> str:
+    """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the gradient."""
+    run(pool, smooth(root, "reference"), 1)
+    return "reference"
+
+
+def smooth(root: Path, name: str, **engine: int) -> FinetuneConfig:
+    return finetune_config(root, name, optimizer={"lr": 0.1, "epsilon": 1.0}, engine={"zero_stage": 0, **engine}, train={"epochs": 3})
+
+
+@pytest.mark.parametrize("engine", [*({"zero_stage": stage} for stage in range(4)), {"tensor": 2, "zero_stage": 2}], ids=str)
+def test_ranks_and_zero_change_nothing(root: Path, pool: RankPool, reference: str, engine: dict[str, int]) -> None:
+    name = f"ranks-{'-'.join(f'{key}{value}' for key, value in engine.items())}"
+    run(pool, smooth(root, name, **engine), 2)
+    ours, theirs = rows(root, name), rows(root, reference)
+    assert max(row["thoughts_per_example"] for row in ours) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["thoughts_per_example"] == other["thoughts_per_example"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-6)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-5)
+    state, wanted = tensors(root, name), tensors(root, reference)
+    assert state.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        if tensor.is_floating_point():
+            assert (state[key] - tensor).abs().max() <= 2e-5 * tensor.abs().max(), key
+    assert scores(root, name) == scores(root, reference)
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 2), ("bf16", 3), ("fp16", 0), ("fp16", 2)]
+)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str, zero_stage: int) -> None:
+    changes = {"train": {"precision": precision, "epochs": 3, "deterministic": True}, "engine": {"zero_stage": zero_stage}}
+    names = [f"{name}-{precision}-{zero_stage}" for name in ("whole", "cut")]
+    whole, cut = (finetune_config(root, name, **changes) for name in names)
+    run(pool, whole, 2)
+    assert len(run(pool, cut, 2, Interruption(rank=1, method="train_step", call=4, signal=signal.SIGTERM))) == 5  # in the middle of stage 1
+    assert (root / "runs" / names[1] / "state").read_text() == "stopped by SIGTERM\n"
+    assert len(run(pool, cut, 2)) == 4
+    assert exact_rows(root, names[0]) == exact_rows(root, names[1])
+    ours, theirs = tensors(root, names[0]), tensors(root, names[1])
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert any(key.startswith("optimizer/exp_avg_sq/") for key in ours)
+    assert scores(root, names[0]) == scores(root, names[1])
+
+
+def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(root: Path, pool: RankPool, reference: str) -> None:
+    stop = Interruption(rank=0, method="train_step", call=3, signal=signal.SIGUSR1)
+    run(pool, smooth(root, "moved", zero_stage=3), 2, stop)
+    run(pool, smooth(root, "moved", zero_stage=2), 1, Interruption(rank=0, method="train_step", call=2, signal=signal.SIGINT))
+    run(pool, smooth(root, "moved", zero_stage=1), 2)
+    for key, tensor in tensors(root, reference).items():
+        if tensor.is_floating_point():
+            assert (tensors(root, "moved")[key] - tensor).abs().max() <= 2e-5 * tensor.abs().max(), key
+
+
+def test_a_signal_during_validation_leaves_it_to_the_next_start(root: Path, pool: RankPool) -> None:
+    config = finetune_config(root, "validating", train={"epochs": 2})
+    stop = Interruption(rank=1, method="score", part="answering", call=0, signal=signal.SIGTERM)
+    assert len(run(pool, config, 2, stop)) == 3
+    assert rows(root, "validating", "eval/coconut.jsonl") == []
+    assert len(run(pool, config, 2)) == 3
+    assert [row["step"] for row in rows(root, "validating", "eval/coconut.jsonl")] == [3, 6]
+
+
+def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None:
+    config = finetune_config(root, "best", method={"stop": "classifier"}, train={"epochs": 5})
+    run(pool, config, 2)
+    found = rows(root, "best", "eval/coconut.jsonl")
+    assert [(row["split"], row["stage"]) for row in found[:-1]] == [("validation", stage) for stage in (0, 1, 2, 3, 3)]
+    last = [row for row in found if row["split"] == "validation" and row["stage"] == 3]
+    best = next(row for row in last if row["accuracy"] == max(other["accuracy"] for other in last))
+    assert (found[-1]["split"], found[-1]["step"]) == ("test", best["step"])
+    folder = root / "runs" / "best" / "best"
+    assert load_trained_model(folder, torch.device("cpu")).step == best["step"]
+    reader, _ = newest_good(folder / "checkpoints")
+    assert reader is not None and {"stop/weight", "stop/bias"} <= reader.tensors.keys()
+    assert not any(key.startswith("optimizer/") for key in reader.tensors)
+    assert (root / "runs" / "best" / "state").read_text() == "complete\n"
+    assert run(pool, config, 2) == []  # nothing is left to do, and nothing is written twice
+    assert rows(root, "best", "eval/coconut.jsonl") == found
+
+
+@pytest.mark.parametrize(("reset", "starts"), [("never", [0]), ("stage", [0, 3, 6, 9]), ("epoch", [0, 3, 6, 9, 12])])
+def test_moments_start_again_as_configured(root: Path, pool: RankPool, reset: str, starts: list[int]) -> None:
+    name = f"reset-{reset}"
+    run(pool, finetune_config(root, name, optimizer={"reset": reset, "lr": 1e-3}, train={"epochs": 5}, checkpoint={"every": 1}), 1)
+    meta = newest_good(root / "runs" / name / "checkpoints")[0]
+    assert meta is not None and meta.meta["updates_since_reset"] == 15 - starts[-1]
+
+
+def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, pool: RankPool, reference: str) -> None:
+    first = tensors(root, reference)
+    config = finetune_config(
+        root, "from-run", checkpoint={"init_from": str(root / "runs" / reference)}, method={"name": "cot"},
+        train={"epochs": 1, "seq_len": None}, optimizer={"lr": 1e-9},
+    )  # fmt: skip
+    (step, *_) = run(pool, config, 1)
+    assert math.isfinite(step.loss)
+    for key, tensor in tensors(root, "from-run").items():
+        if key.startswith("weights/"):
+            torch.testing.assert_close(tensor, first[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [{"jacobi_passes": 2}, {"distillation_weight": 1.0}, {"name": "pause"}, {"name": "icot"}, {"name": "without_curriculum"}]
+)
+def test_methods_train_on_two_ranks(root: Path, pool: RankPool, method: dict[str, Any]) -> None:
+    name = "-".join(map(str, method.values()))
+    run(pool, finetune_config(root, f"method-{name}", method=method, train={"epochs": 4}), 2)
+    losses = [row["loss"] for row in rows(root, f"method-{name}")]
+    assert losses[-1] < losses[0]
+
+
+def test_what_a_run_was_trained_with_stays(root: Path, pool: RankPool, reference: str) -> None:
+    changed = smooth(root, reference)
+    for section, key, value in (("curriculum", "thoughts_per_step", 1), ("run", "seed", 1)):
+        other = changed.model_copy(update={section: getattr(changed, section).model_copy(update={key: value})})
+        with pytest.raises(RankError, match=f"{section}.{key}={value}, but .* was trained with"):
+            run(pool, other, 1)
