@@ -20,9 +20,14 @@ evaluation: {num_examples: 10}
 """
 
 
-def submit(cluster: Cluster) -> list[Job]:
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster) -> list[Job]:
+    """The three jobs of the sweep, when the last has ended."""
+    (cluster.project / "grid.yaml").write_text(SWEEP)
     printed = cluster.run(".venv/bin/python", "tools/depth_sweep.py", "grid.yaml", "--slurm")
-    return [Job(cluster, line.split()[1].rstrip(":")) for line in printed.splitlines()]
+    submitted = [Job(cluster, line.split()[1].rstrip(":")) for line in printed.splitlines()]
+    submitted[-1].wait("COMPLETED", 600)
+    return submitted
 
 
 def evaluations(root: Path) -> list[tuple[int, int]]:
@@ -30,20 +35,17 @@ def evaluations(root: Path) -> list[tuple[int, int]]:
     return [(row["num_loops"], row["effective_depth"]) for row in map(json.loads, lines)]
 
 
-def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster) -> None:
-    (cluster.project / "grid.yaml").write_text(SWEEP)
+def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster, jobs: list[Job]) -> None:
     root = cluster.project / "runs" / "sweeps" / "grid"
-    jobs = submit(cluster)
-    jobs[-1].wait("COMPLETED", 600)
     assert evaluations(root) == [(2, 2), (2, 2), (2, 4), (2, 4)]
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert {path.parent.name for path in root.glob("*/state")} == {f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)}
     assert all(list(root.glob(f"*/jobs/{job.number}-0/commit.txt")) for job in jobs[:2])
 
 
+@pytest.mark.usefixtures("jobs")
 def test_a_run_is_evaluated_on_two_nodes(cluster: Cluster) -> None:
     run_dir = Path("runs/sweeps/grid/2x2-seed1")
-    assert (cluster.project / run_dir / "state").read_text() == "complete\n"  # of the sweep above
     options = ["--num-loops", "1,3", "--num-examples", "10", "--out", "depths.jsonl"]
     job = cluster.submit("slurm/eval_depth.sh", ["--nodes=2", "--ntasks-per-node=1"], [str(run_dir), *options])
     job.wait("COMPLETED")
