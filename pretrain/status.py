@@ -108,7 +108,7 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     """
     now = time.time() if now is None else now
     config, problem = _read_config(run / "config.yaml")
-    train, logging = config.get("train") or {}, config.get("logging") or {}
+    train, logging = (section if isinstance(section := config.get(key), dict) else {} for key in ("train", "logging"))
     epochs = train.get("epochs")
     rows = _tail_rows(run / "metrics.jsonl", EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
     last, recent = (rows[-1] if rows else {}), rows[-RATE_ROWS:]

@@ -124,6 +124,10 @@ def test_damaged_files_cost_only_what_they_held(tmp_path: Path) -> None:
     found = status(run)
     assert (found.num_steps, found.eta_s) == (None, None)
     assert found.error.startswith("config.yaml: while parsing")
+    (run / "config.yaml").write_text("train: 3")
+    assert status(run).num_steps is None
+    (run / "config.yaml").write_text("3")
+    assert status(run).error == "config.yaml: not a configuration"
 
 
 def test_a_loss_that_is_not_finite_and_a_missing_mfu_are_shown(tmp_path: Path) -> None:
