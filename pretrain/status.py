@@ -44,7 +44,7 @@ class RunStatus:
     """Its path below the folder that was asked for."""
     state: str
     step: int
-    """Steps done, as far as they are in metrics.jsonl."""
+    """Steps done, as far as metrics.jsonl and the newest checkpoint tell."""
     num_steps: int | None
     """Steps of the whole run."""
     loss: float | None
@@ -112,14 +112,14 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     epochs = train.get("epochs")
     rows = _tail_rows(run / "metrics.jsonl", EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
     last, recent = (rows[-1] if rows else {}), rows[-RATE_ROWS:]
-    step = int(last.get("step", 0))
+    checkpoint = _newest_checkpoint(run / "checkpoints")
+    step = max(last.get("step", 0), checkpoint[0] if checkpoint else 0)
     step_time = _median(recent, "step_time_s")
     said = _read_line(run / "state")
     job = _newest_job(run)
     patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (logging.get("every") or 1))
     state = _state(said, job, queue, silent_for=(now - _last_sign(run, job)) / patience, has_begun=bool(rows))
     num_steps = train.get("steps") or (step if state == "complete" else _steps_of_epochs(rows, epochs))
-    checkpoint = _newest_checkpoint(run / "checkpoints")
     requeues = _lines(run / "requeues.txt")
     loss = last.get("loss", math.nan) if last else None
     return RunStatus(

@@ -90,6 +90,12 @@ def test_states(tmp_path: Path, made: dict[str, Any], queue: dict[str, str] | No
     assert (found.eta_s is not None) == (expected == "running" and "steps" in made)
 
 
+def test_a_checkpoint_between_two_rows_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", steps=3, state="stopped by SIGTERM")
+    (run / "checkpoints" / "step-00000007").mkdir()
+    assert (status(run).step, status(run).checkpoint_step) == (7, 7)
+
+
 def test_the_newest_job_counts(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", steps=3, state="running", job="9-3", age=100)
     (run / "jobs" / "10-0").mkdir()
@@ -161,7 +167,7 @@ def run_tool(folder: Path | str, **environment: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
 def test_the_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
-    run = make_run(tmp_path / "12x2", steps=40, total=200_000, state="running", tokens_per_s=1.25e6)
+    run = make_run(tmp_path / "12x2", steps=40, total=20_000, state="running", tokens_per_s=1.25e6)
     (run / "checkpoints" / "step-00012345").mkdir()
     (run / "requeues.txt").write_text("t job 1 at step 5: exit code 1\n")
     make_run(tmp_path / "sweeps" / "p_hop_small" / "4x1-seed0", steps=100, state="complete")
