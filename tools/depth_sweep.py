@@ -133,7 +133,8 @@ def work(options: argparse.Namespace) -> None:
                 continue
             if is_rank() and len(chosen) == 1:
                 os.execv(command[0], command)
-            print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
+            if not options.dry_run:
+                print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
             ended = subprocess.run(command, check=False).returncode
             if ended:
                 raise OSError(f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command goes on from here")
