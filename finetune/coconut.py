@@ -14,7 +14,7 @@ from pathlib import Path
 
 from finetune.cli import parse
 from finetune.config import check_layout
-from pretrain.console import BAD_INPUT, INTERRUPTED, print_error
+from pretrain.console import BAD_INPUT, INTERRUPTED, exit_code, print_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return run(command.config, layout)
     except (ValueError, OSError) as error:
         print_error(error, f"rank {rank}: " if layout.world_size > 1 else "")
-        return BAD_INPUT
+        return exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
