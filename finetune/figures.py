@@ -100,7 +100,7 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
             place.set_xlabel("percentile of the questions")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
         panels[0].set_ylabel("value together")
-        panels[0].legend(frameon=False, fontsize=9, loc="lower right")
+        panels[0].legend(frameon=False, fontsize=9)
 
 
 def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[Path]) -> None:
@@ -194,12 +194,12 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         names = [f"thought {place}" for place in places]
         table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
         table.auto_set_font_size(False)
-        table.set_fontsize(9)
+        table.set_fontsize(8)
 
 
 def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
     """Accuracy at every number of thoughts and loops: against the FLOPs of an answer, and as a table."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
     loops, thoughts = (sorted({getattr(row, name) for row in rows}) for name in ("num_loops", "num_thoughts"))
     with new_figure(files, 10.5, 3.6) as figure:
@@ -220,7 +220,8 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
         cost.step(*zip(*ends, strict=True), where="post", color=GREY, linestyle=":", linewidth=1.3, zorder=0, label="best for the cost")
         if len(loops) > 1:
             cost.set_xscale("log")
-            cost.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+            is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
+            cost.xaxis.set_major_locator(LogLocator(base=10, numticks=6) if is_wide else MaxNLocator(nbins=5))
             cost.xaxis.set_minor_locator(NullLocator())
         cost.xaxis.set_major_formatter(EngFormatter(unit="FLOP"))
         _grid(cost)

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.generation import AnswerSettings, Rows, think
 from finetune.graph_text import GraphForm
 from finetune.search_tree import NodeValue, concepts, node_values
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer import THOUGHT_TOKENS, Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.tasks.prosqa_graph import Graph
 
@@ -170,11 +170,13 @@ def thought_statistics(
 
 
 def _likeliest(model: LoopedGPT, thoughts: Tensor, tokenizer: Tokenizer) -> list[list[list[tuple[str, float]]]]:
-    """Of every thought [b, k, d], the likeliest tokens; special ones by their id."""
+    """Of every thought [b, k, d], the likeliest tokens; special ones by their name."""
     logits = model.all_logits(thoughts.flatten(0, 1))[:, : tokenizer.vocab_size]
     probabilities, tokens = logits.float().softmax(dim=-1).topk(min(NUM_TOKENS, tokenizer.vocab_size), dim=-1)
+    names = {tokenizer.pad_id: "<pad>", tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>"}
+    names |= {tokenizer.thought_id(name): name for name in THOUGHT_TOKENS}
     texts = [
-        [(tokenizer.decode([token]) or f"<{token}>", probability) for token, probability in zip(*row, strict=True)]
+        [(names.get(token) or tokenizer.decode([token]), probability) for token, probability in zip(*row, strict=True)]
         for row in zip(tokens.tolist(), probabilities.tolist(), strict=True)
     ]
     num_thoughts = thoughts.shape[1]

@@ -108,7 +108,9 @@ def test_statistics_are_those_of_the_thoughts_by_definition() -> None:
     assert found.token_norm == pytest.approx(model.get_parameter("embedding.weight")[:VOCAB].norm(dim=-1).mean().item())
     likeliest = model.all_logits(thoughts[2, 1][None])[0, :VOCAB].softmax(0).detach()
     token = int(likeliest.argmax())
-    assert found.top_tokens[2][1][0] == (tokenizer.decode([token]) or f"<{token}>", pytest.approx(float(likeliest[token]), rel=1e-5))
+    special = ("<pad>", "<bos>", "<eos>", "<bot>", "<eot>", "<latent>", "<pause>")
+    name = special[token] if token < len(special) else tokenizer.decode([token])
+    assert found.top_tokens[2][1][0] == (name, pytest.approx(float(likeliest[token]), rel=1e-5))
     assert [len(found.top_tokens), len(found.top_tokens[0]), len(found.top_tokens[0][0])] == [4, 3, 5]
 
 
