@@ -54,19 +54,20 @@ def wait_for_step(cluster: Cluster, name: str, step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cluster: Cluster) -> Job:
-    """A run that nobody disturbs; it works while the first test waits."""
-    return start(cluster, "uninterrupted")
+def early(cluster: Cluster) -> dict[str, Job]:
+    """Jobs that need no test to interfere; they work while the first one waits."""
+    return {"uninterrupted": start(cluster, "uninterrupted"), "buggy": start(cluster, "buggy", FAULT="raise", FAULTY_ATTEMPTS="1")}
 
 
 @pytest.fixture(scope="module")
-def reference(cluster: Cluster, uninterrupted: Job) -> list[tuple[Any, ...]]:
-    """Its loss curve."""
-    uninterrupted.wait("COMPLETED")
+def reference(cluster: Cluster, early: dict[str, Job]) -> list[tuple[Any, ...]]:
+    """The loss curve of a run that nobody disturbs."""
+    early["uninterrupted"].wait("COMPLETED")
     return curve(cluster, "uninterrupted")
 
 
-def test_the_time_limit_is_warned_of_and_the_job_comes_back(cluster: Cluster, uninterrupted: Job, request: pytest.FixtureRequest) -> None:
+@pytest.mark.usefixtures("early")
+def test_the_time_limit_is_warned_of_and_the_job_comes_back(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     job = start(cluster, "limited", **slow())
     wait_for_step(cluster, "limited", 3)
     hours, minutes, _ = job.field("RunTime").split(":")
@@ -82,8 +83,9 @@ def test_the_time_limit_is_warned_of_and_the_job_comes_back(cluster: Cluster, un
     assert curve(cluster, "limited") == request.getfixturevalue("reference")
 
 
-def test_a_run_on_two_nodes_leaves_what_it_was(cluster: Cluster, uninterrupted: Job, reference: list[tuple[Any, ...]]) -> None:
+def test_a_run_on_two_nodes_leaves_what_it_was(cluster: Cluster, early: dict[str, Job], reference: list[tuple[Any, ...]]) -> None:
     assert len(reference) == NUM_STEPS
+    uninterrupted = early["uninterrupted"]
     run_dir = cluster.project / "runs" / "uninterrupted"
     assert (run_dir / "state").read_text() == "complete\n" and not requeues(cluster, "uninterrupted")
     assert "on n[1-2]" in uninterrupted.log and "2 ranks" in uninterrupted.log
@@ -123,8 +125,10 @@ def test_a_cancelled_run_is_saved_and_continues_on_another_number_of_nodes(clust
     assert curve(cluster, "moved") == reference
 
 
-def test_a_bug_in_one_rank_is_shown_last_and_the_job_comes_back(cluster: Cluster, reference: list[tuple[Any, ...]]) -> None:
-    job = start(cluster, "buggy", FAULT="raise", FAULTY_ATTEMPTS="1")
+def test_a_bug_in_one_rank_is_shown_last_and_the_job_comes_back(
+    cluster: Cluster, early: dict[str, Job], reference: list[tuple[Any, ...]]
+) -> None:
+    job = early["buggy"]
     job.wait("COMPLETED")
     first = job.log.partition("restart 1")[0]
     shown = first[first.rindex("error: rank 1 failed first\nTraceback") :]
