@@ -112,7 +112,7 @@ def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[3]
     assert done.stdout == f"submitted; when job {job} has ended: {tmp_path}/jobs/report.txt\n"
-    wait_until(lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"), "the end of the cleaning", 150)
+    wait_until(lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"), "the end of the cleaning", 240)
     logs = "\n".join(path.read_text() for path in (tmp_path / "jobs" / "logs").glob("*/slurm_logs/*.out"))
     assert (tmp_path / "jobs" / "report.txt").exists(), logs
     assert (tmp_path / "jobs" / "report.txt").read_text() == (tmp_path / "here" / "report.txt").read_text()

@@ -68,7 +68,7 @@ def files(folder: Path) -> dict[str, bytes]:
     as_text=st.booleans(),
     data=st.data(),
 )
-@hypothesis_settings(deadline=None, max_examples=20)
+@hypothesis_settings(deadline=None, max_examples=12)
 def test_merged_parts_are_the_result_of_one_process(
     tokenizer_path: Path, texts: list[str], num_parts: int, shard_documents: int | None, as_text: bool, data: st.DataObject
 ) -> None:
