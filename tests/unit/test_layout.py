@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli import parse as parse_finetuning
+from finetune.config import FinetuneConfig
 from pretrain.cli import parse
 from pretrain.config import RunConfig
 
@@ -83,7 +85,7 @@ def test_every_dependency_says_why() -> None:
 
 def readme_commands() -> list[str]:
     """The indented command lines of the README."""
-    starts = ("bash ", "python ", "torchrun ", "sbatch ")
+    starts = ("bash ", "python ", "torchrun ", "sbatch ", "deepspeed ")
     return [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line[4:].startswith(starts)]
 
 
@@ -102,6 +104,8 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
         subcommand = [word for word in arguments[:1] if re.fullmatch("[a-z]+", word)]
         usage = subprocess.run([sys.executable, script, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
+    if script == "finetune/coconut.py" and "--init" not in arguments:
+        assert parse_finetuning(arguments).config.run.name
     for word in arguments:
         assert not word.endswith(".yaml") or (ROOT / word).is_file()
 
@@ -111,8 +115,8 @@ def test_readme_names_files_and_keys_that_exist() -> None:
     names = re.findall(r"`([\w./-]+)`", text)
     for name in [name for name in names if name.startswith(("pretrain/", "tools/", "configs/", "slurm/", "tests/"))]:
         assert (ROOT / name).exists(), name
-    sections = RunConfig.model_fields
+    fields = [schema.model_fields for schema in (RunConfig, FinetuneConfig)]
+    sections = {section for known in fields for section in known}
     for section, key in [name.split(".")[:2] for name in names if name.split(".")[0] in sections and "." in name and "/" not in name]:
-        annotation = sections[section].annotation
-        assert annotation is not None
-        assert key in annotation.model_fields, f"{section}.{key}"
+        annotations = [known[section].annotation for known in fields if section in known]
+        assert any(annotation is not None and key in annotation.model_fields for annotation in annotations), f"{section}.{key}"
