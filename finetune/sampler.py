@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.config import FinetuneConfig, Layout
-from finetune.curriculum import draw_cut
+from finetune.curriculum import Cut, draw_cut
 from finetune.examples import EncodedExample
 from finetune.latent import LatentBatch
 from finetune.sequence import EMPTY_ROW, Row, RowMaker, collate
@@ -67,6 +67,15 @@ class Sampler:
         removes_tokens = config.chosen_method.removal == "token"
         self._chain_lengths = [sum(map(len, example.steps)) if removes_tokens else len(example.steps) for example in examples]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def require_length(self, seq_len: int) -> None:
+        """Raise a ValueError that names the first example which can be longer than `seq_len` tokens."""
+        most_slots = Cut(0, self._config.curriculum.max_slots if self._maker.has_markers else 0)
+        for number, example in enumerate(self._examples):
+            longest = len(self._maker.row(example, most_slots).tokens)
+            if longest > seq_len:
+                limit = f"train.seq_len={seq_len}: leave it out or raise that"
+                raise ValueError(f"data.train: example {number} can have {longest} tokens, more than {limit}")
 
     @property
     def steps_per_epoch(self) -> int:

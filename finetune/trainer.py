@@ -72,6 +72,7 @@ class FinetuneTrainer:
         self.validation = Examples.of(config, "validation", start)
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, start.tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
+        self.sampler.require_length(start.run.train.seq_len)
         self.num_steps = config.train.epochs * self.sampler.steps_per_epoch
         self.saving = Saving(config, start, self.directory, train.encoded)
         self.engine = FinetuneEngine(config, start.run, layout, groups)

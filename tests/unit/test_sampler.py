@@ -121,3 +121,13 @@ def test_an_effective_batch_that_does_not_fit_the_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"effective_batch=8 is not divisible by .* ranks=6"):
         check_layout(config(8, 2), 3)
     assert check_layout(config(8, 2), 2).ledger(config(8, 2)) == "effective batch: 2 examples x 2 accumulated x 2 data-parallel ranks = 8"
+
+
+def test_an_example_that_can_be_too_long_is_named() -> None:
+    settings_ = config(8, 4)
+    maker = RowMaker(settings_.chosen_method, settings_.curriculum, True, TOKENIZER)
+    sampler = Sampler(examples(5), maker, settings_, check_layout(settings_, 1), 0)
+    longest = 2 + 1 + 6 + 1 + 4 + 2  # question, <bot>, slots, <eot>, steps, answer
+    sampler.require_length(longest)
+    with pytest.raises(ValueError, match=rf"example 4 can have {longest} tokens, more than train\.seq_len={longest - 1}"):
+        sampler.require_length(longest - 1)
