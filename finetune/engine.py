@@ -81,7 +81,7 @@ class FinetuneEngine:
         )  # fmt: skip
         os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))  # DeepSpeed wants it, also where no launcher has set it
         # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all others to wait on.
-        vars(deepspeed.ops)["__compatible_ops__"] = {}
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
         mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
         self._engine: Any = deepspeed.initialize(
             model=objective, optimizer=adamw, config=deepspeed_config(config, layout), mpu=mpu, dist_init_required=False
