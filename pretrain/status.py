@@ -246,6 +246,8 @@ def _last_error(said: str, job: Path | None, requeues: list[str], state: str) ->
     failure = _lines(job / "failure.txt") if job else []
     said_reason = said.partition(": ")[2] if said.startswith("failed") else ""
     log = [line for line in _tail(job / "step.log", TAIL_BYTES).splitlines() if "error: " in line] if job and state == "crashed" else []
-    troubles = [line.partition(": ")[2] for line in requeues if not re.search(r": (SIG|stopped by )\w+( before the start)?$", line)]
+    troubles = [
+        line.partition(": ")[2] for line in requeues if not re.search(r": (by Slurm|(SIG|stopped by )\w+( before the start)?)$", line)
+    ]
     found = said_reason or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "") or (said if said.startswith("stopped") else "")
     return RANK_LABEL.sub("", found).strip()

@@ -111,6 +111,7 @@ def test_the_newest_job_counts(tmp_path: Path) -> None:
         ("running", {"requeues.txt": "t job 1 at step 3: exit code 1\nt job 1 at step 5: stopped by SIGUSR1\n"}, "exit code 1"),
         ("running", {"requeues.txt": "t job 1 at step 5: unhealthy nodes: n1\n"}, "unhealthy nodes: n1"),
         ("running", {"requeues.txt": "t job 1 at step 5: stopped by SIGUSR1\nt job 1 at step 5: SIGTERM before the start\n"}, ""),
+        ("running", {"requeues.txt": "t job 1 at step 5: by Slurm\n"}, ""),
         ("stopped by train.exit_after", {}, "stopped by train.exit_after"),
     ],
 )
