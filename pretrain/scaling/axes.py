@@ -8,7 +8,7 @@ from pretrain.scaling.curves import Curve, Point
 
 T = TypeVar("T")
 
-MAX_DRAWN = 400
+MAX_DRAWN = 200
 """Points of one family in one panel that an eye, a browser and an SVG can still take."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import DEPTH, Axis, telling_axes, thin
-from pretrain.scaling.curves import METRIC_NAMES, Curve
+from pretrain.scaling.curves import LOWER_IS_BETTER, METRIC_NAMES, Curve
 from pretrain.scaling.fit import NO_LINE, Fit
 from pretrain.scaling.isoplot import Isoplot
 from pretrain.scaling.law import JointLaw
@@ -22,6 +22,8 @@ STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised
 """Colour and marker of each family; the colours differ for colour-blind readers too."""
 
 MAX_TICKS = 10
+MAX_SEARCHED = 100
+"""Points of a panel among which a place for the legend is looked for."""
 
 
 def draw(analysis: Analysis, files: Sequence[Path]) -> None:
@@ -47,6 +49,7 @@ def draw(analysis: Analysis, files: Sequence[Path]) -> None:
             place.remove()
         for file in files:
             figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+            figure.set_layout_engine("none")  # the layout stays as it is: making it costs as much as drawing
 
 
 def _panels(analysis: Analysis, axes: Sequence[Axis]) -> list[Callable[["Axes"], None]]:
@@ -93,7 +96,8 @@ def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, place: "
         place.xaxis.set_major_formatter("{x:g}")
     else:
         _few_ticks(place)
-    _name(place, fitted[0][0].task_group, axis.label, fitted[0][0].metric)
+    metric, num_points = fitted[0][0].metric, sum(len(curve.points) for curve, _ in fitted)
+    _name(place, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
 
 
 def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
@@ -110,7 +114,9 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
         values = [point.value for point in points]
         place.plot(losses, values, color=colour, marker=marker, markersize=5, markeredgecolor="white", linestyle="none", label=label)
     place.invert_xaxis()  # training runs to the right
-    _name(place, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
+    metric, num_points = isoplots[0].metric, sum(len(isoplot.points) for isoplot in isoplots)
+    title, x_label = f"{isoplots[0].task_group} over training", "validation loss (nats per token)"
+    _name(place, title, x_label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
 
 
 def _draw_law(law: JointLaw, place: "Axes") -> None:
@@ -123,7 +129,8 @@ def _draw_law(law: JointLaw, place: "Axes") -> None:
     ends = [law.losses.min(), law.losses.max()]
     place.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
-    _name(place, f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]", "loss by the law (nats per token)", "nll")
+    title = f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
+    _name(place, title, "loss by the law (nats per token)", "nll", rises=True, num_points=len(law.losses))
 
 
 def _few_ticks(place: "Axes") -> None:
@@ -136,8 +143,9 @@ def _few_ticks(place: "Axes") -> None:
     place.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _name(place: "Axes", title: str, x_label: str, metric: str) -> None:
+def _name(place: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:
     place.set_title(title, loc="left", fontweight="bold")
     place.set_xlabel(x_label)
     place.set_ylabel(METRIC_NAMES.get(metric, metric))
-    place.legend(frameon=False, fontsize=9)
+    corner = "upper left" if rises else "upper right"  # free, and found without a look at every point
+    place.legend(frameon=False, fontsize=9, loc="best" if num_points <= MAX_SEARCHED else corner)

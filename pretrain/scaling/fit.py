@@ -26,7 +26,7 @@ MIN_DEPTHS = 4
 
 NO_LINE = f"a line needs {MIN_DEPTHS} depths"
 
-NUM_DRAWS, MIN_DRAWS, MAX_CELLS = 2000, 200, 10_000_000
+NUM_DRAWS, MIN_DRAWS, MAX_CELLS = 2000, 200, 2_000_000
 """Bootstrap draws of a curve; fewer, down to the second, when draws times points would exceed the third."""
 
 

@@ -3,17 +3,20 @@
     % gap = 100 · (looped - iso-parameter) / (iso-FLOP - iso-parameter)
 
 The iso-parameter baseline of k⊗L is an unlooped model with as many parameters (k⊗1), the iso-FLOP baseline one with as many FLOPs per token
-(kL⊗1), both after as many training tokens; "as many" is within `TOLERANCE`. Replicates are averaged: looped models that are equal in
-parameters, loops, depth, FLOPs and tokens, and baselines that are equal by that rule.
+(kL⊗1), both after as many training tokens; "as many" is within `TOLERANCE`. Replicates (seeds) are looped models that are equal in
+parameters, loops, depth, FLOPs and tokens, and baselines that are equal by that rule. They are averaged; where there are several, the best
+of each are compared too, as the paper does for addition, where training is noisy and what a model can learn is the question.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
-from pretrain.scaling.curves import Curve, Point
+from pretrain.scaling.curves import LOWER_IS_BETTER, Curve, Point
 
 TOLERANCE = 0.01
 """Relative difference of what counts as equal: the norms of k and of kL layers differ, token counts are rounded to batches."""
@@ -25,6 +28,8 @@ class Gap:
 
     task_group: str
     metric: str
+    statistic: Literal["mean", "best"]
+    """What the values are of their replicates."""
     runs: tuple[str, ...]
     num_loops: int
     depth: int
@@ -55,20 +60,32 @@ def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
                 models[key].append(point)
         for _, seeds in sorted(models.items(), reverse=True):
             first = seeds[0]
-            gaps.append(
-                Gap(
-                    task_group=curve.task_group,
-                    metric=curve.metric,
-                    runs=tuple(point.run for point in seeds),
-                    num_loops=first.num_loops,
-                    depth=first.depth,
-                    num_params=first.num_params,
-                    value=float(np.mean([point.value for point in seeds])),
-                    iso_param=found.mean(first, "num_params"),
-                    iso_flop=found.mean(first, "eval_flops_per_token"),
+            iso_param, iso_flop = found.like(first, "num_params"), found.like(first, "eval_flops_per_token")
+            values = np.array([point.value for point in seeds])
+            statistics: tuple[Literal["mean", "best"], ...] = ("mean", "best") if len(seeds) > 1 else ("mean",)
+            for statistic in statistics:
+                of = partial(_statistic, statistic, curve.metric)
+                gaps.append(
+                    Gap(
+                        task_group=curve.task_group,
+                        metric=curve.metric,
+                        statistic=statistic,
+                        runs=tuple(point.run for point in seeds),
+                        num_loops=first.num_loops,
+                        depth=first.depth,
+                        num_params=first.num_params,
+                        value=of(values),
+                        iso_param=of(iso_param) if len(iso_param) else None,
+                        iso_flop=of(iso_flop) if len(iso_flop) else None,
+                    )
                 )
-            )
     return gaps
+
+
+def _statistic(statistic: str, metric: str, values: np.ndarray) -> float:
+    if statistic == "mean":
+        return float(values.mean())
+    return float(values.min() if metric in LOWER_IS_BETTER else values.max())
 
 
 class _Baselines:
@@ -80,11 +97,10 @@ class _Baselines:
             for name in ("value", "tokens_seen", "num_params", "eval_flops_per_token")
         }
 
-    def mean(self, like: Point, column: str) -> float | None:
-        """The mean value of those with the tokens and the `column` of `like`."""
-        equal = self._equal(like, column) & self._equal(like, "tokens_seen")
-        return float(self.columns["value"][equal].mean()) if equal.any() else None
+    def like(self, point: Point, column: str) -> np.ndarray:
+        """The values of those with the tokens and the `column` of a point."""
+        return self.columns["value"][self._equal(point, column) & self._equal(point, "tokens_seen")]
 
-    def _equal(self, like: Point, column: str) -> np.ndarray:
-        wanted = getattr(like, column)
+    def _equal(self, point: Point, column: str) -> np.ndarray:
+        wanted = getattr(point, column)
         return np.abs(self.columns[column] - wanted) <= TOLERANCE * wanted

@@ -81,9 +81,9 @@ def _gap_table(analysis: Analysis) -> Table:
     missing: Counter[str] = Counter()
     for gap in analysis.gaps:
         if gap.covered_pct is None:
-            missing[gap.task_group] += 1
+            missing[gap.task_group] += gap.statistic == "mean"
             continue
-        runs = gap.runs[0] if len(gap.runs) == 1 else f"{gap.runs[0]} and {len(gap.runs) - 1} more"
+        runs = gap.runs[0] if len(gap.runs) == 1 else f"{gap.statistic} of {len(gap.runs)}: {gap.runs[0]}, ..."
         numbers = [f"{value:.4g}" for value in (gap.iso_param or 0.0, gap.value, gap.iso_flop or 0.0)]
         rows.append((gap.task_group, runs, str(gap.num_loops), str(gap.depth), gap.metric, *numbers, f"{gap.covered_pct:.0f}%"))
     notes = []

@@ -191,9 +191,25 @@ def test_seeds_of_a_model_are_one_gap() -> None:
         make_row(**model_fields("looped", 4, 6, 10**9, seed=1), task="math", task_group="math", value=26.8),
         make_row(**model_fields("baseline", 24, 1, 10**9, seed=1), task="math", task_group="math", value=31.3),
     ]
-    (gap,) = [gap for gap in find_gaps(make_curves(rows)) if gap.task_group == "math" and gap.num_loops == 6]
-    assert len(gap.runs) == 2
-    assert gap.covered_pct == pytest.approx(100 * (25.8 - 9.7) / (30.3 - 9.7))
+    rows = [row.model_copy(update={"metric": "acc"}) for row in rows if row.task == "math"]
+    mean, best = [gap for gap in find_gaps(make_curves(rows)) if gap.num_loops == 6]
+    assert (mean.statistic, best.statistic) == ("mean", "best") and len(mean.runs) == len(best.runs) == 2
+    assert mean.covered_pct == pytest.approx(100 * (25.8 - 9.7) / (30.3 - 9.7))
+    assert best.covered_pct == pytest.approx(100 * (26.8 - 9.7) / (31.3 - 9.7))
+
+
+def test_the_best_of_seeds_is_the_lowest_loss() -> None:
+    found = [("looped", 2, 2, (4.0, 3.6)), ("baseline", 4, 1, (3.5, 3.4)), ("baseline", 2, 1, (5.0, 4.4))]
+    rows = [
+        make_row(**model_fields(family, layers, loops, 10**9, seed), value=value)
+        for family, layers, loops, values in found
+        for seed, value in enumerate(values)
+    ]
+    mean, best = find_gaps(make_curves(rows))
+    assert (mean.value, mean.iso_param, mean.iso_flop) == pytest.approx((3.8, 4.7, 3.45))
+    assert (best.value, best.iso_param, best.iso_flop) == (3.6, 4.4, 3.4)
+    (table,) = [table for table in make_tables(analyse(rows)) if table.title.startswith("% of the gap")]
+    assert [row[1] for row in table.rows] == ["mean of 2: looped-2x2-1000000000-0, ...", "best of 2: looped-2x2-1000000000-0, ..."]
 
 
 def law_rows(phi: float, noise: float, seed: int, tokens: tuple[int, ...] = (10**8, 4 * 10**8, 16 * 10**8, 64 * 10**8)) -> list[Row]:

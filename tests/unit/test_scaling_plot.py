@@ -162,18 +162,24 @@ def test_script_runs_without_torch(tmp_path: Path) -> None:
     assert "plot: " in result.stdout
 
 
-def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
+def many_rows(num_seeds: int, num_steps: int) -> list[str]:
+    """100,000 rows of twenty models, five tasks in two groups."""
     models = [("looped", 4, loops) for loops in range(1, 11)] + [("baseline", 4 * layers, 1) for layers in range(1, 11)]
     lines = []
     for family, layers, loops in models:
-        for seed in range(10):
+        for seed in range(num_seeds):
             model = FIELDS | model_fields(family, layers, loops, 10**9, seed) | {"metric": "acc", "num_examples": 1000}
             for task in range(5):
                 row = model | {"task": f"task {task}", "task_group": f"group {task % 2}", "value": 0.1 + 0.01 * layers + 0.001 * task}
-                lines += [json.dumps(row | {"step": step}) for step in range(100)]
+                lines += [json.dumps(row | {"step": step}) for step in range(num_steps)]
     assert len(lines) == 100_000
+    return lines
+
+
+@pytest.mark.parametrize(("num_seeds", "num_steps"), [(10, 100), (1000, 1)], ids=["of many steps", "each a point of a run"])
+def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path, num_seeds: int, num_steps: int) -> None:
     file = tmp_path / "depth.jsonl"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(many_rows(num_seeds, num_steps)) + "\n")
     started = time.process_time()
     assert main([str(file)]) == 0
     assert time.process_time() - started < 5
