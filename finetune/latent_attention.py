@@ -4,7 +4,7 @@ A latent forward goes over its rows in segments (`finetune/latent.py`). With K a
 
 - the prefix attends to itself, causally;
 - slots attend to K and to the few keys after it: one softmax over two products, nothing of the size of K is concatenated;
-- the last segment, the text, attends to all keys, concatenated once.
+- the last segment, the text, attends as slots do if it is short, and else to all keys, concatenated once.
 
 Backward, slots add to the gradients of K and V: dK = Σ dSᵀ q and dV = Σ Pᵀ dO over all of their queries, with P the probabilities, dS the
 gradient of the scores and dO that of the output. A segment of slots only leaves its (q, dS, P, dO) behind; the sums are one product over
@@ -75,11 +75,16 @@ class LatentCache(KeyValueCache):
         prefix = self._prefixes[slot]
         if slot in self.entries:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self.entries[slot], (keys, values), strict=True))
-        if self.segment == "last":
+        if self.segment == "last" and not _is_short(queries, keys):
             return attend(queries, torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2), mask)
         if self.segment == "slots":
             self.entries[slot] = keys, values
         return _Look.apply(queries, keys, values, mask, prefix, prefix.order)
+
+
+def _is_short(queries: Tensor, keys: Tensor) -> bool:
+    """Whether queries [b, h, s, e] have fewer scores a key, h·s, than the 2·g·e numbers that concatenating keys and values would copy."""
+    return queries.shape[1] * queries.shape[2] < 2 * keys.shape[1] * keys.shape[3]
 
 
 class _Collect(torch.autograd.Function):

@@ -43,6 +43,15 @@ def test_loss_and_gradients_are_those_of_whole_passes(family: Any, num_loops: in
     assert_same_gradients(gradients(model, loss), gradients(model, wanted))
 
 
+@pytest.mark.parametrize("text", [7, 8, 30])
+def test_text_of_any_length_gives_them(text: int) -> None:
+    """Short text looks at the question as slots do, longer text at all keys in one."""
+    model, batch = build(LLAMA), make_batch([2, 3], [2, 1], [1, text])
+    loss, wanted = our_loss(model, batch, 2), loss_by_definition(model, batch, 2)
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
+    assert_same_gradients(gradients(model, loss), gradients(model, wanted))
+
+
 def test_the_gradient_through_thoughts_is_not_small() -> None:
     """What the comparison above would see if gradients did not flow through thoughts, or through the keys of the question."""
     model, batch = build(LLAMA, num_loops=2), make_batch(*SHAPES["six thoughts, ragged"])
