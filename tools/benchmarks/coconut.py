@@ -6,7 +6,8 @@ the same loss, and write the same text. Then, each contender in a process of its
 
 1. a training step with 6 thoughts, beside the published algorithm (`published_coconut.py`) and beside the same tokens in one pass (CoT);
 2. the memory that steps take: growth of the resident set over the built model, at its highest;
-3. generation, 32 tokens of text each: 64 examples together, beside a few of them one at a time, which is all the published code can do.
+3. generation, 64 tokens of text each (the published limit for GSM8k): 64 examples together, beside a few of them one at a time, which is
+   all the published code can do.
 
 This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/host_memory.py`); for 2. neither does.
 """
@@ -35,6 +36,8 @@ from pretrain.model.loss import loss_sums
 EOS, BOT, EOT, LATENT, FIRST_WORD = 0, 1, 2, 3, 4
 QUESTION, THOUGHTS, TEXT, BATCH = 200, 6, 32, 16
 SEQ_LEN = QUESTION + 1 + THOUGHTS + 1 + TEXT
+NEW_TOKENS = 64
+NUM_POSITIONS = QUESTION + 1 + THOUGHTS + 1 + NEW_TOKENS
 MODEL = ModelSection(
     vocab_size=512, hidden_size=256, num_attention_heads=8, ffn_size=1024, num_loop_layers=4,
     norm="layer", positions="learned", activation="gelu", bias="all", tied_head=True,
@@ -111,7 +114,7 @@ def check_equal() -> None:
 def make_published() -> PublishedCoconut:
     torch.manual_seed(0)
     shape = GPT2Config(
-        vocab_size=MODEL.vocab_size, n_positions=SEQ_LEN, n_embd=MODEL.hidden_size, n_layer=MODEL.num_loop_layers,
+        vocab_size=MODEL.vocab_size, n_positions=NUM_POSITIONS, n_embd=MODEL.hidden_size, n_layer=MODEL.num_loop_layers,
         n_head=MODEL.num_attention_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOT, eos_token_id=EOS,
     )  # fmt: skip
     model = GPT2LMHeadModel(shape)
@@ -121,9 +124,9 @@ def make_published() -> PublishedCoconut:
 
 
 def make_our_model() -> LoopedGPT:
-    weights, model = make_published().model.state_dict(), LoopedGPT(MODEL, SEQ_LEN)
+    weights, model = make_published().model.state_dict(), LoopedGPT(MODEL, NUM_POSITIONS)
     with torch.no_grad():
-        for rule in stock_rules("gpt2", MODEL, 1, SEQ_LEN):
+        for rule in stock_rules("gpt2", MODEL, 1, NUM_POSITIONS):
             for name, part in zip(rule.ours, rule.split(weights[rule.theirs]), strict=True):
                 model.get_parameter(name).copy_(part)
     return model
@@ -229,13 +232,13 @@ def _prompts() -> list[list[int]]:
 
 def _our_answers(model: LoopedGPT, prompts: list[list[int]]) -> list[list[int]]:
     settings = AnswerSettings(
-        max_new_tokens=TEXT, vocab_size=MODEL.vocab_size, eos_id=EOS, slots="thought", num_thoughts=THOUGHTS, eot_id=EOT
+        max_new_tokens=NEW_TOKENS, vocab_size=MODEL.vocab_size, eos_id=EOS, slots="thought", num_thoughts=THOUGHTS, eot_id=EOT
     )
     return [answer.text for answer in generate_with_thoughts(model, prompts, settings)]
 
 
 def _published_answer(published: PublishedCoconut, prompt: list[int]) -> list[int]:
-    return published.generate([*prompt, *[LATENT] * THOUGHTS, EOT], TEXT)
+    return published.generate([*prompt, *[LATENT] * THOUGHTS, EOT], NEW_TOKENS)
 
 
 def make_our_generation(threads: int) -> Turn:
