@@ -4,8 +4,8 @@
     steps     Ak, ka, ac           (a shortest path)
     answer    =Ac
 
-For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the other symbols concepts.
-The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this kind.
+For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the other symbols
+concepts. The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this kind.
 """
 
 import re

@@ -18,12 +18,8 @@ from pretrain.tasks.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
 
-TASKS: dict[str, type[Task[Any]]] = {
-    task.name: task
-    for task in (
-        Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA, ProsQASymbolic, ProntoQA,
-    )  # fmt: skip
-}
+_TASKS = (Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA, ProsQASymbolic, ProntoQA)
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in _TASKS}
 """Every task, by the name it has in configurations."""
 
 
