@@ -43,6 +43,8 @@ def finetune_config(run_dir: Path, sections: dict[str, Any], task_name: str) -> 
         "curriculum": {"num_stages": 3},
         "validation": {"max_new_tokens": 8},
     }
+    if "checkpoint" in sections:  # init_from: the shape is that of the other run
+        del base["model"]
     return FinetuneConfig.model_validate(base | sections)
 
 
