@@ -21,7 +21,7 @@ CONCEPT_SYMBOLS = "abcdefghijklmnopqrstuvwxyz0123456789YZ"
 _QUESTION = re.compile(r"((?:[A-Qa-z0-9YZ][a-z0-9YZ],)+)\?([A-Q])([a-z0-9YZ])([a-z0-9YZ])")
 
 assert (len(PERSON_SYMBOLS), len(CONCEPT_SYMBOLS)) == (len(PERSONS), len(CONCEPTS))
-_SYMBOL_OF = dict(zip((*PERSONS, *CONCEPTS), PERSON_SYMBOLS + CONCEPT_SYMBOLS, strict=True))
+_SYMBOL_OF: dict[str, str] = dict(zip((*PERSONS, *CONCEPTS), PERSON_SYMBOLS + CONCEPT_SYMBOLS, strict=True))
 
 
 class ProsQASymbolic(Task[ProsQAParameters]):
