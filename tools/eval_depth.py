@@ -112,22 +112,23 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     skipped = [task for task in resolved if isinstance(task, SkippedTask)]
     for task in skipped:
         print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
-    done = evaluation.done_tasks(file, subject, loops)
-    wanted = [task for task in resolved if isinstance(task, ResolvedTask) and task.name not in done]
-    there = [task.name for task in resolved if task.name in done]
-    if there:
-        print(f"{file} has {', '.join(there)} already", file=sys.stderr)
+    wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
     lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.config.train.seq_len, add_bos=not options.no_bos)
     loader = partial(evaluation.load, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
-    results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples)
+    results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)
+    num_there = 0
     for number, (task, rows) in enumerate(results, start=1):
+        if not rows:
+            num_there += 1
+            print(f"{file} has {task.name} already", file=sys.stderr)
+            continue
         evaluation.append_rows(file, rows)
         print(f"[{number}/{len(wanted)}] {task.name} ({task.group})")
         for row in rows:
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
             print(f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: {row.metric} {row.value:.4f}{error} ({row.num_examples})")
-    print(f"{file}: {len(wanted)} tasks evaluated, {len(there)} were there, {len(skipped)} skipped")
+    print(f"{file}: {len(wanted) - num_there} tasks evaluated, {num_there} were there, {len(skipped)} skipped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

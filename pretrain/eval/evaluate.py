@@ -1,7 +1,7 @@
 """Evaluating a run on tasks: every task at every loop count, row by row, continued where an earlier call stopped.
 
 The rows of a task are written together when all its loop counts are done, so a task is in the file whole or not at all, and the next call
-leaves out what is there.
+leaves out what is there on as many examples.
 """
 
 import contextlib
@@ -84,7 +84,13 @@ def load(task: ResolvedTask, data_dir: Path | None, num_examples: int | None) ->
 
 
 def evaluate(
-    lm: LoopedLM, subject: Subject, tasks: Sequence[ResolvedTask], loader: Callable[[ResolvedTask], list[Task]], *, num_examples: int | None
+    lm: LoopedLM,
+    subject: Subject,
+    tasks: Sequence[ResolvedTask],
+    loader: Callable[[ResolvedTask], list[Task]],
+    *,
+    num_examples: int | None,
+    file: Path,
 ) -> Iterator[tuple[ResolvedTask, list[EvaluationRow]]]:
     """Run tasks one after the other, each at every loop count of `lm`.
 
@@ -94,18 +100,23 @@ def evaluate(
         tasks: what to run.
         loader: gives the harness's objects of a task: `load`.
         num_examples: first examples of each task that are run; None runs them whole.
+        file: rows of earlier calls; a task that is done there is not run, and has no rows here.
 
     Raises:
         ValueError: a file of a task is malformed.
         Stopped: a rank wished to stop.
     """
+    done = scored_examples(file, subject)
     for task in tasks:
         rows: list[EvaluationRow] = []
         lm.forget()
-        for loaded in loader(task):
-            for num_loops in lm.loops:
-                with lm.at(num_loops):
-                    rows += _rows(lm, subject, task, loaded, num_loops, num_examples)
+        parts = loader(task)
+        sizes = {min(len(part.eval_docs), num_examples or len(part.eval_docs)) for part in parts}
+        if not all(done.get((task.name, num_loops), set()) >= sizes for num_loops in lm.loops):
+            for part in parts:
+                for num_loops in lm.loops:
+                    with lm.at(num_loops):
+                        rows += _rows(lm, subject, task, part, num_loops, num_examples)
         lm.forget()
         yield task, rows
 
@@ -132,19 +143,17 @@ def _rows(
     return rows
 
 
-def done_tasks(file: Path, subject: Subject, loops: Sequence[int]) -> set[str]:
-    """Tasks whose rows at all loop counts are in a file of rows, for this run at this step."""
-    if not file.is_file():
-        return set()
-    seen: dict[str, set[int]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+def scored_examples(file: Path, subject: Subject) -> dict[tuple[str, int], set[int]]:
+    """How many examples the rows of a file were scored on, for each task and loop count of this run at this step."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             row = json.loads(line)
             if row["run"] == subject.config.run.name and row["step"] == subject.step:
-                seen.setdefault(row["task"], set()).add(row["num_loops"])
+                found.setdefault((row["task"], row["num_loops"]), set()).add(row["num_examples"])
         except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a crash: whoever reads the file for good says so
-    return {task for task, counts in seen.items() if counts >= set(loops)}
+    return found
 
 
 def append_rows(file: Path, rows: Sequence[EvaluationRow]) -> None:

@@ -74,6 +74,7 @@ TASKS: dict[str, KnownTask] = {
     "arc_challenge": KnownTask(harness="arc_challenge", offline="arc_challenge_offline"),
     "boolq": KnownTask(harness="boolq", offline="boolq_offline"),
     "winogrande": KnownTask(harness="winogrande", offline="winogrande_offline"),
+    "wikitext": KnownTask(harness="wikitext", offline="wikitext_offline"),
 }
 """Every task with more to know about it than its name."""
 

@@ -120,7 +120,7 @@ class LoopedLM(TemplateLM):
         wishes = _settings(requests[0])
         until = wishes.get("until") or []
         strings = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-        most = min(int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length - 1)
+        most = min(int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length)
         draws = bool(wishes.get("do_sample", False)) and float(wishes.get("temperature") or 0) > 0
         settings = Generation(
             max_new_tokens=most,
@@ -130,7 +130,8 @@ class LoopedLM(TemplateLM):
             temperature=float(wishes["temperature"]) if draws else 0.0,
             top_p=float(wishes.get("top_p", 1.0)) if draws else 1.0,
         )
-        prompts = [self.tok_encode(request.args[0])[-(self.max_length - most) :] or [self.prefix_token_id] for request in requests]
+        room = self.max_length + 1 - most  # the last new token is never an input
+        prompts = [self.tok_encode(request.args[0])[-room:] or [self.prefix_token_id] for request in requests]
         rows = self.scorer.continuations(prompts, settings, StopStrings(self.text, strings))
         return [_cut(self.text.decode(row), strings) for row in rows]
 

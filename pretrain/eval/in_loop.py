@@ -17,7 +17,7 @@ from lm_eval.api.task import Task
 
 from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.eval.evaluate import Subject, done_tasks, evaluate, load, prepare_harness
+from pretrain.eval.evaluate import Subject, evaluate, load, prepare_harness
 from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.scorer import Scorer, Stopped
@@ -83,9 +83,8 @@ class TaskEvaluation:
         return 0
 
     def _score(self, subject: Subject, report: Callable[[list[EvaluationRow]], None]) -> None:
-        done = done_tasks(self.file, subject, self.loops)
-        wanted = [task for task in self.tasks if task.name not in done]
         lm = LoopedLM(self.scorer, self.tokenizer, self.loops, max_length=self.config.train.seq_len)
         num_examples = self.config.validation.num_examples
-        for _, rows in evaluate(lm, subject, wanted, lambda task: self.loaded[task.name], num_examples=num_examples):
+        results = evaluate(lm, subject, self.tasks, lambda task: self.loaded[task.name], num_examples=num_examples, file=self.file)
+        for _, rows in results:
             report(rows)

@@ -19,8 +19,9 @@ from pretrain.tasks.task import Split, Task
 SHOT_END = "\n\n"
 SHOT_POOL = 64
 """Training examples that the shots of each question are drawn from."""
-SPARE_TOKENS = 16
-"""Tokens a generated answer may take beyond the bytes of the longest right one."""
+SPARE_TOKENS = 1
+"""Tokens beyond the bytes of the longest right answer: enough to see that it ends. More would be taken from the prompt, where both are
+just what fits the model."""
 
 
 def harness_task(

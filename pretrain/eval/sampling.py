@@ -100,7 +100,7 @@ def generate(
         ValueError: a prompt is empty or outside the vocabulary, or the rows get longer than the model's table of positions.
     """
     assert settings.max_new_tokens > 0
-    check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens)
+    check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens - 1)  # the last new token is never an input
     rows: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
 

@@ -39,6 +39,11 @@ def _arc_choices(n: int) -> list[str]:
     return [f"north {n}", f"south {n}", "east", "west"]
 
 
+def _page(n: int) -> str:
+    text = f" \n It 's a house @-@ boat , no. {n} of <unk> .\n = {n} dollars was the price .\n"
+    return f" \n = House {n} = \n{text} \n = = Rooms = = \n \n Two .\n"
+
+
 def _article(n: int) -> dict[str, Any]:
     answers = [{"text": f"the {n}th house", "answer_start": 3}, {"text": f"{n}th house", "answer_start": 7}]
     asked = {"question": "Which house?", "id": f"a{n}", "answers": answers, "is_impossible": False}
@@ -107,6 +112,7 @@ def _files() -> dict[str, bytes]:
         files[f"arc/ARC-{level}-test.llm_foundry.jsonl"] = _lines(
             lambda n: {"choices": _arc_choices(n), "query": f"Question: Where was {n}?", "gold": n % 4}
         )
+    files["wikitext2/test.txt"] = "".join(_page(n) for n in range(ROWS)).encode()
     for split in ("train", "validation"):
         files[f"boolq/{split}.jsonl"] = _lines(lambda n: {"question": f"is {n} even", "passage": f"{n} is a number.", "answer": n % 2 == 0})
     for split in ("train_10000", "validation"):

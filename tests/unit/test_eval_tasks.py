@@ -49,7 +49,7 @@ EQUALS = {
 REAL_COUNTS = {
     "triviaqa": 3000, "nq_open": 3610, "webqs": 2032, "squadv2": 6078, "svamp": 1000, "mawps_addsub": 395, "mawps_multiarith": 600,
     "mawps_singleeq": 508, "mawps_singleop": 562, "gsm8k": 1319, "lambada_openai": 5153, "hellaswag": 1000, "piqa": 1838, "arc_easy": 2376,
-    "arc_challenge": 1172, "boolq": 3270, "winogrande": 1267,
+    "arc_challenge": 1172, "boolq": 3270, "winogrande": 1267, "wikitext": 62,
 }  # fmt: skip
 
 
@@ -158,6 +158,25 @@ def answers(task: Any, document: Any, asked: list[Any], dice: random.Random) -> 
     made = [[one] for one in said]
     # Through each chain of filters, as the harness does.
     return made + [next(iter(each.filters[0]().apply([made[3]], [document]))) for each in task._filters]
+
+
+def test_wikitext_equals_the_harness(data_dir: Path) -> None:
+    ours = load("wikitext", data_dir)
+    config = load_yaml(HARNESS / "wikitext/wikitext.yaml")
+    for key in ("dataset_path", "dataset_name", "training_split", "validation_split"):
+        config.pop(key)
+    theirs = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": ours.eval_docs}})
+    assert ours.OUTPUT_TYPE == theirs.OUTPUT_TYPE
+    assert {name: kind.__name__ for name, kind in ours.aggregation().items()} == {
+        name: kind.__name__ for name, kind in theirs.aggregation().items()
+    }
+    for document in ours.eval_docs:
+        assert document["page"].lstrip().startswith("= ")
+        assert requests(ours, document, "") == requests(theirs, document, "")
+        assert ours.process_results(document, [-7.0]) == theirs.process_results(document, [-7.0])
+    whole = "".join(document["page"] for document in ours.eval_docs)
+    (row,) = read_rows(next((data_dir / "wikitext2").glob("test.txt*")))
+    assert row.text("text").strip() == whole.strip()
 
 
 @pytest.mark.parametrize("name", ["squadv2"])
@@ -272,6 +291,7 @@ def break_line(change: Callable[[dict[str, Any]], object]) -> Callable[[list[str
         ("arc_easy", "arc/ARC-Easy-validation.jsonl", break_line(lambda row: row.update(answerKey="E")), "line 3: 'answerKey' is 'E'"),
         ("triviaqa", "triviaqa/triviaqa_3000.jsonl", break_line(lambda row: row.update(context="Who?")), "line 3: 'context' is 'Who"),
         ("lambada_openai", "lambada/lambada_openai.jsonl", lambda lines: lines.clear(), "holds no rows"),
+        ("wikitext", "wikitext2/test.txt", lambda lines: lines.clear(), "holds no rows"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, task: str, file: str, edit: Callable[[list[str]], None], message: str) -> None:

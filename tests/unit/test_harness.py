@@ -1,8 +1,5 @@
-"""The evaluation harness on our models: as its own adapter for transformers scores the export, all depths in one pass, restartable."""
+"""The evaluation harness on our models: as its own adapter for transformers scores the export, all depths in one pass."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config import ParallelSection, RunConfig
+from pretrain.config import ParallelSection
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
@@ -26,7 +22,6 @@ from pretrain.trained_model import TrainedModel, load_trained_model
 from tests.unit.corpus import make_tokenizer
 from tests.unit.test_convert import SEQ_LEN, make_run
 
-ROOT = Path(__file__).parents[2]
 CONTEXTS = ("the loop runs", "", "north of the old river and in deep", "a block of tokens folds again ", "x")
 CONTINUATIONS = (" again", "deep", " the stream", "and runs in the deep old river", "!")
 LOOPS = (3, 1, 2)
@@ -133,54 +128,3 @@ def test_generated_text_ends_before_the_first_stop_string(tmp_path: Path, tokeni
     stop = whole[3:5]
     cut = ours.generate_until(requests("generate_until", ("the loop", {"until": stop, "max_gen_toks": 12})))
     assert cut == [whole.split(stop)[0]]
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/eval_depth.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-def test_the_command_writes_rows_once_and_names_what_is_wrong(tmp_path: Path, tokenizer: Path) -> None:
-    run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 2})
-    wanted = ("--run", run, "--num-examples", 3, "--offline", "--num-loops", "1,2")
-    first = command(*wanted, "--tasks", "variable_assignment_code_depth0,svamp")
-    assert first.returncode == 0, first.stderr
-    assert "skipped svamp: its files are read from a data directory, and none was given" in first.stderr
-    file = run / "eval" / "depth.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(row["task"], row["task_group"], row["metric"], row["num_loops"], row["effective_depth"]) for row in rows] == [
-        ("variable_assignment_code_depth0", "primitives", "exact_match", loops, 2 * loops) for loops in (1, 2)
-    ]
-    assert all(row["num_examples"] == 3 and row["run"] == "run" and row["stderr"] is not None for row in rows)
-    again = command(*wanted, "--tasks", "primitives")
-    assert again.returncode == 0 and "has variable_assignment_code_depth0 already" in again.stderr
-    assert len(file.read_text().splitlines()) == 2 * 4
-    for arguments, message in (
-        (("--run", run, "--tasks", "svam"), "error: task svam: no such task or group, did you mean svamp?"),
-        (("--run", tmp_path / "absent"), "no checkpoints there"),
-        (("--run", run), "error: run run is trained on no task: name some to evaluate it on"),
-    ):
-        bad = command(*arguments, "--offline")
-        assert bad.returncode == 2 and message in bad.stderr and "Traceback" not in bad.stderr
-
-
-def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
-    hops = {"task": "p_hop", "parameters": {"num_hops": 2, "length": 12}, "supervise": "prefixes"}
-    data = {"tokenizer": "symbols:abcd", "sources": [hops]}
-    overrides = ["run.name=hops", f"run.root={tmp_path}", "train.seq_len=13", f"data={json.dumps(data)}", "logging.wandb=disabled"]
-    shape = ["model.vocab_size=16", "model.hidden_size=16", "model.num_attention_heads=2", "model.ffn_size=16", "model.num_loop_layers=1"]
-    settings = ["train.steps=2", "train.global_batch=4", "train.micro_batch=4", "optimizer.warmup_steps=0", "validation.every=0"]
-    (tmp_path / "run.yaml").write_text("train: {precision: fp32}\n")
-    trained = subprocess.run(
-        [sys.executable, "-m", "pretrain.train", "--config", str(tmp_path / "run.yaml"), *overrides, *shape, *settings],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    reader, _ = open_checkpoint(tmp_path / "hops")
-    assert RunConfig.model_validate(reader.meta["config"]).data.sources[0].task == "p_hop"
-    done = command("--run", tmp_path / "hops", "--num-loops", "1,2", "--num-examples", 20)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "hops" / "eval" / "depth.jsonl").read_text().splitlines()]
-    assert [(row["task"], row["metric"], row["num_loops"]) for row in rows] == [("p_hop", "acc", 1), ("p_hop", "acc", 2)]
-    assert {row["num_examples"] for row in rows} == {20}

@@ -37,8 +37,7 @@ class Scripted(LM):
             text = self.answer(prompt) + SHOT_END + "Next question"
             for stop in settings["until"]:
                 text = text.partition(stop)[0]
-            assert len(text.encode()) <= settings["max_gen_toks"]
-            said.append(text)
+            said.append(text.encode()[: settings["max_gen_toks"]].decode())  # a byte a token
         return said
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:

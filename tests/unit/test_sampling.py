@@ -159,7 +159,7 @@ def test_draws_are_unrelated_between_rows_and_positions() -> None:
     [
         ([[1], []], {}, "llama", "prompt 1 has no token"),
         ([[VOCAB]], {}, "llama", "the vocabulary has 61"),
-        ([[1] * 60], {}, "gpt2", "may have 72 tokens, but the model learned 64 positions"),
+        ([[1] * 60], {}, "gpt2", "may have 71 tokens, but the model learned 64 positions"),
     ],
 )
 def test_bad_prompts_are_named(prompts: list[list[int]], changes: dict[str, Any], family: str, message: str) -> None:

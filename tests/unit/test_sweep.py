@@ -88,12 +88,12 @@ def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_runs_to_its_plot_and_a_second_call_adds_nothing(tmp_path: Path) -> None:
+def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path) -> None:
     write(tmp_path / "tiny.yaml", TINY)
     (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
     root = tmp_path / "runs" / "sweeps" / "tiny"
-    for _ in range(2):
-        done = sweep(tmp_path)
+    for arguments in ([], ["--stage", "eval"]):
+        done = sweep(tmp_path, *arguments)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in (root / "1x2-seed0" / "eval" / "depth.jsonl").read_text().splitlines()]
         assert [(row["task"], row["metric"], row["num_loops"], row["step"]) for row in rows] == [("p_hop", "acc", 2, 3)]

@@ -151,6 +151,13 @@ def _wino_grande(row: Row) -> Iterator[Document]:
     yield {"sentence": sentence, "option1": row.text("option1"), "option2": row.text("option2"), "answer": answer}
 
 
+def _wiki_text(row: Row) -> Iterator[Document]:
+    """Articles of a whole file; each begins with its title, " = Title = ", on a line of its own."""
+    for page in re.split(r"(?m)^(?= = [^=].* = ?$)", row.text("text")):
+        if page.strip():
+            yield {"page": page}
+
+
 FORMS: dict[str, Callable[[Row], Iterator[Document]]] = {
     "question_and_answer": _question_and_answer,
     "svamp": _svamp,
@@ -166,5 +173,6 @@ FORMS: dict[str, Callable[[Row], Iterator[Document]]] = {
     "arc": _arc,
     "boolq": _boolq,
     "wino_grande": _wino_grande,
+    "wiki_text": _wiki_text,
 }
 """Documents of a row, by the name of the format in a task's YAML."""

@@ -1,6 +1,7 @@
 """Files of a data directory: finding one under any of its compressions, and reading its rows with the place of each.
 
 A row is a JSON object: a line of a `.jsonl`, or an entry of a `.json` that holds a list (or, as SQuAD does, the list under "data").
+A `.txt` is one row whose field "text" is all of it.
 """
 
 import codecs
@@ -97,7 +98,7 @@ def as_number(value: float | str, where: str) -> float:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a `.jsonl` or `.json` file, plain or compressed.
+    """All rows of a `.jsonl`, `.json` or `.txt` file, plain or compressed.
 
     Raises:
         ValueError: the file is damaged or empty, or a row is no JSON object; says which.
@@ -108,6 +109,8 @@ def read_rows(path: Path) -> list[Row]:
         # Only "\n" ends a line: texts hold other characters that str.splitlines would cut at.
         lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
         rows = [_as_row(_parse(line, f"{path}, line {number}"), f"{path}, line {number}") for number, line in lines]
+    elif ".txt" in path.suffixes:
+        rows = [Row(str(path), {"text": _decode(content, str(path))})] if content.strip() else []
     else:
         value = _parse(content, str(path))
         entries = value.get("data") if isinstance(value, dict) else value
@@ -119,12 +122,17 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _parse(content: bytes, where: str) -> Any:
+def _decode(content: bytes, where: str) -> str:
     try:
-        return json.loads(content.decode("utf-8"))
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: invalid UTF-8: {error.reason} at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
+
+
+def _parse(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(_decode(content, where))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: broken JSON: {error}") from None
 
 
