@@ -123,7 +123,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
                 )
             place.xaxis.get_major_locator().set_params(integer=True)
             place.margins(x=0.12)
-            place.set_ylim(0, 1.02)
+            place.set_ylim(bottom=0)
             _grid(place)
             place.set_xlabel("height: steps to the nearest leaf")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
