@@ -83,7 +83,7 @@ evaluation_of() {
 }
 
 run_until_done() {
-  local status=0 log tee
+  local status=0 first='' log tee
   job_dir=$run_dir/jobs/$SLURM_JOB_ID-$restart
   mkdir -p "$job_dir"
   snapshot "$@"
@@ -105,6 +105,9 @@ run_until_done() {
   done
   exec {log}>&-
   wait "$tee" || true # the log is whole only now
+  # srun's own is the largest of all, those that it killed included; what counts is the rank that failed first.
+  ((status == 0)) || first=$(sed -nE 's/^srun: error: .*: Exited with exit code ([0-9]+)$/\1/p' "$job_dir/step.log" | sed -n 1p)
+  status=${first:-$status}
   ((status)) || ! is_complete || exit 0
   ((status)) || requeue "$(cat "$run_dir/state" 2>/dev/null || echo "no state")"
   [[ -z $signalled ]] || requeue "SIG$signalled"

@@ -134,7 +134,7 @@ def test_a_bug_in_one_rank_is_shown_last_and_the_job_comes_back(
     shown = first[first.rindex("error: rank 1 failed first\nTraceback") :]
     assert "RuntimeError: a bug of rank 1\n" in shown and "Connection closed" not in shown
     (line,) = requeues(cluster, "buggy")
-    assert f"job {job.number} at step 20: exit code 1" in line
+    assert line.endswith(f"job {job.number} at step 20: exit code 1")
     assert curve(cluster, "buggy") == reference
 
 
