@@ -120,7 +120,7 @@ class LoopedLM(TemplateLM):
         wishes = _settings(requests[0])
         until = wishes.get("until") or []
         strings = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-        most = min(int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length)
+        most = min(int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length - 1)
         draws = bool(wishes.get("do_sample", False)) and float(wishes.get("temperature") or 0) > 0
         settings = Generation(
             max_new_tokens=most,
@@ -130,10 +130,13 @@ class LoopedLM(TemplateLM):
             temperature=float(wishes["temperature"]) if draws else 0.0,
             top_p=float(wishes.get("top_p", 1.0)) if draws else 1.0,
         )
-        room = self.max_length + 1 - most  # the last new token is never an input
-        prompts = [self.tok_encode(request.args[0])[-room:] or [self.prefix_token_id] for request in requests]
+        prompts = [self._cut_prompt(self.tok_encode(request.args[0]), self.max_length - most) for request in requests]
         rows = self.scorer.continuations(prompts, settings, StopStrings(self.text, strings))
         return [_cut(self.text.decode(row), strings) for row in rows]
+
+    def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
+        """A prompt as the harness's own adapter cuts it, unless it fits: the last new token is never an input. It is never empty."""
+        return (ids if len(ids) <= room + 1 else ids[-room:]) or [self.prefix_token_id]
 
     def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[Likelihood]:
         """At the current loop count; of what is not remembered, all loop counts are found."""
