@@ -108,7 +108,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
     with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
         panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
         for place, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
-            for is_right, colour, marker, label in ((True, BLUE, "o", "leads to the target"), (False, RED, "s", "does not")):
+            for is_right, colour, marker, label in ((True, BLUE, "o", "leads to the target"), (False, RED, "s", "does not lead there")):
                 chosen = [group for group in groups if group.is_right is is_right]
                 place.errorbar(
                     [group.height for group in chosen],
@@ -128,7 +128,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
             place.set_xlabel("height: steps to the nearest leaf")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
         panels[0].set_ylabel("mean value of a frontier node")
-        panels[0].legend(frameon=False, fontsize=9, title="node", alignment="left")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
