@@ -66,7 +66,7 @@ class Objective(nn.Module):
 
     def _nll(self, states: Tensor, batch: LatentBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood, summed over supervised tokens; the second has no gradient."""
-        return loss_sums(self.model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
+        return loss_sums(self.model, states.index_select(0, batch.supervised), batch.labels.flatten()[batch.supervised])
 
     def _stop_loss(self, states: Tensor, batch: LatentBatch) -> Tensor:
         """Binary cross-entropy, summed over the thoughts of a batch: [b·s, d] states -> scalar."""
