@@ -153,7 +153,7 @@ class FinetuneConfig(Section):
             raise ValueError("data.train and data.validation: each needs a path or a task")
         if self.checkpoint.init_from is None and (self.data.tokenizer is None or self.train.seq_len is None):
             raise ValueError("a model from scratch needs data.tokenizer and train.seq_len; or name a run: checkpoint.init_from (--init)")
-        if self.checkpoint.init_from is not None and {"model"} & self.model_fields_set:
+        if self.checkpoint.init_from is not None and self.model != ModelSection():
             raise ValueError("model: its shape comes from checkpoint.init_from; leave the section out")
         needs_thoughts = {"stop=classifier": method.stop == "classifier", "jacobi_passes": method.jacobi_passes is not None,
                           "distillation_weight": method.distillation_weight > 0}  # fmt: skip

@@ -32,6 +32,8 @@ from pretrain.parallel.groups import Groups, world_from_environment
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.signals import REASONS
 
+LARGEST_BUCKET = 200_000_000
+"""Elements that are reduced or gathered together at most."""
 FIRST_LOSS_SCALE_POWER = 16
 """fp16 starts with gradients scaled by 2 to this power."""
 
@@ -82,9 +84,10 @@ class FinetuneEngine:
         os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))  # DeepSpeed wants it, also where no launcher has set it
         # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all others to wait on.
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
+        num_parameters = sum(parameter.numel() for parameter in objective.parameters())
         mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
         self._engine: Any = deepspeed.initialize(
-            model=objective, optimizer=adamw, config=deepspeed_config(config, layout), mpu=mpu, dist_init_required=False
+            model=objective, optimizer=adamw, config=deepspeed_config(config, layout, num_parameters), mpu=mpu, dist_init_required=False
         )[0]
 
     def train_step(self, step: StepBatch, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
@@ -256,9 +259,16 @@ def _stored(name: str) -> str:
     return name if name.startswith("stop/") else f"weights/{name}"
 
 
-def deepspeed_config(config: FinetuneConfig, layout: Layout) -> dict[str, Any]:
-    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: by default it clips at 1.0."""
+def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: by default it clips at 1.0.
+
+    Args:
+        config: of the run.
+        layout: how the effective batch lies on the ranks.
+        num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every backward pass.
+    """
     train, engine = config.train, config.engine
+    bucket = min(num_parameters, LARGEST_BUCKET)
     return {
         "train_batch_size": train.effective_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -266,6 +276,8 @@ def deepspeed_config(config: FinetuneConfig, layout: Layout) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.clip_grad_norm,
         "zero_optimization": {
             "stage": engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": 0,  # so that every weight is cut alike, and found alike
         },
         "zero_allow_untested_optimizer": True,

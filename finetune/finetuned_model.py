@@ -69,17 +69,11 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
             classifier.bias.copy_(bias)
     return FinetunedModel(
         trained=trained,
-        config=_read_config(meta["finetune"]),
+        config=FinetuneConfig.model_validate(meta["finetune"]),
         stop_classifier=classifier,
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
         epoch=_last_epoch(meta),
     )
-
-
-def _read_config(saved: dict[str, Any]) -> FinetuneConfig:
-    """The configuration as it was given: one that starts from a run's weights leaves the model's shape to that run."""
-    starts_from_run = saved["checkpoint"]["init_from"] is not None
-    return FinetuneConfig.model_validate({key: value for key, value in saved.items() if key != "model" or not starts_from_run})
 
 
 def _last_epoch(meta: dict[str, Any]) -> int:

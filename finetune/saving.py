@@ -12,6 +12,7 @@ import torch.distributed as dist
 from finetune.config import FinetuneConfig
 from finetune.engine import FinetuneEngine
 from finetune.examples import EncodedExample
+from finetune.finetuned_model import BEST
 from finetune.start import Start
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.run import CHECKPOINTS
@@ -19,8 +20,6 @@ from pretrain.checkpoint.store import open_store
 from pretrain.checkpoint.verify import newest_good
 from pretrain.parallel.groups import gather_lists
 
-BEST = "best"
-"""Folder of a run directory: the run directory of its best weights."""
 FIXED = (("run", "seed"), ("train", "effective_batch"), ("train", "seq_len"), ("train", "num_loops"))
 FIXED_SECTIONS = ("model", "data", "method", "curriculum")
 """What may not change when a run goes on."""

@@ -19,10 +19,11 @@ from finetune.answering import Answering, Examples, log_row
 from finetune.config import FinetuneConfig, Layout
 from finetune.curriculum import final_stage, stage_at
 from finetune.engine import FinetuneEngine, StepResult
+from finetune.finetuned_model import BEST
 from finetune.results import read_rows
 from finetune.rows import FinetuneRow, step_flops
 from finetune.sampler import Sampler, StepBatch
-from finetune.saving import BEST, Saving
+from finetune.saving import Saving
 from finetune.sequence import RowMaker
 from finetune.start import Start, start_of
 from pretrain.checkpoint.run import open_checkpoint
