@@ -60,9 +60,14 @@ class FinetuneEngine:
         run: model, sequence length and precision, as a pretraining run has them.
         layout: how the effective batch lies on the ranks.
         groups: the process groups of this rank.
+
+    Raises:
+        ValueError: DeepSpeed does not have the precision on this device.
     """
 
     def __init__(self, config: FinetuneConfig, run: RunConfig, layout: Layout, groups: Groups) -> None:
+        if config.train.precision == "fp16" and groups.device.type == "cpu":
+            raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs alone; use bf16 or fp32")
         self.config, self.run, self.groups = config, run, groups
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)

@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 import time
+from functools import cache
 
 import torch
 
@@ -51,6 +52,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return _measured_flops(device, dtype)
 
 
+@cache
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
     left = torch.randn(size, size, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(device, dtype)

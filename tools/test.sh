@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project: set-up, lint, types, import contracts, tests. Stops at the first part that fails. Arguments go to pytest:
+# Every check of the project: set-up, lint, types, import contracts, tests, and those on a real Slurm. Stops at the first part that fails.
+# Arguments go to pytest, and leave out Slurm:
 #
 #   bash tools/test.sh [-k name] [-m gpu] [tests/unit/test_x.py] ...
 set -euo pipefail
@@ -23,4 +24,5 @@ check "lint" .venv/bin/ruff check .
 check "types" .venv/bin/pyright
 check "import contracts" .venv/bin/lint-imports
 check "tests" .venv/bin/python -m pytest "$@"
+(($#)) || check "tests on Slurm" bash tools/test_slurm.sh
 echo "all checks passed in $SECONDS s"
