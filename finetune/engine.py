@@ -273,7 +273,7 @@ def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int
         num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every backward pass.
     """
     train, engine = config.train, config.engine
-    bucket = min(num_parameters, LARGEST_BUCKET)
+    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # DeepSpeed wants it even
     return {
         "train_batch_size": train.effective_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
