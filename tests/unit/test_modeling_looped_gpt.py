@@ -355,7 +355,8 @@ def test_the_file_works_alone(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=6, do_sample=False, num_loops=6)
-    assert json.loads(result.stdout) == expected.tolist()
+    first_line, *_ = result.stdout.splitlines()  # DeepSpeed, which transformers loads where it is installed, writes below
+    assert json.loads(first_line) == expected.tolist()
 
 
 # Errors
