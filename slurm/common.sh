@@ -7,7 +7,8 @@
 #   "${ranks[@]}" COMMAND...     COMMAND on every rank and nothing else, for jobs that need no requeue
 #
 # What differs by cluster is in slurm/site.env (slurm/site.env.example says what). Files in the run directory: `state` (running, stopped,
-# complete, failed; the entry point writes it), `requeues.txt` (a line each), and `jobs/<job>-<restart>/`, what ran and all that it said.
+# complete, failed; the entry point writes it), `requeues.txt` (a line each), and `jobs/<job>-<restart>/`, what ran and all that it said,
+# the errors of each rank in a file of its own.
 set -euo pipefail
 
 PYTHON=.venv/bin/python
@@ -86,6 +87,7 @@ run_until_done() {
   local status=0 first='' log tee
   job_dir=$run_dir/jobs/$SLURM_JOB_ID-$restart
   mkdir -p "$job_dir"
+  export RANK_LOGS=$job_dir
   snapshot "$@"
   # Where a node died, or on preemption, Slurm has brought the job back by itself.
   (($(requeues "job $SLURM_JOB_ID at") >= restart)) || note_requeue "by Slurm"
@@ -184,7 +186,7 @@ report_failure() {
   rank=${rank:-$(sed -nE "s/^ *([0-9]+): $begins.*/\1/p" "$log" | sed -n 1p)}
   {
     echo "error: rank ${killed:-${rank:-unknown} failed first}"
-    [[ -z $rank ]] || sed -nE "s/^ *$rank: //p" "$log" | sed -nE "/^$begins/,\$p" | sed -E 's/^\[rank[0-9]+\]: //'
+    [[ ! -f $job_dir/rank-$rank.err ]] || sed -nE "/^$begins/,\$p" "$job_dir/rank-$rank.err" | sed -E 's/^\[rank[0-9]+\]: //'
   } | tee "$job_dir/failure.txt" >&2
   is_complete || echo "failed: $(tail -n 1 "$job_dir/failure.txt")" >"$run_dir/state"
 }
