@@ -1,40 +1,20 @@
 """Answering the questions of a run on all of its ranks: its validations, and the test of its best weights."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch.distributed as dist
 from torch import nn
 
 from finetune.config import FinetuneConfig
-from finetune.examples import EncodedExample, TextForm, encode_examples, load_examples
+from finetune.examples import ExampleSet
 from finetune.results import CoconutRow, row_of
 from finetune.scoring import Tally, answer_settings, score_examples
 from finetune.start import Start
 from pretrain.metrics import RunMetrics
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
-from pretrain.tasks.task import Example, Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """A set of examples, as text and as tokens."""
-
-    plain: list[Example]
-    encoded: list[EncodedExample]
-    form: TextForm
-
-    @classmethod
-    def of(cls, config: FinetuneConfig, split: Split, start: Start) -> "Examples":
-        """Those of a split of the configuration.
-
-        Raises:
-            ValueError: a malformed row, or a text that the tokenizer cannot spell.
-            OSError: the file cannot be read.
-        """
-        plain, form = load_examples(getattr(config.data, split), split, config.run.seed)
-        return cls(plain=plain, encoded=encode_examples(plain, form, start.tokenizer), form=form)
+from pretrain.tasks.task import Split
 
 
 class Answering:
@@ -50,16 +30,16 @@ class Answering:
     def __init__(self, config: FinetuneConfig, start: Start, groups: Groups, agree_to_stop: Callable[[], int]) -> None:
         self._config, self._start, self._groups, self._agree_to_stop = config, start, groups, agree_to_stop
 
-    def score(self, model: LoopedGPT, stop_classifier: nn.Module | None, examples: Examples, stage: int) -> tuple[Tally | None, int]:
+    def score(self, model: LoopedGPT, stop_classifier: nn.Module | None, examples: ExampleSet, stage: int) -> tuple[Tally | None, int]:
         """Answer all questions: the tally of all ranks, or None if they agreed to stop, and the stop code. Collective."""
         size, settings = self._config.validation.batch, answer_settings(self._config, self._start.tokenizer, stage=stage)
         replicas, tally = self._groups.data.size(), Tally()
-        for turn in range(0, len(examples.plain), size * replicas):
+        for turn in range(0, len(examples.examples), size * replicas):
             first = turn + self._groups.data.rank() * size
             own = slice(first, first + size)
-            if examples.plain[own]:
+            if examples.examples[own]:
                 tally += score_examples(
-                    model, examples.plain[own], examples.encoded[own], examples.form, self._start.tokenizer, settings,
+                    model, examples.examples[own], examples.encoded[own], examples.form, self._start.tokenizer, settings,
                     batch=size, stop_classifier=stop_classifier,
                 )  # fmt: skip
             stop = self._agree_to_stop()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from finetune.config import ExamplesSection
-from finetune.examples import EncodedExample, TextForm, encode_examples, load_examples
+from finetune.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.finetuned_model import FinetunedModel
 from finetune.results import CoconutRow, RowKey, append_row, key_of, read_rows, row_of
 from finetune.scoring import answer_settings, score_examples
 from pretrain.progress import Progress
 from pretrain.tasks.registry import make_task
-from pretrain.tasks.task import Example, Split
+from pretrain.tasks.task import Split
 
 
 class Cell(NamedTuple):
@@ -24,14 +24,11 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
+class Questions(ExampleSet):
     """Examples to be answered."""
 
     split: str
     """Name of the split, or of the file."""
-    examples: list[Example]
-    encoded: list[EncodedExample]
-    form: TextForm
 
 
 def load_questions(

@@ -9,6 +9,7 @@ taking steps away changes no token of what stays.
 
 import gzip
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,22 @@ class EncodedExample(NamedTuple):
     """With its mark, and eos."""
     num_mark_tokens: int = 0
     """Tokens of the answer that only mark it as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSet:
+    """A set of examples, as text and as tokens."""
+
+    examples: list[Example]
+    encoded: list[EncodedExample]
+    """The same ones."""
+    form: TextForm
+
+
+def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer) -> ExampleSet:
+    """Load and encode the examples of a section; arguments and errors as of `load_examples` and `encode_examples`."""
+    examples, form = load_examples(section, split, seed)
+    return ExampleSet(examples=examples, encoded=encode_examples(examples, form, tokenizer), form=form)
 
 
 def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:

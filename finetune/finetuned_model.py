@@ -14,6 +14,8 @@ from torch import nn
 
 from finetune.config import FinetuneConfig
 from finetune.curriculum import stage_at
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.model.gpt import LoopedGPT
 from pretrain.trained_model import TrainedModel, load_trained_model
 
 BEST = "best"
@@ -60,20 +62,28 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
     meta = trained.checkpoint.meta
     if "finetune" not in meta:
         raise ValueError(f"{run_dir} was not fine-tuned: train it with finetune/coconut.py --init {run_dir}")
-    classifier = None
-    if "stop/weight" in trained.checkpoint.tensors:
-        weight, bias = (trained.checkpoint.read_whole(f"stop/{name}") for name in ("weight", "bias"))
-        classifier = nn.Linear(weight.shape[1], 1).to(device, next(trained.model.parameters()).dtype)
-        with torch.no_grad():
-            classifier.weight.copy_(weight)
-            classifier.bias.copy_(bias)
     return FinetunedModel(
         trained=trained,
         config=FinetuneConfig.model_validate(meta["finetune"]),
-        stop_classifier=classifier,
+        stop_classifier=load_stop_classifier(trained.checkpoint, trained.model),
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
         epoch=_last_epoch(meta),
     )
+
+
+def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linear | None:
+    """The classifier that ends the thoughts of a model, on its device and in its precision; None where none was trained.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+    """
+    if "stop/weight" not in reader.tensors:
+        return None
+    weight, bias = (reader.read_whole(f"stop/{name}") for name in ("weight", "bias"))
+    classifier = nn.Linear(weight.shape[1], 1)
+    classifier.load_state_dict({"weight": weight, "bias": bias})
+    parameter = next(model.parameters())
+    return classifier.to(parameter.device, parameter.dtype)
 
 
 def _last_epoch(meta: dict[str, Any]) -> int:

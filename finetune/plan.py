@@ -7,6 +7,7 @@ from finetune.curriculum import cut_at, stage_at
 from finetune.start import start_of
 from pretrain.cli import resolved_yaml
 from pretrain.model.count import count_parameters
+from pretrain.run_directory import run_directory
 
 
 def render_plan(config: FinetuneConfig, world_size: int | None) -> str:
@@ -32,6 +33,7 @@ def render_plan(config: FinetuneConfig, world_size: int | None) -> str:
         f"ranks: {layout.world_size} = tensor {config.engine.tensor} x data {layout.data_parallel}, ZeRO stage {config.engine.zero_stage}",
         f"model: {parameters:,} parameters, {model.num_loops} loops, {model.effective_depth()} layers deep, {origin}",
         *_stage_lines(config),
+        f"run directory  {run_directory(config.run)}",
     ]
     return "\n".join(lines)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from finetune.answering import Answering, Examples, log_row
+from finetune.answering import Answering, log_row
 from finetune.config import FinetuneConfig, Layout
 from finetune.curriculum import final_stage, stage_at
 from finetune.engine import FinetuneEngine, StepResult
-from finetune.finetuned_model import BEST
+from finetune.examples import ExampleSet, load_example_set
+from finetune.finetuned_model import BEST, load_stop_classifier
 from finetune.results import read_rows
 from finetune.rows import FinetuneRow, step_flops
 from finetune.sampler import Sampler, StepBatch
@@ -33,8 +33,9 @@ from pretrain.host_memory import keep_freed_memory
 from pretrain.metrics import RunMetrics
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.parallel.stage import load_stage
-from pretrain.run_directory import describe_run, tokenizer_copy, write_state
+from pretrain.run_directory import describe_run, run_directory, tokenizer_copy, write_state
 from pretrain.signals import StopSignal, decode_reason, encode_reason
+from pretrain.tasks.task import Split
 
 RESULTS = "coconut.jsonl"
 """Evaluation rows, in `eval/` of the run directory."""
@@ -68,9 +69,8 @@ class FinetuneTrainer:
     def __init__(self, config: FinetuneConfig, layout: Layout, groups: Groups, start: Start, signals: StopSignal) -> None:
         self.config, self.layout, self.groups, self.start, self.signals = config, layout, groups, start, signals
         self.rank, self.started, self.outcome = dist.get_rank(), time.monotonic(), ""
-        self.directory = Path(config.run.root) / config.run.name
-        train = Examples.of(config, "train", start)
-        self.validation = Examples.of(config, "validation", start)
+        self.directory = run_directory(config.run)
+        train, self.validation = self._examples("train"), self._examples("validation")
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, start.tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
         self.sampler.require_length(start.run.train.seq_len)
@@ -203,23 +203,21 @@ class FinetuneTrainer:
         if not config.data.test.is_given or progress.epoch < config.train.epochs or progress.best_accuracy < 0:
             return 0
         rows = read_rows(self.directory / "eval" / RESULTS)
-        is_there = torch.tensor(any((row.split, row.step) == ("test", progress.best_step) for row in rows), dtype=torch.int64)
-        dist.broadcast(is_there := is_there.to(self.groups.device), src=0)
+        found = any((row.split, row.step) == ("test", progress.best_step) for row in rows)
+        is_there = torch.tensor(int(found), device=self.groups.device)
+        dist.broadcast(is_there, src=0)  # rank 0 writes the rows, and others may not see them yet
         if is_there:
             return 0
         reader, _ = open_checkpoint(self.directory / BEST, progress.best_step)
         model = load_stage(self.start.run, self.groups, reader)
-        stop_classifier = None
-        if config.method.stop == "classifier":
-            weight, bias = (reader.read_whole(f"stop/{name}") for name in ("weight", "bias"))
-            stop_classifier = nn.Linear(weight.shape[1], 1)
-            stop_classifier.load_state_dict({"weight": weight, "bias": bias})
-            stop_classifier.to(self.groups.device, DTYPES[self.start.run.train.precision])
         stage = final_stage(config.curriculum, config.chosen_method)
-        tally, stop = self.answering.score(model, stop_classifier, Examples.of(config, "test", self.start), stage)
+        tally, stop = self.answering.score(model, load_stop_classifier(reader, model), self._examples("test"), stage)
         if tally is not None and self.metrics is not None:
             log_row(self.metrics, self.answering.row(tally, "test", stage, step=progress.best_step, epoch=progress.epoch))
         return stop
+
+    def _examples(self, split: Split) -> ExampleSet:
+        return load_example_set(getattr(self.config.data, split), split, self.config.run.seed, self.start.tokenizer)
 
     def _describe(self, directory: Path) -> None:
         describe_run(

@@ -12,15 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pretrain.cli import resolved_yaml
-from pretrain.config import SYMBOLS_PREFIX, RunConfig
+from pretrain.config import SYMBOLS_PREFIX, RunConfig, RunSection
 from pretrain.model.config import Section
 
 _PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece", "webdataset", "wandb", "safetensors", "pydantic")
 
 
-def run_directory(config: RunConfig) -> Path:
+def run_directory(run: RunSection) -> Path:
     """The directory of a run: <run.root>/<run.name>."""
-    return Path(config.run.root) / config.run.name
+    return Path(run.root) / run.name
 
 
 def tokenizer_copy(run_dir: Path, config: RunConfig) -> Path:

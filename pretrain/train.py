@@ -10,45 +10,35 @@ Exit code 0: the run is complete, or it was asked to stop and can be resumed by 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pretrain.cli import parse
 from pretrain.config import check_layout
-from pretrain.console import BAD_INPUT, INTERRUPTED, exit_code, print_error
+from pretrain.console import run_on_ranks
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], int]:
+    """What the command line asks for: the plan, printed, or a training run on the ranks of this world."""
+    command = parse(argv)
+    if command.dry_run:
+        from pretrain.plan import default_world_size, make_plan
+        from pretrain.run_directory import run_directory
+
+        world_size = command.world_size or default_world_size(command.config, os.environ)
+        print(make_plan(command.config, world_size).render() + f"run directory  {run_directory(command.config.run)}")
+        return lambda: 0
+    from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
+
+    layout = check_layout(command.config, world_from_environment()[1])
+    from pretrain.trainer import run
+
+    return partial(run, command.config, layout)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
-    try:
-        command = parse(argv)
-        if command.dry_run:
-            from pretrain.plan import default_world_size, make_plan
-            from pretrain.run_directory import run_directory
-
-            world_size = command.world_size or default_world_size(command.config, os.environ)
-            print(make_plan(command.config, world_size).render() + f"run directory  {run_directory(command.config)}")
-            return 0
-        from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
-
-        layout = check_layout(command.config, world_from_environment()[1])
-    except BrokenPipeError:  # the reader of the plan has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
-    except (ValueError, OSError) as error:  # every rank finds the same
-        if rank == "0":
-            print_error(error)
-        return BAD_INPUT
-    from pretrain.trainer import run
-
-    try:
-        return run(command.config, layout)
-    except (ValueError, OSError) as error:
-        print_error(error, f"rank {rank}: " if layout.world_size > 1 else "")
-        return exit_code(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run_on_ranks(partial(prepare, argv))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Trainer:
         self.started = time.monotonic()
         self.progress = Progress()
         self.outcome = ""  # the last line of the run, said when the progress display is gone
-        self.directory = run_directory(config)
+        self.directory = run_directory(config.run)
         settings = config.checkpoint
         self.store = open_store(
             self.directory / CHECKPOINTS, keep_last=settings.keep_last, keep_every=settings.keep_every, asynchronous=settings.asynchronous
