@@ -28,7 +28,7 @@ from finetune.sequence import RowMaker
 from finetune.start import Start, start_of
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config import ParallelSection
-from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib
+from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
 from pretrain.host_memory import keep_freed_memory
 from pretrain.metrics import RunMetrics
 from pretrain.parallel.groups import Groups, make_groups, start_world
@@ -79,15 +79,17 @@ class FinetuneTrainer:
         self.engine = FinetuneEngine(config, start.run, layout, groups)
         self.answering = Answering(config, start, groups, lambda: self.engine.agree_to_stop(self._wish()))
         self.progress, problems = self.saving.resume(self.engine)
-        self.peak_flops = peak_flops(groups.device, DTYPES[start.run.train.precision]) * layout.world_size
+        dtype = DTYPES[start.run.train.precision]
+        self.peak_flops = peak_flops(groups.device, dtype) * layout.world_size
         self.metrics = None
         if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
             self._describe(self.directory)
             write_state(self.directory, "running")
             resumed = self.progress.step
             self.metrics = RunMetrics(config, self.directory, num_steps=self.num_steps, resumed_step=resumed, results=RESULTS)
-        for problem in (*start.problems, *problems):
-            self._say(f"warning: {problem}")
+        for problem in (*start.problems, *problems, precision_warning(groups.device, dtype)):
+            if problem:
+                self._say(f"warning: {problem}")
 
     def __enter__(self) -> "FinetuneTrainer":
         return self

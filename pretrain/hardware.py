@@ -54,7 +54,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 @cache
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    size = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
+    largest = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
+    size, rate = 256, 0.0
+    while (size < largest and 2 * (2 * size) ** 3 < 0.2 * rate) or not rate:  # formats without instructions are a hundred times slower
+        size *= 2
+        rate = _product_rate(size, device, dtype)
+    return rate
+
+
+def _product_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of a few products of two square matrices."""
     left = torch.randn(size, size, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     right, product = left.clone(), torch.empty_like(left)
     times = []
@@ -70,6 +79,13 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:
+    """One line on a precision that this device can only imitate, else None."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "this CPU has no bf16 instructions, products in bf16 are many times slower: train.precision=fp32 is faster here"
 
 
 def peak_memory_gib(device: torch.device) -> float:

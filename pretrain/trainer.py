@@ -21,7 +21,7 @@ from pretrain.config import Layout, RunConfig
 from pretrain.data.loader import Loader
 from pretrain.data.tokenizer import Tokenizer, read_tokenizer
 from pretrain.eval.validation import Validation
-from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib
+from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
 from pretrain.host_memory import keep_freed_memory
 from pretrain.loops import num_loops_at
 from pretrain.metrics import RunMetrics
@@ -110,12 +110,14 @@ class Trainer:
             )  # fmt: skip
             write_state(self.directory, "running")
         self.num_parameters = count_parameters(config.model, config.train.seq_len).total
-        self.peak_flops = peak_flops(groups.device, DTYPES[config.train.precision]) * layout.world_size
+        dtype = DTYPES[config.train.precision]
+        self.peak_flops = peak_flops(groups.device, dtype) * layout.world_size
         self.metrics = None
         if self.rank == 0:
             self.metrics = RunMetrics(config, self.directory, num_steps=config.train.steps, resumed_step=self.progress.step)
-        for problem in problems:
-            self._say(f"warning: {problem}")
+        for problem in (*problems, precision_warning(groups.device, dtype)):
+            if problem:
+                self._say(f"warning: {problem}")
         for task in self.tasks.skipped if self.tasks else ():
             self._say(f"warning: skipped {task.name}: {task.reason}")
 

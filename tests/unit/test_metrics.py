@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain import hardware
 from pretrain.config import LoggingSection, LoopSamplingSection, OptimizerSection, RunConfig, RunSection, TrainSection
-from pretrain.hardware import peak_flops, peak_memory_gib
+from pretrain.hardware import peak_flops, peak_memory_gib, precision_warning
 from pretrain.metrics import RunMetrics
 from pretrain.model.config import LoopRegulariserSection, ModelSection
 from pretrain.model.count import count_parameters
@@ -217,7 +218,25 @@ def test_metrics_without_wandb_do_not_import_it(tmp_path: Path) -> None:
 
 
 def test_peak_of_a_cpu_is_measured() -> None:
-    assert 1e9 < peak_flops(torch.device("cpu"), torch.bfloat16) < 1e15
+    assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+@pytest.mark.parametrize(("rate", "sizes"), [(1e9, [512]), (2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])])
+def test_peak_of_a_slow_format_is_measured_on_small_products(rate: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(hardware, "_product_rate", lambda size, device, dtype: measured.append(size) or rate)
+    assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) == rate
+    assert measured == sizes
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_precision_that_the_cpu_imitates_is_named(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    warning = precision_warning(torch.device("cpu"), torch.bfloat16)
+    assert (warning is None) == has_bf16
+    assert has_bf16 or "train.precision=fp32" in str(warning)
+    assert precision_warning(torch.device("cpu"), torch.float32) is None
+    assert precision_warning(torch.device("cuda"), torch.bfloat16) is None
 
 
 def test_peak_of_a_known_gpu_is_its_data_sheet_s(monkeypatch: pytest.MonkeyPatch) -> None:
