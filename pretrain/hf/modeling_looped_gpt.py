@@ -40,7 +40,7 @@ class LoopedGPTConfig(PretrainedConfig):
     """Shape of a looped GPT; fields are named as in the training configuration's `model` section."""
 
     model_type = "looped_gpt"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {"tie_word_embeddings": "tied_head"}
 
     vocab_size: int = 32000
@@ -305,7 +305,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Layer"]  # noqa: RUF012 - transformers declares these three
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: LoopedGPTConfig) -> None:
@@ -358,6 +358,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         num_loops: int | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token.
@@ -373,6 +374,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             num_loops: L; the configuration's by default.
             logits_to_keep: number of last positions to give logits for (0: all), or their indices.
             output_hidden_states: return what enters each application of a layer, and the states after the final norm.
+            cache: what transformers calls past_key_values from 5.24 on; either name will do.
             kwargs: given to the loss.
 
         Returns:
@@ -387,6 +389,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         num_loops = self.config.num_loops if num_loops is None else num_loops
         if num_loops < 1:
             raise ValueError(f"num_loops={num_loops}: the loop block is applied at least once")
+        past_key_values = cache if past_key_values is None else past_key_values
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if past_key_values is None and use_cache:
