@@ -22,6 +22,8 @@ STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised
 """Colour and marker of each family; the colours differ for colour-blind readers too."""
 
 MAX_TICKS = 10
+MAX_NUMBERS = 5
+"""Ticks of an axis of long numbers."""
 MAX_SEARCHED = 100
 """Points of a panel among which a place for the legend is looked for."""
 
@@ -135,12 +137,22 @@ def _draw_law(law: JointLaw, place: "Axes") -> None:
 
 def _few_ticks(place: "Axes") -> None:
     """Name few values of a logarithmic axis, also on one of less than a decade, where the powers of ten alone are none."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
-    place.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=6))
-    place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e").replace("e0", "e")))
-    place.xaxis.set_minor_locator(NullLocator())
-    place.xaxis.set_minor_formatter(NullFormatter())
+    low, high = place.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    round_numbers = (
+        (1.0,),
+        (1.0, 2.0, 5.0),
+        (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+        tuple(tenths / 10 for tenths in range(10, 100)),
+    )
+    for mantissas in round_numbers:
+        ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas if low <= mantissa * 10.0**decade <= high]
+        if len(ticks) > 2:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / MAX_NUMBERS) or 1]
+    place.set_xticks(ticks, [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks])
+    place.set_xticks([], minor=True)
 
 
 def _name(place: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:

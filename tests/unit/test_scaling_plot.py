@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from pretrain.scaling.axes import MAX_DRAWN, thin
 from pretrain.scaling.curves import make_curves
+from pretrain.scaling.figure import _few_ticks
 from pretrain.scaling.rows import Row, choose_metric, latest
 from tests.unit.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
 from tools.scaling_plot import main
@@ -230,3 +234,15 @@ def test_of_very_many_points_enough_are_drawn() -> None:
     assert thin(range(5)) == range(5)
     drawn = thin(range(12345))
     assert (len(set(drawn)), drawn[0], drawn[-1]) == (MAX_DRAWN, 0, 12344)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-3, 1e20), st.floats(1.5, 1e12))
+def test_a_logarithmic_axis_names_a_few_different_numbers(low: float, ratio: float) -> None:
+    place = Figure().subplots()
+    place.set_xscale("log")
+    place.set_xlim(low, low * ratio)
+    _few_ticks(place)
+    labels = [label.get_text() for label in place.get_xticklabels()]
+    assert 2 <= len(set(labels)) == len(labels) <= 5
+    assert place.get_xlim() == pytest.approx((low, low * ratio))
