@@ -24,6 +24,14 @@ STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised
 MAX_TICKS = 10
 MAX_NUMBERS = 5
 """Ticks of an axis of long numbers."""
+ROUND_NUMBERS = (
+    (1.0,),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+    tuple(tenths / 10 for tenths in range(10, 100)),
+)
+"""Between two powers of ten, from few to many."""
+
 MAX_SEARCHED = 100
 """Points of a panel among which a place for the legend is looked for."""
 
