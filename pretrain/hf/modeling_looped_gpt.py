@@ -412,12 +412,8 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=None if trace is None else (*trace, states),
-        )
+        cached: dict[str, Any] = {"past_key_values": past_key_values if use_cache else None}  # 5.24 takes this name undeclared
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached)
 
     def _run(
         self,
