@@ -1,4 +1,4 @@
-"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,coconut} [--json FILE]`.
+"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,coconut,plot} [--json FILE]`.
 
 Prints the machine and a table of figures, each beside its target and what it was measured against in the same run, and writes them as
 JSON. What is measured and how: the module of the same name in `tools/benchmarks/`.
@@ -16,7 +16,7 @@ import torch
 
 from pretrain.console import run_command
 
-BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut")
+BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, str]:

@@ -1,0 +1,66 @@
+"""How long the scaling plot takes for a hundred thousand rows, as a command of its own: reading, fits, intervals, figures and page.
+
+Twenty models and five tasks in two groups; once with ten seeds of a hundred steps, once with a thousand seeds of one step, where every row
+is a point of its own. Nothing is compared: the figures are seconds of this machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[2]
+MODELS = [("looped", 4, loops) for loops in range(1, 11)] + [("baseline", 4 * loops, 1) for loops in range(1, 11)]
+SHAPES = {"of many steps": (10, 100), "each a point of a run": (1000, 1)}
+"""Name -> seeds, steps; with the models and five tasks 100,000 rows each."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--plot-rounds", type=int, default=3, help="runs, of which the median is taken (default: 3)")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure.
+
+    Args:
+        args: the options of `add_arguments`.
+
+    Returns:
+        Rows with name, value, unit, target, and what the value is measured against.
+    """
+    figures: list[dict[str, object]] = []
+    for name, (num_seeds, num_steps) in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "depth.jsonl")
+            file.write_text("".join(rows(num_seeds, num_steps)), encoding="utf-8")
+            seconds = []
+            for _ in range(args.plot_rounds):
+                started = time.perf_counter()
+                subprocess.run([sys.executable, ROOT / "tools/scaling_plot.py", file], check=True, stdout=subprocess.DEVNULL)
+                seconds.append(time.perf_counter() - started)
+        against = "this machine, Python's start included"
+        figures.append(
+            {"name": f"plot of 100,000 rows, {name}", "value": median(seconds), "unit": "s", "target": "< 5", "against": against}
+        )
+    return figures
+
+
+def rows(num_seeds: int, num_steps: int) -> Iterator[str]:
+    """Lines of depth.jsonl: every model, seed, task and step."""
+    for family, layers, loops in MODELS:
+        for seed in range(num_seeds):
+            model = {
+                "run": f"{family}-{layers}x{loops}-{seed}", "family": family, "num_loops": loops, "effective_depth": layers * loops,
+                "num_params": (2 + layers) * 10**6, "num_loop_params": layers * 10**6, "eval_flops_per_token": (2.0 + layers * loops) * 1e6,
+                "train_flops": (2.0 + layers * loops) * 1e15, "tokens_seen": 10**9, "metric": "acc", "stderr": 0.1, "num_examples": 1000,
+            }  # fmt: skip
+            for task in range(5):
+                row = model | {"task": f"task {task}", "task_group": f"group {task % 2}", "value": 0.1 + 0.01 * layers + 0.001 * task}
+                for step in range(num_steps):
+                    yield json.dumps(row | {"step": step}) + "\n"
