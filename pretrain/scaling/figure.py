@@ -148,13 +148,7 @@ def _few_ticks(place: "Axes") -> None:
     low, high = place.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
-    round_numbers = (
-        (1.0,),
-        (1.0, 2.0, 5.0),
-        (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
-        tuple(tenths / 10 for tenths in range(10, 100)),
-    )
-    for mantissas in round_numbers:
+    for mantissas in ROUND_NUMBERS:
         ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas if low <= mantissa * 10.0**decade <= high]
         if len(ticks) > 2:
             break
