@@ -11,16 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from finetune.cli import parse
 from finetune.config import check_layout
-from pretrain.console import run_on_ranks
+from finetune.run.command import parse
+from pretrain.run.console import run_on_ranks
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], int]:
     """What the command line asks for: the plan, printed, or a fine-tuning run on the ranks of this world."""
     command = parse(argv)
     if command.dry_run:
-        from finetune.plan import render_plan
+        from finetune.run.plan import render_plan
 
         print(render_plan(command.config, command.world_size))
         return lambda: 0

@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is (`pretrain/cli.py`).
+"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is (`pretrain/config/read.py`).
 
     deepspeed finetune/coconut.py --config configs/finetune/prosqa_coconut.yaml [a.b=c ...]
 
@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.curriculum import CurriculumSection
-from finetune.method import METHODS, Method, MethodName
-from pretrain.config import LoggingSection, RunSection
-from pretrain.model.config import ModelSection, Section, require_divides
+from finetune.method.curriculum import CurriculumSection
+from finetune.method.methods import METHODS, Method, MethodName
+from pretrain.config.model import ModelSection, Section, require_divides
+from pretrain.config.run import LoggingSection, RunSection
 
 
 class ExamplesSection(Section):

@@ -14,27 +14,27 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from finetune.answering import Answering, log_row
+from finetune.answers.answering import Answering, log_row
+from finetune.answers.results import read_rows
 from finetune.config import FinetuneConfig, Layout
-from finetune.curriculum import final_stage, stage_at
-from finetune.engine import FinetuneEngine, StepResult
-from finetune.examples import ExampleSet, load_example_set
-from finetune.finetuned_model import BEST, load_stop_classifier
-from finetune.results import read_rows
-from finetune.rows import FinetuneRow, step_flops
-from finetune.sampler import Sampler, StepBatch
-from finetune.saving import Saving
-from finetune.sequence import RowMaker
-from finetune.start import Start, start_of
+from finetune.engine.engine import FinetuneEngine, StepResult
+from finetune.examples.examples import ExampleSet, load_example_set
+from finetune.examples.sampler import Sampler, StepBatch
+from finetune.examples.sequence import RowMaker
+from finetune.method.curriculum import final_stage, stage_at
+from finetune.run.finetuned_model import BEST, load_stop_classifier
+from finetune.run.rows import FinetuneRow, step_flops
+from finetune.run.saving import Saving
+from finetune.run.start import Start, start_of
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config import ParallelSection
-from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
-from pretrain.host_memory import keep_freed_memory
-from pretrain.metrics import RunMetrics
+from pretrain.config.run import ParallelSection
+from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
+from pretrain.device.host_memory import keep_freed_memory
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.parallel.stage import load_stage
-from pretrain.run_directory import describe_run, run_directory, tokenizer_copy, write_state
-from pretrain.signals import StopSignal, decode_reason, encode_reason
+from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
+from pretrain.run.logger import RunMetrics
+from pretrain.run.signals import StopSignal, decode_reason, encode_reason
 from pretrain.tasks.task import Split
 
 RESULTS = "coconut.jsonl"

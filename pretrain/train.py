@@ -13,17 +13,17 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pretrain.cli import parse
-from pretrain.config import check_layout
-from pretrain.console import run_on_ranks
+from pretrain.config.read import parse
+from pretrain.config.run import check_layout
+from pretrain.run.console import run_on_ranks
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], int]:
     """What the command line asks for: the plan, printed, or a training run on the ranks of this world."""
     command = parse(argv)
     if command.dry_run:
-        from pretrain.plan import default_world_size, make_plan
-        from pretrain.run_directory import run_directory
+        from pretrain.plan.plan import default_world_size, make_plan
+        from pretrain.run.directory import run_directory
 
         world_size = command.world_size or default_world_size(command.config, os.environ)
         print(make_plan(command.config, world_size).render() + f"run directory  {run_directory(command.config.run)}")

@@ -17,21 +17,21 @@ from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.run import CHECKPOINTS, require_training_state
 from pretrain.checkpoint.store import open_store
 from pretrain.checkpoint.verify import list_checkpoints, newest_good
-from pretrain.config import Layout, RunConfig
-from pretrain.data.loader import Loader
-from pretrain.data.tokenizer import Tokenizer, read_tokenizer
+from pretrain.config.run import Layout, RunConfig
+from pretrain.data.stream.loader import Loader
+from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
+from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
+from pretrain.device.host_memory import keep_freed_memory
 from pretrain.eval.validation import Validation
-from pretrain.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
-from pretrain.host_memory import keep_freed_memory
-from pretrain.loops import num_loops_at
-from pretrain.metrics import RunMetrics
 from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
+from pretrain.optim.learning_rate import learning_rate
+from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
-from pretrain.rows import EvaluationRow, MetricsRow, validation_row
-from pretrain.run_directory import describe_run, run_directory, tokenizer_copy, write_state
-from pretrain.schedule import learning_rate
-from pretrain.signals import StopSignal, decode_reason, encode_reason
+from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
+from pretrain.run.logger import RunMetrics
+from pretrain.run.rows import EvaluationRow, MetricsRow, validation_row
+from pretrain.run.signals import StopSignal, decode_reason, encode_reason
 
 if TYPE_CHECKING:
     from pretrain.eval.in_loop import TaskEvaluation

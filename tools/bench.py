@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.console import run_command
+from pretrain.run.console import run_command
 
 BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
 

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pretrain.console import positive, run_command
+from pretrain.run.console import positive, run_command
 
 MOST_TASKS = 1000
 """Unless --tasks says otherwise; Slurm's usual limit of an array."""
@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pretrain.data.documents import find_files  # datatrove and what it brings take seconds: help and errors are quick
+    from pretrain.data.prepare.documents import find_files  # datatrove and what it brings take seconds: help and errors are quick
     from pretrain.data.web.runs import run_here, submit
     from pretrain.data.web.stages import REPORT_NAME, CleanSettings
 

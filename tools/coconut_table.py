@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from finetune.method import METHODS
-from finetune.results import CoconutRow, read_rows
-from pretrain.console import run_command
+from finetune.answers.results import CoconutRow, read_rows
+from finetune.method.methods import METHODS
+from pretrain.run.console import run_command
 
 HEADER = ("method", "thoughts", "loops", "accuracy %", "new tokens", "ms/example", "MFLOP/example", "runs")
 Key = tuple[int, int, int]

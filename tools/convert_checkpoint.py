@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.console import positive, run_command
+from pretrain.run.console import positive, run_command
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
 Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped goes on where it was: a run
 resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs none; --dry-run plans the training
 runs; --slurm submits a job array for training, one for evaluation, each task of which waits for its run, and a plot that waits for all of
-them. The family: `pretrain/sweep.py`.
+them. The family: `pretrain/config/sweep.py`.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pretrain.cli import load_config
-from pretrain.config import check_layout
-from pretrain.console import run_command
-from pretrain.sweep import Cell, SweepConfig, cells, read_sweep
+from pretrain.config.read import load_config
+from pretrain.config.run import check_layout
+from pretrain.config.sweep import Cell, SweepConfig, cells, read_sweep
+from pretrain.run.console import run_command
 
 SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.console import run_command
+from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

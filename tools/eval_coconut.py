@@ -2,7 +2,7 @@
 
 Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds and FLOPs of an
 example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command goes on after the last one. The best checkpoint of the last
-stage is taken where there is one. The work: `finetune/evaluation.py`.
+stage is taken where there is one. The work: `finetune/answers/evaluation.py`.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from finetune.options import add_options
-from pretrain.console import run_command
+from finetune.run.options import add_options
+from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
-    from finetune.results import CoconutRow
+    from finetune.answers.results import CoconutRow
 
 HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example", "GFLOP/example"]
 
@@ -29,8 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def evaluate(options: argparse.Namespace) -> None:
     import torch
 
-    from finetune.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
-    from finetune.finetuned_model import load_finetuned
+    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.run.finetuned_model import load_finetuned
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finetuned = load_finetuned(options.run, device, step=options.step)

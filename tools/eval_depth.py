@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.console import run_command
+from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
@@ -60,7 +60,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
-    from pretrain.config import ParallelSection, RunConfig
+    from pretrain.config.run import ParallelSection, RunConfig
     from pretrain.parallel.groups import make_groups, start_world
     from pretrain.parallel.stage import load_stage
 
@@ -103,7 +103,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
-    from pretrain.trained_model import load_tokenizer, tokenizer_file
+    from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
     subject = evaluation.Subject.of(reader)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.config), reader)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pretrain.console import positive, run_command
 from pretrain.eval.sampling import Generation, generate
-from pretrain.trained_model import TrainedModel, load_trained_model
+from pretrain.run.console import positive, run_command
+from pretrain.run.trained_model import TrainedModel, load_trained_model
 
 
 def parse_arguments() -> argparse.Namespace:

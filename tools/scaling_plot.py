@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pretrain.console import run_command
+from pretrain.run.console import run_command
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page

@@ -1,4 +1,4 @@
-"""How runs stand: `python tools/status.py runs/` prints a line a run. What the states mean: `pretrain/status.py`.
+"""How runs stand: `python tools/status.py runs/` prints a line a run. What the states mean: `pretrain/run/status.py`.
 
 `req` counts requeues, `checkpoint` is the step of the newest one and its age. Errors that do not fit beside the rest come below it.
 """
@@ -11,8 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pretrain.console import run_command
-from pretrain.status import RunStatus, find_runs, read_queue, read_status
+from pretrain.run.console import run_command
+from pretrain.run.status import RunStatus, find_runs, read_queue, read_status
 
 HEADINGS = ("run", "state", "step", "loss", "tok/s", "MFU", "ETA", "req", "checkpoint")
 RIGHT = (2, 3, 4, 5, 6, 7, 8)

@@ -1,7 +1,7 @@
 """Train the tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output data/tokenizer.model`.
 
 Reads what tools/prepare_data.py reads, holds every tenth document back (up to 4 MiB) and prints the bytes per token on those.
-The work: `pretrain/data/train_tokenizer.py`.
+The work: `pretrain/data/tokenizers/train.py`.
 """
 
 import argparse
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from pretrain.console import run_command
-from pretrain.data.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
-from pretrain.data.progress import Progress
+from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
+from pretrain.data.prepare.progress import Progress
+from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.shards import write_atomically
-from pretrain.data.train_tokenizer import HELD_OUT_EVERY, train_tokenizer
-from pretrain.data.units import Advance, Report, Started, without_interrupts
+from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
+from pretrain.run.console import run_command
 
 
 def parse_arguments() -> argparse.Namespace:

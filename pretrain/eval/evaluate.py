@@ -18,11 +18,11 @@ from lm_eval import evaluator
 from lm_eval.api.task import Task
 
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.eval.groups import ResolvedTask, load_tasks
 from pretrain.eval.harness import LoopedLM
 from pretrain.model.count import count_parameters, forward_flops_per_token
-from pretrain.rows import EvaluationRow, model_family
+from pretrain.run.rows import EvaluationRow, model_family
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is no mean."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.eval.own_tasks import harness_task
 from pretrain.eval.tasks.files import find_file
 from pretrain.tasks.registry import TASKS as GENERATORS

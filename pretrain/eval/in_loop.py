@@ -15,15 +15,15 @@ from pathlib import Path
 import torch.distributed as dist
 from lm_eval.api.task import Task
 
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.eval.evaluate import Subject, evaluate, load, prepare_harness
 from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
-from pretrain.rows import EvaluationRow
+from pretrain.run.rows import EvaluationRow
 
 
 class TaskEvaluation:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pretrain.config import Layout, RunConfig
-from pretrain.data.loader import Loader
+from pretrain.config.run import Layout, RunConfig
+from pretrain.data.stream.loader import Loader
 from pretrain.parallel.engine import Engine
 
 

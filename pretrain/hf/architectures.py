@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.model import ModelSection
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
-from pretrain.model.config import ModelSection
 
 LOOPED = "LoopedGPTForCausalLM"
 _SHAPE_FIELDS = (

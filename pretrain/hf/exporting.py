@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf import modeling_looped_gpt
 from pretrain.hf.architectures import Architecture, looped_config, stock_architecture, stock_config
 from pretrain.hf.check import build, largest_difference, load_published, require_equal, require_same_ids
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
-from pretrain.trained_model import load_tokenizer, tokenizer_file
+from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 4 << 30

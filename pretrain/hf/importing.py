@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain.data.published_tokenizer import import_tokenizer
-from pretrain.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.published import import_tokenizer
+from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf.architectures import read_shape
 from pretrain.hf.check import build, largest_difference, load_published, require_equal
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig

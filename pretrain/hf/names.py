@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.model.config import ModelSection
+from pretrain.config.model import ModelSection
 from pretrain.model.count import embedding_weights, final_weights, layer_weights
 
 _LLAMA_LAYER = {

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config import RunConfig
+from pretrain.config.model import LoopRegulariserSection, ModelSection
+from pretrain.config.run import RunConfig
 from pretrain.hf.names import our_weights
 from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import run_config, write_run
-from pretrain.model.config import LoopRegulariserSection, ModelSection
-from pretrain.trained_model import tokenizer_file
+from pretrain.run.trained_model import tokenizer_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from pretrain.data.published_tokenizer import PublishedTokenizer
-from pretrain.data.sentencepiece_tokenizer import SPACE_MARK, SPECIALS, WHITESPACE_PIECES, SentencePieceTokenizer
-from pretrain.data.symbol_tokenizer import SymbolTokenizer
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.published import PublishedTokenizer
+from pretrain.data.tokenizers.sentencepiece import SPACE_MARK, SPECIALS, WHITESPACE_PIECES, SentencePieceTokenizer
+from pretrain.data.tokenizers.symbols import SymbolTokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 # The class without rules of its own in every version of transformers: it takes tokenizer.json as it is. Only next to a config.json of
 # type qwen2 does transformers 5 not ask for it, and splits text by Qwen's rules, which is wrong for ours.

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain.checkpoint.run import save_weights
-from pretrain.cli import resolved_yaml
-from pretrain.config import RunConfig
+from pretrain.config.model import ModelSection
+from pretrain.config.read import resolved_yaml
+from pretrain.config.run import RunConfig
 from pretrain.hf.names import our_weights
 from pretrain.hf.report import Fate, write_report
-from pretrain.model.config import ModelSection
 
 
 def run_config(directory: Path, model: ModelSection, seq_len: int, precision: str, tokenizer_name: str) -> RunConfig:

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.model.config import ModelSection
+from pretrain.config.model import ModelSection
 
 Recompute = Literal["none", "loop", "layer"]
 

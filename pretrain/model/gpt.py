@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.config import ModelSection
+from pretrain.config.model import ModelSection
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.modules import PLAIN, Modules
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.blocked_attention import blocked_attention
-from pretrain.model.config import ModelSection
-from pretrain.model.elementwise import RootMeanSquareNorm, Rotation
+from pretrain.config.model import ModelSection
+from pretrain.model.kernels.blocked_attention import blocked_attention
+from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.modules import Modules
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.head_loss import head_loss
+from pretrain.model.kernels.head_loss import head_loss
 
 
 def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: float = 0.0) -> tuple[Tensor, Tensor]:

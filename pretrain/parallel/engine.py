@@ -22,10 +22,10 @@ from torch.nn import Parameter
 
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config import RunConfig
-from pretrain.data.batch import IGNORED, Inputs, make_inputs
-from pretrain.data.tokenizer import Separators
-from pretrain.hardware import DTYPES
+from pretrain.config.run import RunConfig
+from pretrain.data.stream.batch import IGNORED, Inputs, make_inputs
+from pretrain.data.tokenizers.tokenizer import Separators
+from pretrain.device.hardware import DTYPES
 from pretrain.model.initialise import initialise, partition_dim
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation

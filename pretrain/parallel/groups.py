@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
-from pretrain.config import ParallelSection
+from pretrain.config.run import ParallelSection
 
 
 @dataclass(frozen=True, kw_only=True)

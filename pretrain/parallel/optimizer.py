@@ -23,10 +23,10 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from pretrain.checkpoint.format import Piece
-from pretrain.config import OptimizerSection
+from pretrain.config.run import OptimizerSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import partition_dim
-from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.optim.make import make_optimizer, parameter_groups
 from pretrain.parallel.cpu import cuda_type_names
 from pretrain.parallel.groups import Groups
 

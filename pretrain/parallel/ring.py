@@ -10,7 +10,7 @@ No weight is copied, no gradient of a shared weight is exchanged between stages,
 Facts of megatron-core 0.16.1 that shape this file:
 - with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions mix, so the
   interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other way round;
-- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `pretrain.plan.group_size`.
+- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `pretrain.plan.plan.group_size`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import ModelType
 from torch import Tensor, nn
 
-from pretrain.data.batch import Inputs
+from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
-from pretrain.plan import group_size
+from pretrain.plan.plan import group_size
 
 
 class _Injection:

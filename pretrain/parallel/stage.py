@@ -6,8 +6,8 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config import RunConfig
-from pretrain.hardware import DTYPES
+from pretrain.config.run import RunConfig
+from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT, Stage
 from pretrain.model.initialise import partition_dim
 from pretrain.parallel.cpu import use_cpu

@@ -26,7 +26,8 @@ ONE_SIDED_95 = 1.645
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run at one loop count: the mean over the tasks of a group. The fields named as in `pretrain.rows.EvaluationRow` are the row's."""
+    """One run at one loop count: the mean over the tasks of a group. The fields named as in `pretrain.run.rows.EvaluationRow` are the
+    row's."""
 
     run: str
     step: int

@@ -11,7 +11,7 @@ Family = Literal["looped", "baseline", "regularised"]
 
 
 class Row(BaseModel):
-    """One line of `eval/depth.jsonl`; `pretrain/rows.py` says what the fields are. Unknown fields are passed over."""
+    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` says what the fields are. Unknown fields are passed over."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 

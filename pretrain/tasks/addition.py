@@ -12,7 +12,7 @@ from random import Random
 
 from pydantic import Field, field_validator
 
-from pretrain.model.config import Section
+from pretrain.config.model import Section
 from pretrain.tasks.task import Example, Task
 
 DIGITS = tuple("0123456789")

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.tasks.prosqa_graph import Graph
+from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.task import Example
 
 Text = Annotated[str, Field(min_length=1)]

@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.model.config import Section
+from pretrain.config.model import Section
 from pretrain.tasks.task import Example, Task
 
 

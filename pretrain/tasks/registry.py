@@ -12,9 +12,9 @@ from pretrain.tasks.i_gsm import IGSM
 from pretrain.tasks.induction_copying import InductionCopying
 from pretrain.tasks.multiplication import Multiplication
 from pretrain.tasks.p_hop import PHop
-from pretrain.tasks.prontoqa import ProntoQA
-from pretrain.tasks.prosqa import ProsQA
-from pretrain.tasks.prosqa_symbolic import ProsQASymbolic
+from pretrain.tasks.prosqa.prontoqa import ProntoQA
+from pretrain.tasks.prosqa.prosqa import ProsQA
+from pretrain.tasks.prosqa.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
 

@@ -17,7 +17,7 @@ from itertools import count
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from pretrain.model.config import Section
+from pretrain.config.model import Section
 
 Split = Literal["train", "validation", "test"]
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import RunConfig
-from pretrain.data.batch import IGNORED, make_inputs
-from pretrain.data.tokenizer import Separators
-from pretrain.hardware import DTYPES
+from pretrain.config.run import RunConfig
+from pretrain.data.stream.batch import IGNORED, make_inputs
+from pretrain.data.tokenizers.tokenizer import Separators
+from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import draw, initialise, partition_dim
 from pretrain.model.loss import loss_sums

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from finetune.config import FinetuneConfig, check_layout
-from finetune.engine import StepResult
-from finetune.start import start_of
+from finetune.engine.engine import StepResult
+from finetune.run.start import start_of
 from finetune.trainer import FinetuneTrainer
-from pretrain.config import ParallelSection
+from pretrain.config.run import ParallelSection
 from pretrain.parallel.groups import make_groups
-from pretrain.signals import StopSignal
+from pretrain.run.signals import StopSignal
 from tests.distributed.training import Interruption, interrupt
 
 SYMBOLS = "symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?="

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finetune.distillation import distillation_loss, watch_layers
-from finetune.jacobi import jacobi_states
-from finetune.latent import LatentBatch, latent_states
-from pretrain.config import RunConfig
-from pretrain.hardware import DTYPES
+from finetune.latent.distillation import distillation_loss, watch_layers
+from finetune.latent.forward import LatentBatch, latent_states
+from finetune.latent.jacobi import jacobi_states
+from pretrain.config.run import RunConfig
+from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise, partition_dim
 from pretrain.model.loss import loss_sums

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pretrain.checkpoint.format import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.parallel.engine import Engine, StepResult
 from tests.distributed.cases import (
     Reference,

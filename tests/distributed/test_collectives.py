@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from tests.distributed.cases import VOCAB_SIZE, tiny_config, world_size
 from tests.distributed.pool import RankPool
 from tests.distributed.traffic import Message, count_traffic

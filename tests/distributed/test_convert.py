@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from pretrain.checkpoint.format import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.hf.exporting import ExportSettings, export_run
 from tests.distributed.cases import make_engine
 from tests.distributed.pool import RankPool

@@ -11,7 +11,7 @@ import torch
 
 from finetune.config import FinetuneConfig
 from pretrain.checkpoint.verify import newest_good
-from pretrain.trained_model import load_trained_model
+from pretrain.run.trained_model import load_trained_model
 from tests.distributed.finetuning import finetune, finetune_config
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.training import Interruption

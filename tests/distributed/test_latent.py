@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.latent import LatentBatch
-from pretrain.config import RunConfig
+from finetune.latent.forward import LatentBatch
+from pretrain.config.run import RunConfig
 from tests.distributed.cases import VOCAB_SIZE, Reference, tiny_config
 from tests.distributed.latent import Loss, distilled, loss_and_gradients, parallel, sequential
 from tests.distributed.pool import RankPool
-from tests.unit.latent_cases import SHAPES, loss_by_definition, make_batch, num_slots_of
+from tests.support.latent_cases import SHAPES, loss_by_definition, make_batch, num_slots_of
 
 TOLERANCE = 1e-10
 TEACHER = make_batch([2, 1], [0, 0], [4, 6], vocab=VOCAB_SIZE)

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from pretrain.config import RunConfig, check_layout
+from pretrain.config.run import RunConfig, check_layout
 
 GOOD: dict[str, dict[str, Any]] = {
     "model": {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import RunConfig
-from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.config.run import RunConfig
+from pretrain.optim.make import make_optimizer, parameter_groups
 from pretrain.parallel.engine import Engine, StepResult
 from tests.distributed.cases import (
     Part,

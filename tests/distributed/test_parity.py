@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from tests.distributed.cases import FAMILIES, Reference, make_rows, one_step, tiny_config, world_size
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.parallel.engine import StepResult
-from pretrain.plan import group_size
+from pretrain.plan.plan import group_size
 from tests.distributed.cases import SEPARATORS, SEQ_LEN, Reference, make_engine, make_rows, own_rows, tiny_config, world_size
 from tests.distributed.pool import RankPool
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Likelihood, Pair, Scorer
 from pretrain.model.gpt import LoopedGPT

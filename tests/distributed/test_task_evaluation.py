@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint.verify import newest_good
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.eval.scorer import Scorer
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config
-from tests.unit.corpus import make_texts, make_tokenizer, write_source
-from tests.unit.eval_data import write_eval_data
+from tests.support.corpus import make_texts, make_tokenizer, write_source
+from tests.support.eval_data import write_eval_data
 from tools import eval_depth
 
 TASKS = ("lambada_openai", "svamp", "variable_assignment_code_depth0")  # likelihoods, texts from a file, texts of five shots

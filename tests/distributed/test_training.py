@@ -11,7 +11,7 @@ import torch
 from pretrain.checkpoint.verify import newest_good
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config
-from tests.unit.corpus import make_texts, make_tokenizer, write_source
+from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 EXACT = ("step", "loss", "grad_norm", "lr", "num_loops", "tokens_seen", "skipped")
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.parallel.groups import Groups
 from tests.distributed.cases import make_engine, make_rows, own_rows
 

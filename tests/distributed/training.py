@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretrain.config import RunConfig, check_layout
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.config.run import RunConfig, check_layout
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.groups import make_groups
-from pretrain.signals import StopSignal
+from pretrain.run.signals import StopSignal
 from pretrain.trainer import Trainer
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.distributed.training import train, training_config
-from tests.unit.corpus import make_texts, make_tokenizer, write_source
+from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 

@@ -35,7 +35,7 @@ def break_something(fault: str, rank: int, *, is_pretraining: bool) -> None:
     if is_pretraining:
         from pretrain.parallel.engine import Engine
     else:
-        from finetune.engine import FinetuneEngine as Engine
+        from finetune.engine.engine import FinetuneEngine as Engine
 
     train_step, calls = Engine.train_step, 0
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.prepare import Part, PrepareSettings, prepare, prepare_part
+from pretrain.data.prepare.prepare import Part, PrepareSettings, prepare, prepare_part
 from pretrain.data.shards import Manifest
 from pretrain.data.web.runs import run_here
 from pretrain.data.web.stages import CleanSettings
-from pretrain.run_directory import write_state
-from pretrain.status import read_queue, read_status
+from pretrain.run.directory import write_state
+from pretrain.run.status import read_queue, read_status
 from tests.slurm.cluster import Cluster, wait_until
-from tests.unit.corpus import make_texts, make_tokenizer
-from tests.unit.web_archives import page, write_wet
+from tests.support.corpus import make_texts, make_tokenizer
+from tests.support.web_archives import page, write_wet
 
 pytestmark = pytest.mark.slurm
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import parse as parse_finetuning
 from finetune.config import FinetuneConfig
-from pretrain.cli import parse
-from pretrain.config import RunConfig
+from finetune.run.command import parse as parse_finetuning
+from pretrain.config.read import parse
+from pretrain.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PYTHON_FILES = sorted(path for folder in ("pretrain", "finetune", "tools", "tests") for path in (ROOT / folder).rglob("*.py"))
@@ -43,9 +43,9 @@ def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["tools", "tools/benchmarks", "finetune"])
 def test_scripts_shadow_no_library(folder: str) -> None:
-    """`python tools/x.py` puts tools/ first on the path: a tools/profile.py there would take the place of the standard library's."""
+    """`python tools/x.py` puts tools/ first on the path: a tools/profile.py, or a folder of that name, would take the library's place."""
     libraries = set(sys.stdlib_module_names) | set(packages_distributions())
-    names = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    names = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()} - {"__init__"}
     assert not names & libraries
 
 

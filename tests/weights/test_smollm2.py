@@ -12,7 +12,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
-from pretrain.config import ParallelSection
+from pretrain.config.run import ParallelSection
 from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, resolve
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation, generate
@@ -21,7 +21,7 @@ from pretrain.hf.exporting import ExportSettings, export_run
 from pretrain.hf.importing import ImportSettings, import_model
 from pretrain.hf.surgery import SurgerySettings, loop_model
 from pretrain.parallel.groups import make_groups, start_world
-from pretrain.trained_model import TrainedModel, load_trained_model
+from pretrain.run.trained_model import TrainedModel, load_trained_model
 
 pytestmark = pytest.mark.weights
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -9,7 +9,7 @@ the same loss, and write the same text. Then, each contender in a process of its
 3. generation, 64 tokens of text each (the published limit for GSM8k): 64 examples together, beside a few of them one at a time, which is
    all the published code can do.
 
-This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/host_memory.py`); for 2. neither does.
+This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/device/host_memory.py`); for 2. neither does.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from benchmarks.turns import Contender, Turn, median_ratio, take_turns
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.generation import AnswerSettings, generate_with_thoughts
-from finetune.latent import LatentBatch, latent_states
+from finetune.latent.forward import LatentBatch, latent_states
+from finetune.latent.generation import AnswerSettings, generate_with_thoughts
+from pretrain.config.model import ModelSection
+from pretrain.device.host_memory import keep_freed_memory
 from pretrain.hf.names import stock_rules
-from pretrain.host_memory import keep_freed_memory
-from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 

@@ -19,11 +19,11 @@ from statistics import median
 
 from sentencepiece import SentencePieceProcessor
 
-from pretrain.config import DataSection
-from pretrain.data.documents import Document, find_inputs, read_documents, split_file
-from pretrain.data.loader import Loader
-from pretrain.data.prepare import PrepareSettings, prepare
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.config.run import DataSection
+from pretrain.data.prepare.documents import Document, find_inputs, read_documents, split_file
+from pretrain.data.prepare.prepare import PrepareSettings, prepare
+from pretrain.data.stream.loader import Loader
+from pretrain.data.tokenizers.train import train_tokenizer
 
 VOCAB_SIZE = 4096
 DOCUMENT_WORDS = 500

@@ -13,13 +13,13 @@ import torch
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_run
 from torch import Tensor, nn
 
-from pretrain.config import RunConfig
-from pretrain.data.batch import IGNORED, make_inputs
-from pretrain.hardware import DTYPES
+from pretrain.config.run import RunConfig
+from pretrain.data.stream.batch import IGNORED, make_inputs
+from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
-from pretrain.optim import make_optimizer, parameter_groups
+from pretrain.optim.make import make_optimizer, parameter_groups
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups
 

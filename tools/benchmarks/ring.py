@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Separators
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 

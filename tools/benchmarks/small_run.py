@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Separators
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.parallel.groups import start_world
 
 NUM_THREADS = 2

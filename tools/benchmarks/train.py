@@ -6,7 +6,7 @@
 2. 2⊗4 beside 8⊗1: tokens/s, and bytes of weights and optimizer. With a small tied vocabulary, so that the layers are the memory.
 3. On a GPU, the 1.5B shape in bf16 with sequences of 2048: MFU, at the largest micro-batch that fits.
 
-On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/host_memory.py`); Llama's runs as it comes.
+On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/device/host_memory.py`); Llama's runs as it comes.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from statistics import median
 import torch
 from benchmarks.turns import Contender, Turn, median_ratio, take_turns
 
-from pretrain.hardware import peak_flops
-from pretrain.host_memory import keep_freed_memory
-from pretrain.model.config import ModelSection
+from pretrain.config.model import ModelSection
+from pretrain.device.hardware import peak_flops
+from pretrain.device.host_memory import keep_freed_memory
 from pretrain.model.count import train_flops_per_token
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 
-from pretrain.progress import Progress
+from pretrain.run.progress import Progress
 
 Turn = Callable[[], float]
 

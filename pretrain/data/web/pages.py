@@ -15,7 +15,7 @@ from trafilatura.utils import decode_file
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from pretrain.data.archives import DamagedArchiveError, open_content
+from pretrain.data.prepare.archives import DamagedArchiveError, open_content
 
 Kind = Literal["warc", "wet"]
 RECORD_TYPES: dict[Kind, str] = {"warc": "response", "wet": "conversion"}

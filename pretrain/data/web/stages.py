@@ -3,7 +3,7 @@
 1. `filter`: pages of the archives; text of HTML (trafilatura); one language (fastText); Gopher's repetition and quality rules, C4's
    without the one on terminal punctuation, and FineWeb's.
 2. `signatures`, `buckets`, `clusters`, `deduplicate`: MinHash; of pages that are nearly the same one stays.
-3. `shards`, `report`: our preparation in parts (`pretrain/data/prepare.py`), the merge, and the table of what was dropped and why.
+3. `shards`, `report`: our preparation in parts (`pretrain/data/prepare/prepare.py`), the merge, and the table of what was dropped and why.
 
 Recipe and thresholds are FineWeb's (Penedo et al. 2024, arXiv:2406.17557, section 3), without its list of addresses. Files of a stage are
 in `<output>/<name of the stage>/`, its logs in `<output>/logs/<name of the stage>/`.
@@ -32,9 +32,9 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.lid import FT176LID
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from pretrain.data.prepare import Part, PrepareSettings, merge_parts, prepare_part
+from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare_part
 from pretrain.data.shards import write_atomically
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.web.pages import Kind, ReadPages, archive_kind
 from pretrain.data.web.report import StepCount, count_steps, render
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pretrain.data.archives import DECODERS, read_bytes
+from pretrain.data.prepare.archives import DECODERS, read_bytes
 
 T = TypeVar("T")
 

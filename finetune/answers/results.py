@@ -1,0 +1,123 @@
+"""Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts and loops."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.answers.scoring import Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoconutRow:
+    """How well a run answers at one number of thoughts and of loops: a line of `eval/coconut.jsonl`."""
+
+    run: str
+    """Name of the run."""
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epoch that was trained last, from 0."""
+    stage: int
+    """Stage of the curriculum that was trained last."""
+    method: str
+    """Name of the method."""
+    split: str
+    """Examples: train, validation, test, or the name of a file."""
+    num_thoughts: int
+    """k: slots of thoughts or pauses; with a classifier, at most."""
+    num_loops: int
+    """L the model was run with."""
+    accuracy: float
+    """Share of exact matches."""
+    stderr: float
+    """Its standard error over examples."""
+    num_examples: int
+    """Examples scored."""
+    new_tokens: float
+    """Mean of latent thoughts and tokens of text."""
+    mean_thoughts: float
+    """Mean of latent thoughts alone."""
+    seconds_per_example: float
+    """Of one rank, in the batches that were chosen."""
+    flops_per_example: float
+    """Mean forward FLOPs, every pass and loop counted."""
+    accuracy_by_chain_length: dict[str, float]
+    """Accuracy by the number of reasoning steps of the example."""
+    examples_by_chain_length: dict[str, int]
+    """Examples by the number of reasoning steps."""
+
+
+def row_of(
+    tally: Tally, *, run: str, step: int, epoch: int, stage: int, method: str, split: str, num_thoughts: int, num_loops: int
+) -> CoconutRow:
+    """The row of a tally of all examples; the arguments are the fields of the same name."""
+    total = tally.total
+    return CoconutRow(
+        run=run,
+        step=step,
+        epoch=epoch,
+        stage=stage,
+        method=method,
+        split=split,
+        num_thoughts=num_thoughts,
+        num_loops=num_loops,
+        accuracy=tally.accuracy,
+        stderr=standard_error(sum(tally.right.values()), total),
+        num_examples=total,
+        new_tokens=(tally.num_thoughts + tally.num_text_tokens) / total,
+        mean_thoughts=tally.num_thoughts / total,
+        seconds_per_example=tally.seconds / total,
+        flops_per_example=tally.flops / total,
+        accuracy_by_chain_length={str(length): tally.right[length] / count for length, count in sorted(tally.num_examples.items())},
+        examples_by_chain_length={str(length): count for length, count in sorted(tally.num_examples.items())},
+    )
+
+
+def standard_error(num_right: int, num_examples: int) -> float:
+    """Standard error of a share: half of Wilson's interval of one deviation, which is not 0 where all or none are right (Wilson 1927)."""
+    share, size = num_right / num_examples, num_examples
+    return math.sqrt(share * (1 - share) / size + 1 / (4 * size**2)) / (1 + 1 / size)
+
+
+class RowKey(NamedTuple):
+    """What makes a row another row than one that is there."""
+
+    run: str
+    step: int
+    split: str
+    num_thoughts: int
+    num_loops: int
+    num_examples: int
+
+
+def key_of(row: CoconutRow) -> RowKey:
+    return RowKey(*(getattr(row, name) for name in RowKey._fields))
+
+
+def append_row(file: Path, row: CoconutRow) -> None:
+    """Add a row to a file, in one write, on a line of its own also after one that a crash cut short.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(row)).encode() + b"\n"
+    with file.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, 2)
+            line = line if stream.read() == b"\n" else b"\n" + line
+        stream.write(line)
+
+
+def read_rows(file: Path) -> Iterator[CoconutRow]:
+    """The rows of a file; lines that hold none, such as one cut short by a crash, are passed over. No file has no rows."""
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            yield CoconutRow(**json.loads(line))
+        except (ValueError, TypeError):
+            continue

@@ -1,0 +1,329 @@
+"""One optimizer step of fine-tuning under DeepSpeed, and its state as pieces of a checkpoint. The only place that knows DeepSpeed.
+
+ZeRO 0 to 3, bf16, fp16 and fp32, on GPUs and on CPUs with gloo, with tensor parallelism by megatron-core's layers. The optimizer is torch's
+AdamW; DeepSpeed cuts its state, gradients or weights over the data-parallel ranks, reduces and clips. Checkpoints are this project's
+(`pretrain/checkpoint`), not DeepSpeed's: nothing is pickled, any number of ranks and any ZeRO stage reads them.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+from torch import nn
+
+from finetune.config import FinetuneConfig, Layout
+from finetune.engine.objective import Objective
+from finetune.engine.optimizer_state import MOMENTS, StateSlice, state_slices
+from finetune.examples.sampler import MicroBatch, StepBatch
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config.run import RunConfig
+from pretrain.device.hardware import DTYPES
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.initialise import initialise, partition_dim
+from pretrain.parallel.groups import Groups, world_from_environment
+from pretrain.parallel.stage import build_stage, megatron_config
+from pretrain.run.signals import REASONS
+
+LARGEST_BUCKET = 200_000_000
+"""Elements that are reduced or gathered together at most."""
+FIRST_LOSS_SCALE_POWER = 16
+"""fp16 starts with gradients scaled by 2 to this power."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did, the same on every rank."""
+
+    loss: float
+    """Negative log-likelihood per supervised token of the effective batch, in nats."""
+    grad_norm: float
+    """Before clipping; NaN where DeepSpeed skipped the update."""
+    skipped: bool
+    """fp16 overflowed: no update, a smaller scale."""
+    stop_code: int
+    """Largest stop code that any rank handed in."""
+
+
+class FinetuneEngine:
+    """A model on its ranks, with its optimizer.
+
+    Args:
+        config: of the run.
+        run: model, sequence length and precision, as a pretraining run has them.
+        layout: how the effective batch lies on the ranks.
+        groups: the process groups of this rank.
+
+    Raises:
+        ValueError: DeepSpeed does not have the precision on this device.
+    """
+
+    def __init__(self, config: FinetuneConfig, run: RunConfig, layout: Layout, groups: Groups) -> None:
+        if config.train.precision == "fp16" and groups.device.type == "cpu":
+            raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs alone; use bf16 or fp32")
+        self.config, self.run, self.groups = config, run, groups
+        if config.train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        deepspeed_logger.setLevel(logging.WARNING)
+        # In fp32 whatever the precision: DeepSpeed narrows the weights itself and keeps wide ones of its own.
+        model = build_stage(run, megatron_config(run, torch.float32), groups)
+        initialise(model, config.run.seed, groups.tensor.rank())
+        objective = Objective(model.to(groups.device), config.method)
+        self.model, self._stop = model, objective.stop
+        self._named = dict(model.named_parameters())
+        self._shapes = {name: self._logical_shape(parameter) for name, parameter in self._named.items()}
+        for name, parameter in () if objective.stop is None else objective.stop.named_parameters():
+            self._named[f"stop/{name}"], self._shapes[f"stop/{name}"] = parameter, tuple(parameter.shape)
+        settings = config.optimizer
+        adamw = torch.optim.AdamW(
+            objective.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
+            weight_decay=settings.weight_decay, fused=True,
+        )  # fmt: skip
+        os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))  # DeepSpeed wants it, also where no launcher has set it
+        # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all others to wait on.
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+        num_parameters = sum(parameter.numel() for parameter in objective.parameters())
+        mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
+        self._engine: Any = deepspeed.initialize(
+            model=objective, optimizer=adamw, config=deepspeed_config(config, layout, num_parameters), mpu=mpu, dist_init_required=False
+        )[0]
+
+    def train_step(self, step: StepBatch, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            step: the micro-batches of this rank.
+            lr: learning rate.
+            wish: gives this rank's wish to stop, 0 for none.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights are those from before the step.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        replicas = self.groups.data.size()
+        nll = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for number, micro_batch in enumerate(step.micro_batches):
+            loss, plain = self._engine(self._on_device(micro_batch), step)
+            nll += plain
+            # DeepSpeed takes means over micro-batches and replicas; the loss is a sum over them.
+            self._engine.backward(loss * (replicas * len(step.micro_batches)))
+            if number < len(step.micro_batches) - 1:
+                self._engine.step()
+        total, stop_code = self._agree(nll, wish())
+        if not torch.isfinite(torch.tensor(total)):
+            raise FloatingPointError(f"the loss is {total}")
+        plain_norm = self._plain_norm() if isinstance(self._engine.optimizer, torch.optim.Optimizer) else None
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
+        skipped = bool(getattr(self._engine.optimizer, "overflow", False))
+        grad_norm = float("nan") if skipped else float(norm)
+        return StepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped, stop_code=stop_code)
+
+    def _plain_norm(self) -> float:
+        """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""
+        squares = torch.zeros((), device=self.groups.device)
+        for parameter in self._named.values():
+            is_counted_here = partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
+            if parameter.grad is not None and is_counted_here:
+                squares += parameter.grad.float().square().sum()
+        dist.all_reduce(squares, group=self.groups.tensor)
+        return float(squares.sqrt())
+
+    def agree_to_stop(self, wish: int) -> int:
+        """The largest wish to stop of all ranks. Collective."""
+        return self._agree(torch.zeros((), dtype=torch.float64, device=self.groups.device), wish)[1]
+
+    def reset_optimizer(self) -> None:
+        """Moments and their count of updates start from zero again."""
+        for piece in self._slices():
+            piece.step.zero_()
+            for moment in piece.moments.values():
+                moment.zero_()
+
+    @contextmanager
+    def whole_model(self) -> Iterator[tuple[LoopedGPT, nn.Linear | None]]:
+        """The model to answer with, and its stop classifier: this rank's tensor-parallel part, not cut by ZeRO. Collective."""
+        if self.config.engine.zero_stage < 3:
+            yield self.model, self._stop
+            return
+        model = build_stage(self.run, megatron_config(self.run, DTYPES[self.run.train.precision]), self.groups)
+        stop = None if self._stop is None else nn.Linear(self.run.model.hidden_size, 1)
+        targets = {**dict(model.named_parameters()), **({} if stop is None else {f"stop/{n}": p for n, p in stop.named_parameters()})}
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    targets[name].data = parameter.detach().clone()
+        yield model.to(self.groups.device), stop
+
+    def weights(self) -> list[Piece]:
+        """This rank's fp32 weights, as pieces of a checkpoint."""
+        return [self._piece(_stored(piece.name), piece, piece.master) for piece in self._owned_slices()]
+
+    def pieces(self) -> list[Piece]:
+        """This rank's weights and moments, as pieces of a checkpoint."""
+        moments = [
+            self._piece(f"optimizer/{moment}/{piece.name}", piece, piece.moments[moment])
+            for piece in self._owned_slices()
+            for moment in MOMENTS
+        ]
+        return self.weights() + moments
+
+    def meta(self) -> dict[str, Any]:
+        """What else a resumed run needs, as JSON values."""
+        step = next((float(piece.step) for piece in self._slices()), 0.0)
+        counts: list[float | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, step)
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        scale = {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float, bool))} if scaler else {}
+        return {"updates_since_reset": max(count for count in counts if count is not None), "loss_scaler": scale}
+
+    @torch.no_grad()
+    def load(self, reader: CheckpointReader, meta: dict[str, Any] | None = None) -> None:
+        """Take weights and, with the `meta` of a checkpoint of fine-tuning, everything else that training goes on with.
+
+        Raises:
+            ValueError: the checkpoint is of another model.
+            OSError: it cannot be read.
+        """
+        names = {name for name in self._named if meta is not None or not name.startswith("stop/")}
+        for piece in self._slices():
+            if piece.name not in names:
+                continue
+            reader.load([self._piece(_stored(piece.name), piece, piece.master)])
+            if meta is not None:
+                reader.load([self._piece(f"optimizer/{moment}/{piece.name}", piece, tensor) for moment, tensor in piece.moments.items()])
+                piece.step.fill_(meta["updates_since_reset"])
+            if hasattr(piece.parameter, "ds_tensor"):
+                ds_tensor = piece.parameter.ds_tensor  # type: ignore[attr-defined]
+                ds_tensor.data.view(-1)[: piece.master.numel()].copy_(piece.master)
+        for name in names:
+            parameter = self._named[name]
+            if not hasattr(parameter, "ds_tensor"):
+                part = self._part(parameter)
+                parameter.data.copy_(reader.read(_stored(name), *part, 0, parameter.numel()).view_as(parameter))
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        for key, value in (meta or {}).get("loss_scaler", {}).items():
+            setattr(scaler, key, value)
+
+    def _on_device(self, micro_batch: MicroBatch) -> MicroBatch:
+        device, teacher = self.groups.device, micro_batch.teacher
+        return MicroBatch(
+            batch=micro_batch.batch.to(device), num_slots=micro_batch.num_slots, teacher=None if teacher is None else teacher.to(device)
+        )
+
+    def _agree(self, nll: torch.Tensor, wish: int) -> tuple[float, int]:
+        """The sum of the replicas' losses, and the largest wish to stop of all ranks, in one collective."""
+        values = torch.zeros(1 + len(REASONS), dtype=torch.float64, device=self.groups.device)
+        values[0] = nll / self.groups.tensor.size()  # tensor-parallel ranks hold the same
+        values[1 + wish] = 1
+        dist.all_reduce(values)
+        total, *wishes = values.tolist()
+        return total, max(code for code, count in enumerate(wishes) if count)
+
+    def _slices(self) -> Iterator[StateSlice]:
+        return state_slices(self._engine.optimizer, self._named.items())
+
+    def _owned_slices(self) -> Iterator[StateSlice]:
+        """The slices that this rank saves: those of weights that all tensor-parallel or data-parallel ranks hold are saved once."""
+        is_whole_on_all = self.config.engine.zero_stage == 0 and not hasattr(next(iter(self._named.values())), "_hp_mapping")
+        for piece in self._slices():
+            if is_whole_on_all and self.groups.data.rank():
+                continue
+            if self.groups.tensor.rank() and partition_dim(piece.parameter) is None:
+                continue
+            yield piece
+
+    def _piece(self, name: str, piece: StateSlice, tensor: torch.Tensor) -> Piece:
+        dim, index, count = self._part(piece.parameter)
+        return Piece(
+            name=name, tensor=tensor, shape=self._shapes[piece.name],
+            partition_dim=dim, partition_index=index, partition_count=count, start=piece.start,
+        )  # fmt: skip
+
+    def _part(self, parameter: nn.Parameter) -> tuple[int | None, int, int]:
+        dim = partition_dim(parameter)
+        return (None, 0, 1) if dim is None else (dim, self.groups.tensor.rank(), self.groups.tensor.size())
+
+    def _logical_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        shape, dim = list(parameter.shape), partition_dim(parameter)
+        if dim is not None:
+            shape[dim] *= self.groups.tensor.size()
+        return tuple(shape)
+
+
+def _stored(name: str) -> str:
+    """Name of a parameter in a checkpoint."""
+    return name if name.startswith("stop/") else f"weights/{name}"
+
+
+def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: by default it clips at 1.0.
+
+    Args:
+        config: of the run.
+        layout: how the effective batch lies on the ranks.
+        num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every backward pass.
+    """
+    train, engine = config.train, config.engine
+    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # DeepSpeed wants it even
+    return {
+        "train_batch_size": train.effective_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_clipping": config.optimizer.clip_grad_norm,
+        "zero_optimization": {
+            "stage": engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 0,  # so that every weight is cut alike, and found alike
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "fp16": {"enabled": train.precision == "fp16", "initial_scale_power": FIRST_LOSS_SCALE_POWER},
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+class _ModelParallel:
+    """Our process groups as DeepSpeed asks for them."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.tensor
+
+    def get_model_parallel_rank(self) -> int:
+        return self._groups.tensor.rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._groups.tensor.size()
+
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.tensor
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._groups.tensor.rank()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._groups.tensor.size()
+
+    def get_tensor_model_parallel_src_rank(self) -> int:
+        return dist.get_process_group_ranks(self._groups.tensor)[0]
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.data
+
+    def get_data_parallel_rank(self) -> int:
+        return self._groups.data.rank()
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._groups.data.size()

@@ -1,0 +1,124 @@
+"""Which rows an optimizer step trains on, and how they lie on ranks: a function of (seed, epoch, step) and of nothing that is stored.
+
+1. An epoch is a permutation of the examples, drawn from (seed, epoch); step i takes the i-th `effective_batch` of them.
+2. Every example is cut as the curriculum says (`draw_cut`) and laid out as a row.
+3. The rows of a step are sorted by slots and length, and dealt in micro-batches to ranks in turn. So micro-batches hold rows of a kind, and
+   ranks that work side by side have about as much to do. The loss is summed over all rows and divided by all targets, so neither the
+   dealing nor the number of ranks changes it.
+
+All ranks compute the plan of the whole step, which costs a millisecond: that is how they agree on the passes of each micro-batch without a
+word, as ZeRO-3 and tensor parallelism need.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.config import FinetuneConfig, Layout
+from finetune.examples.examples import EncodedExample
+from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
+from finetune.latent.forward import LatentBatch
+from finetune.method.curriculum import Cut, draw_cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Rows of one forward pass of this rank."""
+
+    batch: LatentBatch
+    num_slots: int
+    """Most latent slots of a row of any rank at the same turn."""
+    teacher: LatentBatch | None
+    """The same examples with their chain in text, where thoughts learn from it (CODI)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """Everything one optimizer step needs, on this rank."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_examples: int
+    """Of all ranks, like the following."""
+    num_targets: int
+    """Supervised tokens."""
+    num_teacher_targets: int
+    """Supervised tokens of the teacher's rows."""
+    num_thoughts: int
+    """Latent slots."""
+    num_tokens: int
+    """Positions that are no padding."""
+
+
+class Sampler:
+    """The steps of a run, as one data-parallel rank sees them.
+
+    Args:
+        examples: of the training set.
+        maker: lays them out.
+        config: method, curriculum, seed and batch.
+        layout: ranks and accumulation.
+        rank: data-parallel rank.
+    """
+
+    def __init__(self, examples: Sequence[EncodedExample], maker: RowMaker, config: FinetuneConfig, layout: Layout, rank: int) -> None:
+        self._examples, self._maker, self._config = examples, maker, config
+        self._layout, self._rank = layout, rank
+        removes_tokens = config.chosen_method.removal == "token"
+        self._chain_lengths = [sum(map(len, example.steps)) if removes_tokens else len(example.steps) for example in examples]
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def require_length(self, seq_len: int) -> None:
+        """Raise a ValueError that names the first example which can be longer than `seq_len` tokens."""
+        most_slots = Cut(0, self._config.curriculum.max_slots if self._maker.has_markers else 0)
+        for number, example in enumerate(self._examples):
+            longest = len(self._maker.row(example, most_slots).tokens)
+            if longest > seq_len:
+                limit = f"train.seq_len={seq_len}: leave it out or raise that"
+                raise ValueError(f"data.train: example {number} can have {longest} tokens, more than {limit}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._examples) // self._config.train.effective_batch)
+
+    def step(self, epoch: int, index: int) -> StepBatch:
+        """Step `index` of an epoch; the last one of an epoch may hold fewer examples."""
+        size = self._config.train.effective_batch
+        numbers = self._order_of(epoch)[index * size : (index + 1) * size]
+        rows = sorted(((self._row(epoch, int(number)), int(number)) for number in numbers), key=lambda row: _kind(row[0]))
+        rows += [(EMPTY_ROW, -1)] * (size - len(rows))
+        num_rows = self._config.train.micro_batch
+        turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same turn
+        teachers = [self._teacher_row(number) for _, number in rows] if self._config.method.distillation_weight else []
+        micro_batches = []
+        for start in range(0, size, turn):
+            own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
+            num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
+            teacher = collate(teachers[own]) if teachers else None
+            micro_batches.append(MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, teacher=teacher))
+        return StepBatch(
+            micro_batches=tuple(micro_batches),
+            num_examples=len(numbers),
+            num_targets=sum(row.num_targets for row, _ in rows),
+            num_teacher_targets=sum(row.num_targets for row in teachers),
+            num_thoughts=sum(row.num_thoughts for row, _ in rows),
+            num_tokens=sum(len(row.tokens) for row, number in rows if number >= 0),
+        )
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._config.run.seed, epoch))))
+            self._order = epoch, generator.permutation(len(self._examples))
+        return self._order[1]
+
+    def _row(self, epoch: int, number: int) -> Row:
+        config = self._config
+        cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number])
+        return self._maker.row(self._examples[number], cut)
+
+    def _teacher_row(self, number: int) -> Row:
+        return self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW
+
+
+def _kind(row: Row) -> tuple[int, int]:
+    return row.num_thoughts, len(row.tokens)

@@ -1,0 +1,121 @@
+"""From an example and its cut to a row of tokens, and from rows to a batch; masks and labels are made here and nowhere else.
+
+    question  <bot> slot ... slot <eot>  remaining steps  answer eos
+              ^^^^^^^^^^^^^^^^^^^^^^^^^ where the method has slots
+
+Loss is on the text after `<eot>` (after the question, where there are no markers): the label of a position is the token after it, so
+`<eot>` itself is never predicted, and its position predicts the first token of what follows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from finetune.examples.examples import EncodedExample
+from finetune.latent.forward import LatentBatch
+from finetune.method.curriculum import CurriculumSection, Cut
+from finetune.method.methods import Method
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+IGNORED = -100
+"""Label of a position that predicts nothing."""
+
+
+class Row(NamedTuple):
+    """One sequence."""
+
+    tokens: tuple[int, ...]
+    first_target: int
+    """Where the supervised text begins."""
+    first_slot: int
+    """Where latent slots begin, or would; at least 1."""
+    num_thoughts: int
+    """Latent slots."""
+    answer: int
+    """Where the first token of the answer itself, after its mark, is predicted; -1 where there is none."""
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens."""
+        return len(self.tokens) - self.first_target
+
+
+class RowMaker:
+    """Makes rows of one method.
+
+    Args:
+        method: what fills the slots.
+        curriculum: its c decides whether there are markers at all.
+        markers_in_first_stage: whether a row without slots has markers.
+        tokenizer: knows the special ids.
+
+    Raises:
+        ValueError: the tokenizer was made without the tokens of latent thoughts.
+    """
+
+    def __init__(self, method: Method, curriculum: CurriculumSection, markers_in_first_stage: bool, tokenizer: Tokenizer) -> None:
+        self.method = method
+        self.has_markers = method.slots != "none" and curriculum.max_slots > 0
+        self._markers_in_first_stage = markers_in_first_stage
+        self._specials = (tokenizer.bot_id, tokenizer.eot_id, tokenizer.latent_id, tokenizer.pause_id) if self.has_markers else (0, 0, 0, 0)
+
+    def prompt(self, question: Sequence[int]) -> tuple[int, ...]:
+        """What stands before the first slot."""
+        return (*question, self._specials[0]) if self.has_markers else tuple(question)
+
+    def row(self, example: EncodedExample, cut: Cut) -> Row:
+        """An example with the front of its chain taken away and slots put in."""
+        _, eot, latent, pause = self._specials
+        head, before = self.prompt(example.question), ()
+        if self.has_markers and (cut.num_slots or self._markers_in_first_stage):
+            before = (latent if self.method.slots == "thought" else pause,) * cut.num_slots + (eot,)
+        elif self.has_markers:
+            head = example.question
+        if self.method.removal == "token":
+            chain = [token for step in example.steps for token in step][cut.removed :]
+        else:
+            chain = [token for step in example.steps[cut.removed :] for token in step]
+        num_thoughts = cut.num_slots if self.method.slots == "thought" else 0
+        return _row(head, (*before,), (*chain,), example, num_thoughts)
+
+    def teacher_row(self, example: EncodedExample) -> Row:
+        """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the answer."""
+        chain = (token for step in example.steps[:-1] for token in step)
+        return _row(example.question, (), (*chain,), example, 0)
+
+
+def _row(head: Sequence[int], slots: Sequence[int], chain: Sequence[int], example: EncodedExample, num_thoughts: int) -> Row:
+    tokens = (*head, *slots, *chain, *example.answer)
+    answer = len(tokens) - len(example.answer) + example.num_mark_tokens - 1
+    return Row(tokens, len(head) + len(slots), len(head), num_thoughts, answer)
+
+
+EMPTY_ROW = Row((0, 0), 2, 1, 0, -1)
+"""Fills the last batch of an epoch: nothing to predict."""
+
+
+def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBatch:
+    """Rows as a batch: padded on the left so that all slots begin at one place, and on the right."""
+    first_slot = max(row.first_slot for row in rows)
+    padding = [first_slot - row.first_slot for row in rows]
+    length = max(shift + len(row.tokens) for shift, row in zip(padding, rows, strict=True))
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    labels = torch.full((len(rows), length), IGNORED)
+    is_latent = torch.zeros(len(rows), length, dtype=torch.bool)
+    for number, (shift, row) in enumerate(zip(padding, rows, strict=True)):
+        end = shift + len(row.tokens)
+        tokens[number, shift:end] = torch.tensor(row.tokens)
+        labels[number, shift + row.first_target - 1 : end - 1] = tokens[number, shift + row.first_target : end]
+        is_latent[number, first_slot : first_slot + row.num_thoughts] = True
+    supervised = (labels >= 0).flatten().nonzero().flatten()
+    batch = LatentBatch(
+        tokens=tokens,
+        labels=labels,
+        supervised=supervised,
+        first_token=torch.tensor(padding),
+        is_latent=is_latent,
+        first_slot=first_slot,
+        answer=torch.tensor([shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]),
+    )
+    return batch if device is None else batch.to(device)

@@ -1,0 +1,82 @@
+"""Self-distillation from reasoning in text into latent thoughts (CODI, arXiv 2502.21074).
+
+One model is teacher and student. The teacher reads the chain in text, the student has thoughts in place of steps; both end with the same
+answer. At the position that predicts its first token, after the mark of an answer, all reasoning has to have arrived. The student's state
+there is pulled towards the teacher's, which stands still, after every application of every layer:
+
+    L = Σ over rows of the mean over applications l of mean |student_l - stop(teacher_l)| / std(teacher_l).
+
+The objective adds it, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state over its width,
+not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their own; a state is taken as it leaves
+its layer, before the final norm; thoughts re-enter as in Coconut, without a projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so
+that the model and its checkpoints stay what they are.
+
+Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row a layer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.latent.attention import LatentCache
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.layers import Layer
+
+WatchedStates = dict[int, Tensor]
+"""States [b, d] by number of the layer application, in their order."""
+
+
+@contextmanager
+def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
+    """Keep the state of one position of every row after every layer application of the latent forward that runs inside.
+
+    Args:
+        model: it keeps its activations (`recompute` is "none").
+        places: int64 [b], where in the batch; a negative one gives zeros.
+
+    Yields:
+        The states, filled as the forward proceeds; gradients flow through them.
+    """
+    assert model.recompute == "none", "a layer computed twice would be seen twice"
+    watched: WatchedStates = {}
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], states: Tensor) -> None:
+        _, context, slot = inputs
+        cache = context.cache
+        assert isinstance(cache, LatentCache) and cache.places is not None, "only a latent forward can be watched"
+        if cache.segment == "trial":
+            return
+        is_place = (cache.places == places[:, None]).to(states.dtype)  # [b, s], at most one in a row, in one segment alone
+        picked = torch.bmm(is_place[:, None], states.view(context.batch, -1, states.shape[-1]))[:, 0]
+        watched[slot] = watched[slot] + picked if slot in watched else picked
+
+    handles = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, Layer)]
+    try:
+        yield watched
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Tensor) -> Tensor:
+    """Distance of the student's states from the teacher's; no gradient flows to the teacher.
+
+    Args:
+        student: of every layer application.
+        teacher: the same applications of the same rows.
+        places: int64 [b]; rows with a negative one are left out.
+
+    Returns:
+        Scalar in fp32 or wider: the sum over rows of the mean over applications.
+    """
+    assert student.keys() == teacher.keys(), "teacher and student pass the same layers"
+    ours, theirs = (torch.stack([states[slot] for slot in sorted(student)]) for states in (student, teacher))  # [applications, b, d]
+    wide = torch.promote_types(ours.dtype, torch.float32)
+    theirs = theirs.detach().to(wide)
+    is_compared = places >= 0
+    deviation = torch.where(is_compared, theirs.std(dim=-1), 1.0)
+    distance = ((ours.to(wide) - theirs).abs().mean(dim=-1) / deviation).mean(dim=0)  # [b]
+    return torch.where(is_compared, distance, 0.0).sum()

@@ -1,0 +1,92 @@
+"""A fine-tuned run ready to answer: model, tokenizer, configuration and, where one was trained, the classifier that ends its thoughts.
+
+The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/run/trained_model.py`) whose `meta` also holds
+the fine-tuning configuration and the epoch; the classifier is under "stop/". `<run>/best` is a run directory of its own with the weights
+that did best in the last stage, so it is taken where it is there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.config import FinetuneConfig
+from finetune.method.curriculum import stage_at
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.model.gpt import LoopedGPT
+from pretrain.run.trained_model import TrainedModel, load_trained_model
+
+BEST = "best"
+"""Folder of the best checkpoint in a run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedModel:
+    trained: TrainedModel
+    """Model, tokenizer and step."""
+    config: FinetuneConfig
+    stop_classifier: nn.Linear | None
+    """Ends thoughts where its output is above 0; None where a fixed number of them ends them."""
+    run_dir: Path
+    """Directory of the run, also for its best checkpoint: where results go."""
+    epoch: int
+    """Epoch that was trained last, from 0."""
+
+    @property
+    def stage(self) -> int:
+        """Stage of the curriculum that was trained last."""
+        return stage_at(self.config.curriculum, self.config.chosen_method, self.epoch)
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether thoughts or pauses stand between question and text, so that their number can be chosen."""
+        return self.config.chosen_method.slots != "none" and self.config.curriculum.max_slots > 0
+
+
+def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = None) -> FinetunedModel:
+    """Load a fine-tuned run.
+
+    Args:
+        run_dir: directory of the run, or of its best checkpoint.
+        device: where the model goes.
+        step: of the checkpoint. Default: the best one, or where there is none the newest good one.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, it is damaged, or it was not fine-tuned.
+        OSError: a file cannot be read.
+    """
+    has_best = (run_dir / BEST / "checkpoints").is_dir()
+    trained = load_trained_model(run_dir / BEST if has_best and step is None else run_dir, device, step=step)
+    meta = trained.checkpoint.meta
+    if "finetune" not in meta:
+        raise ValueError(f"{run_dir} was not fine-tuned: train it with finetune/coconut.py --init {run_dir}")
+    return FinetunedModel(
+        trained=trained,
+        config=FinetuneConfig.model_validate(meta["finetune"]),
+        stop_classifier=load_stop_classifier(trained.checkpoint, trained.model),
+        run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
+        epoch=_last_epoch(meta),
+    )
+
+
+def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linear | None:
+    """The classifier that ends the thoughts of a model, on its device and in its precision; None where none was trained.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+    """
+    if "stop/weight" not in reader.tensors:
+        return None
+    weight, bias = (reader.read_whole(f"stop/{name}") for name in ("weight", "bias"))
+    classifier = nn.Linear(weight.shape[1], 1)
+    classifier.load_state_dict({"weight": weight, "bias": bias})
+    parameter = next(model.parameters())
+    return classifier.to(parameter.device, parameter.dtype)
+
+
+def _last_epoch(meta: dict[str, Any]) -> int:
+    """The epoch that was trained last: a checkpoint to go on from names the one to train next, unless it is in the middle of it."""
+    is_next = "progress" in meta and meta["progress"]["step_in_epoch"] == 0
+    return max(meta["epoch"] - is_next, 0)

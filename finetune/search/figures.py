@@ -1,0 +1,264 @@
+"""The figures of the latent search (`tools/latent_search.py`), each saved to every file given; the suffix says the format.
+
+Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first version): classes of reasoning 3, the tree 5 and 6,
+parallelism 7, height 8.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.answers.results import CoconutRow
+from finetune.search.latent_search import ThoughtStatistics
+from finetune.search.search_tree import HeightValue, Process, ProcessBar
+from finetune.search.tree_layout import TreeView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+# Colours that differ for colour-blind readers too (Okabe and Ito 2008).
+BLUE, ORANGE, GREEN, RED, YELLOW, SKY, PINK, GREY = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#999999"),
+)
+PROCESS_COLOURS = {
+    Process.CORRECT_PATH: BLUE,
+    Process.LONGER_PATH: SKY,
+    Process.HALLUCINATION: RED,
+    Process.WRONG_TARGET: ORANGE,
+    Process.CORRECT_LABEL: GREEN,
+    Process.INCORRECT_LABEL: PINK,
+}
+LOOP_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+MAX_PANELS = 4
+"""Numbers of thoughts side by side."""
+
+
+@contextmanager
+def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure, in inches, that is saved at the end."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for file in files:
+            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
+    """Accuracy of the answers, and classes of the reasoning, for every number of thoughts."""
+    with new_figure(files, 10.5, 1.6 + 0.36 * len(bars)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
+        places = range(len(bars))
+        left.barh(
+            places, [100 * bar.accuracy for bar in bars], xerr=[100 * bar.stderr for bar in bars], color=GREY, error_kw={"capsize": 2}
+        )
+        left.set_yticks(places, [bar.label for bar in bars])
+        left.invert_yaxis()
+        left.set_xlim(0, 104)
+        left.set_xlabel("right answers (%)")
+        left.set_title("Answers", loc="left", fontweight="bold")
+        before = [0.0] * len(bars)
+        for process in Process:
+            shares = [100 * bar.shares[process] for bar in bars]
+            drawn = right.barh(places, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
+            right.bar_label(
+                drawn, [f"{share:.0f}" if share >= 5 else "" for share in shares], label_type="center", fontsize=8, color="white"
+            )
+            before = [start + share for start, share in zip(before, shares, strict=True)]
+        right.set_xlim(0, 100)
+        right.set_xlabel("answers (%)")
+        right.set_title("Reasoning in the text", loc="left", fontweight="bold")
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+
+
+def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
+    """How much of the value the best nodes have together, over the questions, for each number of thoughts.
+
+    Args:
+        tops: `top_values` by number of thoughts.
+        files: to save to.
+    """
+    with new_figure(files, 0.6 + 3.1 * len(tops), 3.3) as figure:
+        panels = figure.subplots(1, len(tops), sharey=True, squeeze=False)[0]
+        for place, (num_thoughts, curves) in zip(panels, tops.items(), strict=True):
+            below: Sequence[float] = [0.0] * len(curves[0])
+            for count, (curve, colour) in enumerate(zip(curves, (BLUE, ORANGE, GREEN), strict=True), start=1):
+                percentiles = [100 * (number + 0.5) / len(curve) for number in range(len(curve))]
+                place.plot(percentiles, curve, color=colour, linewidth=1.5, label=f"top {count}")
+                place.fill_between(percentiles, below, curve, color=colour, alpha=0.18, linewidth=0)
+                below = curve
+            place.set_xlim(0, 100)
+            place.set_ylim(0, 1.02)
+            _grid(place)
+            place.set_xlabel("percentile of the questions")
+            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+        panels[0].set_ylabel("value together")
+        panels[0].legend(frameon=False, fontsize=9)
+
+
+def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[Path]) -> None:
+    """Mean value of right and wrong nodes of the frontier against their height, for each number of thoughts."""
+    with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
+        panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
+        for place, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
+            for is_right, colour, marker, label in ((True, BLUE, "o", "leads to the target"), (False, RED, "s", "does not lead there")):
+                chosen = [group for group in groups if group.is_right is is_right]
+                place.errorbar(
+                    [group.height for group in chosen],
+                    [group.mean for group in chosen],
+                    yerr=[group.stderr for group in chosen],
+                    color=colour,
+                    marker=marker,
+                    markeredgecolor="white",
+                    linewidth=1.3,
+                    capsize=2,
+                    label=label,
+                )
+            place.xaxis.get_major_locator().set_params(integer=True)
+            place.margins(x=0.12)
+            place.set_ylim(bottom=0)
+            _grid(place)
+            place.set_xlabel("height: steps to the nearest leaf")
+            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+        panels[0].set_ylabel("mean value of a frontier node")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
+def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
+    """What can be reached in the graph of one question, every node with its value after so many thoughts."""
+    from matplotlib import colormaps
+
+    shades = colormaps["Blues"]
+    first = next(iter(views.values()))
+    width = max(2.8, 0.62 * first.width)
+    with new_figure(files, 0.4 + width * len(views), 1.0 + 0.95 * first.depth) as figure:
+        panels = figure.subplots(1, len(views), squeeze=False)[0]
+        for place, (num_thoughts, view) in zip(panels, views.items(), strict=True):
+            _draw_nodes(place, view, shades)
+            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+            place.margins(0.14, 0.08)
+            place.set_axis_off()
+        caption = "shade and number: value; dark ring: frontier; green ring: target; dark arrows: shortest paths"
+        figure.supxlabel(caption, fontsize=8.5, color="#444444")
+
+
+def _draw_nodes(place: "Axes", view: TreeView, shades: "Colormap") -> None:
+    for edge in view.edges:
+        begin, end = view.nodes[edge.parent].place, view.nodes[edge.child].place
+        colour, thickness = ("#444444", 1.8) if edge.is_shortest else ("#bbbbbb", 0.9)
+        bend = 0.0 if begin[1] - end[1] == 1 else 0.22  # past the nodes that a straight line would go through
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": thickness, "shrinkA": 12, "shrinkB": 12}
+        place.annotate("", xy=end, xytext=begin, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"}, zorder=1)
+    for node in view.nodes.values():
+        ring, thickness = (GREEN, 2.4) if node.is_target else ("#222222" if node.is_frontier else "#bbbbbb", 1.3)
+        place.scatter(*node.place, s=560, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2)
+        text = node.name if node.is_root else f"{node.name}\n{node.value:.2f}"
+        ink = "white" if node.value > 0.6 else "black"
+        place.annotate(text, node.place, ha="center", va="center", fontsize=7.5, zorder=3, color=ink)
+
+
+def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]) -> None:
+    """Length and direction of thoughts, and what those about one question decode to."""
+    num_thoughts = len(found.norms)
+    places = list(range(1, num_thoughts + 1))
+    with new_figure(files, 11.5, 3.4) as figure:
+        size, turn, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
+        size.errorbar(places, found.norms, yerr=found.norm_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2, label="thoughts")
+        low, high = found.token_norm - found.token_norm_deviation, found.token_norm + found.token_norm_deviation
+        size.axhspan(low, high, color=GREY, alpha=0.3, linewidth=0)
+        size.axhline(found.token_norm, color=GREY, linewidth=1.3, label="token embeddings")
+        size.set_ylim(0, None)
+        size.set_ylabel("length of the vector")
+        size.set_title("Size", loc="left", fontweight="bold")
+        size.legend(frameon=False, fontsize=9)
+        turn.errorbar(places[1:], found.cosines, yerr=found.cosine_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2)
+        turn.axhline(0, color=GREY, linewidth=1)
+        turn.set_ylim(-1.05, 1.05)
+        turn.set_ylabel("cosine with the thought before")
+        turn.set_title("Direction", loc="left", fontweight="bold")
+        for place in (size, turn):
+            place.set_xlabel("thought")
+            place.set_xlim(0.5, num_thoughts + 0.5)
+            place.set_xticks(places)
+            _grid(place)
+        words.set_axis_off()
+        words.set_title(f"Likeliest tokens, question {question}", loc="left", fontweight="bold")
+        cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens[question]]
+        names = [f"thought {place}" for place in places]
+        table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
+        table.auto_set_font_size(False)
+        table.set_fontsize(8)
+
+
+def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
+    """Accuracy at every number of thoughts and loops: against the FLOPs of an answer, and as a table."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+    loops, thoughts = (sorted({getattr(row, name) for row in rows}) for name in ("num_loops", "num_thoughts"))
+    with new_figure(files, 10.5, 3.6) as figure:
+        cost, cells = figure.subplots(1, 2, width_ratios=(1.4, 1))
+        for number, num_loops in enumerate(loops):
+            chosen = sorted((row for row in rows if row.num_loops == num_loops), key=lambda row: row.num_thoughts)
+            spent, accuracies = [row.flops_per_example for row in chosen], [100 * row.accuracy for row in chosen]
+            colour, label = LOOP_COLOURS[number % len(LOOP_COLOURS)], f"{num_loops} loop{'s' * (num_loops > 1)}"
+            errors = [100 * row.stderr for row in chosen]
+            cost.errorbar(
+                spent, accuracies, yerr=errors, color=colour, marker="o", markersize=5, linewidth=1.2, elinewidth=0.8, label=label
+            )
+            for row in chosen:
+                where = (row.flops_per_example, 100 * row.accuracy)
+                cost.annotate(str(row.num_thoughts), where, xytext=(4, 5), textcoords="offset points", fontsize=8, color=colour)
+        best = best_for_cost(rows)
+        ends = [*best, (max(row.flops_per_example for row in rows), best[-1][1])]
+        cost.step(*zip(*ends, strict=True), where="post", color=GREY, linestyle=":", linewidth=1.3, zorder=0, label="best for the cost")
+        if len(loops) > 1:
+            cost.set_xscale("log")
+            is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
+            cost.xaxis.set_major_locator(LogLocator(base=10, numticks=6) if is_wide else MaxNLocator(nbins=5))
+            cost.xaxis.set_minor_locator(NullLocator())
+        cost.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _grid(cost)
+        cost.set_xlabel("forward FLOPs of an answer (number at a point: thoughts)")
+        cost.set_ylabel("right answers (%)")
+        cost.set_title("Accuracy against cost", loc="left", fontweight="bold")
+        cost.legend(frameon=False, fontsize=9)
+        _draw_cells(cells, rows, loops, thoughts)
+
+
+def best_for_cost(rows: Sequence[CoconutRow]) -> list[tuple[float, float]]:
+    """(FLOPs of an answer, accuracy in %) of every row that no cheaper one, and none of the same cost, is as good as."""
+    best: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: (row.flops_per_example, -row.accuracy)):
+        if not best or 100 * row.accuracy > best[-1][1]:
+            best.append((row.flops_per_example, 100 * row.accuracy))
+    return best
+
+
+def _draw_cells(place: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int], thoughts: Sequence[int]) -> None:
+    accuracy = {(row.num_loops, row.num_thoughts): 100 * row.accuracy for row in rows}
+    shown = [[accuracy.get((num_loops, count), float("nan")) for count in thoughts] for num_loops in loops]
+    place.imshow(shown, cmap="Blues", vmin=0, vmax=125, aspect="auto")
+    for line, values in enumerate(shown):
+        for column, value in enumerate(values):
+            place.annotate(f"{value:.0f}", (column, line), ha="center", va="center", color="white" if value > 70 else "black")
+    place.set_xticks(range(len(thoughts)), [str(count) for count in thoughts])
+    place.set_yticks(range(len(loops)), [str(count) for count in loops])
+    place.set_xlabel("thoughts")
+    place.set_ylabel("loops")
+    place.set_title("Right answers (%)", loc="left", fontweight="bold")
+
+
+def _grid(place: "Axes") -> None:
+    place.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    place.set_axisbelow(True)
+
+
+def _after(num_thoughts: int) -> str:
+    return f"after {num_thoughts} thought{'s' * (num_thoughts != 1)}"

@@ -1,0 +1,183 @@
+"""All analyses of the latent search of one run (`tools/latent_search.py`), as numbers in files and as figures.
+
+`numbers.json` has everything but the single nodes, which are in `node_values.csv`.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from finetune.answers.evaluation import Questions
+from finetune.answers.results import CoconutRow, standard_error
+from finetune.answers.scoring import answer_examples, answer_settings, is_right, prompt_of
+from finetune.examples.examples import encode_examples
+from finetune.latent.generation import AnswerSettings
+from finetune.run.finetuned_model import FinetunedModel
+from finetune.search.figures import MAX_PANELS, draw_grid, draw_heights, draw_parallelism, draw_process, draw_thoughts, draw_tree
+from finetune.search.graph_text import form_of
+from finetune.search.latent_search import ThoughtStatistics, search_values, thought_statistics
+from finetune.search.search_tree import NodeValue, Process, ProcessBar, frontier_share, judge, top_values, values_by_height
+from finetune.search.tree_layout import view_tree
+
+SUFFIXES = (".png", ".svg")
+
+
+class Searcher:
+    """Runs the analyses on the questions of one run.
+
+    Args:
+        finetuned: the run.
+        questions: those of ProsQA, in words or symbols.
+        batch: questions worked on together.
+
+    Raises:
+        ValueError: the run has no slots for thoughts, or a question is none of ProsQA.
+    """
+
+    def __init__(self, finetuned: FinetunedModel, questions: Questions, batch: int) -> None:
+        if not finetuned.has_slots:
+            method = finetuned.config.method.name
+            raise ValueError(f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs")
+        self.finetuned, self.questions, self.batch = finetuned, questions, batch
+        self.form = form_of(questions.examples[0].question)
+        self.graphs = [self.form.graph(example.question) for example in questions.examples]
+
+    def judge(self, num_thoughts: int) -> ProcessBar:
+        """Classes of the answers after so many thoughts."""
+        settings = self._settings(num_thoughts)
+        name = "pause" if settings.slots == "pause" else "thought"
+        label = f"{num_thoughts} {name}{'s' * (num_thoughts != 1)}"
+        return self._judge(self.finetuned, self.questions, settings, is_partial=num_thoughts > 0, label=label)
+
+    def judge_other(self, other: FinetunedModel) -> ProcessBar:
+        """Classes of another run's answers to the same questions, given as it was trained to; its own tokenizer spells them."""
+        tokenizer = other.trained.tokenizer
+        encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer)
+        settings = answer_settings(other.config, tokenizer)
+        # What the front of the curriculum took away need not be written.
+        is_partial = other.config.chosen_method.stages == "all"
+        return self._judge(other, replace(self.questions, encoded=encoded), settings, is_partial=is_partial, label=other.config.run.name)
+
+    def values(self, num_thoughts: int) -> list[NodeValue]:
+        """The value of every node after so many thoughts."""
+        trained, settings = self.finetuned.trained, self._settings(num_thoughts)
+        prompts = self._prompts(settings)
+        return search_values(trained.model, prompts, self.graphs, self.form, trained.tokenizer, settings, batch=self.batch)
+
+    def thoughts(self, num_thoughts: int) -> ThoughtStatistics | None:
+        """Size, direction and likeliest tokens of so many thoughts; None where slots hold pauses, or there are none."""
+        trained, settings = self.finetuned.trained, self._settings(num_thoughts)
+        if settings.slots != "thought" or num_thoughts == 0:
+            return None
+        return thought_statistics(trained.model, self._prompts(settings), trained.tokenizer, settings, batch=self.batch)
+
+    def _settings(self, num_thoughts: int) -> AnswerSettings:
+        return answer_settings(self.finetuned.config, self.finetuned.trained.tokenizer, num_thoughts=num_thoughts)
+
+    def _prompts(self, settings: AnswerSettings) -> list[tuple[int, ...]]:
+        return [prompt_of(example, settings, self.finetuned.trained.tokenizer) for example in self.questions.encoded]
+
+    def _judge(
+        self, finetuned: FinetunedModel, questions: Questions, settings: AnswerSettings, *, is_partial: bool, label: str
+    ) -> ProcessBar:
+        trained = finetuned.trained
+        answers = answer_examples(trained.model, questions.encoded, trained.tokenizer, settings, batch=self.batch)
+        texts = [trained.tokenizer.decode(answer.text) for answer in answers]
+        right = [is_right(text, example.answer, questions.form) for text, example in zip(texts, questions.examples, strict=True)]
+        found = [
+            judge(graph, self.form.steps(text), is_partial=is_partial, is_right=is_correct)
+            for graph, text, is_correct in zip(self.graphs, texts, right, strict=True)
+        ]
+        return ProcessBar(
+            label=label,
+            accuracy=sum(right) / len(right),
+            stderr=standard_error(sum(right), len(right)),
+            shares={process: found.count(process) / len(found) for process in Process},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """What was found in one run."""
+
+    run: str
+    step: int
+    split: str
+    num_examples: int
+    num_loops: int
+    """Of everything but the grid."""
+    bars: list[ProcessBar]
+    """Classes of the answers, for every number of thoughts and every other run."""
+    values: dict[int, list[NodeValue]]
+    """Of every concept of every question, by number of thoughts, from 1."""
+    thoughts: ThoughtStatistics | None
+    """Of the largest number of thoughts; None where slots hold pauses."""
+    grid: list[CoconutRow]
+    """Accuracy and cost at every number of thoughts and loops."""
+
+
+def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
+    """Write `numbers.json` and `node_values.csv`; the tokens that thoughts decode to are those of one question.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    thoughts = None
+    if report.thoughts is not None:
+        tokens = report.thoughts.top_tokens[question]
+        thoughts = {key: value for key, value in asdict(report.thoughts).items() if key != "top_tokens"}
+        thoughts |= {"question": question, "top_tokens": tokens}
+    by_thoughts = {}
+    for num_thoughts, values in report.values.items():
+        means = [sum(curve) / len(curve) for curve in top_values(values)]
+        by_thoughts[num_thoughts] = {
+            "mean_top_values": means,
+            "frontier_share": frontier_share(values),
+            "by_height": [group._asdict() for group in values_by_height(values)],
+        }
+    head = {name: getattr(report, name) for name in ("run", "step", "split", "num_examples", "num_loops")}
+    numbers = {
+        **head,
+        "process": [asdict(bar) for bar in report.bars],
+        "after_thoughts": by_thoughts,
+        "thoughts": thoughts,
+        "grid": [asdict(row) for row in report.grid],
+    }
+    (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with (folder / "node_values.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(NodeValue._fields)
+        writer.writerows(value for values in report.values.values() for value in values)
+
+
+def draw_report(report: SearchReport, searcher: Searcher, question: int, folder: Path) -> list[str]:
+    """Draw every figure that there is something to show in; returns their names.
+
+    Args:
+        report: what was found.
+        searcher: has the graphs.
+        question: number of the one whose tree and thoughts are shown.
+        folder: of the figures.
+    """
+    names = []
+
+    def files(name: str) -> Sequence[Path]:
+        names.append(name)
+        return [folder / (name + suffix) for suffix in SUFFIXES]
+
+    draw_process(report.bars, files("process"))
+    shown = dict(list(report.values.items())[:MAX_PANELS])
+    if shown:
+        draw_parallelism({num_thoughts: top_values(values) for num_thoughts, values in shown.items()}, files("parallelism"))
+        draw_heights({num_thoughts: values_by_height(values) for num_thoughts, values in shown.items()}, files("height"))
+        views = {
+            num_thoughts: view_tree(searcher.graphs[question], [value for value in values if value.question == question])
+            for num_thoughts, values in shown.items()
+        }
+        draw_tree(views, files("tree"))
+    if report.thoughts is not None:
+        draw_thoughts(report.thoughts, question, files("thoughts"))
+    draw_grid(report.grid, files("grid"))
+    return names

@@ -1,0 +1,116 @@
+"""The shape of the model as configuration: typed, strict, documented line by line. The rest of a run: `pretrain/config/run.py`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, no unknown keys, documented fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+
+
+def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    """Raise a ValueError that names both keys unless `divisor` divides `value`."""
+    if value % divisor:
+        raise ValueError(f"{name}={value} is not divisible by {divisor_name}={divisor}")
+
+
+WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
+
+
+class LoopRegulariserSection(Section):
+    weight: float = Field(default=0.0, ge=0)
+    """λ of the loop regulariser; the loss gains λ·mean(1 - cosine) over pairs of blocks. 0 leaves the loss bitwise unchanged."""
+    block_size: int = Field(default=0, ge=0)
+    """k: layers per block that is pulled towards the next block, in layers. 0 = no blocks. Must divide num_loop_layers."""
+    groups: tuple[WeightGroup, ...] = Field(default=("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1)
+    """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
+
+
+class ModelSection(Section):
+    vocab_size: int = Field(default=32000, gt=0)
+    """Rows of the embedding, in tokens; at least the tokenizer's size, a multiple of parallel.tensor."""
+    hidden_size: int = Field(default=512, gt=0)
+    """Width of the residual stream."""
+    num_attention_heads: int = Field(default=8, gt=0)
+    """Query heads."""
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    """Key/value heads (grouped-query attention). Default: num_attention_heads."""
+    head_size: int | None = Field(default=None, gt=0)
+    """Width of a head. Default: hidden_size / num_attention_heads."""
+    ffn_size: int = Field(default=1408, gt=0)
+    """Width inside the feed-forward layer (of each of gate and up for SwiGLU)."""
+    num_prelude_layers: int = Field(default=0, ge=0)
+    """Layers before the loop, with weights of their own."""
+    num_loop_layers: int = Field(default=8, gt=0)
+    """k: layers in the loop block."""
+    num_coda_layers: int = Field(default=0, ge=0)
+    """Layers after the loop, with weights of their own."""
+    num_loops: int = Field(default=1, gt=0)
+    """L: how often the loop block is applied; the default of every command that takes a loop count."""
+    input_injection: Literal["none", "add"] = "none"
+    """What re-enters at the start of every loop but the first: nothing (vanilla), or the state before the loop, added."""
+    norm: Literal["rms", "layer", "plain"] = "rms"
+    """RMSNorm (Llama), LayerNorm with weight and bias (GPT-2), or LayerNorm without either (OLMo)."""
+    norm_place: Literal["before", "after"] = "before"
+    """Norms before attention and feed-forward (Llama, GPT-2), or after them, before they join the residual stream (OLMo 2)."""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """RMSNorm of queries and keys before attention: none, over each head (Qwen 3), or over all heads together (OLMo 2)."""
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    """Added to the variance inside the norm."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary positions (Llama) or a learned table of train.seq_len rows (GPT-2)."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary wavelengths."""
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Biases in the linear layers of attention and feed-forward: in none, of query, key and value (Qwen 2), or in all (GPT-2)."""
+    tied_head: bool = False
+    """Use the embedding as output head."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective depth)."""
+    loop_regulariser: LoopRegulariserSection = LoopRegulariserSection()
+    """Pulls the blocks of an unlooped model together (Saunshi et al. 2025, eq. 3 and 4)."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def pass_layers(self) -> int:
+        """Layers of one trip round the ring: the loop block, or one regularised block of an unlooped model."""
+        return self.loop_regulariser.block_size or self.num_loop_layers
+
+    @property
+    def num_blocks(self) -> int:
+        """Distinct blocks of `pass_layers` layers: 1 in a looped model, num_loop_layers / k in a block-regularised one."""
+        return self.num_loop_layers // self.pass_layers
+
+    def effective_depth(self, num_loops: int | None = None) -> int:
+        """Layers a token passes: prelude + k·L + coda."""
+        return self.num_prelude_layers + self.num_loop_layers * (num_loops or self.num_loops) + self.num_coda_layers
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> "ModelSection":
+        if self.head_size is None:
+            require_divides("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
+        require_divides("model.num_attention_heads", self.num_attention_heads, "model.num_key_value_heads", self.kv_heads)
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"the width of a head, {self.head_dim}, must be even for rotary positions: see model.head_size")
+        regulariser = self.loop_regulariser
+        if regulariser.weight and not regulariser.block_size:
+            raise ValueError("model.loop_regulariser.weight needs model.loop_regulariser.block_size: the layers per block")
+        if regulariser.groups == ("gate",) and self.activation != "swiglu":
+            raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
+        if regulariser.block_size:
+            if self.num_loops != 1:
+                raise ValueError("model.loop_regulariser is for an unlooped model: set model.num_loops=1 or loop_regulariser.block_size=0")
+            require_divides("model.num_loop_layers", self.num_loop_layers, "model.loop_regulariser.block_size", regulariser.block_size)
+        return self

@@ -1,0 +1,333 @@
+"""From files and a command line to a `RunConfig`, with errors for people; `--help` made from the configuration itself.
+
+    python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]
+
+1. Read the YAML file, and before it the file it names as `base:` (relative to itself), and so on; then the overrides, each a small
+   YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
+2. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and line.
+3. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
+
+YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a number,
+`name: 1e5` is a name and `steps: true` an error.
+"""
+
+import argparse
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from pretrain.config.help_page import config_help, config_keys, inline, section_in
+from pretrain.config.model import Section
+from pretrain.config.run import RunConfig
+
+DEFAULT_CONFIG = Path("configs/pretrain/quickstart.yaml")
+COMMAND_LINE = "command line"
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line asks for."""
+
+    config: RunConfig
+    dry_run: bool
+    """Print the plan and exit."""
+    world_size: int | None
+    """Ranks to plan for; None: see `pretrain.plan.plan.default_world_size`."""
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Read the command line, without the program's name. `--help` prints and exits.
+
+    Raises:
+        ValueError: one line for each problem: `file:line: key: what is wrong, got value`.
+        OSError: a configuration file cannot be read.
+    """
+    parser = ConfigParser(help_text)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    options = parser.read(argv)
+    config = load_config(options.config, options.overrides)
+    return Command(config=config, dry_run=options.dry_run, world_size=options.world_size)
+
+
+def help_text(columns: int) -> str:
+    """The page of `python -m pretrain.train --help`."""
+    options = {
+        "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {DEFAULT_CONFIG}",
+        "KEY=VALUE": "replaces a value of the file: train.steps=100, 'validation.num_loops=[1, 2]'",
+        "--dry-run": "print configuration, parameters, FLOPs, memory per rank and pipeline bubble, and exit",
+        "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or tensor · pipeline",
+        "--help": "this page",
+    }
+    usage = "python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]"
+    launch = "Under torchrun or srun the same command runs on all their ranks."
+    return config_help("Pretrain a looped GPT.", usage, options, launch, RunConfig, columns)
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """A command line of options, `--dry-run` and `--world-size N` among them, and overrides `a.b=c`; errors are ValueErrors.
+
+    Args:
+        help_text: gives the page of `--help` for a terminal of so many columns.
+    """
+
+    def __init__(self, help_text: Callable[[int], str]) -> None:
+        super().__init__(allow_abbrev=False)
+        self._help_text = help_text
+        self.add_argument("--dry-run", action="store_true")
+        self.add_argument("--world-size", type=int)
+        self.add_argument("overrides", nargs="*")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse and check what is no configuration.
+
+        Raises:
+            ValueError: an option that there is not, or that does not fit.
+        """
+        options, unknown = self.parse_known_intermixed_args(argv)
+        for argument in unknown:
+            hint = f"; write {argument.lstrip('-')}" if "=" in argument else "; --help lists options and keys"
+            raise ValueError(f"{COMMAND_LINE}: {argument}: unknown option{hint}")
+        if options.world_size is not None:
+            if options.world_size < 1:
+                raise ValueError(f"{COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
+            if not options.dry_run:
+                raise ValueError(f"{COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run")
+        return options
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{COMMAND_LINE}: {message}; --help lists options and keys")
+
+    def format_help(self) -> str:
+        return self._help_text(shutil.get_terminal_size().columns)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a pretraining run in a file, its base files and overrides `a.b=c`. Raises as `parse`."""
+    return read_config(path, RunConfig, overrides)
+
+
+Config = TypeVar("Config", bound=Section)
+
+
+def read_config(path: Path, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """A configuration of the kind `schema`, as `load_config` reads one."""
+    settings = _Settings(schema=schema)
+    for file, node in _with_bases(path):
+        settings.read(node, str(file))
+    for override in overrides:
+        settings.read(_override_node(override), COMMAND_LINE)
+    if not settings.problems:
+        try:
+            return schema.model_validate(settings.values)
+        except ValidationError as error:
+            whole = f"{path} with overrides" if overrides else str(path)
+            settings.problems.extend(_explain(detail, settings.origins, whole) for detail in error.errors(include_url=False))
+    raise ValueError("\n".join(settings.problems))
+
+
+def resolved_yaml(config: Section) -> str:
+    """The whole configuration as YAML that `load_config` reads back as an equal one."""
+    return "".join(f"{line}\n" for line in _yaml_lines(config.model_dump(mode="json"), ""))
+
+
+def _yaml_lines(values: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {inline(value)}"
+
+
+# --- YAML nodes -> values, beside the fields ---------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Settings:
+    """Values read so far, where each came from, and what was wrong."""
+
+    schema: type[Section]
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def read(self, node: yaml.Node, source: str) -> None:
+        """Lay one document over the values read so far."""
+        self._section(node, self.schema, (), source, self.values)
+
+    def _section(self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]) -> None:
+        if _value(node) is None:  # a heading whose keys are all commented out
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self.problems.append(f"{_where(node, source)}: {_dotted(path) or 'file'}: needs keys and values, got {_short(_value(node))}")
+            return
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key, where = str(_value(key_node)), _where(key_node, source)
+            here = (*path, key)
+            if key not in section.model_fields:
+                self.problems.append(f"{where}: {_dotted(here)}: unknown key{_did_you_mean(here, self.schema)}")
+            elif key in seen:
+                self.problems.append(f"{where}: {_dotted(here)}: given twice; keep one")
+            else:
+                self._field(value_node, section.model_fields[key].annotation, here, source, into)
+            seen.add(key)
+
+    def _field(self, node: yaml.Node, annotation: Any, path: KeyPath, source: str, into: dict[str, Any]) -> None:
+        key = str(path[-1])
+        section, in_list = section_in(annotation)
+        if section and not in_list:
+            self._section(node, section, path, source, into.setdefault(key, {}))
+            return
+        self.origins[path] = _where(node, source)
+        if section and isinstance(node, yaml.SequenceNode):
+            into[key] = []
+            for index, item in enumerate(node.value):
+                into[key].append({})
+                self._section(item, section, (*path, index), source, into[key][-1])
+        else:
+            into[key] = _value(node)
+
+
+def _value(node: yaml.Node) -> Any:
+    """A node as lists, dictionaries, text and None (written `null`, `~` or nothing)."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {str(_value(key)): _value(item) for key, item in node.value}
+    is_quoted = getattr(node, "style", None) is not None
+    return None if not is_quoted and node.value.lower() in ("", "~", "null") else node.value
+
+
+# --- files and overrides -> YAML nodes ---------------------------------------------------------------------------------------------
+
+
+def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
+    """The documents of a file and its chain of base files, the deepest base first."""
+    documents: list[tuple[Path, yaml.Node]] = []
+    chain: list[Path] = []
+    wanted, origin = path, ""
+    while True:
+        chain.append(wanted)
+        if wanted.resolve() in [file.resolve() for file in chain[:-1]]:
+            raise ValueError(f"{origin}: base: goes in a circle: {' -> '.join(map(str, chain))}")
+        try:
+            text = wanted.read_bytes().decode()
+        except OSError as error:
+            hint = " (the default; choose one with --config FILE)" if wanted == DEFAULT_CONFIG else ""
+            raise OSError(f"{origin or wanted}: {'base: ' + str(wanted) + ': ' if origin else ''}{error.strerror}{hint}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from None
+        node = _compose(text, str(wanted))
+        documents.insert(0, (wanted, node))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        bases = [pair for pair in pairs if pair[0].value == "base"]
+        if not bases:
+            return documents
+        pairs.remove(bases[0])  # a second `base` stays, and is reported as an unknown key
+        origin = _where(bases[0][0], str(wanted))
+        base = _value(bases[0][1])
+        if not isinstance(base, str):
+            raise ValueError(f"{origin}: base: needs the name of a YAML file, got {_short(base)}")
+        wanted = wanted.parent / base
+
+
+def _override_node(override: str) -> yaml.Node:
+    """`a.b=c` as the document `{a: {b: c}}`."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        hint = f"--config {override}" if override.endswith((".yaml", ".yml")) else "KEY=VALUE, such as train.steps=100"
+        raise ValueError(f"{COMMAND_LINE}: {override}: neither option nor override; did you mean {hint}?")
+    node = _compose(text, f"{COMMAND_LINE}: {key}")
+    for part in reversed(key.split(".")):
+        node = yaml.MappingNode("", [(yaml.ScalarNode("", part), node)])
+    return node
+
+
+class _Loader(yaml.BaseLoader):
+    """Parses plain nodes; refuses aliases, with which a few lines can stand for gigabytes or for a list that holds itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="an alias; share settings with base: FILE", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def _compose(text: str, source: str) -> yaml.Node:
+    """Parse YAML into nodes; nothing is constructed, so no tag can run code. An empty document is null."""
+    try:
+        node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("", "")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}" if mark and not source.startswith(COMMAND_LINE) else ""
+        raise ValueError(f"{source}{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: not valid YAML: nested too deeply") from None
+    return node
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------------------
+
+
+def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
+    """One finding of pydantic as a line of the same form as ours."""
+    path: KeyPath = tuple(detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":  # our own checks, which name keys and values themselves
+        return f"{whole}: {context['error']}"
+    origin = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), whole)
+    if kind == "missing":
+        return f"{origin}: {_dotted(path)}: is missing"
+    words = {
+        "int": "needs a whole number",
+        "float": "needs a number",
+        "bool": "needs true or false",
+        "string_type": "needs text",
+        "string_pattern": "needs letters, digits and ._+- only, the first a letter or digit",
+        "tuple": "needs a list, such as [1, 2]",
+        "literal": f"needs one of {context.get('expected')}".replace("'", ""),
+        "greater_than_equal": f"must be at least {context.get('ge')}",
+        "greater_than": f"must be larger than {context.get('gt')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
+        "less_than": f"must be smaller than {context.get('lt')}",
+    }
+    what = next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
+    return f"{origin}: {_dotted(path)}: {what}, got {_short(detail['input'])}"
+
+
+def _where(node: yaml.Node, source: str) -> str:
+    return source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
+
+
+def _dotted(path: KeyPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _short(value: object) -> str:
+    text = f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else value if isinstance(value, str) else inline(value)
+    return textwrap.shorten(text, 60, placeholder=" ...") or "''"
+
+
+def _did_you_mean(path: KeyPath, schema: type[Section]) -> str:
+    """The nearest existing keys: the same name elsewhere, else a similar name in the section, else all of the section."""
+    wanted = re.sub(r"\[\d+\]", "[]", _dotted(path))
+    parent, _, name = wanted.rpartition(".")
+    keys = [key for key, _ in config_keys(schema)]
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
+    near = [key for key in keys if key.rpartition(".")[2] == name]
+    near = near or [siblings[match] for match in get_close_matches(name, siblings, n=1)]
+    if near:
+        return f", did you mean {' or '.join(near)}?"
+    return f"; {parent} has {', '.join(siblings)}" if parent else f"; sections are {', '.join(siblings)}"

@@ -1,0 +1,278 @@
+"""The run configuration: one typed, strict, documented tree for pretraining.
+
+Every field is documented by the line below it: meaning, unit and default rule; `python -m pretrain.train --help` prints those lines.
+Validators only check, they never change a value. A value that depends on others (micro-batches per step, say) is a property, so that
+the configuration saved in the run directory is what the user wrote plus the defaults of the code.
+
+Reading files, overrides and error messages for people: `pretrain/config/read.py`. What depends on the number of ranks: `check_layout`
+below.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.model import ModelSection, Section, require_divides
+
+SYMBOLS_PREFIX = "symbols:"
+"""A tokenizer of this name is no file but spells its symbols out."""
+
+
+class RunSection(Section):
+    name: str = Field(default="looped", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Name of the run; its directory is <run.root>/<run.name>."""
+    root: str = "runs"
+    """Folder that holds the run directories."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights, of the data order and of the loop counts. Never combined with a rank."""
+
+
+class ParallelSection(Section):
+    tensor: int = Field(default=1, gt=0)
+    """Ranks over which each weight matrix is split."""
+    pipeline: int = Field(default=1, gt=0)
+    """Ranks in the ring; each owns 1/pipeline of the loop block. The data-parallel size is world size / (tensor · pipeline)."""
+    sequence: bool = False
+    """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
+
+
+class SourceSection(Section):
+    path: str | None = None
+    """Folder of shards with its manifest.jsonl, as tools/prepare_data.py writes it."""
+    task: str | None = None
+    """Instead of a folder: name of a reasoning task (pretrain/tasks), whose examples are made as they are needed, one a sequence."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Difficulty of the task; its file documents the keys."""
+    supervise: Literal["answer", "steps", "prefixes"] = "answer"
+    """Loss on the answer, on steps and answer, or on the answer to every prefix of the question (tasks that have them: p_hop, ...)."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the samples drawn from this source, relative to the others."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "SourceSection":
+        if (self.path is None) == (self.task is None):
+            raise ValueError("data.sources: each names either a path, a folder of shards, or a task")
+        return self
+
+
+class DataSection(Section):
+    tokenizer: str = "data/tokenizer.model"
+    """Tokenizer file of tools/train_tokenizer.py or convert_checkpoint.py; or "symbols:0123456789+=", one id a character, for tasks."""
+    sources: tuple[SourceSection, ...] = ()
+    """Folders of shards and tasks, with their weights."""
+    num_streams: int = Field(default=64, gt=0)
+    """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the order."""
+    num_workers: int = Field(default=1, ge=0)
+    """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
+    prefetch_batches: int = Field(default=4, gt=0)
+    """Global batches that each worker prepares ahead."""
+    document_mask: bool = False
+    """Attention within documents only, positions counted from each document's start."""
+    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of documents held out for validation, chosen by a hash of their text."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """A damaged shard or document stops the run, or is named, counted and skipped."""
+
+
+class LoopSamplingSection(Section):
+    distribution: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
+    """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; or 1 + Poisson of a log-normal rate (Huginn)."""
+    minimum: int = Field(default=1, gt=0)
+    """Smallest loop count drawn."""
+    maximum: int = Field(default=32, gt=0)
+    """Largest loop count drawn; larger draws are cut to it."""
+    sigma: float = Field(default=0.5, ge=0)
+    """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "LoopSamplingSection":
+        if self.minimum > self.maximum:
+            raise ValueError(f"train.loop_sampling.minimum={self.minimum} is larger than maximum={self.maximum}")
+        return self
+
+
+class TrainSection(Section):
+    steps: int = Field(default=1000, gt=0)
+    """Optimizer steps of the whole run."""
+    seq_len: int = Field(default=512, gt=0)
+    """Tokens per sequence."""
+    global_batch: int = Field(default=64, gt=0)
+    """Sequences per step over all ranks."""
+    micro_batch: int = Field(default=8, gt=0)
+    """Sequences per forward pass of one rank."""
+    precision: Literal["fp64", "fp32", "bf16"] = "bf16"
+    """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
+    recompute: Literal["none", "loop", "layer"] = "none"
+    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), or all of a layer."""
+    compile: bool = False
+    """torch.compile the layers (needs a C++ compiler on a CPU)."""
+    deterministic: bool = False
+    """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
+    z_loss_weight: float = Field(default=0.0, ge=0)
+    """Weight of mean(logsumexp(logits)^2) in the loss."""
+    loop_sampling: LoopSamplingSection = LoopSamplingSection()
+    """How the loop count of each step is chosen, as a function of (run.seed, step) alone."""
+    max_bad_steps: int = Field(default=10, gt=0)
+    """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all ranks."""
+    exit_after: float | None = Field(default=None, gt=0)
+    """Minutes after which to save and exit cleanly, resumable. Default: run all steps."""
+
+
+class OptimizerSection(Section):
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """AdamW (fused, state sharded over data-parallel ranks) or Adafactor (torch's; state replicated)."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after warm-up; wsd = constant, then a linear decay over the last decay_steps."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Length of the wsd decay, in steps. Default: a fifth of train.steps."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to AdamW's denominator."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices; norms, biases and learned positions get none."""
+    clip_grad_norm: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm, shared weights counted once; 0 = no clipping."""
+
+
+class ValidationSection(Section):
+    every: int = Field(default=200, ge=0)
+    """Steps between validation losses; 0 = never."""
+    num_sequences: int = Field(default=64, gt=0)
+    """Sequences of the validation split that are scored each time, the same ones every time."""
+    num_loops: tuple[int, ...] = ()
+    """Loop counts to score. Default: model.num_loops."""
+    tasks_every: int = Field(default=0, ge=0)
+    """Steps between evaluations on tasks, each at all of num_loops and as tools/eval_depth.py does it; 0 = never."""
+    tasks: tuple[str, ...] = ()
+    """Tasks and groups of tools/eval_depth.py that need no network. Default: the tasks among data.sources."""
+    num_examples: int | None = Field(default=None, gt=0)
+    """First examples of each task that are scored. Default: all, of a generated task 1,000."""
+    data_dir: str | None = None
+    """Folder of evaluation data, for tasks that are read from files."""
+
+
+class CheckpointSection(Section):
+    every: int = Field(default=500, ge=0)
+    """Steps between checkpoints; 0 = only at the end and on a signal."""
+    keep_last: int = Field(default=2, gt=0)
+    """Newest checkpoints that are kept."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has any."""
+    init_from: str | None = None
+    """Directory of a run whose newest weights a new run starts from (and validates before it trains). Default: random weights."""
+    asynchronous: bool = True
+    """Write in the background: the step waits only for the copy out of the training state."""
+
+
+class LoggingSection(Section):
+    every: int = Field(default=1, gt=0)
+    """Steps between rows of metrics.jsonl."""
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Weights & Biases: offline writes <run>/wandb for a later `wandb sync`."""
+    wandb_project: str = "looped"
+    """Project that wandb files the run under."""
+
+
+class RunConfig(Section):
+    """The whole configuration of a pretraining run."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    parallel: ParallelSection = ParallelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    validation: ValidationSection = ValidationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+
+    @property
+    def max_loops(self) -> int:
+        """The largest loop count that training can draw."""
+        fixed = self.train.loop_sampling.distribution == "fixed"
+        return self.model.num_loops if fixed else self.train.loop_sampling.maximum
+
+    @property
+    def validation_loops(self) -> tuple[int, ...]:
+        return self.validation.num_loops or (self.model.num_loops,)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "RunConfig":
+        model, parallel, train = self.model, self.parallel, self.train
+        require_divides("model.vocab_size", model.vocab_size, "parallel.tensor", parallel.tensor)
+        require_divides("model.num_attention_heads", model.num_attention_heads, "parallel.tensor", parallel.tensor)
+        require_divides("model.num_key_value_heads", model.kv_heads, "parallel.tensor", parallel.tensor)
+        require_divides("model.ffn_size", model.ffn_size, "parallel.tensor", parallel.tensor)
+        name = "model.loop_regulariser.block_size" if model.loop_regulariser.block_size else "model.num_loop_layers"
+        require_divides(name, model.pass_layers, "parallel.pipeline", parallel.pipeline)
+        if parallel.sequence:
+            if parallel.tensor == 1:
+                raise ValueError("parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1")
+            require_divides("train.micro_batch · train.seq_len", train.micro_batch * train.seq_len, "parallel.tensor", parallel.tensor)
+        require_divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
+        if train.global_batch // train.micro_batch < parallel.pipeline:
+            raise ValueError(
+                f"train.global_batch / train.micro_batch = {train.global_batch // train.micro_batch} micro-batches are fewer than "
+                f"parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
+            )
+        if model.num_blocks > 1:
+            if train.loop_sampling.distribution != "fixed" or set(self.validation_loops) != {1}:
+                raise ValueError(
+                    "a block-regularised model has no loops to vary: use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
+                )
+        if self.validation.tasks_every and not self.validation.tasks and all(source.task is None for source in self.data.sources):
+            raise ValueError(f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: name validation.tasks")
+        if any(loops < 1 for loops in self.validation.num_loops):
+            raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
+        if self.optimizer.name == "adamw" and self.optimizer.warmup_steps >= train.steps > 1:
+            raise ValueError(f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}")
+        return self
+
+
+class Layout(Section):
+    """How a configuration lies on a number of ranks; made by `check_layout`."""
+
+    world_size: int
+    """Ranks in all."""
+    data_parallel: int
+    """Replicas: world size / (tensor · pipeline)."""
+    micro_batches: int
+    """M: micro-batches per step and rank."""
+
+
+def check_layout(config: RunConfig, world_size: int) -> Layout:
+    """Check what depends on the number of ranks, without a process group.
+
+    Args:
+        config: the run configuration.
+        world_size: ranks in all.
+
+    Returns:
+        The layout: data-parallel size and micro-batches per step and rank.
+
+    Raises:
+        ValueError: naming the key and value that do not fit.
+    """
+    parallel, train = config.parallel, config.train
+    require_divides("world size", world_size, "parallel.tensor · parallel.pipeline", parallel.tensor * parallel.pipeline)
+    data_parallel = world_size // (parallel.tensor * parallel.pipeline)
+    require_divides("train.global_batch", train.global_batch, "train.micro_batch · data-parallel size", train.micro_batch * data_parallel)
+    require_divides("data.num_streams", config.data.num_streams, "data-parallel size", data_parallel)
+    micro_batches = train.global_batch // (train.micro_batch * data_parallel)
+    if micro_batches < parallel.pipeline:
+        raise ValueError(
+            f"train.global_batch / (train.micro_batch · data-parallel size {data_parallel}) = {micro_batches} micro-batches are fewer "
+            f"than parallel.pipeline={parallel.pipeline}: raise train.global_batch or lower train.micro_batch"
+        )
+    return Layout(world_size=world_size, data_parallel=data_parallel, micro_batches=micro_batches)

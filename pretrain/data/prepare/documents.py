@@ -1,0 +1,311 @@
+"""Input documents: `.txt` (one a file), `.jsonl` (one a line), `.parquet` (one a row); plain or compressed, local or any fsspec URL.
+
+Steps: 1. `find_inputs` expands paths and globs to files, sorted; 2. `split_file` cuts a big plain `.jsonl` into byte ranges and a big
+`.parquet` into ranges of row groups, so that several workers can share it (a compressed stream cannot be entered in the middle: it
+stays whole); 3. `read_documents` yields what a piece holds: documents, and a `Problem` for everything that did not become one.
+
+Nothing is lost silently: a bad line costs that line, a cut archive costs what lies behind the cut, and each says so with its file
+and its line or offset. Memory: one document, or one batch of parquet rows.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
+
+KINDS = (".txt", ".jsonl", ".parquet")
+PARQUET_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """A file to read documents from."""
+
+    path: str
+    """Absolute local path, or URL."""
+    size: int
+    """Stored bytes."""
+    version: str
+    """Changes when the content does, as far as the file system can tell: an ETag or a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a file that one worker reads alone."""
+
+    path: str
+    start: int
+    """First byte of a .jsonl, first row group of a .parquet, 0 of anything else."""
+    end: int
+    size: int
+    """Stored bytes of the piece."""
+
+
+class Document(NamedTuple):
+    text: str
+    utf8: bytes
+    """The same text."""
+    consumed: int
+    """Stored bytes of the piece read so far, for progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """An input, or a part of one, that did not become a document."""
+
+    reason: str
+    """One of a few fixed words, to count by."""
+    where: str
+    """File, and line, row or offset."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}: {self.detail}"
+
+
+def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
+    """Expand paths, globs and fsspec URLs to files, sorted by path, each once.
+
+    Raises:
+        ValueError: if a pattern matches nothing, or a file is not of a kind that `read_documents` reads.
+    """
+    files = find_files(patterns)
+    for file in files:
+        _kind(file.path)
+    return files
+
+
+def find_files(patterns: Iterable[str]) -> list[InputFile]:
+    """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a pattern matches none."""
+    files = {file.path: file for pattern in patterns for file in _expand(pattern)}
+    return [files[path] for path in sorted(files)]
+
+
+def _expand(pattern: str) -> list[InputFile]:
+    try:
+        file_system, path = url_to_fs(pattern)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{pattern}: {error}") from None
+    # A file of that very name wins over a glob: names may hold brackets.
+    found = {path: file_system.info(path)} if file_system.exists(path) else cast("dict[str, Any]", file_system.glob(path, detail=True))
+    files = {name: info for name, info in found.items() if info["type"] == "file"}
+    if not files:
+        hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
+        raise ValueError(f"{pattern}: {hint}")
+    is_local = isinstance(file_system, LocalFileSystem)
+    return [
+        InputFile(path=name if is_local else file_system.unstrip_protocol(name), size=info["size"] or 0, version=_version(info))
+        for name, info in files.items()
+    ]
+
+
+def _version(info: dict[str, Any]) -> str:
+    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+    return next((str(info[key]) for key in keys if info.get(key)), "")
+
+
+def _kind(path: str) -> tuple[str, str]:
+    """Kind and compression of a file, by its name: ("jsonl", ".gz")."""
+    name = path.lower()
+    compression = compression_of(name)
+    kind = Path(name.removesuffix(compression)).suffix
+    if kind not in KINDS or (compression and kind == ".parquet"):
+        raise ValueError(f"{path}: not a .txt, .jsonl (plain, or with {', '.join(DECODERS)}) or .parquet file")
+    return kind, compression
+
+
+def split_file(file: InputFile, piece_bytes: int) -> list[Piece]:
+    """Cut a file into pieces of about `piece_bytes` stored bytes, where its format allows."""
+    kind, compression = _kind(file.path)
+    whole = Piece(path=file.path, start=0, end=file.size, size=file.size)
+    if kind == ".parquet":
+        return _split_parquet(whole, piece_bytes)
+    if kind == ".txt" or compression or file.size <= piece_bytes:
+        return [whole]
+    starts = range(0, file.size, piece_bytes)
+    ends = [*starts[1:], file.size]
+    return [Piece(path=file.path, start=start, end=end, size=end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
+    try:
+        with open_stored(whole.path) as stored:
+            groups = pq.ParquetFile(stored).num_row_groups
+    except (pa.ArrowException, OSError) as error:
+        if _is_real_io(error):
+            raise
+        groups = 0  # reading it will name the damage
+    if groups == 0:
+        return [Piece(path=whole.path, start=0, end=0, size=whole.size)]
+    count = min(groups, max(1, whole.size // piece_bytes))
+    borders = [groups * number // count for number in range(count + 1)]
+    return [Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups) for start, end in pairwise(borders)]
+
+
+def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem]:
+    """Read the documents of a piece, in order.
+
+    Args:
+        piece: from `split_file`.
+        text_field: key of the text in a JSON object, or column of a parquet file.
+
+    Raises:
+        OSError: if the file cannot be read at all; bad content is a Problem instead.
+    """
+    kind, compression = _kind(piece.path)
+    if piece.size == 0 and piece.start == 0:
+        yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
+        return
+    with open_stored(piece.path) as stored:
+        if kind == ".parquet":
+            yield from _read_parquet(piece, stored, text_field)
+            return
+        content = inflate(stored, compression)
+        if kind == ".txt":
+            yield _read_text(piece, content)
+        else:
+            yield from _read_lines(piece, content, stored, text_field)
+
+
+def _read_text(piece: Piece, content: BinaryIO) -> Document | Problem:
+    try:
+        data = content.read()
+    except DamagedArchiveError as error:
+        return Problem(reason="damaged archive", where=piece.path, detail=f"{error}; its document is lost")
+    return parse_text(data.removeprefix(codecs.BOM_UTF8), piece.path, piece.size)
+
+
+def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
+    """A document of plain text; `where` names it in a Problem."""
+    try:
+        text = utf8.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Problem(reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start}")
+    if not text or text.isspace():
+        return Problem(reason="empty document", where=where, detail="it holds no text")
+    return Document(text, utf8, consumed)
+
+
+def _read_lines(piece: Piece, content: BinaryIO, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
+    """The lines that begin in [start, end) of plain bytes; all lines of an archive."""
+    is_plain = content is stored
+    offset, number = piece.start, 0
+    if piece.start:
+        # A line begins at `start` only if the byte before it ends one.
+        content.seek(piece.start - 1)
+        offset += len(content.readline()) - 1
+    while not is_plain or offset < piece.end:
+        try:
+            line = content.readline()
+        except DamagedArchiveError as error:
+            yield Problem(reason="damaged archive", where=f"{piece.path}, after line {number}", detail=f"{error}; what follows is lost")
+            return
+        if not line:
+            break
+        number += 1
+        where = f"{piece.path}, line {number}" if piece.start == 0 else f"{piece.path}, line at byte {offset}"
+        first = offset == 0
+        offset += len(line)
+        line = line.rstrip(b"\r\n")
+        if line and not line.isspace():
+            consumed = min(offset, piece.end) - piece.start if is_plain else stored.tell()
+            yield parse_record(line.removeprefix(codecs.BOM_UTF8) if first else line, where, text_field, consumed)
+    if number == 0 and piece.start == 0:
+        yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
+
+
+def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Document | Problem:
+    """A document of a JSON object; `where` names it in a Problem."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Problem(reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start} of the record")
+    except (ValueError, RecursionError) as error:
+        return Problem(reason="broken JSON", where=where, detail=str(error))
+    if not isinstance(record, dict) or text_field not in record:
+        found = f"its fields are {', '.join(map(str, record)) or 'none'}" if isinstance(record, dict) else "it is not an object"
+        return Problem(reason="missing field", where=where, detail=f"no {text_field!r}; {found}")
+    text = record[text_field]
+    if not isinstance(text, str):
+        return Problem(reason="not a string", where=where, detail=f"{text_field!r} is of type {type(text).__name__}")
+    try:
+        utf8 = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Problem(reason="invalid UTF-8", where=where, detail=f"a lone surrogate at character {error.start} of {text_field!r}")
+    return parse_text(utf8, where, consumed)
+
+
+def _is_real_io(error: BaseException) -> bool:
+    """Arrow reports damage as an OSError too, but without an error number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _read_parquet(piece: Piece, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
+    try:
+        file = pq.ParquetFile(stored)
+    except (pa.ArrowException, OSError) as error:
+        if _is_real_io(error):
+            raise
+        yield Problem(reason="damaged parquet", where=piece.path, detail=f"{_first_line(error)}; all of it is lost")
+        return
+    rows = file.metadata.num_rows
+    index = file.schema_arrow.get_field_index(text_field)
+    if rows == 0 or index < 0:
+        # Every piece of the file sees this; the first one reports it.
+        if piece.start == 0 and rows == 0:
+            yield Problem(reason="empty file", where=piece.path, detail="it holds no row")
+        elif piece.start == 0:
+            columns = ", ".join(file.schema_arrow.names)
+            detail = f"no column {text_field!r} in {columns}; all {rows} rows are lost"
+            yield Problem(reason="missing field", where=piece.path, detail=detail)
+        return
+    kind = file.schema_arrow.field(index).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        if piece.start == 0:
+            detail = f"column {text_field!r} is of type {kind}; all {rows} rows are lost"
+            yield Problem(reason="not a string", where=piece.path, detail=detail)
+        return
+    first = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
+    for group in range(piece.start, piece.end):
+        consumed = piece.size * (group - piece.start) // (piece.end - piece.start)
+        yield from _read_row_group(piece.path, file, group, first, consumed, text_field)
+        first += file.metadata.row_group(group).num_rows
+
+
+def _read_row_group(
+    path: str, file: pq.ParquetFile, group: int, first: int, consumed: int, text_field: str
+) -> Iterator[Document | Problem]:
+    """Documents of one row group, whose first row is row `first` of the file."""
+    last = first + file.metadata.row_group(group).num_rows - 1
+    row = first
+    try:
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[text_field], use_threads=False):
+            column = batch.column(0)
+            column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+            # As bytes, so that one row of bad UTF-8 costs that row alone.
+            for value in column.cast(pa.large_binary()).to_pylist():
+                where = f"{path}, row {row}"
+                if value is None:
+                    yield Problem(reason="not a string", where=where, detail=f"{text_field!r} is null")
+                else:
+                    yield parse_text(value, where, consumed)
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        if _is_real_io(error):
+            raise
+        yield Problem(reason="damaged parquet", where=path, detail=f"{_first_line(error)}; rows {row} to {last} are lost")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

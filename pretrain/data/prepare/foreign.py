@@ -1,0 +1,135 @@
+"""Foreign tars: indexes and a manifest for a folder of WebDataset tars of text that somebody else made.
+
+A sample is the members whose names agree up to the first dot. Its text is its `.txt` member or, without one, the string "text" of the
+object in its `.json` member; other members are passed over and counted. The tars themselves are not touched. Cost: two passes of reading
+over each, one for the members and one for the sha256; memory of one document and the index of one tar.
+"""
+
+import hashlib
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from webdataset.tariterators import base_plus_ext
+
+from pretrain.data.prepare.documents import Document, Problem, parse_record, parse_text
+from pretrain.data.prepare.prepare import IDENTITY_NAME
+from pretrain.data.prepare.units import Advance, Report, Started
+from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, Header, ShardRow, text_hash, write_index, write_manifest
+
+TEXT_EXTENSIONS = ("txt", "json")
+OTHER_MEMBER = "other member"
+IndexRow = tuple[int, int, int, int, int]
+
+
+def index_folder(folder: Path, report: Report = lambda event: None, *, strict: bool = False) -> Header:
+    """Write the index of every tar in a folder, and the manifest. Can be repeated.
+
+    Args:
+        folder: holds *.tar.
+        report: is told of progress and of bad members.
+        strict: the first bad member is an error.
+
+    Returns:
+        The header of the manifest; members that are not text count among its problems as "other member".
+
+    Raises:
+        ValueError: if there are no tars or no text in them, if the folder is one that `prepare` made, or as `strict` says.
+    """
+    if (folder / IDENTITY_NAME).exists():
+        raise ValueError(f"{folder}: was made by tools/prepare_data.py and has its indexes already")
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ValueError(f"{folder}: no .tar files to index (compressed ones must be unpacked to .tar: an index needs to seek)")
+    report(Started(total_bytes=sum(tar.stat().st_size for tar in tars), done_bytes=0))
+    problems: Counter[str] = Counter()
+    rows: list[ShardRow] = []
+    for tar in tars:
+        index: list[IndexRow] = []
+        for item in _read_tar(tar):
+            if isinstance(item, tuple):
+                index.append(item)
+                continue
+            problems[item.reason] += 1
+            if item.reason != OTHER_MEMBER:
+                if strict:
+                    raise ValueError(str(item))
+                report(item)
+        if index:
+            rows.append(_finish_tar(tar, index))
+        report(Advance(stored_bytes=tar.stat().st_size, documents=len(index)))
+    if not rows:
+        counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
+        raise ValueError(f"{folder}: its tars hold no text ({counts})")
+    return write_manifest(folder, Header(kind="text", problems=dict(sorted(problems.items()))), rows)
+
+
+def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
+    index_sha256 = write_index(tar.parent, tar.name, index)
+    with tar.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return ShardRow(shard=tar.name, documents=len(index), tokens=None, bytes=tar.stat().st_size, sha256=sha256, index_sha256=index_sha256)
+
+
+def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
+    """Index rows of the documents of a tar, and what is wrong with it."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it does not own `file`
+        except tarfile.TarError as error:
+            yield Problem(reason="damaged archive", where=str(path), detail=str(error))
+            return
+        try:
+            for _, group in groupby(_members(tar), key=_sample_key):
+                members = list(group)
+                chosen = min((m for m in members if _extension(m) in TEXT_EXTENSIONS), key=_preference, default=None)
+                for member in members:
+                    if member is not chosen:
+                        yield Problem(reason=OTHER_MEMBER, where=f"{path}, member {member.name}", detail="it is not the sample's text")
+                if chosen is not None:
+                    yield _read_member(path, tar, chosen)
+        except tarfile.TarError as error:
+            yield Problem(reason="damaged archive", where=f"{path}, byte {tar.offset}", detail=f"{error}; what follows is lost")
+            return
+        # tarfile takes a header that it cannot read for the end.
+        file.seek(tar.offset)
+        if tar.offset > size or any(file.read(TAR_BLOCK)):
+            yield Problem(reason="damaged archive", where=f"{path}, byte {tar.offset}", detail="no readable header; what follows is lost")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar, without the list of all of them that `tarfile` gathers."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - public, but not in the stubs
+        if member.isreg():
+            yield member
+
+
+def _sample_key(member: tarfile.TarInfo) -> str:
+    return base_plus_ext(member.name)[0] or member.name
+
+
+def _extension(member: tarfile.TarInfo) -> str:
+    return (base_plus_ext(member.name)[1] or "").lower()
+
+
+def _preference(member: tarfile.TarInfo) -> int:
+    return TEXT_EXTENSIONS.index(_extension(member))
+
+
+def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> IndexRow | Problem:
+    where = f"{path}, member {member.name}"
+    file = tar.extractfile(member)
+    assert file is not None
+    payload = file.read()
+    if len(payload) != member.size:
+        return Problem(reason="damaged archive", where=where, detail=f"only {len(payload)} of {member.size} bytes are there")
+    extension = _extension(member)
+    document = parse_text(payload, where, 0) if extension == "txt" else parse_record(payload, where, "text", 0)
+    if not isinstance(document, Document):
+        return document
+    return member.offset_data, member.size, text_hash(document.utf8), zlib.crc32(payload), EXTENSIONS.index(extension)

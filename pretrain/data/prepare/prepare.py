@@ -1,0 +1,370 @@
+"""Preparation: text files to a source of shards, in parallel, restartable, byte for byte the same however often it was interrupted.
+
+Steps of `prepare`:
+1. Find the inputs and cut them into units of about equal size. The cut depends on the inputs alone.
+2. Note in `prepare.json` what is being made of what. A later call on the folder must agree with it, so that a restart continues the
+   same work, a finished folder is reused and another one is never overwritten.
+3. Workers turn units into shards under `.work/` (`pretrain/data/prepare/units.py`); units that an earlier call finished are kept.
+4. Give the shards of all units, in order, their final names; write `problems.txt` and, last, the manifest. Every move can be repeated.
+
+Many machines with one file system share the work by units: each calls `prepare_part` on a part of its own, then one calls `merge_parts`,
+which is step 4. Since a unit's shards depend on the unit alone, neither the number of parts nor which of them was killed shows either.
+
+Cost: one worker encodes at the speed of SentencePiece (reading, hashing and writing take a few per cent of its time); memory of a worker is
+one document and the index of one shard.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
+from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
+from pretrain.data.shards import MANIFEST_NAME, Header, Manifest, ShardRow, index_name, sync_folder, write_atomically, write_manifest
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+IDENTITY_NAME = "prepare.json"
+WORK_NAME = ".work"
+LOCK_NAME = "lock"
+
+MIN_UNIT_BYTES, MAX_UNIT_BYTES = 1 << 20, 256 << 20
+UNITS_PER_RUN = 64
+"""Units that a run of ordinary size is cut into: enough for many workers, few enough for shards of a good size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What to prepare. All but `num_workers` and `strict` belongs to the identity of the result."""
+
+    inputs: tuple[str, ...]
+    """Files, globs or fsspec URLs."""
+    output: Path
+    """Folder of the source; new, empty, or of an earlier call with the same settings."""
+    tokenizer: Path | None
+    """Tokenizer that makes token ids; None keeps the text."""
+    text_field: str = "text"
+    """Key of the text in JSON objects, column of it in parquet files."""
+    shard_documents: int | None = None
+    """Most documents of a shard. Default: no limit but a shard's size."""
+    shard_tokens: int | None = None
+    """Most tokens of a shard (a longer document gets one to itself). Default: no limit but a shard's size."""
+    num_workers: int = 1
+    """Processes; 0 works in the calling one."""
+    strict: bool = False
+    """The first bad input is an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_documents", "shard_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: a shard holds at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers} is negative")
+        if self.tokenizer is None and self.shard_tokens is not None:
+            raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
+
+
+class Part(NamedTuple):
+    """A share of the units: every `num_parts`th, from unit `number - 1` on."""
+
+    number: int
+    """From 1 to `num_parts`."""
+    num_parts: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.num_parts}"
+
+    @property
+    def owner(self) -> str:
+        """Its name in the names of files."""
+        return f"part-{self.number}-of-{self.num_parts}"
+
+    def select(self, units: list[Unit]) -> list[Unit]:
+        return units[self.number - 1 :: self.num_parts]
+
+
+WHOLE = Part(1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    num_units: int
+    """Units of this part; 0 if there are more parts than units."""
+    resumed_units: int
+    """Those of them that were finished before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareResult:
+    header: Header
+    reused: bool
+    """The folder held exactly this already."""
+    resumed_units: int
+    """Units that an earlier, interrupted call had finished."""
+
+
+def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> PrepareResult:
+    """Turn text files into a source of shards.
+
+    Args:
+        settings: what to prepare.
+        report: is told of progress and of bad inputs, for example a `Progress`.
+
+    Raises:
+        ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict` meets a bad input.
+        OSError: if reading or writing fails. What is finished is kept, and the same call continues.
+    """
+    tokenizer, files = _load(settings)
+    output = settings.output
+    with _disk_errors(output):
+        _claim(output, _identity(settings, tokenizer, files))
+        if (header := _finished(settings)) is not None:
+            return PrepareResult(header=header, reused=True, resumed_units=0)
+        with _lock(output):
+            units = _cut(files)
+            resumed = _run(settings, units, WHOLE, report)
+            header = _finish(output, units, tokenizer)
+        _check_strict(settings, output, header.problems)
+    return PrepareResult(header=header, reused=False, resumed_units=resumed)
+
+
+def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
+    """Do one part of what `prepare` does, up to and without the manifest. Parts may run at the same time, on machines that share a disk.
+
+    Args:
+        settings: the same for all parts.
+        part: which one.
+        report: as of `prepare`.
+
+    Raises:
+        ValueError, OSError: as of `prepare`. The same call continues.
+    """
+    tokenizer, files = _load(settings)
+    with _disk_errors(settings.output):
+        _claim(settings.output, _identity(settings, tokenizer, files))
+        units = _cut(files)
+        chosen = part.select(units)
+        if _finished(settings) is not None:
+            return PartResult(num_units=len(chosen), resumed_units=len(chosen))
+        with _lock(settings.output, part):
+            return PartResult(num_units=len(chosen), resumed_units=_run(settings, chosen, part, report))
+
+
+def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
+    """Make a source of what `num_parts` calls of `prepare_part` did: bytewise the one that `prepare` makes.
+
+    Raises:
+        ValueError: naming the parts that are not finished; if the parts were made with other settings; otherwise as `prepare`.
+        OSError: as of `prepare`.
+    """
+    tokenizer, files = _load(settings)
+    output = settings.output
+    with _disk_errors(output):
+        _claim(output, _identity(settings, tokenizer, files))
+        if (header := _finished(settings)) is not None:
+            return PrepareResult(header=header, reused=True, resumed_units=0)
+        units = _cut(files)
+        parts = [Part(number, num_parts) for number in range(1, num_parts + 1)]
+        missing = [part.number for part in parts if not all(_is_done(output, unit) for unit in part.select(units))]
+        if missing:
+            raise ValueError(f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again")
+        with _lock(output):
+            header = _finish(output, units, tokenizer)
+        _check_strict(settings, output, header.problems)
+    return PrepareResult(header=header, reused=False, resumed_units=len(units))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as Slurm's --array takes them: 3-5,9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _load(settings: PrepareSettings) -> tuple[Tokenizer | None, list[InputFile]]:
+    tokenizer = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
+    return tokenizer, find_inputs(settings.inputs)
+
+
+def _finished(settings: PrepareSettings) -> Header | None:
+    """The header of a folder that is finished, else None."""
+    output = settings.output
+    if not (output / MANIFEST_NAME).exists():
+        return None
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    header = Manifest.open(output).header
+    _check_strict(settings, output, header.problems)
+    return header
+
+
+def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: list[InputFile]) -> dict[str, object]:
+    """What makes two calls the same."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode())
+    return {
+        "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+        "text_field": settings.text_field,
+        "shard_documents": settings.shard_documents,
+        "shard_tokens": settings.shard_tokens,
+        "num_inputs": len(files),
+        "inputs_sha256": digest.hexdigest(),
+    }
+
+
+def _claim(output: Path, identity: dict[str, object]) -> None:
+    """Make the folder ours for this work, or check that it is. Of several parts that come at the same time one makes it."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / IDENTITY_NAME
+    if not path.exists():
+        if any(entry.suffix != ".tmp" and entry.name not in (IDENTITY_NAME, WORK_NAME) for entry in output.iterdir()):
+            raise ValueError(f"{output}: holds files that are not of tools/prepare_data.py; name a new folder")
+        work = output / WORK_NAME
+        work.mkdir(exist_ok=True)
+        with (work / f"claim.{LOCK_NAME}").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists():
+                write_atomically(path, json.dumps(identity, indent=1).encode())
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path}: is damaged; delete {output} or name a new folder") from None
+    changed = [key for key, value in identity.items() if found.get(key) != value]
+    if changed:
+        names = {"inputs_sha256": "other or changed input files", "num_inputs": "another number of input files"}
+        reasons = ", ".join(names.get(key, f"{key}={found.get(key)} (now {identity[key]})") for key in changed)
+        raise ValueError(f"{output}: was prepared with {reasons}; delete it or name a new folder")
+
+
+@contextmanager
+def _lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
+    """Hold the folder against other runs, a part only against itself and runs of all; the locks go with the process that holds them."""
+    work = output / WORK_NAME
+    work.mkdir(exist_ok=True)
+    with (work / LOCK_NAME).open("w") as folder, (work / f"{part.owner}.{LOCK_NAME}").open("w") as own:
+        try:
+            fcntl.flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{output}: another run is preparing this folder; wait for it or name a new folder") from None
+        yield
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """Say what a full disk means here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(f"{output}: {error.strerror}; finished work is kept: make room and run the same command again") from None
+        raise
+
+
+def _cut(files: Iterable[InputFile]) -> list[Unit]:
+    """Units of consecutive pieces; small files share one, big ones are split where their format allows."""
+    files = list(files)
+    unit_bytes = min(max(sum(file.size for file in files) // UNITS_PER_RUN, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
+    units: list[Unit] = []
+    pieces, size = [], 0
+    for file in files:
+        for piece in split_file(file, unit_bytes):
+            pieces.append(piece)
+            size += piece.size
+            if size >= unit_bytes:
+                units.append(Unit(number=len(units), pieces=tuple(pieces)))
+                pieces, size = [], 0
+    if pieces:
+        units.append(Unit(number=len(units), pieces=tuple(pieces)))
+    return units
+
+
+def _is_done(output: Path, unit: Unit) -> bool:
+    return unit_folder(output / WORK_NAME, unit.number).exists()
+
+
+def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Report) -> int:
+    """Run those of the units of a part that are not finished; returns how many were."""
+    work = settings.output / WORK_NAME
+    # A run of all units is alone in the folder, a part may clear away its own only.
+    unfinished = "unit-*.tmp" if part == WHOLE else f"unit-*.{part.owner}.*.tmp"
+    _remove(work, unfinished)
+    waiting = [unit for unit in units if not _is_done(settings.output, unit)]
+    job = Job(
+        folder=work,
+        owner=part.owner,
+        tokenizer=settings.tokenizer,
+        text_field=settings.text_field,
+        shard_documents=settings.shard_documents,
+        shard_tokens=settings.shard_tokens,
+        strict=settings.strict,
+    )
+    total = sum(unit.size for unit in units)
+    report(Started(total_bytes=total, done_bytes=total - sum(unit.size for unit in waiting)))
+    try:
+        run_units(job, waiting, settings.num_workers, report)
+    finally:
+        _remove(work, unfinished)
+    return len(units) - len(waiting)
+
+
+def _remove(work: Path, pattern: str) -> None:
+    for folder in work.glob(pattern):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Header:
+    """Number the shards of all units and write the manifest."""
+    rows: list[ShardRow] = []
+    problems: Counter[str] = Counter()
+    lines: list[bytes] = []
+    for unit in units:
+        folder = unit_folder(output / WORK_NAME, unit.number)
+        result = read_result(folder)
+        problems.update(result.problems)
+        lines.append((folder / PROBLEMS_NAME).read_bytes())
+        for row in result.rows:
+            name = f"shard-{len(rows):06d}.tar"
+            for source, target in ((index_name(row.shard), index_name(name)), (row.shard, name)):
+                # Not there: an interrupted call has moved it already.
+                with suppress(FileNotFoundError):
+                    (folder / source).replace(output / target)
+            rows.append(replace(row, shard=name))
+    sync_folder(output)
+    if problems:
+        write_atomically(output / PROBLEMS_NAME, b"".join(lines))
+    if not rows:
+        counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
+        raise ValueError(f"the inputs hold no document ({counts}; see {output / PROBLEMS_NAME})")
+    header = write_manifest(
+        output,
+        Header(
+            kind="tokens" if tokenizer else "text",
+            tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+            vocab_size=tokenizer.vocab_size if tokenizer else None,
+            problems=dict(sorted(problems.items())),
+        ),
+        rows,
+    )
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    return header
+
+
+def _check_strict(settings: PrepareSettings, output: Path, problems: dict[str, int]) -> None:
+    """A strict call on the work of one that was not."""
+    if settings.strict and problems:
+        with (output / PROBLEMS_NAME).open(encoding="utf-8") as lines:
+            first = lines.readline().rstrip()
+        raise ValueError(f"{first} (1 of {sum(problems.values())} bad inputs, see {output / PROBLEMS_NAME})")

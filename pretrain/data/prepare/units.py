@@ -1,0 +1,279 @@
+"""Units of preparation: the share of the inputs that one worker turns into shards, and the processes that share them out.
+
+A unit is worked on in a folder of a temporary name, which gets its final name when all its shards are on disk: a finished unit is never
+done again, an unfinished one leaves nothing that counts. Its shards depend on its pieces and the settings alone, so neither the
+number of workers nor a killed run shows in them.
+
+Workers are spawned processes that take units over a pipe. One that loses its parent stops at its next message; one that dies is noticed.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from pretrain.data.prepare.documents import Document, Piece, Problem, read_documents
+from pretrain.data.shards import ShardRow, ShardWriter, encode_tokens, text_hash, write_atomically
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+SHARD_TEXT_BYTES = 256 << 20
+"""A shard holds at most so much text, whatever its other limits."""
+REPORT_BYTES = 1 << 18
+REPORTED_PROBLEMS = 10
+
+RESULT_NAME = "result.json"
+PROBLEMS_NAME = "problems.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Consecutive pieces of the inputs."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Stored bytes."""
+        return sum(piece.size for piece in self.pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every unit of a run has in common."""
+
+    folder: Path
+    """Holds the folders of units."""
+    owner: str
+    """Who works on them, in the names of unfinished ones: parts of a run share the folder."""
+    tokenizer: Path | None
+    """Writes token ids; None writes the text itself."""
+    text_field: str
+    shard_documents: int | None
+    shard_tokens: int | None
+    strict: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What a finished unit holds."""
+
+    rows: tuple[ShardRow, ...]
+    """Its shards, under the names they have in the unit's folder."""
+    problems: dict[str, int]
+    """Counts by reason; the lines themselves are in PROBLEMS_NAME beside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """Work begins, or goes on."""
+
+    total_bytes: int
+    """Stored bytes of all inputs."""
+    done_bytes: int
+    """Those that an earlier call has finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """Progress since the last one."""
+
+    stored_bytes: int
+    documents: int
+
+
+Event = Started | Advance | Problem
+Report = Callable[[Event], None]
+
+
+def unit_folder(folder: Path, number: int) -> Path:
+    return folder / f"unit-{number:06d}"
+
+
+def read_result(folder: Path) -> UnitResult:
+    """The result of a finished unit, from its folder."""
+    values = json.loads((folder / RESULT_NAME).read_text())
+    return UnitResult(rows=tuple(ShardRow(**row) for row in values["rows"]), problems=values["problems"])
+
+
+def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) -> None:
+    """Turn a unit into shards under `unit_folder(job.folder, unit.number)`.
+
+    Args:
+        job: settings.
+        unit: what to read.
+        tokenizer: that of `job.tokenizer`, loaded.
+        report: is told of progress, and of the first few problems of each reason.
+
+    Raises:
+        ValueError: the first problem, if `job.strict`.
+        OSError: if an input cannot be read or a shard cannot be written; nothing of the unit stays.
+    """
+    final = unit_folder(job.folder, unit.number)
+    # The process id keeps a worker that outlives its killed parent for a moment out of the way of its successor.
+    temporary = final.with_name(f"{final.name}.{job.owner}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        with (temporary / PROBLEMS_NAME).open("w", encoding="utf-8") as lines:
+            problems: Counter[str] = Counter()
+
+            def on_problem(problem: Problem) -> None:
+                if job.strict:
+                    raise ValueError(str(problem))
+                problems[problem.reason] += 1
+                lines.write(f"{problem}\n")
+                if problems[problem.reason] <= REPORTED_PROBLEMS:
+                    report(problem)
+
+            rows = _write_shards(job, tokenizer, temporary, _documents(job, unit, report, on_problem))
+        result = UnitResult(rows=tuple(rows), problems=dict(sorted(problems.items())))
+        write_atomically(temporary / RESULT_NAME, json.dumps(asdict(result)).encode())
+        try:
+            temporary.rename(final)
+        except OSError:
+            # Parts of two divisions share units, and a job thought lost may go on: who comes first is right, the bytes are the same.
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _documents(job: Job, unit: Unit, report: Report, on_problem: Callable[[Problem], None]) -> Iterator[Document]:
+    """The documents of a unit, with progress reported every so many stored bytes."""
+    for piece in unit.pieces:
+        reported, documents = 0, 0
+        for item in read_documents(piece, job.text_field):
+            if isinstance(item, Problem):
+                on_problem(item)
+                continue
+            yield item
+            documents += 1
+            if item.consumed - reported >= REPORT_BYTES:
+                report(Advance(stored_bytes=item.consumed - reported, documents=documents))
+                reported, documents = item.consumed, 0
+        report(Advance(stored_bytes=piece.size - reported, documents=documents))
+
+
+def _write_shards(job: Job, tokenizer: Tokenizer | None, folder: Path, documents: Iterator[Document]) -> list[ShardRow]:
+    """Write documents to shards part-000000.tar, ... in `folder`, none of them empty."""
+    rows: list[ShardRow] = []
+    shard: ShardWriter | None = None
+    tokens, text_bytes = 0, 0
+
+    def close() -> None:
+        if shard is not None:
+            rows.append(shard.close(tokens if tokenizer else None))
+
+    try:
+        for document in documents:
+            if tokenizer:
+                ids = tokenizer.encode_batch([document.text])[0]
+                payload, num_tokens = encode_tokens(ids, tokenizer.vocab_size), len(ids)
+            else:
+                payload, num_tokens = document.utf8, 0
+            is_full = shard is None or (
+                len(shard) == job.shard_documents
+                or (job.shard_tokens is not None and tokens + num_tokens > job.shard_tokens)
+                or text_bytes + len(document.utf8) > SHARD_TEXT_BYTES
+            )
+            if shard is None or is_full:
+                close()
+                shard = ShardWriter(folder, f"part-{len(rows):06d}.tar", "npy" if tokenizer else "txt")
+                tokens, text_bytes = 0, 0
+            shard.add(payload, text_hash(document.utf8))
+            tokens += num_tokens
+            text_bytes += len(document.utf8)
+        close()
+    finally:
+        if shard is not None:
+            shard.discard()
+    return rows
+
+
+def run_units(job: Job, units: Sequence[Unit], num_workers: int, report: Report) -> None:
+    """Run units in processes of their own; with 0 workers, in this one.
+
+    Raises:
+        ValueError, OSError: what `run_unit` raises, of whichever unit fails first; ChildProcessError, an OSError, if a worker dies.
+    """
+    if num_workers == 0:
+        tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None
+        for unit in units:
+            run_unit(job, unit, tokenizer, report)
+        return
+    waiting = iter(units)
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        with without_interrupts():
+            for _ in range(min(num_workers, len(units))):
+                connection, process = _start_worker(job)
+                workers[connection] = process
+        while workers:
+            for connection in wait(list(workers)):
+                assert isinstance(connection, Connection)
+                message = _receive(connection, workers[connection])
+                if message is None:
+                    unit = next(waiting, None)
+                    connection.send(unit)
+                    if unit is None:
+                        workers.pop(connection).join()
+                elif isinstance(message, Exception):
+                    raise message
+                else:
+                    report(message)
+    finally:
+        for process in workers.values():
+            process.terminate()
+        for process in workers.values():
+            process.join()
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C: it is the parent's to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(job: Job) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, job), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _receive(connection: Connection, process: BaseProcess) -> Event | Exception | None:
+    try:
+        return connection.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(
+            f"a worker process died (exit code {process.exitcode}; out of memory?); finished work is kept: run the same command again"
+        ) from None
+
+
+def _work(connection: Connection, job: Job) -> None:
+    """A worker: asks for a unit with None, reports, and ends on None, on an error that it sends, or with its parent."""
+    try:
+        tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None
+        connection.send(None)
+        while (unit := connection.recv()) is not None:
+            run_unit(job, unit, tokenizer, connection.send)
+            connection.send(None)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return
+    except (ValueError, OSError) as error:
+        connection.send(error)

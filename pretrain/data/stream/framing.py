@@ -1,0 +1,58 @@
+"""Framing: a document as the stream lays it end to end with others: `bos tokens eos`, or `separator tokens` where bos and eos are one.
+
+Ids are there at once. Raw text is encoded as far as it is read, a few thousand tokens at a time: the first sample of a book costs its
+first pages, not the book.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+
+import numpy as np
+
+from pretrain.data.shards import EXTENSIONS
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+ENCODE_TOKENS = 4096
+"""Tokens of raw text that are made at once."""
+
+
+class FramedDocument:
+    """The tokens of one document, read forward."""
+
+    def __init__(self, ready: np.ndarray, rest: Iterator[int] | None = None) -> None:
+        """Args: ready: int32 tokens that are there; rest: those that follow."""
+        self._ready, self._rest = ready, rest or iter(())
+        self._start = 0  # place of the first ready token in the document
+
+    def read(self, offset: int, count: int) -> np.ndarray:
+        """At most `count` tokens from `offset` on, int32; fewer only at the document's end. Offsets never fall between two calls."""
+        missing = offset + count - self._start - len(self._ready)
+        if missing > 0:
+            more = np.fromiter(islice(self._rest, max(missing, ENCODE_TOKENS)), np.int32)
+            if len(more):
+                kept = min(offset - self._start, len(self._ready))
+                self._ready, self._start = np.concatenate((self._ready[kept:], more)), self._start + kept
+        return self._ready[offset - self._start :][:count]
+
+
+def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> FramedDocument:
+    """Frame a document.
+
+    Args:
+        payload: as `read_document` returns it.
+        extension: the index's field of that name, a position in EXTENSIONS.
+        tokenizer: gives bos and eos, and encodes raw text.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: the payload is not of its format.
+    """
+    closing = () if tokenizer.separators.are_one else (tokenizer.eos_id,)
+    if EXTENSIONS[extension] == "npy":
+        tokens = np.load(io.BytesIO(payload), allow_pickle=False)
+        framed = np.empty(1 + len(tokens) + len(closing), dtype=np.int32)
+        framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
+        return FramedDocument(framed)
+    text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else json.loads(payload)["text"]
+    return FramedDocument(np.array([tokenizer.bos_id], dtype=np.int32), chain(tokenizer.iterate(text), closing))

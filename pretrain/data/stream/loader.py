@@ -1,0 +1,197 @@
+"""The loader of a data-parallel rank: its rows of every global batch, in an order that no layout changes, resumable by a seek.
+
+Global sample g of a run is the next sample of stream g mod S in a source drawn for g (`pretrain/data/stream/order.py`), made by a walker
+whose whole state is a cursor of a few integers (`pretrain/data/stream/stream.py`). A rank r of n owns the samples g with g mod n = r, hence
+whole streams, because n divides S. So the tokens of sample g do not depend on n, on the workers, or on where the run was cut and resumed.
+
+    batch   = loader.next_batch()                 # this rank's rows of the global batch
+    states  = sum over ranks of loader.state()    # to be saved together with loader.next_sample and loader.fingerprints
+    loader.require_sources(fingerprints)          # the order is only the same over the same documents
+    loader.load_state(states, next_sample)        # on any number of ranks
+
+Cost: a batch is read as documents, in the background if there are workers. Resuming reads one document per stream and source in use,
+whatever the number of samples before it. Memory: one document per stream and source in use, not growing with the number of shards.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+
+from pretrain.config.model import require_divides
+from pretrain.config.run import DataSection
+from pretrain.data.stream import order
+from pretrain.data.stream.stream import FIELDS, StreamReader, StreamSpec
+from pretrain.data.stream.worker import Job, Worker
+
+
+class Loader:
+    """The samples of one data-parallel rank; a context manager that ends its workers."""
+
+    def __init__(
+        self,
+        data: DataSection,
+        *,
+        seed: int,
+        seq_len: int,
+        global_batch: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        split: Literal["train", "validation"] = "train",
+    ) -> None:
+        """Open the sources and check them; workers start with the first batch.
+
+        Args:
+            data: sources, tokenizer, streams and workers.
+            seed: run.seed.
+            seq_len: tokens per sequence; a row holds one more.
+            global_batch: sequences per batch over all ranks.
+            rank: data-parallel rank.
+            num_ranks: data-parallel size.
+            split: which documents to serve.
+
+        Raises:
+            ValueError: naming the source, key and value that do not work, an empty split among them.
+        """
+        require_divides("global batch", global_batch, "data-parallel size", num_ranks)
+        require_divides("data.num_streams", data.num_streams, "data-parallel size", num_ranks)
+        if not data.sources:
+            raise ValueError("data.sources is empty: name at least one folder of shards, e.g. data.sources=[{path: data/shards}]")
+        self._spec = StreamSpec(
+            sources=tuple(source.model_dump_json(exclude={"weight"}, exclude_defaults=True) for source in data.sources),
+            weights=tuple(source.weight for source in data.sources),
+            tokenizer=data.tokenizer,
+            split=split,
+            validation_fraction=data.validation_fraction,
+            on_damage=data.on_damage,
+            seed=seed,
+            seq_len=seq_len,
+            num_streams=data.num_streams,
+        )
+        self._rank, self._num_ranks, self._global_batch = rank, num_ranks, global_batch
+        self._num_workers = min(data.num_workers, data.num_streams // num_ranks)
+        self._prefetch_batches = data.prefetch_batches
+        self._states = np.zeros((data.num_streams, len(data.sources), len(FIELDS)), dtype=np.int64)
+        self._reader: StreamReader | None = None
+        self._workers: list[Worker] = []
+        self.next_sample = 0
+        """Global sample that begins the next batch."""
+        reader = StreamReader(self._spec, self._states)
+        reader.require_documents()
+        reader.close()
+        self.fingerprints = reader.fingerprints
+        """What each source holds, as one hash; to be saved with the state."""
+
+    def next_batch(self) -> np.ndarray:
+        """This rank's rows of the next global batch in the order of their samples, int64 [global_batch / num_ranks, seq_len + 1].
+
+        Raises:
+            ValueError: naming the damaged document, or what else is wrong with the data.
+            OSError: if the storage or a worker failed.
+        """
+        samples = order.owned_samples(self.next_sample, self.next_sample + self._global_batch, self._rank, self._num_ranks)
+        try:
+            records, tokens = self._receive(samples) if self._num_workers else self._read(samples)
+        except BaseException:
+            self.close()  # a half-read batch; whoever goes on all the same starts anew from the last whole one
+            raise
+        self._states[records[:, 0], records[:, 1]] = records[:, 2:]  # of a walker's several records the last one stays
+        self.next_sample += self._global_batch
+        return tokens
+
+    def state(self) -> np.ndarray:
+        """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of other ranks.
+
+        The sum over the ranks is what `load_state` takes.
+        """
+        owned = self._owned()
+        return np.where(owned[:, None, None], self._states, 0)
+
+    def load_state(self, states: np.ndarray, next_sample: int) -> None:
+        """Go on where a run stopped.
+
+        Args:
+            states: sum of the `state` of all its ranks, whatever their number.
+            next_sample: its `next_sample`.
+
+        Raises:
+            ValueError: if the saved run had another number of streams or sources.
+        """
+        if states.shape != self._states.shape:
+            saved, now = (f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in (states.shape, self._states.shape))
+            raise ValueError(f"the saved data state is of a run with {saved}; this one has {now}: they must be the same to resume")
+        self.close()
+        self._states = states.astype(np.int64)
+        self.next_sample = next_sample
+
+    def require_sources(self, fingerprints: Sequence[str]) -> None:
+        """Raise a ValueError that names the first source that is not the one of a saved run, given its `fingerprints`."""
+        for source, saved, now in zip(self._spec.sources, fingerprints, self.fingerprints, strict=False):
+            if saved != now:
+                name = json.loads(source).get("path") or source
+                raise ValueError(
+                    f"{name}: its documents are not those that the run was trained on so far: bring the old shards back, "
+                    "or choose another run.name"
+                )
+
+    @property
+    def epochs(self) -> int:
+        """Passes that every owned stream has completed over every source."""
+        return int(self._states[self._owned(), :, FIELDS.index("epoch")].min())
+
+    @property
+    def damaged(self) -> int:
+        """Documents that the owned streams skipped as damaged since the start of the run."""
+        return int(self._states[self._owned(), :, FIELDS.index("damaged")].sum())
+
+    def close(self) -> None:
+        """End the workers and close the files, at once; `next_batch` would open them again."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _owned(self) -> np.ndarray:
+        return np.arange(self._spec.num_streams) % self._num_ranks == self._rank
+
+    def _read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._reader is None:
+            self._reader = StreamReader(self._spec, self._states)
+        return self._reader.read(samples)
+
+    def _receive(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self._workers:
+            self._start_workers()
+        records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)
+        tokens = np.empty((len(samples), self._spec.seq_len + 1), dtype=np.int64)
+        owners = order.worker_of(samples, self._spec.num_streams, self._num_ranks, self._num_workers)
+        for number, worker in enumerate(self._workers):
+            rows = np.flatnonzero(owners == number)
+            records[rows], tokens[rows] = worker.receive(len(rows))
+        return records, tokens
+
+    def _start_workers(self) -> None:
+        for number in range(self._num_workers):
+            job = Job(
+                spec=self._spec,
+                rank=self._rank,
+                num_ranks=self._num_ranks,
+                worker=number,
+                num_workers=self._num_workers,
+                global_batch=self._global_batch,
+                first_sample=self.next_sample,
+                prefetch_batches=self._prefetch_batches,
+                parent=os.getpid(),
+            )
+            self._workers.append(Worker(job, self._states))

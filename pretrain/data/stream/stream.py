@@ -1,0 +1,293 @@
+"""Walking and packing: the samples of a set of streams, each read from where its cursor stands.
+
+One walker per (stream, source). Its cursor names a document of the seeded order (`pretrain/data/stream/order.py`) and a token in it; a
+sample is the next seq_len + 1 tokens of the documents laid end to end, and the next sample begins with the last token of this one, so every
+token is predicted once.
+
+1. Take the documents of the current unit in blocks of their permuted order and keep those of the split.
+2. Read, check and frame the next one (`pretrain/data/stream/framing.py`); text is tokenised as it is reached.
+3. Copy until the sample is full; leave the cursor on the last token copied.
+
+The cursor is the whole state: whoever resumes reads one document again (text up to the cursor) and goes on. A walker keeps one document
+and one block of index rows in memory, all walkers together a bounded number of open files, whatever the number of shards.
+"""
+
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from pretrain.data.shards import DamagedDocument, Manifest, ShardRow, open_index, read_document
+from pretrain.data.stream import order
+from pretrain.data.stream.cursor import FIELDS, Cursor
+from pretrain.data.stream.framing import FramedDocument, frame_document
+from pretrain.data.stream.task_source import TaskSource, TaskWalker
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+BLOCK = 256
+"""Documents whose place and split are looked up at once."""
+OPEN_FILES = 32
+"""Shard files that a process holds open per source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpec:
+    """All that decides which tokens sample g holds, and how to read them. Of plain values, so that it can travel as JSON."""
+
+    sources: tuple[str, ...]
+    """Each a JSON object: {"path": folder of shards}, or {"task": name, "parameters": ..., "supervise": ...}."""
+    weights: tuple[float, ...]
+    """Share of each source, relative to the others."""
+    tokenizer: str
+    """Tokenizer file."""
+    split: Literal["train", "validation"]
+    """Which documents are served."""
+    validation_fraction: float
+    """Share of documents in the validation split."""
+    on_damage: Literal["stop", "skip"]
+    """Whether a damaged document raises, or is named, counted and skipped."""
+    seed: int
+    """Seed of every permutation and draw."""
+    seq_len: int
+    """Tokens a sample advances by; it holds one more."""
+    num_streams: int
+    """S."""
+
+
+class Candidate(NamedTuple):
+    """A document of the split, not yet read."""
+
+    shard: ShardRow
+    """The shard that holds it."""
+    place: int
+    """Position in the unit's permutation."""
+    number: int
+    """Position in its shard."""
+    index_row: np.void | None
+    """Its row of the shard's index; None if that cannot be read."""
+
+
+class Source:
+    """One shard folder, seen as documents in the order of the streams."""
+
+    def __init__(self, spec: StreamSpec, number: int, tokenizer: Tokenizer) -> None:
+        self._spec, self._number, self._tokenizer = spec, number, tokenizer
+        self.folder = Path(json.loads(spec.sources[number])["path"])
+        self._manifest = Manifest.open(self.folder)
+        self.units_per_stream = order.units_per_stream(spec.num_streams, len(self._manifest))
+        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._shards_named: set[str] = set()
+        self.fingerprint = self._manifest.fingerprint
+        header = self._manifest.header
+        if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
+            raise ValueError(
+                f"{self.folder}: its tokens were made by another tokenizer (sha256 {str(header.tokenizer_sha256)[:12]}) than "
+                f"data.tokenizer={spec.tokenizer} (sha256 {tokenizer.sha256[:12]}): name that tokenizer or prepare the folder again"
+            )
+
+    def unit(self, stream: int, epoch: int, ordinal: int) -> order.Unit:
+        """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
+        key = order.make_key(self._spec.seed, "units", self._number, epoch)
+        return order.unit_of(ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self._manifest), key=key)
+
+    def candidates(self, unit: order.Unit, epoch: int, first: int) -> Iterator[Candidate]:
+        """The split's documents of a unit in the order of an epoch, from place `first` on; all of them if the index is lost."""
+        shard = self._manifest[unit.shard]
+        start, stop = unit.documents(shard.documents)
+        key = order.make_key(self._spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
+        for begin in range(first, stop - start, BLOCK):
+            places = np.arange(begin, min(begin + BLOCK, stop - start))
+            numbers = start + order.permute(places, stop - start, key)
+            try:
+                rows = open_index(self.folder, shard)[numbers]  # a copy: the mapping ends here
+            except ValueError:
+                yield from (Candidate(shard, place, number, None) for place, number in zip(places.tolist(), numbers.tolist(), strict=True))
+                continue
+            held_out = order.in_validation(rows["text_hash"], self._spec.validation_fraction)
+            mine = held_out if self._spec.split == "validation" else ~held_out
+            for place, number, row in zip(places[mine].tolist(), numbers[mine].tolist(), rows[mine], strict=True):
+                yield Candidate(shard, place, number, row)
+
+    def read(self, candidate: Candidate) -> FramedDocument | None:
+        """A document; None if it is damaged and data.on_damage lets the run go on.
+
+        Raises:
+            ValueError: naming shard, document and offset of damage that stops the run.
+        """
+        try:
+            return self._read_document(candidate)
+        except DamagedDocument as error:
+            self._accept_damage(error, candidate.shard)
+            return None
+
+    def require_document(self) -> None:
+        """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such document."""
+        for number in range(len(self._manifest)):
+            for candidate in self.candidates(order.Unit(number, 0, 1), 0, 0):
+                if self.read(candidate) is not None:
+                    return
+        raise ValueError(
+            f"{self.folder}: none of its {self._manifest.header.num_documents} documents can be served in the {self._spec.split} split "
+            f"with data.validation_fraction={self._spec.validation_fraction}: change the fraction or add documents"
+        )
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _read_document(self, candidate: Candidate) -> FramedDocument:
+        path, row = self.folder / candidate.shard.shard, candidate.index_row
+        if row is None:
+            raise DamagedDocument(f"{path}: document {candidate.number} cannot be found: the shard's index is missing or damaged")
+        try:
+            payload = read_document(self._open(path), row)
+        except FileNotFoundError:
+            raise DamagedDocument(f"{path}: document {candidate.number} at byte {row['offset']} is lost: the shard is missing") from None
+        try:
+            return frame_document(payload, int(row["extension"]), self._tokenizer)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DamagedDocument(f"{path}: document {candidate.number} at byte {row['offset']} is not of its format: {error}") from None
+
+    def _accept_damage(self, error: DamagedDocument, shard: ShardRow) -> None:
+        """Raise, or name the damage on stderr, once per shard."""
+        what = str(error).partition("; ")[0]
+        if self._spec.on_damage == "stop":
+            raise ValueError(f"{what}; prepare the data again, or set data.on_damage=skip to go on without it") from error
+        if shard.shard not in self._shards_named:
+            self._shards_named.add(shard.shard)
+            print(f"warning: {what}; skipped, as is every other damaged document of this shard", file=sys.stderr, flush=True)
+
+    def _open(self, path: Path) -> BinaryIO:
+        file = self._files.pop(path.name, None) or path.open("rb", buffering=0)
+        self._files[path.name] = file  # the most recently used one is last
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+
+class Walker:
+    """One stream's way through one source."""
+
+    def __init__(self, source: Source, stream: int, cursor: Cursor) -> None:
+        self.cursor = cursor
+        self._source, self._stream = source, stream
+        self._ahead: Iterator[Candidate] | None = None
+        self._document: FramedDocument | None = None
+        if cursor.offset or cursor.unit >= source.units_per_stream:
+            self._document = self._resume()
+
+    def fill(self, sample: np.ndarray) -> None:
+        """Write the next tokens into `sample`, int64 [seq_len + 1], and leave the cursor on the last one."""
+        cursor, filled = self.cursor, 0
+        while filled < len(sample):
+            if self._document is None:
+                self._document = self._next_document()
+            piece = self._document.read(cursor.offset, len(sample) - filled)
+            sample[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            cursor.offset += len(piece)
+            if filled < len(sample):
+                self._leave_document()
+        cursor.offset -= 1
+
+    def _resume(self) -> FramedDocument:
+        """The document that a saved cursor stands inside; the one after it if that was damaged since."""
+        saved = replace(self.cursor)
+        if saved.unit < self._source.units_per_stream:
+            document = self._next_document()
+            if self.cursor.damaged != saved.damaged or (self.cursor == saved and len(document.read(saved.offset, 1))):
+                return document
+        raise ValueError(f"{self._source.folder}: the saved data state does not fit it: the shards, run.seed or the data section changed")
+
+    def _next_document(self) -> FramedDocument:
+        """The first document at or after the cursor that is of the split and can be read; the cursor moves to it."""
+        cursor, damaged_before = self.cursor, self.cursor.damaged
+        while True:
+            if self._ahead is None:
+                unit = self._source.unit(self._stream, cursor.epoch, cursor.unit)
+                self._ahead = self._source.candidates(unit, cursor.epoch, cursor.document)
+            for candidate in self._ahead:
+                cursor.document = candidate.place
+                document = self._source.read(candidate)
+                if document is not None:
+                    return document
+                cursor.damaged += 1
+                self._leave_document()
+            self._leave_unit()
+            if cursor.unit == 0 and cursor.damaged != damaged_before:
+                self._source.require_document()  # else a source that is lost as a whole would be searched for ever
+
+    def _leave_document(self) -> None:
+        self._document = None
+        self.cursor.document += 1
+        self.cursor.offset = 0
+
+    def _leave_unit(self) -> None:
+        cursor, self._ahead = self.cursor, None
+        cursor.unit, cursor.document, cursor.offset = cursor.unit + 1, 0, 0
+        if cursor.unit == self._source.units_per_stream:
+            cursor.epoch, cursor.unit = cursor.epoch + 1, 0
+
+
+class StreamReader:
+    """The samples of some streams, in one process."""
+
+    def __init__(self, spec: StreamSpec, states: np.ndarray) -> None:
+        """Args: spec: what to read; states: cursors of all streams, int64 [num_streams, num_sources, len(FIELDS)]."""
+        tokenizer = Tokenizer.load(spec.tokenizer)
+        self._spec, self._states = spec, states
+        self._sources = [self._open(number, json.loads(text), tokenizer) for number, text in enumerate(spec.sources)]
+        self._walkers: dict[tuple[int, int], Walker | TaskWalker] = {}
+
+    def _open(self, number: int, description: dict[str, Any], tokenizer: Tokenizer) -> Source | TaskSource:
+        spec = self._spec
+        if "task" in description:
+            return TaskSource(description, spec.split, spec.seed, spec.seq_len, tokenizer)
+        return Source(spec, number, tokenizer)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What each source holds, as one hash."""
+        return tuple(source.fingerprint for source in self._sources)
+
+    def require_documents(self) -> None:
+        """Raise a ValueError that names the source whose split is empty, if there is one."""
+        for source in self._sources:
+            source.require_document()
+
+    def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prepare global samples, which must be the next ones of their streams.
+
+        Args:
+            samples: int64 [n], ascending.
+
+        Returns:
+            Records int64 [n, 2 + len(FIELDS)]: stream, source and the cursor after each sample; tokens int64 [n, seq_len + 1].
+        """
+        sources = order.draw_sources(samples, self._spec.weights, self._spec.seed)
+        records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)
+        tokens = np.empty((len(samples), self._spec.seq_len + 1), dtype=np.int64)
+        for row, place in enumerate(zip((samples % self._spec.num_streams).tolist(), sources.tolist(), strict=True)):
+            walker = self._walkers.get(place) or self._start(place)
+            walker.fill(tokens[row])
+            records[row] = *place, *walker.cursor.row()
+        return records, tokens
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+    def _start(self, place: tuple[int, int]) -> Walker | TaskWalker:
+        stream, number = place
+        cursor, source = Cursor(*self._states[place].tolist()), self._sources[number]
+        if isinstance(source, TaskSource):
+            walker = TaskWalker(source, stream, self._spec.num_streams, cursor)
+        else:
+            walker = Walker(source, stream, cursor)
+        self._walkers[place] = walker
+        return walker

@@ -1,0 +1,148 @@
+"""The tokenizer as the rest of the project knows it: text to ids and back, and the special ids that frame documents and thoughts.
+
+Three kinds: SentencePiece models that this project trains (`pretrain/data/tokenizers/sentencepiece.py`), byte-pair tokenizers of published
+models (`pretrain/data/tokenizers/published.py`) and lists of symbols for tasks (`pretrain/data/tokenizers/symbols.py`). Each is one file,
+told apart by its content.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.config.run import SYMBOLS_PREFIX
+
+THOUGHT_TOKENS = ("<bot>", "<eot>", "<latent>", "<pause>")
+"""Begin and end of latent thoughts, the slot of one, and a pause."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separators:
+    """The ids that tell documents laid end to end apart."""
+
+    bos_id: int
+    """Begins a document."""
+    eos_id: int
+    """Ends it. Where it is the same as bos, one separator stands between two documents: it ends the one and begins the other."""
+
+    @property
+    def are_one(self) -> bool:
+        return self.bos_id == self.eos_id
+
+
+def read_tokenizer(name: str | PathLike[str]) -> bytes:
+    """The bytes of a tokenizer: of its file, or of one that a name such as "symbols:0123456789+=" spells out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: no symbols are named, or one twice.
+    """
+    text = str(name)
+    if text.startswith(SYMBOLS_PREFIX):
+        from pretrain.data.tokenizers.symbols import write_symbols
+
+        return write_symbols(text.removeprefix(SYMBOLS_PREFIX))
+    return Path(name).read_bytes()
+
+
+class Tokenizer(ABC):
+    """A tokenizer, loaded. Its ids are 0 to vocab_size - 1."""
+
+    sha256: str
+    """Of the file's bytes: two tokenizers are the same if it is."""
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> "Tokenizer":
+        """Load a tokenizer file of any kind.
+
+        Raises:
+            ValueError: naming the file and what to do, if it is missing or not a tokenizer of ours.
+        """
+        try:
+            content = read_tokenizer(path)
+        except (FileNotFoundError, IsADirectoryError):
+            raise ValueError(f"{path}: no such tokenizer file; make one with tools/train_tokenizer.py") from None
+        try:
+            return Tokenizer.from_bytes(content)
+        except ValueError as error:
+            maker = "tools/convert_checkpoint.py import" if content.startswith(b"{") else "tools/train_tokenizer.py"
+            raise ValueError(f"{path}: not a tokenizer of this project: {error}; make one with {maker}") from None
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "Tokenizer":
+        """A tokenizer of any kind from the bytes of its file.
+
+        Raises:
+            ValueError: they are not one of ours.
+        """
+        # The kinds build on this module, and a process needs the library of one of them only.
+        if content.startswith(b"{"):
+            from pretrain.data.tokenizers.symbols import SymbolTokenizer, is_symbol_file
+
+            if is_symbol_file(content):
+                return SymbolTokenizer(content)
+            from pretrain.data.tokenizers.published import PublishedTokenizer
+
+            return PublishedTokenizer(content)
+        from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(content)
+
+    @property
+    def separators(self) -> Separators:
+        return Separators(bos_id=self.bos_id, eos_id=self.eos_id)
+
+    @property
+    def bot_id(self) -> int:
+        """Begin of latent thoughts."""
+        return self.thought_id("<bot>")
+
+    @property
+    def eot_id(self) -> int:
+        """End of latent thoughts."""
+        return self.thought_id("<eot>")
+
+    @property
+    def latent_id(self) -> int:
+        """Slot of a latent thought."""
+        return self.thought_id("<latent>")
+
+    @property
+    def pause_id(self) -> int:
+        return self.thought_id("<pause>")
+
+    @abstractmethod
+    def thought_id(self, name: str) -> int:
+        """Id of one of THOUGHT_TOKENS.
+
+        Raises:
+            ValueError: the tokenizer was made without them.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without bos and eos; never a special id.
+
+        Raises:
+            UnicodeEncodeError: a ValueError, if the text holds a lone surrogate, which UTF-8 cannot write.
+            ValueError: it holds what none of a list of symbols spells.
+        """
+        return list(self.iterate(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32 [tokens]; in this thread only, so that processes do not crowd each other."""
+        return [np.fromiter(self.iterate(text), np.int32) for text in texts]
+
+    @abstractmethod
+    def iterate(self, text: str) -> Iterator[int]:
+        """The ids of `encode`, made as they are asked for where the kind allows it; a lone surrogate raises at once."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids. Special ids vanish; bytes that are not UTF-8 become U+FFFD."""

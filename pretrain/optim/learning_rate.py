@@ -1,0 +1,44 @@
+"""The learning rate as a function of the step alone.
+
+Steps count from 0, so t = step + 1 updates are done once a step is. In units of the peak:
+
+1. Warm-up, t <= warmup_steps: t / warmup_steps. The first step already moves, the last step of the warm-up is at the peak.
+2. After it the rate falls from 1 to min_lr_ratio, which the last step of the run reaches exactly. With p the share of the fall that is
+   done: cosine (1 + cos πp) / 2 and linear 1 - p, over all the remaining steps; wsd (warm-up, stable, decay; arXiv 2404.06395) stays at 1
+   and is linear over the last decay_steps; constant stays at 1.
+
+Nothing is remembered between steps: a resumed run gets the rates of an uninterrupted one.
+"""
+
+import math
+
+from pretrain.config.run import OptimizerSection
+
+
+def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
+    """The learning rate of one step.
+
+    Args:
+        config: peak, floor, shape and lengths of the schedule.
+        step: index of the step, counted from 0.
+        num_steps: steps of the whole run.
+
+    Returns:
+        The learning rate, in (0, config.lr] while warming up and in [min_lr_ratio · config.lr, config.lr] after.
+    """
+    assert 0 <= step < num_steps, f"step {step} of {num_steps}"
+    done = step + 1
+    if done <= config.warmup_steps:
+        return config.lr * (done / config.warmup_steps)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * _height(config, done, num_steps))
+
+
+def _height(config: OptimizerSection, done: int, num_steps: int) -> float:
+    """Height above the floor after warm-up: 1 at the peak, 0 at the floor."""
+    if config.schedule == "constant":
+        return 1.0
+    start = config.warmup_steps
+    if config.schedule == "wsd":
+        start = max(start, num_steps - (config.decay_steps or math.ceil(num_steps / 5)))
+    fallen = max(0, done - start) / (num_steps - start)
+    return (1 + math.cos(math.pi * fallen)) / 2 if config.schedule == "cosine" else 1 - fallen

@@ -1,0 +1,63 @@
+"""The loop count of a step as a function of (seed, step) alone.
+
+No generator object is kept and no rank enters: every rank computes the same count, on any layout and after any resume. The draws come
+from a keyed hash and plain arithmetic, not from a library's random generator, whose streams may change between its versions.
+
+- fixed: model.num_loops.
+- uniform: each count in [minimum, maximum] equally likely.
+- poisson_lognormal (Huginn, arXiv 2502.05171, section 3.3): rate = exp(Normal(log m - sigma²/2, sigma)), so that E[rate] = m;
+  count = 1 + Poisson(rate), with m = model.num_loops - 1, so that E[count] = model.num_loops; then cut to [minimum, maximum]. The cut
+  moves the mean a little when much of the tail lies outside.
+"""
+
+import hashlib
+import math
+from statistics import NormalDist
+
+from pretrain.config.model import ModelSection
+from pretrain.config.run import LoopSamplingSection
+
+
+def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
+    """The loop count of one training step.
+
+    Args:
+        model: gives the fixed count, or the mean of the Poisson-log-normal one.
+        sampling: the distribution and its range.
+        seed: seed of the run.
+        step: index of the step, counted from 0.
+
+    Returns:
+        How often the loop block is applied in this step.
+    """
+    if sampling.distribution == "fixed":
+        return model.num_loops
+    if sampling.distribution == "uniform":
+        num_counts = sampling.maximum - sampling.minimum + 1
+        return sampling.minimum + (_hash(seed, step, "uniform") * num_counts >> 64)
+    if model.num_loops == 1:
+        return max(1, sampling.minimum)
+    spread = NormalDist().inv_cdf(_unit(_hash(seed, step, "rate")))
+    log_rate = math.log(model.num_loops - 1) - sampling.sigma**2 / 2 + sampling.sigma * spread
+    count = 1 + _poisson(log_rate, _unit(_hash(seed, step, "count")), sampling.maximum - 1)
+    return max(count, sampling.minimum)
+
+
+def _hash(seed: int, step: int, purpose: str) -> int:
+    """64 uniform bits for one purpose in one step."""
+    return int.from_bytes(hashlib.blake2b(f"loops/{purpose}/{seed}/{step}".encode(), digest_size=8).digest(), "big")
+
+
+def _unit(bits: int) -> float:
+    """64 bits as a number strictly between 0 and 1: the middle of one of 2^52 equal cells."""
+    return ((bits >> 12) + 0.5) / 2**52
+
+
+def _poisson(log_rate: float, uniform: float, largest: int) -> int:
+    """The `uniform` quantile of a Poisson distribution, cut to `largest`: the first count whose cumulative probability reaches it."""
+    cumulative = 0.0
+    for count in range(largest):
+        cumulative += math.exp(count * log_rate - math.exp(log_rate) - math.lgamma(count + 1))
+        if cumulative >= uniform:
+            return count
+    return largest

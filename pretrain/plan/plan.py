@@ -1,0 +1,359 @@
+"""The dry run: what a configuration costs on a number of ranks, computed without a process group, a GPU or torch.
+
+Pipeline. A stage visits L chunks (loops) for each of M micro-batches, so it works L·M visits, forward and backward. The first visit
+reaches the last stage after P-1 others, and the last gradient comes back as late: a step takes L·M + P-1 visits, of which P-1 are
+idle. Idle share = (P-1)/(L·M + P-1), if all visits take equally long; prelude, coda and head make them unequal, see `balance`.
+
+Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 4)):
+
+    weights p, gradients w (one buffer over micro-batches and loops)
+    AdamW: two moments of 4 and, for bf16, fp32 weights of 4, divided by the data-parallel size
+    Adafactor, and fp64: not sharded and over whole matrices: weights w, a copy of the gradients w, moments (Adafactor: rows + columns)
+
+Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working space is what the
+backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a
+token, communication buffers, document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no
+activations are held), the framework's own memory, fragmentation. torch.compile may keep less.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pretrain.config.model import ModelSection
+from pretrain.config.read import resolved_yaml
+from pretrain.config.run import Layout, RunConfig, check_layout
+from pretrain.model.count import (
+    ParameterCount,
+    count,
+    count_parameters,
+    forward_flops_per_token,
+    head_flops,
+    layer_flops,
+    stage_weights,
+    train_flops_per_token,
+)
+
+BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
+GIB = 2**30
+LOSS_ROWS = 2048
+"""Tokens whose logits the loss of a whole head holds at a time, as in `pretrain/model/kernels/head_loss.py`."""
+
+
+def default_world_size(config: RunConfig, environment: Mapping[str, str]) -> int:
+    """Ranks to plan for if none are given: what torchrun or Slurm says, else one replica.
+
+    Raises:
+        ValueError: the variable holds no whole number.
+    """
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        value = environment.get(name, "")
+        if value:
+            if not value.isdecimal():
+                raise ValueError(f"environment: {name}={value} is no number of ranks; unset it or give --world-size")
+            return int(value)
+    return config.parallel.tensor * config.parallel.pipeline
+
+
+def group_size(num_micro_batches: int, num_stages: int) -> int:
+    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P.
+
+    Raises:
+        ValueError: fewer micro-batches than stages.
+    """
+    if num_micro_batches < num_stages:
+        raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
+    return next(n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages)
+
+
+def idle_share(num_passes: int, num_micro_batches: int, num_stages: int) -> float:
+    """Share of a step in which a stage waits: (P-1)/(L·M + P-1)."""
+    return (num_stages - 1) / (num_passes * num_micro_batches + num_stages - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes of the tensors that one rank's autograd keeps, chunk by chunk, for one micro-batch.
+
+    A layer keeps the input and output of both norms, queries, keys, values and the mixed values, and in the feed-forward what its
+    products and its activation need: 4 tensors of its width for SwiGLU (gate, silu(gate), up, their product), 2 for GELU. Tensors
+    behind split weights are divided by the tensor-parallel size; residuals only under sequence parallelism.
+    """
+
+    config: RunConfig
+
+    @property
+    def _tokens(self) -> int:
+        return self.config.train.micro_batch * self.config.train.seq_len
+
+    @property
+    def _size(self) -> int:
+        return BYTES[self.config.train.precision]
+
+    @property
+    def state(self) -> float:
+        """One residual state, [tokens held, width]."""
+        split = self.config.parallel.tensor if self.config.parallel.sequence else 1
+        return self._tokens * self.config.model.hidden_size * self._size / split
+
+    @property
+    def _whole_state(self) -> int:
+        """A state behind a norm: gathered before split weights meet it."""
+        return self._tokens * self.config.model.hidden_size * self._size
+
+    @property
+    def layer(self) -> float:
+        """One layer without recomputation."""
+        model = self.config.model
+        attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
+        ffn = (4 if model.activation == "swiglu" else 2) * model.ffn_size
+        return 2 * (self.state + self._whole_state) + self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
+
+    @property
+    def head(self) -> float:
+        """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and logits."""
+        model, wide = self.config.model, max(4, self._size)
+        kept = model.hidden_size if self.config.parallel.tensor == 1 else self._tokens / self.config.parallel.tensor
+        return self.state + self._whole_state + model.vocab_size * kept * wide
+
+    @property
+    def _loss_working(self) -> float:
+        """What the loss adds at its worst: a whole head a block of logits and its share of the weight's gradient, a split one logits."""
+        model, wide = self.config.model, max(4, self._size)
+        logits = self._tokens * model.vocab_size
+        if self.config.parallel.tensor > 1:
+            return 4 * logits * wide / self.config.parallel.tensor
+        narrow = self._size if self._size < wide else 0  # a second copy in the type of the weights
+        return model.vocab_size * (min(self._tokens, LOSS_ROWS) + model.hidden_size) * (wide + narrow)
+
+    @property
+    def _tail(self) -> float:
+        """What follows the loop on the last stage."""
+        layer = self.state if self.config.train.recompute == "layer" else self.layer
+        return self.config.model.num_coda_layers * layer + self.head
+
+    def chunk(self, stage: int, index: int, num_passes: int) -> float:
+        """Chunk `index` of `num_passes` on a stage: its part of the loop, with prelude, or coda, norm and logits, if they are there."""
+        config, num_stages = self.config, self.config.parallel.pipeline
+        num_looped, recompute = config.model.pass_layers // num_stages, config.train.recompute
+        kept = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}[recompute]
+        if stage == 0 and index == 0:
+            kept += config.model.num_prelude_layers * (self.state if recompute == "layer" else self.layer)
+        if stage == num_stages - 1 and index == num_passes - 1:
+            return kept + self._tail
+        return kept + (self.state if num_stages > 1 else 0)  # the output, held until its gradient comes back
+
+    def peak(self, stage: int, num_micro_batches: int, num_passes: int) -> float:
+        """The most that is in flight on a stage at one time."""
+        chunks = [self.chunk(stage, index, num_passes) for index in range(num_passes)]
+        if self.config.parallel.pipeline == 1:
+            return sum(chunks)
+        return _peak_in_flight(chunks, stage, self.config.parallel.pipeline, num_micro_batches)
+
+    def working(self, stage: int) -> float:
+        """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a feed-forward.
+
+        By the time the last stage comes to its first unit, what follows that unit has gone.
+        """
+        config, num_stages = self.config, self.config.parallel.pipeline
+        num_layers = {"none": 0, "loop": config.model.pass_layers // num_stages, "layer": 1}[config.train.recompute]
+        num_gradients = 2 if config.model.activation == "swiglu" else 1
+        gradients = num_gradients * self._tokens * config.model.ffn_size * self._size / config.parallel.tensor
+        unit = num_layers * self.layer + gradients
+        if stage < num_stages - 1:
+            return unit
+        return max(unit - (self._tail if config.train.recompute == "loop" else self.head), self._loss_working)
+
+
+def _peak_in_flight(chunks: Sequence[float], stage: int, num_stages: int, num_micro_batches: int) -> float:
+    """Walk the 1F1B schedule of a stage: warm-up forward passes, then one forward and one backward in turn.
+
+    Interleaved over several chunks, groups of N micro-batches go through chunk after chunk, backward passes through the chunks in
+    reverse; a stage warms up with 2·(P-1-stage) + (L-1)·N passes. With one chunk this is plain 1F1B, P-1-stage passes.
+    """
+    group = group_size(num_micro_batches, num_stages)
+    behind = num_stages - 1 - stage
+    warm_up = behind if len(chunks) == 1 else 2 * behind + (len(chunks) - 1) * group
+
+    order = list(_chunk_order(num_micro_batches, len(chunks), group))
+    in_flight = peak = 0.0
+    for step, chunk in enumerate(order):
+        in_flight += chunks[chunk]
+        peak = max(peak, in_flight)
+        if step >= warm_up:
+            in_flight -= chunks[-1 - order[step - warm_up]]
+    return peak
+
+
+def _chunk_order(num_micro_batches: int, num_chunks: int, group: int) -> Iterator[int]:
+    for start in range(0, num_micro_batches, group):
+        for chunk in range(num_chunks):
+            yield from [chunk] * min(group, num_micro_batches - start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What one rank of a pipeline stage holds; memory in bytes."""
+
+    parameters: int
+    """Parameters of the stage, over its tensor-parallel ranks."""
+    forward_flops: int
+    """Forward FLOPs a token at `model.num_loops`, over its tensor-parallel ranks."""
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    working: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will cost, see `make_plan`. Memory is for the largest loop count that training can draw."""
+
+    config: RunConfig
+    layout: Layout
+    parameters: ParameterCount
+    stages: tuple[StagePlan, ...]
+    mean_loops: float
+    """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
+
+    @property
+    def worst_stage(self) -> StagePlan:
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def balance(self) -> float:
+        """FLOPs of the busiest stage over the mean; the others wait for it."""
+        flops = [stage.forward_flops for stage in self.stages]
+        return max(flops) * len(flops) / sum(flops)
+
+    @property
+    def train_flops_per_token(self) -> float:
+        """FLOPs of training on one token at the mean loop count, without recomputation."""
+        model, seq_len = self.config.model, self.config.train.seq_len
+        once, twice = (train_flops_per_token(model, seq_len, loops) for loops in (1, 2))
+        return once + (self.mean_loops - 1) * (twice - once)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.train.global_batch * self.config.train.seq_len
+
+    def render(self) -> str:
+        """The resolved configuration and the plan, for reading."""
+        rows = [*self._size_rows(), *self._work_rows(), *self._memory_rows()]
+        width = max(len(name) for name, _ in rows)
+        return resolved_yaml(self.config) + "\n" + "".join(f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in rows)
+
+    def _size_rows(self) -> Iterator[tuple[str, str]]:
+        model, layout, parallel = self.config.model, self.layout, self.config.parallel
+        blocks = f"{_plural(model.num_loop_layers, 'layer')} × {_plural(model.num_loops, 'loop')}"
+        if model.num_blocks > 1:
+            blocks = f"{model.num_blocks} blocks of {_plural(model.pass_layers, 'layer')}"
+        yield "depth", f"{model.effective_depth()} = prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
+        parts = {name.replace("_", " "): value for name, value in vars(self.parameters).items() if value}
+        yield "parameters", f"{self.parameters.total:,} = " + " + ".join(f"{name} {_si(value)}" for name, value in parts.items())
+        if parallel.pipeline > 1:
+            yield "", "by stage: " + ", ".join(_si(stage.parameters) for stage in self.stages)
+        ranks = f"{layout.world_size} = tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {layout.data_parallel}"
+        yield "ranks", ranks + (", sequence parallel" if parallel.sequence else "")
+        train = self.config.train
+        yield "step", f"{train.global_batch} sequences × {train.seq_len} = {self.tokens_per_step:,} tokens"
+        yield "", f"{_plural(layout.micro_batches, 'micro-batch')} of {_plural(train.micro_batch, 'sequence')} on each replica"
+
+    def _work_rows(self) -> Iterator[tuple[str, str]]:
+        model, train, layout = self.config.model, self.config.train, self.layout
+        sampling = train.loop_sampling
+        drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
+        shown = sorted({model.num_loops, *drawn})
+        for loops in shown:
+            forward, training = (_si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token))
+            yield "FLOPs" if loops == shown[0] else "", f"{training} a token (forward {forward}) at {_plural(loops, 'loop')}"
+        naive = 6 * self.parameters.total
+        mean = f" at the mean of {self.mean_loops:g} loops" if drawn else ""
+        yield "", f"6 · parameters would give {_si(naive)}, {naive / self.train_flops_per_token:.2f} of what is run{mean}"
+        per_step = self.train_flops_per_token * self.tokens_per_step
+        yield "", f"{_si(per_step)} a step, {_si(per_step * train.steps)} in {train.steps:,} steps{mean}"
+        if train.recompute != "none":
+            done = train_flops_per_token(model, train.seq_len, recompute=train.recompute) / train_flops_per_token(model, train.seq_len)
+            yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
+        stages = self.config.parallel.pipeline
+        if stages > 1:
+            idle = (f"{idle_share(_passes(model, n), layout.micro_batches, stages):.1%} at {_plural(n, 'loop')}" for n in shown)
+            yield "idle", f"{', '.join(idle)} = (P-1)/(L·M+P-1); the busiest stage has {self.balance:.2f} × the mean work"
+
+    def _memory_rows(self) -> Iterator[tuple[str, str]]:
+        names = ("weights", "gradients", "optimizer", "activations", "working", "total")
+        yield "GiB a rank", "".join(f"{name:>12}" for name in names)
+        for index, stage in enumerate(self.stages):
+            mark = "  <- most" if stage is self.worst_stage and len(self.stages) > 1 else ""
+            yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark
+
+
+def make_plan(config: RunConfig, world_size: int) -> Plan:
+    """Plan a run.
+
+    Args:
+        config: the run configuration.
+        world_size: ranks in all.
+
+    Raises:
+        ValueError: the configuration does not fit on so many ranks.
+    """
+    layout = check_layout(config, world_size)
+    sampling = config.train.loop_sampling
+    mean_loops = (sampling.minimum + sampling.maximum) / 2 if sampling.distribution == "uniform" else float(config.model.num_loops)
+    return Plan(
+        config=config,
+        layout=layout,
+        parameters=count_parameters(config.model, config.train.seq_len),
+        stages=tuple(_plan_stage(config, layout, index) for index in range(config.parallel.pipeline)),
+        mean_loops=mean_loops,
+    )
+
+
+def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
+    model, train, parallel = config.model, config.train, config.parallel
+    weights = stage_weights(model, train.seq_len, index, parallel.pipeline)
+    held = count(weights, parallel.tensor)
+    size = BYTES[train.precision]
+    wide = max(4, size)
+    if config.optimizer.name == "adamw" and train.precision != "fp64":
+        optimizer = held * (12 if train.precision == "bf16" else 8) / layout.data_parallel
+    else:
+        factored = config.optimizer.name == "adafactor"
+        moments = sum(sum(w.shape) if len(w.shape) == 2 and factored else w.numel * (1 if factored else 2) for w in weights)
+        optimizer = wide * (2 * count(weights) + moments)
+    activations = Activations(config=config)
+    is_first, is_last = index == 0, index == parallel.pipeline - 1
+    num_layers = model.pass_layers // parallel.pipeline * _passes(model, model.num_loops)
+    num_layers += is_first * model.num_prelude_layers + is_last * model.num_coda_layers
+    return StagePlan(
+        parameters=count(weights),
+        forward_flops=num_layers * layer_flops(model, train.seq_len) + is_last * head_flops(model),
+        weights=held * size,
+        gradients=held * wide,
+        optimizer=optimizer,
+        activations=activations.peak(index, layout.micro_batches, _passes(model, config.max_loops)),
+        working=activations.working(index),
+    )
+
+
+def _passes(model: ModelSection, num_loops: int) -> int:
+    """Trips of a micro-batch round the ring: the loops, or the blocks of an unlooped model."""
+    return model.num_blocks if model.num_blocks > 1 else num_loops
+
+
+def _plural(number: int, word: str) -> str:
+    ending = "" if number == 1 else "es" if word.endswith("ch") else "s"
+    return f"{number} {word}{ending}"
+
+
+def _si(value: float) -> str:
+    """Three digits and an SI prefix: 1.31 G."""
+    power = min(max(0, len(str(round(value))) - 1) // 3, 7)
+    value /= 1000**power
+    digits = 2 - (value >= 10) - (value >= 100) if power else 0
+    return f"{value:.{digits}f} {' kMGTPEZ'[power]}".strip()

@@ -1,0 +1,175 @@
+"""Where a run's numbers go: its files, Weights & Biases, the screen.
+
+`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/run/rows.py`) and are always complete. wandb gets the same numbers,
+offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes a `RunMetrics`.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TextIO
+
+from pretrain.config.run import LoggingSection, RunSection
+from pretrain.run.progress import Progress
+from pretrain.run.rows import EvaluationRow, RowFile
+
+WANDB_START_SECONDS = 30
+"""How long the start of a run waits for an online wandb server."""
+
+
+class LoggedConfig(Protocol):
+    """What logging needs of a configuration, of pretraining or of fine-tuning."""
+
+    @property
+    def run(self) -> RunSection: ...
+
+    @property
+    def logging(self) -> LoggingSection: ...
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class StepRow(Protocol):
+    """A dataclass about one training step."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def step(self) -> int: ...
+
+    def describe(self) -> str:
+        """The few numbers worth watching, on one line."""
+        ...
+
+
+class RunMetrics:
+    """Where rank 0 logs. A context manager: leaving it closes files, wandb and the progress display."""
+
+    def __init__(
+        self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
+        stream: TextIO | None = None,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            config: of the run.
+            run_dir: its directory, which exists.
+            num_steps: steps of the whole run.
+            resumed_step: steps done in the checkpoint that the run continues from; 0 for a fresh run.
+            results: name of the file of evaluation rows.
+            stream: of the progress display. Default: standard error.
+        """
+        self._every, self._num_steps = config.logging.every, num_steps
+        self._progress = Progress(num_steps, done=resumed_step, stream=stream)
+        self._steps = self._open(run_dir / "metrics.jsonl", resumed_step)
+        self._evaluations = self._open(run_dir / "eval" / results, resumed_step)
+        self._held_back = False
+        self._wandb = None
+        if config.logging.wandb != "disabled":
+            try:
+                self._wandb = _start_wandb(config, run_dir)
+            except Exception as error:  # a foreign service, never worth the run
+                self._lose_wandb("did not start", error)
+
+    def __enter__(self) -> "RunMetrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log_step(self, row: StepRow) -> None:
+        """Show a step, and keep its row if `logging.every` says so or if it is the last one."""
+        self._progress.update(row.step, row.describe())
+        if row.step % self._every and row.step != self._num_steps:
+            return
+        values = asdict(row)
+        self._append(self._steps, values)
+        self._to_wandb({f"train/{key}": value for key, value in values.items() if key != "step"}, row.step)
+
+    def log_evaluation(self, rows: Sequence[EvaluationRow]) -> None:
+        """Show and keep evaluation rows, all of one step."""
+        for row in rows:
+            self._append(self._evaluations, asdict(row))
+        for task, metric in dict.fromkeys((row.task, row.metric) for row in rows):
+            chosen = [row for row in rows if (row.task, row.metric) == (task, metric)]
+            values = ", ".join(f"{row.value:.4f} at {row.num_loops} loop{'s' * (row.num_loops > 1)}" for row in chosen)
+            self.message(f"step {chosen[0].step}: {task} {metric} {values}")
+        if rows:
+            self._to_wandb({f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step)
+
+    def log_result(self, row: dict[str, Any], line: str, charted: Mapping[str, float]) -> None:
+        """Keep an evaluation row of another schema, show its line, and chart some of its numbers."""
+        self._append(self._evaluations, row)
+        self.message(line)
+        self._to_wandb(dict(charted), row["step"])
+
+    def message(self, text: str) -> None:
+        """Show a line that stays, without tearing the progress bar."""
+        self._progress.message(text)
+
+    def close(self) -> None:
+        """Close everything, once."""
+        self._progress.close()
+        for file in (self._steps, self._evaluations):
+            try:
+                file.close()
+            except OSError as error:
+                self.message(f"warning: {file.path}: {error.strerror}; its last rows are lost")
+        if self._wandb is not None:
+            try:
+                self._wandb.finish()
+            except Exception as error:
+                self._lose_wandb("did not finish", error)
+
+    def _open(self, path: Path, resumed_step: int) -> RowFile:
+        file = RowFile(path, resumed_step)
+        for problem in file.problems:
+            self.message(f"warning: {problem}")
+        return file
+
+    def _append(self, file: RowFile, values: dict[str, Any]) -> None:
+        try:
+            file.append(values)
+            self._held_back = False
+        except OSError as error:
+            if not self._held_back:
+                self.message(f"warning: {file.path}: {error.strerror}; its rows are held back until there is room")
+            self._held_back = True
+
+    def _to_wandb(self, values: dict[str, Any], step: int) -> None:
+        if self._wandb is not None:
+            try:
+                self._wandb.log(values, step=step)
+            except Exception as error:
+                self._lose_wandb("stopped", error)
+
+    def _lose_wandb(self, what: str, error: Exception) -> None:
+        import wandb
+
+        self._wandb = None
+        reason = str(error).splitlines() or [type(error).__name__]
+        self.message(f"warning: wandb {what} ({reason[0]}); the run goes on without it, metrics.jsonl has everything")
+        with contextlib.suppress(Exception):
+            wandb.teardown()  # else its exit hook prints a traceback when its service is gone
+
+
+def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
+    """The wandb run of this run directory: its id is made once and kept there, so that a resumed run continues it."""
+    import wandb
+
+    id_file = run_dir / "wandb" / "run_id.txt"
+    if not id_file.exists():
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(f"{config.run.name}-{secrets.token_hex(4)}\n")
+    mode: Literal["offline", "online"] = "online" if config.logging.wandb == "online" else "offline"
+    return wandb.init(
+        project=config.logging.wandb_project,
+        id=id_file.read_text().strip(),
+        name=config.run.name,
+        dir=run_dir,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        config=config.model_dump(),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_SECONDS),
+    )

@@ -1,0 +1,71 @@
+"""ProsQA without words: the same graphs (`pretrain/tasks/prosqa/prosqa.py`), one symbol a node, three an edge.
+
+    Dk,ab,Ak,ka,bc,Bf,...?Acf      is A, who is a k, a c or an f?
+    steps     Ak, ka, ac           (a shortest path)
+    answer    =Ac
+
+For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the other symbols
+concepts. The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this kind.
+"""
+
+import re
+from itertools import pairwise
+from random import Random
+
+from pretrain.tasks.prosqa.prosqa import CONCEPTS, PERSONS, ProsQA, ProsQAParameters
+from pretrain.tasks.prosqa.prosqa_graph import Graph
+from pretrain.tasks.task import Example, Task
+
+PERSON_SYMBOLS = "ABCDEFGHIJKLMNOPQ"
+CONCEPT_SYMBOLS = "abcdefghijklmnopqrstuvwxyz0123456789YZ"
+_QUESTION = re.compile(r"((?:[A-Qa-z0-9YZ][a-z0-9YZ],)+)\?([A-Q])([a-z0-9YZ])([a-z0-9YZ])")
+
+assert (len(PERSON_SYMBOLS), len(CONCEPT_SYMBOLS)) == (len(PERSONS), len(CONCEPTS))
+_SYMBOL_OF: dict[str, str] = dict(zip((*PERSONS, *CONCEPTS), PERSON_SYMBOLS + CONCEPT_SYMBOLS, strict=True))
+
+
+class ProsQASymbolic(Task[ProsQAParameters]):
+    name = "prosqa_symbolic"
+    parameters_type = ProsQAParameters
+    question_end = ""
+    step_end = ","
+    answer_start = "="
+
+    def __init__(self, parameters: ProsQAParameters) -> None:
+        super().__init__(parameters)
+        self._graphs = ProsQA(parameters)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return (*PERSON_SYMBOLS, *CONCEPT_SYMBOLS, ",", "?", "=")
+
+    def make(self, random: Random) -> Example:
+        graph = self._graphs.draw_graph(random)
+        symbols = [_SYMBOL_OF[name] for name in graph.idx_to_symbol]
+        edges = [symbols[parent] + symbols[child] for parent, child in graph.edges]
+        random.shuffle(edges)
+        options = [symbols[graph.target], symbols[graph.neg_target]]
+        random.shuffle(options)
+        path = random.choice(graph.shortest_paths())
+        question = f"{''.join(f'{edge},' for edge in edges)}?{symbols[graph.root]}{''.join(options)}"
+        steps = tuple(symbols[parent] + symbols[child] for parent, child in pairwise(path))
+        return Example(question, steps, symbols[graph.root] + symbols[graph.target])
+
+    def solve(self, question: str) -> str:
+        graph = parse_graph(question)
+        return graph.idx_to_symbol[graph.root] + graph.idx_to_symbol[graph.target]
+
+
+def parse_graph(question: str) -> Graph:
+    """The graph of a question, its nodes numbered in the order in which the text first names them.
+
+    Raises:
+        ValueError: the text is of another form, or not exactly one of the options is reached.
+    """
+    found = _QUESTION.fullmatch(question)
+    if not found:
+        raise ValueError(f"not of the form 'Ab,bc,de,?Ace': {question[-60:]!r}")
+    nodes: dict[str, int] = {}
+    edges = [(nodes.setdefault(edge[0], len(nodes)), nodes.setdefault(edge[1], len(nodes))) for edge in found[1][:-1].split(",")]
+    root, first, second = (nodes.setdefault(symbol, len(nodes)) for symbol in found.groups()[1:])
+    return Graph.asked(tuple(nodes), edges, root, (first, second))

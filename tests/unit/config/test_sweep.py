@@ -1,0 +1,101 @@
+"""Sweeps: the family that a file stands for, its commands, and a real one from training to plot, stopped and continued."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.read import load_config
+from pretrain.config.sweep import cells, read_sweep
+
+ROOT = Path(__file__).parents[3]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+TINY = """
+config: CONFIG
+overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2, model.ffn_size=16,
+  optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+models: [{num_loop_layers: 1, num_loops: 2}]
+baselines: false
+evaluation: {num_examples: 10}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text.replace("CONFIG", str(ROOT / "configs/tasks/p_hop_small.yaml")))
+    return path
+
+
+def test_a_looped_model_comes_with_its_two_baselines_and_all_seeds(tmp_path: Path) -> None:
+    text = "{config: CONFIG, overrides: [train.steps=9], models: [{num_loop_layers: 2, num_loops: 3}, {num_loop_layers: 2}], seeds: [0, 7]}"
+    family = cells(read_sweep(write(tmp_path / "s.yaml", text)))
+    assert [cell.name for cell in family] == [f"{shape}-seed{seed}" for shape in ("2x3", "6x1", "2x1") for seed in (0, 7)]
+    assert family[0].overrides == ("train.steps=9", "model.num_loop_layers=2", "model.num_loops=3", "run.seed=0")
+    assert [cell.num_loops for cell in family[::2]] == [3, 1, 1]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(path)
+    for cell in cells(sweep):
+        config = load_config(Path(sweep.config), [*cell.overrides, f"run.name={cell.name}"])
+        assert config.model.num_loops == cell.num_loops
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{config: CONFIG, models: []}", "models: Tuple should have at least 1 item"),
+        ("{config: CONFIG, model: [{num_loop_layers: 1}]}", "models: Field required\n.*model: Extra inputs"),
+        ("{config: CONFIG, models: [{num_loop_layers: 0}]}", r"models\.0\.num_loop_layers: Input should be greater than 0"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)s\.yaml: .*{message}"):
+        read_sweep(write(tmp_path / "s.yaml", text))
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "depth_sweep.py"), "tiny.yaml", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_printed_commands_are_those_of_all_runs(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "baselines: true"))
+    lines = sweep(tmp_path, "--print").stdout.splitlines()
+    assert [line.count("pretrain.train") for line in lines[:3]] == [1, 1, 1]
+    assert [line.count("eval_depth.py") for line in lines[3:6]] == [1, 1, 1]
+    assert "scaling_plot.py" in lines[6] and lines[6].count("depth.jsonl") == 3
+    assert "--array=0-2" in lines[-3] and "aftercorr" in lines[-2] and "afterok" in lines[-1]
+    assert not (tmp_path / "runs").exists()
+    alone = sweep(tmp_path, "--print", "--stage", "train", "--cell", "2").stdout.splitlines()
+    assert alone[0] == lines[2]
+    bad = sweep(tmp_path, "--cell", "3")
+    assert bad.returncode == 2 and "the sweep has 3 runs, numbered from 0" in bad.stderr
+
+
+def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "baselines: true"))
+    planned = sweep(tmp_path, "--dry-run").stdout.splitlines()
+    runs = [f"run directory  runs/sweeps/tiny/{name}-seed0" for name in ("1x2", "2x1", "1x1")]
+    assert [line for line in planned if line.startswith("run directory")] == runs
+    write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "ranks: 2\nbaselines: true"))
+    refused = sweep(tmp_path, "--slurm")
+    assert refused.returncode == 2 and "train.global_batch=8 is not divisible by" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
+    root = tmp_path / "runs" / "sweeps" / "tiny"
+    for arguments in ([], ["--stage", "eval"]):
+        done = sweep(tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (root / "1x2-seed0" / "eval" / "depth.jsonl").read_text().splitlines()]
+        assert [(row["task"], row["metric"], row["num_loops"], row["step"]) for row in rows] == [("p_hop", "acc", 2, 3)]
+    assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
+    assert "has p_hop already" in done.stderr

@@ -1,0 +1,134 @@
+"""Evaluating a run: the same prompts at every loop count, rows that are written once, and the command."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain import train
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.eval.evaluate import Subject, append_rows, evaluate, load
+from pretrain.eval.groups import ResolvedTask, tasks_of
+from pretrain.eval.harness import LoopedLM
+from pretrain.eval.sampling import Generation
+from tests.support.corpus import make_tokenizer
+from tests.unit.hf.test_convert import make_run
+from tools import eval_depth
+
+LETTERS = SymbolTokenizer(write_symbols([chr(code) for code in range(32, 127)] + ["\n"]))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets these for its own process."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE", "DISABLE_MULTIPROC"):
+        monkeypatch.setenv(name, "1")
+
+
+class Listener:
+    """In place of a scorer: notes the prompts of each loop count, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[int | None, list[list[int]]] = {}
+
+    def continuations(self, prompts: list[list[int]], settings: Generation, _: Any) -> list[list[int]]:
+        self.prompts.setdefault(settings.num_loops, []).extend(prompts)
+        return [[] for _ in prompts]
+
+
+def listen(tokenizer: Tokenizer, config: RunConfig, *names: str, num_examples: int, file: Path, max_length: int) -> Listener:
+    """Evaluate on a task at one and two loops."""
+    listener = Listener()
+    lm = LoopedLM(listener, tokenizer, (1, 2), max_length=max_length)  # type: ignore[arg-type]
+    tasks = [found for found in tasks_of(config, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
+    loader = partial(load, data_dir=None, num_examples=num_examples)
+    subject = Subject(config=config, step=1, train_flops=0.0)
+    for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=file):
+        append_rows(file, rows)
+    return listener
+
+
+def test_every_loop_count_and_every_call_sees_the_same_prompts(tmp_path: Path) -> None:
+    ask = partial(listen, LETTERS, RunConfig(), "variable_assignment_math_depth0", num_examples=4, max_length=2000)
+    prompts = ask(file=tmp_path / "first.jsonl").prompts
+    assert prompts[1] == prompts[2] and len({tuple(prompt) for prompt in prompts[1]}) == 4
+    assert LETTERS.decode(prompts[1][0]).count("\n\n") == 5  # shots
+    assert ask(file=tmp_path / "second.jsonl").prompts == prompts
+
+
+def test_a_task_is_done_when_it_was_scored_on_as_many_examples(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    ask = partial(listen, LETTERS, RunConfig(), "variable_assignment_math_depth0", max_length=2000, file=file)
+    assert [bool(ask(num_examples=count).prompts) for count in (3, 3, 5, 3)] == [True, False, True, False]
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_a_prompt_that_fits_with_its_answer_is_not_cut(tmp_path: Path) -> None:
+    source = {"task": "addition", "parameters": {"num_operands": [3], "num_digits": 2}}
+    config = RunConfig.model_validate({"data": {"tokenizer": "symbols:0123456789+=", "sources": [source]}})
+    digits = Tokenizer.load(config.data.tokenizer)
+    # begin, three numbers of two digits, two signs and = are ten tokens; three digits and the end follow, the end being no input
+    prompts = listen(digits, config, num_examples=50, max_length=13, file=tmp_path / "rows.jsonl").prompts[1]
+    assert all(prompt[0] == digits.bos_id and len(prompt) == 10 for prompt in prompts)
+
+
+def test_a_name_means_the_difficulty_that_the_run_is_trained_at() -> None:
+    sources = [{"task": "p_hop", "parameters": {"num_hops": hops}} for hops in (2, 3)]
+    config = RunConfig.model_validate({"data": {"sources": sources}})
+    for names in ([], ["p_hop", "p_hop_2"]):
+        found = [task for task in tasks_of(config, names, None) if isinstance(task, ResolvedTask)]
+        assert [(task.name, task.parameters) for task in found] == [("p_hop", {"num_hops": 2}), ("p_hop_2", {"num_hops": 3})]
+    (other,) = tasks_of(config, ["induction_copying"], None, allow_network=False)
+    assert isinstance(other, ResolvedTask) and other.parameters == {}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    make_tokenizer(path)
+    return path
+
+
+def test_the_command_writes_rows_once_and_names_what_is_wrong(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 2})
+    wanted = ["--run", str(run), "--num-examples", "3", "--offline", "--num-loops", "1,2"]
+    assert eval_depth.main([*wanted, "--tasks", "variable_assignment_code_depth0,svamp"]) == 0
+    assert "skipped svamp: its files are read from a data directory, and none was given" in capsys.readouterr().err
+    file = run / "eval" / "depth.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["task"], row["task_group"], row["metric"], row["num_loops"], row["effective_depth"]) for row in rows] == [
+        ("variable_assignment_code_depth0", "primitives", "exact_match", loops, 2 * loops) for loops in (1, 2)
+    ]
+    assert all(row["num_examples"] == 3 and row["run"] == "run" and row["stderr"] is not None for row in rows)
+    assert eval_depth.main([*wanted, "--tasks", "primitives"]) == 0
+    printed = capsys.readouterr()
+    assert "has variable_assignment_code_depth0 already" in printed.err
+    assert "3 tasks evaluated, 1 were there, 0 skipped" in printed.out
+    assert len(file.read_text().splitlines()) == 2 * 4
+    for arguments, message in (
+        (["--run", str(run), "--tasks", "svam"], "error: task svam: no such task or group, did you mean svamp?"),
+        (["--run", str(tmp_path / "absent")], "no checkpoints there"),
+        (["--run", str(run)], "error: run run is trained on no task: name some to evaluate it on"),
+    ):
+        assert eval_depth.main([*arguments, "--offline"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
+    hops = {"task": "p_hop", "parameters": {"num_hops": 2, "length": 12}, "supervise": "prefixes"}
+    data = {"tokenizer": "symbols:abcd", "sources": [hops]}
+    overrides = ["run.name=hops", f"run.root={tmp_path}", "train.seq_len=13", f"data={json.dumps(data)}", "logging.wandb=disabled"]
+    shape = ["model.vocab_size=16", "model.hidden_size=16", "model.num_attention_heads=2", "model.ffn_size=16", "model.num_loop_layers=1"]
+    settings = ["train.steps=2", "train.global_batch=4", "train.micro_batch=4", "optimizer.warmup_steps=0", "validation.every=0"]
+    (tmp_path / "run.yaml").write_text("train: {precision: fp32}\n")
+    assert train.main(["--config", str(tmp_path / "run.yaml"), *overrides, *shape, *settings]) == 0
+    assert eval_depth.main(["--run", str(tmp_path / "hops"), "--num-loops", "1,2", "--num-examples", "20"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "hops" / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert [(row["task"], row["metric"], row["num_loops"]) for row in rows] == [("p_hop", "acc", 1), ("p_hop", "acc", 2)]
+    assert {row["num_examples"] for row in rows} == {20}

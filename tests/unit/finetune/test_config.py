@@ -1,0 +1,171 @@
+"""Configurations, command line, plan and examples of fine-tuning: what is shipped loads, and what does not fit is named."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.examples.examples import encode_examples, load_examples, read_lines
+from finetune.examples.sequence import RowMaker
+from finetune.method.curriculum import cut_at, final_stage
+from finetune.method.methods import METHODS
+from finetune.run.command import help_text, parse
+from finetune.run.plan import render_plan
+from finetune.run.start import start_of
+from pretrain.config.read import read_config, resolved_yaml
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from tests.support.finetuned_runs import save_run
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+SCRATCH = [path for path in FILES if path.stem.endswith("_small") and not path.stem.startswith("gsm8k")]
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run to start from, in the place of GPT-2 and of the quick start."""
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    save_run(folder)
+    return str(folder)
+
+
+def test_every_method_of_every_task_is_shipped_in_two_sizes() -> None:
+    names = {f"{task}_{method}{size}" for task in ("prosqa", "prontoqa", "gsm8k") for method in METHODS for size in ("", "_small")}
+    assert {path.stem for path in FILES} == names
+
+
+@every_file
+def test_a_configuration_plans_round_trips_and_is_what_its_name_says(path: Path, tmp_path: Path, other_run: str) -> None:
+    config = read_config(path, FinetuneConfig)
+    assert config.run.name == path.stem
+    assert config.method.name == path.stem.removesuffix("_small").partition("_")[2]
+    if config.checkpoint.init_from is None:
+        resolved = tmp_path / "config.yaml"
+        resolved.write_text(resolved_yaml(config))
+        assert read_config(resolved, FinetuneConfig) == config
+    else:
+        config = read_config(path, FinetuneConfig, [f"checkpoint.init_from={other_run}"])
+    plan = render_plan(config, 1)
+    assert f"= {config.train.effective_batch}\n" in plan
+    last = final_stage(config.curriculum, config.chosen_method)
+    assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan
+
+
+@pytest.mark.parametrize("path", SCRATCH, ids=lambda path: path.stem)
+def test_examples_fit_tokenizer_length_and_answer(path: Path) -> None:
+    config = read_config(path, FinetuneConfig)
+    start = start_of(config)
+    section = config.data.train.model_copy(update={"num_examples": 100})
+    examples, form = load_examples(section, "train", 0)
+    maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, start.tokenizer)
+    assert config.train.seq_len is not None
+    for example in encode_examples(examples, form, start.tokenizer):
+        for stage in range(config.curriculum.last_stage + 1):
+            length = len(example.steps) if config.chosen_method.removal == "step" else sum(map(len, example.steps))
+            row = maker.row(example, cut_at(config.curriculum, config.chosen_method, stage, length))
+            assert len(row.tokens) <= config.train.seq_len
+            text = len(example.answer) + sum(map(len, example.steps))
+            assert len(row.tokens) - row.first_target <= text <= config.validation.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.nam=cot"], "command line: method.nam: unknown key, did you mean method.name?"),
+        (["method.name=coco"], "method.name: needs one of coconut, cot, no_cot"),
+        (["method.name=cot", "method.stop=classifier"], "method.stop=classifier is for methods with thoughts"),
+        (["method.name=pause", "method.jacobi_passes=1"], "method.jacobi_passes is for methods with thoughts"),
+        (["train.effective_batch=8"], "train.effective_batch=8 is smaller than train.micro_batch=32"),
+        (["checkpoint.init_from=runs/x"], "model: its shape comes from checkpoint.init_from"),
+        (["--init", "runs/x", "checkpoint.init_from=runs/y"], "--init and checkpoint.init_from= say the same"),
+        (["data.train.path=a.json"], "examples come from a path or from a task, not from both"),
+        (["data.train.num_examples=null"], "examples of task prosqa_symbolic have no end: set num_examples"),
+        (["data.validation.task=null"], "data.train and data.validation: each needs a path or a task"),
+        (["data.tokenizer=null"], "a model from scratch needs data.tokenizer and train.seq_len"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), *overrides])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.tokenizer=nowhere.model"], "nowhere.model: no such tokenizer file"),
+        (["data.tokenizer=symbols:abc", "model.vocab_size=8"], "has 10 tokens, more than model.vocab_size=8"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_by_the_dry_run(overrides: list[str], message: str) -> None:
+    command = parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), "--dry-run", *overrides])
+    with pytest.raises(ValueError) as caught:
+        render_plan(command.config, command.world_size)
+    assert message in str(caught.value)
+
+
+def test_the_entry_answers_quickly_and_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "finetune" / "coconut.py"), "--config", "nowhere.yaml", "--local_rank=0"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "error: nowhere.yaml: No such file or directory\n")
+
+
+def test_the_help_page_has_every_key() -> None:
+    text = help_text(100)
+    for key in ("method.name=coconut", "curriculum.thoughts_per_step=1", "engine.zero_stage=2", "optimizer.reset=stage"):
+        assert key in text
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_lines_of_gsm8k_aug(tmp_path: Path) -> None:
+    lines = "What is 2+3?||<<2+3=5>> #### 5\nHow many?||#### 7\nA\u2028B?||<<1=1>> <<2=2>> #### 1,000\n"
+    plain, packed = tmp_path / "train.txt", tmp_path / "train.txt.gz"
+    plain.write_text(lines)
+    packed.write_bytes(gzip.compress(lines.encode()))
+    found = read_lines(plain)
+    assert found == read_lines(packed)
+    assert [(example.question, example.steps, example.answer) for example in found] == [
+        ("What is 2+3?", ("<<2+3=5>>",), "5"), ("How many?", (), "7"), ("A\u2028B?", ("<<1=1>>", "<<2=2>>"), "1,000"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", ["no separators", "question||steps", "||<<1=1>> #### 1", "question||#### "])
+def test_a_malformed_line_is_named(tmp_path: Path, bad: str) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text(f"a?||#### 1\n{bad}\n")
+    with pytest.raises(ValueError, match=r"train\.txt: row 1: needs `question\|\|steps #### answer`"):
+        read_lines(file)
+
+
+def test_a_malformed_row_of_a_list_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"question": "a?", "steps": [], "answer": "b"}, {"question": "a?", "steps": "no list", "answer": "b"}]))
+    section = FinetuneConfig.model_fields["data"].default.train.model_copy(update={"path": str(file)})
+    with pytest.raises(ValueError, match=r"rows\.json: row 1: steps: "):
+        load_examples(section, "train", 0)
+
+
+def test_the_released_files_are_read() -> None:
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder of real data is not here")
+    files = ("prosqa/prosqa_test.json.gz", "prontoqa/prontoqa_valid.json.gz", "gsm8k_aug/test.txt.gz")
+    train = FinetuneConfig.model_fields["data"].default.train
+    sizes = [len(load_examples(train.model_copy(update={"path": str(folder / file)}), "test", 0)[0]) for file in files]
+    assert sizes == [500, 200, 1319]
+
+
+def test_parts_are_encoded_by_themselves() -> None:
+    tokenizer = Tokenizer.load("symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?=")
+    section = read_config(SCRATCH[0].parent / "prosqa_coconut_small.yaml", FinetuneConfig).data.train.model_copy(update={"num_examples": 3})
+    examples, form = load_examples(section, "train", 0)
+    for example, encoded in zip(examples, encode_examples(examples, form, tokenizer), strict=True):
+        assert encoded.question == (tokenizer.bos_id, *tokenizer.encode(example.question))
+        assert [tokenizer.decode(step) for step in encoded.steps] == [f"{step}," for step in example.steps]
+        assert tokenizer.decode(encoded.answer) == f"={example.answer}" and encoded.answer[-1] == tokenizer.eos_id
+        assert encoded.num_mark_tokens == 1

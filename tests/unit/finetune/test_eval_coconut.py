@@ -1,0 +1,149 @@
+"""The command that evaluates a fine-tuned run: its rows are those of the library, it goes on where it stopped, and names what is wrong."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.answers.evaluation import Cell, choose_cells, evaluate_cells, load_questions
+from finetune.answers.results import CoconutRow, read_rows
+from finetune.answers.scoring import answer_settings, score_examples
+from finetune.run.finetuned_model import load_finetuned
+from pretrain.checkpoint.run import save_weights
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.model.gpt import LoopedGPT
+from pretrain.tasks.example_file import write_examples
+from tests.support.finetuned_runs import MODEL, save_run
+
+SCRIPT = Path(__file__).parents[3] / "tools" / "eval_coconut.py"
+CPU = torch.device("cpu")
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+def without_time(row: CoconutRow) -> dict[str, Any]:
+    return {key: value for key, value in vars(row).items() if key != "seconds_per_example"}
+
+
+def test_the_command_scores_every_cell_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "tiny"
+    save_run(run)
+    arguments = ["--run", run, "--latents", "0,2,3", "--num-loops", "1,3", "--batch", 4]
+    assert command(monkeypatch, *arguments) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{run}, step 7, 6 examples of test"
+    assert [line.split()[:3] for line in out[2:-1]] == [["coconut", k, loops] for loops in "13" for k in "023"]
+    file = run / "eval" / "coconut.jsonl"
+    rows = list(read_rows(file))
+    assert [(row.num_loops, row.num_thoughts) for row in rows] == [(loops, k) for loops in (1, 3) for k in (0, 2, 3)]
+    assert {(row.run, row.step, row.epoch, row.stage, row.method, row.split, row.num_examples) for row in rows} == {
+        ("tiny", 7, 8, 1, "coconut", "test", 6)
+    }
+
+    whole = file.read_text().splitlines()
+    file.write_text("\n".join([*whole[:3], whole[3][:20]]))  # stopped in the middle of the fourth row
+    assert command(monkeypatch, *arguments) == 0
+    assert [json.loads(line) for line in file.read_text().splitlines()[:3]] == [json.loads(line) for line in whole[:3]]
+    again = list(read_rows(file))
+    assert [without_time(row) for row in again] == [without_time(row) for row in rows]
+
+
+def test_a_row_is_what_the_library_counts(tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    config = save_run(run)
+    finetuned = load_finetuned(run, CPU)
+    questions = load_questions(finetuned)
+    row = next(evaluate_cells(finetuned, questions, [Cell(2, 3)], tmp_path / "rows.jsonl", batch=2))
+    settings = answer_settings(config, finetuned.trained.tokenizer, num_thoughts=2, num_loops=3)
+    model, tokenizer = finetuned.trained.model, finetuned.trained.tokenizer
+    tally = score_examples(model, questions.examples, questions.encoded, questions.form, tokenizer, settings, batch=6)
+    assert (row.accuracy, row.flops_per_example) == (tally.accuracy, tally.flops / 6)
+    assert row.new_tokens == 2 + tally.num_text_tokens / 6
+    assert row.examples_by_chain_length == {str(length): count for length, count in sorted(tally.num_examples.items())}
+
+
+def test_the_best_checkpoint_is_taken_unless_a_step_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    save_run(run, step=9)
+    assert load_finetuned(run, CPU).trained.step == 9
+    save_run(run / "best", step=5)
+    for given in (run, run / "best"):
+        finetuned = load_finetuned(given, CPU)
+        assert (finetuned.trained.step, finetuned.run_dir) == (5, run)
+    assert load_finetuned(run, CPU, step=9).trained.step == 9
+
+
+def test_a_run_that_started_from_other_weights_is_loaded(tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    save_run(run, checkpoint={"init_from": "runs/other"})
+    finetuned = load_finetuned(run, CPU)
+    assert (finetuned.config.checkpoint.init_from, finetuned.trained.config.model.hidden_size) == ("runs/other", 16)
+
+
+def test_a_classifier_that_was_trained_ends_the_thoughts(tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    save_run(run, with_classifier=True, method={"stop": "classifier"})
+    finetuned = load_finetuned(run, CPU)
+    assert finetuned.stop_classifier is not None
+    assert finetuned.stop_classifier.weight.shape == (1, 16)
+    row = next(evaluate_cells(finetuned, load_questions(finetuned), [Cell(6, 1)], tmp_path / "rows.jsonl", batch=3))
+    assert 1 <= row.mean_thoughts < 6 == row.num_thoughts
+
+
+def test_a_method_without_slots_has_one_cell(tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    save_run(run, method={"name": "cot"})
+    finetuned = load_finetuned(run, CPU)
+    assert choose_cells(finetuned, None, [1, 2]) == [Cell(0, 1), Cell(0, 2)]
+    row = next(evaluate_cells(finetuned, load_questions(finetuned), [Cell(0, 1)], tmp_path / "rows.jsonl", batch=3))
+    assert (row.method, row.mean_thoughts) == ("cot", 0)
+    with pytest.raises(ValueError, match=r"method cot of .* has no slots"):
+        choose_cells(finetuned, [0, 1], None)
+
+
+def test_a_file_is_read_in_the_form_that_the_run_was_trained_on(tmp_path: Path) -> None:
+    run, file = tmp_path / "tiny", tmp_path / "mine.json"
+    save_run(run)
+    finetuned = load_finetuned(run, CPU)
+    whole = load_questions(finetuned)
+    write_examples(file, whole.examples)
+    ours = load_questions(finetuned, file=file, num_examples=4)
+    assert (ours.split, ours.examples, ours.encoded, ours.form) == ("mine.json", whole.examples[:4], whole.encoded[:4], whole.form)
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "tiny"
+    task = {"task": "prosqa_symbolic", "num_examples": 2}
+    save_run(run, data={"train": task, "validation": task, "tokenizer": "symbols:ab"})
+    plain, tokenizer = tmp_path / "plain", run / "tokenizer.json"
+    section = RunConfig.model_validate({"model": MODEL, "train": {"precision": "fp32"}, "data": {"tokenizer": str(tokenizer)}})
+    meta = {"config": section.model_dump(mode="json"), "tokenizer_sha256": Tokenizer.load(tokenizer).sha256}
+    save_weights(plain, dict(LoopedGPT(section.model, section.train.seq_len).named_parameters()), meta)
+    for arguments, message in (
+        (["--run", tmp_path / "nothing"], f"{tmp_path / 'nothing'}: no checkpoints there"),
+        (["--run", plain], f"{plain} was not fine-tuned: train it with finetune/coconut.py --init {plain}"),
+        (["--run", run], "data.test: the run has none; it has train, validation, or name a file with --data"),
+        (["--run", run, "--data", tmp_path / "absent.json"], f"{tmp_path / 'absent.json'}: No such file or directory"),
+        (["--run", run, "--split", "train", "--step", 3], f"{run / 'checkpoints'}: no checkpoint of step 3"),
+    ):
+        assert command(monkeypatch, *arguments) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith(f"error: {message}")
+        assert (out, err.count("\n")) == ("", 1)
+    for arguments, message in (
+        (["--latents", "0,x"], "needs whole numbers"),
+        (["--latents", "-1"], "at least 0"),
+        (["--num-loops", "0"], "at least 1"),
+    ):
+        assert command(monkeypatch, "--run", run, *arguments) == 2
+        assert message in capsys.readouterr().err

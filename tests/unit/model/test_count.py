@@ -1,0 +1,115 @@
+"""Counts against the real model: parameters name by name, FLOPs against torch's own counter."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.config.model import ModelSection
+from pretrain.model.count import (
+    count,
+    count_parameters,
+    embedding_weights,
+    final_weights,
+    forward_flops_per_token,
+    head_flops,
+    layer_flops,
+    layer_weights,
+    train_flops_per_token,
+)
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.loss import loss_sums
+
+SEQ_LEN = 32
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 80, "num_loop_layers": 2}
+GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
+SHAPES = {
+    "llama": {},
+    "grouped queries": {"num_key_value_heads": 2},
+    "gpt-2": GPT2,
+    "gpt-2 with a head of its own": {**GPT2, "tied_head": False},
+    "qwen2": {"bias": "qkv", "num_key_value_heads": 2},
+    "qwen3": {"qk_norm": "head", "head_size": 12, "num_key_value_heads": 2},
+    "olmo": {"norm": "plain"},
+    "olmo2": {"qk_norm": "all", "norm_place": "after"},
+    "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "input_injection": "add"},
+    "blocks": {"num_loop_layers": 6, "loop_regulariser": {"block_size": 2}},
+}
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+
+
+def section(shape: dict) -> ModelSection:
+    return ModelSection.model_validate({**SMALL, **shape})
+
+
+def build(model: ModelSection, recompute: str = "none") -> LoopedGPT:
+    built = LoopedGPT(model, SEQ_LEN, recompute=recompute)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.fill_(0.01)
+    return built
+
+
+def measured_flops(model: ModelSection, num_loops: int, *, backward: bool, recompute: str = "none") -> float:
+    """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can see on a CPU."""
+    built = build(model, recompute)
+    tokens = torch.zeros(2, SEQ_LEN, dtype=torch.long)
+    mask = torch.ones(1, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+        loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask), tokens)
+        if backward:
+            loss.backward()
+    return counter.get_total_flops() / tokens.numel()
+
+
+@shapes
+def test_parameters_are_those_of_the_module(shape: dict) -> None:
+    model = section(shape)
+    built = build(model)
+    parts = count_parameters(model, SEQ_LEN)
+    numel = {name: parameter.numel() for name, parameter in built.named_parameters()}  # a tied weight appears once
+    assert parts.total == sum(numel.values())
+    for part in ("prelude", "loop", "coda", "head", "final_norm"):
+        assert getattr(parts, part) == sum(n for name, n in numel.items() if name.split(".")[0] == part), part
+
+
+@shapes
+def test_weights_have_the_names_and_shapes_of_the_module(shape: dict) -> None:
+    model = section(shape)
+    state = {name: tuple(tensor.shape) for name, tensor in build(model).state_dict().items()}
+    layer = {name.removeprefix("loop.0."): shape for name, shape in state.items() if name.startswith("loop.0.")}
+    assert {weight.name: weight.shape for weight in layer_weights(model)} == layer
+    outside = {name: shape for name, shape in state.items() if name.split(".")[0] not in ("prelude", "loop", "coda")}
+    assert {weight.name: weight.shape for weight in (*embedding_weights(model, SEQ_LEN), *final_weights(model))} == outside
+
+
+@shapes
+@pytest.mark.parametrize("num_loops", [1, 3])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+def test_flops_are_those_that_torch_counts(shape: dict, num_loops: int, backward: bool) -> None:
+    model = section(shape)
+    num_loops = 1 if model.num_blocks > 1 else num_loops
+    counted = (train_flops_per_token if backward else forward_flops_per_token)(model, SEQ_LEN, num_loops)
+    assert measured_flops(model, num_loops, backward=backward) == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("recompute", ["loop", "layer"])
+def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
+    model = section(SHAPES["prelude and coda"])
+    counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)  # type: ignore[arg-type]
+    assert counted > train_flops_per_token(model, SEQ_LEN, 3)
+    assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=0.001)
+
+
+def test_a_loop_costs_flops_but_no_parameters() -> None:
+    looped, deep = section({"num_loops": 5}), section({"num_loop_layers": 10})
+    assert forward_flops_per_token(looped, SEQ_LEN) == forward_flops_per_token(deep, SEQ_LEN)
+    assert count_parameters(looped, SEQ_LEN) == count_parameters(section({}), SEQ_LEN)
+    assert forward_flops_per_token(looped, SEQ_LEN) == 10 * layer_flops(looped, SEQ_LEN) + head_flops(looped)
+
+
+def test_tensor_parallel_ranks_hold_the_split_weights_once_and_the_others_each() -> None:
+    weights = layer_weights(section(GPT2))
+    whole = sum(weight.numel for weight in weights if not weight.is_split)
+    assert whole == (4 + 2) * 32  # two LayerNorms, and the biases of the two projections into the residual stream
+    assert 2 * count(weights, 2) == count(weights) + whole

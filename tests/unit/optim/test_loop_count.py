@@ -1,0 +1,107 @@
+"""Loop counts: golden draws, ranges, and distributions against their closed forms."""
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.config.model import ModelSection
+from pretrain.config.run import LoopSamplingSection
+from pretrain.optim.loop_count import num_loops_at
+
+NUM_DRAWS = 20_000
+
+
+def draws(num_loops: int, sampling: LoopSamplingSection, *, seed: int = 0, count: int = NUM_DRAWS) -> list[int]:
+    model = ModelSection(num_loops=num_loops)
+    return [num_loops_at(model, sampling, seed, step) for step in range(count)]
+
+
+def chi_square(observed: Counter[int], probabilities: dict[int, float]) -> tuple[float, int]:
+    """Pearson's statistic and its degrees of freedom, with cells of fewer than 5 expected draws put together."""
+    total = observed.total()
+    rare = [cell for cell, probability in probabilities.items() if probability * total < 5]
+    cells = [([cell], probabilities[cell]) for cell in probabilities if cell not in rare]
+    if rare:
+        cells.append((rare, sum(probabilities[cell] for cell in rare)))
+    statistic = sum((sum(observed[cell] for cell in group) - p * total) ** 2 / (p * total) for group, p in cells)
+    return statistic, len(cells) - 1
+
+
+def chi_square_limit(freedom: int) -> float:
+    """Value that the statistic exceeds once in about a million draws (Wilson and Hilferty 1931, at 4.75 deviations)."""
+    return freedom * (1 - 2 / (9 * freedom) + 4.75 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def poisson_lognormal(mean: float, sigma: float, largest: int) -> dict[int, float]:
+    """P(1 + Poisson(rate), cut to `largest`) with a log-normal rate of the given mean, integrated over its normal."""
+    probabilities = dict.fromkeys(range(1, largest + 1), 0.0)
+    width = 0.01
+    for cell in range(-800, 801):
+        normal = cell * width
+        weight = width * math.exp(-(normal**2) / 2) / math.sqrt(2 * math.pi)
+        log_rate = math.log(mean) - sigma**2 / 2 + sigma * normal
+        below = 0.0
+        for count in range(largest - 1):
+            probability = math.exp(count * log_rate - math.exp(log_rate) - math.lgamma(count + 1))
+            probabilities[count + 1] += weight * probability
+            below += probability
+        probabilities[largest] += weight * max(0.0, 1 - below)
+    return probabilities
+
+
+def test_golden_draws() -> None:
+    """These values may never change: a resumed run, and a paper's run, depend on them."""
+    uniform = LoopSamplingSection(distribution="uniform", minimum=1, maximum=8)
+    huginn = LoopSamplingSection(distribution="poisson_lognormal", minimum=1, maximum=64)
+    assert draws(4, uniform, seed=7, count=16) == [5, 6, 2, 8, 3, 1, 4, 6, 4, 4, 8, 7, 2, 1, 1, 4]
+    assert draws(8, huginn, seed=7, count=16) == [19, 12, 5, 3, 7, 2, 6, 9, 12, 12, 9, 10, 8, 9, 2, 9]
+    assert draws(8, huginn, seed=8, count=16) == [7, 5, 8, 4, 4, 13, 9, 5, 17, 6, 16, 4, 11, 17, 7, 9]
+
+
+def test_fixed_is_the_model_s_count() -> None:
+    assert set(draws(5, LoopSamplingSection(), count=50)) == {5}
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10**9), st.integers(1, 40), st.integers(0, 40), st.integers(1, 60), st.floats(0, 3))
+def test_counts_stay_in_range(seed: int, step: int, minimum: int, span: int, mean: int, sigma: float) -> None:
+    for distribution in ("uniform", "poisson_lognormal"):
+        sampling = LoopSamplingSection(distribution=distribution, minimum=minimum, maximum=minimum + span, sigma=sigma)
+        assert minimum <= num_loops_at(ModelSection(num_loops=mean), sampling, seed, step) <= minimum + span
+
+
+def test_uniform_counts_are_equally_likely() -> None:
+    observed = Counter(draws(1, LoopSamplingSection(distribution="uniform", minimum=2, maximum=8)))
+    statistic, freedom = chi_square(observed, dict.fromkeys(range(2, 9), 1 / 7))
+    assert statistic < chi_square_limit(freedom)
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(4, 0.5), (32, 0.5), (6, 0.0)])
+def test_poisson_lognormal_follows_its_law(mean: int, sigma: float) -> None:
+    largest = 8 * mean
+    observed = Counter(draws(mean, LoopSamplingSection(distribution="poisson_lognormal", maximum=largest, sigma=sigma)))
+    law = poisson_lognormal(mean - 1, sigma, largest)
+    assert sum(law.values()) == pytest.approx(1, abs=1e-6)
+    assert sum(count * probability for count, probability in law.items()) == pytest.approx(mean, rel=1e-3)
+    statistic, freedom = chi_square(observed, law)
+    assert statistic < chi_square_limit(freedom)
+
+
+def test_a_mean_of_one_loop_is_one_loop() -> None:
+    assert set(draws(1, LoopSamplingSection(distribution="poisson_lognormal"), count=50)) == {1}
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "poisson_lognormal"])
+def test_neighbouring_steps_and_seeds_are_unrelated(distribution: str) -> None:
+    sampling = LoopSamplingSection.model_validate({"distribution": distribution, "minimum": 1, "maximum": 64})
+    here, other_seed = draws(8, sampling), draws(8, sampling, seed=1)
+    for left, right in ((here[:-1], here[1:]), (here, other_seed)):
+        assert abs(correlation(left, right)) < 5 / math.sqrt(NUM_DRAWS)
+
+
+def correlation(left: list[int], right: list[int]) -> float:
+    left_mean, right_mean = sum(left) / len(left), sum(right) / len(right)
+    products = sum((x - left_mean) * (y - right_mean) for x, y in zip(left, right, strict=True))
+    return products / math.sqrt(sum((x - left_mean) ** 2 for x in left) * sum((y - right_mean) ** 2 for y in right))

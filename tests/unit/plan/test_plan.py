@@ -1,0 +1,272 @@
+"""The plan against measurement: bytes that autograd and the engine hold, and the schedule that Megatron runs."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.pipeline_parallel.schedules import get_schedule_table
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Separators
+from pretrain.model.count import count, stage_weights
+from pretrain.model.gpt import LoopedGPT, Stage
+from pretrain.model.kernels import blocked_attention, head_loss
+from pretrain.model.loss import loss_sums
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.groups import make_groups, start_world
+from pretrain.plan import plan as plan_module
+from pretrain.plan.plan import Activations, default_world_size, group_size, idle_share, make_plan
+
+GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
+LLAMA = {"num_key_value_heads": 2}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+ROOT = Path(__file__).parents[3]
+
+
+def config(model: dict, **sections: dict) -> RunConfig:
+    """A small configuration: many more tokens than width, as in a real run, so that activations outweigh weights."""
+    small = {"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "ffn_size": 192, "num_loop_layers": 2, "num_loops": 3}
+    train = {"seq_len": 256, "micro_batch": 4, "global_batch": 16, **sections.pop("train", {})}
+    return RunConfig.model_validate({"model": {**small, **model}, "train": train, **sections})
+
+
+def build(run: RunConfig) -> LoopedGPT:
+    built = LoopedGPT(run.model, run.train.seq_len, recompute=run.train.recompute)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.fill_(0.01)
+    built.to(DTYPES[run.train.precision])
+    for parameter in built.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return built
+
+
+def measured_bytes(run: RunConfig) -> tuple[int, int]:
+    """Bytes allocated when one micro-batch has gone forward, and at the worst moment of its backward pass, by torch's profiler."""
+    built, tokens = build(run), torch.zeros(run.train.micro_batch, run.train.seq_len, dtype=torch.long)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        loss, _ = loss_sums(built, built(tokens), tokens)
+        with record_function("backward"):
+            loss.backward()
+    assert trace.profiler is not None and trace.profiler.kineto_results is not None
+    events: list[Any] = trace.profiler.kineto_results.events()
+    (start,) = (event.start_ns() for event in events if event.name() == "backward")
+    kept = held = peak = 0
+    for time, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+        held += size
+        peak = max(peak, held)
+        kept = held if time < start else kept
+    return kept, peak
+
+
+@pytest.mark.parametrize("shape", [LLAMA, {**LLAMA, "norm": "layer"}, GPT2], ids=["llama", "llama with LayerNorm", "gpt-2"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)  # the usual some MiB would drown so small a model
+    run = config({**shape, "num_prelude_layers": 1, "num_coda_layers": 1}, train={"recompute": recompute, "precision": precision})
+    plan = Activations(config=run)
+    kept, peak = measured_bytes(run)
+    assert plan.peak(0, 4, 3) == pytest.approx(kept, rel=0.1)
+    assert plan.peak(0, 4, 3) + plan.working(0) == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("rows", [2048, 32], ids=["one block of logits", "many blocks"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_working_space_of_the_loss_is_that_which_torch_allocates(rows: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_loss, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(plan_module, "LOSS_ROWS", rows)
+    run = config({"vocab_size": 4096, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
+    plan = Activations(config=run)
+    _, peak = measured_bytes(run)
+    assert plan.working(0) > 0.25 * peak
+    assert plan.peak(0, 4, 1) + plan.working(0) == pytest.approx(peak, rel=0.1)
+
+
+def test_rows_of_the_loss_are_those_of_the_model() -> None:
+    assert plan_module.LOSS_ROWS == head_loss.BLOCK_ROWS
+
+
+@pytest.fixture
+def world_of_one() -> Iterator[torch.device]:
+    device = start_world()
+    yield device
+    dist.destroy_process_group()
+
+
+def num_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the distinct storages behind `tensors`."""
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor is not None)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "name"),
+    [(LLAMA, "bf16", "adamw"), (GPT2, "fp32", "adamw"), (GPT2, "bf16", "adafactor"), (LLAMA, "fp64", "adafactor")],
+)
+def test_weights_gradients_and_optimizer_are_those_of_the_engine(
+    shape: dict, precision: str, name: str, world_of_one: torch.device
+) -> None:
+    run = config(shape, train={"precision": precision, "seq_len": 16, "global_batch": 4}, optimizer={"name": name})
+    engine = Engine(run, make_groups(run.parallel, world_of_one), Separators(bos_id=1, eos_id=2))
+    engine.train_step(torch.randint(2, run.model.vocab_size, (4, 17)), run.model.num_loops, lr=1e-3)
+    inner: torch.optim.Optimizer = engine.optimizer.inner  # type: ignore[attr-defined]
+    weights = list(engine.optimizer.names)
+    buffers: list[Any] = engine.optimizer.ddp.buffers  # type: ignore[assignment]
+    gradients = [buffer.grad_data for buffer in buffers]
+    masters: list[torch.Tensor] = [parameter for group in inner.param_groups for parameter in group["params"]]
+    moments = [value for state in inner.state.values() for key, value in state.items() if key != "step"]
+    everything = [*weights, *gradients, *masters, *moments, *(master.grad for master in masters)]
+    (stage,) = make_plan(run, 1).stages
+    assert stage.weights == pytest.approx(num_bytes(weights), rel=0.001)  # Megatron pads its buffers
+    assert stage.gradients == pytest.approx(num_bytes(gradients), rel=0.001)
+    assert stage.weights + stage.gradients + stage.optimizer == pytest.approx(num_bytes(everything), rel=0.001)
+
+
+@pytest.mark.parametrize("shape", [LLAMA, GPT2, {"num_prelude_layers": 1, "num_coda_layers": 2}])
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_parameters_of_a_stage_are_those_of_the_module(shape: dict, num_stages: int) -> None:
+    run = config(shape)
+    for index in range(num_stages):
+        built = LoopedGPT(run.model, run.train.seq_len, stage=Stage(index=index, count=num_stages))
+        numel = sum(parameter.numel() for parameter in built.parameters())
+        assert count(stage_weights(run.model, run.train.seq_len, index, num_stages)) == numel
+
+
+# --- the schedule ------------------------------------------------------------------------------------------------------------------
+
+
+def passes_of_stage(num_loops: int, num_micro_batches: int, stage: int, num_stages: int) -> list[tuple[bool, int, int]]:
+    """Megatron's order of work on a stage: (is forward, micro-batch, chunk), from its own table."""
+    group = group_size(num_micro_batches, num_stages)
+    table = get_schedule_table(num_micro_batches, num_loops, group)
+    behind = num_stages - 1 - stage
+    warm_up = min(len(table), behind if num_loops == 1 else 2 * behind + (num_loops - 1) * group)
+    forward = [(True, micro_batch, chunk) for micro_batch, chunk in table]
+    backward = [(False, micro_batch, num_loops - 1 - chunk) for micro_batch, chunk in table]
+    steady = [work for pair in zip(forward[warm_up:], backward, strict=False) for work in pair]
+    return forward[:warm_up] + steady + backward[len(table) - warm_up :]
+
+
+@given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 9), st.data())
+@settings(deadline=None, max_examples=100)
+def test_in_flight_is_what_megatrons_schedule_holds(num_loops: int, num_stages: int, extra: int, data: st.DataObject) -> None:
+    num_micro_batches = num_stages + extra
+    run = config(
+        {"num_loop_layers": 2 * num_stages, "num_loops": num_loops, "num_prelude_layers": 1, "num_coda_layers": 1},
+        parallel={"pipeline": num_stages},
+        train={"global_batch": num_micro_batches, "micro_batch": 1},
+    )
+    plan = Activations(config=run)
+    stage = data.draw(st.integers(0, num_stages - 1))
+    held = peak = 0.0
+    for is_forward, _, chunk in passes_of_stage(num_loops, num_micro_batches, stage, num_stages):
+        held += plan.chunk(stage, chunk, num_loops) * (1 if is_forward else -1)
+        peak = max(peak, held)
+    assert held == pytest.approx(0)
+    assert plan.peak(stage, num_micro_batches, num_loops) == pytest.approx(peak)
+
+
+def step_time(num_loops: int, num_micro_batches: int, num_stages: int) -> int:
+    """Length of a step in which every pass takes one unit and waits for the pass it depends on."""
+    queues = [passes_of_stage(num_loops, num_micro_batches, stage, num_stages) for stage in range(num_stages)]
+    visits = num_loops * num_stages
+    done: dict[tuple[bool, int, int], int] = {}  # (is forward, micro-batch, visit number along the ring) -> end
+    clocks = [0] * num_stages
+    while any(queues):
+        for stage, queue in enumerate(queues):
+            while queue:
+                is_forward, micro_batch, chunk = queue[0]
+                visit = chunk * num_stages + stage
+                needs = (True, micro_batch, visit - 1) if is_forward else (False, micro_batch, visit + 1)
+                if not is_forward and visit == visits - 1:
+                    needs = (True, micro_batch, visit)
+                if needs not in done and not (is_forward and visit == 0):
+                    break
+                clocks[stage] = max(clocks[stage], done.get(needs, 0)) + 1
+                done[is_forward, micro_batch, visit] = clocks[stage]
+                queue.pop(0)
+    return max(clocks)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_idle_share_is_that_of_the_schedule(num_loops: int, num_stages: int, num_groups: int) -> None:
+    num_micro_batches = num_groups * num_stages
+    work = 2 * num_loops * num_micro_batches
+    time = step_time(num_loops, num_micro_batches, num_stages)
+    assert idle_share(num_loops, num_micro_batches, num_stages) == pytest.approx(1 - work / time)
+
+
+# --- the plan as a whole -----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_a_ring_adds_up() -> None:
+    run = config(
+        {"num_loop_layers": 4, "num_prelude_layers": 1}, parallel={"tensor": 2, "pipeline": 2, "sequence": True}, train={"micro_batch": 2}
+    )
+    plan = make_plan(run, 16)
+    assert (plan.layout.data_parallel, plan.layout.micro_batches) == (4, 2)
+    assert sum(stage.parameters for stage in plan.stages) == plan.parameters.total
+    assert plan.worst_stage.total == max(stage.total for stage in plan.stages)
+    assert plan.balance > 1
+    text = plan.render()
+    assert f"{plan.parameters.total:,}" in text
+    assert "13 = prelude 1 + 4 layers × 3 loops + coda 0" in text
+    assert "16 = tensor 2 × pipeline 2 × data 4, sequence parallel" in text
+    assert f"{1 / 7:.1%} at 3 loops" in text
+
+
+def test_more_ranks_hold_less_each() -> None:
+    def worst(world_size: int, change: Callable[[dict], None] = lambda parallel: None) -> float:
+        parallel: dict = {}
+        change(parallel)
+        return make_plan(config({"num_loop_layers": 4}, parallel=parallel, train={"micro_batch": 1}), world_size).worst_stage.total
+
+    alone = worst(1)
+    assert worst(4) < alone  # the optimizer is sharded
+    assert worst(2, lambda parallel: parallel.update(tensor=2)) < alone
+    assert worst(2, lambda parallel: parallel.update(tensor=2, sequence=True)) < worst(2, lambda parallel: parallel.update(tensor=2))
+
+
+def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> None:
+    drawn = {"loop_sampling": {"distribution": "uniform", "minimum": 1, "maximum": 5}}
+    plan, fixed, deepest = (make_plan(config({"num_loops": loops}, train=train), 1) for loops, train in ((3, drawn), (3, {}), (5, {})))
+    assert plan.train_flops_per_token == fixed.train_flops_per_token
+    assert plan.worst_stage.total == deepest.worst_stage.total > fixed.worst_stage.total
+    assert "at the mean of 3 loops" in plan.render()
+
+
+def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
+    blocks = config({"num_loop_layers": 6, "num_loops": 1, "loop_regulariser": {"block_size": 2}}, parallel={"pipeline": 2})
+    looped = config({"num_loop_layers": 2, "num_loops": 3}, parallel={"pipeline": 2})
+    assert [s.activations for s in make_plan(blocks, 2).stages] == [s.activations for s in make_plan(looped, 2).stages]
+    assert "3 blocks of 2 layers" in make_plan(blocks, 2).render()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, 4), ({"WORLD_SIZE": "8"}, 8), ({"SLURM_NTASKS": "16"}, 16), ({"WORLD_SIZE": "8", "SLURM_NTASKS": "16"}, 8)],
+)
+def test_world_size_comes_from_the_launcher_or_is_one_replica(environment: dict[str, str], expected: int) -> None:
+    assert default_world_size(config({}, parallel={"tensor": 2, "pipeline": 2}), environment) == expected
+
+
+def test_bad_world_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="environment: WORLD_SIZE=two is no number of ranks"):
+        default_world_size(config({}), {"WORLD_SIZE": "two"})
+    with pytest.raises(ValueError, match=r"world size=3 is not divisible by parallel.tensor · parallel.pipeline=2"):
+        make_plan(config({}, parallel={"pipeline": 2}), 3)
+
+
+def test_planning_does_not_import_torch() -> None:
+    code = "import sys, pretrain.config.read, pretrain.plan.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

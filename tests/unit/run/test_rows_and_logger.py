@@ -1,0 +1,258 @@
+"""Rows and their files, wandb, the progress display, and the machine's peak."""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.model import LoopRegulariserSection, ModelSection
+from pretrain.config.run import LoggingSection, LoopSamplingSection, OptimizerSection, RunConfig, RunSection, TrainSection
+from pretrain.device import hardware
+from pretrain.device.hardware import peak_flops, peak_memory_gib, precision_warning
+from pretrain.model.count import count_parameters
+from pretrain.run.logger import RunMetrics
+from pretrain.run.progress import Progress
+from pretrain.run.rows import EvaluationRow, MetricsRow, RowFile, model_family, validation_row
+
+ROOT = Path(__file__).parents[3]
+
+
+def row(step: int, **changes: float) -> MetricsRow:
+    values = {"loss": 3.5, "grad_norm": 0.5, "lr": 1e-3, "flops_per_step": 2e9, "peak_flops": 8e9, "step_time_s": 0.5, "memory_gib": 1.0}
+    whole = {"num_loops": 2, "tokens_per_step": 1000, "skipped": 0}
+    return MetricsRow.of_step(step=step, **(values | whole | changes))  # pyright: ignore[reportArgumentType]
+
+
+def config(wandb: str = "disabled", *, every: int = 1, steps: int = 10) -> RunConfig:
+    logging = LoggingSection.model_validate({"wandb": wandb, "every": every})
+    train, optimizer = TrainSection(steps=steps, global_batch=8, seq_len=16), OptimizerSection(warmup_steps=0)
+    return RunConfig(run=RunSection(name="test"), logging=logging, train=train, optimizer=optimizer)
+
+
+def evaluation(step: int, num_loops: int, nll: float = 3.0) -> EvaluationRow:
+    counts = {"train_flops": 1e9, "num_params": 1234, "num_examples": 64, "eval_flops_per_token": 1e6}
+    return validation_row(config(), step=step, num_loops=num_loops, nll=nll, stderr=0.1, **counts)  # pyright: ignore[reportArgumentType]
+
+
+def rows_in(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps_in(path: Path) -> list[object]:
+    return [found["step"] for found in rows_in(path)]
+
+
+def test_rates_of_a_step() -> None:
+    found = row(3)
+    assert (found.tokens_seen, found.tokens_per_s, found.flops_per_s, found.mfu_pct) == (3000, 2000, 4e9, 50)
+
+
+def test_a_validation_row_holds_all_that_the_plot_needs() -> None:
+    found = evaluation(5, 3)
+    assert (found.run, found.task, found.metric, found.value) == ("test", "validation", "nll", 3.0)
+    assert (found.tokens_seen, found.num_loops, found.effective_depth) == (5 * 8 * 16, 3, 24)
+    assert found.num_loop_params == count_parameters(config().model, 16).loop
+
+
+def test_families() -> None:
+    looped = RunConfig(model=ModelSection(num_loops=3))
+    sampled = RunConfig(train=TrainSection(loop_sampling=LoopSamplingSection(distribution="uniform", maximum=4)))
+    regularised = RunConfig(model=ModelSection(loop_regulariser=LoopRegulariserSection(weight=1.0, block_size=4)))
+    families = [model_family(config) for config in (looped, sampled, regularised, RunConfig())]
+    assert families == ["looped", "looped", "regularised", "baseline"]
+
+
+def test_rows_are_on_disk_at_once_and_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
+        metrics.log_step(row(1, loss=float("nan"), grad_norm=float("inf"), skipped=1))
+        (found,) = rows_in(tmp_path / "metrics.jsonl")
+    assert (found["loss"], found["grad_norm"], found["skipped"], found["lr"]) == (None, None, 1, 1e-3)
+
+
+def test_only_every_nth_row_and_the_last_one_are_kept(tmp_path: Path) -> None:
+    with RunMetrics(config(every=4), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
+        for step in range(1, 11):
+            metrics.log_step(row(step))
+    assert steps_in(tmp_path / "metrics.jsonl") == [4, 8, 10]
+
+
+def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
+    for resumed_step, last in ((0, 7), (5, 10)):
+        with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=resumed_step, stream=io.StringIO()) as metrics:
+            for step in range(resumed_step + 1, last + 1):
+                metrics.log_step(row(step))
+                metrics.log_evaluation([evaluation(step, 1), evaluation(step, 2)])
+    assert steps_in(tmp_path / "metrics.jsonl") == list(range(1, 11))
+    found = [(row["step"], row["num_loops"]) for row in rows_in(tmp_path / "eval" / "depth.jsonl")]
+    assert found == [(step, loops) for step in range(1, 11) for loops in (1, 2)]
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 30, -1])
+def test_a_row_torn_by_a_kill_is_removed_and_named(tmp_path: Path, kept_bytes: int) -> None:
+    path, stream = tmp_path / "metrics.jsonl", io.StringIO()
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
+        for step in (1, 2, 3):
+            metrics.log_step(row(step))
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second + third[:kept_bytes])
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=3, stream=stream) as metrics:
+        metrics.log_step(row(4))
+    assert steps_in(path) == [1, 2, 4]
+    assert stream.getvalue().splitlines()[0] == f"warning: {path}:3: an unfinished row, removed"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_opening_a_whole_file_leaves_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    before = path.stat().st_ino
+    file = RowFile(path, 2)
+    file.close()
+    assert (path.stat().st_ino, file.problems) == (before, [])
+
+
+@contextmanager
+def full_disk(allowed_bytes: int) -> Iterator[None]:
+    """Writes beyond a file size fail, as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (allowed_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    stream, path = io.StringIO(), tmp_path / "metrics.jsonl"
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
+        with full_disk(300):
+            for step in (1, 2, 3):
+                metrics.log_step(row(step))
+        assert path.stat().st_size == 300
+        metrics.log_step(row(4))
+        assert steps_in(path) == [1, 2, 3, 4]
+    assert stream.getvalue().count("its rows are held back until there is room") == 1
+
+
+def test_plain_lines_come_first_last_and_now_and_then(tmp_path: Path) -> None:
+    stream, seconds = io.StringIO(), iter(range(0, 10_000, 4))
+    progress = Progress(20, stream=stream, seconds_per_line=10, clock=lambda: next(seconds))
+    for step in range(1, 9):
+        progress.update(step, f"loss {step}")
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "step 1/20, ETA ?, loss 1",
+        "step 4/20, ETA 01:04, loss 4",
+        "step 7/20, ETA 00:52, loss 7",
+        "step 8/20, ETA 00:48, loss 8",
+    ]
+
+
+def test_a_finished_run_says_its_last_step_once() -> None:
+    stream = io.StringIO()
+    progress = Progress(2, stream=stream, clock=lambda: 0.0)
+    progress.update(1, "a")
+    progress.update(2, "b")
+    progress.close()
+    assert stream.getvalue().splitlines() == ["step 1/2, ETA ?, a", "step 2/2, ETA 00:00, b"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_bar_and_whole_messages(tmp_path: Path) -> None:
+    stream = Terminal()
+    with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=4, stream=stream) as metrics:
+        for step in range(5, 8):
+            metrics.log_step(row(step))
+        metrics.log_evaluation([evaluation(7, 1, 3.25), evaluation(7, 2, 3.125)])
+    frames = stream.getvalue().replace("\n", "\r").split("\r")
+    assert "step 7: validation nll 3.2500 at 1 loop, 3.1250 at 2 loops" in frames
+    assert any("7/10" in frame and "loss 3.5000, loops 2" in frame and "ETA" in frame for frame in frames)
+
+
+def wandb_session(run_dir: Path, *arguments: str) -> str:
+    """Run tests/support/wandb_child.py in a process of its own; returns what it prints on standard error."""
+    places = {name: str(run_dir / name) for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
+    environment = {**os.environ, **places, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "tests" / "support" / "wandb_child.py", run_dir, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stderr
+
+
+def test_wandb_offline_for_real(tmp_path: Path) -> None:
+    """Two sessions of one run have the same id; losing the service costs one line, nothing at exit, and leaves the rows."""
+    assert "wandb" not in wandb_session(tmp_path, "0")
+    lines = wandb_session(tmp_path, "2", "kill").splitlines()
+    ours = [line.split(" (")[0] for line in lines if "step" not in line and not line.startswith("wandb:")]
+    assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])  # wandb notices the loss at a log or at the end
+    run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
+    assert run_id.startswith("test-")
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))) == 2
+    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
+
+
+def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("in the way")
+    stream = io.StringIO()
+    with RunMetrics(config("offline"), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
+        metrics.log_step(row(1))
+    assert stream.getvalue().startswith("warning: wandb did not start (")
+    assert stream.getvalue().count("\n") == 2
+    assert steps_in(tmp_path / "metrics.jsonl") == [1]
+
+
+def test_metrics_without_wandb_do_not_import_it(tmp_path: Path) -> None:
+    code = "import sys, pretrain.run.logger; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_peak_of_a_cpu_is_measured() -> None:
+    assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+@pytest.mark.parametrize(("rate", "sizes"), [(1e9, [512]), (2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])])
+def test_peak_of_a_slow_format_is_measured_on_small_products(rate: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(hardware, "_product_rate", lambda size, device, dtype: measured.append(size) or rate)
+    assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) == rate
+    assert measured == sizes
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_precision_that_the_cpu_imitates_is_named(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    warning = precision_warning(torch.device("cpu"), torch.bfloat16)
+    assert (warning is None) == has_bf16
+    assert has_bf16 or "train.precision=fp32" in str(warning)
+    assert precision_warning(torch.device("cpu"), torch.float32) is None
+    assert precision_warning(torch.device("cuda"), torch.bfloat16) is None
+
+
+def test_peak_of_a_known_gpu_is_its_data_sheet_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": 989.4e12,
+        "NVIDIA H100 PCIe": 756.5e12,
+        "NVIDIA A100-SXM4-80GB": 311.9e12,
+        "NVIDIA L40S": 362.1e12,
+        "NVIDIA L4": 121e12,
+    }
+    for name, peak in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+
+
+def test_memory_in_use_is_seen() -> None:
+    before = peak_memory_gib(torch.device("cpu"))
+    block = torch.ones(2**26)
+    assert peak_memory_gib(torch.device("cpu")) >= max(before, block.nbytes / 2**30)

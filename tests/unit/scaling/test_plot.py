@@ -1,0 +1,232 @@
+"""The scaling plot: which rows count, the files written, the page in a browser, and one line for bad input."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from pretrain.scaling.axes import MAX_DRAWN, thin
+from pretrain.scaling.curves import make_curves
+from pretrain.scaling.figure import _few_ticks
+from pretrain.scaling.rows import Row, choose_metric, latest
+from tests.support.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
+from tools.scaling_plot import main
+
+ROOT = Path(__file__).parents[3]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def test_latest_keeps_the_last_step_of_each_run_and_the_later_of_two_equal_rows() -> None:
+    rows = [
+        make_row(step=10, num_loops=1, value=9.0),
+        make_row(step=20, num_loops=2, value=8.0),
+        make_row(step=20, num_loops=2, value=7.0),
+        make_row(step=10, num_loops=3, value=6.0),
+        make_row(run="b", step=5, value=5.0),
+    ]
+    assert sorted(row.value for row in latest(rows)) == [5.0, 7.0]
+
+
+def test_tasks_of_a_group_are_averaged_with_their_standard_error() -> None:
+    (curve,) = make_curves([make_row(task="x", value=1.0, stderr=0.3), make_row(task="y", value=3.0, stderr=0.4)])
+    (point,) = curve.points
+    assert (point.value, point.depth, point.num_examples) == (2.0, 2, 16)
+    assert point.stderr == pytest.approx(0.25)
+
+
+def test_an_accuracy_without_a_standard_error_has_the_binomial_one() -> None:
+    (curve,) = make_curves([make_row(metric="acc", value=0.2, stderr=None, num_examples=400)])
+    assert curve.points[0].stderr == pytest.approx(0.02)
+
+
+def test_families_have_curves_of_their_own_over_all_runs() -> None:
+    rows = [make_row(run=str(depth), family="baseline", effective_depth=depth, value=9.0 - depth) for depth in (1, 2, 4, 8)]
+    baseline, looped = make_curves([*rows, make_row()])
+    assert (baseline.family, baseline.num_depths, looped.family, looped.num_depths) == ("baseline", 4, "looped", 1)
+
+
+def test_a_point_that_lacks_a_task_of_its_group_is_told() -> None:
+    rows = [make_row(task="x"), make_row(task="y"), make_row(run="b", task="x")]
+    assert make_curves(rows)[0].warnings == ("1 of 2 points lack some of the group's 2 tasks: not like with like",)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "stderr", "flags"),
+    [
+        ("acc", (0.2, 0.5, 0.4), 0.01, 1),
+        ("acc", (0.2, 0.5, 0.4), 0.10, 0),
+        ("acc", (0.2, 0.4, 0.5), 0.01, 0),
+        ("nll", (4.0, 3.5, 3.8), 0.01, 1),
+        ("nll", (4.0, 3.8, 3.5), 0.01, 0),
+        ("nll", (4.0, 3.8, 3.9), None, 1),
+    ],
+)
+def test_values_that_get_worse_with_depth_beyond_chance_are_flagged(
+    metric: str, values: tuple[float, ...], stderr: float | None, flags: int
+) -> None:
+    rows = [
+        make_row(metric=metric, value=value, stderr=stderr, num_loops=index + 1, effective_depth=2 * index + 2)
+        for index, value in enumerate(values)
+    ]
+    assert len(make_curves(rows)[0].warnings) == flags
+
+
+def test_several_metrics_of_a_group_ask_for_a_choice() -> None:
+    rows = [make_row(), make_row(metric="acc", value=0.5), make_row(task="t", task_group="other", metric="ppl", value=9.0)]
+    with pytest.raises(ValueError, match=r"'validation' has several metrics: choose one with --metric \{acc,nll\}"):
+        choose_metric(rows)
+    assert [row.metric for row in choose_metric(rows, "acc")] == ["acc", "ppl"]
+    with pytest.raises(ValueError, match="no row has metric 'f1': choose one of acc, nll, ppl"):
+        choose_metric(rows, "f1")
+    with pytest.raises(ValueError, match="'validation' has several metrics"):
+        choose_metric(rows, "ppl")
+
+
+def test_bare_command_reads_every_run_and_writes_beside_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    law = [{"num_loops": loops, "effective_depth": 2 * loops, "value": 5 - 0.5 * math.log(2 * loops)} for loops in (1, 2, 3, 4)]
+    write_rows(tmp_path / "runs/a/eval/depth.jsonl", *law)
+    write_rows(tmp_path / "runs/b/eval/depth.jsonl", {"run": "b", "family": "baseline"})
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    out = tmp_path / "runs/a/eval"
+    assert (out / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "scaling.svg").read_text()
+    assert (out / "fit.csv").read_text().startswith("task_group,family,alpha,beta,alpha_low,alpha_high,num_depths\n")
+    with (out / "fit.csv").open() as file:
+        baseline, looped = csv.DictReader(file)
+    assert (baseline["family"], baseline["alpha"], baseline["alpha_low"], baseline["num_depths"]) == ("baseline", "", "", "1")
+    assert float(looped["alpha"]) == pytest.approx(-0.5)
+    assert float(looped["beta"]) == pytest.approx(5)
+    assert float(looped["alpha_low"]) < -0.5 < float(looped["alpha_high"])
+    printed = capsys.readouterr().out
+    assert "a line needs 4 depths" in printed
+    assert "no curve has a line" not in printed
+
+
+def test_points_are_drawn_where_no_curve_has_enough_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "depth.jsonl", {}, {"num_loops": 2, "effective_depth": 4})
+    assert main([str(file), "--out", str(tmp_path / "plots/here")]) == 0
+    assert capsys.readouterr().out.count("no curve has a line: a line needs 4 depths; its points are drawn\n") == 1
+    assert sorted(path.name for path in (tmp_path / "plots/here").iterdir()) == ["fit.csv", "scaling.html", "scaling.png", "scaling.svg"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"run": "a"', "depth.jsonl:2: Invalid JSON"),
+        (json.dumps({key: value for key, value in FIELDS.items() if key != "value"}), "depth.jsonl:2: value: Field required"),
+        (json.dumps(FIELDS | {"value": math.nan}), "depth.jsonl:2: value: Input should be a finite number"),
+        (json.dumps(FIELDS | {"value": None}), "depth.jsonl:2: value: "),
+        (json.dumps(FIELDS | {"effective_depth": 0}), "depth.jsonl:2: effective_depth: "),
+        (json.dumps(FIELDS | {"num_loops": "3"}), "depth.jsonl:2: num_loops: "),
+        (json.dumps(FIELDS | {"family": "deep"}), "depth.jsonl:2: family: "),
+        (json.dumps(FIELDS | {"metric": "acc"}), "task group 'validation' has several metrics: choose one with --metric {acc,nll}"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, message: str) -> None:
+    file = write_rows(tmp_path / "depth.jsonl", {})
+    file.write_text(file.read_text() + bad + "\n")
+    assert main([str(file)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth.jsonl"]
+
+
+def test_missing_and_empty_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2
+    assert main(["absent.jsonl"]) == 2
+    Path("empty.jsonl").touch()
+    assert main(["empty.jsonl"]) == 2
+    nothing, absent, empty = capsys.readouterr().err.splitlines()
+    assert "no file matches runs/*/eval/depth.jsonl" in nothing
+    assert absent == "error: absent.jsonl: No such file or directory"
+    assert "no rows in empty.jsonl" in empty
+
+
+def test_script_runs_without_torch(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "depth.jsonl", *sweep(seeds=1, steps=1))
+    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "tools/scaling_plot.py"), str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "plot: " in result.stdout
+
+
+def test_a_thousand_seeds_are_all_read_but_not_all_drawn(tmp_path: Path) -> None:
+    """The size of the figure, and so the time it takes, is bounded however many runs there are."""
+    fields = [model_fields("looped", 4, loops, 10**9, seed) for loops in (1, 2, 3, 4) for seed in range(1000)]
+    file = write_rows(tmp_path / "depth.jsonl", *fields)
+    assert main([str(file)]) == 0
+    drawn = len(re.findall("<use ", (tmp_path / "scaling.svg").read_text()))
+    assert MAX_DRAWN < drawn < 6 * MAX_DRAWN
+    with (tmp_path / "fit.csv").open() as lines:
+        assert [row["num_depths"] for row in csv.DictReader(lines)] == ["4"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page")
+    assert main([str(write_rows(out / "depth.jsonl", *sweep()))]) == 0
+    return out / "scaling.html"
+
+
+def test_page_is_self_contained_and_escapes_names(page: Path, tmp_path: Path) -> None:
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.(?!data:)", page.read_text())
+    file = write_rows(tmp_path / "depth.jsonl", {"task": "t", "task_group": "<script>alert(1)</script>", "run": "</script>"})
+    assert main([str(file)]) == 0
+    text = (tmp_path / "scaling.html").read_text()
+    assert "<script>alert(1)" not in text
+    assert '"</script>"' not in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome to open the page in")
+def test_page_opens_in_a_browser_without_console_errors(page: Path, tmp_path: Path) -> None:
+    # Errors land in the title, so that the document says them: what chromium itself logs is about its own machine.
+    probe = "<script>document.title = 'fine'; const fail = text => { document.title = 'error: ' + text; };"
+    probe += "addEventListener('error', event => fail(event.message)); console.error = (...words) => fail(words.join(' '));</script></head>"
+    opened = tmp_path / "page.html"
+    opened.write_text(page.read_text().replace("</head>", probe, 1))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000", "--dump-dom", opened.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "<title>fine</title>" in result.stdout
+    assert result.stdout.count('class="main-svg"') >= 3, "a figure was not drawn"
+    assert "inference FLOPs" in result.stdout, "the choice of axis is missing"
+    assert "Share" not in re.sub(r"(?s)<script.*?</script>", "", result.stdout), "a button that uploads"
+
+
+def test_every_row_field_is_one_that_runs_write() -> None:
+    from pretrain.run.rows import EvaluationRow
+
+    assert set(Row.model_fields) == set(EvaluationRow.__dataclass_fields__)
+
+
+def test_of_very_many_points_enough_are_drawn() -> None:
+    assert thin(range(5)) == range(5)
+    drawn = thin(range(12345))
+    assert (len(set(drawn)), drawn[0], drawn[-1]) == (MAX_DRAWN, 0, 12344)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-3, 1e20), st.floats(1.5, 1e12))
+def test_a_logarithmic_axis_names_a_few_different_numbers(low: float, ratio: float) -> None:
+    place = Figure().subplots()
+    place.set_xscale("log")
+    place.set_xlim(low, low * ratio)
+    _few_ticks(place)
+    labels = [label.get_text() for label in place.get_xticklabels()]
+    assert 2 <= len(set(labels)) == len(labels) <= 5
+    assert place.get_xlim() == pytest.approx((low, low * ratio))
