@@ -3,8 +3,8 @@
     deepspeed finetune/coconut.py [--config configs/finetune/<name>.yaml] [--init runs/<name>] [a.b=c ...] [--dry-run]
     sbatch slurm/finetune_coconut.sh configs/finetune/<name>.yaml
 
-Exit codes as those of pretrain.train: 0 complete, or asked to stop and resumable by the same command; 2 bad input, one line each on
-standard error; 1 the work failed; 130 interrupted before there was anything to save.
+Exit codes as those of pretrain.train: 0 complete, or asked to stop and resumable by the same command; 2 bad input, one
+line each on standard error; 1 the work failed; 130 interrupted before there was anything to save.
 """
 
 import sys

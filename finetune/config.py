@@ -1,8 +1,10 @@
-"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is (`pretrain/config/read.py`).
+"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is
+(`pretrain/config/read.py`).
 
     deepspeed finetune/coconut.py --config configs/finetune/prosqa_coconut.yaml [a.b=c ...]
 
-The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). Every field is documented by the line below it.
+The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). Every field is documented by
+the line below it.
 """
 
 from typing import Any, Literal
@@ -17,7 +19,8 @@ from pretrain.config.run import LoggingSection, RunSection
 
 class ExamplesSection(Section):
     path: str | None = None
-    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt); either may be gzipped."""
+    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt); either
+    may be gzipped."""
     task: str | None = None
     """Instead of a file: name of a reasoning task with steps (pretrain/tasks), whose examples are generated."""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -55,7 +58,8 @@ class MethodSection(Section):
     markers_in_first_stage: bool = True
     """Put <bot><eot> after the question in stage 0 too, where there are no slots yet."""
     stop: Literal["count", "classifier"] = "count"
-    """How thinking ends at inference: after a number of thoughts, or where a classifier of thoughts, trained along, says so."""
+    """How thinking ends at inference: after a number of thoughts, or where a classifier of thoughts, trained along,
+    says so."""
     stop_weight: float = Field(default=1.0, gt=0)
     """Weight of that classifier's loss."""
     jacobi_passes: int | None = Field(default=None, ge=0)
@@ -99,7 +103,8 @@ class OptimizerSection(Section):
     clip_grad_norm: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping."""
     reset: Literal["never", "stage", "epoch"] = "stage"
-    """When the moments start from zero again: never, at every new stage (as the paper says), or at every epoch (as its code does)."""
+    """When the moments start from zero again: never, at every new stage (as the paper says), or at every epoch (as its
+    code does)."""
 
 
 class EngineSection(Section):
@@ -124,7 +129,8 @@ class CheckpointSection(Section):
     keep_last: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept."""
     init_from: str | None = None
-    """Directory of the run whose newest weights training starts from: pretrained, imported or fine-tuned. Default: random weights."""
+    """Directory of the run whose newest weights training starts from: pretrained, imported or fine-tuned. Default:
+    random weights."""
 
 
 class FinetuneConfig(Section):
@@ -152,14 +158,22 @@ class FinetuneConfig(Section):
         if not self.data.train.is_given or not self.data.validation.is_given:
             raise ValueError("data.train and data.validation: each needs a path or a task")
         if self.checkpoint.init_from is None and (self.data.tokenizer is None or self.train.seq_len is None):
-            raise ValueError("a model from scratch needs data.tokenizer and train.seq_len; or name a run: checkpoint.init_from (--init)")
+            raise ValueError(
+                "a model from scratch needs data.tokenizer and train.seq_len; or name a run: "
+                "checkpoint.init_from (--init)"
+            )
         if self.checkpoint.init_from is not None and self.model != ModelSection():
             raise ValueError("model: its shape comes from checkpoint.init_from; leave the section out")
-        needs_thoughts = {"stop=classifier": method.stop == "classifier", "jacobi_passes": method.jacobi_passes is not None,
-                          "distillation_weight": method.distillation_weight > 0}  # fmt: skip
+        needs_thoughts = {
+            "stop=classifier": method.stop == "classifier",
+            "jacobi_passes": method.jacobi_passes is not None,
+            "distillation_weight": method.distillation_weight > 0,
+        }
         for name, is_set in needs_thoughts.items():
             if is_set and self.chosen_method.slots != "thought":
-                raise ValueError(f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}")
+                raise ValueError(
+                    f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}"
+                )
         if self.train.effective_batch < self.train.micro_batch:
             batch, micro_batch = self.train.effective_batch, self.train.micro_batch
             raise ValueError(f"train.effective_batch={batch} is smaller than train.micro_batch={micro_batch}")

@@ -3,8 +3,8 @@
     runs/<name>/  metrics.jsonl (a row a step), eval/coconut.jsonl (a row an evaluation), checkpoints/ (to go on from),
                   best/ (a run directory of weights alone: the best checkpoint of the last stage)
 
-What an epoch trains on is a function of (seed, epoch, step), and everything else is in the checkpoint, so a run that was killed anywhere
-goes on from its newest checkpoint as if nothing had happened: bitwise on the same ranks.
+What an epoch trains on is a function of (seed, epoch, step), and everything else is in the checkpoint, so a run that
+was killed anywhere goes on from its newest checkpoint as if nothing had happened: bitwise on the same ranks.
 """
 
 import os
@@ -66,7 +66,9 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
 class FinetuneTrainer:
     """One rank of a run. A context manager that ends logs and unfinished saves."""
 
-    def __init__(self, config: FinetuneConfig, layout: Layout, groups: Groups, start: Start, signals: StopSignal) -> None:
+    def __init__(
+        self, config: FinetuneConfig, layout: Layout, groups: Groups, start: Start, signals: StopSignal
+    ) -> None:
         self.config, self.layout, self.groups, self.start, self.signals = config, layout, groups, start, signals
         self.rank, self.started, self.outcome = dist.get_rank(), time.monotonic(), ""
         self.directory = run_directory(config.run)
@@ -86,7 +88,9 @@ class FinetuneTrainer:
             self._describe(self.directory)
             write_state(self.directory, "running")
             resumed = self.progress.step
-            self.metrics = RunMetrics(config, self.directory, num_steps=self.num_steps, resumed_step=resumed, results=RESULTS)
+            self.metrics = RunMetrics(
+                config, self.directory, num_steps=self.num_steps, resumed_step=resumed, results=RESULTS
+            )
         for problem in (*start.problems, *problems, precision_warning(groups.device, dtype)):
             if problem:
                 self._say(f"warning: {problem}")
@@ -111,7 +115,12 @@ class FinetuneTrainer:
             while progress.step_in_epoch < self.sampler.steps_per_epoch and not stop:
                 stop = self._train_step()
                 is_last = progress.step_in_epoch == self.sampler.steps_per_epoch
-                if not is_last and not stop and config.checkpoint.every and progress.step % config.checkpoint.every == 0:
+                if (
+                    not is_last
+                    and not stop
+                    and config.checkpoint.every
+                    and progress.step % config.checkpoint.every == 0
+                ):
                     self.saving.save(self.engine, progress)
                 self._report_saves()
             stop = stop or self._validate()
@@ -137,8 +146,10 @@ class FinetuneTrainer:
         try:
             result = self.engine.train_step(batch, lr, self._wish)
         except FloatingPointError as error:
-            advice = "lower optimizer.lr or set optimizer.clip_grad_norm; the same command goes on from the newest checkpoint"
-            raise ValueError(f"step {progress.step + 1}: {error}: {advice}") from None
+            raise ValueError(
+                f"step {progress.step + 1}: {error}: lower optimizer.lr or set optimizer.clip_grad_norm; "
+                "the same command goes on from the newest checkpoint"
+            ) from None
         progress.step_in_epoch += 1
         progress.step += 1
         progress.skipped += result.skipped
@@ -176,7 +187,8 @@ class FinetuneTrainer:
         )
 
     def _validate(self) -> int:
-        """Answer the validation questions as the stage of this epoch does, and keep the weights if they are the best of the last stage.
+        """Answer the validation questions as the stage of this epoch does, and keep the weights if they are the best of
+        the last stage.
 
         Returns the agreed stop code.
         """
@@ -215,7 +227,9 @@ class FinetuneTrainer:
         stage = final_stage(config.curriculum, config.chosen_method)
         tally, stop = self.answering.score(model, load_stop_classifier(reader, model), self._examples("test"), stage)
         if tally is not None and self.metrics is not None:
-            log_row(self.metrics, self.answering.row(tally, "test", stage, step=progress.best_step, epoch=progress.epoch))
+            log_row(
+                self.metrics, self.answering.row(tally, "test", stage, step=progress.best_step, epoch=progress.epoch)
+            )
         return stop
 
     def _examples(self, split: Split) -> ExampleSet:

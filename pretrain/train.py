@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 -m pretrain.train --config configs/pretrain/<name>.yaml
     sbatch slurm/pretrain_looped.sh configs/pretrain/<name>.yaml
 
-Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command (`state` in the run directory says which).
-2: bad input, one line each on standard error. 1: the work failed. 130: interrupted before there was anything to save.
+Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command (`state` in the run
+directory says which). 2: bad input, one line each on standard error. 1: the work failed. 130: interrupted before there
+was anything to save.
 """
 
 import os

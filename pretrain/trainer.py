@@ -1,7 +1,8 @@
-"""The training run: load or start, then for every step batch, loops, update, log, maybe validate, maybe save, stop if asked.
+"""The training run: load or start, then for every step batch, loops, update, log, maybe validate, maybe save, stop if
+asked.
 
-Everything that varies from step to step (learning rate, loop count, data) is a function of the step and the seed, or in the
-checkpoint, so a resumed run is the uninterrupted one, and neither depends on the ranks it runs on.
+Everything that varies from step to step (learning rate, loop count, data) is a function of the step and the seed, or in
+the checkpoint, so a resumed run is the uninterrupted one, and neither depends on the ranks it runs on.
 """
 
 import os
@@ -63,8 +64,8 @@ def run(config: RunConfig, layout: Layout) -> int:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
-            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, more than model.vocab_size={config.model.vocab_size}: "
-            "raise the latter"
+            f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, "
+            f"more than model.vocab_size={config.model.vocab_size}: raise the latter"
         )
     with StopSignal() as signals:
         device = start_world()
@@ -80,7 +81,9 @@ def run(config: RunConfig, layout: Layout) -> int:
 class Trainer:
     """One rank of a run. A context manager that ends loader, logs and unfinished saves."""
 
-    def __init__(self, config: RunConfig, layout: Layout, groups: Groups, tokenizer: Tokenizer, signals: StopSignal) -> None:
+    def __init__(
+        self, config: RunConfig, layout: Layout, groups: Groups, tokenizer: Tokenizer, signals: StopSignal
+    ) -> None:
         self.config, self.layout, self.groups, self.signals = config, layout, groups, signals
         self.tokenizer_sha256 = tokenizer.sha256
         self.rank = dist.get_rank()
@@ -90,7 +93,10 @@ class Trainer:
         self.directory = run_directory(config.run)
         settings = config.checkpoint
         self.store = open_store(
-            self.directory / CHECKPOINTS, keep_last=settings.keep_last, keep_every=settings.keep_every, asynchronous=settings.asynchronous
+            self.directory / CHECKPOINTS,
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+            asynchronous=settings.asynchronous,
         )
         self.loader = Loader(
             config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
@@ -114,7 +120,9 @@ class Trainer:
         self.peak_flops = peak_flops(groups.device, dtype) * layout.world_size
         self.metrics = None
         if self.rank == 0:
-            self.metrics = RunMetrics(config, self.directory, num_steps=config.train.steps, resumed_step=self.progress.step)
+            self.metrics = RunMetrics(
+                config, self.directory, num_steps=config.train.steps, resumed_step=self.progress.step
+            )
         for problem in (*problems, precision_warning(groups.device, dtype)):
             if problem:
                 self._say(f"warning: {problem}")
@@ -134,7 +142,10 @@ class Trainer:
     def run(self) -> int:
         """Train until the last step or until a rank is asked to stop; returns the exit code."""
         config, progress, stop = self.config, self.progress, 0
-        self._say(f"step {progress.step} of {config.train.steps}: {'resumed' if progress.step else 'started'} {self.directory}")
+        self._say(
+            f"step {progress.step} of {config.train.steps}: "
+            f"{'resumed' if progress.step else 'started'} {self.directory}"
+        )
         if self.validation and not progress.step and config.checkpoint.init_from:
             stop = self._validate()  # what the weights were worth before this run
         if progress.step or config.checkpoint.init_from:
@@ -224,8 +235,8 @@ class Trainer:
             from pretrain.eval.in_loop import TaskEvaluation
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"validation.tasks_every={self.config.validation.tasks_every} needs the evaluation harness, but there is no module "
-                f"{error.name}: bash tools/setup.sh eval"
+                f"validation.tasks_every={self.config.validation.tasks_every} needs the evaluation harness, "
+                f"but there is no module {error.name}: bash tools/setup.sh eval"
             ) from None
         file = self.directory / "eval" / "depth.jsonl"
         return TaskEvaluation(self.config, self.engine.model, self.groups, tokenizer, file, self._wish)
@@ -265,7 +276,10 @@ class Trainer:
         if self.config.checkpoint.resume == "never":
             found = list_checkpoints(folder)
             if found:
-                raise ValueError(f"{folder} holds {found[0].name}, but checkpoint.resume=never: choose another run.name or resume=auto")
+                raise ValueError(
+                    f"{folder} holds {found[0].name}, but checkpoint.resume=never: "
+                    "choose another run.name or resume=auto"
+                )
             return []
         reader, problems = newest_good(folder, rank=self.rank, world_size=dist.get_world_size(), gather=gather_lists)
         if reader is None:
@@ -277,7 +291,9 @@ class Trainer:
         meta = reader.meta
         self._require_same(meta["config"], reader.path.name)
         if meta["tokenizer_sha256"] != self.tokenizer_sha256:
-            raise ValueError(f"{self.config.data.tokenizer} is not the tokenizer that {self.directory} was trained with")
+            raise ValueError(
+                f"{self.config.data.tokenizer} is not the tokenizer that {self.directory} was trained with"
+            )
         self.engine.load(reader, meta["num_updates"])
         self.loader.require_sources(meta["sources"])
         self.loader.load_state(reader.read_whole("data/cursors").numpy(), meta["next_sample"])
@@ -287,18 +303,27 @@ class Trainer:
 
     def _start_from(self, run_dir: Path) -> list[str]:
         """Take the newest good weights of another run; returns a line for each bad checkpoint."""
-        reader, problems = newest_good(run_dir / CHECKPOINTS, rank=self.rank, world_size=dist.get_world_size(), gather=gather_lists)
+        reader, problems = newest_good(
+            run_dir / CHECKPOINTS, rank=self.rank, world_size=dist.get_world_size(), gather=gather_lists
+        )
         if reader is None:
             raise ValueError("\n".join([*problems, f"checkpoint.init_from={run_dir}: no good checkpoint there"]))
         if reader.meta["tokenizer_sha256"] != self.tokenizer_sha256:
-            raise ValueError(f"{self.config.data.tokenizer} is not the tokenizer of checkpoint.init_from={run_dir}: use the one in there")
+            raise ValueError(
+                f"{self.config.data.tokenizer} is not the tokenizer of checkpoint.init_from={run_dir}: "
+                "use the one in there"
+            )
         self.engine.load_weights(reader)
         return problems
 
     def _require_same(self, saved: dict[str, Any], name: str) -> None:
         """What defines the model and the order of the data may not change on resume."""
         now = self.config.model_dump(mode="json")
-        fixed = [("model", key) for key in now["model"]] + [("run", "seed"), ("train", "seq_len"), ("data", "num_streams")]
+        fixed = [("model", key) for key in now["model"]] + [
+            ("run", "seed"),
+            ("train", "seq_len"),
+            ("data", "num_streams"),
+        ]
         for section, key in fixed:
             if saved[section].get(key) != now[section][key]:
                 raise ValueError(
@@ -317,7 +342,10 @@ class Trainer:
         self.store.wait()
         self._report_saves()
         what = f"stopped by {reason}, the same command continues it" if reason else "complete"
-        self._end(f"stopped by {reason}" if reason else "complete", f"step {self.progress.step} of {self.config.train.steps}: {what}")
+        self._end(
+            f"stopped by {reason}" if reason else "complete",
+            f"step {self.progress.step} of {self.config.train.steps}: {what}",
+        )
         return 0
 
     def _end(self, state: str, outcome: str) -> None:

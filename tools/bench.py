@@ -1,7 +1,8 @@
-"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,coconut,plot} [--json FILE]`.
+"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,coconut,plot} [--json
+FILE]`.
 
-Prints the machine and a table of figures, each beside its target and what it was measured against in the same run, and writes them as
-JSON. What is measured and how: the module of the same name in `tools/benchmarks/`.
+Prints the machine and a table of figures, each beside its target and what it was measured against in the same run, and
+writes them as JSON. What is measured and how: the module of the same name in `tools/benchmarks/`.
 """
 
 import argparse
@@ -23,11 +24,15 @@ def parse_arguments() -> tuple[argparse.Namespace, str]:
     """The options, those of the chosen benchmark among them, and its name."""
     parser = argparse.ArgumentParser(description="Measure this machine.", add_help=False)
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows (default: runs/bench/<benchmark>.json)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where to write the rows (default: runs/bench/<benchmark>.json)"
+    )
     chosen = parser.parse_known_args()[0].benchmark if any(word in BENCHMARKS for word in sys.argv[1:]) else None
     if chosen:
         importlib.import_module(f"benchmarks.{chosen}").add_arguments(parser)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit; after a benchmark's name, its options too")
+    parser.add_argument(
+        "-h", "--help", action="help", help="show this and exit; after a benchmark's name, its options too"
+    )
     arguments = parser.parse_args()
     return arguments, arguments.benchmark
 
@@ -59,7 +64,9 @@ def measure(arguments: argparse.Namespace, name: str) -> None:
     print(machine(), flush=True)
     rows = importlib.import_module(f"benchmarks.{name}").run(arguments)
     print(table(rows))
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"written to {path}")
 
 

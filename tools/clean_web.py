@@ -1,7 +1,9 @@
-"""Clean web archives into shards: `python tools/clean_web.py --input 'crawl/*.warc.wet.gz' --language-model lid.176.bin --tokenizer ...`.
+"""Clean web archives into shards: `python tools/clean_web.py --input 'crawl/*.warc.wet.gz' --language-model lid.176.bin
+--tokenizer ...`.
 
-Text of HTML, one language, quality filters, near duplicates, shards; then a table of what was dropped and why, also in `report.txt` of the
-output folder. Can be interrupted at any time; the same command continues. With --slurm the stages are jobs. The work: `pretrain/data/web`.
+Text of HTML, one language, quality filters, near duplicates, shards; then a table of what was dropped and why, also in
+`report.txt` of the output folder. Can be interrupted at any time; the same command continues. With --slurm the stages
+are jobs. The work: `pretrain/data/web`.
 """
 
 import argparse
@@ -18,9 +20,15 @@ MOST_TASKS = 1000
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Clean web archives (WARC or WET) into shards for pretraining.")
-    parser.add_argument("--input", nargs="+", required=True, metavar="GLOB", help="files, globs or URLs: .warc or .wet, plain or .gz")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder of shards/, report.txt, logs and what lies between"
+        "--input", nargs="+", required=True, metavar="GLOB", help="files, globs or URLs: .warc or .wet, plain or .gz"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of shards/, report.txt, logs and what lies between",
     )
     parser.add_argument("--language", default="en", metavar="CODE", help="the language to keep; default: en")
     model = parser.add_mutually_exclusive_group(required=True)
@@ -35,18 +43,26 @@ def parse_arguments() -> argparse.Namespace:
     target.add_argument("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
     target.add_argument("--keep-text", action="store_true", help="shards of text; the loader tokenises it")
     parser.add_argument(
-        "--tasks", type=positive, metavar="N", help=f"tasks to divide the files into; default: one a file, at most {MOST_TASKS}"
+        "--tasks",
+        type=positive,
+        metavar="N",
+        help=f"tasks to divide the files into; default: one a file, at most {MOST_TASKS}",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
     where.add_argument(
-        "--slurm", metavar="PARTITION", help="submit jobs instead; other options by sbatch's variables (SBATCH_ACCOUNT, ...)"
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+    )
+    where.add_argument(
+        "--slurm",
+        metavar="PARTITION",
+        help="submit jobs instead; other options by sbatch's variables (SBATCH_ACCOUNT, ...)",
     )
     return parser.parse_args()
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from pretrain.data.prepare.documents import find_files  # datatrove and what it brings take seconds: help and errors are quick
+    # datatrove and what it brings take seconds: help and errors are quick
+    from pretrain.data.prepare.documents import find_files
     from pretrain.data.web.runs import run_here, submit
     from pretrain.data.web.stages import REPORT_NAME, CleanSettings
 
@@ -69,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
-    return run_command(partial(run, arguments), interrupted="interrupted; finished tasks are kept: the same command continues")
+    return run_command(
+        partial(run, arguments), interrupted="interrupted; finished tasks are kept: the same command continues"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Compare fine-tuned runs: `python tools/coconut_table.py runs/prosqa_*_small-seed*`.
 
-Prints a table in Markdown of the test rows of the runs (`eval/coconut.jsonl`), a line for each method and number of thoughts and loops:
-accuracy as mean ± standard deviation over runs of different seeds, new tokens, seconds and FLOPs of an example, as means.
+Prints a table in Markdown of the test rows of the runs (`eval/coconut.jsonl`), a line for each method and number of
+thoughts and loops: accuracy as mean ± standard deviation over runs of different seeds, new tokens, seconds and FLOPs of
+an example, as means.
 """
 
 import argparse
@@ -27,14 +28,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def newest_rows(runs: Sequence[Path], split: str) -> dict[Key, list[CoconutRow]]:
-    """The newest row of every run at every number of thoughts and loops, by method (in the order of METHODS), thoughts and loops."""
+    """The newest row of every run at every number of thoughts and loops, by method (in the order of METHODS), thoughts
+    and loops."""
     newest: dict[tuple[str, int, int], CoconutRow] = {}
     for run in runs:
         file = run if run.is_file() else run / "eval" / "coconut.jsonl"
         rows = [row for row in read_rows(file) if row.split == split]
         if not rows:
-            raise ValueError(f"{file}: no rows of split {split}; a finished run has them, and tools/eval_coconut.py writes some")
-        newest.update({(row.run, row.num_thoughts, row.num_loops): row for row in sorted(rows, key=lambda row: row.step)})
+            raise ValueError(
+                f"{file}: no rows of split {split}; a finished run has them, and tools/eval_coconut.py writes some"
+            )
+        newest.update(
+            {(row.run, row.num_thoughts, row.num_loops): row for row in sorted(rows, key=lambda row: row.step)}
+        )
     found: dict[Key, list[CoconutRow]] = {}
     for row in newest.values():
         found.setdefault((list(METHODS).index(row.method), row.num_thoughts, row.num_loops), []).append(row)  # type: ignore[arg-type]
@@ -45,7 +51,10 @@ def line_of(rows: Sequence[CoconutRow]) -> tuple[str, ...]:
     """One line of the table."""
     accuracies = [100 * row.accuracy for row in rows]
     spread = f" ± {statistics.stdev(accuracies):.1f}" if len(rows) > 1 else ""
-    means = [statistics.mean(getattr(row, name) for row in rows) for name in ("new_tokens", "seconds_per_example", "flops_per_example")]
+    means = [
+        statistics.mean(getattr(row, name) for row in rows)
+        for name in ("new_tokens", "seconds_per_example", "flops_per_example")
+    ]
     tokens, seconds, flops = means
     return (
         rows[0].method, str(rows[0].num_thoughts), str(rows[0].num_loops), f"{statistics.mean(accuracies):.1f}{spread}",

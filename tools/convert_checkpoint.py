@@ -4,8 +4,8 @@
     import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export) -> a run of weights
     loop    an unlooped run -> a run of a looped model k⊗L, to be healed by training with checkpoint.init_from
 
-What is written was loaded again with the target's own code and its logits compared. Every tensor's fate: conversion.txt beside the
-result. The work: `pretrain/hf/`.
+What is written was loaded again with the target's own code and its logits compared. Every tensor's fate: conversion.txt
+beside the result. The work: `pretrain/hf/`.
 """
 
 import argparse
@@ -22,29 +22,52 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert between runs and the weights that other software loads.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,import,loop}")
 
-    export = commands.add_parser("export", help="a run -> a folder for transformers", description="Export a checkpoint of a run.")
+    export = commands.add_parser(
+        "export", help="a run -> a folder for transformers", description="Export a checkpoint of a run."
+    )
     export.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the newest good one")
-    export.add_argument("--unroll", action="store_true", help="a looped model as a stock one whose layers repeat the shared weights")
     export.add_argument(
-        "--num-loops", type=positive, metavar="L", help="loops to unroll, or default of the compact form; default: the run's"
+        "--unroll", action="store_true", help="a looped model as a stock one whose layers repeat the shared weights"
+    )
+    export.add_argument(
+        "--num-loops",
+        type=positive,
+        metavar="L",
+        help="loops to unroll, or default of the compact form; default: the run's",
     )
     kinds = ("float32", "bfloat16", "float16")
     export.add_argument("--dtype", choices=kinds, default="float32", help="of the weights; default: float32, exact")
 
-    take = commands.add_parser("import", help="a published model -> a run", description="Import a published model as a run.")
-    take.add_argument("--model", type=Path, required=True, metavar="DIR", help="its folder: config.json, weights, tokenizer")
+    take = commands.add_parser(
+        "import", help="a published model -> a run", description="Import a published model as a run."
+    )
+    take.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="its folder: config.json, weights, tokenizer"
+    )
     take.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run to make")
-    take.add_argument("--no-new-tokens", action="store_true", help="leave the vocabulary as it is, without <bot> <eot> <latent> <pause>")
+    take.add_argument(
+        "--no-new-tokens",
+        action="store_true",
+        help="leave the vocabulary as it is, without <bot> <eot> <latent> <pause>",
+    )
 
-    loop = commands.add_parser("loop", help="an unlooped run -> a looped one", description="Make a looped model of an unlooped one.")
+    loop = commands.add_parser(
+        "loop", help="an unlooped run -> a looped one", description="Make a looped model of an unlooped one."
+    )
     loop.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the unlooped run")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     loop.add_argument("--num-loop-layers", type=positive, required=True, metavar="K", help="layers of the loop block")
-    loop.add_argument("--num-prelude-layers", type=int, default=0, metavar="N", help="first layers that stay as they are; default: 0")
-    loop.add_argument("--num-coda-layers", type=int, default=0, metavar="N", help="last layers that stay as they are; default: 0")
-    loop.add_argument("--block", type=int, metavar="N", help="take this block, numbered from 0; default: the mean of all")
+    loop.add_argument(
+        "--num-prelude-layers", type=int, default=0, metavar="N", help="first layers that stay as they are; default: 0"
+    )
+    loop.add_argument(
+        "--num-coda-layers", type=int, default=0, metavar="N", help="last layers that stay as they are; default: 0"
+    )
+    loop.add_argument(
+        "--block", type=int, metavar="N", help="take this block, numbered from 0; default: the mean of all"
+    )
     return parser.parse_args(arguments)
 
 
@@ -61,7 +84,12 @@ def export(options: argparse.Namespace) -> list[str]:
 
     return export_run(
         ExportSettings(
-            run=options.run, out=options.out, step=options.step, unroll=options.unroll, num_loops=options.num_loops, dtype=options.dtype
+            run=options.run,
+            out=options.out,
+            step=options.step,
+            unroll=options.unroll,
+            num_loops=options.num_loops,
+            dtype=options.dtype,
         )
     )
 
@@ -77,8 +105,8 @@ def loop(options: argparse.Namespace) -> list[str]:
 
     return loop_model(
         SurgerySettings(
-            source=options.run, run=options.out, num_loop_layers=options.num_loop_layers, num_prelude_layers=options.num_prelude_layers,
-            num_coda_layers=options.num_coda_layers, block=options.block,
+            source=options.run, run=options.out, num_loop_layers=options.num_loop_layers,
+            num_prelude_layers=options.num_prelude_layers, num_coda_layers=options.num_coda_layers, block=options.block,
         )
     )  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""Train, evaluate and plot a family of models over depth: `python tools/depth_sweep.py configs/sweeps/p_hop_small.yaml`.
+"""Train, evaluate and plot a family of models over depth: `python tools/depth_sweep.py
+configs/sweeps/p_hop_small.yaml`.
 
-Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped goes on where it was: a run
-resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs none; --dry-run plans the training
-runs; --slurm submits a job array for training, one for evaluation, each task of which waits for its run, and a plot that waits for all of
-them. The family: `pretrain/config/sweep.py`.
+Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped goes on where
+it was: a run resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs
+none; --dry-run plans the training runs; --slurm submits a job array for training, one for evaluation, each task of
+which waits for its run, and a plot that waits for all of them. The family: `pretrain/config/sweep.py`.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--print", action="store_true", help="show the commands and run none")
     how.add_argument("--dry-run", action="store_true", help="print the plans of the training runs and run none")
     how.add_argument("--slurm", action="store_true", help="submit job arrays instead of running here")
-    parser.add_argument("--stage", choices=("train", "eval", "plot"), help="only this part; a job array runs its parts so")
+    parser.add_argument(
+        "--stage", choices=("train", "eval", "plot"), help="only this part; a job array runs its parts so"
+    )
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
     return parser.parse_args(arguments)
 
@@ -60,7 +63,14 @@ def is_rank() -> bool:
 
 def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
     evaluation = sweep.evaluation
-    command = [sys.executable, "tools/eval_depth.py", "--run", str(root / cell.name), "--num-loops", str(cell.num_loops)]
+    command = [
+        sys.executable,
+        "tools/eval_depth.py",
+        "--run",
+        str(root / cell.name),
+        "--num-loops",
+        str(cell.num_loops),
+    ]
     command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
     command += ["--num-examples", str(evaluation.num_examples)] if evaluation.num_examples else []
     return command + (["--data-dir", evaluation.data_dir] if evaluation.data_dir else [])
@@ -86,7 +96,8 @@ def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, 
 
 
 def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[Command]:
-    """The three jobs of a sweep; the second and third wait for the id that the one before it prints, and end if that fails."""
+    """The three jobs of a sweep; the second and third wait for the id that the one before it prints, and end if that
+    fails."""
 
     def job(stage: str, after: str = "", ranks: int = 1, array: bool = True) -> Command:
         log = root / f"slurm-{stage}-{'%A_%a' if array else '%j'}.out"
@@ -105,7 +116,9 @@ def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Comman
     job = ""
     for command in commands:
         try:
-            done = subprocess.run([word.replace("{job}", job) for word in command], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [word.replace("{job}", job) for word in command], capture_output=True, text=True, check=False
+            )
         except FileNotFoundError:
             raise ValueError("--slurm: there is no sbatch here; run without it, or on a login node") from None
         if done.returncode:
@@ -119,7 +132,11 @@ def work(options: argparse.Namespace) -> None:
     family, root = cells(sweep), SWEEPS / options.sweep.stem
     if options.cell is not None and not 0 <= options.cell < len(family):
         raise ValueError(f"--cell {options.cell}: the sweep has {len(family)} runs, numbered from 0")
-    planned = {"plan": [plan_command(sweep, cell, root) for cell in family]} if options.dry_run else stages(sweep, family, root)
+    planned = (
+        {"plan": [plan_command(sweep, cell, root) for cell in family]}
+        if options.dry_run
+        else stages(sweep, family, root)
+    )
     if options.slurm:
         submit(sweep, family, submissions(sweep, options.sweep, len(family), root), root)
         return
@@ -137,9 +154,19 @@ def work(options: argparse.Namespace) -> None:
                 print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
             ended = subprocess.run(command, check=False).returncode
             if ended:
-                raise OSError(f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command goes on from here")
+                raise OSError(
+                    f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command goes on from here"
+                )
     if options.print:
-        print("\n".join(["", "# with --slurm:", *(" ".join(command) for command in submissions(sweep, options.sweep, len(family), root))]))
+        print(
+            "\n".join(
+                [
+                    "",
+                    "# with --slurm:",
+                    *(" ".join(command) for command in submissions(sweep, options.sweep, len(family), root)),
+                ]
+            )
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

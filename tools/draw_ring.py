@@ -1,8 +1,9 @@
-"""Draws the figure of the README: the ring of pipeline stages, and the timeline of one step against a pipeline without loops.
+"""Draws the figure of the README: the ring of pipeline stages, and the timeline of one step against a pipeline without
+loops.
 
-The timeline is computed, not sketched: every stage takes its forward and backward passes in the order of the (interleaved) 1F1B schedule,
-each as soon as its input is there; a backward pass takes twice the time of a forward pass. Both pipelines have the same layers in all:
-L passes over k layers, or one pass over k·L layers.
+The timeline is computed, not sketched: every stage takes its forward and backward passes in the order of the
+(interleaved) 1F1B schedule, each as soon as its input is there; a backward pass takes twice the time of a forward pass.
+Both pipelines have the same layers in all: L passes over k layers, or one pass over k·L layers.
 
     python tools/draw_ring.py [--output FILE.svg]
 """
@@ -29,7 +30,8 @@ INK, QUIET = "#22303c", "#7a8793"
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A forward or backward pass of one micro-batch through one stage in one loop; times in forward passes of a loop."""
+    """A forward or backward pass of one micro-batch through one stage in one loop; times in forward passes of a
+    loop."""
 
     stage: int
     micro_batch: int
@@ -40,7 +42,8 @@ class Pass:
 
 
 def stage_order(stage: int, num_stages: int, num_loops: int, num_micro_batches: int) -> list[tuple[bool, int, int]]:
-    """The passes of one stage as (is_forward, micro-batch, loop), in 1F1B order; micro-batches travel in groups of `num_stages`."""
+    """The passes of one stage as (is_forward, micro-batch, loop), in 1F1B order; micro-batches travel in groups of
+    `num_stages`."""
     total = num_loops * num_micro_batches
     forward = [
         (group * num_stages + index, loop)
@@ -85,7 +88,16 @@ def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_ti
                 start = max(free[stage], ends[source] if source else 0.0)
                 duration = forward_time * (1 if is_forward else 2)
                 free[stage] = ends[is_forward, micro_batch, place] = start + duration
-                passes.append(Pass(stage=stage, micro_batch=micro_batch, loop=loop, is_forward=is_forward, start=start, duration=duration))
+                passes.append(
+                    Pass(
+                        stage=stage,
+                        micro_batch=micro_batch,
+                        loop=loop,
+                        is_forward=is_forward,
+                        start=start,
+                        duration=duration,
+                    )
+                )
                 queue.pop(0)
     return passes
 
@@ -96,12 +108,20 @@ def draw_ring(axes: "Axes") -> None:
 
     def box(x: float, y: float, text: str, colour: str, width: float = 1.0, height: float = 0.5) -> None:
         style = "round,pad=0.02,rounding_size=0.08"
-        axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, edgecolor="none"))
+        axes.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, edgecolor="none"
+            )
+        )
         axes.text(x, y, text, ha="center", va="center", color="white", fontsize=9, linespacing=1.35)
 
     def arrow(start: tuple[float, float], end: tuple[float, float], bend: float, colour: str = INK) -> None:
         curve = f"arc3,rad={bend}"
-        axes.add_patch(FancyArrowPatch(start, end, connectionstyle=curve, arrowstyle="-|>", mutation_scale=13, linewidth=1.8, color=colour))
+        axes.add_patch(
+            FancyArrowPatch(
+                start, end, connectionstyle=curve, arrowstyle="-|>", mutation_scale=13, linewidth=1.8, color=colour
+            )
+        )
 
     centres = [(-1.2, 1.2), (1.2, 1.2), (1.2, -1.2), (-1.2, -1.2)]
     for stage, (x, y) in enumerate(centres):
@@ -123,14 +143,25 @@ def draw_ring(axes: "Axes") -> None:
 
 
 def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
-    """One step on every stage: forward passes blue, backward passes orange, darker in later loops, the micro-batch's number inside."""
+    """One step on every stage: forward passes blue, backward passes orange, darker in later loops, the micro-batch's
+    number inside."""
     passes = simulate(NUM_STAGES, num_loops, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS / num_loops)
     for item in passes:
         shade = item.loop if num_loops > 1 else 1
         colour = (FORWARD if item.is_forward else BACKWARD)[shade]
-        axes.barh(item.stage, item.duration, left=item.start, height=0.86, color=colour, edgecolor="white", linewidth=0.8)
+        axes.barh(
+            item.stage, item.duration, left=item.start, height=0.86, color=colour, edgecolor="white", linewidth=0.8
+        )
         ink = INK if shade == 0 or (shade == 1 and not item.is_forward) else "white"
-        axes.text(item.start + item.duration / 2, item.stage, str(item.micro_batch + 1), ha="center", va="center", fontsize=7.5, color=ink)
+        axes.text(
+            item.start + item.duration / 2,
+            item.stage,
+            str(item.micro_batch + 1),
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=ink,
+        )
     total = max(item.start + item.duration for item in passes)
     idle = 1 - sum(item.duration for item in passes) / (NUM_STAGES * total)
     axes.axvline(total, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -142,7 +173,8 @@ def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
 
 
 def draw(file: Path) -> None:
-    """Draw the ring on the left, both timelines on the right on one scale of time, and save them; the suffix says the format."""
+    """Draw the ring on the left, both timelines on the right on one scale of time, and save them; the suffix says the
+    format."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -163,7 +195,9 @@ def draw(file: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the ring of pipeline stages and its timeline.")
     default = Path(__file__).parent / "figures" / "ring.svg"
-    parser.add_argument("--output", type=Path, default=default, help="figure to write, .svg or .png (default: tools/figures/ring.svg)")
+    parser.add_argument(
+        "--output", type=Path, default=default, help="figure to write, .svg or .png (default: tools/figures/ring.svg)"
+    )
     options = parser.parse_args(arguments)
 
     def work() -> None:

@@ -1,8 +1,9 @@
-"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6 --num-loops 1,2`.
+"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6
+--num-loops 1,2`.
 
-Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds and FLOPs of an
-example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command goes on after the last one. The best checkpoint of the last
-stage is taken where there is one. The work: `finetune/answers/evaluation.py`.
+Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds
+and FLOPs of an example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command goes on after the last
+one. The best checkpoint of the last stage is taken where there is one. The work: `finetune/answers/evaluation.py`.
 """
 
 import argparse
@@ -21,7 +22,9 @@ HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a fine-tuned run at several numbers of latent thoughts and loops.")
+    parser = argparse.ArgumentParser(
+        description="Evaluate a fine-tuned run at several numbers of latent thoughts and loops."
+    )
     add_options(parser)
     return parser.parse_args(arguments)
 
@@ -40,7 +43,9 @@ def evaluate(options: argparse.Namespace) -> None:
     cells = choose_cells(finetuned, options.latents, options.num_loops)
     file = finetuned.run_dir / "eval" / "coconut.jsonl"
     num_batches = -(-len(questions.examples) // options.batch)
-    rows = evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches))
+    rows = evaluate_cells(
+        finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches)
+    )
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
     print(table(list(rows)))
     print(f"rows: {file}")
@@ -58,7 +63,10 @@ def table(rows: Sequence["CoconutRow"]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(partial(evaluate, parse(arguments)), interrupted="interrupted; finished rows are kept: the same command continues")
+    return run_command(
+        partial(evaluate, parse(arguments)),
+        interrupted="interrupted; finished rows are kept: the same command continues",
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Evaluate a run at several loop counts: `python tools/eval_depth.py --run runs/p_hop_small --num-loops 1,2,4,8`.
 
-One pass scores all loop counts. Tasks: those of the paper by group (closed_book open_book math_word_problems primitives), generators of
-pretrain/tasks, and whatever the evaluation harness knows. With --data-dir, files there are used instead of the network. Rows go to
-<run>/eval/depth.jsonl as each task ends; the same command goes on after the last one that did. Under torchrun, --tensor and --pipeline
-split the model, and the other ranks share out the examples.
+One pass scores all loop counts. Tasks: those of the paper by group (closed_book open_book math_word_problems
+primitives), generators of pretrain/tasks, and whatever the evaluation harness knows. With --data-dir, files there are
+used instead of the network. Rows go to <run>/eval/depth.jsonl as each task ends; the same command goes on after the
+last one that did. Under torchrun, --tensor and --pipeline split the model, and the other ranks share out the examples.
 """
 
 import argparse
@@ -24,13 +24,23 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate a run on tasks at several loop counts.")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
-    parser.add_argument("--tasks", type=names, default=[], metavar="A,B", help="tasks and groups; default: what the run was trained on")
-    parser.add_argument("--num-loops", type=counts, metavar="1,2,4", help="loop counts; default: model.num_loops of the run")
+    parser.add_argument(
+        "--tasks", type=names, default=[], metavar="A,B", help="tasks and groups; default: what the run was trained on"
+    )
+    parser.add_argument(
+        "--num-loops", type=counts, metavar="1,2,4", help="loop counts; default: model.num_loops of the run"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the newest good one")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network")
-    parser.add_argument("--offline", action="store_true", help="never use the network: tasks without local files are skipped")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network"
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="never use the network: tasks without local files are skipped"
+    )
     parser.add_argument("--num-examples", type=int, metavar="N", help="first examples of each task; default: all")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences run together; changes no result; default: 8")
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="sequences run together; changes no result; default: 8"
+    )
     parser.add_argument("--no-bos", action="store_true", help="texts do not begin with the begin-of-sequence token")
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that split each matrix; default: 1")
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages; default: 1")
@@ -127,13 +137,18 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
         print(f"[{number}/{len(wanted)}] {task.name} ({task.group})")
         for row in rows:
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
-            print(f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: {row.metric} {row.value:.4f}{error} ({row.num_examples})")
+            print(
+                f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: "
+                f"{row.metric} {row.value:.4f}{error} ({row.num_examples})"
+            )
     print(f"{file}: {len(wanted) - num_there} tasks evaluated, {num_there} were there, {len(skipped)} skipped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    return run_command(partial(evaluate, options), interrupted="interrupted; finished tasks are kept: the same command continues")
+    return run_command(
+        partial(evaluate, options), interrupted="interrupted; finished tasks are kept: the same command continues"
+    )
 
 
 if __name__ == "__main__":

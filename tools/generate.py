@@ -1,7 +1,8 @@
-"""Generate text with a pretrained model: `python tools/generate.py --run runs/quickstart --prompt "KING HENRY." --num-loops 6`.
+"""Generate text with a pretrained model: `python tools/generate.py --run runs/quickstart --prompt "KING HENRY."
+--num-loops 6`.
 
-Prints each prompt with its continuation. Prompts are worked on in batches; the text of a prompt depends on it, its number, the model and
-the settings, not on the batch. The work: `pretrain/eval/sampling.py`.
+Prints each prompt with its continuation. Prompts are worked on in batches; the text of a prompt depends on it, its
+number, the model and the settings, not on the batch. The work: `pretrain/eval/sampling.py`.
 """
 
 import argparse
@@ -23,14 +24,35 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
     parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint; default: the newest good one")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times")
-    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line, empty lines left out")
-    parser.add_argument("--num-loops", type=positive, metavar="N", help="loops to run the model with; default: model.num_loops of the run")
-    parser.add_argument("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="mass of the likeliest tokens to draw from; default: 0.95")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times"
+    )
+    parser.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line, empty lines left out"
+    )
+    parser.add_argument(
+        "--num-loops",
+        type=positive,
+        metavar="N",
+        help="loops to run the model with; default: model.num_loops of the run",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="mass of the likeliest tokens to draw from; default: 0.95",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
-    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="prompts worked on at once; default: 16")
+    parser.add_argument(
+        "--batch", type=positive, default=16, metavar="N", help="prompts worked on at once; default: 16"
+    )
     return parser.parse_args()
 
 
@@ -52,7 +74,9 @@ def texts(trained: TrainedModel, prompts: list[str], settings: Generation, batch
     for start in range(0, len(prompts), batch):
         rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts[start : start + batch]]
         numbers = range(start, start + len(rows))
-        for row, new in zip(rows, generate(trained.model, rows, settings, row_numbers=numbers, track=progress(settings)), strict=True):
+        for row, new in zip(
+            rows, generate(trained.model, rows, settings, row_numbers=numbers, track=progress(settings)), strict=True
+        ):
             yield tokenizer.decode(row + new)
 
 
@@ -80,7 +104,10 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     num_loops = arguments.num_loops or model.num_loops
-    print(f"{arguments.run}, step {trained.step}, {num_loops} loops, {model.effective_depth(num_loops)} layers deep", file=sys.stderr)
+    print(
+        f"{arguments.run}, step {trained.step}, {num_loops} loops, {model.effective_depth(num_loops)} layers deep",
+        file=sys.stderr,
+    )
     for number, text in enumerate(texts(trained, prompts, settings, arguments.batch)):
         if number:
             print("-" * 80)

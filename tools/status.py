@@ -1,6 +1,7 @@
 """How runs stand: `python tools/status.py runs/` prints a line a run. What the states mean: `pretrain/run/status.py`.
 
-`req` counts requeues, `checkpoint` is the step of the newest one and its age. Errors that do not fit beside the rest come below it.
+`req` counts requeues, `checkpoint` is the step of the newest one and its age. Errors that do not fit beside the rest
+come below it.
 """
 
 import argparse
@@ -78,7 +79,10 @@ def table(runs: list[RunStatus], width: int | None) -> str:
     lines = []
     for row, error in zip(rows, ["last error" if errors else "", *(run.error for run in runs)], strict=True):
         name = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
-        words = [name.ljust(widths[0]), *(row[n].rjust(widths[n]) if n in RIGHT else row[n].ljust(widths[n]) for n in shown[1:])]
+        words = [
+            name.ljust(widths[0]),
+            *(row[n].rjust(widths[n]) if n in RIGHT else row[n].ljust(widths[n]) for n in shown[1:]),
+        ]
         line = "  ".join([*words, error] if beside else words).rstrip()
         lines.append(line if width is None or len(line) <= width or not beside else line[: width - 1] + "…")
     below = [f"{run.name}: {run.error}" for run in runs if run.error] if not beside else []
@@ -93,8 +97,17 @@ def run(folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Print a line for each run: state, step, loss, speed, time left, requeues, last error.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="a run, or runs below it; default: runs")
+    parser = argparse.ArgumentParser(
+        description="Print a line for each run: state, step, loss, speed, time left, requeues, last error."
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("runs"),
+        metavar="DIR",
+        help="a run, or runs below it; default: runs",
+    )
     return run_command(partial(run, parser.parse_args().folder))
 
 

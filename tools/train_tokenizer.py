@@ -1,6 +1,8 @@
-"""Train the tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output data/tokenizer.model`.
+"""Train the tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output
+data/tokenizer.model`.
 
-Reads what tools/prepare_data.py reads, holds every tenth document back (up to 4 MiB) and prints the bytes per token on those.
+Reads what tools/prepare_data.py reads, holds every tenth document back (up to 4 MiB) and prints the bytes per token on
+those.
 The work: `pretrain/data/tokenizers/train.py`.
 """
 
@@ -26,8 +28,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces, special ones included")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="where the tokenizer goes")
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
-    parser.add_argument("--max-sentences", type=int, default=1_000_000, metavar="N", help="lines sampled to train on; default: 1000000")
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="key of the text in .jsonl, column in .parquet; default: text")
+    parser.add_argument(
+        "--max-sentences", type=int, default=1_000_000, metavar="N", help="lines sampled to train on; default: 1000000"
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="key of the text in .jsonl, column in .parquet; default: text",
+    )
     return parser.parse_args()
 
 
@@ -54,7 +63,10 @@ def train(arguments: argparse.Namespace) -> None:
     with Progress("read") as progress:
         texts = read_texts(files, arguments.text_field, progress)
         model, report = train_tokenizer(
-            texts, vocab_size=arguments.vocab_size, model_type=arguments.model_type, max_sentences=arguments.max_sentences
+            texts,
+            vocab_size=arguments.vocab_size,
+            model_type=arguments.model_type,
+            max_sentences=arguments.max_sentences,
         )
     write_atomically(arguments.output, model)
     held_out = f"{report.held_out_documents} held-out documents ({report.held_out_bytes / 1e6:.2f} MB)"
@@ -82,7 +94,10 @@ def main() -> int:
         return 130
     assert process.exitcode is not None
     if process.exitcode < 0:
-        print(f"error: training was killed by signal {-process.exitcode} (out of memory?); lower --max-sentences", file=sys.stderr)
+        print(
+            f"error: training was killed by signal {-process.exitcode} (out of memory?); lower --max-sentences",
+            file=sys.stderr,
+        )
         return 1
     return process.exitcode
 

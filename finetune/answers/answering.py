@@ -30,17 +30,22 @@ class Answering:
     def __init__(self, config: FinetuneConfig, start: Start, groups: Groups, agree_to_stop: Callable[[], int]) -> None:
         self._config, self._start, self._groups, self._agree_to_stop = config, start, groups, agree_to_stop
 
-    def score(self, model: LoopedGPT, stop_classifier: nn.Module | None, examples: ExampleSet, stage: int) -> tuple[Tally | None, int]:
-        """Answer all questions: the tally of all ranks, or None if they agreed to stop, and the stop code. Collective."""
-        size, settings = self._config.validation.batch, answer_settings(self._config, self._start.tokenizer, stage=stage)
+    def score(
+        self, model: LoopedGPT, stop_classifier: nn.Module | None, examples: ExampleSet, stage: int
+    ) -> tuple[Tally | None, int]:
+        """Answer all questions: the tally of all ranks, None if they agreed to stop; and the stop code. Collective."""
+        size, settings = (
+            self._config.validation.batch,
+            answer_settings(self._config, self._start.tokenizer, stage=stage),
+        )
         replicas, tally = self._groups.data.size(), Tally()
         for turn in range(0, len(examples.examples), size * replicas):
             first = turn + self._groups.data.rank() * size
             own = slice(first, first + size)
             if examples.examples[own]:
                 tally += score_examples(
-                    model, examples.examples[own], examples.encoded[own], examples.form, self._start.tokenizer, settings,
-                    batch=size, stop_classifier=stop_classifier,
+                    model, examples.examples[own], examples.encoded[own], examples.form, self._start.tokenizer,
+                    settings, batch=size, stop_classifier=stop_classifier,
                 )  # fmt: skip
             stop = self._agree_to_stop()
             if stop:
@@ -53,13 +58,16 @@ class Answering:
         """The row of a tally."""
         settings = answer_settings(self._config, self._start.tokenizer, stage=stage)
         return row_of(
-            tally, run=self._config.run.name, step=step, epoch=epoch, stage=stage, method=self._config.method.name, split=split,
-            num_thoughts=settings.num_thoughts, num_loops=self._start.run.model.num_loops,
+            tally, run=self._config.run.name, step=step, epoch=epoch, stage=stage, method=self._config.method.name,
+            split=split, num_thoughts=settings.num_thoughts, num_loops=self._start.run.model.num_loops,
         )  # fmt: skip
 
 
 def log_row(metrics: RunMetrics, row: CoconutRow) -> None:
     """Keep and show a row of a run."""
     accuracy, error = 100 * row.accuracy, 100 * row.stderr
-    line = f"step {row.step}, stage {row.stage}: {row.split} accuracy {accuracy:.1f}% ± {error:.1f}, {row.new_tokens:.1f} new tokens"
-    metrics.log_result(asdict(row), line, {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens})
+    line = f"step {row.step}, stage {row.stage}: {row.split} accuracy {accuracy:.1f}% ± {error:.1f}, "
+    line += f"{row.new_tokens:.1f} new tokens"
+    metrics.log_result(
+        asdict(row), line, {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens}
+    )

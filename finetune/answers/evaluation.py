@@ -1,6 +1,8 @@
-"""A fine-tuned run evaluated at chosen numbers of thoughts and loops: cells of a grid, each a row of `eval/coconut.jsonl`.
+"""A fine-tuned run evaluated at chosen numbers of thoughts and loops: cells of a grid, each a row of
+`eval/coconut.jsonl`.
 
-Rows are appended as each cell ends, and cells whose rows are there are passed over, so an evaluation that was stopped goes on.
+Rows are appended as each cell ends, and cells whose rows are there are passed over, so an evaluation that was stopped
+goes on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,7 +76,10 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
     model = finetuned.trained.config.model
     default = answer_settings(finetuned.config, finetuned.trained.tokenizer)
     if latents and any(latents) and not finetuned.has_slots:
-        raise ValueError(f"latents: method {finetuned.config.method.name} of {finetuned.run_dir} has no slots, so no number of them but 0")
+        raise ValueError(
+            f"latents: method {finetuned.config.method.name} of {finetuned.run_dir} "
+            "has no slots, so no number of them but 0"
+        )
     if loops and model.num_blocks > 1:
         raise ValueError("num_loops: a block-regularised model has no loops to vary")
     return [
@@ -89,7 +94,7 @@ Track = Callable[[Cell, Sequence[Sequence[int]]], Iterable[Sequence[int]]]
 
 
 def show_progress(cells: Sequence[Cell], num_batches: int) -> Track:
-    """A bar over the batches of all cells, so many a cell; cells whose rows are there count as done when the next one begins."""
+    """A bar over the batches of all cells, so many a cell; cells that have rows count as done when the next begins."""
     bar = Progress(len(cells) * num_batches)
 
     def track(cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:

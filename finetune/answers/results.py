@@ -1,4 +1,5 @@
-"""Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts and loops."""
+"""Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts
+and loops."""
 
 import json
 import math
@@ -51,7 +52,16 @@ class CoconutRow:
 
 
 def row_of(
-    tally: Tally, *, run: str, step: int, epoch: int, stage: int, method: str, split: str, num_thoughts: int, num_loops: int
+    tally: Tally,
+    *,
+    run: str,
+    step: int,
+    epoch: int,
+    stage: int,
+    method: str,
+    split: str,
+    num_thoughts: int,
+    num_loops: int,
 ) -> CoconutRow:
     """The row of a tally of all examples; the arguments are the fields of the same name."""
     total = tally.total
@@ -71,13 +81,16 @@ def row_of(
         mean_thoughts=tally.num_thoughts / total,
         seconds_per_example=tally.seconds / total,
         flops_per_example=tally.flops / total,
-        accuracy_by_chain_length={str(length): tally.right[length] / count for length, count in sorted(tally.num_examples.items())},
+        accuracy_by_chain_length={
+            str(length): tally.right[length] / count for length, count in sorted(tally.num_examples.items())
+        },
         examples_by_chain_length={str(length): count for length, count in sorted(tally.num_examples.items())},
     )
 
 
 def standard_error(num_right: int, num_examples: int) -> float:
-    """Standard error of a share: half of Wilson's interval of one deviation, which is not 0 where all or none are right (Wilson 1927)."""
+    """Standard error of a share: half of Wilson's interval of one deviation, which is not 0 where all or none are right
+    (Wilson 1927)."""
     share, size = num_right / num_examples, num_examples
     return math.sqrt(share * (1 - share) / size + 1 / (4 * size**2)) / (1 + 1 / size)
 
@@ -113,7 +126,7 @@ def append_row(file: Path, row: CoconutRow) -> None:
 
 
 def read_rows(file: Path) -> Iterator[CoconutRow]:
-    """The rows of a file; lines that hold none, such as one cut short by a crash, are passed over. No file has no rows."""
+    """The rows of a file; lines that hold none, as one cut short by a crash, are skipped. No file has no rows."""
     if not file.is_file():
         return
     for line in file.read_text(encoding="utf-8").splitlines():

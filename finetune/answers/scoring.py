@@ -1,10 +1,11 @@
-"""Scoring answers: exact match as the paper's, length, time and cost, counted on a share of the examples and reported over all of them.
+"""Scoring answers: exact match as the paper's, length, time and cost, counted on a share of the examples and reported
+over all of them.
 
-An answer is what stands after the last mark of an answer ("#" in the paper's form), without commas; it is right if it is the wanted one,
-character by character (Hao et al. 2024, arXiv 2412.06769, and its published code). New tokens are latent thoughts and text, as in the
-paper's table 1; pauses and eos are neither.
+An answer is what stands after the last mark of an answer ("#" in the paper's form), without commas; it is right if it
+is the wanted one, character by character (Hao et al. 2024, arXiv 2412.06769, and its published code). New tokens are
+latent thoughts and text, as in the paper's table 1; pauses and eos are neither.
 
-`score_examples` counts (`Tally`); tallies of several ranks add up; `finetune/answers/results.py` makes a row of their sum.
+`score_examples` counts (`Tally`); tallies of several ranks add up; `finetune/answers/results.py` makes their sum a row.
 """
 
 import time
@@ -24,7 +25,12 @@ from pretrain.tasks.task import Example
 
 
 def answer_settings(
-    config: FinetuneConfig, tokenizer: Tokenizer, *, stage: int | None = None, num_thoughts: int | None = None, num_loops: int | None = None
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    *,
+    stage: int | None = None,
+    num_thoughts: int | None = None,
+    num_loops: int | None = None,
 ) -> AnswerSettings:
     """How a method answers at a stage.
 
@@ -97,7 +103,9 @@ class Tally:
         lengths = sorted(self.num_examples.keys() | other.num_examples.keys())
         return Tally(
             right={length: self.right.get(length, 0) + other.right.get(length, 0) for length in lengths},
-            num_examples={length: self.num_examples.get(length, 0) + other.num_examples.get(length, 0) for length in lengths},
+            num_examples={
+                length: self.num_examples.get(length, 0) + other.num_examples.get(length, 0) for length in lengths
+            },
             num_thoughts=self.num_thoughts + other.num_thoughts,
             num_text_tokens=self.num_text_tokens + other.num_text_tokens,
             seconds=self.seconds + other.seconds,
@@ -139,7 +147,9 @@ def answer_examples(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: list[Answer] = [Answer()] * len(prompts)
     for numbers in track([order[start : start + batch] for start in range(0, len(order), batch)]):
-        found = generate_with_thoughts(model, [prompts[number] for number in numbers], settings, stop_classifier=stop_classifier)
+        found = generate_with_thoughts(
+            model, [prompts[number] for number in numbers], settings, stop_classifier=stop_classifier
+        )
         for number, answer in zip(numbers, found, strict=True):
             answers[number] = answer
     return answers
@@ -166,7 +176,9 @@ def score_examples(
         The others: as of `answer_examples`.
     """
     start = time.perf_counter()
-    answers = answer_examples(model, encoded, tokenizer, settings, batch=batch, stop_classifier=stop_classifier, track=track)
+    answers = answer_examples(
+        model, encoded, tokenizer, settings, batch=batch, stop_classifier=stop_classifier, track=track
+    )
     seconds = time.perf_counter() - start
     tally = Tally(
         num_thoughts=sum(answer.num_thoughts for answer in answers),

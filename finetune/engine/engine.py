@@ -1,8 +1,10 @@
-"""One optimizer step of fine-tuning under DeepSpeed, and its state as pieces of a checkpoint. The only place that knows DeepSpeed.
+"""One optimizer step of fine-tuning under DeepSpeed, and its state as pieces of a checkpoint. The only place that knows
+DeepSpeed.
 
-ZeRO 0 to 3, bf16, fp16 and fp32, on GPUs and on CPUs with gloo, with tensor parallelism by megatron-core's layers. The optimizer is torch's
-AdamW; DeepSpeed cuts its state, gradients or weights over the data-parallel ranks, reduces and clips. Checkpoints are this project's
-(`pretrain/checkpoint`), not DeepSpeed's: nothing is pickled, any number of ranks and any ZeRO stage reads them.
+ZeRO 0 to 3, bf16, fp16 and fp32, on GPUs and on CPUs with gloo, with tensor parallelism by megatron-core's layers. The
+optimizer is torch's AdamW; DeepSpeed cuts its state, gradients or weights over the data-parallel ranks, reduces and
+clips. Checkpoints are this project's (`pretrain/checkpoint`), not DeepSpeed's: nothing is pickled, any number of ranks
+and any ZeRO stage reads them.
 """
 
 import logging
@@ -86,13 +88,19 @@ class FinetuneEngine:
             objective.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
-        os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))  # DeepSpeed wants it, also where no launcher has set it
-        # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all others to wait on.
+        # DeepSpeed wants it, also where no launcher has set it
+        os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))
+        # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for
+        # all others to wait on.
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
         num_parameters = sum(parameter.numel() for parameter in objective.parameters())
         mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
         self._engine: Any = deepspeed.initialize(
-            model=objective, optimizer=adamw, config=deepspeed_config(config, layout, num_parameters), mpu=mpu, dist_init_required=False
+            model=objective,
+            optimizer=adamw,
+            config=deepspeed_config(config, layout, num_parameters),
+            mpu=mpu,
+            dist_init_required=False,
         )[0]
 
     def train_step(self, step: StepBatch, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
@@ -150,13 +158,17 @@ class FinetuneEngine:
 
     @contextmanager
     def whole_model(self) -> Iterator[tuple[LoopedGPT, nn.Linear | None]]:
-        """The model to answer with, and its stop classifier: this rank's tensor-parallel part, not cut by ZeRO. Collective."""
+        """The model to answer with, and its stop classifier: this rank's tensor-parallel part, not cut by ZeRO.
+        Collective."""
         if self.config.engine.zero_stage < 3:
             yield self.model, self._stop
             return
         model = build_stage(self.run, megatron_config(self.run, DTYPES[self.run.train.precision]), self.groups)
         stop = None if self._stop is None else nn.Linear(self.run.model.hidden_size, 1)
-        targets = {**dict(model.named_parameters()), **({} if stop is None else {f"stop/{n}": p for n, p in stop.named_parameters()})}
+        targets = {
+            **dict(model.named_parameters()),
+            **({} if stop is None else {f"stop/{n}": p for n, p in stop.named_parameters()}),
+        }
         with torch.no_grad():
             for name, parameter in self._named.items():
                 with deepspeed.zero.GatheredParameters([parameter]):
@@ -182,7 +194,11 @@ class FinetuneEngine:
         counts: list[float | None] = [None] * dist.get_world_size()
         dist.all_gather_object(counts, step)
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        scale = {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float, bool))} if scaler else {}
+        scale = (
+            {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float, bool))}
+            if scaler
+            else {}
+        )
         return {"updates_since_reset": max(count for count in counts if count is not None), "loss_scaler": scale}
 
     @torch.no_grad()
@@ -199,7 +215,12 @@ class FinetuneEngine:
                 continue
             reader.load([self._piece(_stored(piece.name), piece, piece.master)])
             if meta is not None:
-                reader.load([self._piece(f"optimizer/{moment}/{piece.name}", piece, tensor) for moment, tensor in piece.moments.items()])
+                reader.load(
+                    [
+                        self._piece(f"optimizer/{moment}/{piece.name}", piece, tensor)
+                        for moment, tensor in piece.moments.items()
+                    ]
+                )
                 piece.step.fill_(meta["updates_since_reset"])
             if hasattr(piece.parameter, "ds_tensor"):
                 ds_tensor = piece.parameter.ds_tensor  # type: ignore[attr-defined]
@@ -216,7 +237,9 @@ class FinetuneEngine:
     def _on_device(self, micro_batch: MicroBatch) -> MicroBatch:
         device, teacher = self.groups.device, micro_batch.teacher
         return MicroBatch(
-            batch=micro_batch.batch.to(device), num_slots=micro_batch.num_slots, teacher=None if teacher is None else teacher.to(device)
+            batch=micro_batch.batch.to(device),
+            num_slots=micro_batch.num_slots,
+            teacher=None if teacher is None else teacher.to(device),
         )
 
     def _agree(self, nll: torch.Tensor, wish: int) -> tuple[float, int]:
@@ -232,8 +255,11 @@ class FinetuneEngine:
         return state_slices(self._engine.optimizer, self._named.items())
 
     def _owned_slices(self) -> Iterator[StateSlice]:
-        """The slices that this rank saves: those of weights that all tensor-parallel or data-parallel ranks hold are saved once."""
-        is_whole_on_all = self.config.engine.zero_stage == 0 and not hasattr(next(iter(self._named.values())), "_hp_mapping")
+        """The slices that this rank saves: those of weights that all tensor-parallel or data-parallel ranks hold are
+        saved once."""
+        is_whole_on_all = self.config.engine.zero_stage == 0 and not hasattr(
+            next(iter(self._named.values())), "_hp_mapping"
+        )
         for piece in self._slices():
             if is_whole_on_all and self.groups.data.rank():
                 continue
@@ -265,12 +291,13 @@ def _stored(name: str) -> str:
 
 
 def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: by default it clips at 1.0.
+    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: it would clip at 1.0.
 
     Args:
         config: of the run.
         layout: how the effective batch lies on the ranks.
-        num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every backward pass.
+        num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every
+            backward pass.
     """
     train, engine = config.train, config.engine
     bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # DeepSpeed wants it even

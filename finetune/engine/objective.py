@@ -1,8 +1,9 @@
 """What fine-tuning minimises, as one module, so that DeepSpeed sees every weight used inside a forward of its own.
 
-The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all ranks; with a stop
-classifier also the mean binary cross-entropy of "this thought was the last one" over all thoughts; with self-distillation also the
-teacher's negative log-likelihood and the distance of its states (`finetune/latent/distillation.py`).
+The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all
+ranks; with a stop classifier also the mean binary cross-entropy of "this thought was the last one" over all thoughts;
+with self-distillation also the teacher's negative log-likelihood and the distance of its states
+(`finetune/latent/distillation.py`).
 """
 
 import torch
@@ -37,7 +38,7 @@ class Objective(nn.Module):
             nn.init.zeros_(self.stop.bias)
 
     def forward(self, micro_batch: MicroBatch, step: StepBatch) -> tuple[Tensor, Tensor]:
-        """The share of one micro-batch in the loss of its step, and in its negative log-likelihood (summed, in nats)."""
+        """The share of a micro-batch in the loss of its step, and in its negative log-likelihood (summed, in nats)."""
         batch, teacher = micro_batch.batch, micro_batch.teacher
         if teacher is None:
             states = self._states(batch, micro_batch.num_slots)

@@ -1,8 +1,10 @@
-"""What AdamW holds under DeepSpeed, as slices of the parameters they belong to: fp32 weights and both moments, of any ZeRO stage.
+"""What AdamW holds under DeepSpeed, as slices of the parameters they belong to: fp32 weights and both moments, of any
+ZeRO stage.
 
-DeepSpeed flattens parameters, cuts them over the data-parallel ranks and keeps track of where each slice came from. Read through that
-bookkeeping, this rank's state is a list of flat ranges of logical tensors, which is just what a checkpoint of this project is made of
-(`pretrain/checkpoint/format.py`): saved without gathering, read back on any number of ranks and in any ZeRO stage, never pickled.
+DeepSpeed flattens parameters, cuts them over the data-parallel ranks and keeps track of where each slice came from.
+Read through that bookkeeping, this rank's state is a list of flat ranges of logical tensors, which is just what a
+checkpoint of this project is made of (`pretrain/checkpoint/format.py`): saved without gathering, read back on any
+number of ranks and in any ZeRO stage, never pickled.
 """
 
 from collections.abc import Iterable, Iterator
@@ -62,18 +64,25 @@ def state_slices(optimizer: Any, parameters: Iterable[tuple[str, Parameter]]) ->
 
 
 def _locate(optimizer: Any, adamw: torch.optim.Optimizer, parameter: Any) -> tuple[Tensor, int, int, int] | None:
-    """(fp32 tensor that AdamW updates, offset in it, offset in the parameter, elements), or None if other ranks keep all of it."""
+    """(fp32 tensor that AdamW updates, offset in it, offset in the parameter, elements), or None if other ranks keep
+    all of it."""
     if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter cut into equal slices, the last ones padded
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank(parameter.ds_process_group) * numel
         held = min(numel, parameter.ds_numel - start)
         return (optimizer.fp32_partitioned_groups_flat[group], offset, start, held) if held > 0 else None
-    if hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2, and bf16 without ZeRO: slices of all parameters laid end to end
+    # ZeRO-1 and 2, and bf16 without ZeRO: slices of all parameters laid end to end
+    if hasattr(parameter, "_hp_mapping"):
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
         flat = adamw.param_groups[mapping.param_group_index]["params"][0]
-        return flat, mapping.hp_fragment_address.start, mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+        return (
+            flat,
+            mapping.hp_fragment_address.start,
+            mapping.lp_fragment_address.start,
+            mapping.lp_fragment_address.numel,
+        )
     for low, high in zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True):
         for narrow, wide in zip(low, high, strict=True):  # fp16 without ZeRO: a wide copy of each parameter
             if narrow is parameter:

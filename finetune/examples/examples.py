@@ -1,10 +1,12 @@
-"""Examples of reasoning as token ids: read or generated once, encoded once, then only cut and laid out (`finetune/examples/sequence.py`).
+"""Examples of reasoning as token ids: read or generated once, encoded once, then only cut and laid out
+(`finetune/examples/sequence.py`).
 
-Files: a JSON list of {question, steps, answer} (`pretrain/tasks/example_file.py`), or the text form of GSM8k-Aug, a line
-`question||step step ... #### answer` an example (Deng et al. 2023, arXiv 2311.01460). Tasks: any of `pretrain/tasks` that has steps.
+Files: a JSON list of {question, steps, answer} (`pretrain/tasks/example_file.py`), or the text form of GSM8k-Aug, a
+line `question||step step ... #### answer` an example (Deng et al. 2023, arXiv 2311.01460). Tasks: any of
+`pretrain/tasks` that has steps.
 
-Question, every step and the answer are encoded each by itself, with what ends or begins them, as the published code of Coconut does:
-taking steps away changes no token of what stays.
+Question, every step and the answer are encoded each by itself, with what ends or begins them, as the published code of
+Coconut does: taking steps away changes no token of what stays.
 """
 
 import gzip
@@ -94,7 +96,8 @@ def read_lines(path: Path) -> list[Example]:
     except (EOFError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a text file: {error}") from None
     examples = []
-    for index, line in enumerate(text.removesuffix("\n").split("\n")):  # not splitlines: some lines hold other line breaks of Unicode
+    # not splitlines: some lines hold other line breaks of Unicode
+    for index, line in enumerate(text.removesuffix("\n").split("\n")):
         question, is_question, rest = line.partition("||")
         steps, is_answer, answer = rest.rpartition("####")
         if not is_question or not is_answer or not question.strip() or not answer.strip():
@@ -120,6 +123,9 @@ def encode_examples(examples: Sequence[Example], form: TextForm, tokenizer: Toke
         answer = encode(form.answer_start + example.answer)
         # What both begin with: a tokenizer may join the end of the mark with the answer.
         num_mark_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, answer, strict=False)))
-        question, steps = encode(example.question + form.question_end), tuple(encode(step + form.step_end) for step in example.steps)
+        question, steps = (
+            encode(example.question + form.question_end),
+            tuple(encode(step + form.step_end) for step in example.steps),
+        )
         encoded.append(EncodedExample((*start, *question), steps, (*answer, tokenizer.eos_id), num_mark_tokens))
     return encoded

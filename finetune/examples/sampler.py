@@ -1,13 +1,14 @@
-"""Which rows an optimizer step trains on, and how they lie on ranks: a function of (seed, epoch, step) and of nothing that is stored.
+"""Which rows an optimizer step trains on, and how they lie on ranks: a function of (seed, epoch, step) and of nothing
+that is stored.
 
 1. An epoch is a permutation of the examples, drawn from (seed, epoch); step i takes the i-th `effective_batch` of them.
 2. Every example is cut as the curriculum says (`draw_cut`) and laid out as a row.
-3. The rows of a step are sorted by slots and length, and dealt in micro-batches to ranks in turn. So micro-batches hold rows of a kind, and
-   ranks that work side by side have about as much to do. The loss is summed over all rows and divided by all targets, so neither the
-   dealing nor the number of ranks changes it.
+3. The rows of a step are sorted by slots and length, and dealt in micro-batches to ranks in turn. So micro-batches hold
+   rows of a kind, and ranks that work side by side have about as much to do. The loss is summed over all rows and
+   divided by all targets, so neither the dealing nor the number of ranks changes it.
 
-All ranks compute the plan of the whole step, which costs a millisecond: that is how they agree on the passes of each micro-batch without a
-word, as ZeRO-3 and tensor parallelism need.
+All ranks compute the plan of the whole step, which costs a millisecond: that is how they agree on the passes of each
+micro-batch without a word, as ZeRO-3 and tensor parallelism need.
 """
 
 from collections.abc import Sequence
@@ -61,11 +62,15 @@ class Sampler:
         rank: data-parallel rank.
     """
 
-    def __init__(self, examples: Sequence[EncodedExample], maker: RowMaker, config: FinetuneConfig, layout: Layout, rank: int) -> None:
+    def __init__(
+        self, examples: Sequence[EncodedExample], maker: RowMaker, config: FinetuneConfig, layout: Layout, rank: int
+    ) -> None:
         self._examples, self._maker, self._config = examples, maker, config
         self._layout, self._rank = layout, rank
         removes_tokens = config.chosen_method.removal == "token"
-        self._chain_lengths = [sum(map(len, example.steps)) if removes_tokens else len(example.steps) for example in examples]
+        self._chain_lengths = [
+            sum(map(len, example.steps)) if removes_tokens else len(example.steps) for example in examples
+        ]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def require_length(self, seq_len: int) -> None:
@@ -85,7 +90,9 @@ class Sampler:
         """Step `index` of an epoch; the last one of an epoch may hold fewer examples."""
         size = self._config.train.effective_batch
         numbers = self._order_of(epoch)[index * size : (index + 1) * size]
-        rows = sorted(((self._row(epoch, int(number)), int(number)) for number in numbers), key=lambda row: _kind(row[0]))
+        rows = sorted(
+            ((self._row(epoch, int(number)), int(number)) for number in numbers), key=lambda row: _kind(row[0])
+        )
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
         num_rows = self._config.train.micro_batch
         turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same turn
@@ -95,7 +102,9 @@ class Sampler:
             own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
             num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
             teacher = collate(teachers[own]) if teachers else None
-            micro_batches.append(MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, teacher=teacher))
+            micro_batches.append(
+                MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, teacher=teacher)
+            )
         return StepBatch(
             micro_batches=tuple(micro_batches),
             num_examples=len(numbers),
@@ -113,7 +122,9 @@ class Sampler:
 
     def _row(self, epoch: int, number: int) -> Row:
         config = self._config
-        cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number])
+        cut = draw_cut(
+            config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number]
+        )
         return self._maker.row(self._examples[number], cut)
 
     def _teacher_row(self, number: int) -> Row:

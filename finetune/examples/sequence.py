@@ -1,10 +1,11 @@
-"""From an example and its cut to a row of tokens, and from rows to a batch; masks and labels are made here and nowhere else.
+"""From an example and its cut to a row of tokens, and from rows to a batch; masks and labels are made here and nowhere
+else.
 
     question  <bot> slot ... slot <eot>  remaining steps  answer eos
               ^^^^^^^^^^^^^^^^^^^^^^^^^ where the method has slots
 
-Loss is on the text after `<eot>` (after the question, where there are no markers): the label of a position is the token after it, so
-`<eot>` itself is never predicted, and its position predicts the first token of what follows.
+Loss is on the text after `<eot>` (after the question, where there are no markers): the label of a position is the token
+after it, so `<eot>` itself is never predicted, and its position predicts the first token of what follows.
 """
 
 from collections.abc import Sequence
@@ -54,11 +55,17 @@ class RowMaker:
         ValueError: the tokenizer was made without the tokens of latent thoughts.
     """
 
-    def __init__(self, method: Method, curriculum: CurriculumSection, markers_in_first_stage: bool, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, method: Method, curriculum: CurriculumSection, markers_in_first_stage: bool, tokenizer: Tokenizer
+    ) -> None:
         self.method = method
         self.has_markers = method.slots != "none" and curriculum.max_slots > 0
         self._markers_in_first_stage = markers_in_first_stage
-        self._specials = (tokenizer.bot_id, tokenizer.eot_id, tokenizer.latent_id, tokenizer.pause_id) if self.has_markers else (0, 0, 0, 0)
+        self._specials = (
+            (tokenizer.bot_id, tokenizer.eot_id, tokenizer.latent_id, tokenizer.pause_id)
+            if self.has_markers
+            else (0, 0, 0, 0)
+        )
 
     def prompt(self, question: Sequence[int]) -> tuple[int, ...]:
         """What stands before the first slot."""
@@ -80,12 +87,15 @@ class RowMaker:
         return _row(head, (*before,), (*chain,), example, num_thoughts)
 
     def teacher_row(self, example: EncodedExample) -> Row:
-        """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the answer."""
+        """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the
+        answer."""
         chain = (token for step in example.steps[:-1] for token in step)
         return _row(example.question, (), (*chain,), example, 0)
 
 
-def _row(head: Sequence[int], slots: Sequence[int], chain: Sequence[int], example: EncodedExample, num_thoughts: int) -> Row:
+def _row(
+    head: Sequence[int], slots: Sequence[int], chain: Sequence[int], example: EncodedExample, num_thoughts: int
+) -> Row:
     tokens = (*head, *slots, *chain, *example.answer)
     answer = len(tokens) - len(example.answer) + example.num_mark_tokens - 1
     return Row(tokens, len(head) + len(slots), len(head), num_thoughts, answer)
@@ -116,6 +126,8 @@ def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBa
         first_token=torch.tensor(padding),
         is_latent=is_latent,
         first_slot=first_slot,
-        answer=torch.tensor([shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]),
+        answer=torch.tensor(
+            [shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]
+        ),
     )
     return batch if device is None else batch.to(device)

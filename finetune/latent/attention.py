@@ -1,15 +1,18 @@
-"""Attention of the latent forward: slots look at a long prefix, whose keys and values are neither copied nor given a gradient by each.
+"""Attention of the latent forward: slots look at a long prefix, whose keys and values are neither copied nor given a
+gradient by each.
 
-A latent forward goes over its rows in segments (`finetune/latent/forward.py`). With K and V the keys and values of the first one, the
-prefix:
+A latent forward goes over its rows in segments (`finetune/latent/forward.py`). With K and V the keys and values of the
+first one, the prefix:
 
 - the prefix attends to itself, causally;
-- slots attend to K and to the few keys after it: one softmax over two products, nothing of the size of K is concatenated;
+- slots attend to K and to the few keys after it: one softmax over two products, nothing of the size of K is
+  concatenated;
 - the last segment, the text, attends as slots do if it is short, and else to all keys, concatenated once.
 
-Backward, slots add to the gradients of K and V: dK = Σ dSᵀ q and dV = Σ Pᵀ dO over all of their queries, with P the probabilities, dS the
-gradient of the scores and dO that of the output. A segment of slots only leaves its (q, dS, P, dO) behind; the sums are one product over
-the queries of all of them, taken when the backward pass comes to the prefix. So n slots cost O(n·s) scores and no copy of K or dK.
+Backward, slots add to the gradients of K and V: dK = Σ dSᵀ q and dV = Σ Pᵀ dO over all of their queries, with P the
+probabilities, dS the gradient of the scores and dO that of the output. A segment of slots only leaves its (q, dS, P,
+dO) behind; the sums are one product over the queries of all of them, taken when the backward pass comes to the prefix.
+So n slots cost O(n·s) scores and no copy of K or dK.
 """
 
 import math
@@ -25,7 +28,8 @@ from pretrain.model.layers import KeyValueCache, attend
 Segment = Literal["whole", "prefix", "slots", "trial", "last"]
 """The whole is the only segment. A trial attends as slots do, but later segments do not see it."""
 
-# Below, n = b·g pairs of sequence and group of heads, q queries of a pair, p positions of the prefix, j positions after it, e head width.
+# Below, n = b·g pairs of sequence and group of heads, q queries of a pair, p positions of the prefix, j positions after
+# it, e head width.
 
 
 class _Left(NamedTuple):
@@ -57,7 +61,8 @@ class _Prefix:
 class LatentCache(KeyValueCache):
     """Keys and values of a latent forward, for one loop count; the caller says which segment comes.
 
-    The mask of a segment is a bias [b or 1, 1, s, keys] added to its scores; None for the prefix and the whole. Differentiable once.
+    The mask of a segment is a bias [b or 1, 1, s, keys] added to its scores; None for the prefix and the whole.
+    Differentiable once.
     """
 
     segment: Segment
@@ -71,26 +76,31 @@ class LatentCache(KeyValueCache):
             return attend(queries, keys, values, mask)
         if self.segment == "prefix":
             keys, values, left = keys.contiguous(), values.contiguous(), []
-            self._prefixes[slot] = _Prefix(keys=keys, values=values, left=left, order=_Collect.apply(keys, values, left))
+            self._prefixes[slot] = _Prefix(
+                keys=keys, values=values, left=left, order=_Collect.apply(keys, values, left)
+            )
             return attend(queries, keys, values, mask)
         assert mask is not None
         prefix = self._prefixes[slot]
         if slot in self.entries:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self.entries[slot], (keys, values), strict=True))
         if self.segment == "last" and not _is_short(queries, keys):
-            return attend(queries, torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2), mask)
+            return attend(
+                queries, torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2), mask
+            )
         if self.segment == "slots":
             self.entries[slot] = keys, values
         return _Look.apply(queries, keys, values, mask, prefix, prefix.order)
 
 
 def _is_short(queries: Tensor, keys: Tensor) -> bool:
-    """Whether queries [b, h, s, e] have fewer scores a key, h·s, than the 2·g·e numbers that concatenating keys and values would copy."""
+    """Whether queries [b, h, s, e] have fewer scores a key, h·s, than the 2·g·e numbers that concatenating keys and
+    values would copy."""
     return queries.shape[1] * queries.shape[2] < 2 * keys.shape[1] * keys.shape[3]
 
 
 class _Collect(torch.autograd.Function):
-    """Hands the prefix the gradients that slots have left: keys and values [b, g, p, e] to a scalar that orders the two."""
+    """Hands the prefix the gradients that slots left: keys and values [b, g, p, e] to a scalar that orders the two."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, keys: Tensor, values: Tensor, left: list[_Left]) -> Tensor:
@@ -109,16 +119,21 @@ class _Collect(torch.autograd.Function):
 
 
 class _Look(torch.autograd.Function):
-    """Softmax attention of queries [b, h, s, e] over the prefix and over keys and values [b, g, j, e] after it: [b, h, s, e]."""
+    """Softmax attention of queries [b, h, s, e] over the prefix and over keys and values [b, g, j, e] after it: [b, h,
+    s, e]."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: _Prefix, order: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, prefix: _Prefix, order: Tensor
+    ) -> Tensor:
         batch, groups, _, width = keys.shape
         shape = queries.shape
         scaled = (queries / math.sqrt(width)).reshape(batch * groups, -1, width)
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         far_keys, far_values = prefix.keys.flatten(0, 1), prefix.values.flatten(0, 1)
-        scores = torch.cat((torch.bmm(scaled, far_keys.transpose(1, 2)), torch.bmm(scaled, keys.transpose(1, 2))), dim=-1)
+        scores = torch.cat(
+            (torch.bmm(scaled, far_keys.transpose(1, 2)), torch.bmm(scaled, keys.transpose(1, 2))), dim=-1
+        )
         scores.view(batch, groups, -1, shape[2], scores.shape[-1]).add_(bias[:, :, None])
         probabilities = torch.softmax(scores, dim=-1)
         far, near = probabilities.split((far_keys.shape[1], keys.shape[1]), dim=-1)
@@ -137,7 +152,9 @@ class _Look(torch.autograd.Function):
         shape, (batch, groups) = gradient.shape, prefix.keys.shape[:2]
         outer = gradient.reshape(scaled.shape)
         far_keys, far_values = prefix.keys.detach().flatten(0, 1), prefix.values.detach().flatten(0, 1)
-        inner = torch.cat((torch.bmm(outer, far_values.transpose(1, 2)), torch.bmm(outer, values.transpose(1, 2))), dim=-1)
+        inner = torch.cat(
+            (torch.bmm(outer, far_values.transpose(1, 2)), torch.bmm(outer, values.transpose(1, 2))), dim=-1
+        )
         inner = torch.ops.aten._softmax_backward_data(inner, probabilities, -1, inner.dtype)
         sizes = far_keys.shape[1], keys.shape[1]
         (far_inner, near_inner), (far, near) = inner.split(sizes, dim=-1), probabilities.split(sizes, dim=-1)

@@ -1,15 +1,16 @@
 """Self-distillation from reasoning in text into latent thoughts (CODI, arXiv 2502.21074).
 
-One model is teacher and student. The teacher reads the chain in text, the student has thoughts in place of steps; both end with the same
-answer. At the position that predicts its first token, after the mark of an answer, all reasoning has to have arrived. The student's state
-there is pulled towards the teacher's, which stands still, after every application of every layer:
+One model is teacher and student. The teacher reads the chain in text, the student has thoughts in place of steps; both
+end with the same answer. At the position that predicts its first token, after the mark of an answer, all reasoning has
+to have arrived. The student's state there is pulled towards the teacher's, which stands still, after every application
+of every layer:
 
     L = Σ over rows of the mean over applications l of mean |student_l - stop(teacher_l)| / std(teacher_l).
 
-The objective adds it, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state over its width,
-not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their own; a state is taken as it leaves
-its layer, before the final norm; thoughts re-enter as in Coconut, without a projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so
-that the model and its checkpoints stay what they are.
+The objective adds it, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state
+over its width, not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their
+own; a state is taken as it leaves its layer, before the final norm; thoughts re-enter as in Coconut, without a
+projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so that the model and its checkpoints stay what they are.
 
 Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row a layer.
 """
@@ -49,7 +50,8 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
         assert isinstance(cache, LatentCache) and cache.places is not None, "only a latent forward can be watched"
         if cache.segment == "trial":
             return
-        is_place = (cache.places == places[:, None]).to(states.dtype)  # [b, s], at most one in a row, in one segment alone
+        # [b, s], at most one in a row, in one segment alone
+        is_place = (cache.places == places[:, None]).to(states.dtype)
         picked = torch.bmm(is_place[:, None], states.view(context.batch, -1, states.shape[-1]))[:, 0]
         watched[slot] = watched[slot] + picked if slot in watched else picked
 
@@ -73,7 +75,8 @@ def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Te
         Scalar in fp32 or wider: the sum over rows of the mean over applications.
     """
     assert student.keys() == teacher.keys(), "teacher and student pass the same layers"
-    ours, theirs = (torch.stack([states[slot] for slot in sorted(student)]) for states in (student, teacher))  # [applications, b, d]
+    # [applications, b, d]
+    ours, theirs = (torch.stack([states[slot] for slot in sorted(student)]) for states in (student, teacher))
     wide = torch.promote_types(ours.dtype, torch.float32)
     theirs = theirs.detach().to(wide)
     is_compared = places >= 0

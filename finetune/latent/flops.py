@@ -1,8 +1,10 @@
-"""Forward FLOPs of answering a question, from the passes that generation makes (`finetune/latent/generation.py`); no torch.
+"""Forward FLOPs of answering a question, from the passes that generation makes (`finetune/latent/generation.py`); no
+torch.
 
-Every pass over n positions that look at s keys costs n · depth · layer(s), where depth counts each loop, and every look at the vocabulary
-one head (`pretrain/model/count.py`, which says what is counted). It is the cost of the question alone: padding of a batch, and positions
-that a row computes after it has ended, are the batch's affair. The classifier of thoughts, a product of d numbers, is left out.
+Every pass over n positions that look at s keys costs n · depth · layer(s), where depth counts each loop, and every look
+at the vocabulary one head (`pretrain/model/count.py`, which says what is counted). It is the cost of the question
+alone: padding of a batch, and positions that a row computes after it has ended, are the batch's affair. The classifier
+of thoughts, a product of d numbers, is left out.
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from pretrain.config.model import ModelSection
 from pretrain.model.count import head_flops, layer_flops
 
 
-def answer_flops(model: ModelSection, num_prompt_tokens: int, settings: AnswerSettings, answer: Answer, *, is_stopped: bool = False) -> int:
+def answer_flops(
+    model: ModelSection, num_prompt_tokens: int, settings: AnswerSettings, answer: Answer, *, is_stopped: bool = False
+) -> int:
     """Forward FLOPs of one answer.
 
     Args:
@@ -23,7 +27,10 @@ def answer_flops(model: ModelSection, num_prompt_tokens: int, settings: AnswerSe
         is_stopped: whether a classifier ended its thoughts.
     """
     outside, per_key = layer_flops(model, 0), layer_flops(model, 1) - layer_flops(model, 0)
-    layer = sum(positions * (outside + per_key * keys) for positions, keys in _passes(num_prompt_tokens, settings, answer, is_stopped))
+    layer = sum(
+        positions * (outside + per_key * keys)
+        for positions, keys in _passes(num_prompt_tokens, settings, answer, is_stopped)
+    )
     num_heads = len(answer.text) + answer.is_over
     if is_stopped and settings.jacobi_passes is None and answer.num_thoughts:
         num_heads += answer.num_thoughts + 1  # rows may think or write, so the head is asked in every pass

@@ -1,16 +1,19 @@
-"""The latent forward of Coconut: thoughts are hidden states that re-enter as input embeddings (Hao et al. 2024, arXiv 2412.06769,
-section 3).
+"""The latent forward of Coconut: thoughts are hidden states that re-enter as input embeddings (Hao et al. 2024, arXiv
+2412.06769, section 3).
 
-A row is `question <bot>`, its latent slots, and text (`<eot>`, steps, answer). The input at a latent slot is the state after the final norm
-at the position before. Rows are padded on the left so that all slots of a batch begin at one place. Then
+A row is `question <bot>`, its latent slots, and text (`<eot>`, steps, answer). The input at a latent slot is the state
+after the final norm at the position before. Rows are padded on the left so that all slots of a batch begin at one
+place. Then
 
     one pass over everything before the first slot; one pass of one position for each slot; one pass over the rest
 
-with keys and values reused, gradients flowing through them (`finetune/latent/attention.py`): every position is computed once, and shapes
-depend on the numbers of positions and slots alone. A row with fewer slots than others has text in those positions, which goes through the
-same passes. On a looped model a thought passes all of its loops. Without slots there is one pass.
+with keys and values reused, gradients flowing through them (`finetune/latent/attention.py`): every position is computed
+once, and shapes depend on the numbers of positions and slots alone. A row with fewer slots than others has text in
+those positions, which goes through the same passes. On a looped model a thought passes all of its loops. Without slots
+there is one pass.
 
-The first pass is plain causal attention whatever the padding: each row is turned so that its padding comes last, where no token looks.
+The first pass is plain causal attention whatever the padding: each row is turned so that its padding comes last, where
+no token looks.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +32,13 @@ class LatentBatch:
     """Rows of one length, b of s positions."""
 
     tokens: Tensor
-    """int64 [b, s]; what stands at padding is not looked at, at latent slots only by Jacobi passes (`finetune/latent/jacobi.py`)."""
+    """int64 [b, s]; what stands at padding is not looked at, at latent slots only by Jacobi passes
+    (`finetune/latent/jacobi.py`)."""
     labels: Tensor
     """int64 [b, s]: the token to predict after each position, -100 for none."""
     supervised: Tensor
-    """int64 [n]: where the flattened labels hold a token. Known when the batch is made, so that no kernel waits to count them."""
+    """int64 [n]: where the flattened labels hold a token. Known when the batch is made, so that no kernel waits to
+    count them."""
     first_token: Tensor
     """int64 [b]: positions of padding before each row."""
     is_latent: Tensor
@@ -41,11 +46,14 @@ class LatentBatch:
     first_slot: int
     """Where the slots of all rows begin; at least one position is before it."""
     answer: Tensor | None = None
-    """int64 [b]: the position that predicts the first token of the answer, after its mark; -1 for none. Read by self-distillation."""
+    """int64 [b]: the position that predicts the first token of the answer, after its mark; -1 for none. Read by
+    self-distillation."""
 
     def to(self, device: torch.device) -> "LatentBatch":
         """The batch on a device; the copies need not have ended."""
-        tensors = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
 
@@ -55,7 +63,8 @@ def latent_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loop
     Args:
         model: on one device, or its tensor-parallel part; not a pipeline stage.
         batch: the rows.
-        num_slots: passes of one position; at least the largest number of slots of a row. Ranks that must stay in step agree on it.
+        num_slots: passes of one position; at least the largest number of slots of a row. Ranks that must stay in step
+            agree on it.
         num_loops: L; the configuration's by default.
 
     Returns:
@@ -90,20 +99,23 @@ class Passes:
         self.end = self.prefix + num_slots
         """Where the slots end."""
         self.length = max(self._wanted, self.end + 1) if num_slots else self._wanted
-        """Positions of all passes: short rows are lengthened, so that ranks which agree on the slots make the same passes."""
+        """Positions of all passes: short rows are lengthened, so ranks that agree on the slots make the same passes."""
         extra = (0, self.length - self._wanted)
         self._tokens, self.is_latent = (F.pad(tensor, extra) for tensor in (batch.tokens, batch.is_latent))
         self._padding = batch.first_token[:, None]
         self._places = torch.arange(self.length, device=batch.tokens.device)
         columns = self._places[: self.prefix]
-        self._turned = (columns + self._padding) % self.prefix  # [b, p]: which place stands in each column of the first pass
+        self._turned = (
+            columns + self._padding
+        ) % self.prefix  # [b, p]: which place stands in each column of the first pass
         self._columns = (columns - self._padding) % self.prefix  # [b, p]: which column each place stands in
         dtype = next(model.parameters()).dtype
         is_padding = columns >= self.prefix - self._padding
         seen = torch.zeros(self._num_rows, self.length, dtype=dtype, device=batch.tokens.device)
         seen[:, : self.prefix].masked_fill_(is_padding, -torch.inf)
         later = self._places[self.prefix :]
-        self._bias = seen[:, None].repeat(1, len(later), 1)  # [b, s - p, s], what a position after the prefix adds to its scores
+        # [b, s - p, s], what a position after the prefix adds to its scores
+        self._bias = seen[:, None].repeat(1, len(later), 1)
         self._bias.masked_fill_(self._places > later[:, None], -torch.inf)
         self._cache = LatentCache(segment="whole" if self.prefix == self.length else "prefix")
 
@@ -126,7 +138,12 @@ class Passes:
         bias = self._bias[:, None, start - self.prefix : stop - self.prefix, :stop]
         positions = self._places[start:stop].clamp_max(self._wanted - 1) - self._padding
         states = self._model(
-            self._tokens[:, start:stop], self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings
+            self._tokens[:, start:stop],
+            self._num_loops,
+            positions=positions,
+            mask=bias,
+            cache=self._cache,
+            embeddings=embeddings,
         )
         return states.view(self._num_rows, stop - start, -1)
 
@@ -136,7 +153,8 @@ class Passes:
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows of [t, d] in another order; the gradient goes the way back without a scatter, so it has one order of sums on every device."""
+    """Rows of [t, d] in another order; the gradient goes the way back without a scatter, so it has one order of sums on
+    every device."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, states: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
 """Answering with latent thoughts: questions of any lengths in one batch, cached, a row the same in every batch.
 
-    question <bot>  thought ... thought <eot>  text            the slots of a method: thoughts, pauses, or none, then without markers
+    question <bot>  thought ... thought <eot>  text     the slots of a method: thoughts, pauses, or none, then without
+                                                        markers
 
-1. Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows write at the same place; padding is never
-   looked at and each row counts its own positions.
-2. One pass over the prompts; one pass of one position for each thought, whose input is the state before it; the last thought shares its
-   pass with <eot>, which is forced, as it is never trained. Pauses are tokens, so they need no pass of their own. Thoughts of Jacobi's
-   iteration have passes of all slots instead (`finetune/latent/jacobi.py`).
-3. With a classifier the number of thoughts is found on the way: a row that stopped goes on with <eot> and text while others still think, so
-   that the input of a pass is a thought in some rows and a token in others.
-4. Then one pass for each token of text, greedily. Nothing waits for the device but the one copy of the new tokens of all rows.
+1. Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows write at the same
+   place; padding is never looked at and each row counts its own positions.
+2. One pass over the prompts; one pass of one position for each thought, whose input is the state before it; the last
+   thought shares its pass with <eot>, which is forced, as it is never trained. Pauses are tokens, so they need no pass
+   of their own. Thoughts of Jacobi's iteration have passes of all slots instead (`finetune/latent/jacobi.py`).
+3. With a classifier the number of thoughts is found on the way: a row that stopped goes on with <eot> and text while
+   others still think, so that the input of a pass is a thought in some rows and a token in others.
+4. Then one pass for each token of text, greedily. Nothing waits for the device but the one copy of the new tokens of
+   all rows.
 
-The number of thoughts is free, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769), sections 3 and 4.
+The number of thoughts is free, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769),
+sections 3 and 4.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,7 +66,9 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_thoughts < 0:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} needs at least 1, num_thoughts={self.num_thoughts} at least 0")
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} needs at least 1, num_thoughts={self.num_thoughts} at least 0"
+            )
         if self.slots == "none" and self.num_thoughts:
             raise ValueError(f"num_thoughts={self.num_thoughts}: this method has no slots")
         if (self.slots != "none" and self.eot_id is None) or (self.slots == "pause" and self.pause_id is None):
@@ -106,7 +111,9 @@ class Rows:
         num_loops: L; the configuration's by default.
     """
 
-    def __init__(self, model: LoopedGPT, prompts: Sequence[Sequence[int]], num_new: int, num_loops: int | None = None) -> None:
+    def __init__(
+        self, model: LoopedGPT, prompts: Sequence[Sequence[int]], num_new: int, num_loops: int | None = None
+    ) -> None:
         self.model, self._num_loops = model, num_loops
         self.prompts, padding = pad_left(prompts, next(model.parameters()).device)
         self._is_padded = len(set(map(len, prompts))) > 1
@@ -122,7 +129,9 @@ class Rows:
 
     def embed_script(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [b, n, d] of the same n tokens in every row."""
-        return self.embed(torch.tensor(tokens, dtype=torch.int64, device=self.prompts.device).expand(len(self.prompts), -1))
+        return self.embed(
+            torch.tensor(tokens, dtype=torch.int64, device=self.prompts.device).expand(len(self.prompts), -1)
+        )
 
     def feed(self, embeddings: Tensor) -> Tensor:
         """Run the model over the next n places: [b, n, d] inputs to [b, n, d] states after the final norm."""
@@ -136,7 +145,8 @@ class Rows:
         return self._run(embeddings, self._positions[:, start:stop], mask)
 
     def branch(self, embeddings: Tensor) -> Tensor:
-        """Run the model over c continuations of every row side by side, none of which sees another, and leave the rows where they are.
+        """Run the model over c continuations of every row side by side, none of which sees another, and leave the rows
+        where they are.
 
         Args:
             embeddings: [b, c, n, d] inputs.
@@ -164,7 +174,9 @@ class Rows:
     def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         num_rows, num_places, _ = embeddings.shape
         tokens = self._places.new_zeros(num_rows, num_places)  # only their shape counts
-        states = self.model(tokens, self._num_loops, positions=positions, mask=mask, cache=self._cache, embeddings=embeddings)
+        states = self.model(
+            tokens, self._num_loops, positions=positions, mask=mask, cache=self._cache, embeddings=embeddings
+        )
         return states.view(num_rows, num_places, -1)
 
 
@@ -180,7 +192,8 @@ class Thinking(NamedTuple):
 
 
 def think(rows: Rows, settings: AnswerSettings, stop_classifier: nn.Module | None = None) -> Thinking:
-    """Go through prompts, all slots and what is forced after them; a classifier chooses among Jacobi's thoughts alone."""
+    """Go through prompts, all slots and what is forced after them; a classifier chooses among Jacobi's thoughts
+    alone."""
     if settings.slots != "thought" or settings.num_thoughts == 0:
         states = rows.feed(torch.cat((rows.embed(rows.prompts), rows.embed_script(settings.script)), dim=1))
         return Thinking(states[:, -1], states[:, :0], [0] * len(states))
@@ -199,7 +212,8 @@ def think(rows: Rows, settings: AnswerSettings, stop_classifier: nn.Module | Non
 
 
 def _choose_last(rows: Rows, thoughts: Tensor, stop_classifier: nn.Module) -> list[int]:
-    """Send all thoughts [b, k, d] through the model, and forget those after the one that the classifier says is the last; their numbers."""
+    """Send all thoughts [b, k, d] through the model, and forget those after the one that the classifier says is the
+    last; their numbers."""
     is_last = stop_classifier(rows.feed(thoughts)).squeeze(-1) > 0  # [b, k]
     is_last[:, -1] = True
     num_thoughts = is_last.int().argmax(dim=-1) + 1
@@ -208,7 +222,7 @@ def _choose_last(rows: Rows, thoughts: Tensor, stop_classifier: nn.Module) -> li
 
 
 def _refine(rows: Rows, first: Tensor, settings: AnswerSettings) -> Tensor:
-    """All k thoughts by Jacobi's iteration: from the first one, [b, 1, d], to [b, k, d]; none of them is in the rows yet."""
+    """All k thoughts by Jacobi's iteration: from the first, [b, 1, d], to [b, k, d]; none is in the rows yet."""
     assert settings.jacobi_passes is not None and settings.latent_id is not None
     num_refined = settings.num_thoughts - 1  # the state of the last slot is no input of a slot
     thoughts = torch.cat((first, rows.embed_script([settings.latent_id] * num_refined)), dim=1)
@@ -232,22 +246,27 @@ def generate_with_thoughts(
         model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
         prompts: token ids of each row up to its first slot: the question, and <bot> where the method has markers.
         settings: how.
-        stop_classifier: states [..., d] after a thought to [..., 1] logits: above 0, that thought was the last one. A row has at least
-            one, if there are slots of thoughts at all. No text can be forced after them.
+        stop_classifier: states [..., d] after a thought to [..., 1] logits: above 0, that thought was the last one. A
+            row has at least one, if there are slots of thoughts at all. No text can be forced after them.
         track: wraps the iterator of steps, one for each pass that gives new tokens; to show progress.
 
     Returns:
         The answers, in the order of the prompts.
 
     Raises:
-        ValueError: a prompt is empty or outside the vocabulary, or a row gets longer than the model's table of positions.
+        ValueError: a prompt is empty or outside the vocabulary, or a row outgrows the model's table of positions.
     """
     assert stop_classifier is None or not settings.forced_text
-    num_new = (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
+    num_new = (
+        (settings.num_thoughts if settings.slots == "thought" else 0) + len(settings.script) + settings.max_new_tokens
+    )
     check_prompts(model, prompts, settings.vocab_size, num_new - 1)  # the last new token is never an input
     writing = _Writing(len(prompts), settings)
     is_thinking = (
-        stop_classifier is not None and settings.jacobi_passes is None and settings.slots == "thought" and settings.num_thoughts > 0
+        stop_classifier is not None
+        and settings.jacobi_passes is None
+        and settings.slots == "thought"
+        and settings.num_thoughts > 0
     )
     with torch.inference_mode():
         rows = Rows(model, prompts, num_new, settings.num_loops)
@@ -287,9 +306,13 @@ class _Writing:
 
 
 def _write(
-    rows: Rows, states: Tensor, settings: AnswerSettings, stop_classifier: nn.Module | None, take: Callable[[list[int]], bool]
+    rows: Rows,
+    states: Tensor,
+    settings: AnswerSettings,
+    stop_classifier: nn.Module | None,
+    take: Callable[[list[int]], bool],
 ) -> Iterator[list[int]]:
-    """One new token of every row at a time, until `take` says that all rows have ended; with a classifier, first thoughts.
+    """One new token of every row at a time, until `take` says that all have ended; with a classifier, first thoughts.
 
     Args:
         rows: up to their first thought or to their text.

@@ -1,12 +1,14 @@
-"""Latent thoughts computed in parallel, by Jacobi's iteration, instead of one after the other (PCCoT, arXiv 2506.18582).
+"""Latent thoughts computed in parallel, by Jacobi's iteration, not one after the other (PCCoT, arXiv 2506.18582).
 
-Thought i of a row is a function of the thoughts before it: n equations in n unknowns. The input of the first slot is known, the state
-before it; the others start as the embedding of `<latent>`. Then, over the keys and values of the prefix,
+Thought i of a row is a function of the thoughts before it: n equations in n unknowns. The input of the first slot is
+known, the state before it; the others start as the embedding of `<latent>`. Then, over the keys and values of the
+prefix,
 
-    T refining passes over all slots at once, each giving every slot the state before it; one pass over the slots and the rest.
+    T refining passes over all slots at once, each giving every slot the state before it; one pass over the slots and
+    the rest.
 
-After t refining passes the inputs of the first t + 1 slots are what the sequential forward makes them, gradients included: T = n - 1 passes
-are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses.
+After t refining passes the inputs of the first t + 1 slots are what the sequential forward makes them, gradients
+included: T = n - 1 passes are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses.
 """
 
 import torch
@@ -16,7 +18,9 @@ from finetune.latent.forward import LatentBatch, Passes
 from pretrain.model.gpt import LoopedGPT
 
 
-def jacobi_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_passes: int, num_loops: int | None = None) -> Tensor:
+def jacobi_states(
+    model: LoopedGPT, batch: LatentBatch, num_slots: int, num_passes: int, num_loops: int | None = None
+) -> Tensor:
     """Final states of all positions.
 
     Args:

@@ -1,9 +1,10 @@
 """The curriculum as a sampler: how much of an example's reasoning is taken away, and how many slots stand in its place.
 
-Stage 0 is the whole chain. Stage k removes the first k steps (or, as iCoT, the first tokens of the chain) and puts k · c slots there;
-the last stage removes all text and keeps the slots of the stage before (Hao et al. 2024, arXiv 2412.06769, sections 3 and 4.2; Deng et
-al. 2024, arXiv 2405.14838). What an example looks like is a function of (seed, epoch, number of the example): nothing is stored, no rank or
-worker shows in it, and a resumed run sees what the uninterrupted one would have seen.
+Stage 0 is the whole chain. Stage k removes the first k steps (or, as iCoT, the first tokens of the chain) and puts k ·
+c slots there; the last stage removes all text and keeps the slots of the stage before (Hao et al. 2024, arXiv
+2412.06769, sections 3 and 4.2; Deng et al. 2024, arXiv 2405.14838). What an example looks like is a function of (seed,
+epoch, number of the example): nothing is stored, no rank or worker shows in it, and a resumed run sees what the
+uninterrupted one would have seen.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ class CurriculumSection(Section):
     thoughts_per_step: int = Field(default=1, ge=0)
     """c: slots of latent thoughts (or pauses) for each removed step."""
     pad_thoughts: bool = True
-    """A chain shorter than the stage gets the slots of the stage all the same; false gives it c for each step that it has."""
+    """A chain shorter than the stage gets the slots of the stage all the same; false gives it c for each step that it
+    has."""
     tokens_per_stage: int = Field(default=8, gt=0)
     """Tokens that a stage removes, where tokens are removed (iCoT)."""
     smoothing: float = Field(default=4.0, gt=0)
@@ -81,7 +83,9 @@ def cut_at(curriculum: CurriculumSection, method: Method, stage: int, chain_leng
     num_slots = 0
     if method.slots != "none":
         kept_stage = min(stage, curriculum.num_stages)
-        num_slots = curriculum.thoughts_per_step * (kept_stage if curriculum.pad_thoughts else min(kept_stage, chain_length))
+        num_slots = curriculum.thoughts_per_step * (
+            kept_stage if curriculum.pad_thoughts else min(kept_stage, chain_length)
+        )
     if stage == curriculum.last_stage:
         return Cut(chain_length, num_slots)
     per_stage = curriculum.tokens_per_stage if method.removal == "token" else 1
@@ -89,7 +93,9 @@ def cut_at(curriculum: CurriculumSection, method: Method, stage: int, chain_leng
     return Cut(min(removed, chain_length), num_slots)
 
 
-def draw_cut(curriculum: CurriculumSection, method: Method, seed: int, epoch: int, example: int, chain_length: int) -> Cut:
+def draw_cut(
+    curriculum: CurriculumSection, method: Method, seed: int, epoch: int, example: int, chain_length: int
+) -> Cut:
     """What becomes of an example in an epoch.
 
     Args:

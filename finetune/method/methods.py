@@ -1,20 +1,24 @@
 """The methods of fine-tuning by name: what becomes of the chain of reasoning, and what stands in its place.
 
-Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices, and in nothing else:
-which stages of the curriculum are gone through, whether a stage removes steps or tokens, and what fills the slots of removed reasoning.
+Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices,
+and in nothing else: which stages of the curriculum are gone through, whether a stage removes steps or tokens, and what
+fills the slots of removed reasoning.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-MethodName = Literal["coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought"]
+MethodName = Literal[
+    "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought"
+]
 Slots = Literal["none", "thought", "pause"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     stages: Literal["all", "first", "last"]
-    """Stages that are gone through: all in turn, or one of them all the time; the first has the whole chain, the last none of it."""
+    """Stages that are gone through: all in turn, or one of them all the time; the first has the whole chain, the last
+    none of it."""
     slots: Slots
     """What stands in place of removed reasoning: nothing, latent thoughts, or the embedding of <pause>."""
     removal: Literal["step", "token"] = "step"

@@ -1,4 +1,5 @@
-"""From the command line to a `FinetuneConfig`: files, overrides and errors as in pretraining (`pretrain/config/read.py`)."""
+"""From the command line to a `FinetuneConfig`: files, overrides and errors as in pretraining
+(`pretrain/config/read.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ def parse(argv: Sequence[str]) -> Command:
     parser = ConfigParser(help_text)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--init")
-    parser.add_argument("--local_rank", "--local-rank", type=int)  # DeepSpeed's launcher adds it; the environment says the same
+    # DeepSpeed's launcher adds it; the environment says the same
+    parser.add_argument("--local_rank", "--local-rank", type=int)
     options = parser.read(argv)
     overrides = list(options.overrides)
     if options.init is not None:
@@ -41,7 +43,9 @@ def parse(argv: Sequence[str]) -> Command:
             raise ValueError(f"{COMMAND_LINE}: --init and checkpoint.init_from= say the same: give one")
         overrides.append(f"checkpoint.init_from={options.init}")
     path = options.config or (FULL if _has_gpu() else SMALL)
-    return Command(config=read_config(path, FinetuneConfig, overrides), dry_run=options.dry_run, world_size=options.world_size)
+    return Command(
+        config=read_config(path, FinetuneConfig, overrides), dry_run=options.dry_run, world_size=options.world_size
+    )
 
 
 def _has_gpu() -> bool:
@@ -60,7 +64,8 @@ def help_text(columns: int) -> str:
         "--world-size N": "ranks that --dry-run plans for. Default: what the launcher sets, else engine.tensor",
         "--help": "this page",
     }
-    usage = "deepspeed finetune/coconut.py [--config FILE] [--init DIR] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]"
+    usage = "deepspeed finetune/coconut.py [--config FILE] [--init DIR] [KEY=VALUE ...] [--dry-run] [--world-size N] "
+    usage += "[--help]"
     launch = "Under deepspeed, torchrun or srun the same command runs on all their ranks; alone, with python, on one."
     title = "Fine-tune a model to reason in latent thoughts: Coconut, and the methods it is compared with."
     return config_help(title, usage, options, launch, FinetuneConfig, columns)

@@ -1,8 +1,9 @@
-"""A fine-tuned run ready to answer: model, tokenizer, configuration and, where one was trained, the classifier that ends its thoughts.
+"""A fine-tuned run ready to answer: model, tokenizer, configuration and, where one was trained, the classifier that
+ends its thoughts.
 
-The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/run/trained_model.py`) whose `meta` also holds
-the fine-tuning configuration and the epoch; the classifier is under "stop/". `<run>/best` is a run directory of its own with the weights
-that did best in the last stage, so it is taken where it is there.
+The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/run/trained_model.py`)
+whose `meta` also holds the fine-tuning configuration and the epoch; the classifier is under "stop/". `<run>/best` is a
+run directory of its own with the weights that did best in the last stage, so it is taken where it is there.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
 
 
 def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linear | None:
-    """The classifier that ends the thoughts of a model, on its device and in its precision; None where none was trained.
+    """The classifier that ends the thoughts of a model, on its device, in its precision; None where none was trained.
 
     Raises:
         OSError: the checkpoint cannot be read.
@@ -87,6 +88,7 @@ def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linea
 
 
 def _last_epoch(meta: dict[str, Any]) -> int:
-    """The epoch that was trained last: a checkpoint to go on from names the one to train next, unless it is in the middle of it."""
+    """The epoch that was trained last: a checkpoint to go on from names the one to train next, unless it is in the
+    middle of it."""
     is_next = "progress" in meta and meta["progress"]["step_in_epoch"] == 0
     return max(meta["epoch"] - is_next, 0)

@@ -1,4 +1,4 @@
-"""The dry run of fine-tuning: what a configuration does on a number of ranks, computed without a process group or a GPU."""
+"""The dry run of fine-tuning: what a configuration does on a number of ranks, computed with no process group or GPU."""
 
 import os
 
@@ -11,7 +11,7 @@ from pretrain.run.directory import run_directory
 
 
 def render_plan(config: FinetuneConfig, world_size: int | None) -> str:
-    """The resolved configuration, the ledger of the effective batch, the model, and what the epochs of each stage train on.
+    """The resolved configuration, the ledger of the effective batch, the model, and what epochs of each stage train on.
 
     Args:
         config: of the run.
@@ -30,7 +30,8 @@ def render_plan(config: FinetuneConfig, world_size: int | None) -> str:
     lines = [
         resolved_yaml(config),
         layout.ledger(config),
-        f"ranks: {layout.world_size} = tensor {config.engine.tensor} x data {layout.data_parallel}, ZeRO stage {config.engine.zero_stage}",
+        f"ranks: {layout.world_size} = tensor {config.engine.tensor} x data {layout.data_parallel}, "
+        f"ZeRO stage {config.engine.zero_stage}",
         f"model: {parameters:,} parameters, {model.num_loops} loops, {model.effective_depth()} layers deep, {origin}",
         *_stage_lines(config),
         f"run directory  {run_directory(config.run)}",

@@ -1,4 +1,5 @@
-"""Rows of `metrics.jsonl` of a fine-tuning run: one optimizer step each. Evaluation rows: `finetune/answers/results.py`."""
+"""Rows of `metrics.jsonl` of a fine-tuning run: one optimizer step each. Evaluation rows:
+`finetune/answers/results.py`."""
 
 from dataclasses import dataclass
 
@@ -46,13 +47,14 @@ class FinetuneRow:
         """The few numbers worth watching, on one line."""
         rate = tqdm.format_sizeof(self.tokens_per_s)
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"epoch {self.epoch}, stage {self.stage}, loss {self.loss:.4f}, {rate} tok/s, MFU {self.mfu_pct:.1f}%{skipped}"
+        speed = f"{rate} tok/s, MFU {self.mfu_pct:.1f}%"
+        return f"epoch {self.epoch}, stage {self.stage}, loss {self.loss:.4f}, {speed}{skipped}"
 
 
 def step_flops(model: ModelSection, step: StepBatch) -> float:
     """Forward and backward FLOPs of a step: every loop of every position, and the head where something is predicted.
 
-    Attention is counted over rows of mean length (`pretrain/model/count.py` counts it over the whole square, causal or not).
+    Attention is counted over rows of mean length (`pretrain/model/count.py` counts the whole square, causal or not).
     """
     length = round(step.num_tokens / step.num_examples)
     layers = model.effective_depth() * layer_flops(model, length)

@@ -1,4 +1,5 @@
-"""What a fine-tuning run keeps on disk: checkpoints to go on from, and the best weights as a run directory of their own."""
+"""What a fine-tuning run keeps on disk: checkpoints to go on from, and the best weights as a run directory of their
+own."""
 
 import hashlib
 from collections.abc import Sequence
@@ -56,10 +57,14 @@ class Saving:
         OSError: the directory cannot be made.
     """
 
-    def __init__(self, config: FinetuneConfig, start: Start, directory: Path, examples: Sequence[EncodedExample]) -> None:
+    def __init__(
+        self, config: FinetuneConfig, start: Start, directory: Path, examples: Sequence[EncodedExample]
+    ) -> None:
         self._config, self._start, self._directory = config, start, directory
         self._fingerprint = hashlib.sha256(repr(list(examples)).encode()).hexdigest()
-        self.store = open_store(directory / CHECKPOINTS, keep_last=config.checkpoint.keep_last, keep_every=0, asynchronous=True)
+        self.store = open_store(
+            directory / CHECKPOINTS, keep_last=config.checkpoint.keep_last, keep_every=0, asynchronous=True
+        )
 
     def save(self, engine: FinetuneEngine, progress: Progress) -> None:
         """Start saving everything that a resumed run needs."""
@@ -89,7 +94,9 @@ class Saving:
             OSError: a checkpoint cannot be read.
         """
         folder = self._directory / CHECKPOINTS
-        reader, problems = newest_good(folder, rank=dist.get_rank(), world_size=dist.get_world_size(), gather=gather_lists)
+        reader, problems = newest_good(
+            folder, rank=dist.get_rank(), world_size=dist.get_world_size(), gather=gather_lists
+        )
         if reader is None and problems:
             advice = "move the folder away to start from step 0, or choose another run.name"
             raise ValueError("\n".join([*problems, f"{folder}: no good checkpoint is left; {advice}"]))
@@ -101,7 +108,9 @@ class Saving:
             raise ValueError(f"{self._directory} is no run of fine-tuning: choose another run.name")
         self._require_same(reader.meta["finetune"])
         if reader.meta["examples_sha256"] != self._fingerprint:
-            raise ValueError(f"data.train: not the examples that {self._directory} was trained on: choose another run.name")
+            raise ValueError(
+                f"data.train: not the examples that {self._directory} was trained on: choose another run.name"
+            )
         engine.load(reader, reader.meta)
         torch.set_rng_state(reader.read_whole("rng/cpu"))
         return Progress(**reader.meta["progress"]), problems
@@ -121,6 +130,7 @@ class Saving:
         for section, key in (*FIXED, *whole_sections):
             if saved[section].get(key) != now[section][key]:
                 raise ValueError(
-                    f"{section}.{key}={now[section][key]!r}, but {self._directory} was trained with {saved[section].get(key)!r}: "
+                    f"{section}.{key}={now[section][key]!r}, "
+                    f"but {self._directory} was trained with {saved[section].get(key)!r}: "
                     "choose another run.name or the old value"
                 )

@@ -1,4 +1,5 @@
-"""What a fine-tuning run starts from: the shape of its model, its tokenizer and its weights, of another run or from scratch."""
+"""What a fine-tuning run starts from: the shape of its model, its tokenizer and its weights, of another run or from
+scratch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from pretrain.run.trained_model import tokenizer_file
 @dataclass(frozen=True, kw_only=True)
 class Start:
     run: RunConfig
-    """Model, tokenizer, sequence length and precision as a run of pretraining has them: every tool of the project reads them so."""
+    """Model, tokenizer, sequence length and precision as a run of pretraining has them: every tool of the project reads
+    them so."""
     tokenizer: Tokenizer
     tokenizer_bytes: bytes
     weights: CheckpointReader | None
@@ -42,7 +44,9 @@ def start_of(config: FinetuneConfig) -> Start:
     seq_len = config.train.seq_len or (saved.train.seq_len if saved else 0)
     if saved is not None and model.positions == "learned" and seq_len != saved.train.seq_len:
         learned = saved.train.seq_len
-        raise ValueError(f"train.seq_len={seq_len}: {config.checkpoint.init_from} has learned {learned} positions; leave it out")
+        raise ValueError(
+            f"train.seq_len={seq_len}: {config.checkpoint.init_from} has learned {learned} positions; leave it out"
+        )
     name = config.data.tokenizer
     if name is None:
         assert saved is not None, "the configuration has been checked"
@@ -51,14 +55,18 @@ def start_of(config: FinetuneConfig) -> Start:
     if reader is not None and tokenizer.sha256 != reader.meta["tokenizer_sha256"]:
         raise ValueError(f"data.tokenizer={name} is not the tokenizer of {config.checkpoint.init_from}: leave it out")
     if tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(f"{name} has {tokenizer.vocab_size} tokens, more than model.vocab_size={model.vocab_size}: raise the latter")
+        raise ValueError(
+            f"{name} has {tokenizer.vocab_size} tokens, more than model.vocab_size={model.vocab_size}: raise the latter"
+        )
     run = RunConfig(
         run=config.run,
         model=model,
         parallel=ParallelSection(tensor=config.engine.tensor),
         data=DataSection(tokenizer=name),
         train=TrainSection(
-            seq_len=seq_len, precision="bf16" if config.train.precision == "bf16" else "fp32", deterministic=config.train.deterministic
+            seq_len=seq_len,
+            precision="bf16" if config.train.precision == "bf16" else "fp32",
+            deterministic=config.train.deterministic,
         ),
     )
     return Start(run=run, tokenizer=tokenizer, tokenizer_bytes=read_tokenizer(name), weights=reader, problems=problems)

@@ -1,7 +1,7 @@
-"""The figures of the latent search (`tools/latent_search.py`), each saved to every file given; the suffix says the format.
+"""The figures of the latent search (`tools/latent_search.py`), each saved to every file given; suffixes say the format.
 
-Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first version): classes of reasoning 3, the tree 5 and 6,
-parallelism 7, height 8.
+Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first version): classes of reasoning 3, the
+tree 5 and 6, parallelism 7, height 8.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,11 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
         places = range(len(bars))
         left.barh(
-            places, [100 * bar.accuracy for bar in bars], xerr=[100 * bar.stderr for bar in bars], color=GREY, error_kw={"capsize": 2}
+            places,
+            [100 * bar.accuracy for bar in bars],
+            xerr=[100 * bar.stderr for bar in bars],
+            color=GREY,
+            error_kw={"capsize": 2},
         )
         left.set_yticks(places, [bar.label for bar in bars])
         left.invert_yaxis()
@@ -69,13 +73,19 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
             shares = [100 * bar.shares[process] for bar in bars]
             drawn = right.barh(places, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
             right.bar_label(
-                drawn, [f"{share:.0f}" if share >= 5 else "" for share in shares], label_type="center", fontsize=8, color="white"
+                drawn,
+                [f"{share:.0f}" if share >= 5 else "" for share in shares],
+                label_type="center",
+                fontsize=8,
+                color="white",
             )
             before = [start + share for start, share in zip(before, shares, strict=True)]
         right.set_xlim(0, 100)
         right.set_xlabel("answers (%)")
         right.set_title("Reasoning in the text", loc="left", fontweight="bold")
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+        figure.legend(
+            *right.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+        )
 
 
 def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
@@ -108,7 +118,10 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
     with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
         panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
         for place, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
-            for is_right, colour, marker, label in ((True, BLUE, "o", "leads to the target"), (False, RED, "s", "does not lead there")):
+            for is_right, colour, marker, label in (
+                (True, BLUE, "o", "leads to the target"),
+                (False, RED, "s", "does not lead there"),
+            ):
                 chosen = [group for group in groups if group.is_right is is_right]
                 place.errorbar(
                     [group.height for group in chosen],
@@ -128,7 +141,9 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
             place.set_xlabel("height: steps to the nearest leaf")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
         panels[0].set_ylabel("mean value of a frontier node")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+        )
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
@@ -158,7 +173,9 @@ def _draw_nodes(place: "Axes", view: TreeView, shades: "Colormap") -> None:
         place.annotate("", xy=end, xytext=begin, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"}, zorder=1)
     for node in view.nodes.values():
         ring, thickness = (GREEN, 2.4) if node.is_target else ("#222222" if node.is_frontier else "#bbbbbb", 1.3)
-        place.scatter(*node.place, s=560, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2)
+        place.scatter(
+            *node.place, s=560, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2
+        )
         text = node.name if node.is_root else f"{node.name}\n{node.value:.2f}"
         ink = "white" if node.value > 0.6 else "black"
         place.annotate(text, node.place, ha="center", va="center", fontsize=7.5, zorder=3, color=ink)
@@ -170,7 +187,16 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
     places = list(range(1, num_thoughts + 1))
     with new_figure(files, 11.5, 3.4) as figure:
         size, turn, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
-        size.errorbar(places, found.norms, yerr=found.norm_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2, label="thoughts")
+        size.errorbar(
+            places,
+            found.norms,
+            yerr=found.norm_deviations,
+            color=BLUE,
+            marker="o",
+            linewidth=1.3,
+            capsize=2,
+            label="thoughts",
+        )
         low, high = found.token_norm - found.token_norm_deviation, found.token_norm + found.token_norm_deviation
         size.axhspan(low, high, color=GREY, alpha=0.3, linewidth=0)
         size.axhline(found.token_norm, color=GREY, linewidth=1.3, label="token embeddings")
@@ -178,7 +204,9 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         size.set_ylabel("length of the vector")
         size.set_title("Size", loc="left", fontweight="bold")
         size.legend(frameon=False, fontsize=9)
-        turn.errorbar(places[1:], found.cosines, yerr=found.cosine_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2)
+        turn.errorbar(
+            places[1:], found.cosines, yerr=found.cosine_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2
+        )
         turn.axhline(0, color=GREY, linewidth=1)
         turn.set_ylim(-1.05, 1.05)
         turn.set_ylabel("cosine with the thought before")
@@ -210,14 +238,32 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
             colour, label = LOOP_COLOURS[number % len(LOOP_COLOURS)], f"{num_loops} loop{'s' * (num_loops > 1)}"
             errors = [100 * row.stderr for row in chosen]
             cost.errorbar(
-                spent, accuracies, yerr=errors, color=colour, marker="o", markersize=5, linewidth=1.2, elinewidth=0.8, label=label
+                spent,
+                accuracies,
+                yerr=errors,
+                color=colour,
+                marker="o",
+                markersize=5,
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=label,
             )
             for row in chosen:
                 where = (row.flops_per_example, 100 * row.accuracy)
-                cost.annotate(str(row.num_thoughts), where, xytext=(4, 5), textcoords="offset points", fontsize=8, color=colour)
+                cost.annotate(
+                    str(row.num_thoughts), where, xytext=(4, 5), textcoords="offset points", fontsize=8, color=colour
+                )
         best = best_for_cost(rows)
         ends = [*best, (max(row.flops_per_example for row in rows), best[-1][1])]
-        cost.step(*zip(*ends, strict=True), where="post", color=GREY, linestyle=":", linewidth=1.3, zorder=0, label="best for the cost")
+        cost.step(
+            *zip(*ends, strict=True),
+            where="post",
+            color=GREY,
+            linestyle=":",
+            linewidth=1.3,
+            zorder=0,
+            label="best for the cost",
+        )
         if len(loops) > 1:
             cost.set_xscale("log")
             is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
@@ -233,7 +279,7 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
 
 
 def best_for_cost(rows: Sequence[CoconutRow]) -> list[tuple[float, float]]:
-    """(FLOPs of an answer, accuracy in %) of every row that no cheaper one, and none of the same cost, is as good as."""
+    """(FLOPs of an answer, accuracy in %) of every row that no cheaper one, and none of equal cost, is as good as."""
     best: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: (row.flops_per_example, -row.accuracy)):
         if not best or 100 * row.accuracy > best[-1][1]:
@@ -247,7 +293,9 @@ def _draw_cells(place: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int],
     place.imshow(shown, cmap="Blues", vmin=0, vmax=125, aspect="auto")
     for line, values in enumerate(shown):
         for column, value in enumerate(values):
-            place.annotate(f"{value:.0f}", (column, line), ha="center", va="center", color="white" if value > 70 else "black")
+            place.annotate(
+                f"{value:.0f}", (column, line), ha="center", va="center", color="white" if value > 70 else "black"
+            )
     place.set_xticks(range(len(thoughts)), [str(count) for count in thoughts])
     place.set_yticks(range(len(loops)), [str(count) for count in loops])
     place.set_xlabel("thoughts")

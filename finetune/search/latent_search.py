@@ -1,4 +1,5 @@
-"""What latent thoughts hold, read from the model: the probability of names after them, their size and direction, the tokens they resemble.
+"""What latent thoughts hold, read from the model: the probability of names after them, their size and direction, the
+tokens they resemble.
 
 The definitions, without a model: `finetune/search/search_tree.py`.
 """
@@ -29,7 +30,8 @@ def name_tokens(tokenizer: Tokenizer, form: GraphForm, name: str) -> tuple[int, 
     opening, both = tokenizer.encode(form.opening), tokenizer.encode(form.opening + form.before_name + name)
     if both[: len(opening)] != opening:
         raise ValueError(
-            f"the tokenizer has no boundary between {form.opening!r} and {form.before_name + name!r}: names have no probability"
+            f"the tokenizer has no boundary between {form.opening!r} and {form.before_name + name!r}: "
+            "names have no probability"
         )
     return tuple(both[len(opening) :])
 
@@ -72,7 +74,11 @@ def name_probabilities(
         before = torch.cat((before, rows.branch(embeddings)), dim=2)
     found = []
     for number, row in enumerate(names):  # one after the other: the logits of all would be large
-        logits = model.all_logits(before[number].flatten(0, 1))[:, : settings.vocab_size].double().view(num_names, longest, -1)
+        logits = (
+            model.all_logits(before[number].flatten(0, 1))[:, : settings.vocab_size]
+            .double()
+            .view(num_names, longest, -1)
+        )
         logits[:, 0, list(excluded)] = -torch.inf
         logs = logits.log_softmax(dim=-1).gather(-1, tokens[number, ..., None]).squeeze(-1)
         found.append(logs.where(is_token[number], 0).sum(dim=-1).exp()[: len(row)].tolist())
@@ -114,7 +120,9 @@ def search_values(
         names = [[graph.idx_to_symbol[node] for node in concepts(graph)] for graph in graphs[chosen]]
         tokens = [[name_tokens(tokenizer, form, name) for name in row] for row in names]
         found = name_probabilities(model, prompts[chosen], tokens, settings, excluded=excluded)
-        for question, (graph, row, probabilities) in enumerate(zip(graphs[chosen], names, found, strict=True), start=start):
+        for question, (graph, row, probabilities) in enumerate(
+            zip(graphs[chosen], names, found, strict=True), start=start
+        ):
             values += node_values(question, graph, settings.num_thoughts, dict(zip(row, probabilities, strict=True)))
     return values
 
@@ -149,7 +157,9 @@ def thought_statistics(
     collected: list[Tensor] = []
     top_tokens = []
     for start in range(0, len(prompts), batch):
-        rows = Rows(model, prompts[start : start + batch], settings.num_thoughts + len(settings.script), settings.num_loops)
+        rows = Rows(
+            model, prompts[start : start + batch], settings.num_thoughts + len(settings.script), settings.num_loops
+        )
         thoughts = think(rows, settings).thoughts  # [b, k, d]
         collected.append(thoughts.double())
         top_tokens += _likeliest(model, thoughts, tokenizer)

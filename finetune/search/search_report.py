@@ -15,10 +15,26 @@ from finetune.answers.scoring import answer_examples, answer_settings, is_right,
 from finetune.examples.examples import encode_examples
 from finetune.latent.generation import AnswerSettings
 from finetune.run.finetuned_model import FinetunedModel
-from finetune.search.figures import MAX_PANELS, draw_grid, draw_heights, draw_parallelism, draw_process, draw_thoughts, draw_tree
+from finetune.search.figures import (
+    MAX_PANELS,
+    draw_grid,
+    draw_heights,
+    draw_parallelism,
+    draw_process,
+    draw_thoughts,
+    draw_tree,
+)
 from finetune.search.graph_text import form_of
 from finetune.search.latent_search import ThoughtStatistics, search_values, thought_statistics
-from finetune.search.search_tree import NodeValue, Process, ProcessBar, frontier_share, judge, top_values, values_by_height
+from finetune.search.search_tree import (
+    NodeValue,
+    Process,
+    ProcessBar,
+    frontier_share,
+    judge,
+    top_values,
+    values_by_height,
+)
 from finetune.search.tree_layout import view_tree
 
 SUFFIXES = (".png", ".svg")
@@ -39,7 +55,9 @@ class Searcher:
     def __init__(self, finetuned: FinetunedModel, questions: Questions, batch: int) -> None:
         if not finetuned.has_slots:
             method = finetuned.config.method.name
-            raise ValueError(f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs")
+            raise ValueError(
+                f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs"
+            )
         self.finetuned, self.questions, self.batch = finetuned, questions, batch
         self.form = form_of(questions.examples[0].question)
         self.graphs = [self.form.graph(example.question) for example in questions.examples]
@@ -52,19 +70,28 @@ class Searcher:
         return self._judge(self.finetuned, self.questions, settings, is_partial=num_thoughts > 0, label=label)
 
     def judge_other(self, other: FinetunedModel) -> ProcessBar:
-        """Classes of another run's answers to the same questions, given as it was trained to; its own tokenizer spells them."""
+        """Classes of another run's answers to the same questions, given as it was trained to; its own tokenizer spells
+        them."""
         tokenizer = other.trained.tokenizer
         encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer)
         settings = answer_settings(other.config, tokenizer)
         # What the front of the curriculum took away need not be written.
         is_partial = other.config.chosen_method.stages == "all"
-        return self._judge(other, replace(self.questions, encoded=encoded), settings, is_partial=is_partial, label=other.config.run.name)
+        return self._judge(
+            other,
+            replace(self.questions, encoded=encoded),
+            settings,
+            is_partial=is_partial,
+            label=other.config.run.name,
+        )
 
     def values(self, num_thoughts: int) -> list[NodeValue]:
         """The value of every node after so many thoughts."""
         trained, settings = self.finetuned.trained, self._settings(num_thoughts)
         prompts = self._prompts(settings)
-        return search_values(trained.model, prompts, self.graphs, self.form, trained.tokenizer, settings, batch=self.batch)
+        return search_values(
+            trained.model, prompts, self.graphs, self.form, trained.tokenizer, settings, batch=self.batch
+        )
 
     def thoughts(self, num_thoughts: int) -> ThoughtStatistics | None:
         """Size, direction and likeliest tokens of so many thoughts; None where slots hold pauses, or there are none."""
@@ -85,7 +112,10 @@ class Searcher:
         trained = finetuned.trained
         answers = answer_examples(trained.model, questions.encoded, trained.tokenizer, settings, batch=self.batch)
         texts = [trained.tokenizer.decode(answer.text) for answer in answers]
-        right = [is_right(text, example.answer, questions.form) for text, example in zip(texts, questions.examples, strict=True)]
+        right = [
+            is_right(text, example.answer, questions.form)
+            for text, example in zip(texts, questions.examples, strict=True)
+        ]
         found = [
             judge(graph, self.form.steps(text), is_partial=is_partial, is_right=is_correct)
             for graph, text, is_correct in zip(self.graphs, texts, right, strict=True)
@@ -170,10 +200,16 @@ def draw_report(report: SearchReport, searcher: Searcher, question: int, folder:
     draw_process(report.bars, files("process"))
     shown = dict(list(report.values.items())[:MAX_PANELS])
     if shown:
-        draw_parallelism({num_thoughts: top_values(values) for num_thoughts, values in shown.items()}, files("parallelism"))
-        draw_heights({num_thoughts: values_by_height(values) for num_thoughts, values in shown.items()}, files("height"))
+        draw_parallelism(
+            {num_thoughts: top_values(values) for num_thoughts, values in shown.items()}, files("parallelism")
+        )
+        draw_heights(
+            {num_thoughts: values_by_height(values) for num_thoughts, values in shown.items()}, files("height")
+        )
         views = {
-            num_thoughts: view_tree(searcher.graphs[question], [value for value in values if value.question == question])
+            num_thoughts: view_tree(
+                searcher.graphs[question], [value for value in values if value.question == question]
+            )
             for num_thoughts, values in shown.items()
         }
         draw_tree(views, files("tree"))

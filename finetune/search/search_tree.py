@@ -1,11 +1,12 @@
 """The search tree of latent thoughts on a graph: what a path that a model writes is worth, and where its thoughts look.
 
-Source: Hao et al. 2024 (arXiv 2412.06769), section 5 (section 4 of its version 3). After k thoughts a model goes back to text, and what it
-would name first says which nodes the thoughts keep in view.
+Source: Hao et al. 2024 (arXiv 2412.06769), section 5 (section 4 of its version 3). After k thoughts a model goes back
+to text, and what it would name first says which nodes the thoughts keep in view.
 
-- The *value* of a node is the probability of its name as the first concept of that text, given that it begins with a step: the product
-  over the tokens of the name.
-- Its *height* is the shortest distance to any leaf below it. (So the text; the caption of figure 7 in the first version says longest.)
+- The *value* of a node is the probability of its name as the first concept of that text, given that it begins with a
+  step: the product over the tokens of the name.
+- Its *height* is the shortest distance to any leaf below it. (So the text; the caption of figure 7 in the first version
+  says longest.)
 - The *frontier* after k thoughts are the nodes k steps from the root, by the shortest way.
 - A node is *right* if the target is below it.
 """
@@ -47,10 +48,10 @@ class ProcessBar:
 def judge(graph: Graph, steps: Sequence[Step | None], *, is_partial: bool, is_right: bool) -> Process:
     """The class of a text.
 
-    A path is correct if it is one of the shortest from root to target, longer if it leads there another way, a hallucination if one of its
-    edges does not exist or does not begin where the last one ended, and has a wrong target if it leads elsewhere. Where the front of the
-    path was thought and not written, the shortest one that completes it counts; if none does, it is a hallucination. A text without steps
-    is judged by its answer.
+    A path is correct if it is one of the shortest from root to target, longer if it leads there another way, a
+    hallucination if one of its edges does not exist or does not begin where the last one ended, and has a wrong target
+    if it leads elsewhere. Where the front of the path was thought and not written, the shortest one that completes it
+    counts; if none does, it is a hallucination. A text without steps is judged by its answer.
 
     Args:
         graph: of the question.
@@ -91,7 +92,11 @@ def heights(graph: Graph) -> tuple[int, ...]:
     height = 0
     while level:
         height += 1
-        level = [parent for parent in dict.fromkeys(parent for node in level for parent in graph.parents[node]) if found[parent] is None]
+        level = [
+            parent
+            for parent in dict.fromkeys(parent for node in level for parent in graph.parents[node])
+            if found[parent] is None
+        ]
         for node in level:
             found[node] = height
     assert None not in found, "a node of an acyclic graph has a leaf below it"
@@ -137,7 +142,8 @@ def node_values(question: int, graph: Graph, num_thoughts: int, probabilities: d
 
 
 def top_values(values: Sequence[NodeValue]) -> list[list[float]]:
-    """How much of the value the best nodes of each question have together: for the best one, two, three, sorted over the questions.
+    """How much of the value the best nodes of each question have together: for the best one, two, three, sorted over
+    the questions.
 
     Args:
         values: of many questions, after the same number of thoughts.

@@ -1,4 +1,5 @@
-"""Where the nodes of a search tree stand in its drawing: in layers by their distance from the root, ordered so that few edges cross."""
+"""Where the nodes of a search tree stand in its drawing: in layers by their distance from the root, ordered so that few
+edges cross."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from finetune.search.search_tree import NodeValue
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 
 NUM_SWEEPS = 8
-"""Times that the layers are ordered by their neighbours, downwards and upwards in turn (Sugiyama, Tagawa and Toda 1981)."""
+"""Times that the layers are ordered by their neighbours, downwards and upwards in turn (Sugiyama, Tagawa and Toda
+1981)."""
 
 
 class TreeNode(NamedTuple):
@@ -51,7 +53,11 @@ def view_tree(graph: Graph, values: Sequence[NodeValue]) -> TreeView:
     """
     by_name = {value.name: value for value in values}
     layers = _layers(graph)
-    places = {node: (place - (len(layer) - 1) / 2, -float(depth)) for depth, layer in enumerate(layers) for place, node in enumerate(layer)}
+    places = {
+        node: (place - (len(layer) - 1) / 2, -float(depth))
+        for depth, layer in enumerate(layers)
+        for place, node in enumerate(layer)
+    }
     nodes = {}
     for node, place in places.items():
         found = by_name.get(graph.idx_to_symbol[node])

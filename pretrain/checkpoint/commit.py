@@ -1,20 +1,24 @@
-"""How the files of many ranks become one checkpoint, or none: a protocol of renames in a shared folder, without collectives.
+"""How the files of many ranks become one checkpoint, or none: renames in a shared folder, without collectives.
 
-A background thread must not use the collectives of the training thread, so ranks meet in the file system: one that all ranks see, with
-atomic rename. For one save, `tag` being `<nonce>.<attempt>`, the same on all ranks and never used twice:
+A background thread must not use the collectives of the training thread, so ranks meet in the file system: one that all
+ranks see, with atomic rename. For one save, `tag` being `<nonce>.<attempt>`, the same on all ranks and never used
+twice:
 
-1. Every rank writes its tensor file into `step-00001000.tmp-<tag>`, flushes it and publishes its index `rank-00000.json` beside it.
-2. Rank 0 waits for all indexes, checks that together they make whole tensors, and writes `checkpoint.json` in their place.
-3. Rank 0 flushes the folder and renames it to `step-00001000`: from here on the checkpoint exists. Then it flushes the parent.
+1. Every rank writes its tensor file into `step-00001000.tmp-<tag>`, flushes it and publishes its index
+   `rank-00000.json` beside it.
+2. Rank 0 waits for all indexes, checks that they make whole tensors, and writes `checkpoint.json` in their place.
+3. Rank 0 flushes the folder and renames it to `step-00001000`: now the checkpoint exists. Then it flushes the parent.
 4. The other ranks see the temporary folder disappear: their save is durable.
 
-A rank that fails before step 2 leaves a note `step-00001000.failed-<tag>` with its reason and everybody gives up, rank 0 too. A note is
-only written where rank 0 cannot commit any more (a rank's index is missing, or rank 0 itself fails), so nobody clears a folder that is
-about to be renamed; the folder is emptied first (a full disk has room for the note again) and removed last (its disappearance without a
-note means success). A rank that dies silently is named by rank 0 after `timeout_s`.
+A rank that fails before step 2 leaves a note `step-00001000.failed-<tag>` with its reason and everybody gives up, rank
+0 too. A note is only written where rank 0 cannot commit any more (a rank's index is missing, or rank 0 itself fails),
+so nobody clears a folder that is about to be renamed; the folder is emptied first (a full disk has room for the note
+again) and removed last (its disappearance without a note means success). A rank that dies silently is named by rank 0
+after `timeout_s`.
 
-Kill any rank at any point: the previous checkpoints are untouched, and what is left over carries a `.tmp-` or `.failed-` name that nobody
-reads and rank 0 removes. Saving a step that exists puts the old folder aside as `.replaced` for the moment of the rename.
+Kill any rank at any point: the previous checkpoints are untouched, and what is left over carries a `.tmp-` or
+`.failed-` name that nobody reads and rank 0 removes. Saving a step that exists puts the old folder aside as `.replaced`
+for the moment of the rename.
 """
 
 import re
@@ -69,7 +73,8 @@ class SaveAttempt:
         """Write this rank's part and return when the whole checkpoint is durable.
 
         Raises:
-            OSError: the save failed, here or on another rank: one line that names the rank and the reason. Nothing of it is left.
+            OSError: the save failed, here or on another rank: one line that names the rank and the reason. Nothing of
+                it is left.
         """
         try:
             self._stop_if_given_up()
@@ -86,7 +91,7 @@ class SaveAttempt:
             raise OSError(self.give_up(describe(error))) from error
 
     def give_up(self, reason: str) -> str:
-        """Clear the temporary folder and tell the other ranks; returns the reason that stands. Never raises an OSError."""
+        """Clear the temporary folder and tell the other ranks; returns the reason that stands. Raises no OSError."""
         reason = self._read_note() or f"rank {self.rank}: {reason}"
         try:
             for path in _listing(self.folder):
@@ -153,7 +158,8 @@ class SaveAttempt:
 
 
 def settle_replacements(directory: Path) -> None:
-    """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there, else takes its name back."""
+    """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there, else takes
+    its name back."""
     for path in directory.glob(f"step-*{_REPLACED}"):
         successor = path.with_name(path.name.removesuffix(_REPLACED))
         if successor.exists():
@@ -163,7 +169,8 @@ def settle_replacements(directory: Path) -> None:
 
 
 def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
-    """Remove unfinished saves and notes, except those of this start's saves after the first `num_ended`: other ranks may be ahead."""
+    """Remove unfinished saves and notes, except those of this start's saves after the first `num_ended`: other ranks
+    may be ahead."""
     for path in _listing(directory):
         match = _LEFTOVER.fullmatch(path.name)
         if match and not (match["nonce"] == nonce and int(match["attempt"] or 0) > num_ended):
@@ -176,8 +183,9 @@ def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
 def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: int) -> None:
     """Remove old checkpoints after `step` was saved.
 
-    Kept are the newest `keep_last` up to `step` of sound structure (sizes; not re-hashed), and multiples of `keep_every`. Checkpoints of
-    later steps were found bad when the run resumed before them: they are neither counted nor removed.
+    Kept are the newest `keep_last` up to `step` of sound structure (sizes; not re-hashed), and multiples of
+    `keep_every`. Checkpoints of later steps were found bad when the run resumed before them: they are neither counted
+    nor removed.
 
     Raises:
         OSError: one could not be removed.

@@ -3,14 +3,16 @@
 A checkpoint is a folder `step-00001000` that appears whole or not at all, with
 
 - `rank-00000.safetensors`, ...: the pieces of tensors that one rank saved, each a 1-D tensor;
-- `checkpoint.json`: step, free-form `meta`, and for every file its size, sha256 and pieces. It is sealed with its own sha256.
+- `checkpoint.json`: step, free-form `meta`, and for every file its size, sha256 and pieces. Sealed with its own sha256.
 
-A piece is a flat range of one rank's tensor-parallel part: take slice `partition_index` of `partition_count` along `partition_dim` of the
-logical tensor (all of it when `partition_dim` is None), flatten it row by row, take [start, start + numel). Weights split by tensor
-parallelism, shards of a distributed optimizer and whole arrays are all of this kind, so any layout can be read back in any other.
+A piece is a flat range of one rank's tensor-parallel part: take slice `partition_index` of `partition_count` along
+`partition_dim` of the logical tensor (all of it when `partition_dim` is None), flatten it row by row, take [start,
+start + numel). Weights split by tensor parallelism, shards of a distributed optimizer and whole arrays are all of this
+kind, so any layout can be read back in any other.
 
-Why safetensors and flat ranges: torch.distributed.checkpoint pickles its metadata and wants DTensors, which flat optimizer shards are not;
-megatron.core.dist_checkpointing spawns writer processes for tens of seconds and refuses flat ranges. Here a save is one write per rank.
+Why safetensors and flat ranges: torch.distributed.checkpoint pickles its metadata and wants DTensors, which flat
+optimizer shards are not; megatron.core.dist_checkpointing spawns writer processes for tens of seconds and refuses flat
+ranges. Here a save is one write per rank.
 """
 
 import hashlib
@@ -60,9 +62,16 @@ def part_numel(shape: Sequence[int], partition_count: int) -> int:
 
 
 def check_range(
-    name: str, shape: Sequence[int], partition_dim: int | None, partition_index: int, partition_count: int, start: int, stop: int
+    name: str,
+    shape: Sequence[int],
+    partition_dim: int | None,
+    partition_index: int,
+    partition_count: int,
+    start: int,
+    stop: int,
 ) -> None:
-    """Raise a ValueError that names the tensor unless part `partition_index` of `partition_count` exists and has elements [start, stop)."""
+    """Raise a ValueError that names the tensor unless part `partition_index` of `partition_count` exists and has
+    elements [start, stop)."""
     if partition_dim is None:
         if (partition_index, partition_count) != (0, 1):
             raise ValueError(f"tensor {name}: part {partition_index} of {partition_count} needs a partition_dim")
@@ -71,20 +80,23 @@ def check_range(
     elif not 0 <= partition_index < partition_count:
         raise ValueError(f"tensor {name}: part {partition_index} of {partition_count} does not exist")
     elif shape[partition_dim] % partition_count:
-        raise ValueError(f"tensor {name}: dim {partition_dim} of shape {list(shape)} does not split into {partition_count} parts")
+        raise ValueError(
+            f"tensor {name}: dim {partition_dim} of shape {list(shape)} does not split into {partition_count} parts"
+        )
     if not 0 <= start <= stop <= part_numel(shape, partition_count):
         raise ValueError(
-            f"tensor {name}: elements [{start}, {stop}) lie outside a part of {part_numel(shape, partition_count)} elements "
-            f"(shape {list(shape)}, {partition_count} parts)"
+            f"tensor {name}: elements [{start}, {stop}) lie outside a part of "
+            f"{part_numel(shape, partition_count)} elements (shape {list(shape)}, {partition_count} parts)"
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
-    """A flat range of a rank's tensor-parallel part of a logical tensor: what is saved, and where a load puts what it reads.
+    """A flat range of a rank's tensor-parallel part of a logical tensor: what is saved, or where a load puts it.
 
     Raises:
-        ValueError: the range does not exist in such a tensor, or the tensor is not 1-D, contiguous and of a dtype in `DTYPES`.
+        ValueError: the range does not exist in such a tensor, or the tensor is not 1-D, contiguous and of a dtype in
+            `DTYPES`.
     """
 
     name: str
@@ -104,11 +116,17 @@ class Piece:
 
     def __post_init__(self) -> None:
         if self.tensor.dim() != 1 or not self.tensor.is_contiguous():
-            raise ValueError(f"tensor {self.name}: a piece is 1-D and contiguous, not of shape {list(self.tensor.shape)}")
+            raise ValueError(
+                f"tensor {self.name}: a piece is 1-D and contiguous, not of shape {list(self.tensor.shape)}"
+            )
         if self.tensor.dtype not in _DTYPE_NAMES:
-            raise ValueError(f"tensor {self.name}: {self.tensor.dtype} cannot be saved, only {', '.join(map(str, DTYPES.values()))}")
+            raise ValueError(
+                f"tensor {self.name}: {self.tensor.dtype} cannot be saved, only {', '.join(map(str, DTYPES.values()))}"
+            )
         stop = self.start + self.tensor.numel()
-        check_range(self.name, self.shape, self.partition_dim, self.partition_index, self.partition_count, self.start, stop)
+        check_range(
+            self.name, self.shape, self.partition_dim, self.partition_index, self.partition_count, self.start, stop
+        )
 
     @classmethod
     def whole(cls, name: str, tensor: Tensor) -> Self:
@@ -150,7 +168,9 @@ class PieceEntry(_Document):
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
-        check_range(self.name, self.shape, self.partition_dim, self.partition_index, self.partition_count, self.start, self.stop)
+        check_range(
+            self.name, self.shape, self.partition_dim, self.partition_index, self.partition_count, self.start, self.stop
+        )
         return self
 
     @property

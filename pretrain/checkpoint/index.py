@@ -1,8 +1,9 @@
-"""Where each element of a logical tensor lies in a checkpoint, and which blocks to copy for any range that is asked for.
+"""Where each element of a logical tensor lies in a checkpoint, and which blocks to copy for any range asked for.
 
-A part of a tensor that is split along one dim is a table of rows: one row per index of the dims before it, `width` elements wide (the dims
-from it on, divided by the number of parts). The parts of another split have the same rows, only wider or narrower, side by side in the
-whole row. A flat range of a part is at most three rectangles: the end of a first row, full rows, the start of a last row. So
+A part of a tensor that is split along one dim is a table of rows: one row per index of the dims before it, `width`
+elements wide (the dims from it on, divided by the number of parts). The parts of another split have the same rows, only
+wider or narrower, side by side in the whole row. A flat range of a part is at most three rectangles: the end of a first
+row, full rows, the start of a last row. So
 
 1. cut the wanted range and each saved range into rectangles, in columns of the whole row;
 2. intersect them: each intersection is one strided 2-D copy.
@@ -30,7 +31,8 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedTensor:
-    """A logical tensor as it was saved: `spans[p]` covers part p from its first element to its last, in order, without overlap."""
+    """A logical tensor as it was saved: `spans[p]` covers part p from its first element to its last, in order, without
+    overlap."""
 
     name: str
     dtype: str
@@ -63,7 +65,8 @@ class _Rectangle:
 
 
 def build_index(files: Sequence[FileEntry]) -> dict[str, SavedTensor]:
-    """Collect the pieces of all files by tensor and check that each tensor is complete. Copies of the same elements are allowed.
+    """Collect the pieces of all files by tensor and check that each tensor is complete. Copies of the same elements are
+    allowed.
 
     Raises:
         ValueError: naming the tensor whose pieces disagree or leave a gap, and the elements that no rank saved.
@@ -81,7 +84,10 @@ def _join(name: str, pieces: list[tuple[str, PieceEntry]]) -> SavedTensor:
     for file, piece in pieces:
         for field in ("dtype", "shape", "partition_dim", "partition_count"):
             if getattr(piece, field) != getattr(first, field):
-                raise ValueError(f"tensor {name} has {field} {getattr(first, field)} in {first_file} and {getattr(piece, field)} in {file}")
+                raise ValueError(
+                    f"tensor {name} has {field} {getattr(first, field)} in {first_file} "
+                    f"and {getattr(piece, field)} in {file}"
+                )
         parts[piece.partition_index].append((file, piece))
     numel = part_numel(first.shape, first.partition_count)
     return SavedTensor(
@@ -90,7 +96,9 @@ def _join(name: str, pieces: list[tuple[str, PieceEntry]]) -> SavedTensor:
         shape=first.shape,
         partition_dim=first.partition_dim,
         partition_count=first.partition_count,
-        spans=tuple(_cover(f"tensor {name}, part {index} of {len(parts)}", part, numel) for index, part in enumerate(parts)),
+        spans=tuple(
+            _cover(f"tensor {name}, part {index} of {len(parts)}", part, numel) for index, part in enumerate(parts)
+        ),
     )
 
 
@@ -140,7 +148,8 @@ def plan_copies(
 
 
 def _rectangles(start: int, stop: int, width: int, left: int) -> Iterator[_Rectangle]:
-    """The flat range [start, stop) of a table of rows of `width` elements, whose first column is column `left` of the whole row."""
+    """The flat range [start, stop) of a table of rows of `width` elements, whose first column is column `left` of the
+    whole row."""
     if start == stop:
         return
     right = left + width

@@ -1,8 +1,8 @@
 """Read any range of any tensor from a checkpoint, whatever tensor, pipeline and data parallelism it was saved under.
 
-Files are memory-mapped by safetensors: a read touches the pages of the elements asked for and no others. Which blocks to copy is worked
-out in `pretrain/checkpoint/index.py`. Checksums are not looked at here: `pretrain/checkpoint/verify.py` does that first, once, and leaves
-the bytes in the page cache.
+Files are memory-mapped by safetensors: a read touches the pages of the elements asked for and no others. Which blocks
+to copy is worked out in `pretrain/checkpoint/index.py`. Checksums are not looked at here:
+`pretrain/checkpoint/verify.py` does that first, once, and leaves the bytes in the page cache.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,10 +57,16 @@ class CheckpointReader:
                 ("dtype", piece.tensor.dtype, DTYPES[saved.dtype]),
             ):
                 if here != there:
-                    raise ValueError(f"checkpoint {self.path}: tensor {piece.name} has {field} {there}, the run needs {here}")
-            self._fill(piece.tensor, saved, piece.partition_dim, piece.partition_index, piece.partition_count, piece.start)
+                    raise ValueError(
+                        f"checkpoint {self.path}: tensor {piece.name} has {field} {there}, the run needs {here}"
+                    )
+            self._fill(
+                piece.tensor, saved, piece.partition_dim, piece.partition_index, piece.partition_count, piece.start
+            )
 
-    def read(self, name: str, partition_dim: int | None, partition_index: int, partition_count: int, start: int, stop: int) -> Tensor:
+    def read(
+        self, name: str, partition_dim: int | None, partition_index: int, partition_count: int, start: int, stop: int
+    ) -> Tensor:
         """Read elements [start, stop) of the row-major flattening of a part of a tensor.
 
         Args:
@@ -99,8 +105,12 @@ class CheckpointReader:
         for block in plan_copies(saved, dim, index, count, start, stop):
             source = self._stored(block.file, block.key)
             size = (block.rows, block.columns)
-            target_view = target.as_strided(size, (block.target_stride, 1), target.storage_offset() + block.target_offset)
-            target_view.copy_(source.as_strided(size, (block.source_stride, 1), source.storage_offset() + block.source_offset))
+            target_view = target.as_strided(
+                size, (block.target_stride, 1), target.storage_offset() + block.target_offset
+            )
+            target_view.copy_(
+                source.as_strided(size, (block.source_stride, 1), source.storage_offset() + block.source_offset)
+            )
             num_copied += block.rows * block.columns
         assert num_copied == target.numel(), "the index covers every element exactly once"
 

@@ -31,7 +31,9 @@ def open_checkpoint(run_dir: Path, step: int | None = None) -> tuple[CheckpointR
     folder = run_dir / CHECKPOINTS
     names = [path.name for path in list_checkpoints(folder)]
     if not names:
-        raise ValueError(f"{run_dir}: no checkpoints there; it is to be the directory of a run, such as runs/quickstart")
+        raise ValueError(
+            f"{run_dir}: no checkpoints there; it is to be the directory of a run, such as runs/quickstart"
+        )
     if step is None:
         reader, problems = newest_good(folder)
         if reader is None:
@@ -58,7 +60,13 @@ def save_weights(run_dir: Path, weights: Mapping[str, Tensor], meta: dict[str, A
         OSError: the directory cannot be written.
     """
     store = CheckpointStore(
-        directory=run_dir / CHECKPOINTS, rank=0, world_size=1, nonce="weights", keep_last=1, keep_every=0, asynchronous=False
+        directory=run_dir / CHECKPOINTS,
+        rank=0,
+        world_size=1,
+        nonce="weights",
+        keep_last=1,
+        keep_every=0,
+        asynchronous=False,
     )
     store.save(0, [Piece.whole(f"weights/{name}", tensor) for name, tensor in weights.items()], meta)
     store.wait()

@@ -1,11 +1,13 @@
 """Save checkpoints during training: the step waits for one copy, a background thread does the rest.
 
-`save` copies this rank's pieces into host memory and returns; a thread then writes, hashes and flushes them, meets the other ranks
-(`pretrain/checkpoint/commit.py`) and removes what retention does not keep. At most one save is in flight: the next one waits for it, and
-that wait is measured. A save that fails (a full disk, a rank that died) never raises in the training loop: it leaves nothing behind, the
-previous checkpoint stands, `poll` hands the training loop one line to log, and `wait` at the end of training raises it.
+`save` copies this rank's pieces into host memory and returns; a thread then writes, hashes and flushes them, meets the
+other ranks (`pretrain/checkpoint/commit.py`) and removes what retention does not keep. At most one save is in flight:
+the next one waits for it, and that wait is measured. A save that fails (a full disk, a rank that died) never raises in
+the training loop: it leaves nothing behind, the previous checkpoint stands, `poll` hands the training loop one line to
+log, and `wait` at the end of training raises it.
 
-At the start of a run, on all ranks: make the store, then call `newest_good`; the store of rank 0 settles what an earlier run left over.
+At the start of a run, on all ranks: make the store, then call `newest_good`; the store of rank 0 settles what an
+earlier run left over.
 """
 
 import json
@@ -63,13 +65,15 @@ class SaveResult:
         if not self.is_durable:
             return f"checkpoint of step {self.step} was not saved: {self.problem}; earlier checkpoints are untouched"
         size = self.num_bytes / 2**30
-        line = f"saved checkpoint of step {self.step}: {size:.3g} GiB in {self.write_s:.3g} s ({self.gib_per_s:.3g} GiB/s)"
+        line = (
+            f"saved checkpoint of step {self.step}: {size:.3g} GiB in {self.write_s:.3g} s ({self.gib_per_s:.3g} GiB/s)"
+        )
         line += f", training stalled {self.stall_s:.3g} s"
         return line if self.problem is None else f"{line}; {self.problem}"
 
 
 def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous: bool) -> "CheckpointStore":
-    """The store of a folder on every rank of the world, rank 0 first: it cleans up what an earlier run left. Collective.
+    """The store of a folder on every rank of the world, rank 0 first: it cleans up after an earlier run. Collective.
 
     Args:
         The arguments: as of `CheckpointStore`.

@@ -1,11 +1,13 @@
 """Find the newest checkpoint that is good: complete, of the right sizes, every byte as it was written.
 
-`newest_good` tries the newest step first; a bad one is named in one line and the next older one is tried. There is no `latest` link to
-trust. Hashing reads every byte once (about 1.7 GiB/s a thread with SHA instructions); with several ranks each hashes its share.
+`newest_good` tries the newest step first; a bad one is named in one line and the next older one is tried. There is no
+`latest` link to trust. Hashing reads every byte once (about 1.7 GiB/s a thread with SHA instructions); with several
+ranks each hashes its share.
 
-How ranks agree: they all call `newest_good` with a `gather` that concatenates the ranks' lists of strings and gives all of them the result
-(an `all_gather_object`, flattened). Rank 0's listing of the folder and everyone's problems go through it, so all ranks try the same
-checkpoints in the same order and stop at the same one, even when only one of them can see that a file is bad.
+How ranks agree: they all call `newest_good` with a `gather` that concatenates the ranks' lists of strings and gives all
+of them the result (an `all_gather_object`, flattened). Rank 0's listing of the folder and everyone's problems go
+through it, so all ranks try the same checkpoints in the same order and stop at the same one, even when only one of them
+can see that a file is bad.
 """
 
 import hashlib
@@ -57,7 +59,7 @@ def newest_good(
 
 
 def verify(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Check the structure and sizes of a checkpoint, and the sha256 of every `world_size`-th file from the `rank`-th on.
+    """Check structure and sizes of a checkpoint, and the sha256 of every `world_size`-th file from the `rank`-th on.
 
     Returns:
         What is wrong, one line each, naming the file; empty when all is well.

@@ -1,11 +1,11 @@
 """Write one rank's tensor file: copy the pieces out of the training state, then write, hash and flush them.
 
-1. Stage: copy every piece into one reused buffer, laid out exactly as the file's data. Only this makes a step wait; it costs one copy of
-   the rank's state (into pinned memory from a GPU) and, kept between saves, as much host memory.
+1. Stage: copy every piece into one reused buffer, laid out exactly as the file's data. Only this makes a step wait; it
+   costs one copy of the rank's state (into pinned memory from a GPU) and, kept between saves, as much host memory.
 2. Write header and buffer in large blocks while another thread computes the sha256 of the same bytes; fsync.
 
-The file is plain safetensors (https://huggingface.co/docs/safetensors, "Format"): 8 bytes of header length, a JSON header, the data without
-holes. Pieces are ordered by element size, largest first, so each one is aligned.
+The file is plain safetensors (https://huggingface.co/docs/safetensors, "Format"): 8 bytes of header length, a JSON
+header, the data without holes. Pieces are ordered by element size, largest first, so each one is aligned.
 """
 
 import hashlib
@@ -110,8 +110,15 @@ def _header(entries: Sequence[PieceEntry]) -> bytes:
     offset = 0
     for entry in entries:
         if entry.key in table:
-            raise ValueError(f"tensor {entry.name}: two pieces hold elements [{entry.start}, {entry.stop}) of part {entry.partition_index}")
-        table[entry.key] = {"dtype": entry.dtype, "shape": [entry.numel], "data_offsets": [offset, offset + entry.num_bytes]}
+            raise ValueError(
+                f"tensor {entry.name}: two pieces hold elements "
+                f"[{entry.start}, {entry.stop}) of part {entry.partition_index}"
+            )
+        table[entry.key] = {
+            "dtype": entry.dtype,
+            "shape": [entry.numel],
+            "data_offsets": [offset, offset + entry.num_bytes],
+        }
         offset += entry.num_bytes
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

@@ -11,7 +11,9 @@ from pydantic.fields import FieldInfo
 from pretrain.config.model import Section
 
 
-def config_help(title: str, usage: str, options: Mapping[str, str], launch: str, schema: type[Section], columns: int) -> str:
+def config_help(
+    title: str, usage: str, options: Mapping[str, str], launch: str, schema: type[Section], columns: int
+) -> str:
     """All options and all keys with type, default and meaning, for a terminal of `columns` columns."""
     width = max(60, min(columns, 120)) - 1
     lines = [title, "", *textwrap.wrap(usage, width, initial_indent="  ", subsequent_indent="      "), ""]
@@ -26,20 +28,30 @@ def config_help(title: str, usage: str, options: Mapping[str, str], launch: str,
             lines += ["", f"{heading} {'─' * (width - len(heading) - 1)}"]
         if section and not in_list:
             if "." in key:
-                lines += textwrap.wrap(f"{key}: {info.description}", width, initial_indent="  ", subsequent_indent="      ")
+                lines += textwrap.wrap(
+                    f"{key}: {info.description}", width, initial_indent="  ", subsequent_indent="      "
+                )
             continue
         lines += _key_help(key, info, width)
     return "\n".join(lines) + "\n"
 
 
 def _key_help(key: str, info: FieldInfo, width: int) -> list[str]:
-    setting = f"  {key} (required)" if info.is_required() else f"  {key}={inline(info.get_default(call_default_factory=True))}"
+    setting = (
+        f"  {key} (required)"
+        if info.is_required()
+        else f"  {key}={inline(info.get_default(call_default_factory=True))}"
+    )
     kind = _kind(info)
     gap = width - len(setting) - len(kind)
     if gap >= 2:
         lines = [f"{setting}{' ' * gap}{kind}"]
     else:
-        lines = textwrap.wrap(setting, width, subsequent_indent="      ", drop_whitespace=False) if len(setting) > width else [setting]
+        lines = (
+            textwrap.wrap(setting, width, subsequent_indent="      ", drop_whitespace=False)
+            if len(setting) > width
+            else [setting]
+        )
         lines += [f"{part:>{width}}" for part in textwrap.wrap(kind, width - 6)]
     return lines + textwrap.wrap(info.description or "", width, initial_indent="      ", subsequent_indent="      ")
 
@@ -56,7 +68,9 @@ def config_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
 def _kind(info: FieldInfo) -> str:
     """The type of a field in words, with its range."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [f"{sign} {getattr(rule, name)}" for rule in info.metadata for name, sign in signs.items() if hasattr(rule, name)]
+    bounds = [
+        f"{sign} {getattr(rule, name)}" for rule in info.metadata for name, sign in signs.items() if hasattr(rule, name)
+    ]
     kind = _type_words(info.annotation)
     return " ".join([kind.removesuffix(" or null"), *bounds]) + (" or null" if kind.endswith(" or null") else "")
 
@@ -86,7 +100,10 @@ def section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
 
 
 def inline(value: object) -> str:
-    """A value as YAML on one line. Text that is not printable is escaped: PyYAML does not read back some line breaks of Unicode."""
+    """A value as YAML on one line. Text that is not printable is escaped: PyYAML does not read back some line breaks of
+    Unicode."""
     is_printable = "\\" not in repr(value)
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=is_printable, sort_keys=False, width=float("inf"))
+    text = yaml.safe_dump(
+        value, default_flow_style=True, allow_unicode=is_printable, sort_keys=False, width=float("inf")
+    )
     return text.removesuffix("\n").removesuffix("\n...")

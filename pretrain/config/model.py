@@ -1,4 +1,5 @@
-"""The shape of the model as configuration: typed, strict, documented line by line. The rest of a run: `pretrain/config/run.py`."""
+"""The shape of the model as configuration: typed, strict, documented line by line. The rest of a run:
+`pretrain/config/run.py`."""
 
 from typing import Literal
 
@@ -8,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """A part of the configuration: frozen, no unknown keys, documented fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
@@ -22,10 +25,14 @@ WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up",
 
 class LoopRegulariserSection(Section):
     weight: float = Field(default=0.0, ge=0)
-    """λ of the loop regulariser; the loss gains λ·mean(1 - cosine) over pairs of blocks. 0 leaves the loss bitwise unchanged."""
+    """λ of the loop regulariser; the loss gains λ·mean(1 - cosine) over pairs of blocks. 0 leaves the loss bitwise
+    unchanged."""
     block_size: int = Field(default=0, ge=0)
-    """k: layers per block that is pulled towards the next block, in layers. 0 = no blocks. Must divide num_loop_layers."""
-    groups: tuple[WeightGroup, ...] = Field(default=("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1)
+    """k: layers per block that is pulled towards the next block, in layers. 0 = no blocks. Must divide
+    num_loop_layers."""
+    groups: tuple[WeightGroup, ...] = Field(
+        default=("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1
+    )
     """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
 
 
@@ -51,13 +58,16 @@ class ModelSection(Section):
     num_loops: int = Field(default=1, gt=0)
     """L: how often the loop block is applied; the default of every command that takes a loop count."""
     input_injection: Literal["none", "add"] = "none"
-    """What re-enters at the start of every loop but the first: nothing (vanilla), or the state before the loop, added."""
+    """What re-enters at the start of every loop but the first: nothing (vanilla), or the state before the loop,
+    added."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm (Llama), LayerNorm with weight and bias (GPT-2), or LayerNorm without either (OLMo)."""
     norm_place: Literal["before", "after"] = "before"
-    """Norms before attention and feed-forward (Llama, GPT-2), or after them, before they join the residual stream (OLMo 2)."""
+    """Norms before attention and feed-forward (Llama, GPT-2), or after them, before they join the residual stream (OLMo
+    2)."""
     qk_norm: Literal["none", "head", "all"] = "none"
-    """RMSNorm of queries and keys before attention: none, over each head (Qwen 3), or over all heads together (OLMo 2)."""
+    """RMSNorm of queries and keys before attention: none, over each head (Qwen 3), or over all heads together (OLMo
+    2)."""
     norm_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the variance inside the norm."""
     positions: Literal["rope", "learned"] = "rope"
@@ -67,11 +77,13 @@ class ModelSection(Section):
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
     bias: Literal["none", "qkv", "all"] = "none"
-    """Biases in the linear layers of attention and feed-forward: in none, of query, key and value (Qwen 2), or in all (GPT-2)."""
+    """Biases in the linear layers of attention and feed-forward: in none, of query, key and value (Qwen 2), or in all
+    (GPT-2)."""
     tied_head: bool = False
     """Use the embedding as output head."""
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective depth)."""
+    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective
+    depth)."""
     loop_regulariser: LoopRegulariserSection = LoopRegulariserSection()
     """Pulls the blocks of an unlooped model together (Saunshi et al. 2025, eq. 3 and 4)."""
 
@@ -90,7 +102,8 @@ class ModelSection(Section):
 
     @property
     def num_blocks(self) -> int:
-        """Distinct blocks of `pass_layers` layers: 1 in a looped model, num_loop_layers / k in a block-regularised one."""
+        """Distinct blocks of `pass_layers` layers: 1 in a looped model, num_loop_layers / k in a block-regularised
+        one."""
         return self.num_loop_layers // self.pass_layers
 
     def effective_depth(self, num_loops: int | None = None) -> int:
@@ -100,17 +113,33 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelSection":
         if self.head_size is None:
-            require_divides("model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads)
-        require_divides("model.num_attention_heads", self.num_attention_heads, "model.num_key_value_heads", self.kv_heads)
+            require_divides(
+                "model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads
+            )
+        require_divides(
+            "model.num_attention_heads", self.num_attention_heads, "model.num_key_value_heads", self.kv_heads
+        )
         if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(f"the width of a head, {self.head_dim}, must be even for rotary positions: see model.head_size")
+            raise ValueError(
+                f"the width of a head, {self.head_dim}, must be even for rotary positions: see model.head_size"
+            )
         regulariser = self.loop_regulariser
         if regulariser.weight and not regulariser.block_size:
-            raise ValueError("model.loop_regulariser.weight needs model.loop_regulariser.block_size: the layers per block")
+            raise ValueError(
+                "model.loop_regulariser.weight needs model.loop_regulariser.block_size: the layers per block"
+            )
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
         if regulariser.block_size:
             if self.num_loops != 1:
-                raise ValueError("model.loop_regulariser is for an unlooped model: set model.num_loops=1 or loop_regulariser.block_size=0")
-            require_divides("model.num_loop_layers", self.num_loop_layers, "model.loop_regulariser.block_size", regulariser.block_size)
+                raise ValueError(
+                    "model.loop_regulariser is for an unlooped model: "
+                    "set model.num_loops=1 or loop_regulariser.block_size=0"
+                )
+            require_divides(
+                "model.num_loop_layers",
+                self.num_loop_layers,
+                "model.loop_regulariser.block_size",
+                regulariser.block_size,
+            )
         return self

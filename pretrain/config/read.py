@@ -2,13 +2,14 @@
 
     python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]
 
-1. Read the YAML file, and before it the file it names as `base:` (relative to itself), and so on; then the overrides, each a small
-   YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
-2. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and line.
+1. Read the YAML file, and before it the file it names as `base:` (relative to itself), and so on; then the overrides,
+   each a small YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
+2. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and
+   line.
 3. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
 
-YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a number,
-`name: 1e5` is a name and `steps: true` an error.
+YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a
+number, `name: 1e5` is a name and `steps: true` an error.
 """
 
 import argparse
@@ -74,7 +75,8 @@ def help_text(columns: int) -> str:
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """A command line of options, `--dry-run` and `--world-size N` among them, and overrides `a.b=c`; errors are ValueErrors.
+    """A command line of options, `--dry-run` and `--world-size N` among them, and overrides `a.b=c`; errors are
+    ValueErrors.
 
     Args:
         help_text: gives the page of `--help` for a terminal of so many columns.
@@ -101,7 +103,9 @@ class ConfigParser(argparse.ArgumentParser):
             if options.world_size < 1:
                 raise ValueError(f"{COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
             if not options.dry_run:
-                raise ValueError(f"{COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run")
+                raise ValueError(
+                    f"{COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run"
+                )
         return options
 
     def error(self, message: str) -> Any:
@@ -131,7 +135,9 @@ def read_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
             return schema.model_validate(settings.values)
         except ValidationError as error:
             whole = f"{path} with overrides" if overrides else str(path)
-            settings.problems.extend(_explain(detail, settings.origins, whole) for detail in error.errors(include_url=False))
+            settings.problems.extend(
+                _explain(detail, settings.origins, whole) for detail in error.errors(include_url=False)
+            )
     raise ValueError("\n".join(settings.problems))
 
 
@@ -149,7 +155,7 @@ def _yaml_lines(values: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}: {inline(value)}"
 
 
-# --- YAML nodes -> values, beside the fields ---------------------------------------------------------------------------------------
+# --- YAML nodes -> values, beside the fields --------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -165,11 +171,15 @@ class _Settings:
         """Lay one document over the values read so far."""
         self._section(node, self.schema, (), source, self.values)
 
-    def _section(self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]) -> None:
+    def _section(
+        self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]
+    ) -> None:
         if _value(node) is None:  # a heading whose keys are all commented out
             return
         if not isinstance(node, yaml.MappingNode):
-            self.problems.append(f"{_where(node, source)}: {_dotted(path) or 'file'}: needs keys and values, got {_short(_value(node))}")
+            self.problems.append(
+                f"{_where(node, source)}: {_dotted(path) or 'file'}: needs keys and values, got {_short(_value(node))}"
+            )
             return
         seen: set[str] = set()
         for key_node, value_node in node.value:
@@ -209,7 +219,7 @@ def _value(node: yaml.Node) -> Any:
     return None if not is_quoted and node.value.lower() in ("", "~", "null") else node.value
 
 
-# --- files and overrides -> YAML nodes ---------------------------------------------------------------------------------------------
+# --- files and overrides -> YAML nodes --------------------------------------------------------------------------------
 
 
 def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
@@ -225,9 +235,13 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
             text = wanted.read_bytes().decode()
         except OSError as error:
             hint = " (the default; choose one with --config FILE)" if wanted == DEFAULT_CONFIG else ""
-            raise OSError(f"{origin or wanted}: {'base: ' + str(wanted) + ': ' if origin else ''}{error.strerror}{hint}") from None
+            raise OSError(
+                f"{origin or wanted}: {'base: ' + str(wanted) + ': ' if origin else ''}{error.strerror}{hint}"
+            ) from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from None
+            raise ValueError(
+                f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+            ) from None
         node = _compose(text, str(wanted))
         documents.insert(0, (wanted, node))
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
@@ -255,11 +269,14 @@ def _override_node(override: str) -> yaml.Node:
 
 
 class _Loader(yaml.BaseLoader):
-    """Parses plain nodes; refuses aliases, with which a few lines can stand for gigabytes or for a list that holds itself."""
+    """Parses plain nodes; refuses aliases, with which a few lines can stand for gigabytes or for a list that holds
+    itself."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="an alias; share settings with base: FILE", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="an alias; share settings with base: FILE", problem_mark=self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -278,7 +295,7 @@ def _compose(text: str, source: str) -> yaml.Node:
     return node
 
 
-# --- messages ----------------------------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
@@ -316,12 +333,19 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _short(value: object) -> str:
-    text = f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else value if isinstance(value, str) else inline(value)
+    text = (
+        f"[{', '.join(map(_short, value))}]"
+        if isinstance(value, list)
+        else value
+        if isinstance(value, str)
+        else inline(value)
+    )
     return textwrap.shorten(text, 60, placeholder=" ...") or "''"
 
 
 def _did_you_mean(path: KeyPath, schema: type[Section]) -> str:
-    """The nearest existing keys: the same name elsewhere, else a similar name in the section, else all of the section."""
+    """The nearest existing keys: the same name elsewhere, else a similar name in the section, else all of the
+    section."""
     wanted = re.sub(r"\[\d+\]", "[]", _dotted(path))
     parent, _, name = wanted.rpartition(".")
     keys = [key for key, _ in config_keys(schema)]

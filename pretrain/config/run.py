@@ -1,11 +1,12 @@
 """The run configuration: one typed, strict, documented tree for pretraining.
 
-Every field is documented by the line below it: meaning, unit and default rule; `python -m pretrain.train --help` prints those lines.
-Validators only check, they never change a value. A value that depends on others (micro-batches per step, say) is a property, so that
-the configuration saved in the run directory is what the user wrote plus the defaults of the code.
+Every field is documented by the line below it: meaning, unit and default rule; `python -m pretrain.train --help` prints
+those lines. Validators only check, they never change a value. A value that depends on others (micro-batches per step,
+say) is a property, so that the configuration saved in the run directory is what the user wrote plus the defaults of the
+code.
 
-Reading files, overrides and error messages for people: `pretrain/config/read.py`. What depends on the number of ranks: `check_layout`
-below.
+Reading files, overrides and error messages for people: `pretrain/config/read.py`. What depends on the number of ranks:
+`check_layout` below.
 """
 
 from typing import Any, Literal
@@ -31,7 +32,8 @@ class ParallelSection(Section):
     tensor: int = Field(default=1, gt=0)
     """Ranks over which each weight matrix is split."""
     pipeline: int = Field(default=1, gt=0)
-    """Ranks in the ring; each owns 1/pipeline of the loop block. The data-parallel size is world size / (tensor · pipeline)."""
+    """Ranks in the ring; each owns 1/pipeline of the loop block. The data-parallel size is world size / (tensor ·
+    pipeline)."""
     sequence: bool = False
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
 
@@ -40,11 +42,13 @@ class SourceSection(Section):
     path: str | None = None
     """Folder of shards with its manifest.jsonl, as tools/prepare_data.py writes it."""
     task: str | None = None
-    """Instead of a folder: name of a reasoning task (pretrain/tasks), whose examples are made as they are needed, one a sequence."""
+    """Instead of a folder: name of a reasoning task (pretrain/tasks), whose examples are made as they are needed, one a
+    sequence."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Difficulty of the task; its file documents the keys."""
     supervise: Literal["answer", "steps", "prefixes"] = "answer"
-    """Loss on the answer, on steps and answer, or on the answer to every prefix of the question (tasks that have them: p_hop, ...)."""
+    """Loss on the answer, on steps and answer, or on the answer to every prefix of the question (tasks that have them:
+    p_hop, ...)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the others."""
 
@@ -57,11 +61,13 @@ class SourceSection(Section):
 
 class DataSection(Section):
     tokenizer: str = "data/tokenizer.model"
-    """Tokenizer file of tools/train_tokenizer.py or convert_checkpoint.py; or "symbols:0123456789+=", one id a character, for tasks."""
+    """Tokenizer file of tools/train_tokenizer.py or convert_checkpoint.py; or "symbols:0123456789+=", one id a
+    character, for tasks."""
     sources: tuple[SourceSection, ...] = ()
     """Folders of shards and tasks, with their weights."""
     num_streams: int = Field(default=64, gt=0)
-    """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the order."""
+    """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the
+    order."""
     num_workers: int = Field(default=1, ge=0)
     """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
     prefetch_batches: int = Field(default=4, gt=0)
@@ -76,7 +82,8 @@ class DataSection(Section):
 
 class LoopSamplingSection(Section):
     distribution: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
-    """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; or 1 + Poisson of a log-normal rate (Huginn)."""
+    """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; or 1 + Poisson of a log-normal rate
+    (Huginn)."""
     minimum: int = Field(default=1, gt=0)
     """Smallest loop count drawn."""
     maximum: int = Field(default=32, gt=0)
@@ -103,7 +110,8 @@ class TrainSection(Section):
     precision: Literal["fp64", "fp32", "bf16"] = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
     recompute: Literal["none", "loop", "layer"] = "none"
-    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), or all of a layer."""
+    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), or all of a
+    layer."""
     compile: bool = False
     """torch.compile the layers (needs a C++ compiler on a CPU)."""
     deterministic: bool = False
@@ -113,7 +121,8 @@ class TrainSection(Section):
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
     """How the loop count of each step is chosen, as a function of (run.seed, step) alone."""
     max_bad_steps: int = Field(default=10, gt=0)
-    """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all ranks."""
+    """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all
+    ranks."""
     exit_after: float | None = Field(default=None, gt=0)
     """Minutes after which to save and exit cleanly, resumable. Default: run all steps."""
 
@@ -168,9 +177,11 @@ class CheckpointSection(Section):
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
     resume: Literal["auto", "never"] = "auto"
-    """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has any."""
+    """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has
+    any."""
     init_from: str | None = None
-    """Directory of a run whose newest weights a new run starts from (and validates before it trains). Default: random weights."""
+    """Directory of a run whose newest weights a new run starts from (and validates before it trains). Default: random
+    weights."""
     asynchronous: bool = True
     """Write in the background: the step waits only for the copy out of the training state."""
 
@@ -218,25 +229,42 @@ class RunConfig(Section):
         require_divides(name, model.pass_layers, "parallel.pipeline", parallel.pipeline)
         if parallel.sequence:
             if parallel.tensor == 1:
-                raise ValueError("parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1")
-            require_divides("train.micro_batch · train.seq_len", train.micro_batch * train.seq_len, "parallel.tensor", parallel.tensor)
+                raise ValueError(
+                    "parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1"
+                )
+            require_divides(
+                "train.micro_batch · train.seq_len",
+                train.micro_batch * train.seq_len,
+                "parallel.tensor",
+                parallel.tensor,
+            )
         require_divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
         if train.global_batch // train.micro_batch < parallel.pipeline:
             raise ValueError(
-                f"train.global_batch / train.micro_batch = {train.global_batch // train.micro_batch} micro-batches are fewer than "
-                f"parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
+                f"train.global_batch / train.micro_batch = {train.global_batch // train.micro_batch} micro-batches are "
+                f"fewer than parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
             )
         if model.num_blocks > 1:
             if train.loop_sampling.distribution != "fixed" or set(self.validation_loops) != {1}:
                 raise ValueError(
-                    "a block-regularised model has no loops to vary: use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
+                    "a block-regularised model has no loops to vary: "
+                    "use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
                 )
-        if self.validation.tasks_every and not self.validation.tasks and all(source.task is None for source in self.data.sources):
-            raise ValueError(f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: name validation.tasks")
+        if (
+            self.validation.tasks_every
+            and not self.validation.tasks
+            and all(source.task is None for source in self.data.sources)
+        ):
+            raise ValueError(
+                f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: "
+                "name validation.tasks"
+            )
         if any(loops < 1 for loops in self.validation.num_loops):
             raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
         if self.optimizer.name == "adamw" and self.optimizer.warmup_steps >= train.steps > 1:
-            raise ValueError(f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}")
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"
+            )
         return self
 
 
@@ -265,14 +293,22 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
         ValueError: naming the key and value that do not fit.
     """
     parallel, train = config.parallel, config.train
-    require_divides("world size", world_size, "parallel.tensor · parallel.pipeline", parallel.tensor * parallel.pipeline)
+    require_divides(
+        "world size", world_size, "parallel.tensor · parallel.pipeline", parallel.tensor * parallel.pipeline
+    )
     data_parallel = world_size // (parallel.tensor * parallel.pipeline)
-    require_divides("train.global_batch", train.global_batch, "train.micro_batch · data-parallel size", train.micro_batch * data_parallel)
+    require_divides(
+        "train.global_batch",
+        train.global_batch,
+        "train.micro_batch · data-parallel size",
+        train.micro_batch * data_parallel,
+    )
     require_divides("data.num_streams", config.data.num_streams, "data-parallel size", data_parallel)
     micro_batches = train.global_batch // (train.micro_batch * data_parallel)
     if micro_batches < parallel.pipeline:
         raise ValueError(
-            f"train.global_batch / (train.micro_batch · data-parallel size {data_parallel}) = {micro_batches} micro-batches are fewer "
-            f"than parallel.pipeline={parallel.pipeline}: raise train.global_batch or lower train.micro_batch"
+            f"train.global_batch / (train.micro_batch · data-parallel size {data_parallel}) = {micro_batches} "
+            f"micro-batches are fewer than parallel.pipeline={parallel.pipeline}: "
+            "raise train.global_batch or lower train.micro_batch"
         )
     return Layout(world_size=world_size, data_parallel=data_parallel, micro_batches=micro_batches)

@@ -1,7 +1,9 @@
-"""A sweep: a family of models over depth, from one file. Each is trained, then evaluated at its own loop count, then all are plotted.
+"""A sweep: a family of models over depth, from one file. Each is trained, then evaluated at its own loop count, then
+all are plotted.
 
-For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly (iso-FLOP), and k⊗1, with
-the same weights applied once (iso-parameter). A cell is one of them with one seed, and a run of its own.
+For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly
+(iso-FLOP), and k⊗1, with the same weights applied once (iso-parameter). A cell is one of them with one seed, and a run
+of its own.
 """
 
 from pathlib import Path
@@ -88,7 +90,11 @@ def cells(sweep: SweepConfig) -> list[Cell]:
         for layers, count in shapes:
             for seed in sweep.seeds:
                 shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}", f"run.seed={seed}")
-                kind = "" if not model.overrides else "-" + "-".join(text.split(".")[-1].replace("=", "") for text in model.overrides)
+                kind = (
+                    ""
+                    if not model.overrides
+                    else "-" + "-".join(text.split(".")[-1].replace("=", "") for text in model.overrides)
+                )
                 name = f"{layers}x{count}{kind}-seed{seed}"
                 found.setdefault(name, Cell(name, (*sweep.overrides, *model.overrides, *shape), count))
     return list(found.values())

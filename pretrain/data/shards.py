@@ -2,13 +2,15 @@
 
 A *source* is a folder:
 
-    shard-000000.tar         one member a document: {key}.npy (token ids, no bos/eos), or {key}.txt / {key}.json (raw text)
+    shard-000000.tar         one member a document: {key}.npy (token ids, no bos/eos), or {key}.txt / {key}.json (raw
+                             text)
     shard-000000.index.npy   one INDEX_DTYPE row a document: where its payload lies, and what it must hash to
     manifest.jsonl           a header line, then one row a shard, every row padded to the same number of bytes
 
-The index makes document n of a shard one seek, the padding makes row i of the manifest one seek: a source of a million shards opens
-in the memory and time of a source of one. Writing is deterministic (the same documents give the same bytes) and atomic (a temporary
-name, fsync, rename), so what has its final name is whole. Every payload is checked against its size and CRC-32 when read.
+The index makes document n of a shard one seek, the padding makes row i of the manifest one seek: a source of a million
+shards opens in the memory and time of a source of one. Writing is deterministic (the same documents give the same
+bytes) and atomic (a temporary name, fsync, rename), so what has its final name is whole. Every payload is checked
+against its size and CRC-32 when read.
 """
 
 import hashlib
@@ -31,8 +33,11 @@ MANIFEST_NAME = "manifest.jsonl"
 EXTENSIONS = ("npy", "txt", "json")
 """Member formats; the index stores a document's position in this tuple."""
 
-INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u8"), ("text_hash", "<u8"), ("crc32", "<u4"), ("extension", "u1")])
-"""One row a document: offset of the payload in the tar and its size, in bytes; hash of the text; CRC-32 of the payload; format."""
+INDEX_DTYPE = np.dtype(
+    [("offset", "<u8"), ("size", "<u8"), ("text_hash", "<u8"), ("crc32", "<u4"), ("extension", "u1")]
+)
+"""One row a document: offset of the payload in the tar and its size, in bytes; hash of the text; CRC-32 of the payload;
+format."""
 
 TAR_BLOCK = 512
 
@@ -103,11 +108,15 @@ class Manifest:
                 size = file.seek(0, os.SEEK_END)
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
-                f"{folder}: no {MANIFEST_NAME}; make shards there with tools/prepare_data.py, or index tars of text with its --index"
+                f"{folder}: no {MANIFEST_NAME}; make shards there with tools/prepare_data.py, "
+                "or index tars of text with its --index"
             ) from None
         header = _parse_header(path, line)
         if size != len(line) + header.num_shards * header.row_bytes:
-            raise ValueError(f"{path}: {size} bytes do not hold {header.num_shards} rows: cut short or edited; prepare the data again")
+            raise ValueError(
+                f"{path}: {size} bytes do not hold {header.num_shards} rows: cut short or edited; "
+                "prepare the data again"
+            )
         return cls(Path(folder), header, len(line), hashlib.sha256(line).hexdigest())
 
     def __len__(self) -> int:
@@ -123,7 +132,9 @@ class Manifest:
         try:
             row = ShardRow(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: the row of shard {index} is not readable ({error}); run tools/prepare_data.py again") from None
+            raise ValueError(
+                f"{path}: the row of shard {index} is not readable ({error}); run tools/prepare_data.py again"
+            ) from None
         if Path(row.shard).name != row.shard:
             raise ValueError(f"{path}: shard {index} has the name {row.shard!r}, which is not a plain file name")
         return row
@@ -136,7 +147,9 @@ def _parse_header(path: Path, line: bytes) -> Header:
             raise ValueError(f"format {values['format']!r} version {values['version']!r}")
         return Header(**values)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a {FORMAT} manifest of version {VERSION} ({error}); prepare the data again") from None
+        raise ValueError(
+            f"{path}: not a {FORMAT} manifest of version {VERSION} ({error}); prepare the data again"
+        ) from None
 
 
 def write_manifest(folder: str | os.PathLike[str], header: Header, rows: Iterable[ShardRow]) -> Header:
@@ -156,8 +169,8 @@ def write_manifest(folder: str | os.PathLike[str], header: Header, rows: Iterabl
     tokens = sum(row.tokens or 0 for row in listed) if header.kind == "tokens" else None
     text = "".join(line.ljust(row_bytes - 1) + "\n" for line in lines).encode("ascii")
     header = replace(
-        header, num_shards=len(listed), num_documents=sum(row.documents for row in listed), num_tokens=tokens, row_bytes=row_bytes,
-        rows_sha256=hashlib.sha256(text).hexdigest(),
+        header, num_shards=len(listed), num_documents=sum(row.documents for row in listed), num_tokens=tokens,
+        row_bytes=row_bytes, rows_sha256=hashlib.sha256(text).hexdigest(),
     )  # fmt: skip
     write_atomically(Path(folder) / MANIFEST_NAME, json.dumps(asdict(header)).encode("ascii") + b"\n" + text)
     return header
@@ -192,7 +205,8 @@ def _sync(file: BinaryIO) -> None:
 
 
 def text_hash(text: bytes) -> int:
-    """The first 8 bytes of BLAKE2b of a document's UTF-8 text, as an integer: equal for tokens, .txt and .json of the same text."""
+    """The first 8 bytes of BLAKE2b of a document's UTF-8 text, as an integer: equal for tokens, .txt and .json of the
+    same text."""
     return int.from_bytes(hashlib.blake2b(text).digest()[:8], "little")
 
 
@@ -213,7 +227,10 @@ def open_index(folder: str | os.PathLike[str], row: ShardRow) -> np.memmap:
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a readable index ({error}); prepare or index the folder again") from None
     if not isinstance(index, np.memmap) or index.dtype != INDEX_DTYPE or index.shape != (row.documents,):
-        raise ValueError(f"{path}: not an index of {row.documents} documents, as the manifest says; prepare or index the folder again")
+        raise ValueError(
+            f"{path}: not an index of {row.documents} documents, as the manifest says; "
+            "prepare or index the folder again"
+        )
     return index
 
 
@@ -235,14 +252,16 @@ def write_index(folder: Path, shard: str, rows: list[tuple[int, int, int, int, i
 
 
 class _TarHeader:
-    """Headers of members 000000000.ext, 000000001.ext, ...: `tarfile`'s own, made once, with name, size and checksum filled in.
+    """Headers of members 000000000.ext, 000000001.ext, ...: `tarfile`'s own, made once, with name, size and checksum
+    filled in.
 
     `tarfile` takes 15 microseconds a header, a tenth of the time that a short document takes in all.
     """
 
     def __init__(self, extension: str) -> None:
         blank = tarfile.TarInfo(f"{0:09d}.{extension}").tobuf(tarfile.USTAR_FORMAT)
-        # Layout of ustar: name at 0, size (11 octal digits) at 124, checksum at 148, which sums all bytes with itself as spaces.
+        # Layout of ustar: name at 0, size (11 octal digits) at 124, checksum at 148, which sums all bytes with itself
+        # as spaces.
         self._before_size, self._before_checksum, self._rest = blank[9:124], blank[135:148], blank[156:]
         self._sum = sum(self._before_size) + sum(self._before_checksum) + sum(self._rest) + 8 * ord(" ")
 
@@ -320,7 +339,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.discard()
 
 
@@ -354,5 +375,7 @@ def read_document(file: BinaryIO, row: np.void) -> bytes:
     shard = Path(file.name)
     index = np.load(shard.with_name(index_name(shard.name)), mmap_mode="r", allow_pickle=False)
     number = int(np.searchsorted(index["offset"], offset))
-    reason = f"its CRC-32 is not {row['crc32']:#010x}" if len(payload) == size else f"only {there} of {size} bytes are there"
+    reason = (
+        f"its CRC-32 is not {row['crc32']:#010x}" if len(payload) == size else f"only {there} of {size} bytes are there"
+    )
     raise DamagedDocument(f"{shard}: document {number} at byte {offset} is damaged: {reason}")

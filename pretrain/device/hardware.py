@@ -1,8 +1,8 @@
 """What the machine can do: number formats, peak matrix-product rate, the yardstick of MFU, and memory in use.
 
-The peak of a known GPU in bf16 is its vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). Everything else, a CPU
-above all, is measured: the best of a few square matrix products, well under a second on two CPU cores. What is measured is the best that
-the library reaches, so MFU against it is a little kinder than against a data sheet.
+The peak of a known GPU in bf16 is its vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity).
+Everything else, a CPU above all, is measured: the best of a few square matrix products, well under a second on two CPU
+cores. What is measured is the best that the library reaches, so MFU against it is kinder than against a data sheet.
 """
 
 import re
@@ -56,7 +56,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     largest = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
     size, rate = 256, 0.0
-    while (size < largest and 2 * (2 * size) ** 3 < 0.2 * rate) or not rate:  # formats without instructions are a hundred times slower
+    while (
+        size < largest and 2 * (2 * size) ** 3 < 0.2 * rate
+    ) or not rate:  # formats without instructions are a hundred times slower
         size *= 2
         rate = _product_rate(size, device, dtype)
     return rate
@@ -85,7 +87,9 @@ def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:
     """One line on a precision that this device can only imitate, else None."""
     if device.type != "cpu" or dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    return "this CPU has no bf16 instructions, products in bf16 are many times slower: train.precision=fp32 is faster here"
+    return (
+        "this CPU has no bf16 instructions, products in bf16 are many times slower: train.precision=fp32 is faster here"
+    )
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -98,4 +102,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def device_name(device: torch.device) -> str:
     """What a rank runs on, for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu with {torch.get_num_threads()} threads a rank"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu with {torch.get_num_threads()} threads a rank"
+    )

@@ -1,7 +1,7 @@
 """Evaluating a run on tasks: every task at every loop count, row by row, continued where an earlier call stopped.
 
-The rows of a task are written together when all its loop counts are done, so a task is in the file whole or not at all, and the next call
-leaves out what is there on as many examples.
+The rows of a task are written together when all its loop counts are done, so a task is in the file whole or not at all,
+and the next call leaves out what is there on as many examples.
 """
 
 import contextlib
@@ -45,7 +45,9 @@ class Subject:
         config = RunConfig.model_validate(reader.meta["config"])
         return cls(config=config, step=reader.step, train_flops=float(reader.meta.get("train_flops", 0.0)))
 
-    def row(self, task: ResolvedTask, num_loops: int, metric: str, value: float, stderr: float | None, num_examples: int) -> EvaluationRow:
+    def row(
+        self, task: ResolvedTask, num_loops: int, metric: str, value: float, stderr: float | None, num_examples: int
+    ) -> EvaluationRow:
         config = self.config
         parameters = count_parameters(config.model, config.train.seq_len)
         return EvaluationRow(
@@ -69,7 +71,7 @@ class Subject:
 
 
 def prepare_harness() -> None:
-    """Let the harness report errors alone, and resample in this process: one that holds a world of ranks is not to be forked."""
+    """Let the harness report errors alone, and resample in this process: one with a world of ranks must not fork."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
 
@@ -129,7 +131,9 @@ def _rows(
     loaded.set_fewshot_seed(FEWSHOT_SEED)  # anew for each loop count, or each would see other prompts
     silent = io.StringIO()  # the harness has bars and prints that no argument of it turns off
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        found: Any = evaluator.evaluate(lm, task_dict, limit=num_examples, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False)
+        found: Any = evaluator.evaluate(
+            lm, task_dict, limit=num_examples, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False
+        )
     size = found["n-samples"][name]["effective"]
     results: dict[str, Any] = found["results"][name]
     rows = []
@@ -139,7 +143,11 @@ def _rows(
             continue
         error = results.get(f"{metric}_stderr,{way}")
         shown = metric if way in ("", "none") else f"{metric} ({way})"
-        rows.append(subject.row(task, num_loops, shown, float(value), float(error) if isinstance(error, (int, float)) else None, size))
+        rows.append(
+            subject.row(
+                task, num_loops, shown, float(value), float(error) if isinstance(error, (int, float)) else None, size
+            )
+        )
     return rows
 
 

@@ -1,8 +1,9 @@
-"""What to evaluate on: the task groups of the looped-transformer paper, the other tasks known by name, and where each can be had here.
+"""What to evaluate on: the task groups of the looped-transformer paper, the other tasks known by name, and where each
+can be had here.
 
-A task comes from one of three sources: files of a data directory (`pretrain.eval.tasks`), the harness's own task of that name (which needs
-the network), or our generators (`pretrain.tasks`). `resolve` says for every name which one it is, or why there is none; `load_tasks` makes
-the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
+A task comes from one of three sources: files of a data directory (`pretrain.eval.tasks`), the harness's own task of
+that name (which needs the network), or our generators (`pretrain.tasks`). `resolve` says for every name which one it
+is, or why there is none; `load_tasks` makes the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,9 @@ class KnownTask:
     """Of the generator."""
 
 
-# The paper says five shots for word problems and primitives and "k-shot" for the rest. Five for closed book as well, so that the form of an
-# answer is shown; none for open book, where five passages do not fit a context of 1,280 tokens. TyDiQA is taken in English.
+# The paper says five shots for word problems and primitives and "k-shot" for the rest. Five for closed book as well, so
+# that the form of an answer is shown; none for open book, where five passages do not fit a context of 1,280 tokens.
+# TyDiQA is taken in English.
 TASKS: dict[str, KnownTask] = {
     "triviaqa": KnownTask(harness="triviaqa", num_fewshot=5, offline="triviaqa_offline"),
     "tydiqa_no_context": KnownTask(num_fewshot=5),
@@ -107,7 +109,7 @@ class ResolvedTask:
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Of the generator."""
     form: Literal["answer", "steps", "symbol"] = "answer"
-    """What a generator's model says: the answer, steps and answer, or an answer of one symbol, whose likelihood is enough."""
+    """What a generator's model says: the answer, steps and answer, or one symbol, whose likelihood is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,9 @@ class SkippedTask:
     """One line: which file is missing, say."""
 
 
-def resolve(names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True) -> list[ResolvedTask | SkippedTask]:
+def resolve(
+    names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
+) -> list[ResolvedTask | SkippedTask]:
     """Where each task of some groups and tasks comes from, each task once, in the order asked for.
 
     Args:
@@ -145,8 +149,8 @@ def tasks_of(
 
     Args:
         config: of the run.
-        names: as for `resolve`; the name of a task that the run is trained on means it at the run's difficulty, and no name at all means
-            all of these.
+        names: as for `resolve`; the name of a task that the run is trained on means it at the run's difficulty, and no
+            name at all means all of these.
         data_dir: as for `resolve`.
         allow_network: as for `resolve`.
 
@@ -165,8 +169,13 @@ def tasks_of(
 
 
 def trained_tasks(config: RunConfig) -> list[ResolvedTask]:
-    """The tasks that a run was trained on, at its difficulties. Of several difficulties of a task, the later ones' names are numbered."""
-    forms: dict[str, Literal["answer", "steps", "symbol"]] = {"answer": "answer", "steps": "steps", "prefixes": "symbol"}
+    """The tasks that a run was trained on, at its difficulties. Of several difficulties of a task, the later ones'
+    names are numbered."""
+    forms: dict[str, Literal["answer", "steps", "symbol"]] = {
+        "answer": "answer",
+        "steps": "steps",
+        "prefixes": "symbol",
+    }
     found: list[ResolvedTask] = []
     for source in config.data.sources:
         if source.task is not None:
@@ -174,8 +183,8 @@ def trained_tasks(config: RunConfig) -> list[ResolvedTask]:
             name = f"{source.task}_{earlier + 1}" if earlier else source.task
             found.append(
                 ResolvedTask(
-                    name=name, group=source.task, source="generator", harness_name=name, generator=source.task, num_fewshot=0,
-                    parameters=source.parameters, form=forms[source.supervise],
+                    name=name, group=source.task, source="generator", harness_name=name, generator=source.task,
+                    num_fewshot=0, parameters=source.parameters, form=forms[source.supervise],
                 )
             )  # fmt: skip
     return found
@@ -185,16 +194,20 @@ def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: b
     known = _known(name, allow_network)
     if known.generator is not None:
         return ResolvedTask(
-            name=name, group=group, source="generator", harness_name=name, generator=known.generator, num_fewshot=known.num_fewshot or 0,
-            parameters=known.parameters,
+            name=name, group=group, source="generator", harness_name=name, generator=known.generator,
+            num_fewshot=known.num_fewshot or 0, parameters=known.parameters,
         )  # fmt: skip
     if known.offline is not None and data_dir is not None:
         missing = _missing_files(known.offline, data_dir)
         if missing:
             return SkippedTask(name=name, group=group, reason=missing)
-        return ResolvedTask(name=name, group=group, source="files", harness_name=known.offline, num_fewshot=known.num_fewshot)
+        return ResolvedTask(
+            name=name, group=group, source="files", harness_name=known.offline, num_fewshot=known.num_fewshot
+        )
     if known.harness is not None and allow_network:
-        return ResolvedTask(name=name, group=group, source="network", harness_name=known.harness, num_fewshot=known.num_fewshot)
+        return ResolvedTask(
+            name=name, group=group, source="network", harness_name=known.harness, num_fewshot=known.num_fewshot
+        )
     if known.offline is not None:
         reason = "its files are read from a data directory, and none was given"
     elif known.harness is not None:
@@ -248,8 +261,8 @@ def load_tasks(task: ResolvedTask, data_dir: Path | None, *, num_examples: int =
         return [
             harness_task(
                 make_task(task.generator, task.parameters), name=task.name, num_examples=num_examples,
-                num_fewshot=task.num_fewshot or 0, seed=seed, match="likelihood" if task.form == "symbol" else "generation",
-                with_steps=task.form == "steps",
+                num_fewshot=task.num_fewshot or 0, seed=seed,
+                match="likelihood" if task.form == "symbol" else "generation", with_steps=task.form == "steps",
             )
         ]  # fmt: skip
     manager = _offline_tasks(data_dir) if task.source == "files" else _network_tasks()

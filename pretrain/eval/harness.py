@@ -1,11 +1,12 @@
-"""The evaluation harness (EleutherAI's lm-evaluation-harness) on our models: every loop count at the price of the deepest.
+"""The evaluation harness (EleutherAI's lm-evaluation-harness) on our models: every loop count at the price of the
+deepest.
 
-The harness asks one model one loop count at a time. `LoopedLM` answers for all its loop counts at the first asking and remembers; the
-askings after that, for the other loop counts, are look-ups. Texts that are generated differ from loop count to loop count, and are made
-for each.
+The harness asks one model one loop count at a time. `LoopedLM` answers for all its loop counts at the first asking and
+remembers; the askings after that, for the other loop counts, are look-ups. Texts that are generated differ from loop
+count to loop count, and are made for each.
 
-Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer has one), so that an
-exported model scores the same there.
+Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer has
+one), so that an exported model scores the same there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,9 +53,17 @@ class LoopedLM(TemplateLM):
         add_bos: whether a text begins with the bos, as the documents of pretraining did.
     """
 
-    def __init__(self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int, add_bos: bool = True) -> None:
+    def __init__(
+        self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int, add_bos: bool = True
+    ) -> None:
         super().__init__()
-        self.scorer, self.text, self.loops, self.max_length, self.add_bos = scorer, tokenizer, tuple(loops), max_length, add_bos
+        self.scorer, self.text, self.loops, self.max_length, self.add_bos = (
+            scorer,
+            tokenizer,
+            tuple(loops),
+            max_length,
+            add_bos,
+        )
         self._current = self.loops[0]
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Likelihood]] = {}
 
@@ -90,7 +99,10 @@ class LoopedLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        return [(found.log_probability, found.is_greedy) for found in self._likelihoods([(list(c), list(e)) for _, c, e in requests])]
+        return [
+            (found.log_probability, found.is_greedy)
+            for found in self._likelihoods([(list(c), list(e)) for _, c, e in requests])
+        ]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         pairs, counts = [], []
@@ -120,7 +132,9 @@ class LoopedLM(TemplateLM):
         wishes = _settings(requests[0])
         until = wishes.get("until") or []
         strings = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-        most = min(int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length - 1)
+        most = min(
+            int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length - 1
+        )
         draws = bool(wishes.get("do_sample", False)) and float(wishes.get("temperature") or 0) > 0
         settings = Generation(
             max_new_tokens=most,
@@ -135,7 +149,8 @@ class LoopedLM(TemplateLM):
         return [_cut(self.text.decode(row), strings) for row in rows]
 
     def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
-        """A prompt as the harness's own adapter cuts it, unless it fits: the last new token is never an input. It is never empty."""
+        """A prompt as the harness's own adapter cuts it, unless it fits: the last new token is never an input. It is
+        never empty."""
         return (ids if len(ids) <= room + 1 else ids[-room:]) or [self.prefix_token_id]
 
     def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[Likelihood]:

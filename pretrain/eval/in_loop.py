@@ -1,8 +1,9 @@
-"""Tasks during training: what tools/eval_depth.py does to a checkpoint, done to the weights in training, on the ranks that train them.
+"""Tasks during training: what tools/eval_depth.py does to a checkpoint, done to the weights in training, on the ranks
+that train them.
 
-Rank 0 runs the harness, the others work for it (`pretrain/eval/scorer.py`). A signal ends the evaluation between two batches; tasks that
-are finished by then keep their rows, and the resumed run scores the others before it goes on. Training notices nothing: no random
-numbers are drawn, no gradients touched, no data read that it reads.
+Rank 0 runs the harness, the others work for it (`pretrain/eval/scorer.py`). A signal ends the evaluation between two
+batches; tasks that are finished by then keep their rows, and the resumed run scores the others before it goes on.
+Training notices nothing: no random numbers are drawn, no gradients touched, no data read that it reads.
 
 A run does not use the network here: tasks are generators or files of `validation.data_dir`, read when the run starts.
 """
@@ -42,7 +43,8 @@ class TaskEvaluation:
     """
 
     def __init__(
-        self, config: RunConfig, model: LoopedGPT, groups: Groups, tokenizer: Tokenizer, file: Path, wish: Callable[[], int]
+        self, config: RunConfig, model: LoopedGPT, groups: Groups, tokenizer: Tokenizer, file: Path,
+        wish: Callable[[], int],
     ) -> None:  # fmt: skip
         settings = config.validation
         self.config, self.tokenizer, self.file = config, tokenizer, file
@@ -85,6 +87,8 @@ class TaskEvaluation:
     def _score(self, subject: Subject, report: Callable[[list[EvaluationRow]], None]) -> None:
         lm = LoopedLM(self.scorer, self.tokenizer, self.loops, max_length=self.config.train.seq_len)
         num_examples = self.config.validation.num_examples
-        results = evaluate(lm, subject, self.tasks, lambda task: self.loaded[task.name], num_examples=num_examples, file=self.file)
+        results = evaluate(
+            lm, subject, self.tasks, lambda task: self.loaded[task.name], num_examples=num_examples, file=self.file
+        )
         for _, rows in results:
             report(rows)

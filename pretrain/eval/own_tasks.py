@@ -1,11 +1,12 @@
-"""Tasks of `pretrain.tasks` in the evaluation harness: test examples made from a seed, shots from the train split, exact match.
+"""Tasks of `pretrain.tasks` in the evaluation harness: test examples made from a seed, shots from the train split,
+exact match.
 
-The prompt is the text that training uses: question, then (steps and) the answer with its mark, without a delimiter of the harness's. Shots
-are parted by an empty line. The answer is matched in one of two ways:
+The prompt is the text that training uses: question, then (steps and) the answer with its mark, without a delimiter of
+the harness's. Shots are parted by an empty line. The answer is matched in one of two ways:
 
-- generation: what follows the last mark is the answer, to the letter; the only way if the model is to write its steps first.
-- likelihood: whether the answer is what greedy decoding would say. One pass for all loop counts, but an answer that would go on ("51" for
-  "5") counts as right, so it suits answers of one symbol or of fixed length.
+- generation: what follows the last mark is the answer, to the letter; the only way if the model writes its steps first.
+- likelihood: whether the answer is what greedy decoding would say. One pass for all loop counts, but an answer that
+  would go on ("51" for "5") counts as right, so it suits answers of one symbol or of fixed length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ SHOT_END = "\n\n"
 SHOT_POOL = 64
 """Training examples that the shots of each question are drawn from."""
 SPARE_TOKENS = 1
-"""Tokens beyond the bytes of the longest right answer: enough to see that it ends. More would be taken from the prompt, where both are
-just what fits the model."""
+"""Tokens beyond the bytes of the longest right answer: enough to see that it ends. More would be taken from the prompt,
+where both are just what fits the model."""
 
 
 def harness_task(
@@ -52,7 +53,9 @@ def harness_task(
         raise ValueError(f"task {name}: num_examples={num_examples}, at least 1 is needed")
     if with_steps and (match == "likelihood" or not task.answer_start):
         why = "likelihood scores the answer alone" if task.answer_start else "it has no mark before the answer"
-        raise ValueError(f"task {name}: cannot be scored with steps: {why}; use match='generation' with a marked answer, or no steps")
+        raise ValueError(
+            f"task {name}: cannot be scored with steps: {why}; use match='generation' with a marked answer, or no steps"
+        )
     splits = {
         "train": _examples(task, "train", SHOT_POOL + num_fewshot, seed, with_steps),
         "test": _examples(task, "test", num_examples, seed, with_steps),
@@ -70,7 +73,9 @@ def harness_task(
         "num_fewshot": num_fewshot,
         "metadata": {"version": 1.0, "parameters": task.parameters.model_dump(), "seed": seed},
     }
-    return ConfigurableTask(config=config | (_by_generation(task, splits, with_steps) if match == "generation" else _BY_LIKELIHOOD))
+    return ConfigurableTask(
+        config=config | (_by_generation(task, splits, with_steps) if match == "generation" else _BY_LIKELIHOOD)
+    )
 
 
 _BY_LIKELIHOOD: dict[str, Any] = {
@@ -100,5 +105,7 @@ def _examples(task: Task[Any], split: Split, count: int, seed: int, with_steps: 
     for number in range(count):
         example = task.pick(split, seed, number)
         question, *rest = task.render(example, with_steps=with_steps)
-        rows.append({"question": question.text, "target": "".join(piece.text for piece in rest), "answer": example.answer})
+        rows.append(
+            {"question": question.text, "target": "".join(piece.text for piece in rest), "answer": example.answer}
+        )
     return Dataset.from_list(rows)

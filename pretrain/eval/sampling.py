@@ -1,15 +1,17 @@
-"""Generating text: prompts of any lengths in one batch, cached, at any loop count, the same result for a row in any batch.
+"""Generating text: prompts of any lengths in one batch, cached, at any loop count, the same result for a row in any
+batch.
 
-1. Prompts are padded on the left to one length, so that all rows write their next token at the same place. Padding is never looked at,
-   and each row counts its own positions, so padding does not change what a row computes.
-2. One pass over the prompts fills the key/value cache; then one pass per new token. A loop count has its own keys and values in every
-   loop, so a cache of N tokens holds N · effective depth of them.
-3. The next token is the likeliest one (temperature 0), or the quantile of the tempered, top-p cut distribution at one uniform number.
-   That number is a hash of (seed, row number, position): it does not depend on the batch, its size or the device.
+1. Prompts are padded on the left to one length, so that all rows write their next token at the same place. Padding is
+   never looked at, and each row counts its own positions, so padding does not change what a row computes.
+2. One pass over the prompts fills the key/value cache; then one pass per new token. A loop count has its own keys and
+   values in every loop, so a cache of N tokens holds N · effective depth of them.
+3. The next token is the likeliest one (temperature 0), or the quantile of the tempered, top-p cut distribution at one
+   uniform number. That number is a hash of (seed, row number, position): it does not depend on the batch, its size or
+   the device.
 4. A row ends at the end-of-sequence token, or where the caller says; the batch ends with its last row.
 
-A row gives the logits that it gives alone up to the rounding of matrix products, which may differ between batch sizes; in low precision
-that can decide between two tokens of nearly equal probability.
+A row gives the logits that it gives alone up to the rounding of matrix products, which may differ between batch sizes;
+in low precision that can decide between two tokens of nearly equal probability.
 """
 
 import hashlib
@@ -33,7 +35,8 @@ class Generation:
     """
 
     max_new_tokens: int
-    """Longest continuation, in tokens. Beyond train.seq_len a model with rotary positions goes where it was never trained."""
+    """Longest continuation, in tokens. Beyond train.seq_len a model with rotary positions goes where it was never
+    trained."""
     vocab_size: int
     """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
     eos_id: int
@@ -57,7 +60,9 @@ class Generation:
 class Decoder(Protocol):
     """What runs the model for generation."""
 
-    def __call__(self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache
+    ) -> Tensor:
         """[b, vocabulary] logits after the last of `tokens` [b, s]; the other arguments as of `LoopedGPT.forward`."""
         ...
 
@@ -65,7 +70,9 @@ class Decoder(Protocol):
 def decoder_of(model: LoopedGPT) -> Decoder:
     """A model that this process holds whole (or its tensor-parallel part, then on all ranks together)."""
 
-    def decode(tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
+    def decode(
+        tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache
+    ) -> Tensor:
         states = model(tokens, num_loops, positions=positions, mask=mask, cache=cache)
         return model.all_logits(states.view(*tokens.shape, -1)[:, -1])
 
@@ -97,10 +104,11 @@ def generate(
         The new token ids of each row, without the end-of-sequence token.
 
     Raises:
-        ValueError: a prompt is empty or outside the vocabulary, or the rows get longer than the model's table of positions.
+        ValueError: a prompt is empty or outside the vocabulary, or the rows outgrow the model's table of positions.
     """
     assert settings.max_new_tokens > 0
-    check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens - 1)  # the last new token is never an input
+    # the last new token is never an input
+    check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens - 1)
     rows: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
 
@@ -122,10 +130,11 @@ def generate(
 
 @torch.inference_mode()
 def _decode(
-    decoder: Decoder, device: torch.device, prompts: Sequence[Sequence[int]], settings: Generation, row_numbers: Sequence[int],
-    take: Callable[[list[int]], bool],
+    decoder: Decoder, device: torch.device, prompts: Sequence[Sequence[int]], settings: Generation,
+    row_numbers: Sequence[int], take: Callable[[list[int]], bool],
 ) -> Iterator[list[int]]:  # fmt: skip
-    """One new token of every row at a time, until `take` says that all rows have ended; that of a row that has ended means nothing."""
+    """One new token of every row at a time, until `take` says that all rows have ended; that of a row that has ended
+    means nothing."""
     tokens, padding = pad_left(prompts, device)
     longest = tokens.shape[1]
     places = torch.arange(longest + settings.max_new_tokens, device=device)  # of a token in the padded row
@@ -134,12 +143,15 @@ def _decode(
     mask = None
     if padding.any():
         causal = places[:longest] <= places[:longest, None]
-        itself = places[:longest] == places[:longest, None]  # padding looks at itself: a query without keys has no softmax
+        # padding looks at itself: a query without keys has no softmax
+        itself = places[:longest] == places[:longest, None]
         mask = (causal & visible[:, None, :longest] | itself)[:, None]
     cache = GenerationCache(capacity=len(places))
     logits = decoder(tokens, settings.num_loops, positions=positions[:, :longest], mask=mask, cache=cache)
     for position in range(settings.max_new_tokens):
-        uniforms = torch.tensor([draw_uniform(settings.seed, row, position) for row in row_numbers], dtype=torch.float64, device=device)
+        uniforms = torch.tensor(
+            [draw_uniform(settings.seed, row, position) for row in row_numbers], dtype=torch.float64, device=device
+        )
         chosen = choose_tokens(logits[:, : settings.vocab_size], settings, uniforms)
         new = chosen.tolist()
         goes_on = take(new)
@@ -148,17 +160,22 @@ def _decode(
             return
         place = longest + position
         step_mask = visible[:, None, None, : place + 1]
-        logits = decoder(chosen[:, None], settings.num_loops, positions=positions[:, place : place + 1], mask=step_mask, cache=cache)
+        logits = decoder(
+            chosen[:, None], settings.num_loops, positions=positions[:, place : place + 1], mask=step_mask, cache=cache
+        )
 
 
 def check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], vocab_size: int, num_new: int) -> None:
-    """Raise a ValueError if a prompt is empty or outside the vocabulary, or with `num_new` positions more longer than the model's table."""
+    """Raise a ValueError if a prompt is empty or outside the vocabulary, or with `num_new` positions more longer than
+    the model's table."""
     assert prompts
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {row} has no token: begin it with the begin-of-sequence token")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {vocab_size}")
+            raise ValueError(
+                f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {vocab_size}"
+            )
     if model.position_embedding is not None:
         num_positions = len(model.get_parameter("position_embedding.weight"))
         wanted = max(map(len, prompts)) + num_new
@@ -205,7 +222,8 @@ def draw_uniform(seed: int, row: int, position: int) -> float:
 
 
 class GenerationCache(KeyValueCache):
-    """Keys and values in memory set aside once, for as many tokens as there can be; not for training, as it is overwritten in place."""
+    """Keys and values in memory set aside once, for as many tokens as there can be; not for training, as it is
+    overwritten in place."""
 
     def __init__(self, *, capacity: int) -> None:
         """Args: capacity, tokens of the longest row, padding included."""

@@ -1,14 +1,15 @@
 """Likelihoods and continuations by all ranks of a world, asked for by rank 0.
 
-Rank 0 calls `likelihoods`, `continuations` and, at the end, `close`; every other rank stands in `serve` meanwhile. A request goes to all
-ranks; the data-parallel replicas share out its sequences, longest first, each over its tensor and pipeline ranks; the results return to
-rank 0. So whoever asks (the evaluation harness) knows of one model and of no ranks.
+Rank 0 calls `likelihoods`, `continuations` and, at the end, `close`; every other rank stands in `serve` meanwhile. A
+request goes to all ranks; the data-parallel replicas share out its sequences, longest first, each over its tensor and
+pipeline ranks; the results return to rank 0. So whoever asks (the evaluation harness) knows one model and no ranks.
 
-Where `wish` is given, the ranks agree before each batch whether one of them wants to stop; then `Stopped` is raised on all of them at once,
-out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
+Where `wish` is given, the ranks agree before each batch whether one of them wants to stop; then `Stopped` is raised on
+all of them at once, out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
 
-Sequences of a batch are padded on the right for likelihoods: attention is causal, so no token sees padding, and the batch changes no
-value. All loop counts come from one pass (`pretrain/parallel/depths.py`). The head is applied to tokens that are scored and to no others.
+Sequences of a batch are padded on the right for likelihoods: attention is causal, so no token sees padding, and the
+batch changes no value. All loop counts come from one pass (`pretrain/parallel/depths.py`). The head is applied to
+tokens that are scored and to no others.
 """
 
 import math
@@ -67,7 +68,8 @@ class Scorer:
     ) -> None:  # fmt: skip
         self.model, self.groups, self.batch_size = model, groups, batch_size
         self.depths = DepthRing(model, groups, sequence_parallel=sequence_parallel)
-        self.multiple = groups.tensor.size() if sequence_parallel else 1  # tokens of a batch are split over so many ranks
+        # tokens of a batch are split over so many ranks
+        self.multiple = groups.tensor.size() if sequence_parallel else 1
         self.track, self.wish = track, wish
 
     def likelihoods(self, pairs: Sequence[Pair], loops: Sequence[int]) -> list[list[Likelihood]]:
@@ -85,7 +87,8 @@ class Scorer:
     def continuations(
         self, prompts: Sequence[Sequence[int]], settings: Generation, is_over: Callable[[list[int]], bool]
     ) -> list[list[int]]:
-        """Continue prompts; rank 0 asks. Arguments and result as of `generate`; `is_over` must be picklable on several ranks."""
+        """Continue prompts; rank 0 asks. Arguments and result as of `generate`; `is_over` must be picklable on several
+        ranks."""
         return self._ask("continuations", [list(prompt) for prompt in prompts], settings, is_over)
 
     def serve(self) -> None:
@@ -115,7 +118,8 @@ class Scorer:
         """Do this rank's part; the whole result on rank 0."""
         kind, items, *arguments = request
         lengths = [sum(map(len, item)) if kind == "likelihoods" else len(item) for item in items]
-        order = sorted(range(len(items)), key=lambda number: -lengths[number])  # longest first: memory runs out at once or never
+        # longest first: memory runs out at once or never
+        order = sorted(range(len(items)), key=lambda number: -lengths[number])
         own = order[self.groups.data.rank() :: self.groups.data.size()]
         work = self._score if kind == "likelihoods" else self._continue
         found: dict[int, Any] = {}
@@ -127,8 +131,8 @@ class Scorer:
         return self._gather(found, len(items))
 
     def _windows(self, own: list[int], share: int, kind: str) -> Iterable[list[list[int]]]:
-        """Batches that travel together, for likelihoods as many as keep all stages at work. Equally many windows on all ranks, which ask
-        each other before each; a replica with fewer sequences has an empty last one.
+        """Batches that travel together, for likelihoods as many as keep all stages at work. Equally many windows on all
+        ranks, which ask each other before each; a replica with fewer sequences has an empty last one.
         """
         size, at_once = self.batch_size, self.depths.num_stages if kind == "likelihoods" else 1
         batches = [own[start : start + size] for start in range(0, len(own), size)]
@@ -149,9 +153,13 @@ class Scorer:
         found = {number: [Likelihood(0.0, False)] * len(loops) for numbers in window for number in numbers}
 
         def visit(batch: int, num_loops: int, states: Tensor) -> None:
-            scored = self._likelihoods(states, batches[batch].tokens.shape[1], [pairs[number] for number in window[batch]])
+            scored = self._likelihoods(
+                states, batches[batch].tokens.shape[1], [pairs[number] for number in window[batch]]
+            )
             for number, likelihood in zip(window[batch], scored, strict=True):
-                found[number] = [likelihood if each == num_loops else old for each, old in zip(loops, found[number], strict=True)]
+                found[number] = [
+                    likelihood if each == num_loops else old for each, old in zip(loops, found[number], strict=True)
+                ]
 
         self.depths.run(batches, loops, visit)
         return found if self._has_results else {}
@@ -187,10 +195,14 @@ class Scorer:
         return [Likelihood(value.sum().item(), bool(hit.all())) for value, hit in parts]
 
     def _continue(
-        self, prompts: list[list[int]], window: list[list[int]], settings: Generation, is_over: Callable[[list[int]], bool]
+        self,
+        prompts: list[list[int]],
+        window: list[list[int]],
+        settings: Generation,
+        is_over: Callable[[list[int]], bool],
     ) -> dict[int, list[int]]:
         (numbers,) = window
-        # Tokens are split over ranks one column of the batch at a time, so its rows are filled up with a row that is there.
+        # Tokens are split over ranks one column of the batch at a time, so its rows are filled up with one of them.
         filled = numbers + numbers[-1:] * (-len(numbers) % self.multiple)
         rows = [prompts[number] for number in filled]
         new = generate(self.model, rows, settings, decoder=self._decoder, row_numbers=filled, is_over=is_over)
@@ -202,8 +214,10 @@ class Scorer:
             return decoder_of(self.model)
         return self._decode
 
-    def _decode(self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> Tensor:
-        """Logits after the last tokens, found on the last stage and sent to all: every stage chooses the same next tokens."""
+    def _decode(
+        self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache
+    ) -> Tensor:
+        """Logits after the last tokens, found on the last stage and sent to all: all choose the same next tokens."""
         weight = next(self.model.parameters())
         logits = torch.empty(tokens.shape[0], self.model.config.vocab_size, dtype=weight.dtype, device=weight.device)
 

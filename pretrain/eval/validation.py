@@ -12,7 +12,7 @@ from pretrain.parallel.engine import Engine
 
 
 class Validation:
-    """The first `validation.num_sequences` samples of the validation split, cut into batches for this data-parallel rank.
+    """The first `validation.num_sequences` samples of the validation split, in batches for this data-parallel rank.
 
     Rows of -1 fill the last batch, and every batch holds enough micro-batches for the ring.
 
@@ -41,8 +41,8 @@ class Validation:
         self.num_sequences = wanted
 
     def losses(self, engine: Engine, loops: Sequence[int], wish: Callable[[], int]) -> tuple[list[float], int]:
-        """Mean negative log-likelihood per token in nats over all ranks, for each loop count, and the agreed stop code, which ends the
-        pass. Collective.
+        """Mean negative log-likelihood per token in nats over all ranks, for each loop count, and the agreed stop code,
+        which ends the pass. Collective.
         """
         totals, tokens, code = [0.0] * len(loops), 0, 0
         for rows in self.batches:

@@ -1,7 +1,7 @@
 """Published architectures: which of our shapes each one holds, and its configuration file, read and written.
 
-A folder's config.json is read by transformers' own configuration classes (they know the defaults of their model), never by code from the
-folder. What this model cannot compute is refused by name; nothing is passed over.
+A folder's config.json is read by transformers' own configuration classes (they know the defaults of their model), never
+by code from the folder. What this model cannot compute is refused by name; nothing is passed over.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 
 LOOPED = "LoopedGPTForCausalLM"
 _SHAPE_FIELDS = (
-    "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_size", "ffn_size", "num_prelude_layers",
-    "num_loop_layers", "num_coda_layers", "num_loops", "input_injection", "norm", "norm_epsilon", "norm_place", "positions", "rope_theta",
-    "activation", "bias", "qk_norm", "tied_head", "init_std",
+    "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_size", "ffn_size",
+    "num_prelude_layers", "num_loop_layers", "num_coda_layers", "num_loops", "input_injection", "norm", "norm_epsilon",
+    "norm_place", "positions", "rope_theta", "activation", "bias", "qk_norm", "tied_head", "init_std",
 )  # fmt: skip
 _LLAMA_LIKE: dict[str, Any] = {"positions": "rope", "activation": "swiglu"}
 
@@ -69,7 +69,8 @@ ARCHITECTURES = (
     Architecture(
         name="GPT2LMHeadModel", model_type="gpt2",
         fields={
-            "positions": "learned", "activation": "gelu", "norm": "layer", "norm_place": "before", "qk_norm": "none", "bias": "all",
+            "positions": "learned", "activation": "gelu", "norm": "layer", "norm_place": "before", "qk_norm": "none",
+            "bias": "all",
         },
     ),
 )  # fmt: skip
@@ -114,13 +115,21 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     if kind == LoopedGPTConfig.model_type:
         looped = LoopedGPTConfig.from_dict(values)
         looped.check()
-        return kind, ModelSection(**{name: getattr(looped, name) for name in _SHAPE_FIELDS}), looped.max_position_embeddings
+        return (
+            kind,
+            ModelSection(**{name: getattr(looped, name) for name in _SHAPE_FIELDS}),
+            looped.max_position_embeddings,
+        )
     if kind not in _BY_TYPE:
         known = ", ".join((*_BY_TYPE, LoopedGPTConfig.model_type))
         raise ValueError(f"{path}: model_type={kind!r} is not supported; those that are: {known}")
     config = CONFIG_MAPPING[kind].from_dict(values)
     _refuse_unsupported(path, config, values)
-    return kind, (_gpt2_shape if kind == "gpt2" else _llama_like_shape)(path, config, _BY_TYPE[kind]), config.max_position_embeddings
+    return (
+        kind,
+        (_gpt2_shape if kind == "gpt2" else _llama_like_shape)(path, config, _BY_TYPE[kind]),
+        config.max_position_embeddings,
+    )
 
 
 def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None:
@@ -131,16 +140,22 @@ def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None
     for what, fields in _FORBIDDEN.items():
         for name, harmless in fields.items():
             value = getattr(config, name, harmless)
-            if value not in (harmless, None) and not (name == "sliding_window" and getattr(config, "use_sliding_window", True) is False):
+            if value not in (harmless, None) and not (
+                name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+            ):
                 raise ValueError(f"{path}: {what} ({name}={value}) is not supported")
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        raise ValueError(f"{path}: layers of {', '.join(sorted(kinds))} are not supported: this model attends to all earlier tokens")
+        raise ValueError(
+            f"{path}: layers of {', '.join(sorted(kinds))} are not supported: this model attends to all earlier tokens"
+        )
 
 
 def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> ModelSection:
     if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(f"{path}: hidden_act={config.hidden_act} is not supported: this model has SwiGLU, which is silu")
+        raise ValueError(
+            f"{path}: hidden_act={config.hidden_act} is not supported: this model has SwiGLU, which is silu"
+        )
     fields = dict(architecture.fields)
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
     if biased:
@@ -154,7 +169,9 @@ def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> Mo
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=None if config.num_key_value_heads == config.num_attention_heads else config.num_key_value_heads,
+        num_key_value_heads=None
+        if config.num_key_value_heads == config.num_attention_heads
+        else config.num_key_value_heads,
         head_size=head_size,
         ffn_size=config.intermediate_size,
         num_loop_layers=config.num_hidden_layers,
@@ -167,7 +184,10 @@ def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> Mo
 
 def _gpt2_shape(path: Path, config: Any, architecture: Architecture) -> ModelSection:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise ValueError(f"{path}: activation_function={config.activation_function} is not supported: this model has GELU's tanh form")
+        raise ValueError(
+            f"{path}: activation_function={config.activation_function} is not supported: "
+            "this model has GELU's tanh form"
+        )
     return ModelSection(
         **architecture.fields,
         vocab_size=config.vocab_size,
@@ -217,7 +237,8 @@ def stock_config(architecture: Architecture, model: ModelSection, num_loops: int
 
 
 def looped_config(model: ModelSection, seq_len: int) -> dict[str, Any]:
-    """config.json of the compact looped model, without its token ids and dtype; `modeling_looped_gpt.py` lies beside it."""
+    """config.json of the compact looped model, without its token ids and dtype; `modeling_looped_gpt.py` lies beside
+    it."""
     module = "modeling_looped_gpt"
     return {
         "architectures": [LOOPED],

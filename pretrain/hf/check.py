@@ -1,6 +1,7 @@
 """The converter's own check: a published folder, run by transformers, against our model, on random tokens.
 
-Both run in fp32 with the weights as the folder stores them, so what is compared is the conversion and not a rounding of the weights.
+Both run in fp32 with the weights as the folder stores them, so what is compared is the conversion and not a rounding of
+the weights.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,12 @@ from pretrain.model.gpt import LoopedGPT
 TOLERANCE = 1e-5
 """Largest difference of two logits, in units of the largest logit (or 1)."""
 _BATCH, _LENGTH = 2, 64
-_TEXTS = ("KING HENRY. Once more unto the breach, dear friends,\n", "x = 12345\n\n\tdef f():", "naïve \U0001f642 \u2581 你好", "")
+_TEXTS = (
+    "KING HENRY. Once more unto the breach, dear friends,\n",
+    "x = 12345\n\n\tdef f():",
+    "naïve \U0001f642 \u2581 你好",
+    "",
+)
 
 
 def load_published(folder: Path, model_type: str) -> Any:
@@ -54,7 +60,9 @@ def build(model: ModelSection, seq_len: int, weight: Callable[[str], Tensor]) ->
 
 
 @torch.no_grad()
-def largest_difference(ours: LoopedGPT, theirs: Any, seq_len: int, vocab_size: int, *, num_loops: int | None = None) -> float:
+def largest_difference(
+    ours: LoopedGPT, theirs: Any, seq_len: int, vocab_size: int, *, num_loops: int | None = None
+) -> float:
     """Compare logits on random tokens.
 
     Args:
@@ -74,14 +82,17 @@ def largest_difference(ours: LoopedGPT, theirs: Any, seq_len: int, vocab_size: i
 
 
 def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
-    """Raise a ValueError unless transformers, in the folder, gives the ids of `tokenizer` for a few texts of every kind."""
+    """Raise a ValueError unless transformers, in the folder, gives the ids of `tokenizer` for texts of every kind."""
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for text in _TEXTS:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__
-            raise ValueError(f"the tokenizer that transformers makes of the export ({kind}) gives other ids for {text!r}: nothing was kept")
+            raise ValueError(
+                f"the tokenizer that transformers makes of the export ({kind}) gives "
+                f"other ids for {text!r}: nothing was kept"
+            )
 
 
 def require_equal(difference: float, what: str) -> str:
@@ -91,5 +102,8 @@ def require_equal(difference: float, what: str) -> str:
         ValueError: they are further apart than TOLERANCE.
     """
     if not difference <= TOLERANCE:
-        raise ValueError(f"{what}: logits differ by {difference:.1e}, more than {TOLERANCE:g}: the conversion is wrong, nothing was kept")
+        raise ValueError(
+            f"{what}: logits differ by {difference:.1e}, more than {TOLERANCE:g}: "
+            "the conversion is wrong, nothing was kept"
+        )
     return f"logits on random tokens differ by at most {difference:.1e} of the largest"

@@ -1,8 +1,9 @@
 """Export: a checkpoint of a run to a folder that stock software loads.
 
-1. Choose the form: the class of transformers that computes the unlooped (or, on request, unrolled) model, else the compact looped model
-   with its own modelling file.
-2. Write the weights, one tensor after the other, in files of a few GiB; a block that is unrolled is written once for each loop.
+1. Choose the form: the class of transformers that computes the unlooped (or, on request, unrolled) model, else the
+   compact looped model with its own modelling file.
+2. Write the weights, one tensor after the other, in files of a few GiB; a block that is unrolled is written once for
+   each loop.
 3. Write configuration, tokenizer, and a report of every tensor.
 4. Load all of it with transformers and compare logits; only then the folder gets its name.
 """
@@ -74,7 +75,11 @@ def export_run(settings: ExportSettings) -> list[str]:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return [*(f"warning: {problem}" for problem in problems), f"{settings.out}: step {reader.step} of {settings.run}", *lines]
+    return [
+        *(f"warning: {problem}" for problem in problems),
+        f"{settings.out}: step {reader.step} of {settings.run}",
+        *lines,
+    ]
 
 
 def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Architecture | None:
@@ -88,7 +93,9 @@ def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Arch
     if model.input_injection != "none" and num_loops > 1:
         raise ValueError("a model with input_injection=add cannot be unrolled into a stock one: leave out --unroll")
     if stock is None:
-        raise ValueError("no class of transformers computes these layers (norms, positions, biases): leave out --unroll")
+        raise ValueError(
+            "no class of transformers computes these layers (norms, positions, biases): leave out --unroll"
+        )
     return stock
 
 
@@ -128,7 +135,9 @@ def _write_weights(folder: Path, rules: list[Rule], reader: CheckpointReader, dt
     sizes: list[int] = []
     for rule in tqdm(rules, desc="export", unit="tensor", disable=None):
         tensor = rule.join([reader.read_whole(f"weights/{name}").to(dtype) for name in rule.ours])
-        fates.append(Fate(what="mapped", target=rule.theirs, source=" + ".join(rule.ours), detail=describe(rule.shape, dtype)))
+        fates.append(
+            Fate(what="mapped", target=rule.theirs, source=" + ".join(rule.ours), detail=describe(rule.shape, dtype))
+        )
         if not files or sizes[-1] + tensor.nbytes > FILE_BYTES:
             _flush(folder, files)
             files.append({})
@@ -156,7 +165,9 @@ def _name_files(folder: Path, files: list[dict[str, Tensor]], total_bytes: int) 
         name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
         _part(folder, number).rename(folder / name)
         weight_map |= dict.fromkeys(tensors, name)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    _write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    )
 
 
 def _part(folder: Path, number: int) -> Path:

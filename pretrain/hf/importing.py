@@ -1,9 +1,9 @@
 """Import: the folder of a published model to a run, which loads at any tensor, pipeline and data parallelism.
 
 1. Read the shape; what this model cannot compute is refused by name.
-2. Read the tokenizer, and add <bot> <eot> <latent> <pause> unless told not to. Their rows in embedding and head are the mean of all rows
-   (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), as are rows that fill up to a multiple of 8, so that
-   tensor parallelism can split them.
+2. Read the tokenizer, and add <bot> <eot> <latent> <pause> unless told not to. Their rows in embedding and head are the
+   mean of all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), as are rows that
+   fill up to a multiple of 8, so that tensor parallelism can split them.
 3. Map every tensor; one that no rule names is dropped, with the reason, or refused if that would change the model.
 4. Compare logits of what will be saved with those of transformers on the folder, and save.
 """
@@ -47,7 +47,8 @@ def import_model(settings: ImportSettings) -> list[str]:
     """Import a published model; returns lines that say what was made.
 
     Raises:
-        ValueError: the folder holds what this model cannot compute, is damaged, or the check failed (then there is no run).
+        ValueError: the folder holds what this model cannot compute, is damaged, or the check failed (then there is no
+            run).
         OSError: reading or writing failed.
     """
     if settings.run.exists():
@@ -73,8 +74,13 @@ def import_model(settings: ImportSettings) -> list[str]:
     precision = "bf16" if dtypes == {torch.bfloat16} else "fp32"
     suffix = ".model" if isinstance(tokenizer, SentencePieceTokenizer) else ".json"
     config = run_config(settings.run, model, seq_len, precision, f"tokenizer{suffix}")
-    totals = write_run(settings.run, config, content, weights, fates, f"{settings.run} <- {settings.folder} ({model_type})")
-    return [f"{settings.run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}", check]
+    totals = write_run(
+        settings.run, config, content, weights, fates, f"{settings.run} <- {settings.folder} ({model_type})"
+    )
+    return [
+        f"{settings.run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}",
+        check,
+    ]
 
 
 def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
@@ -95,24 +101,39 @@ def _map(rules: list[Rule], published: PublishedWeights) -> tuple[dict[str, Tens
     names = _present_names(rules, published)
     missing = [rule.theirs for rule in rules if rule.theirs not in names]
     if missing:
-        raise ValueError(f"{published.folder}: {len(missing)} tensors of the model are missing, the first is {missing[0]}")
+        raise ValueError(
+            f"{published.folder}: {len(missing)} tensors of the model are missing, the first is {missing[0]}"
+        )
     for rule in tqdm(rules, desc="import", unit="tensor", disable=None):
         stored = published.read(names.pop(rule.theirs))
         if tuple(stored.shape) != rule.shape:
-            raise ValueError(f"{published.folder}: {rule.theirs} has shape {list(stored.shape)}, config.json makes it {list(rule.shape)}")
+            raise ValueError(
+                f"{published.folder}: {rule.theirs} has shape {list(stored.shape)}, "
+                f"config.json makes it {list(rule.shape)}"
+            )
         if not stored.is_floating_point():
-            raise ValueError(f"{published.folder}: {rule.theirs} is {stored.dtype}: quantised weights are not supported")
+            raise ValueError(
+                f"{published.folder}: {rule.theirs} is {stored.dtype}: quantised weights are not supported"
+            )
         dtypes.add(stored.dtype)
         for name, part in zip(rule.ours, rule.split(stored), strict=True):
             weights[name] = part.float()
-        fates.append(Fate(what="mapped", target=" + ".join(rule.ours), source=rule.theirs, detail=describe(rule.shape, stored.dtype)))
+        fates.append(
+            Fate(
+                what="mapped",
+                target=" + ".join(rule.ours),
+                source=rule.theirs,
+                detail=describe(rule.shape, stored.dtype),
+            )
+        )
     for name in names.values():
         fates.append(Fate(what="dropped", target="", source=name, detail=_why_dropped(name, published, weights)))
     return weights, fates, dtypes
 
 
 def _present_names(rules: list[Rule], published: PublishedWeights) -> dict[str, str]:
-    """Names of the stored tensors by the names that rules use; the model alone is stored without the prefix of its class."""
+    """Names of the stored tensors by the names that rules use; the model alone is stored without the prefix of its
+    class."""
     stems = {rule.theirs.split(".")[0] for rule in rules} & {"model", "transformer"}
     wanted = {rule.theirs for rule in rules}
     found = {}
@@ -132,7 +153,9 @@ def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tens
         return "a constant of the computation"
     if name == "lm_head.weight" and torch.equal(published.read(name).float(), weights["embedding.weight"]):
         return "the head is the embedding"
-    raise ValueError(f"{published.folder}: {name} has no place in this model: it is not one of the supported architectures")
+    raise ValueError(
+        f"{published.folder}: {name} has no place in this model: it is not one of the supported architectures"
+    )
 
 
 def _grow(name: str, table: Tensor, rows: int) -> tuple[Tensor, Fate]:

@@ -1,6 +1,8 @@
-"""The looped GPT for transformers: prelude, a block of k layers applied L times with shared weights, coda. One file, on its own.
+"""The looped GPT for transformers: prelude, a block of k layers applied L times with shared weights, coda. One file, on
+its own.
 
-It imports torch and transformers alone, so a copy of it beside config.json and model.safetensors is all that a model needs:
+It imports torch and transformers alone, so a copy of it beside config.json and model.safetensors is all that a model
+needs:
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model.generate(**tokenizer("KING HENRY.", return_tensors="pt"), max_new_tokens=50, num_loops=6)
@@ -8,16 +10,18 @@ It imports torch and transformers alone, so a copy of it beside config.json and 
 `num_loops` is an argument of `forward` and of `generate`; the configuration holds its default. Forward, top to bottom:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add` adds the
-   state before the loop);
+3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add`
+   adds the state before the loop);
 4. coda layers, final norm, head.
-Every application of a layer has its own keys and values, so a cache holds effective depth = prelude + k·L + coda entries.
+Every application of a layer has its own keys and values, so a cache holds effective depth = prelude + k·L + coda
+entries.
 Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Names of the weights are those of the training code.
 
-Needs transformers 5. Saved models also load and generate with 4.57, but without static caches; a configuration made there has to say
-`tied_head` itself.
+Needs transformers 5. Saved models also load and generate with 4.57, but without static caches; a configuration made
+there has to say `tied_head` itself.
 
-Legend of shapes: b batch, s positions of this call, d hidden width, h heads, g key/value heads, e head width, v vocabulary.
+Legend of shapes: b batch, s positions of this call, d hidden width, h heads, g key/value heads, e head width, v
+vocabulary.
 """
 
 import copy
@@ -86,7 +90,8 @@ class LoopedGPTConfig(PretrainedConfig):
     tied_head: bool = False
     """Use the embedding as output head."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective depth)."""
+    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective
+    depth)."""
     use_cache: bool = True
     """Keep keys and values for the next call, outside training."""
 
@@ -112,11 +117,18 @@ class LoopedGPTConfig(PretrainedConfig):
         for name, hint in LoopedGPTConfig.__annotations__.items():
             choices = get_args(hint)
             if choices and all(isinstance(choice, str) for choice in choices) and getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} in the model's configuration: one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} in the model's configuration: one of {', '.join(choices)}"
+                )
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}")
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}"
+            )
         if self.num_attention_heads % self.kv_heads:
-            raise ValueError(f"num_attention_heads={self.num_attention_heads} is not divisible by num_key_value_heads={self.kv_heads}")
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not divisible "
+                f"by num_key_value_heads={self.kv_heads}"
+            )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_size={self.head_dim} must be even for rotary positions")
 
@@ -180,14 +192,15 @@ def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, to
         tokens: [b, s, d] embedded tokens of this call.
 
     Returns:
-        [b or 1, 1, s, past + s] True where a query may look, or None if it may look at itself and every token before it, and
-        the first query is the first token or the only one.
+        [b or 1, 1, s, past + s] True where a query may look, or None if it may look at itself and every token before
+        it, and the first query is the first token or the only one.
 
     Raises:
         ValueError: the mask covers another number of tokens.
     """
     num_new = tokens.shape[1]
-    has_spare_slots = cache is not None and cache.is_compileable  # a static cache hands out slots that are not filled yet
+    # a static cache hands out slots that are not filled yet
+    has_spare_slots = cache is not None and cache.is_compileable
     if attention_mask is None and (past == 0 or num_new == 1) and not has_spare_slots:
         return None
     keys = torch.arange(past + num_new, device=tokens.device)
@@ -196,7 +209,8 @@ def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, to
     if attention_mask is not None:
         if attention_mask.shape[-1] != len(keys):
             raise ValueError(
-                f"attention_mask has {attention_mask.shape[-1]} columns for {past} cached and {num_new} new tokens: give one for each"
+                f"attention_mask has {attention_mask.shape[-1]} columns for {past} cached "
+                f"and {num_new} new tokens: give one for each"
             )
         itself = keys == queries  # padding looks at itself: a query without keys has no softmax
         visible = visible & attention_mask.to(visible.device, torch.bool)[:, None] | itself
@@ -204,7 +218,8 @@ def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, to
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e]: [b, h, s, e]; mask as of `visibility`."""
+    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e]: [b, h, s, e]; mask as of
+    `visibility`."""
     groups = queries.shape[1] // keys.shape[1]
     is_causal = queries.shape[2] > 1 and mask is None  # in this order a plain bool, also under torch.compile
     if mask is not None and groups > 1:  # the fused kernels take a mask or grouped heads, not both
@@ -212,7 +227,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     if mask is not None and mask.dtype == torch.bool:
         mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))  # nobody looks at the spare slots of a static cache
     enable_gqa = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa
+    )
 
 
 class Attention(nn.Module):
@@ -239,13 +256,20 @@ class Attention(nn.Module):
             projected = norm(projected.unflatten(-1, (-1, norm.width))).flatten(-2)
         return projected.unflatten(-1, (-1, self.head_dim))
 
-    def forward(self, states: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, slot: int) -> Tensor:
+    def forward(
+        self, states: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, slot: int
+    ) -> Tensor:
         queries = self._heads(self.query(states), self.query_norm)
         keys = self._heads(self.key(states), self.key_norm)
         values = self._heads(self.value(states))
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)  # [b, h or g, s, e]
+        # [b, h or g, s, e]
+        queries, keys, values = (
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+        )
         if cache is not None:
             keys, values = cache.update(keys, values, slot)
         return self.output(attend(queries, keys, values, mask).transpose(1, 2).flatten(2))
@@ -257,7 +281,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: LoopedGPTConfig) -> None:
         super().__init__()
         has_bias = config.bias == "all"
-        self.gate = nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias) if config.activation == "swiglu" else None
+        self.gate = (
+            nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias) if config.activation == "swiglu" else None
+        )
         self.up = nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias)
         self.down = ResidualLinear(config.ffn_size, config.hidden_size, bias=has_bias)
 
@@ -268,7 +294,8 @@ class FeedForward(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or the norms outside, x += norm(attention(x))."""
+    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or the norms outside, x +=
+    norm(attention(x))."""
 
     def __init__(self, config: LoopedGPTConfig) -> None:
         super().__init__()
@@ -323,7 +350,8 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the training code does, but from torch's global generator; transformers skips what it has loaded."""
+        """Initialise as the training code does, but from torch's global generator; transformers skips what it has
+        loaded."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             is_residual = isinstance(module, ResidualLinear)
             scale = 1 / math.sqrt(2 * self.config.effective_depth()) if is_residual else 1
@@ -365,7 +393,8 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [b, s] tokens; with a cache, those after the cached ones.
-            attention_mask: [b, cached + s] 0 at padding; or [b or 1, 1, s, keys], True (or 0, added) where a query may look.
+            attention_mask: [b, cached + s] 0 at padding; or [b or 1, 1, s, keys], True (or 0, added) where a query may
+                look.
             position_ids: [b or 1, s]; by default counted within each row, padding left out.
             past_key_values: cache of earlier calls with the same `num_loops`, extended in place.
             inputs_embeds: [b, s, d] instead of `input_ids`.
@@ -381,8 +410,8 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             loss (mean over supervised tokens, if there are labels), logits [b, s, v], past_key_values, hidden_states.
 
         Raises:
-            ValueError: both or none of input_ids and inputs_embeds, a loop count below 1, a cache of another loop count, a mask
-                of another length, or a position past the learned table.
+            ValueError: both or none of input_ids and inputs_embeds, a loop count below 1, a cache of another loop
+                count, a mask of another length, or a position past the learned table.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -412,8 +441,11 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        cached: dict[str, Any] = {"past_key_values": past_key_values if use_cache else None}  # 5.24 takes this name undeclared
-        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached)
+        # 5.24 takes this name undeclared
+        cached: dict[str, Any] = {"past_key_values": past_key_values if use_cache else None}
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached
+        )
 
     def _run(
         self,
@@ -458,26 +490,35 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         num_positions = self.config.max_position_embeddings
         if not torch.compiler.is_compiling() and positions.max() >= num_positions:
             raise ValueError(
-                f"position {int(positions.max())} is past the {num_positions} learned positions: shorten the prompt or max_new_tokens"
+                f"position {int(positions.max())} is past the {num_positions} learned positions: "
+                "shorten the prompt or max_new_tokens"
             )
 
     def _check_cache(self, cache: Cache, num_loops: int) -> None:
-        if cache.is_compileable and transformers.__version__.startswith("4."):  # it would fill the same slot again and again
-            raise ValueError(f"a static cache needs transformers 5, this is {transformers.__version__}: use a DynamicCache")
+        # it would fill the same slot again and again
+        if cache.is_compileable and transformers.__version__.startswith("4."):
+            raise ValueError(
+                f"a static cache needs transformers 5, this is {transformers.__version__}: use a DynamicCache"
+            )
         depth = self.config.effective_depth(num_loops)
         num_filled = sum(layer.is_initialized for layer in cache.layers)  # type: ignore[union-attr]
         has_room = cache.layer_class_to_replicate is not None or len(cache.layers) >= depth
         if num_filled not in (0, depth) or not has_room:
             raise ValueError(
-                f"past_key_values has {num_filled or len(cache.layers)} entries, but num_loops={num_loops} applies {depth} layers: "
-                "a cache serves one loop count, start a new one"
+                f"past_key_values has {num_filled or len(cache.layers)} entries, "
+                f"but num_loops={num_loops} applies {depth} layers: a cache serves one loop count, start a new one"
             )
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Called by `generate`: its cache gets an entry for each layer application of the loop count in use."""
         user = self
         if model_kwargs.get("num_loops") is not None:
-            user = copy.copy(self)  # the cache is sized from the configuration of the model that asks; other threads may read ours
+            # the cache is sized from the configuration of the model that asks; other threads may read ours
+            user = copy.copy(self)
             user.config = copy.copy(self.config)
             user.config.num_loops = model_kwargs["num_loops"]
-        return super(LoopedGPTForCausalLM, user)._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[attr-defined]
+        return super(LoopedGPTForCausalLM, user)._prepare_cache_for_generation(
+            generation_config, model_kwargs, *args, **kwargs
+        )  # type: ignore[attr-defined]

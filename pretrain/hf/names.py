@@ -1,7 +1,7 @@
 """Names of weights: ours beside those of a published architecture, tensor by tensor.
 
-A rule says which tensors of ours one of theirs holds: laid end to end along their outputs, and transposed where theirs stores
-[inputs, outputs] (GPT-2). A looped model unrolled has the same tensors of ours under several of theirs.
+A rule says which tensors of ours one of theirs holds: laid end to end along their outputs, and transposed where theirs
+stores [inputs, outputs] (GPT-2). A looped model unrolled has the same tensors of ours under several of theirs.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,8 @@ _GPT2_LAYER = {
 }
 _LLAMA_ENDS = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 _GPT2_ENDS = {
-    "embedding": "transformer.wte", "position_embedding": "transformer.wpe", "final_norm": "transformer.ln_f", "head": "lm_head",
+    "embedding": "transformer.wte", "position_embedding": "transformer.wpe", "final_norm": "transformer.ln_f",
+    "head": "lm_head",
 }  # fmt: skip
 
 
@@ -107,7 +108,9 @@ def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: i
         joined: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         for weight in layer_weights(model):
             part, _, kind = weight.name.rpartition(".")
-            joined.setdefault(f"{stem}.{number}.{names[part]}.{kind}", []).append((f"{prefix}.{weight.name}", weight.shape))
+            joined.setdefault(f"{stem}.{number}.{names[part]}.{kind}", []).append(
+                (f"{prefix}.{weight.name}", weight.shape)
+            )
         for theirs, parts in joined.items():
             ours, shapes = zip(*parts, strict=True)
             rules.append(Rule(theirs=theirs, ours=ours, shapes=shapes, transposed=is_gpt2 and len(shapes[0]) == 2))

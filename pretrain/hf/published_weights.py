@@ -63,6 +63,10 @@ class PublishedWeights:
                 raise ValueError(f"{path}: this part of the weights is missing") from None
             except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-            except Exception as error:  # torch's unpickler has errors of its own, which are no subclass of anything narrower
-                raise ValueError(f"{path}: holds more than tensors, which is not read ({type(error).__name__})") from None
+            except (
+                Exception
+            ) as error:  # torch's unpickler has errors of its own, which are no subclass of anything narrower
+                raise ValueError(
+                    f"{path}: holds more than tensors, which is not read ({type(error).__name__})"
+                ) from None
         return self._open[name]

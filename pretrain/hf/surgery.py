@@ -1,8 +1,8 @@
 """Surgery: a looped model k⊗L from an unlooped one of prelude + k·L + coda layers, to be healed by further training.
 
-The first layers become the prelude, the last the coda; what is between is cut into L blocks of k layers. The loop block gets, tensor by
-tensor, the mean of the blocks or one of them. Everything outside the layers stays. (Bae et al. 2024, arXiv 2410.20672, compare such
-starts: there the mean and a pick of single layers are "average" and "stepwise".)
+The first layers become the prelude, the last the coda; what is between is cut into L blocks of k layers. The loop block
+gets, tensor by tensor, the mean of the blocks or one of them. Everything outside the layers stays. (Bae et al. 2024,
+arXiv 2410.20672, compare such starts: there the mean and a pick of single layers are "average" and "stepwise".)
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,14 @@ def loop_model(settings: SurgerySettings) -> list[str]:
         sources = _sources(name, config.model, settings, model.num_loops)
         weights[name] = _combine(reader, sources)
         source = sources[0] if len(sources) == 1 else f"mean of {', '.join(sources)}"
-        fates.append(Fate(what="mapped" if len(sources) == 1 else "made", target=name, source=source, detail=describe(shape, "float32")))
+        fates.append(
+            Fate(
+                what="mapped" if len(sources) == 1 else "made",
+                target=name,
+                source=source,
+                detail=describe(shape, "float32"),
+            )
+        )
     if settings.block is not None:
         used = {fate.source for fate in fates}
         for name, shape in our_weights(config.model, seq_len):
@@ -63,27 +70,32 @@ def loop_model(settings: SurgerySettings) -> list[str]:
     tokenizer = tokenizer_file(settings.source, config)
     made = run_config(settings.run, model, seq_len, config.train.precision, f"tokenizer{tokenizer.suffix}")
     what = "mean of the blocks" if settings.block is None else f"block {settings.block}"
-    shape = f"{model.num_loop_layers}⊗{model.num_loops} with {model.num_prelude_layers} layers before and {model.num_coda_layers} after"
-    title = f"{settings.run} <- {reader.path}: {shape}, loop block = {what}"
+    shape = f"{model.num_loop_layers}⊗{model.num_loops}"
+    around = f"{model.num_prelude_layers} layers before and {model.num_coda_layers} after"
+    title = f"{settings.run} <- {reader.path}: {shape} with {around}, loop block = {what}"
     totals = write_run(settings.run, made, tokenizer.read_bytes(), weights, fates, title)
     return [*(f"warning: {problem}" for problem in problems), f"{settings.run}: {shape}, {what}; {totals}"]
 
 
 def _looped_shape(model: ModelSection, settings: SurgerySettings) -> ModelSection:
     if model.num_loops > 1 or model.num_prelude_layers or model.num_coda_layers:
-        raise ValueError(f"{settings.source} is not an unlooped model: surgery begins with layers that all have weights of their own")
+        raise ValueError(
+            f"{settings.source} is not an unlooped model: surgery begins with layers that all have weights of their own"
+        )
     between = model.num_loop_layers - settings.num_prelude_layers - settings.num_coda_layers
     if between < settings.num_loop_layers or between % settings.num_loop_layers:
         raise ValueError(
-            f"{model.num_loop_layers} layers less {settings.num_prelude_layers} before and {settings.num_coda_layers} after the loop leave "
-            f"{between}, which are not whole blocks of {settings.num_loop_layers}"
+            f"{model.num_loop_layers} layers less {settings.num_prelude_layers} before and "
+            f"{settings.num_coda_layers} after the loop leave {between}, "
+            f"which are not whole blocks of {settings.num_loop_layers}"
         )
     num_loops = between // settings.num_loop_layers
     if settings.block is not None and not 0 <= settings.block < num_loops:
         raise ValueError(f"block {settings.block} of {num_loops} does not exist: they are numbered from 0")
     changes = {
         "num_prelude_layers": settings.num_prelude_layers, "num_loop_layers": settings.num_loop_layers,
-        "num_coda_layers": settings.num_coda_layers, "num_loops": num_loops, "loop_regulariser": LoopRegulariserSection(),
+        "num_coda_layers": settings.num_coda_layers, "num_loops": num_loops,
+        "loop_regulariser": LoopRegulariserSection(),
     }  # fmt: skip
     return model.model_copy(update=changes)
 

@@ -1,4 +1,5 @@
-"""A run of weights alone, as import and surgery make it. Sampling, evaluation, fine-tuning and `checkpoint.init_from` take it so."""
+"""A run of weights alone, as import and surgery make it. Sampling, evaluation, fine-tuning and `checkpoint.init_from`
+take it so."""
 
 import hashlib
 import shutil
@@ -35,7 +36,9 @@ def run_config(directory: Path, model: ModelSection, seq_len: int, precision: st
     )
 
 
-def write_run(directory: Path, config: RunConfig, tokenizer: bytes, weights: Mapping[str, Tensor], fates: list[Fate], title: str) -> str:
+def write_run(
+    directory: Path, config: RunConfig, tokenizer: bytes, weights: Mapping[str, Tensor], fates: list[Fate], title: str
+) -> str:
     """Write configuration, tokenizer, checkpoint of step 0 and report; all or nothing.
 
     Args:

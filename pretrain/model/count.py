@@ -1,16 +1,21 @@
 """Parameters and floating-point operations of the model, exactly, from its configuration alone (no torch).
 
-Parameters: the weights are listed by name and shape as `pretrain/model/gpt.py` builds them; a shared weight counts once.
+Parameters: the weights are listed by name and shape as `pretrain/model/gpt.py` builds them; a shared weight counts
+once.
 
-FLOPs: 2·m·n·k for a matrix product, so 2 for each weight of a linear layer and token, for *every application* of the shared block:
+FLOPs: 2·m·n·k for a matrix product, so 2 for each weight of a linear layer and token, for *every application* of the
+shared block:
 
-    layer    = 2·(weights of its matrices) + 4·s·h·e           a token; 2·s·h·e each for q·kᵀ and for the mixing of values (h heads of e)
+    layer    = 2·(weights of its matrices) + 4·s·h·e           a token; 2·s·h·e each for q·kᵀ and for the mixing of
+                                                               values (h heads of e)
     forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0
-    training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two operands
+    training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
+                                                               operands
 
-Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts and how MFU is
-usually stated (Chowdhery et al. 2022, appendix B). A fused kernel's second computation of the scores is its own affair and not counted,
-nor is anything that is no matrix product. The rule of thumb 6·N misses attention and, above all, counts a block once that runs L times.
+Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
+and how MFU is usually stated (Chowdhery et al. 2022, appendix B). A fused kernel's second computation of the scores is
+its own affair and not counted, nor is anything that is no matrix product. The rule of thumb 6·N misses attention and,
+above all, counts a block once that runs L times.
 """
 
 import math
@@ -98,8 +103,11 @@ def layer_weights(model: ModelSection) -> tuple[Weight, ...]:
     weights = [*_norm_weights("attention_norm", model), *_norm_weights("ffn_norm", model)]
     for name, shape in linears.items():
         weights.append(Weight(name=f"{name}.weight", shape=shape, is_split=True))
-        if model.bias == "all" or (model.bias == "qkv" and name in ("attention.query", "attention.key", "attention.value")):
-            is_into_stream = name in ("attention.output", "ffn.down")  # added after the sum over ranks, so every rank holds it
+        if model.bias == "all" or (
+            model.bias == "qkv" and name in ("attention.query", "attention.key", "attention.value")
+        ):
+            # added after the sum over ranks, so every rank holds it
+            is_into_stream = name in ("attention.output", "ffn.down")
             weights.append(Weight(name=f"{name}.bias", shape=shape[:1], is_split=not is_into_stream))
     if model.qk_norm != "none":
         widths = (model.head_dim, model.head_dim) if model.qk_norm == "head" else (q_width, kv_width)
@@ -117,7 +125,8 @@ def embedding_weights(model: ModelSection, seq_len: int) -> tuple[Weight, ...]:
 
 
 def final_weights(model: ModelSection) -> tuple[Weight, ...]:
-    """The final norm and the head. A tied head is listed too: the last of several pipeline stages holds a copy of the embedding."""
+    """The final norm and the head. A tied head is listed too: the last of several pipeline stages holds a copy of the
+    embedding."""
     return (*_norm_weights("final_norm", model), head_weight(model))
 
 
@@ -167,15 +176,17 @@ def forward_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | 
     return model.effective_depth(num_loops) * layer_flops(model, seq_len) + head_flops(model)
 
 
-def train_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | None = None, recompute: Recompute = "none") -> int:
+def train_flops_per_token(
+    model: ModelSection, seq_len: int, num_loops: int | None = None, recompute: Recompute = "none"
+) -> int:
     """Forward and backward FLOPs for one token.
 
     Args:
         model: shape of the model.
         seq_len: tokens per sequence.
         num_loops: loops actually run; the configuration's by default.
-        recompute: what the backward pass computes again. MFU and `train_flops` use "none", the work the model asks for; with the
-            run's own mode this is the work the machine does.
+        recompute: what the backward pass computes again. MFU and `train_flops` use "none", the work the model asks for;
+            with the run's own mode this is the work the machine does.
     """
     flops = 3 * forward_flops_per_token(model, seq_len, num_loops)
     if recompute == "none":
@@ -184,5 +195,6 @@ def train_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | No
     if recompute == "loop":
         layers -= model.num_prelude_layers + model.num_coda_layers
         units = layers // model.pass_layers
-    last_product = 2 * model.ffn_size * model.hidden_size  # a unit's last output is not needed again, so torch stops before it
+    # a unit's last output is not needed again, so torch stops before it
+    last_product = 2 * model.ffn_size * model.hidden_size
     return flops + layers * layer_flops(model, seq_len) - units * last_product

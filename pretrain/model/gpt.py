@@ -3,12 +3,13 @@
 Forward, top to bottom:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add` adds the
-   state before the loop);
+3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add`
+   adds the state before the loop);
 4. coda layers, final norm; then the head gives logits or the loss.
 
-A pipeline stage builds the same class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
-(`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its own weights.
+A pipeline stage builds the same class with its share of the layers (`Stage`); the ring calls the same methods piece by
+piece (`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its
+own weights.
 The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
 Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
 """
@@ -55,14 +56,19 @@ class LoopedGPT(nn.Module):
         seq_len: longest sequence, in tokens; rows of the learned position table.
         modules: plain or tensor-parallel building blocks.
         stage: the part to build; everything by default.
-        recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its part of one),
-            or every "layer".
+        recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its
+            part of one), or every "layer".
 
     Parameters carry global names whatever the stage: loop layer 5 is `loop.5` on the stage that holds it.
     """
 
     def __init__(
-        self, config: ModelSection, seq_len: int, modules: Modules = PLAIN, stage: Stage | None = None, recompute: str = "none"
+        self,
+        config: ModelSection,
+        seq_len: int,
+        modules: Modules = PLAIN,
+        stage: Stage | None = None,
+        recompute: str = "none",
     ) -> None:
         super().__init__()
         self.config, self.modules_used, self.recompute = config, modules, recompute
@@ -152,7 +158,9 @@ class LoopedGPT(nn.Module):
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
         return Context(batch=batch, rotary=rotary, mask=mask, cache=cache)
 
-    def begin(self, tokens: Tensor, context: Context, positions: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
+    def begin(
+        self, tokens: Tensor, context: Context, positions: Tensor | None = None, embeddings: Tensor | None = None
+    ) -> Tensor:
         """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop."""
         assert self.embedding is not None, "only the first stage embeds"
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
@@ -167,7 +175,8 @@ class LoopedGPT(nn.Module):
         return states
 
     def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
-        """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d] -> [t, d]."""
+        """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d]
+        -> [t, d]."""
         block = loop if self.config.num_blocks > 1 else 0
         numbers = self.stage.layers(self.config, block)
         slot = self.config.num_prelude_layers + loop * self.config.pass_layers + numbers.start % self.config.pass_layers
@@ -205,7 +214,7 @@ class LoopedGPT(nn.Module):
 
 
 def document_mask(segment_ids: Tensor) -> Tensor:
-    """[b, s] document numbers -> [b, 1, s, s] True where a query may look: earlier tokens of its own document, and itself."""
+    """[b, s] document numbers -> [b, 1, s, s] True where a query may look: earlier tokens of its document, itself."""
     seq = segment_ids.shape[1]
     causal = torch.ones(seq, seq, dtype=torch.bool, device=segment_ids.device).tril()
     return (causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))[:, None]

@@ -1,9 +1,10 @@
 """Initial weights: one place, a function of (seed, name of the tensor) alone.
 
-Every logical tensor is drawn whole from a generator of its own and then cut to the part this rank holds, so the weights do not
-depend on tensor, pipeline or data parallelism. Matrices are normal with `init_std`; projections into the residual stream
-(attention output, ffn down) are scaled by 1/sqrt(2·D), D the effective depth, because D layers add two terms each to the stream
-(Radford et al. 2019, section 2.3, with applications counted instead of layers). Norm weights are 1, biases 0.
+Every logical tensor is drawn whole from a generator of its own and then cut to the part this rank holds, so the weights
+do not depend on tensor, pipeline or data parallelism. Matrices are normal with `init_std`; projections into the
+residual stream (attention output, ffn down) are scaled by 1/sqrt(2·D), D the effective depth, because D layers add two
+terms each to the stream (Radford et al. 2019, section 2.3, with applications counted instead of layers). Norm weights
+are 1, biases 0.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
             shape = list(parameter.shape)
             if dim is not None:
                 shape[dim] *= size
-            drawn_as = "embedding.weight" if config.tied_head and name == "head.weight" else name  # equal on different pipeline stages
+            # equal on different pipeline stages
+            drawn_as = "embedding.weight" if config.tied_head and name == "head.weight" else name
             whole = draw(shape, seed, drawn_as) * (residual_std if is_residual else config.init_std)
             parameter.copy_(whole if dim is None else whole.chunk(size, dim)[rank])
 

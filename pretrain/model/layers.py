@@ -1,10 +1,12 @@
 """The transformer layer: attention and feed-forward, each behind a norm, on a residual stream. Single-device code.
 
-Legend: b batch, s positions of this call, t = b·s tokens, d hidden width, h heads held, g key/value heads held, e head width,
-f feed-forward width held. States are [t, d] so that tokens can be split over ranks (sequence parallelism, `modules.py`).
+Legend: b batch, s positions of this call, t = b·s tokens, d hidden width, h heads held, g key/value heads held, e head
+width, f feed-forward width held. States are [t, d] so that tokens can be split over ranks (sequence parallelism,
+`modules.py`).
 
-Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias; Touvron et al. 2023) and GPT-2 (LayerNorm,
-learned positions, GELU, bias; Radford et al. 2019). Attention is `scaled_dot_product_attention`: O(s²) work, O(s) memory.
+Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias; Touvron et al. 2023) and GPT-2
+(LayerNorm, learned positions, GELU, bias; Radford et al. 2019). Attention is `scaled_dot_product_attention`: O(s²)
+work, O(s) memory.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from pretrain.model.modules import Modules
 class KeyValueCache:
     """Keys and values of every application of every layer, in order of application; gradients flow through it.
 
-    A looped layer has one entry for each loop, so a cache serves one loop count. `length` is the number of cached positions.
+    A looped layer has one entry for each loop, so a cache serves one loop count. `length` counts the cached positions.
     """
 
     entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -41,7 +43,8 @@ class KeyValueCache:
         return keys, values
 
     def attend(self, slot: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too: [b, h, s, e]."""
+        """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too:
+        [b, h, s, e]."""
         return attend(queries, *self.extend(slot, keys, values), mask)
 
 
@@ -143,7 +146,8 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask: [b, h, s, e]."""
+    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask:
+    [b, h, s, e]."""
     if mask is None and queries.device.type == "cpu":
         return blocked_attention(queries, keys, values)
     return F.scaled_dot_product_attention(
@@ -158,7 +162,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.modules_used = modules
-        width, q_width, kv_width = config.hidden_size, config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
+        width, q_width, kv_width = (
+            config.hidden_size,
+            config.num_attention_heads * config.head_dim,
+            config.kv_heads * config.head_dim,
+        )
         self.query = modules.column(width, q_width, config.bias != "none")
         self.key = modules.column(width, kv_width, config.bias != "none")
         self.value = modules.column(width, kv_width, config.bias != "none")
@@ -181,7 +189,12 @@ class Attention(nn.Module):
         queries, keys = queries.view(heads), keys.view(heads)
         if context.rotary is not None:
             queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
-        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)  # [b, h or g, s, e]
+        # [b, h or g, s, e]
+        queries, keys, values = (
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+        )
         if context.cache is None:
             mixed = attend(queries, keys, values, context.mask)
         else:
@@ -208,7 +221,8 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x += norm(attention(x)), and so on."""
+    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
+    norm(attention(x)), and so on."""
 
     def __init__(self, config: ModelSection, modules: Modules) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The training loss: negative log-likelihood of the next token, with an optional z-loss, summed over supervised tokens.
 
-Sums, not means: the caller divides by the number of supervised tokens of the *global* batch, so that the loss and its gradients do
-not depend on how the batch is cut into ranks and micro-batches.
+Sums, not means: the caller divides by the number of supervised tokens of the *global* batch, so that the loss and its
+gradients do not depend on how the batch is cut into ranks and micro-batches.
 """
 
 import torch
@@ -21,7 +21,8 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
         z_loss_weight: weight of logsumexp(logits)² (PaLM, Chowdhery et al. 2022, section 5).
 
     Returns:
-        The sum to differentiate and the plain negative log-likelihood in it (detached), both scalars over supervised tokens.
+        The sum to differentiate and the plain negative log-likelihood in it (detached), both scalars over supervised
+        tokens.
     """
     flat = labels.reshape(-1)
     token_losses = model.modules_used.token_losses

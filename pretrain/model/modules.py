@@ -1,8 +1,8 @@
 """The building blocks a model takes from outside, so that it is written once as single-device code.
 
 `PLAIN` holds plain torch modules (tensor-parallel size 1); `pretrain/parallel/tensor.py` makes the same record from
-megatron-core's column-, row- and vocab-parallel ones. The model calls `enter` where replicated states meet split weights,
-and never asks on how many ranks it runs. The idea is Megatron's ModuleSpec; see also `pretrain/model/loss.py`.
+megatron-core's column-, row- and vocab-parallel ones. The model calls `enter` where replicated states meet split
+weights, and never asks on how many ranks it runs. The idea is Megatron's ModuleSpec; see also `pretrain/model/loss.py`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 class Modules:
     """Classes of layers and the few operations on states that tensor parallelism changes.
 
-    States are [tokens, width] with tokens = batch · seq, row-major; under sequence parallelism each rank holds its run of rows.
+    States are [tokens, width] with tokens = batch · seq, row-major; under sequence parallelism each rank holds its run
+    of rows.
     """
 
     size: int
@@ -29,7 +30,8 @@ class Modules:
     embedding: Callable[[int, int], nn.Module]
     """(rows, width) -> table of token embeddings, rows split over ranks."""
     enter: Callable[[Tensor], Tensor]
-    """[tokens held, width] -> [tokens, width]: into the region where weights are split; its gradient is summed over ranks."""
+    """[tokens held, width] -> [tokens, width]: into the region where weights are split; its gradient is summed over
+    ranks."""
     scatter: Callable[[Tensor], Tensor]
     """[tokens, width] -> [tokens held, width]: this rank's rows, under sequence parallelism."""
     gather_columns: Callable[[Tensor], Tensor]
@@ -37,12 +39,14 @@ class Modules:
     sum: Callable[[Tensor], Tensor]
     """Sum over tensor-parallel ranks; the gradient passes unchanged."""
     sum_shared: Callable[[Tensor], Tensor]
-    """Sum over tensor-parallel ranks that each use the result for weights of their own, so that its gradient is summed too."""
+    """Sum over tensor-parallel ranks that each use the result for weights of their own, so that its gradient is summed
+    too."""
     split_vector: Callable[[int], nn.Parameter]
     """(entries) -> one weight for each output of a column layer, split as they are."""
     token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     """None where the head is whole, and head and loss are done in one (`head_loss.py`). Otherwise
-    (logits [tokens, vocabulary held], labels [tokens]) -> (negative log-likelihood, logsumexp), each [tokens], fp32 or wider."""
+    (logits [tokens, vocabulary held], labels [tokens]) -> (negative log-likelihood, logsumexp), each [tokens], fp32 or
+    wider."""
 
 
 class Embedding(nn.Module):

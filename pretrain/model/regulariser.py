@@ -1,11 +1,12 @@
-"""The loop regulariser: pulls successive blocks of an unlooped model together (Saunshi et al. 2025, section 4, eq. 3 and 4).
+"""The loop regulariser: pulls successive blocks of an unlooped model together (Saunshi et al. 2025, section 4, eq. 3
+and 4).
 
-For each kind G of weight matrix: R_G = mean over layers i of cos(W_G^(i), W_G^(i+k)), k the block size. The paper prints
-loss + λ·mean_G R_G, which would push the blocks apart; its text wants them together (λ -> ∞ is a looped model). So the loss gains
-λ · mean_G mean_i (1 - cos), which is 0 for a looped model and has the gradient of -λ·mean cos.
+For each kind G of weight matrix: R_G = mean over layers i of cos(W_G^(i), W_G^(i+k)), k the block size. The paper
+prints loss + λ·mean_G R_G, which would push the blocks apart; its text wants them together (λ -> ∞ is a looped model).
+So the loss gains λ · mean_G mean_i (1 - cos), which is 0 for a looped model and has the gradient of -λ·mean cos.
 
-Layers i and i+k lie on the same pipeline stage (`Stage.layers`), so a stage sums its own pairs and only tensor parallelism has to
-reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
+Layers i and i+k lie on the same pipeline stage (`Stage.layers`), so a stage sums its own pairs and only tensor
+parallelism has to reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
 """
 
 from typing import Any

@@ -2,10 +2,10 @@
 
 Steps count from 0, so t = step + 1 updates are done once a step is. In units of the peak:
 
-1. Warm-up, t <= warmup_steps: t / warmup_steps. The first step already moves, the last step of the warm-up is at the peak.
-2. After it the rate falls from 1 to min_lr_ratio, which the last step of the run reaches exactly. With p the share of the fall that is
-   done: cosine (1 + cos πp) / 2 and linear 1 - p, over all the remaining steps; wsd (warm-up, stable, decay; arXiv 2404.06395) stays at 1
-   and is linear over the last decay_steps; constant stays at 1.
+1. Warm-up, t <= warmup_steps: t / warmup_steps. The first step already moves, the last step of warm-up is at the peak.
+2. After it the rate falls from 1 to min_lr_ratio, which the last step of the run reaches exactly. With p the share of
+   the fall that is done: cosine (1 + cos πp) / 2 and linear 1 - p, over all the remaining steps; wsd (warm-up, stable,
+   decay; arXiv 2404.06395) stays at 1 and is linear over the last decay_steps; constant stays at 1.
 
 Nothing is remembered between steps: a resumed run gets the rates of an uninterrupted one.
 """

@@ -1,13 +1,14 @@
 """The loop count of a step as a function of (seed, step) alone.
 
-No generator object is kept and no rank enters: every rank computes the same count, on any layout and after any resume. The draws come
-from a keyed hash and plain arithmetic, not from a library's random generator, whose streams may change between its versions.
+No generator object is kept and no rank enters: every rank computes the same count, on any layout and after any resume.
+The draws come from a keyed hash and plain arithmetic, not from a library's random generator, whose streams may change
+between its versions.
 
 - fixed: model.num_loops.
 - uniform: each count in [minimum, maximum] equally likely.
-- poisson_lognormal (Huginn, arXiv 2502.05171, section 3.3): rate = exp(Normal(log m - sigma²/2, sigma)), so that E[rate] = m;
-  count = 1 + Poisson(rate), with m = model.num_loops - 1, so that E[count] = model.num_loops; then cut to [minimum, maximum]. The cut
-  moves the mean a little when much of the tail lies outside.
+- poisson_lognormal (Huginn, arXiv 2502.05171, section 3.3): rate = exp(Normal(log m - sigma²/2, sigma)), so that
+  E[rate] = m; count = 1 + Poisson(rate), with m = model.num_loops - 1, so that E[count] = model.num_loops; then cut to
+  [minimum, maximum]. The cut moves the mean a little when much of the tail lies outside.
 """
 
 import hashlib
@@ -54,7 +55,8 @@ def _unit(bits: int) -> float:
 
 
 def _poisson(log_rate: float, uniform: float, largest: int) -> int:
-    """The `uniform` quantile of a Poisson distribution, cut to `largest`: the first count whose cumulative probability reaches it."""
+    """The `uniform` quantile of a Poisson distribution, cut to `largest`: the first count whose cumulative probability
+    reaches it."""
     cumulative = 0.0
     for count in range(largest):
         cumulative += math.exp(count * log_rate - math.exp(log_rate) - math.lgamma(count + 1))

@@ -1,4 +1,5 @@
-"""Which optimizer, with which settings, on which parameters. How it is spread over ranks: `pretrain/parallel/optimizer.py`."""
+"""Which optimizer, with which settings, on which parameters. How it is spread over ranks:
+`pretrain/parallel/optimizer.py`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,8 @@ from pretrain.config.run import OptimizerSection
 
 
 def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerSection) -> list[dict[str, Any]]:
-    """Split named parameters into matrices, which decay, and the rest (norms, biases, learned positions), which do not."""
+    """Split named parameters into matrices, which decay, and the rest (norms, biases, learned positions), which do
+    not."""
     decay, rest = [], []
     for name, parameter in parameters:
         (decay if parameter.dim() > 1 and not name.startswith("position_embedding") else rest).append(parameter)

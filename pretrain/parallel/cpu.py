@@ -1,9 +1,9 @@
 """Lets megatron-core run on a machine without a GPU.
 
-megatron-core 0.16.1 names CUDA in a handful of places: the current device, factory calls with `device="cuda"`, `synchronize`, and a
-test of `parameter.type()` against CUDA type names. Where there is no GPU, the modules listed here see a stand-in under the name
-`torch` that answers those with the CPU and passes everything else on to torch. Nothing outside these modules is touched, so the
-model itself pays nothing.
+megatron-core 0.16.1 names CUDA in a handful of places: the current device, factory calls with `device="cuda"`,
+`synchronize`, and a test of `parameter.type()` against CUDA type names. Where there is no GPU, the modules listed here
+see a stand-in under the name `torch` that answers those with the CPU and passes everything else on to torch. Nothing
+outside these modules is touched, so the model itself pays nothing.
 """
 
 import importlib
@@ -72,7 +72,8 @@ def use_cpu() -> None:
 
 @contextmanager
 def cuda_type_names() -> Iterator[None]:
-    """While open and without a GPU, `tensor.type()` names the CUDA type, which the distributed optimizer's constructor tests."""
+    """While open and without a GPU, `tensor.type()` names the CUDA type, which the distributed optimizer's constructor
+    tests."""
     original = torch.Tensor.type
 
     def named(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

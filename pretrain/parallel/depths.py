@@ -1,13 +1,14 @@
-"""All depths in one pass: batches go round the ring without a backward pass, as often as the deepest loop count asks for, and are
-looked at on the way.
+"""All depths in one pass: batches go round the ring without a backward pass, as often as the deepest loop count asks
+for, and are looked at on the way.
 
-The states after loop l, through coda and final norm, are those of the model run with l loops. So all loop counts cost the deepest one,
-plus a coda and a head each.
+The states after loop l, through coda and final norm, are those of the model run with l loops. So all loop counts cost
+the deepest one, plus a coda and a head each.
 
-Stage p works on batch after batch of a loop, then on the next loop: it takes states from stage p-1 (stage 0 from the last one) and
-sends what it makes onward. Messages of a pair of ranks arrive in the order in which they were sent, so with as many batches as stages no
-stage waits but at the begin and end. The way back from the last stage to the first has a process group of its own: with two stages it is
-the same pair of ranks, and NCCL works off the messages of a group one by one, so one direction could wait for the other for ever.
+Stage p works on batch after batch of a loop, then on the next loop: it takes states from stage p-1 (stage 0 from the
+last one) and sends what it makes onward. Messages of a pair of ranks arrive in the order in which they were sent, so
+with as many batches as stages no stage waits but at the begin and end. The way back from the last stage to the first
+has a process group of its own: with two stages it is the same pair of ranks, and NCCL works off the messages of a group
+one by one, so one direction could wait for the other for ever.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +56,8 @@ class DepthRing:
 
     @torch.no_grad()
     def run(self, batches: Sequence[Batch], loops: Sequence[int], visit: Visit) -> None:
-        """Take batches through the deepest of `loops`; on the last stage, `visit` sees each at each loop count. Collective over stages.
+        """Take batches through the deepest of `loops`; on the last stage, `visit` sees each at each loop count.
+        Collective over stages.
 
         Args:
             batches: the same on every stage.
@@ -66,7 +68,13 @@ class DepthRing:
         assert len(loops) == 1 or all(batch.cache is None for batch in batches), "a cache serves one loop count"
         asked = {model.num_passes(num_loops): num_loops for num_loops in loops}
         contexts = [
-            model.context(batch.tokens, positions=batch.positions, mask=batch.mask, segment_ids=batch.segment_ids, cache=batch.cache)
+            model.context(
+                batch.tokens,
+                positions=batch.positions,
+                mask=batch.mask,
+                segment_ids=batch.segment_ids,
+                cache=batch.cache,
+            )
             for batch in batches
         ]
         starts: list[Tensor] = []
@@ -85,7 +93,9 @@ class DepthRing:
         for work in sent:
             work.wait()
 
-    def _enter(self, batch: Batch, context: Context, loop: int, number: int, starts: list[Tensor], kept: list[Tensor]) -> Tensor:
+    def _enter(
+        self, batch: Batch, context: Context, loop: int, number: int, starts: list[Tensor], kept: list[Tensor]
+    ) -> Tensor:
         """The states with which this stage begins a loop."""
         model = self.model
         if loop == 0 and model.stage.is_first:
@@ -96,7 +106,9 @@ class DepthRing:
             states = kept[number]
         else:
             weight = next(model.parameters())
-            states = torch.empty(batch.tokens.numel() // self.split, model.config.hidden_size, dtype=weight.dtype, device=weight.device)
+            states = torch.empty(
+                batch.tokens.numel() // self.split, model.config.hidden_size, dtype=weight.dtype, device=weight.device
+            )
             if model.stage.is_first:
                 dist.recv(states, group=self.back, group_src=1)
             else:

@@ -4,9 +4,10 @@ A step:
 1. count the supervised tokens of the global batch (one number over the data-parallel ranks);
 2. run the micro-batches round the ring, forward and backward (`ring.py`);
 3. add the gradient of the loop regulariser, which needs no data;
-4. sum gradients: of replicated weights under sequence parallelism over the tensor ranks, of a tied head over first and last stage,
-   then of everything over the data-parallel ranks;
-5. agree, in one small all-reduce, on loss, gradient norm, finiteness and wishes to stop; skip the update if anything is not finite;
+4. sum gradients: of replicated weights under sequence parallelism over the tensor ranks, of a tied head over first and
+   last stage, then of everything over the data-parallel ranks;
+5. agree, in one small all-reduce, on loss, gradient norm, finiteness and wishes to stop; skip the update if anything is
+   not finite;
 6. clip and update.
 
 CPU with gloo and GPU with NCCL run the same code; one process is a world of one.
@@ -90,7 +91,8 @@ class Engine:
             rows: [n, s + 1] token rows of this data-parallel rank, n = micro-batches · train.micro_batch.
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
-            wish: gives this rank's wish to stop, 0 for none; asked when the gradients are there, so that a signal during the step counts.
+            wish: gives this rank's wish to stop, 0 for none; asked when the gradients are there, so that a signal
+                during the step counts.
 
         Returns:
             The agreed result.
@@ -98,13 +100,19 @@ class Engine:
         micro_batches = self.micro_batches(rows)
         num_supervised = self._num_supervised(micro_batches)
         self.optimizer.zero_grad()
-        nll = self.ring.run(micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight)
+        nll = self.ring.run(
+            micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight
+        )
         regularisation = self._add_regularisation()
         self._reduce_replicated()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         owns_weights = self.groups.is_model_copy and self.groups.tensor.rank() == 0
-        parts = [nll if self._owns_loss else zero, regularisation if owns_weights else zero, self.optimizer.squared_norm()]
+        parts = [
+            nll if self._owns_loss else zero,
+            regularisation if owns_weights else zero,
+            self.optimizer.squared_norm(),
+        ]
         (loss, regularisation, squared_norm), code = self._agree(parts, wish())
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
         skipped = not (torch.isfinite(torch.tensor([loss, regularisation, grad_norm])).all())
@@ -112,20 +120,24 @@ class Engine:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
             self.num_updates += 1
-        return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped, stop_code=code)
+        return StepResult(
+            loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped, stop_code=code
+        )
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, loops: Sequence[int], wish: Callable[[], int] = lambda: 0) -> tuple[list[float], int, int]:
+    def evaluate(
+        self, rows: Tensor, loops: Sequence[int], wish: Callable[[], int] = lambda: 0
+    ) -> tuple[list[float], int, int]:
         """Score rows at several loop counts, without training.
 
         Args:
-            rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding and not scored.
+            rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding.
             loops: loop counts, all different.
             wish: as in `train_step`.
 
         Returns:
-            Negative log-likelihood summed over the rows of all ranks in nats, for each loop count; number of supervised tokens; agreed
-            stop code.
+            Negative log-likelihood summed over the rows of all ranks in nats, for each loop count; number of supervised
+            tokens; agreed stop code.
         """
         micro_batches = self.micro_batches(rows)
         num_supervised = int(self._num_supervised(micro_batches).item())
@@ -134,7 +146,9 @@ class Engine:
         def visit(number: int, num_loops: int, states: Tensor) -> None:
             sums[loops.index(num_loops)] += loss_sums(self.model, states, micro_batches[number].labels)[1]
 
-        batches = [Batch(tokens=each.tokens, positions=each.positions, segment_ids=each.segment_ids) for each in micro_batches]
+        batches = [
+            Batch(tokens=each.tokens, positions=each.positions, segment_ids=each.segment_ids) for each in micro_batches
+        ]
         self.depths.run(batches, loops, visit)
         if not self._owns_loss:
             sums.zero_()
@@ -189,14 +203,17 @@ class Engine:
 
     def _reduce_replicated(self) -> None:
         """Gradients that the data-parallel reduction does not complete."""
-        # Norms of heads saw this rank's heads only. Under sequence parallelism norms and row biases saw this rank's tokens only, but not
-        # learned positions, which are added before the tokens are cut.
+        # Norms of heads saw this rank's heads only. Under sequence parallelism norms and row biases saw this rank's
+        # tokens only, but not learned positions, which are added before the tokens are cut.
         sequence = self.megatron.sequence_parallel
         partial = [
             main_grad(parameter)
             for name, parameter in self.model.named_parameters()
             if partition_dim(parameter) is None
-            and (name.endswith(("query_norm.weight", "key_norm.weight")) or (sequence and not name.startswith("position_embedding")))
+            and (
+                name.endswith(("query_norm.weight", "key_norm.weight"))
+                or (sequence and not name.startswith("position_embedding"))
+            )
         ]
         if partial and self.groups.tensor.size() > 1:
             flat = torch.cat([gradient.flatten() for gradient in partial])
@@ -221,7 +238,7 @@ class Engine:
         return sums, max(code for code, count in enumerate(counts) if count)
 
     def _mark_tied_head(self) -> None:
-        """With several stages the last one has a copy of the embedding as its head; the first stage counts and saves it."""
+        """With several stages the last has a copy of the embedding as its head; the first stage counts and saves it."""
         if self.config.model.tied_head and self.model.head is not None and self.model.embedding is None:
             self._tied_weight().shared = True  # type: ignore[attr-defined]
 

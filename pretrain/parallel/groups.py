@@ -1,7 +1,7 @@
 """Process groups: which rank holds which part of the model, and whom it talks to.
 
-Ranks are numbered with the tensor axis fastest, then data, then pipeline, as in Megatron: tensor-parallel neighbours, which talk
-most, share a node. Groups are made once and handed on; nothing fetches them from a global.
+Ranks are numbered with the tensor axis fastest, then data, then pipeline, as in Megatron: tensor-parallel neighbours,
+which talk most, share a node. Groups are made once and handed on; nothing fetches them from a global.
 """
 
 import os
@@ -28,7 +28,8 @@ class Groups:
     alone: ProcessGroup
     """This rank only; stands for the axes that are not used (context parallelism)."""
     tied: ProcessGroup | None
-    """First and last pipeline stage of this rank's column, in this order, if this is one of the two and there are several stages."""
+    """First and last pipeline stage of this rank's column, in this order, if this is one of the two and there are
+    several stages."""
     device: torch.device
 
     @property
@@ -59,14 +60,18 @@ def world_from_environment() -> tuple[int, int, int]:
 
 
 def start_world(timeout_minutes: float = 30.0) -> torch.device:
-    """Join the default process group (NCCL on GPUs, gloo on CPUs; a process alone is a world of one) and choose the device."""
+    """Join the default process group (NCCL on GPUs, gloo on CPUs; a lone process is a world) and choose the device."""
     rank, size, local = world_from_environment()
-    device = torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes))
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes)
+    )
     return device
 
 

@@ -1,13 +1,14 @@
 """Optimizers over ranks: how gradients are reduced, normed and applied, and what of it a checkpoint holds.
 
-`ShardedAdamW` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered over the
-data-parallel ranks, each updates its flat share of the fp32 weights with fused AdamW, and the weights are all-gathered.
-`ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole matrices (tensor-parallel
-parts are gathered first, so the result does not depend on the layout), and for fp64, which the distributed optimizer does not know.
+`ShardedAdamW` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered
+over the data-parallel ranks, each updates its flat share of the fp32 weights with fused AdamW, and the weights are
+all-gathered. `ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole
+matrices (tensor-parallel parts are gathered first, so the result does not depend on the layout), and for fp64, which
+the distributed optimizer does not know.
 
-Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over micro-batches
-and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums, not means: the loss is
-already divided by the tokens of the global batch.
+Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over
+micro-batches and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums,
+not means: the loss is already divided by the tokens of the global batch.
 """
 
 from abc import ABC, abstractmethod
@@ -42,7 +43,9 @@ class ParallelOptimizer(ABC):
             expt_dp=groups.alone, intra_expt_dp=groups.alone, ep=groups.alone, intra_dist_opt=groups.data,
         )  # fmt: skip
         ddp_config = DistributedDataParallelConfig(
-            use_distributed_optimizer=shard, grad_reduce_in_fp32=config.params_dtype != torch.float64, overlap_grad_reduce=False
+            use_distributed_optimizer=shard,
+            grad_reduce_in_fp32=config.params_dtype != torch.float64,
+            overlap_grad_reduce=False,
         )
         self.ddp = DistributedDataParallel(config, ddp_config, model, pg_collection=collection)
 
@@ -57,7 +60,8 @@ class ParallelOptimizer(ABC):
 
     @abstractmethod
     def squared_norm(self) -> Tensor:
-        """This rank's part of the squared gradient norm, fp64 scalar; the sum over all ranks is the whole, each weight counted once."""
+        """This rank's part of the squared gradient norm, fp64 scalar; the sum over all ranks is the whole, each weight
+        counted once."""
 
     @abstractmethod
     def step(self, lr: float, gradient_scale: float) -> None:
@@ -65,7 +69,8 @@ class ParallelOptimizer(ABC):
 
     @abstractmethod
     def pieces(self, for_saving: bool) -> list[Piece]:
-        """The fp32 (or wider) weights and the optimizer's state as views; for saving only those that no other rank saves."""
+        """The fp32 (or wider) weights and the optimizer's state as views; for saving only those that no other rank
+        saves."""
 
     @abstractmethod
     def finish_loading(self, num_updates: int) -> None:
@@ -95,8 +100,8 @@ class ShardedAdamW(ParallelOptimizer):
         super().__init__(model, config, groups, shard=True)
         inner = make_optimizer(parameter_groups(model.named_parameters(), settings), settings)
         megatron_config = OptimizerConfig(
-            optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16, params_dtype=config.params_dtype,
-            use_distributed_optimizer=True,
+            optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16,
+            params_dtype=config.params_dtype, use_distributed_optimizer=True,
         )  # fmt: skip
         for group in inner.param_groups:
             group["is_expert_parallel"] = False
@@ -120,12 +125,15 @@ class ShardedAdamW(ParallelOptimizer):
         for _, shard in self.shards:  # fused AdamW would make the same at its first step; a load needs it before
             zeros = torch.zeros_like(shard, dtype=torch.float32)
             self.inner.state[shard] = {
-                "step": torch.zeros((), dtype=torch.float32, device=shard.device), "exp_avg": zeros, "exp_avg_sq": zeros.clone(),
+                "step": torch.zeros((), dtype=torch.float32, device=shard.device), "exp_avg": zeros,
+                "exp_avg_sq": zeros.clone(),
             }  # fmt: skip
 
     def squared_norm(self) -> Tensor:
         self.sharded.prepare_grads()
-        return _squared_norm([shard.grad for parameter, shard in self.shards if self.is_counted(parameter)], self.groups.device)
+        return _squared_norm(
+            [shard.grad for parameter, shard in self.shards if self.is_counted(parameter)], self.groups.device
+        )
 
     def step(self, lr: float, gradient_scale: float) -> None:
         if gradient_scale != 1.0:
@@ -140,7 +148,11 @@ class ShardedAdamW(ParallelOptimizer):
                 continue
             start = self.sharded._get_model_param_range_map(parameter)["param"].start
             state = self.inner.state[shard]
-            for prefix, tensor in (("weights", shard.detach()), ("exp_avg", state["exp_avg"]), ("exp_avg_sq", state["exp_avg_sq"])):
+            for prefix, tensor in (
+                ("weights", shard.detach()),
+                ("exp_avg", state["exp_avg"]),
+                ("exp_avg_sq", state["exp_avg_sq"]),
+            ):
                 found.append(part_piece(f"{prefix}/{self.names[parameter]}", parameter, tensor, self.groups, start))
         return found
 
@@ -158,7 +170,9 @@ class ReplicatedOptimizer(ParallelOptimizer):
     def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
         super().__init__(model, config, groups, shard=False)
         wide = torch.promote_types(config.params_dtype, torch.float32)
-        self.wholes = [(parameter, nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))) for parameter in self.names]
+        self.wholes = [
+            (parameter, nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))) for parameter in self.names
+        ]
         named = ((self.names[parameter], whole) for parameter, whole in self.wholes)
         self.inner = make_optimizer(parameter_groups(named, settings), settings)
 
@@ -196,7 +210,8 @@ class ReplicatedOptimizer(ParallelOptimizer):
             self._copy_to_model()
 
     def _fill_state(self) -> None:
-        """Before its first step the optimizer has no state; a step of zero gradient and zero rate on a copy shows what it will hold."""
+        """Before its first step the optimizer has no state; a step of zero gradient and zero rate on a copy shows what
+        it will hold."""
         if self.inner.state:
             return
         kept = [whole.detach().clone() for _, whole in self.wholes]

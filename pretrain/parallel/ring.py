@@ -1,16 +1,20 @@
 """The ring: loops are virtual pipeline stages, and all loops of a stage are views of the same parameters.
 
-Stage p of P owns 1/P of the loop block; a micro-batch goes round the stages once for each loop. This is Megatron's interleaved 1F1B
-schedule (Narayanan et al. 2021, arXiv 2104.04473, section 2.2) with one model chunk per loop, except that the chunks share their
-weights. Embedding and prelude run in chunk 0 of stage 0; coda, norm, head and loss in the last chunk of the last stage.
+Stage p of P owns 1/P of the loop block; a micro-batch goes round the stages once for each loop. This is Megatron's
+interleaved 1F1B schedule (Narayanan et al. 2021, arXiv 2104.04473, section 2.2) with one model chunk per loop, except
+that the chunks share their weights. Embedding and prelude run in chunk 0 of stage 0; coda, norm, head and loss in the
+last chunk of the last stage.
 
-No weight is copied, no gradient of a shared weight is exchanged between stages, and the idle share of the pipeline falls from
-(P-1)/(M+P-1) to (P-1)/(L·M+P-1), paid for with L times as many messages. L may change from step to step: chunks are made per call.
+No weight is copied, no gradient of a shared weight is exchanged between stages, and the idle share of the pipeline
+falls from (P-1)/(M+P-1) to (P-1)/(L·M+P-1), paid for with L times as many messages. L may change from step to step:
+chunks are made per call.
 
 Facts of megatron-core 0.16.1 that shape this file:
-- with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions mix, so the
-  interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other way round;
-- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in `pretrain.plan.plan.group_size`.
+- with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions
+  mix, so the interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other
+  way round;
+- any M >= P works if the group of micro-batches that run through a chunk together is chosen as in
+  `pretrain.plan.plan.group_size`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,8 +39,8 @@ from pretrain.plan.plan import group_size
 class _Injection:
     """The states before the loop of each micro-batch, kept on the first stage for `input_injection: add`.
 
-    The chunks of a stage have backward passes of their own, the later loops' first. A later loop uses a detached copy, whose
-    gradient collects here and joins the gradient of the original when chunk 0 runs backward.
+    The chunks of a stage have backward passes of their own, the later loops' first. A later loop uses a detached copy,
+    whose gradient collects here and joins the gradient of the original when chunk 0 runs backward.
     """
 
     def __init__(self) -> None:
@@ -48,7 +52,8 @@ class _Injection:
 
 
 class _JoinGradient(torch.autograd.Function):
-    """Identity; backward adds the gradient that a detached copy has collected. The copy is no input: it must not wait for this."""
+    """Identity; backward adds the gradient that a detached copy has collected. The copy is no input: it must not wait
+    for this."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, copies: dict[int, Tensor], micro_batch: int) -> Tensor:
@@ -63,7 +68,9 @@ class _JoinGradient(torch.autograd.Function):
 class Chunk(nn.Module):
     """One loop on one stage; owns no parameters."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, injection: _Injection) -> None:
+    def __init__(
+        self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, injection: _Injection
+    ) -> None:
         super().__init__()
         self.model_type = ModelType.encoder_or_decoder
         self.vp_stage = loop if num_passes > 1 else None
@@ -78,7 +85,8 @@ class Chunk(nn.Module):
         self.received = tensor[0] if isinstance(tensor, list) else tensor
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Run this loop on one micro-batch: final states on the last stage's last chunk, else [t, 1, d] states for the next stage."""
+        """Run this loop on one micro-batch: final states on the last stage's last chunk, else [t, 1, d] states for the
+        next stage."""
         (model,) = self._stage
         context = model.context(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
         injects = model.config.input_injection == "add" and model.stage.is_first and self.num_passes > 1
@@ -129,12 +137,7 @@ class Ring:
         )
 
     def run(
-        self,
-        micro_batches: Sequence[Inputs],
-        num_loops: int,
-        *,
-        num_supervised: Tensor,
-        z_loss_weight: float = 0.0,
+        self, micro_batches: Sequence[Inputs], num_loops: int, *, num_supervised: Tensor, z_loss_weight: float = 0.0
     ) -> Tensor:
         """One trip of all micro-batches, forward and backward.
 
@@ -145,7 +148,8 @@ class Ring:
             z_loss_weight: see `loss_sums`.
 
         Returns:
-            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 but on the last stage.
+            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 but on the last
+                stage.
 
         Raises:
             ValueError: fewer micro-batches than stages.

@@ -1,4 +1,5 @@
-"""This rank's stage of the model: built of plain or tensor-parallel modules, filled from a checkpoint where nothing is trained."""
+"""This rank's stage of the model: built of plain or tensor-parallel modules, filled from a checkpoint where nothing is
+trained."""
 
 import warnings
 

@@ -1,7 +1,8 @@
 """Tensor-parallel building blocks of the model, from megatron-core: the other side of `pretrain/model/modules.py`.
 
-Where replicated states meet split weights the model calls `enter` once (not once for each of query, key and value), so a layer costs
-two all-reduces forward and two backward, or as many all-gathers and reduce-scatters under sequence parallelism
+Where replicated states meet split weights the model calls `enter` once (not once for each of query, key and value), so
+a layer costs two all-reduces forward and two backward, or as many all-gathers and reduce-scatters under sequence
+parallelism
 (Shoeybi et al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
 """
 
@@ -52,13 +53,22 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
     sequence = config.sequence_parallel
 
     def column(inputs: int, outputs: int, bias: bool) -> nn.Module:
-        layer = _Column(inputs, outputs, config=local, init_method=_no_init, bias=bias, disable_grad_reduce=True, tp_group=group)
+        layer = _Column(
+            inputs, outputs, config=local, init_method=_no_init, bias=bias, disable_grad_reduce=True, tp_group=group
+        )
         set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
         return layer
 
     def row(inputs: int, outputs: int, bias: bool) -> nn.Module:
         layer = _Row(
-            inputs, outputs, config=config, init_method=_no_init, bias=bias, input_is_parallel=True, skip_bias_add=False, tp_group=group
+            inputs,
+            outputs,
+            config=config,
+            init_method=_no_init,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=group,
         )
         set_tensor_model_parallel_attributes(layer.weight, True, 1, 1)
         return layer
@@ -74,14 +84,18 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
         return weight
 
     def sum_shared(values: Tensor) -> Tensor:
-        return copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(values, group=group), group=group)
+        return copy_to_tensor_model_parallel_region(
+            reduce_from_tensor_model_parallel_region(values, group=group), group=group
+        )
 
     return Modules(
         size=group.size(),
         column=column,
         row=row,
         embedding=embedding,
-        enter=partial(gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group),
+        enter=partial(
+            gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group
+        ),
         scatter=partial(scatter_to_sequence_parallel_region, group=group) if sequence else PLAIN.scatter,
         gather_columns=partial(gather_from_tensor_model_parallel_region, group=group),
         sum=partial(reduce_from_tensor_model_parallel_region, group=group),
@@ -96,7 +110,8 @@ def _no_init(weight: Tensor) -> None:
 
 
 def _token_losses(logits: Tensor, labels: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and logsumexp [tokens] of logits [tokens, vocabulary / ranks]; a label of -100 gives 0 loss."""
+    """Negative log-likelihood and logsumexp [tokens] of logits [tokens, vocabulary / ranks]; a label of -100 gives 0
+    loss."""
     wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     largest = wide.detach().amax(dim=-1)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)

@@ -1,19 +1,22 @@
 """The dry run: what a configuration costs on a number of ranks, computed without a process group, a GPU or torch.
 
-Pipeline. A stage visits L chunks (loops) for each of M micro-batches, so it works L·M visits, forward and backward. The first visit
-reaches the last stage after P-1 others, and the last gradient comes back as late: a step takes L·M + P-1 visits, of which P-1 are
-idle. Idle share = (P-1)/(L·M + P-1), if all visits take equally long; prelude, coda and head make them unequal, see `balance`.
+Pipeline. A stage visits L chunks (loops) for each of M micro-batches, so it works L·M visits, forward and backward. The
+first visit reaches the last stage after P-1 others, and the last gradient comes back as late: a step takes L·M + P-1
+visits, of which P-1 are idle. Idle share = (P-1)/(L·M + P-1), if all visits take equally long; prelude, coda and head
+make them unequal, see `balance`.
 
 Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 4)):
 
     weights p, gradients w (one buffer over micro-batches and loops)
     AdamW: two moments of 4 and, for bf16, fp32 weights of 4, divided by the data-parallel size
-    Adafactor, and fp64: not sharded and over whole matrices: weights w, a copy of the gradients w, moments (Adafactor: rows + columns)
+    Adafactor, and fp64: not sharded and over whole matrices: weights w, a copy of the gradients w, moments (Adafactor:
+    rows + columns)
 
-Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working space is what the
-backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a
-token, communication buffers, document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no
-activations are held), the framework's own memory, fragmentation. torch.compile may keep less.
+Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working
+space is what the backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not
+counted: statistics of one number a token, communication buffers, document masks, attention's scratch space on a CPU
+(some MiB), the loop regulariser (it works when no activations are held), the framework's own memory, fragmentation.
+torch.compile may keep less.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,14 +58,19 @@ def default_world_size(config: RunConfig, environment: Mapping[str, str]) -> int
 
 
 def group_size(num_micro_batches: int, num_stages: int) -> int:
-    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M mod N >= P.
+    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M
+    mod N >= P.
 
     Raises:
         ValueError: fewer micro-batches than stages.
     """
     if num_micro_batches < num_stages:
         raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
-    return next(n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages)
+    return next(
+        n
+        for n in range(num_stages, num_micro_batches + 1)
+        if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages
+    )
 
 
 def idle_share(num_passes: int, num_micro_batches: int, num_stages: int) -> float:
@@ -74,9 +82,10 @@ def idle_share(num_passes: int, num_micro_batches: int, num_stages: int) -> floa
 class Activations:
     """Bytes of the tensors that one rank's autograd keeps, chunk by chunk, for one micro-batch.
 
-    A layer keeps the input and output of both norms, queries, keys, values and the mixed values, and in the feed-forward what its
-    products and its activation need: 4 tensors of its width for SwiGLU (gate, silu(gate), up, their product), 2 for GELU. Tensors
-    behind split weights are divided by the tensor-parallel size; residuals only under sequence parallelism.
+    A layer keeps the input and output of both norms, queries, keys, values and the mixed values, and in the
+    feed-forward what its products and its activation need: 4 tensors of its width for SwiGLU (gate, silu(gate), up,
+    their product), 2 for GELU. Tensors behind split weights are divided by the tensor-parallel size; residuals only
+    under sequence parallelism.
     """
 
     config: RunConfig
@@ -106,18 +115,23 @@ class Activations:
         model = self.config.model
         attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
         ffn = (4 if model.activation == "swiglu" else 2) * model.ffn_size
-        return 2 * (self.state + self._whole_state) + self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
+        return (
+            2 * (self.state + self._whole_state)
+            + self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
+        )
 
     @property
     def head(self) -> float:
-        """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and logits."""
+        """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and
+        logits."""
         model, wide = self.config.model, max(4, self._size)
         kept = model.hidden_size if self.config.parallel.tensor == 1 else self._tokens / self.config.parallel.tensor
         return self.state + self._whole_state + model.vocab_size * kept * wide
 
     @property
     def _loss_working(self) -> float:
-        """What the loss adds at its worst: a whole head a block of logits and its share of the weight's gradient, a split one logits."""
+        """What the loss adds at its worst: a whole head a block of logits and its share of the weight's gradient, a
+        split one logits."""
         model, wide = self.config.model, max(4, self._size)
         logits = self._tokens * model.vocab_size
         if self.config.parallel.tensor > 1:
@@ -132,7 +146,8 @@ class Activations:
         return self.config.model.num_coda_layers * layer + self.head
 
     def chunk(self, stage: int, index: int, num_passes: int) -> float:
-        """Chunk `index` of `num_passes` on a stage: its part of the loop, with prelude, or coda, norm and logits, if they are there."""
+        """Chunk `index` of `num_passes` on a stage: its part of the loop, with prelude, or coda, norm and logits, if
+        they are there."""
         config, num_stages = self.config, self.config.parallel.pipeline
         num_looped, recompute = config.model.pass_layers // num_stages, config.train.recompute
         kept = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}[recompute]
@@ -150,7 +165,8 @@ class Activations:
         return _peak_in_flight(chunks, stage, self.config.parallel.pipeline, num_micro_batches)
 
     def working(self, stage: int) -> float:
-        """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a feed-forward.
+        """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a
+        feed-forward.
 
         By the time the last stage comes to its first unit, what follows that unit has gone.
         """
@@ -167,8 +183,9 @@ class Activations:
 def _peak_in_flight(chunks: Sequence[float], stage: int, num_stages: int, num_micro_batches: int) -> float:
     """Walk the 1F1B schedule of a stage: warm-up forward passes, then one forward and one backward in turn.
 
-    Interleaved over several chunks, groups of N micro-batches go through chunk after chunk, backward passes through the chunks in
-    reverse; a stage warms up with 2·(P-1-stage) + (L-1)·N passes. With one chunk this is plain 1F1B, P-1-stage passes.
+    Interleaved over several chunks, groups of N micro-batches go through chunk after chunk, backward passes through the
+    chunks in reverse; a stage warms up with 2·(P-1-stage) + (L-1)·N passes. With one chunk this is plain 1F1B,
+    P-1-stage passes.
     """
     group = group_size(num_micro_batches, num_stages)
     behind = num_stages - 1 - stage
@@ -245,23 +262,27 @@ class Plan:
         """The resolved configuration and the plan, for reading."""
         rows = [*self._size_rows(), *self._work_rows(), *self._memory_rows()]
         width = max(len(name) for name, _ in rows)
-        return resolved_yaml(self.config) + "\n" + "".join(f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in rows)
+        lines = (f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in rows)
+        return resolved_yaml(self.config) + "\n" + "".join(lines)
 
     def _size_rows(self) -> Iterator[tuple[str, str]]:
         model, layout, parallel = self.config.model, self.layout, self.config.parallel
         blocks = f"{_plural(model.num_loop_layers, 'layer')} × {_plural(model.num_loops, 'loop')}"
         if model.num_blocks > 1:
             blocks = f"{model.num_blocks} blocks of {_plural(model.pass_layers, 'layer')}"
-        yield "depth", f"{model.effective_depth()} = prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
-        parts = {name.replace("_", " "): value for name, value in vars(self.parameters).items() if value}
-        yield "parameters", f"{self.parameters.total:,} = " + " + ".join(f"{name} {_si(value)}" for name, value in parts.items())
+        parts = f"prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
+        yield "depth", f"{model.effective_depth()} = {parts}"
+        counts = {name.replace("_", " "): value for name, value in vars(self.parameters).items() if value}
+        parts = " + ".join(f"{name} {_si(value)}" for name, value in counts.items())
+        yield "parameters", f"{self.parameters.total:,} = {parts}"
         if parallel.pipeline > 1:
             yield "", "by stage: " + ", ".join(_si(stage.parameters) for stage in self.stages)
-        ranks = f"{layout.world_size} = tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {layout.data_parallel}"
-        yield "ranks", ranks + (", sequence parallel" if parallel.sequence else "")
+        sizes = f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {layout.data_parallel}"
+        yield "ranks", f"{layout.world_size} = {sizes}" + (", sequence parallel" if parallel.sequence else "")
         train = self.config.train
         yield "step", f"{train.global_batch} sequences × {train.seq_len} = {self.tokens_per_step:,} tokens"
-        yield "", f"{_plural(layout.micro_batches, 'micro-batch')} of {_plural(train.micro_batch, 'sequence')} on each replica"
+        each = f"{_plural(layout.micro_batches, 'micro-batch')} of {_plural(train.micro_batch, 'sequence')}"
+        yield "", f"{each} on each replica"
 
     def _work_rows(self) -> Iterator[tuple[str, str]]:
         model, train, layout = self.config.model, self.config.train, self.layout
@@ -269,20 +290,29 @@ class Plan:
         drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
         shown = sorted({model.num_loops, *drawn})
         for loops in shown:
-            forward, training = (_si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token))
-            yield "FLOPs" if loops == shown[0] else "", f"{training} a token (forward {forward}) at {_plural(loops, 'loop')}"
+            forward, training = (
+                _si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token)
+            )
+            name = "FLOPs" if loops == shown[0] else ""
+            yield name, f"{training} a token (forward {forward}) at {_plural(loops, 'loop')}"
         naive = 6 * self.parameters.total
         mean = f" at the mean of {self.mean_loops:g} loops" if drawn else ""
-        yield "", f"6 · parameters would give {_si(naive)}, {naive / self.train_flops_per_token:.2f} of what is run{mean}"
+        share = naive / self.train_flops_per_token
+        yield "", f"6 · parameters would give {_si(naive)}, {share:.2f} of what is run{mean}"
         per_step = self.train_flops_per_token * self.tokens_per_step
         yield "", f"{_si(per_step)} a step, {_si(per_step * train.steps)} in {train.steps:,} steps{mean}"
         if train.recompute != "none":
-            done = train_flops_per_token(model, train.seq_len, recompute=train.recompute) / train_flops_per_token(model, train.seq_len)
+            done = train_flops_per_token(model, train.seq_len, recompute=train.recompute)
+            done /= train_flops_per_token(model, train.seq_len)
             yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
         stages = self.config.parallel.pipeline
         if stages > 1:
-            idle = (f"{idle_share(_passes(model, n), layout.micro_batches, stages):.1%} at {_plural(n, 'loop')}" for n in shown)
-            yield "idle", f"{', '.join(idle)} = (P-1)/(L·M+P-1); the busiest stage has {self.balance:.2f} × the mean work"
+            idle = (
+                f"{idle_share(_passes(model, n), layout.micro_batches, stages):.1%} at {_plural(n, 'loop')}"
+                for n in shown
+            )
+            busiest = f"the busiest stage has {self.balance:.2f} × the mean work"
+            yield "idle", f"{', '.join(idle)} = (P-1)/(L·M+P-1); {busiest}"
 
     def _memory_rows(self) -> Iterator[tuple[str, str]]:
         names = ("weights", "gradients", "optimizer", "activations", "working", "total")
@@ -304,7 +334,11 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
     """
     layout = check_layout(config, world_size)
     sampling = config.train.loop_sampling
-    mean_loops = (sampling.minimum + sampling.maximum) / 2 if sampling.distribution == "uniform" else float(config.model.num_loops)
+    mean_loops = (
+        (sampling.minimum + sampling.maximum) / 2
+        if sampling.distribution == "uniform"
+        else float(config.model.num_loops)
+    )
     return Plan(
         config=config,
         layout=layout,
@@ -324,7 +358,9 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         optimizer = held * (12 if train.precision == "bf16" else 8) / layout.data_parallel
     else:
         factored = config.optimizer.name == "adafactor"
-        moments = sum(sum(w.shape) if len(w.shape) == 2 and factored else w.numel * (1 if factored else 2) for w in weights)
+        moments = sum(
+            sum(w.shape) if len(w.shape) == 2 and factored else w.numel * (1 if factored else 2) for w in weights
+        )
         optimizer = wide * (2 * count(weights) + moments)
     activations = Activations(config=config)
     is_first, is_last = index == 0, index == parallel.pipeline - 1

@@ -1,4 +1,5 @@
-"""How a command takes a number, and how it ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
+"""How a command takes a number, and how it ends: an exit code, and one line for what went wrong. A traceback is for
+bugs."""
 
 import argparse
 import os
@@ -21,7 +22,8 @@ def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -
     """Do the work of a command and report how it ended on standard error.
 
     Args:
-        work: raises ValueError for bad input, OSError where storage or a process failed, ImportError for an extra that is not installed.
+        work: raises ValueError for bad input, OSError where storage or a process failed, ImportError for an extra that
+            is not installed.
         interrupted: what to say on Ctrl-C.
 
     Returns:
@@ -42,8 +44,8 @@ def run_on_ranks(prepare: Callable[[], Callable[[], int]]) -> int:
     """The main function of an entry point that every rank runs, alone, under torchrun, deepspeed or srun.
 
     Args:
-        prepare: reads and checks the input, which every rank finds the same, and returns the work, which gives the exit code. Both raise as
-            the work of `run_command`.
+        prepare: reads and checks the input, which every rank finds the same, and returns the work, which gives the exit
+            code. Both raise as the work of `run_command`.
 
     Returns:
         The exit code, as `run_command`. Bad input is told by rank 0 alone.

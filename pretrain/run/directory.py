@@ -1,8 +1,10 @@
-"""The run directory: what a run was (`config.yaml`, `environment.txt`, its tokenizer), written beside what it did (`checkpoints/`, ...).
+"""The run directory: what a run was (`config.yaml`, `environment.txt`, its tokenizer), written beside what it did
+(`checkpoints/`, ...).
 
-`state` is a line that says how the run stands: running, complete, `stopped by SIGUSR1` (the same command continues it) or failed. A run
-that is stopped ends with exit code 0, as one that is complete: launchers take any other code for a crash and kill the ranks that are
-still at work. Whoever restarts runs, such as the batch scripts of slurm/, reads the state instead.
+`state` is a line that says how the run stands: running, complete, `stopped by SIGUSR1` (the same command continues it)
+or failed. A run that is stopped ends with exit code 0, as one that is complete: launchers take any other code for a
+crash and kill the ranks that are still at work. Whoever restarts runs, such as the batch scripts of slurm/, reads the
+state instead.
 """
 
 import os
@@ -15,7 +17,17 @@ from pretrain.config.model import Section
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import SYMBOLS_PREFIX, RunConfig, RunSection
 
-_PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece", "webdataset", "wandb", "safetensors", "pydantic")
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "deepspeed",
+    "numpy",
+    "sentencepiece",
+    "webdataset",
+    "wandb",
+    "safetensors",
+    "pydantic",
+)
 
 
 def run_directory(run: RunSection) -> Path:
@@ -29,8 +41,11 @@ def tokenizer_copy(run_dir: Path, config: RunConfig) -> Path:
     return run_dir / f"tokenizer{Path(config.data.tokenizer).suffix if is_file else '.json'}"
 
 
-def describe_run(folder: Path, config: Section, *, ranks: str, device: str, tokenizer: bytes, tokenizer_path: Path) -> None:
-    """Write the resolved configuration, the environment and a copy of the tokenizer into the run directory, which is made if absent.
+def describe_run(
+    folder: Path, config: Section, *, ranks: str, device: str, tokenizer: bytes, tokenizer_path: Path
+) -> None:
+    """Write the resolved configuration, the environment and a copy of the tokenizer into the run directory, which is
+    made if absent.
 
     Args:
         folder: the run directory.
@@ -58,7 +73,7 @@ def describe_run(folder: Path, config: Section, *, ranks: str, device: str, toke
 
 
 def write_state(folder: Path, state: str) -> None:
-    """Say how a run stands, in the file `state` of its directory: `running`, `complete`, `stopped by SIGUSR1`, `failed`.
+    """Say how a run stands, in file `state` of its directory: `running`, `complete`, `stopped by SIGUSR1`, `failed`.
 
     Raises:
         OSError: the directory cannot be written.
@@ -82,6 +97,8 @@ def _version(name: str) -> str:
 def _git(*arguments: str) -> str:
     try:
         folder = Path(__file__).parent
-        return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

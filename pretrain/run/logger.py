@@ -1,7 +1,8 @@
 """Where a run's numbers go: its files, Weights & Biases, the screen.
 
-`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/run/rows.py`) and are always complete. wandb gets the same numbers,
-offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes a `RunMetrics`.
+`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/run/rows.py`) and are always complete. wandb gets
+the same numbers, offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes
+a `RunMetrics`.
 """
 
 import contextlib
@@ -96,7 +97,9 @@ class RunMetrics:
             values = ", ".join(f"{row.value:.4f} at {row.num_loops} loop{'s' * (row.num_loops > 1)}" for row in chosen)
             self.message(f"step {chosen[0].step}: {task} {metric} {values}")
         if rows:
-            self._to_wandb({f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step)
+            self._to_wandb(
+                {f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step
+            )
 
     def log_result(self, row: dict[str, Any], line: str, charted: Mapping[str, float]) -> None:
         """Keep an evaluation row of another schema, show its line, and chart some of its numbers."""

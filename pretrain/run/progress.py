@@ -35,12 +35,16 @@ class Progress:
         """
         self._num_steps, self._seconds_per_line, self._clock = num_steps, seconds_per_line, clock
         self._stream = sys.stderr if stream is None else stream
-        self._first: tuple[float, int] | None = None  # when the first step was done: it is slow, so the ETA counts from it
+        self._first: tuple[float, int] | None = (
+            None  # when the first step was done: it is slow, so the ETA counts from it
+        )
         self._last_line = -seconds_per_line
         self._unsaid = ""
         self._bar = None
         if self._stream.isatty():
-            self._bar = tqdm(total=num_steps, initial=done, file=self._stream, dynamic_ncols=True, bar_format=BAR_FORMAT)
+            self._bar = tqdm(
+                total=num_steps, initial=done, file=self._stream, dynamic_ncols=True, bar_format=BAR_FORMAT
+            )
 
     def update(self, done: int, description: str) -> None:
         """Show that `done` steps are done, with a short description of the last one."""

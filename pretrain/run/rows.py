@@ -1,9 +1,11 @@
 """Rows that a run writes, and the files of them.
 
 - `MetricsRow`: one training step, a line of `<run>/metrics.jsonl`.
-- `EvaluationRow`: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses are such rows.
-- `RowFile`: appends rows, each in the file once `append` returns. No step is in a file twice: opening it for a run that continues after
-  step s cuts the later rows, which the run is about to write again, and the lines that a kill or a full disk left unfinished.
+- `EvaluationRow`: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses
+  are such rows.
+- `RowFile`: appends rows, each in the file once `append` returns. No step is in a file twice: opening it for a run that
+  continues after step s cuts the later rows, which the run is about to write again, and the lines that a kill or a full
+  disk left unfinished.
 """
 
 import json
@@ -92,7 +94,8 @@ class MetricsRow:
         """The few numbers worth watching, on one line."""
         rate = tqdm.format_sizeof(self.tokens_per_s)
         skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"loss {self.loss:.4f}, loops {self.num_loops}, {rate} tok/s, MFU {self.mfu_pct:.1f}%, lr {self.lr:.2e}{skipped}"
+        speed = f"{rate} tok/s, MFU {self.mfu_pct:.1f}%"
+        return f"loss {self.loss:.4f}, loops {self.num_loops}, {speed}, lr {self.lr:.2e}{skipped}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,8 @@ class EvaluationRow:
     family: Literal["looped", "baseline", "regularised"]
     """Kind of model; see `model_family`."""
     num_loop_params: int | None = None
-    """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot needs it."""
+    """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
+    needs it."""
 
 
 def model_family(config: RunConfig) -> Literal["looped", "baseline", "regularised"]:
@@ -194,7 +198,9 @@ class RowFile:
         Raises:
             OSError: it cannot be written, because the disk is full say; what is left of it goes first at the next call.
         """
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         self._unwritten += json.dumps(finite, allow_nan=False).encode() + b"\n"
         self._write_out()
 

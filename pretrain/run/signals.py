@@ -1,9 +1,9 @@
 """Asking a run to stop: a signal becomes a wish of this rank, all ranks agree on it between two steps.
 
-1. SIGTERM, SIGUSR1 (Slurm's warning before the time limit) or SIGINT (Ctrl-C) sets a flag here and nothing else, so the step under way
-   finishes. A second Ctrl-C raises KeyboardInterrupt at once.
-2. Every rank encodes its wish as a small integer, 0 for none; the engine takes the maximum over the ranks once a step. The largest code
-   wins, so all ranks stop after the same step and name the same reason.
+1. SIGTERM, SIGUSR1 (Slurm's warning before the time limit) or SIGINT (Ctrl-C) sets a flag here and nothing else, so the
+   step under way finishes. A second Ctrl-C raises KeyboardInterrupt at once.
+2. Every rank encodes its wish as a small integer, 0 for none; the engine takes the maximum over the ranks once a step.
+   The largest code wins, so all ranks stop after the same step and name the same reason.
 
 Cost: one integer in a collective that the step does anyway.
 """
@@ -19,7 +19,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopSignal:
-    """Context manager that turns stop signals into `requested`; the handlers from before are restored at exit. Main thread only."""
+    """Context manager that turns stop signals into `requested`; the handlers from before are restored at exit. Main
+    thread only."""
 
     def __init__(self) -> None:
         self.requested: str | None = None

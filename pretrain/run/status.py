@@ -1,9 +1,9 @@
-"""How runs stand, read from what they leave in their directories: config.yaml, state, the end of metrics.jsonl, checkpoints/, requeues.txt,
-jobs/ (`slurm/common.sh` says what the last two hold), and from Slurm's queue where there is one.
+"""How runs stand, read from what they leave in their directories: config.yaml, state, the end of metrics.jsonl,
+checkpoints/, requeues.txt, jobs/ (`slurm/common.sh` says what the last two hold), and from Slurm's queue, if any.
 
-States: `running`; `waiting` (a job is queued, or nothing has been trained yet); `complete`; `stopped` (asked to, the same command
-continues it); `crashed` (it said so, or its job is gone while it says that it runs); `stale` (it says that it runs, and nothing of it has
-changed for a long time: killed, or hanging).
+States: `running`; `waiting` (a job is queued, or nothing has been trained yet); `complete`; `stopped` (asked to, the
+same command continues it); `crashed` (it said so, or its job is gone while it says that it runs); `stale` (it says that
+it runs, and nothing of it has changed for a long time: killed, or hanging).
 
 Cost: a few small reads a run, whatever its length; two milliseconds. Knows no torch.
 """
@@ -206,7 +206,7 @@ def _median(rows: Sequence[dict[str, Any]], key: str) -> float | None:
 
 
 def _steps_of_epochs(rows: Sequence[dict[str, Any]], epochs: int | None) -> int | None:
-    """Steps of a run that counts epochs: a row of step s in epoch e (from 0) means e * n < s <= (e + 1) * n steps an epoch."""
+    """Steps of a run that counts epochs: step s in epoch e (from 0) means e * n < s <= (e + 1) * n steps an epoch."""
     known = [(row["step"], row["epoch"]) for row in rows if isinstance(row.get("epoch"), int)]
     least = max((-(-step // (epoch + 1)) for step, epoch in known), default=0)
     most = min(((step - 1) // epoch for step, epoch in known if epoch), default=0)
@@ -237,7 +237,13 @@ def _time(path: Path) -> float:
 
 def _last_sign(run: Path, job: Path | None) -> float:
     """When a run last wrote something."""
-    paths = [run / "metrics.jsonl", run / "state", run / "checkpoints", run / "eval", *([job / "step.log"] if job else [])]
+    paths = [
+        run / "metrics.jsonl",
+        run / "state",
+        run / "checkpoints",
+        run / "eval",
+        *([job / "step.log"] if job else []),
+    ]
     return max(map(_time, paths))
 
 
@@ -245,9 +251,19 @@ def _last_error(said: str, job: Path | None, requeues: list[str], state: str) ->
     """What went wrong last, a line without the labels of ranks."""
     failure = _lines(job / "failure.txt") if job else []
     said_reason = said.partition(": ")[2] if said.startswith("failed") else ""
-    log = [line for line in _tail(job / "step.log", TAIL_BYTES).splitlines() if "error: " in line] if job and state == "crashed" else []
+    log = (
+        [line for line in _tail(job / "step.log", TAIL_BYTES).splitlines() if "error: " in line]
+        if job and state == "crashed"
+        else []
+    )
     troubles = [
-        line.partition(": ")[2] for line in requeues if not re.search(r": (by Slurm|(SIG|stopped by )\w+( before the start)?)$", line)
+        line.partition(": ")[2]
+        for line in requeues
+        if not re.search(r": (by Slurm|(SIG|stopped by )\w+( before the start)?)$", line)
     ]
-    found = said_reason or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "") or (said if said.startswith("stopped") else "")
+    found = (
+        said_reason
+        or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "")
+        or (said if said.startswith("stopped") else "")
+    )
     return RANK_LABEL.sub("", found).strip()

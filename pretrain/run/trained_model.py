@@ -30,7 +30,9 @@ class TrainedModel:
     """A line for each newer checkpoint that is bad."""
 
 
-def load_trained_model(run_dir: Path, device: torch.device, *, step: int | None = None, tokenizer: Path | None = None) -> TrainedModel:
+def load_trained_model(
+    run_dir: Path, device: torch.device, *, step: int | None = None, tokenizer: Path | None = None
+) -> TrainedModel:
     """Load a run's model in the precision it was trained in.
 
     Args:
@@ -50,7 +52,9 @@ def load_trained_model(run_dir: Path, device: torch.device, *, step: int | None 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.read_whole(f"weights/{name}"))
-    return TrainedModel(model=model.eval(), config=config, tokenizer=text, step=reader.step, checkpoint=reader, problems=problems)
+    return TrainedModel(
+        model=model.eval(), config=config, tokenizer=text, step=reader.step, checkpoint=reader, problems=problems
+    )
 
 
 def tokenizer_file(run_dir: Path, config: RunConfig) -> Path:

@@ -16,6 +16,7 @@ Rows in, one room a question, figures out:
 
 Nothing here imports torch, so a laptop without it draws the runs of a cluster.
 
-Sources: Saunshi et al. 2025, "Reasoning with latent thoughts: on the power of looped transformers" (arXiv 2502.17416), for the line, the
-gap and the isoplots; Schwethelm et al. 2026, "How much is one recurrence worth?" (arXiv 2604.21106), for the joint law.
+Sources: Saunshi et al. 2025, "Reasoning with latent thoughts: on the power of looped transformers" (arXiv 2502.17416),
+for the line, the gap and the isoplots; Schwethelm et al. 2026, "How much is one recurrence worth?" (arXiv 2604.21106),
+for the joint law.
 """

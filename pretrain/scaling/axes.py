@@ -1,4 +1,5 @@
-"""What is drawn: against effective depth or one of the three kinds of "equal cost" of looped models, and how many points."""
+"""What is drawn: against effective depth or one of the three kinds of "equal cost" of looped models, and how many
+points."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,13 @@ class Axis:
 
 
 DEPTH = Axis(name="effective depth", label="effective depth D (layers)", base=2, of=lambda point: point.depth)
-PARAMETERS = Axis(name="parameters", label="parameters (each shared one once)", base=10, of=lambda point: point.num_params)
+PARAMETERS = Axis(
+    name="parameters", label="parameters (each shared one once)", base=10, of=lambda point: point.num_params
+)
 TRAINING = Axis(name="training FLOPs", label="training FLOPs", base=10, of=lambda point: point.train_flops)
-INFERENCE = Axis(name="inference FLOPs", label="inference FLOPs per token", base=10, of=lambda point: point.eval_flops_per_token)
+INFERENCE = Axis(
+    name="inference FLOPs", label="inference FLOPs per token", base=10, of=lambda point: point.eval_flops_per_token
+)
 AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
 
 
@@ -36,8 +41,11 @@ def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
 
 
 def telling_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes worth a panel: depth alone while all points are of one model, whose parameters and training they share."""
-    if len({point.num_params for curve in curves for point in curve.points}) == 1 and len({curve.family for curve in curves}) == 1:
+    """The axes worth a panel: depth alone if all points are of one model, whose parameters and training they share."""
+    if (
+        len({point.num_params for curve in curves for point in curve.points}) == 1
+        and len({curve.family for curve in curves}) == 1
+    ):
         return [DEPTH]
     return possible_axes(curves)
 

@@ -1,7 +1,7 @@
 """Points and curves: the mean of a task group for each run and loop count, by task group and family.
 
-A run is told apart by its name. Runs of the same family and depth are replicates (seeds, as a rule) and stay separate points of one curve:
-their scatter is what the intervals of `fit.py` are made of.
+A run is told apart by its name. Runs of the same family and depth are replicates (seeds, as a rule) and stay separate
+points of one curve: their scatter is what the intervals of `fit.py` are made of.
 """
 
 import math
@@ -17,7 +17,12 @@ LOWER_IS_BETTER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byt
 ACCURACIES = frozenset({"acc", "accuracy", "acc_norm", "em", "exact_match"})
 """Metrics that are the share of right answers, so binomial over examples."""
 
-METRIC_NAMES = {"nll": "loss (nats per token)", "acc": "accuracy", "exact_match": "exact match", "bits_per_byte": "bits per byte"}
+METRIC_NAMES = {
+    "nll": "loss (nats per token)",
+    "acc": "accuracy",
+    "exact_match": "exact match",
+    "bits_per_byte": "bits per byte",
+}
 """What a metric is called on an axis; others go by their own name."""
 
 ONE_SIDED_95 = 1.645
@@ -26,8 +31,8 @@ ONE_SIDED_95 = 1.645
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run at one loop count: the mean over the tasks of a group. The fields named as in `pretrain.run.rows.EvaluationRow` are the
-    row's."""
+    """One run at one loop count: the mean over the tasks of a group. The fields named as in
+    `pretrain.run.rows.EvaluationRow` are the row's."""
 
     run: str
     step: int
@@ -63,7 +68,8 @@ class Curve:
 
 
 def example_stderr(row: Row) -> float:
-    """Standard error of a row over its examples: as written, binomial for an accuracy that comes without, else 0 (not known)."""
+    """Standard error of a row over its examples: as written, binomial for an accuracy that comes without, else 0 (not
+    known)."""
     if row.stderr is not None:
         return row.stderr
     if row.metric in ACCURACIES and 0 <= row.value <= 1:
@@ -72,7 +78,7 @@ def example_stderr(row: Row) -> float:
 
 
 def mean_point(rows: Sequence[Row]) -> Point:
-    """The point of the rows of one run and loop count, a task each; step and costs are those of the last row by step."""
+    """The point of the rows of a run and loop count, a task each; step and costs are those of the last row by step."""
     last = max(rows, key=lambda row: row.step)
     return Point(
         run=last.run,
@@ -110,7 +116,10 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
         incomplete = sum(len(found) < len(tasks[group]) for found in by_model.values())
         warnings = list(_declines(points, metric))
         if incomplete:
-            warnings.append(f"{incomplete} of {len(points)} points lack some of the group's {len(tasks[group])} tasks: not like with like")
+            warnings.append(
+                f"{incomplete} of {len(points)} points lack some of the group's "
+                f"{len(tasks[group])} tasks: not like with like"
+            )
         curves.append(Curve(task_group=group, family=family, metric=metric, points=points, warnings=tuple(warnings)))
     return curves
 
@@ -128,6 +137,8 @@ def _declines(points: Sequence[Point], metric: str) -> list[str]:
         stderr = math.hypot(*(point.stderr for point in here)) / len(here)
         if before is not None and sign * (mean - before[1]) < -max(ONE_SIDED_95 * math.hypot(stderr, before[2]), 1e-12):
             doubt = "" if stderr or before[2] else " (standard errors unknown)"
-            found.append(f"{metric} {verb} with depth: {before[1]:.4g} at {before[0]} layers, {mean:.4g} at {depth}{doubt}")
+            found.append(
+                f"{metric} {verb} with depth: {before[1]:.4g} at {before[0]} layers, {mean:.4g} at {depth}{doubt}"
+            )
         before = depth, mean, stderr
     return found

@@ -1,4 +1,4 @@
-"""The figure as PNG and SVG: a panel for each task group and axis, then isoplots and the joint law where there are any."""
+"""The figure as PNG and SVG: a panel for each task group and axis, then isoplots and the joint law if there are any."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -65,7 +65,9 @@ def draw(analysis: Analysis, files: Sequence[Path]) -> None:
 def _panels(analysis: Analysis, axes: Sequence[Axis]) -> list[Callable[["Axes"], None]]:
     panels: list[Callable[[Axes], None]] = []
     for group in analysis.task_groups:
-        fitted = [(curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group]
+        fitted = [
+            (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
+        ]
         panels += [partial(_draw_group, fitted, axis) for axis in axes]
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         panels.append(partial(_draw_isoplot, [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]))
@@ -107,7 +109,9 @@ def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, place: "
     else:
         _few_ticks(place)
     metric, num_points = fitted[0][0].metric, sum(len(curve.points) for curve, _ in fitted)
-    _name(place, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
+    _name(
+        place, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points
+    )
 
 
 def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
@@ -122,7 +126,16 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
             ends = np.array([min(losses), max(losses)])
             place.plot(ends, slope * ends + intercept, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
         values = [point.value for point in points]
-        place.plot(losses, values, color=colour, marker=marker, markersize=5, markeredgecolor="white", linestyle="none", label=label)
+        place.plot(
+            losses,
+            values,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            markeredgecolor="white",
+            linestyle="none",
+            label=label,
+        )
     place.invert_xaxis()  # training runs to the right
     metric, num_points = isoplots[0].metric, sum(len(isoplot.points) for isoplot in isoplots)
     title, x_label = f"{isoplots[0].task_group} over training", "validation loss (nats per token)"
@@ -144,16 +157,23 @@ def _draw_law(law: JointLaw, place: "Axes") -> None:
 
 
 def _few_ticks(place: "Axes") -> None:
-    """Name few values of a logarithmic axis, also on one of less than a decade, where the powers of ten alone are none."""
+    """Name few values of a logarithmic axis, also on one of less than a decade, where powers of ten alone are none."""
     low, high = place.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for mantissas in ROUND_NUMBERS:
-        ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas if low <= mantissa * 10.0**decade <= high]
+        ticks = [
+            mantissa * 10.0**decade
+            for decade in decades
+            for mantissa in mantissas
+            if low <= mantissa * 10.0**decade <= high
+        ]
         if len(ticks) > 2:
             break
     ticks = ticks[:: math.ceil(len(ticks) / MAX_NUMBERS) or 1]
-    place.set_xticks(ticks, [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks])
+    place.set_xticks(
+        ticks, [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks]
+    )
     place.set_xticks([], minor=True)
 
 

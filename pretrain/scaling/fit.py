@@ -1,12 +1,16 @@
-"""The line value = alpha·log(D) + beta through a curve, with intervals, and the ratio of two families' alphas. log is natural.
+"""The line value = alpha·log(D) + beta through a curve, with intervals, and the ratio of two families' alphas. log is
+natural.
 
-The line is least squares over all points, replicates included. Its intervals come from a parametric bootstrap with two sources of noise:
+The line is least squares over all points, replicates included. Its intervals come from a parametric bootstrap with two
+sources of noise:
 
-1. Examples. Every point is scored again on as many examples: binomial for an accuracy, normal with its standard error otherwise.
-2. Seeds. What scatter about the line exceeds the noise over examples is due to the runs. If every run gives one point it is one variance,
-   with n - 2 degrees of freedom. If runs give several points each, a run's common offset and the rest are two (one-way analysis of
-   variance). Each draw first draws the variances (scaled inverse chi-squared), so that few runs give wide intervals, as Student's t would.
-   One run alone cannot tell its seed's share: its intervals hold for that seed.
+1. Examples. Every point is scored again on as many examples: binomial for an accuracy, normal with its standard error
+   otherwise.
+2. Seeds. What scatter about the line exceeds the noise over examples is due to the runs. If every run gives one point
+   it is one variance, with n - 2 degrees of freedom. If runs give several points each, a run's common offset and the
+   rest are two (one-way analysis of variance). Each draw first draws the variances (scaled inverse chi-squared), so
+   that few runs give wide intervals, as Student's t would. One run alone cannot tell its seed's share: its intervals
+   hold for that seed.
 
 Cost: at most `MAX_CELLS` random numbers a curve.
 """
@@ -39,14 +43,15 @@ class Fit:
     alpha_interval: tuple[float, float]
     beta_interval: tuple[float, float]
     held_out_error: float
-    """Root mean square, over depths, of the mean value at a depth minus what the line through all other depths says there."""
+    """Root mean square, over depths, of the mean value at a depth minus what the line through all others says."""
     alpha_draws: Array
     """alpha of each bootstrap draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """alpha_looped / alpha_baseline of a task group with its 95% interval; None where the interval of alpha_baseline contains 0."""
+    """alpha_looped / alpha_baseline of a task group with its 95% interval; None where the interval of alpha_baseline
+    contains 0."""
 
     task_group: str
     value: float
@@ -101,8 +106,13 @@ def ratio_of(task_group: str, looped: Fit, baseline: Fit) -> Ratio:
     if low <= 0 <= high:
         return Ratio(task_group=task_group, value=value, interval=None)
     num_draws = min(len(looped.alpha_draws), len(baseline.alpha_draws))
-    order = np.random.default_rng(1).permutation(len(baseline.alpha_draws))[:num_draws]  # both curves were drawn with the same seed
-    return Ratio(task_group=task_group, value=value, interval=interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]))
+    # both curves were drawn with the same seed
+    order = np.random.default_rng(1).permutation(len(baseline.alpha_draws))[:num_draws]
+    return Ratio(
+        task_group=task_group,
+        value=value,
+        interval=interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]),
+    )
 
 
 def interval(draws: Array) -> tuple[float, float]:
@@ -115,7 +125,8 @@ def _example_noise(rng: np.random.Generator, curve: Curve, values: Array, stderr
     """How far off each point would be if scored on other examples (draws × points)."""
     if curve.metric not in ACCURACIES or values.min() < 0 or values.max() > 1:
         return rng.normal(0.0, 1.0, (num_draws, len(values))) * stderrs
-    # The mean of several tasks has the variance of a share of this many examples; all right or all wrong knows no better than all of them.
+    # The mean of several tasks has the variance of a share of this many examples; all right or all wrong knows no
+    # better than all of them.
     examples = np.array([point.num_examples for point in curve.points], dtype=float)
     variances = values * (1 - values)
     examples = np.where((stderrs > 0) & (variances > 0), variances / np.where(stderrs > 0, stderrs, 1) ** 2, examples)
@@ -124,8 +135,11 @@ def _example_noise(rng: np.random.Generator, curve: Curve, values: Array, stderr
     return rng.binomial(examples.astype(np.int64), shares, (num_draws, len(values))) / examples - shares
 
 
-def _run_noise(rng: np.random.Generator, residuals: Array, runs: NDArray[np.intp], example_variance: float, num_draws: int) -> Array:
-    """Draws of what runs differ by beyond examples (draws × points), from residuals about the line and each point's run number."""
+def _run_noise(
+    rng: np.random.Generator, residuals: Array, runs: NDArray[np.intp], example_variance: float, num_draws: int
+) -> Array:
+    """Draws of what runs differ by beyond examples (draws × points), from residuals about the line and each point's run
+    number."""
     num_points, sizes = len(residuals), np.bincount(runs)
     rest_freedom = num_points - max(len(sizes) + 1, 2)
     if rest_freedom < 1 or len(sizes) == num_points:
@@ -138,13 +152,16 @@ def _run_noise(rng: np.random.Generator, residuals: Array, runs: NDArray[np.intp
     if len(sizes) > 1:
         freedom = len(sizes) - 1
         typical_size = (num_points - sizes @ sizes / num_points) / freedom
-        offsets = _excess(rng, float(sizes @ means**2), freedom, squares / rest_freedom, num_draws) / np.sqrt(typical_size)
+        offsets = _excess(rng, float(sizes @ means**2), freedom, squares / rest_freedom, num_draws) / np.sqrt(
+            typical_size
+        )
         noise += (offsets * rng.normal(size=(num_draws, len(sizes))))[:, runs]
     return noise
 
 
 def _excess(rng: np.random.Generator, squares: float, freedom: int, known_variance: float, num_draws: int) -> Array:
-    """Standard deviations (draws × 1): of the variances that a sum of squares with so much freedom allows, what is beyond the known one."""
+    """Standard deviations (draws × 1): of the variances that a sum of squares with so much freedom allows, what is
+    beyond the known one."""
     variances = squares / rng.chisquare(freedom, (num_draws, 1))
     return np.sqrt(np.maximum(variances - known_variance, 0.0))
 

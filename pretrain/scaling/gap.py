@@ -2,10 +2,11 @@
 
     % gap = 100 · (looped - iso-parameter) / (iso-FLOP - iso-parameter)
 
-The iso-parameter baseline of k⊗L is an unlooped model with as many parameters (k⊗1), the iso-FLOP baseline one with as many FLOPs per token
-(kL⊗1), both after as many training tokens; "as many" is within `TOLERANCE`. Replicates (seeds) are looped models that are equal in
-parameters, loops, depth, FLOPs and tokens, and baselines that are equal by that rule. They are averaged; where there are several, the best
-of each are compared too, as the paper does for addition, where training is noisy and what a model can learn is the question.
+The iso-parameter baseline of k⊗L is an unlooped model with as many parameters (k⊗1), the iso-FLOP baseline one with as
+many FLOPs per token (kL⊗1), both after as many training tokens; "as many" is within `TOLERANCE`. Replicates (seeds) are
+looped models that are equal in parameters, loops, depth, FLOPs and tokens, and baselines that are equal by that rule.
+They are averaged; where there are several, the best of each are compared too, as the paper does for addition, where
+training is noisy and what a model can learn is the question.
 """
 
 from collections import defaultdict
@@ -19,12 +20,14 @@ import numpy as np
 from pretrain.scaling.curves import LOWER_IS_BETTER, Curve, Point
 
 TOLERANCE = 0.01
-"""Relative difference of what counts as equal: the norms of k and of kL layers differ, token counts are rounded to batches."""
+"""Relative difference of what counts as equal: the norms of k and of kL layers differ, token counts are rounded to
+batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """One looped model and its baselines in one task group; `iso_param`, `iso_flop` and so `covered_pct` are None where there is none."""
+    """One looped model and its baselines in one task group; `iso_param`, `iso_flop` and so `covered_pct` are None where
+    there is none."""
 
     task_group: str
     metric: str
@@ -46,7 +49,7 @@ class Gap:
 
 
 def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
-    """The gap of every looped model that runs more than one loop, by task group; with one loop it is its own baseline."""
+    """The gap of every looped model that runs more than one loop, by task group; with one it is its own baseline."""
     baselines = {curve.task_group: curve.points for curve in curves if curve.family == "baseline"}
     gaps = []
     for curve in curves:

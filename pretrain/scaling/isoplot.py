@@ -1,7 +1,8 @@
-"""Isoplots: a downstream value against validation loss (log-perplexity) over the steps of training (arXiv 2502.17416, figures 2 and 7).
+"""Isoplots: a downstream value against validation loss (log-perplexity) over the steps of training (arXiv 2502.17416,
+figures 2 and 7).
 
-Two models at the same loss that differ downstream differ in something that the loss does not see. Every step at which a run has both, at
-the same loop count, is a point; a straight line is fitted by task group and family.
+Two models at the same loss that differ downstream differ in something that the loss does not see. Every step at which a
+run has both, at the same loop count, is a point; a straight line is fitted by task group and family.
 """
 
 from collections import defaultdict
@@ -31,7 +32,8 @@ class IsoPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Isoplot:
-    """The points of a task group and family, by run, loop count and step; `line` is (slope, intercept), None with too few losses."""
+    """The points of a task group and family, by run, loop count and step; `line` is (slope, intercept), None with too
+    few losses."""
 
     task_group: str
     family: Family
@@ -50,7 +52,11 @@ def make_isoplots(rows: Sequence[Row], losses: Sequence[Row]) -> list[Isoplot]:
     Returns:
         Isoplots by task group and family; none for the validation text itself, whose value is the loss.
     """
-    loss_at = {(row.run, row.num_loops, row.step): row.value for row in losses if row.task == "validation" and row.metric == "nll"}
+    loss_at = {
+        (row.run, row.num_loops, row.step): row.value
+        for row in losses
+        if row.task == "validation" and row.metric == "nll"
+    }
     cells: dict[tuple[str, Family], dict[tuple[str, int, int], dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         where = row.run, row.num_loops, row.step
@@ -64,7 +70,9 @@ def make_isoplots(rows: Sequence[Row], losses: Sequence[Row]) -> list[Isoplot]:
             value = mean_point(list(tasks.values())).value
             points.append(IsoPoint(run=run, num_loops=num_loops, step=step, loss=loss_at[where], value=value))
         metric = next(iter(next(iter(by_model.values())).values())).metric
-        isoplots.append(Isoplot(task_group=group, family=family, metric=metric, points=tuple(points), line=_line(points)))
+        isoplots.append(
+            Isoplot(task_group=group, family=family, metric=metric, points=tuple(points), line=_line(points))
+        )
     return isoplots
 
 

@@ -2,17 +2,19 @@
 
     loss = E + A·(N_once + r^phi·N_rec)^-a + B·T^-b
 
-N_once are the parameters used once (embeddings and head among them), N_rec those in the loop, r is the number of loops, T the number of
-training tokens. phi is what a loop is worth: 1 if r loops equal r blocks of their own, 0 if they equal one.
+N_once are the parameters used once (embeddings and head among them), N_rec those in the loop, r is the number of loops,
+T the number of training tokens. phi is what a loop is worth: 1 if r loops equal r blocks of their own, 0 if they equal
+one.
 
 Where all runs saw equally many tokens, B·T^-b is part of E and the law is fitted without it.
 
-Fit: least squares. For given (a, b, phi) the law is linear in (E, A, B), so those are solved for exactly and Levenberg-Marquardt moves only
-the three exponents, from the best of a grid. All bootstrap draws are fitted at once, as a batch. The interval of phi resamples residuals
-(scaled by sqrt(n / (n - constants)), six or four), which keeps the design of the sweep.
+Fit: least squares. For given (a, b, phi) the law is linear in (E, A, B), so those are solved for exactly and
+Levenberg-Marquardt moves only the three exponents, from the best of a grid. All bootstrap draws are fitted at once, as
+a batch. The interval of phi resamples residuals (scaled by sqrt(n / (n - constants)), six or four), which keeps the
+design of the sweep.
 
-Points: the latest validation loss of each run at each loop count it was scored at. A model that was trained at one loop count should be
-scored at that one: the law is about models trained for the loops that they run.
+Points: the latest validation loss of each run at each loop count it was scored at. A model that was trained at one loop
+count should be scored at that one: the law is about models trained for the loops that they run.
 """
 
 from collections.abc import Sequence
@@ -97,7 +99,8 @@ def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:
     sizes, budgets = len(np.unique(total)), len(np.unique(tokens))
     if len(chosen) < MIN_POINTS or len(np.unique(loops)) < 2 or sizes < MIN_LEVELS or 1 < budgets < MIN_LEVELS:
         return (
-            f"needs {MIN_POINTS} validation losses, 2 loop counts, {MIN_LEVELS} parameter counts and 1 or {MIN_LEVELS} token counts; "
+            f"needs {MIN_POINTS} validation losses, 2 loop counts, "
+            f"{MIN_LEVELS} parameter counts and 1 or {MIN_LEVELS} token counts; "
             f"there are {len(chosen)}, {len(np.unique(loops))}, {sizes} and {budgets}{hint}"
         )
     design = _Design(once=total - recurrent, recurrent=recurrent, loops=loops, tokens=tokens)
@@ -126,7 +129,7 @@ def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:
 
 
 class _Design:
-    """The fixed part of every fit: what was trained. Batches of exponents are (draws × 3), of losses (draws × points)."""
+    """The fixed part of every fit: what was trained. Batches of exponents are (draws × 3), losses (draws × points)."""
 
     def __init__(self, *, once: Array, recurrent: Array, loops: Array, tokens: Array) -> None:
         self.once, self.recurrent, self.log_loops = once, recurrent, np.log(loops)
@@ -139,8 +142,8 @@ class _Design:
         return self.once + np.exp(exponents[:, 2:] * self.log_loops) * self.recurrent
 
     def predict(self, exponents: Array, losses: Array) -> tuple[Array, Array]:
-        """The law with the best E, A, B for these exponents: its values (draws × points), and E, A and, if tokens differ, B (draws × 3) in
-        scaled units."""
+        """The law with the best E, A, B for these exponents: its values (draws × points), and E, A and, if tokens
+        differ, B (draws × 3) in scaled units."""
         powers = np.exp(-exponents[:, :1] * (np.log(self.equivalent(exponents)) - self.log_scale))
         terms = [np.ones_like(powers), powers]
         if self.has_tokens:
@@ -163,7 +166,10 @@ class _Design:
         fitted, _ = self.predict(exponents, losses)
         costs = np.sum((losses - fitted) ** 2, axis=1)
         for _ in range(ITERATIONS):
-            slopes = np.stack([self.predict(exponents + step, losses)[0] - fitted for step in 1e-6 * np.eye(3)], axis=-1) / 1e-6
+            slopes = (
+                np.stack([self.predict(exponents + step, losses)[0] - fitted for step in 1e-6 * np.eye(3)], axis=-1)
+                / 1e-6
+            )
             gram = slopes.swapaxes(1, 2) @ slopes
             gram += damping[:, None, None] * (gram * np.eye(3)) + 1e-15 * np.eye(3)
             steps = np.linalg.solve(gram, slopes.swapaxes(1, 2) @ (losses - fitted)[..., None])[..., 0]
@@ -172,7 +178,10 @@ class _Design:
             new_costs = np.sum((losses - new_fitted) ** 2, axis=1)
             better = new_costs < costs
             furthest = np.max(np.abs(moved - exponents))  # of refused steps too: their damping shortens the next one
-            exponents, fitted = np.where(better[:, None], moved, exponents), np.where(better[:, None], new_fitted, fitted)
+            exponents, fitted = (
+                np.where(better[:, None], moved, exponents),
+                np.where(better[:, None], new_fitted, fitted),
+            )
             costs, damping = np.where(better, new_costs, costs), np.where(better, damping / 5, damping * 5)
             if furthest < 1e-7:
                 break

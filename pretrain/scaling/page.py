@@ -1,4 +1,4 @@
-"""The figure as one HTML page that needs nothing else: panels with a choice of axis and values on hover, then the tables."""
+"""The figure as one HTML page that needs nothing else: panels with a choice of axis, values on hover, then tables."""
 
 import html
 import math
@@ -26,8 +26,9 @@ PANEL_HEIGHT = 380
 
 HOVER = (
     "<b>%{customdata[0]}</b>, step %{customdata[1]}<br>%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
-    "effective depth %{customdata[4]}, loops %{customdata[5]}<br>%{customdata[6]:.4s} parameters, %{customdata[7]:.4s} tokens<br>"
-    "%{customdata[8]:.3e} training FLOPs<br>%{customdata[9]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
+    "effective depth %{customdata[4]}, loops %{customdata[5]}<br>"
+    "%{customdata[6]:.4s} parameters, %{customdata[7]:.4s} tokens<br>%{customdata[8]:.3e} training FLOPs<br>"
+    "%{customdata[9]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
 )
 
 FRAME = """<!DOCTYPE html>
@@ -46,13 +47,14 @@ p.note {{ color: #666; margin: .4rem 0; }}
 
 
 def write_page(analysis: Analysis, file: Path) -> None:
-    """Write the page; about 5 MB, nearly all of it the plotting library, which is inside so that the page works offline."""
+    """Write the page; about 5 MB, nearly all of it the plotting library, inside so that the page works offline."""
     figures = [_curve_figure(analysis)]
     if analysis.isoplots:
         figures.append(_isoplot_figure(analysis))
     if isinstance(analysis.law, JointLaw):
         figures.append(_law_figure(analysis.law))
-    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}  # nothing leaves the page
+    # nothing leaves the page
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=index == 0, div_id=f"figure-{index}", config=config)
         for index, figure in enumerate(figures)
@@ -90,8 +92,22 @@ def _curve_figure(analysis: Analysis) -> "Figure":
         layout: dict[str, Any] = {f"{name}.title.text": axis.label for name in names}
         layout |= {f"{name}.tickmode": "array" if axis is DEPTH else "auto" for name in names}
         layout |= {f"{name}.autorange": True for name in names}
-        buttons.append({"label": axis.name, "method": "update", "args": [{"visible": [shown is axis for shown in shown_for]}, layout]})
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 36}, "showactive": True}
+        buttons.append(
+            {
+                "label": axis.name,
+                "method": "update",
+                "args": [{"visible": [shown is axis for shown in shown_for]}, layout],
+            }
+        )
+    menu = {
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": 36},
+        "showactive": True,
+    }
     figure.update_layout(updatemenus=[menu], margin_t=110)
     return figure
 
@@ -100,8 +116,8 @@ def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
     points = thin(curve.points)
     details = [
         (
-            point.run, point.step, curve.metric, f"{point.stderr:.2g}" if point.stderr else "unknown", point.depth, point.num_loops,
-            point.num_params, point.tokens_seen, point.train_flops, point.eval_flops_per_token,
+            point.run, point.step, curve.metric, f"{point.stderr:.2g}" if point.stderr else "unknown", point.depth,
+            point.num_loops, point.num_params, point.tokens_seen, point.train_flops, point.eval_flops_per_token,
         )
         for point in points
     ]  # fmt: skip
@@ -114,7 +130,12 @@ def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
         "x": [axis.of(point) for point in points],
         "y": [point.value for point in points],
         "error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1},
-        "marker": {"color": STYLES[curve.family][0], "symbol": SYMBOLS[curve.family], "size": 9, "line": {"color": "white", "width": 1}},
+        "marker": {
+            "color": STYLES[curve.family][0],
+            "symbol": SYMBOLS[curve.family],
+            "size": 9,
+            "line": {"color": "white", "width": 1},
+        },
         "customdata": details,
         "hovertemplate": HOVER,
     }
@@ -132,14 +153,17 @@ def _line_trace(curve: Curve, fit: Fit) -> dict[str, Any]:
         "y": (fit.alpha * np.log(depths) + fit.beta).tolist(),
         "line": {"color": STYLES[curve.family][0], "width": 1.5},
         "opacity": 0.6,
-        "hovertemplate": f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}<extra>{curve.family}</extra>",
+        "hovertemplate": f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}"
+        f"<extra>{curve.family}</extra>",
     }
 
 
 def _mark_depths(figure: "Figure", analysis: Analysis, places: Sequence[tuple[int, int]]) -> None:
     """Ticks at the depths that occur: between powers of ten there would be none."""
     for group, (row, column) in zip(analysis.task_groups, places, strict=True):
-        depths = sorted({point.depth for curve in analysis.curves if curve.task_group == group for point in curve.points})
+        depths = sorted(
+            {point.depth for curve in analysis.curves if curve.task_group == group for point in curve.points}
+        )
         ticks = depths[:: math.ceil(len(depths) / 10)]
         figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=list(map(str, ticks)), row=row, col=column)
 
@@ -171,8 +195,19 @@ def _isoplot_figure(analysis: Analysis) -> "Figure":
         if isoplot.line:
             slope, intercept = isoplot.line
             ends = [min(losses), max(losses)]
-            line = {"x": ends, "y": [slope * end + intercept for end in ends], "line": {"color": colour, "width": 1.5}, "hoverinfo": "skip"}
-            line |= {"type": "scatter", "mode": "lines", "legendgroup": isoplot.family, "showlegend": False, "opacity": 0.6}
+            line = {
+                "x": ends,
+                "y": [slope * end + intercept for end in ends],
+                "line": {"color": colour, "width": 1.5},
+                "hoverinfo": "skip",
+            }
+            line |= {
+                "type": "scatter",
+                "mode": "lines",
+                "legendgroup": isoplot.family,
+                "showlegend": False,
+                "opacity": 0.6,
+            }
             figure.add_trace(line, row=row, col=column)
         figure.update_yaxes(title_text=METRIC_NAMES.get(isoplot.metric, isoplot.metric), row=row, col=column)
     figure.update_xaxes(title_text="validation loss (nats per token)", autorange="reversed")
@@ -197,7 +232,14 @@ def _law_figure(law: JointLaw) -> "Figure":
         }
         figure.add_trace(trace, row=row, col=column)
     ends = [float(law.losses.min()), float(law.losses.max())]
-    equal = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": "#888", "width": 1}, "showlegend": False}
+    equal = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": ends,
+        "y": ends,
+        "line": {"color": "#888", "width": 1},
+        "showlegend": False,
+    }
     figure.add_trace(equal | {"hoverinfo": "skip"}, row=row, col=column)
     figure.update_xaxes(title_text="loss by the law (nats per token)")
     figure.update_yaxes(title_text="measured")
@@ -211,7 +253,9 @@ def _panels(titles: Sequence[str]) -> tuple["Figure", list[tuple[int, int]]]:
     columns = min(MAX_COLUMNS, len(titles))
     num_rows = math.ceil(len(titles) / columns)
     gap = min(0.25, 110 / (PANEL_HEIGHT * num_rows))
-    figure = make_subplots(rows=num_rows, cols=columns, subplot_titles=[html.escape(title) for title in titles], vertical_spacing=gap)
+    figure = make_subplots(
+        rows=num_rows, cols=columns, subplot_titles=[html.escape(title) for title in titles], vertical_spacing=gap
+    )
     figure.update_layout(template="plotly_white", height=PANEL_HEIGHT * num_rows + 90)
     return figure, [(index // columns + 1, index % columns + 1) for index in range(len(titles))]
 

@@ -11,7 +11,7 @@ Family = Literal["looped", "baseline", "regularised"]
 
 
 class Row(BaseModel):
-    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` says what the fields are. Unknown fields are passed over."""
+    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` says what the fields are. Unknown fields are skipped."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -55,7 +55,7 @@ def read_rows(files: Iterable[Path]) -> Iterator[Row]:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the latest step of each run, task and metric; of two rows of the same step and loop count, the later one."""
+    """The rows of the latest step of each run, task and metric; of two of the same step and loop count, the later."""
     newest: dict[tuple[str, ...], dict[int, Row]] = {}
     steps: dict[tuple[str, ...], int] = {}
     for row in rows:
@@ -81,5 +81,7 @@ def choose_metric(rows: Sequence[Row], metric: str | None = None) -> list[Row]:
         raise ValueError(f"no row has metric {metric!r}: choose one of {', '.join(known)}")
     for group, names in metrics.items():
         if len(names) > 1 and metric not in names:
-            raise ValueError(f"task group {group!r} has several metrics: choose one with --metric {{{','.join(sorted(names))}}}")
+            raise ValueError(
+                f"task group {group!r} has several metrics: choose one with --metric {{{','.join(sorted(names))}}}"
+            )
     return [row for row in rows if len(metrics[row.task_group]) == 1 or row.metric == metric]

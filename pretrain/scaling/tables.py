@@ -35,7 +35,13 @@ def write_fits(analysis: Analysis, file: Path) -> None:
 
 def make_tables(analysis: Analysis) -> list[Table]:
     """The tables that have something to say, in reading order."""
-    tables = [_fit_table(analysis), _ratio_table(analysis), _gap_table(analysis), _law_table(analysis), _isoplot_table(analysis)]
+    tables = [
+        _fit_table(analysis),
+        _ratio_table(analysis),
+        _gap_table(analysis),
+        _law_table(analysis),
+        _isoplot_table(analysis),
+    ]
     return [table for table in tables if table.rows or table.notes]
 
 
@@ -59,21 +65,32 @@ def _fit_table(analysis: Analysis) -> Table:
         rows.append((curve.task_group, curve.family, curve.metric, str(curve.num_depths), *numbers))
         if len(curve.points) > MAX_DRAWN:
             notes.append(
-                f"{curve.task_group}, {curve.family}: {MAX_DRAWN} of {len(curve.points)} points are drawn; the line is through all"
+                f"{curve.task_group}, {curve.family}: {MAX_DRAWN} of {len(curve.points)} points are drawn; "
+                "the line is through all"
             )
         notes += [f"{curve.task_group}, {curve.family}: {warning}" for warning in curve.warnings]
     if not any(analysis.fits):
         notes.insert(0, f"no curve has a line: {NO_LINE}; its points are drawn")
     header = ("task group", "family", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
-    return Table(title="value = alpha·log(D) + beta, D: effective depth in layers", header=header, rows=rows, notes=notes)
+    return Table(
+        title="value = alpha·log(D) + beta, D: effective depth in layers", header=header, rows=rows, notes=notes
+    )
 
 
 def _ratio_table(analysis: Analysis) -> Table:
     rows = []
     for ratio in analysis.ratios:
-        value = _with_interval(ratio.value, ratio.interval) if ratio.interval else f"{ratio.value:.3g} (unbounded: alpha_baseline may be 0)"
+        value = (
+            _with_interval(ratio.value, ratio.interval)
+            if ratio.interval
+            else f"{ratio.value:.3g} (unbounded: alpha_baseline may be 0)"
+        )
         rows.append((ratio.task_group, value))
-    return Table(title="a loop against layers of their own: alpha_looped / alpha_baseline", header=("task group", "ratio [95%]"), rows=rows)
+    return Table(
+        title="a loop against layers of their own: alpha_looped / alpha_baseline",
+        header=("task group", "ratio [95%]"),
+        rows=rows,
+    )
 
 
 def _gap_table(analysis: Analysis) -> Table:
@@ -85,15 +102,20 @@ def _gap_table(analysis: Analysis) -> Table:
             continue
         runs = gap.runs[0] if len(gap.runs) == 1 else f"{gap.statistic} of {len(gap.runs)}: {gap.runs[0]}, ..."
         numbers = [f"{value:.4g}" for value in (gap.iso_param or 0.0, gap.value, gap.iso_flop or 0.0)]
-        rows.append((gap.task_group, runs, str(gap.num_loops), str(gap.depth), gap.metric, *numbers, f"{gap.covered_pct:.0f}%"))
+        rows.append(
+            (gap.task_group, runs, str(gap.num_loops), str(gap.depth), gap.metric, *numbers, f"{gap.covered_pct:.0f}%")
+        )
     notes = []
     if rows or any(curve.family == "baseline" for curve in analysis.curves):
         notes = [
-            f"{group}: {count} looped model{'s' * (count > 1)} without two different baselines (equal parameters, equal FLOPs per token)"
+            f"{group}: {count} looped model{'s' * (count > 1)} without two different baselines (equal parameters, "
+            "equal FLOPs per token)"
             for group, count in missing.items()
         ]
     header = ("task group", "run", "loops", "depth", "metric", "iso-parameter", "looped", "iso-FLOP", "gap covered")
-    return Table(title="% of the gap between the iso-parameter and the iso-FLOP baseline", header=header, rows=rows, notes=notes)
+    return Table(
+        title="% of the gap between the iso-parameter and the iso-FLOP baseline", header=header, rows=rows, notes=notes
+    )
 
 
 def _law_table(analysis: Analysis) -> Table:

@@ -1,10 +1,11 @@
-"""n-ary addition: the sum of n numbers of three digits, said at once (Saunshi et al., "Reasoning with latent thoughts: on the power of
-looped transformers", arXiv 2502.17416, section 2.1).
+"""n-ary addition: the sum of n numbers of three digits, said at once (Saunshi et al., "Reasoning with latent thoughts:
+on the power of looped transformers", arXiv 2502.17416, section 2.1).
 
     315+120+045+824=1304
 
-Operands are uniform in [0, 999] and padded with zeros, the sum is not padded. The paper trains on a uniform mixture of n in {2, 4, 8, 16,
-32}, one symbol a character, and scores n in {8, 16, 24, 32} one by one (24 is in no training example); there are no steps.
+Operands are uniform in [0, 999] and padded with zeros, the sum is not padded. The paper trains on a uniform mixture of
+n in {2, 4, 8, 16, 32}, one symbol a character, and scores n in {8, 16, 24, 32} one by one (24 is in no training
+example); there are no steps.
 """
 
 import re

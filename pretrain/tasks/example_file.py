@@ -1,7 +1,7 @@
 """Examples in files: a JSON list of {question, steps, answer}, plain or gzipped, as ProsQA and ProntoQA are published.
 
-ProsQA's rows also hold the graph (idx_to_symbol, edges, root, target, neg_target). Keys that nobody reads are passed over. A file is read
-whole or refused: the first malformed row is named by file and index.
+ProsQA's rows also hold the graph (idx_to_symbol, edges, root, target, neg_target). Keys that nobody reads are passed
+over. A file is read whole or refused: the first malformed row is named by file and index.
 """
 
 import gzip
@@ -52,7 +52,8 @@ def read_examples(path: Path) -> list[Example]:
     """The examples of a .json or .json.gz file.
 
     Raises:
-        ValueError: the file holds no such list, or a row of it is malformed; names the file, and the row by its index from 0.
+        ValueError: the file holds no such list, or a row of it is malformed; names the file, and the row by its index
+            from 0.
         OSError: the file cannot be opened.
     """
     return _read(path, lambda row: _Row.model_validate(row).example())
@@ -62,7 +63,8 @@ def read_graphs(path: Path) -> list[tuple[Example, Graph]]:
     """The examples of a ProsQA file, each with its graph.
 
     Raises:
-        ValueError: as `read_examples`; also if a row has no graph, or its root does not reach the target alone of the two options.
+        ValueError: as `read_examples`; also if a row has no graph, or its root does not reach the target alone of the
+            two options.
         OSError: the file cannot be opened.
     """
 
@@ -81,7 +83,10 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 def write_graphs(path: Path, examples: Iterable[tuple[Example, Graph]]) -> None:
     """Write ProsQA's examples with their graphs as `read_graphs` reads them; gzipped if the name ends with .gz."""
     fields = _GraphRow.model_fields.keys() - _Row.model_fields.keys()
-    _write(path, [example._asdict() | {name: getattr(graph, name) for name in sorted(fields)} for example, graph in examples])
+    _write(
+        path,
+        [example._asdict() | {name: getattr(graph, name) for name in sorted(fields)} for example, graph in examples],
+    )
 
 
 T = TypeVar("T")

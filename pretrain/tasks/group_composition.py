@@ -1,15 +1,16 @@
-"""Group composition: the product of n elements of a finite group (Saunshi et al., arXiv 2502.17416, theorem 5.1; Liu et al.,
-"Transformers learn shortcuts to automata", 2022).
+"""Group composition: the product of n elements of a finite group (Saunshi et al., arXiv 2502.17416, theorem 5.1; Liu et
+al., "Transformers learn shortcuts to automata", 2022).
 
     symmetric, order 5   [21345][13245][51234]   ->   [52134]
     cyclic, order 60     [59][3]                 ->   [2]
 
-The product is associative, so it can be taken in pairs, pairs of pairs and so on: the theorem has one layer do it in ceil(log2 n) loops,
-with constant precision, for every finite group. The symmetric group of 5 objects is not solvable, so that its word problem is complete for
-NC1 (Barrington's theorem); a cyclic group only needs a sum.
+The product is associative, so it can be taken in pairs, pairs of pairs and so on: the theorem has one layer do it in
+ceil(log2 n) loops, with constant precision, for every finite group. The symmetric group of 5 objects is not solvable,
+so that its word problem is complete for NC1 (Barrington's theorem); a cyclic group only needs a sum.
 
-A permutation g is written as g(1) g(2) .. g(5); the product g_1 g_2 .. g_n maps i to g_1(g_2(..g_n(i))). Elements are uniform, hence so is
-the answer. One symbol an element. Steps: the products of the first two elements, the first three, and so on, but the last.
+A permutation g is written as g(1) g(2) .. g(5); the product g_1 g_2 .. g_n maps i to g_1(g_2(..g_n(i))). Elements are
+uniform, hence so is the answer. One symbol an element. Steps: the products of the first two elements, the first three,
+and so on, but the last.
 """
 
 import re
@@ -39,7 +40,10 @@ class GroupCompositionParameters(Section):
     @model_validator(mode="after")
     def _check_order(self) -> "GroupCompositionParameters":
         if self.order > MAX_ORDERS[self.group]:
-            raise ValueError(f"order={self.order} of a {self.group} group gives too many symbols: it is at most {MAX_ORDERS[self.group]}")
+            raise ValueError(
+                f"order={self.order} of a {self.group} group gives too many symbols: "
+                f"it is at most {MAX_ORDERS[self.group]}"
+            )
         return self
 
 
@@ -74,7 +78,9 @@ class GroupComposition(Task[GroupCompositionParameters]):
     def prefix_answers(self, question: str) -> tuple[str, ...]:
         elements = re.findall(r"\[\d+\]", question, re.ASCII)
         if not elements or "".join(elements) != question or not self._known.issuperset(elements):
-            raise ValueError(f"not elements of the {self.parameters.group} group of order {self.parameters.order}: {question!r}")
+            raise ValueError(
+                f"not elements of the {self.parameters.group} group of order {self.parameters.order}: {question!r}"
+            )
         return tuple(self._products(elements))
 
     def _products(self, elements: list[str]) -> Iterator[str]:

@@ -1,22 +1,26 @@
-"""Symbolic i-GSM: the value of one of many quantities that equations define, modulo 7, said at once (Saunshi et al., arXiv 2502.17416,
-section 2.1 and appendix A.1, after Ye et al., "Physics of language models: part 2.1", arXiv 2407.20311).
+"""Symbolic i-GSM: the value of one of many quantities that equations define, modulo 7, said at once (Saunshi et al.,
+arXiv 2502.17416, section 2.1 and appendix A.1, after Ye et al., "Physics of language models: part 2.1", arXiv
+2407.20311).
 
     E#I := 4. E#J := E#I. K#N := 2 * E#I + E#J + F#K. F#K := 3. K#N?
 
-**Multiplication distributes over the whole right-hand side**: `2 * E#I + E#J + F#K` is 2 · (E#I + E#J + F#K), as the paper solves its
-example.
+**Multiplication distributes over the whole right-hand side**: `2 * E#I + E#J + F#K` is 2 · (E#I + E#J + F#K), as the
+paper solves its example.
 
-1. Hierarchy: `num_levels` levels of items, each with its own `max_width` letters (A-D, E-H, I-L, M-P), of which 2 to `max_width` are there.
-2. Structure: edges between items of neighbouring levels, at least one down to every item, `num_edges` in all or as many as there can be.
-   Each edge is a quantity, written `upper#lower`.
-3. Dependencies: the quantities in random order; the first is a constant, each other one a constant with a chance of `constant_share`, else
-   a sum of 1 to `max_terms` earlier ones, half of the time with a multiplier of 2 or more. Numbers are uniform below the modulus.
-4. The question: the equations in random order, those that are not needed too, and one quantity for whose value at least `min_needed`
-   equations must be solved.
+1. Hierarchy: `num_levels` levels of items, each with its own `max_width` letters (A-D, E-H, I-L, M-P), of which 2 to
+   `max_width` are there.
+2. Structure: edges between items of neighbouring levels, at least one down to every item, `num_edges` in all or as many
+   as there can be. Each edge is a quantity, written `upper#lower`.
+3. Dependencies: the quantities in random order; the first is a constant, each other one a constant with a chance of
+   `constant_share`, else a sum of 1 to `max_terms` earlier ones, half of the time with a multiplier of 2 or more.
+   Numbers are uniform below the modulus.
+4. The question: the equations in random order, those that are not needed too, and one quantity for whose value at least
+   `min_needed` equations must be solved.
 
-The paper says: depth 4, modulus 7, no abstract quantities, direct answer; it leaves the sampling to Ye et al. The letters follow its
-example, the widths 2 to 4 and 15 quantities the defaults of Ye et al.; how sums are drawn is a choice. Steps: the needed equations, each
-after those it needs, with numbers put in. Their count is the example's difficulty.
+The paper says: depth 4, modulus 7, no abstract quantities, direct answer; it leaves the sampling to Ye et al. The
+letters follow its example, the widths 2 to 4 and 15 quantities the defaults of Ye et al.; how sums are drawn is a
+choice. Steps: the needed equations, each after those it needs, with numbers put in. Their count is the example's
+difficulty.
 """
 
 import re
@@ -55,10 +59,13 @@ class IGSMParameters(Section):
         if any(self.modulus % divisor == 0 for divisor in range(2, self.modulus)):
             raise ValueError(f"modulus={self.modulus} is not a prime")
         if self.num_levels * self.max_width > len(string.ascii_uppercase):
-            raise ValueError(f"num_levels={self.num_levels} of max_width={self.max_width} items need more than the 26 letters")
+            raise ValueError(
+                f"num_levels={self.num_levels} of max_width={self.max_width} items need more than the 26 letters"
+            )
         if self.num_edges < (self.num_levels - 1) * self.max_width:
             raise ValueError(
-                f"num_edges={self.num_edges} are too few: {self.num_levels - 1} levels of up to {self.max_width} items need one each"
+                f"num_edges={self.num_edges} are too few: "
+                f"{self.num_levels - 1} levels of up to {self.max_width} items need one each"
             )
         if self.min_needed > self.num_edges:
             raise ValueError(f"min_needed={self.min_needed} equations are more than num_edges={self.num_edges}")
@@ -109,7 +116,8 @@ class IGSM(Task[IGSMParameters]):
                 random.shuffle(equations)
                 return Example(f"{'. '.join(map(str, equations))}. {asked}?", steps, str(values[asked]))
         raise ValueError(
-            f"task {self.name}: none of {MAX_DRAWS} problems has a quantity that needs min_needed={min_needed} equations: lower it"
+            f"task {self.name}: none of {MAX_DRAWS} problems has a quantity that "
+            f"needs min_needed={min_needed} equations: lower it"
         )
 
     def solve(self, question: str) -> str:
@@ -119,7 +127,9 @@ class IGSM(Task[IGSMParameters]):
 
         def value_of(name: str, asked_for: tuple[str, ...]) -> int:
             if name not in equations or name in asked_for:
-                raise ValueError(f"{name} is {'defined by itself' if name in asked_for else 'not defined'} in {question!r}")
+                raise ValueError(
+                    f"{name} is {'defined by itself' if name in asked_for else 'not defined'} in {question!r}"
+                )
             if name not in values:
                 multiplier, terms = equations[name]
                 total = sum(int(term) if term.isdigit() else value_of(term, (*asked_for, name)) for term in terms)
@@ -175,7 +185,9 @@ def _write_step(equation: Equation, values: dict[str, int]) -> str:
 
 def _parse(line: str) -> tuple[str, tuple[int, list[str]]]:
     """Name, multiplier and terms of an equation's text."""
-    match = re.fullmatch(r"([A-Z]#[A-Z]) := (?:(\d+) \* )?((?:[A-Z]#[A-Z]|\d+)(?: \+ (?:[A-Z]#[A-Z]|\d+))*)", line, re.ASCII)
+    match = re.fullmatch(
+        r"([A-Z]#[A-Z]) := (?:(\d+) \* )?((?:[A-Z]#[A-Z]|\d+)(?: \+ (?:[A-Z]#[A-Z]|\d+))*)", line, re.ASCII
+    )
     if not match:
         raise ValueError(f"not an equation: {line!r}")
     return match[1], (int(match[2] or 1), match[3].split(" + "))

@@ -2,9 +2,9 @@
 
     qbn wxa odt jtp jme pzn odt jtp -> jme
 
-Find a subsequence inside a longer sequence and output the item that follows it: so MidAS (arXiv 2409.19044) describes the task, without
-its prompts; ten random words of three letters and a subsequence of five words are remembered numbers, not printed ones. Words differ from
-each other. There are no steps.
+Find a subsequence inside a longer sequence and output the item that follows it: so MidAS (arXiv 2409.19044) describes
+the task, without its prompts; ten random words of three letters and a subsequence of five words are remembered numbers,
+not printed ones. Words differ from each other. There are no steps.
 """
 
 import re
@@ -30,7 +30,9 @@ class InductionCopyingParameters(Section):
         if self.num_repeated >= self.num_words:
             raise ValueError(f"num_repeated={self.num_repeated} leaves no word to follow in num_words={self.num_words}")
         if 26**self.word_length < 2 * self.num_words:
-            raise ValueError(f"word_length={self.word_length} gives too few different words for num_words={self.num_words}")
+            raise ValueError(
+                f"word_length={self.word_length} gives too few different words for num_words={self.num_words}"
+            )
         return self
 
 

@@ -1,14 +1,16 @@
-"""Multiplication of numbers of a few digits in the format of the iCoT data (Deng et al., "From explicit CoT to implicit CoT", arXiv
-2405.14838; files of da03/Internalize_CoT_Step_by_Step, "4_by_4" and "5_by_5").
+"""Multiplication of numbers of a few digits in the format of the iCoT data (Deng et al., "From explicit CoT to implicit
+CoT", arXiv 2405.14838; files of da03/Internalize_CoT_Step_by_Step, "4_by_4" and "5_by_5").
 
-    7 6 9 2 * 1 6 3 6||7 6 9 2 0 + 0 2 0 8 7 1 ( 7 8 9 0 8 1 ) + 0 0 1 0 9 8 0 ( 7 8 0 1 7 0 1 ) + 0 0 0 2 0 8 7 1 #### 7 8 0 3 7 8 8 1
+    7 6 9 2 * 1 6 3 6||7 6 9 2 0 + 0 2 0 8 7 1 ( 7 8 9 0 8 1 ) + 0 0 1 0 9 8 0 ( 7 8 0 1 7 0 1 ) + 0 0 0 2 0 8 7 1 ####
+    7 8 0 3 7 8 8 1
 
-Every number is written with its least significant digit first and spaces between digits. For x · y, digit y_i gives the term x · y_i · 10^i
-in len(x) + 1 + i digits, padded with zeros at the significant end; terms are joined by "+", and behind each term but the first and the last
-stands the sum so far, as wide, in parentheses. The product has len(x) + len(y) digits. A step is a term, with its sum where it has one.
+Every number is written with its least significant digit first and spaces between digits. For x · y, digit y_i gives the
+term x · y_i · 10^i in len(x) + 1 + i digits, padded with zeros at the significant end; terms are joined by "+", and
+behind each term but the first and the last stands the sum so far, as wide, in parentheses. The product has len(x) +
+len(y) digits. A step is a term, with its sum where it has one.
 
-The released lines are reproduced from their operands, character by character; their train files cannot be had, so this makes them. Operands
-are uniform among the numbers of exactly so many digits.
+The released lines are reproduced from their operands, character by character; their train files cannot be had, so this
+makes them. Operands are uniform among the numbers of exactly so many digits.
 """
 
 import re
@@ -40,7 +42,9 @@ class Multiplication(Task[MultiplicationParameters]):
 
     def make(self, random: Random) -> Example:
         left, right = self.parameters.num_left_digits, self.parameters.num_right_digits
-        return write_product(random.randrange(10 ** (left - 1), 10**left), random.randrange(10 ** (right - 1), 10**right))
+        return write_product(
+            random.randrange(10 ** (left - 1), 10**left), random.randrange(10 ** (right - 1), 10**right)
+        )
 
     def solve(self, question: str) -> str:
         operands = re.fullmatch(r"(\d( \d)*) \* (\d( \d)*)", question, re.ASCII)
@@ -62,7 +66,9 @@ def write_product(left: int, right: int) -> Example:
         total += term
         step = f"+ {_write(term, width)}" if place else _write(term, width)
         steps.append(step if place in (0, num_right - 1) else f"{step} ( {_write(total, width)} )")
-    return Example(f"{_write(left, num_left)} * {_write(right, num_right)}", tuple(steps), _write(total, num_left + num_right))
+    return Example(
+        f"{_write(left, num_left)} * {_write(right, num_right)}", tuple(steps), _write(total, num_left + num_right)
+    )
 
 
 def _write(number: int, width: int) -> str:

@@ -1,20 +1,22 @@
-"""p-hop induction: follow p induction hops back from the last symbol and say the symbol found there (Saunshi et al., arXiv 2502.17416,
-definition A.1; Sanford et al., arXiv 2402.09268).
+"""p-hop induction: follow p induction hops back from the last symbol and say the symbol found there (Saunshi et al.,
+arXiv 2502.17416, definition A.1; Sanford et al., arXiv 2402.09268).
 
-For a sequence v_1 .. v_n:  find_1(i) = max({0} ∪ {j <= i : v_{j-1} = v_i}),  find_p(i) = find_1(find_{p-1}(i)),  answer v_{find_p(n)}.
-One hop goes to the symbol after the previous occurrence of the current one. Where v_{i-1} = v_i the hop stays at i, and so do all others:
-this can happen at the first hop only, since the symbol after an occurrence of v_i that is the last before i is not v_i again.
+For a sequence v_1 .. v_n: find_1(i) = max({0} ∪ {j <= i : v_{j-1} = v_i}),  find_p(i) = find_1(find_{p-1}(i)),  answer
+v_{find_p(n)}. One hop goes to the symbol after the previous occurrence of the current one. Where v_{i-1} = v_i the hop
+stays at i, and so do all others: this can happen at the first hop only, since the symbol after an occurrence of v_i
+that is the last before i is not v_i again.
 
 Two ways to draw a sequence in which all p hops exist:
 
-forced   the paper's, of which no code was released: 1. draw the p + 1 symbols s_0 .. s_p that are visited, neighbours unlike; 2. the piece
-         "s_t s_{t+1}" of each hop and all other places, the fillers, are shuffled, pieces kept in order from s_p (left) to s_0, the last
-         symbol; 3. each filler is uniform over the symbols but the one that the hop over it looks for. The chain spans the whole sequence.
-uniform  independent uniform symbols, drawn again if a hop is missing. A substitute of much shorter range: with 4 symbols a quarter of the
-         examples stay at the last symbol, and the others go back 4 places a hop on average.
+forced   the paper's, of which no code was released: 1. draw the p + 1 symbols s_0 .. s_p that are visited, neighbours
+         unlike; 2. the piece "s_t s_{t+1}" of each hop and all other places, the fillers, are shuffled, pieces kept in
+         order from s_p (left) to s_0, the last symbol; 3. each filler is uniform over the symbols but the one that the
+         hop over it looks for. The chain spans the whole sequence.
+uniform  independent uniform symbols, drawn again if a hop is missing. A substitute of much shorter range: with 4
+         symbols a quarter of the examples stay at the last symbol, and the others go back 4 places a hop on average.
 
-The paper: 4 symbols, n = 256, p = 16 or 32, accuracy of the last position. By its corollary 5.3 floor(log2 p) + 2 loops of one layer
-suffice.
+The paper: 4 symbols, n = 256, p = 16 or 32, accuracy of the last position. By its corollary 5.3 floor(log2 p) + 2 loops
+of one layer suffice.
 """
 
 import string
@@ -41,7 +43,10 @@ class PHopParameters(Section):
     @model_validator(mode="after")
     def _check_length(self) -> "PHopParameters":
         if self.sampling == "forced" and self.length < 2 * self.num_hops + 1:
-            raise ValueError(f"length={self.length} is too short for num_hops={self.num_hops}: forced hops need 2 · num_hops + 1 symbols")
+            raise ValueError(
+                f"length={self.length} is too short for num_hops={self.num_hops}: "
+                "forced hops need 2 · num_hops + 1 symbols"
+            )
         return self
 
 
@@ -55,10 +60,12 @@ class PHop(Task[PHopParameters]):
         super().__init__(parameters)
         self._symbols = string.ascii_lowercase[: parameters.alphabet_size]
         size = parameters.alphabet_size
-        # Tables of 256 entries: byte b becomes symbol b mod size; or one of all symbols but the avoided one, by b mod (size - 1).
+        # Tables of 256 entries: byte b becomes symbol b mod size; or one of all symbols but the avoided one, by b mod
+        # (size - 1).
         self._any_symbol = bytes(ord(self._symbols[byte % size]) for byte in range(256))
         self._another = [
-            bytes(ord(self._symbols[(avoided + 1 + byte % (size - 1)) % size]) for byte in range(256)) for avoided in range(size)
+            bytes(ord(self._symbols[(avoided + 1 + byte % (size - 1)) % size]) for byte in range(256))
+            for avoided in range(size)
         ]
         self._pieces = [[(first + second).encode() for second in self._symbols] for first in self._symbols]
 
@@ -84,7 +91,8 @@ class PHop(Task[PHopParameters]):
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...]:
         self._check(question)
-        # Places after h hops from each place, for h = 1, 2, 4, ...; those of the binary digits of p, one after the other, make p hops.
+        # Places after h hops from each place, for h = 1, 2, 4, ...; those of the binary digits of p, one after the
+        # other, make p hops.
         power, places = self._first_hops(question), list(range(len(question) + 1))
         num_hops = self.parameters.num_hops
         while num_hops:
@@ -105,7 +113,10 @@ class PHop(Task[PHopParameters]):
         fillers, start = _draw_bytes(random, num_fillers - order[0], size - 1), 0
         for hop, (place, following) in zip(range(p - 1, -1, -1), pairwise([*order, num_fillers + p]), strict=True):
             end = start + following - place - 1
-            parts += self._pieces[visited[hop]][visited[hop + 1]], fillers[start:end].translate(self._another[visited[hop]])
+            parts += (
+                self._pieces[visited[hop]][visited[hop + 1]],
+                fillers[start:end].translate(self._another[visited[hop]]),
+            )
             start = end
         question = b"".join(parts).decode() + self._symbols[visited[0]]
         return Example(question, (), self._symbols[visited[p]])
@@ -133,7 +144,8 @@ class PHop(Task[PHopParameters]):
 
 
 def _draw_bytes(random: Random, count: int, size: int) -> bytes:
-    """`count` random bytes whose remainders mod `size` are uniform: bytes beyond the last multiple of `size` are drawn again."""
+    """`count` random bytes whose remainders mod `size` are uniform: bytes beyond the last multiple of `size` are drawn
+    again."""
     beyond = bytes(range(256 - 256 % size, 256))
     drawn = b""
     while len(drawn) < count:

@@ -18,7 +18,18 @@ from pretrain.tasks.prosqa.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
 
-_TASKS = (Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA, ProsQASymbolic, ProntoQA)
+_TASKS = (
+    Addition,
+    PHop,
+    IGSM,
+    VariableAssignment,
+    InductionCopying,
+    GroupComposition,
+    Multiplication,
+    ProsQA,
+    ProsQASymbolic,
+    ProntoQA,
+)
 TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in _TASKS}
 """Every task, by the name it has in configurations."""
 
@@ -46,7 +57,9 @@ def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
         first = error.errors()[0]
         # A check of ours across parameters names them itself.
         where = "".join(f"{part}: " for part in first["loc"][:1])
-        raise ValueError(f"task {name}: {where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from None
+        raise ValueError(
+            f"task {name}: {where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+        ) from None
 
 
 def _hint(name: str, known: Mapping[str, object]) -> str:

@@ -1,11 +1,15 @@
-"""What a reasoning task is: a seeded generator, an exact solver, a text form and fixed splits, behind one small interface.
+"""What a reasoning task is: a seeded generator, an exact solver, a text form and fixed splits, behind one small
+interface.
 
-1. `generate(seed, number)` makes one example from a random source that a hash of (task, parameters, seed, number) starts: any example can
-   be made anywhere, in any order, and never depends on a rank, a worker or on Python's own hash.
+1. `generate(seed, number)` makes one example from a random source that a hash of (task, parameters, seed, number)
+   starts: any example can be made anywhere, in any order, and never depends on a rank, a worker or on Python's own
+   hash.
 2. `solve(question)` reads the question's text and nothing else, so it judges the generator instead of repeating it.
-3. `split_of(example)` hashes the question's text: whatever parameters or seed made it, a question is in one split for ever.
+3. `split_of(example)` hashes the question's text: whatever parameters or seed made it, a question is in one split for
+   ever.
 4. `pick(split, seed, number)` is the number-th example of a split: the first of a run of candidates that falls into it.
-5. `render(example)` gives the text in pieces, so that a trainer can have loss on the answer alone, or on steps and answer.
+5. `render(example)` gives the text in pieces, so that a trainer can have loss on the answer alone, or on steps and
+   answer.
 
 Examples of the same seed are the same for the same Python and the same code; tests hold a hash of some.
 """
@@ -25,7 +29,8 @@ HELD_OUT = 1 / 16
 """Share of all questions in the validation split, and again in the test split."""
 
 MAX_TRIES = 4096
-"""Candidates for one example of a split. That all of them miss a split of 1/16 of many questions has a chance of 1e-115."""
+"""Candidates for one example of a split. That all of them miss a split of 1/16 of many questions has a chance of
+1e-115."""
 
 
 class Example(NamedTuple):
@@ -63,11 +68,14 @@ class Task(ABC, Generic[P]):
     def __init__(self, parameters: P) -> None:
         self.parameters = parameters
         # Without defaults: a parameter that is added later leaves the examples of those who do not set it as they are.
-        self._hash = hashlib.blake2b(f"{self.name}\0{parameters.model_dump_json(exclude_defaults=True)}".encode(), digest_size=8)
+        self._hash = hashlib.blake2b(
+            f"{self.name}\0{parameters.model_dump_json(exclude_defaults=True)}".encode(), digest_size=8
+        )
 
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
-        """The symbols that every text of the task is made of, for a tokenizer of its own; None where it is written in words."""
+        """The symbols that every text of the task is made of, for a tokenizer of its own; None where it is written in
+        words."""
         return None
 
     @abstractmethod
@@ -86,7 +94,8 @@ class Task(ABC, Generic[P]):
         """The answer to every prefix of a question that ends with one of its symbols, for loss at every position.
 
         Returns:
-            One answer a symbol, None where that prefix has none; the last is the question's. None for a task without such answers.
+            One answer a symbol, None where that prefix has none; the last is the question's. None for a task without
+            such answers.
         """
         return None
 
@@ -115,7 +124,9 @@ class Task(ABC, Generic[P]):
             if self.split_of(example) == split:
                 return example
         parameters = self.parameters.model_dump_json()
-        raise ValueError(f"task {self.name} with {parameters}: no question in {split}: it has too few questions; make it harder")
+        raise ValueError(
+            f"task {self.name} with {parameters}: no question in {split}: it has too few questions; make it harder"
+        )
 
     def examples(self, split: Split, seed: int) -> Iterator[Example]:
         """The examples of a split without end: `pick` of 0, 1, 2 and so on."""

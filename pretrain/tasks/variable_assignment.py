@@ -1,15 +1,18 @@
-"""Variable assignment, a reasoning primitive: say the value of a variable that was set 0, 1 or 2 assignments away from a number.
+"""Variable assignment, a reasoning primitive: say the value of a variable that was set 0, 1 or 2 assignments away from
+a number.
 
     depth 0   a=1, b=2, c=6, b=?
     depth 1   a=1, b=2, c=a, d=b, d=?
     depth 2   one more level of the same
 
-The examples of depth 0 and 1, and the two wordings, code and math, are of Saunshi et al., arXiv 2502.17416, section 3.1, who take the task
-from MidAS (arXiv 2409.19044) and score it with five shots. Neither prints its prompts: five variables a level (so that a guess among the
-numbers seen is right in one of five, as their models are at depth 1), distinct numbers below 26 and the layout of the code are choices.
+The examples of depth 0 and 1, and the two wordings, code and math, are of Saunshi et al., arXiv 2502.17416, section
+3.1, who take the task from MidAS (arXiv 2409.19044) and score it with five shots. Neither prints its prompts: five
+variables a level (so that a guess among the numbers seen is right in one of five, as their models are at depth 1),
+distinct numbers below 26 and the layout of the code are choices.
 
-Each level sets as many variables, and each of its variables copies another one of the level before, so every number is named once a level
-and nothing but the chain tells them apart. Letters are drawn at random. Steps: the assignments from the one asked for down to the number.
+Each level sets as many variables, and each of its variables copies another one of the level before, so every number is
+named once a level and nothing but the chain tells them apart. Letters are drawn at random. Steps: the assignments from
+the one asked for down to the number.
 """
 
 import re
@@ -27,7 +30,8 @@ class VariableAssignmentParameters(Section):
     depth: int = Field(default=0, ge=0, le=2)
     """Copies between the variable asked for and its number."""
     wording: Literal["code", "math"] = "math"
-    """code = a small Python program that prints the variable; math = assignments in one line, the last to be completed."""
+    """code = a small Python program that prints the variable; math = assignments in one line, the last to be
+    completed."""
     num_variables: int = Field(default=5, ge=2)
     """Variables of a level; num_variables · (depth + 1) letters in all, at most 26."""
     num_values: int = Field(default=26, ge=2)
@@ -36,9 +40,13 @@ class VariableAssignmentParameters(Section):
     @model_validator(mode="after")
     def _check_letters(self) -> "VariableAssignmentParameters":
         if self.num_variables * (self.depth + 1) > len(string.ascii_lowercase):
-            raise ValueError(f"num_variables={self.num_variables} on {self.depth + 1} levels need more than the 26 letters")
+            raise ValueError(
+                f"num_variables={self.num_variables} on {self.depth + 1} levels need more than the 26 letters"
+            )
         if self.num_values < self.num_variables:
-            raise ValueError(f"num_values={self.num_values} are too few different numbers for num_variables={self.num_variables}")
+            raise ValueError(
+                f"num_values={self.num_values} are too few different numbers for num_variables={self.num_variables}"
+            )
         return self
 
 

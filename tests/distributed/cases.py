@@ -1,7 +1,7 @@
 """What the ranks of the pool run, and the one-process model that it is compared with.
 
-Tiny models on purpose: what is tested is who computes and sends what. Arrays travel as numpy, since a tensor sent between processes
-lives in memory shared with its sender.
+Tiny models on purpose: what is tested is who computes and sends what. Arrays travel as numpy, since a tensor sent
+between processes lives in memory shared with its sender.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,14 @@ def tiny_config(
 
     `global_batch` only has to pass the checks of the configuration: the engine takes as many rows as it is given.
     """
-    shape = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 4, "init_std": 0.2}
+    shape = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "ffn_size": 24,
+        "num_loop_layers": 4,
+        "init_std": 0.2,
+    }
     settings = {"steps": 10, "seq_len": SEQ_LEN, "global_batch": 16, "micro_batch": 1, "precision": "fp64"}
     return RunConfig.model_validate(
         {
@@ -100,7 +107,8 @@ class RankReport:
 
 @dataclass(kw_only=True)
 class Reference:
-    """One process, plain torch: loss and gradients of a batch by autograd of `LoopedGPT.forward`, without the engine."""
+    """One process, plain torch: loss and gradients of a batch by autograd of `LoopedGPT.forward`, without the
+    engine."""
 
     config: RunConfig
     shake: bool = False
@@ -152,7 +160,8 @@ def shake_vectors(model: LoopedGPT, tensor_rank: int, tensor_size: int) -> None:
 
 
 def make_engine(config: RunConfig, *, shake: bool = False) -> tuple[Engine, Groups]:
-    """An engine in the world of this case. With `shake`, vectors leave their initial values (the master weights do not: for one step)."""
+    """An engine in the world of this case. With `shake`, vectors leave their initial values (the master weights do not:
+    for one step)."""
     groups = make_groups(config.parallel, torch.device("cpu"))
     engine = Engine(config, groups, SEPARATORS)
     if shake:
@@ -166,8 +175,12 @@ def own_rows(rows: Tensor, groups: Groups) -> Tensor:
 
 
 def report(engine: Engine, results: Sequence[StepResult]) -> RankReport:
-    weights = [_part(engine, name, parameter, parameter.detach()) for name, parameter in engine.model.named_parameters()]
-    gradients = [_part(engine, name, parameter, parameter.main_grad) for name, parameter in engine.model.named_parameters()]  # type: ignore[attr-defined]
+    weights = [
+        _part(engine, name, parameter, parameter.detach()) for name, parameter in engine.model.named_parameters()
+    ]
+    gradients = [
+        _part(engine, name, parameter, parameter.main_grad) for name, parameter in engine.model.named_parameters()
+    ]  # type: ignore[attr-defined]
     return RankReport(results=list(results), weights=weights, gradients=gradients)
 
 
@@ -204,8 +217,8 @@ def saved_parts(engine: Engine) -> list[SavedPart]:
     """What this rank would save: its share of fp32 weights and optimizer state."""
     return [
         SavedPart(
-            name=piece.name, shape=piece.shape, dim=piece.partition_dim, index=piece.partition_index, count=piece.partition_count,
-            start=piece.start, values=piece.tensor.clone().numpy(),
+            name=piece.name, shape=piece.shape, dim=piece.partition_dim, index=piece.partition_index,
+            count=piece.partition_count, start=piece.start, values=piece.tensor.clone().numpy(),
         )
         for piece in engine.pieces()
     ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""Whole fine-tuning runs that the ranks of the pool make: the real trainer under the real DeepSpeed, on a handful of tiny examples."""
+"""Whole fine-tuning runs that the ranks of the pool make: the real trainer under the real DeepSpeed, on a handful of
+tiny examples."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,11 @@ from pretrain.run.signals import StopSignal
 from tests.distributed.training import Interruption, interrupt
 
 SYMBOLS = "symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?="
-_UNTOUCHED = {name: value for name, value in vars(deepspeed.utils.groups).items() if value is None or isinstance(value, (dict, int))}
+_UNTOUCHED = {
+    name: value
+    for name, value in vars(deepspeed.utils.groups).items()
+    if value is None or isinstance(value, (dict, int))
+}
 
 
 def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -> tuple[int, list[StepResult]]:
@@ -56,14 +61,17 @@ def finetune_config(root: Path, name: str, **changes: dict[str, Any]) -> Finetun
     sections: dict[str, dict[str, Any]] = {
         "run": {"name": name, "root": str(root / "runs")},
         "model": {
-            "vocab_size": 72, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 1, "num_loops": 2,
-            "num_prelude_layers": 1, "tied_head": True,
+            "vocab_size": 72, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 1,
+            "num_loops": 2, "num_prelude_layers": 1, "tied_head": True,
         },
         "data": {
             "tokenizer": SYMBOLS, "train": {**task, "num_examples": 22}, "validation": {**task, "num_examples": 7},
             "test": {**task, "num_examples": 5},
         },
-        "curriculum": {"num_stages": 2, "first_stage_epochs": 1, "epochs_per_stage": 1, "thoughts_per_step": 2, "uniform_prob": 0.5},
+        "curriculum": {
+            "num_stages": 2, "first_stage_epochs": 1, "epochs_per_stage": 1, "thoughts_per_step": 2,
+            "uniform_prob": 0.5,
+        },
         "train": {"epochs": 4, "effective_batch": 8, "micro_batch": 2, "seq_len": 96, "deterministic": True},
         "optimizer": {"lr": 1e-2},
         "validation": {"batch": 3, "max_new_tokens": 6},

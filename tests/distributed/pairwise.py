@@ -1,7 +1,7 @@
 """All pairs: a short list of cases in which every two values of different factors meet.
 
-Most faults of a configuration need one value or the meeting of two (Kuhn, Wallace and Gallo 2004). Greedy: while a pair is open, take of
-some cases that contain it the one that closes most open pairs. Seeded, so the list is always the same.
+Most faults of a configuration need one value or the meeting of two (Kuhn, Wallace and Gallo 2004). Greedy: while a pair
+is open, take of some cases that contain it the one that closes most open pairs. Seeded, so the list is always the same.
 """
 
 import random
@@ -21,7 +21,11 @@ def pairwise(factors: Mapping[str, Sequence[Any]], allowed: Callable[..., bool])
     """
     names = list(factors)
     values = [list(factor) for factor in factors.values()]
-    cases = [numbers for numbers in product(*(range(len(factor)) for factor in values)) if allowed(**_named(names, values, numbers))]
+    cases = [
+        numbers
+        for numbers in product(*(range(len(factor)) for factor in values))
+        if allowed(**_named(names, values, numbers))
+    ]
     open_pairs = {pair for numbers in cases for pair in _pairs(numbers)}
     chooser = random.Random(0)
     chosen = []

@@ -1,12 +1,16 @@
 """A pool of ranks that lives as long as the test session, so that imports are paid once.
 
-The ranks are forked from a server process that has imported the modules and nothing else, so imports are paid once for all of them.
+The ranks are forked from a server process that has imported the modules and nothing else, so imports are paid once for
+all of them.
 
-A case is a function of an importable module plus arguments; it runs on ranks 0 to n - 1 of the pool, in a world of n made for it alone.
-1. Every rank joins a fresh gloo world (a rendezvous file of its own), runs the function, leaves the world and sends back what it returned.
-2. An exception comes back as text with its rank. Leaving the world breaks the connections of ranks that still wait, so they fail too.
-3. A rank that does not answer in time has hung: the error names the case, its arguments and the line that each rank stands on.
-After a failure the ranks are ended, and the next case starts new ones.
+A case is a function of an importable module plus arguments; it runs on ranks 0 to n - 1 of the pool, in a world of n
+made for it alone.
+1. Every rank joins a fresh gloo world (a rendezvous file of its own), runs the function, leaves the world and sends
+   back what it returned.
+2. An exception comes back as text with its rank. Leaving the world breaks the connections of ranks that still wait, so
+   they fail too.
+3. A rank that does not answer in time has hung: the error names the case, its arguments and the line that each rank
+   stands on. After a failure the ranks are ended, and the next case starts new ones.
 """
 
 import faulthandler
@@ -80,7 +84,9 @@ class RankPool:
         if silent and not failures:
             raise RankError("\n".join([f"{name}: no answer in {timeout_s:g} s from ranks {silent}", *places]))
         ordered = sorted(failures.items(), key=lambda failure: failure[1])
-        raise RankError("\n".join([f"{name} failed", *(f"rank {rank}: {text}" for rank, (_, text) in ordered), *places]))
+        raise RankError(
+            "\n".join([f"{name} failed", *(f"rank {rank}: {text}" for rank, (_, text) in ordered), *places])
+        )
 
     def close(self) -> None:
         """End the ranks; the next case starts new ones."""
@@ -96,7 +102,9 @@ class RankPool:
             context.set_forkserver_preload(list(self._modules))
         for rank in range(self._num_ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs, self._modules, str(self._trace(rank))), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, theirs, self._modules, str(self._trace(rank))), daemon=True
+            )
             process.start()
             theirs.close()
             self._ranks.append((process, ours))
@@ -110,7 +118,9 @@ class RankPool:
         deadline = time.monotonic() + timeout_s
         answers: dict[int, Any] = {}
         failures: dict[int, tuple[float, str]] = {}
-        while open_ranks := {self._ranks[rank][1]: rank for rank in ranks if rank not in answers and rank not in failures}:
+        while open_ranks := {
+            self._ranks[rank][1]: rank for rank in ranks if rank not in answers and rank not in failures
+        }:
             ready = wait(list(open_ranks), max(0.0, deadline - time.monotonic()))
             if not ready:
                 break
@@ -148,10 +158,15 @@ def _serve(rank: int, connection: Connection, modules: Sequence[str], trace: str
             faulthandler.cancel_dump_traceback_later()
 
 
-def _answer(connection: Connection, case: Callable[..., Any], args: Sequence[Any], rank: int, world_size: int, rendezvous: str) -> None:
-    """Join, run, send, leave. A failure is sent before leaving, which makes the others fail: the first to fail is the one to look at."""
+def _answer(
+    connection: Connection, case: Callable[..., Any], args: Sequence[Any], rank: int, world_size: int, rendezvous: str
+) -> None:
+    """Join, run, send, leave. A failure is sent before leaving, which makes the others fail: the first to fail is the
+    one to look at."""
     try:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
+        dist.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
+        )
         connection.send((True, case(*args)))
     except Exception:
         connection.send((False, (time.monotonic(), traceback.format_exc())))

@@ -1,4 +1,5 @@
-"""What the ranks save is every logical tensor once; training that continues on any layout equals training that never stopped."""
+"""What the ranks save is every logical tensor once; training that continues on any layout equals training that never
+stopped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +60,24 @@ def resume(config: RunConfig, folder: str) -> Trained:
     """From the checkpoint to the end."""
     engine, groups = make_engine(config)
     engine.load(CheckpointReader(Path(folder, step_name(SAVED_STEP))), SAVED_STEP)
-    results = [engine.train_step(own_rows(make_rows(8, step), groups), LOOPS[step], 0.01) for step in range(SAVED_STEP, len(LOOPS))]
+    results = [
+        engine.train_step(own_rows(make_rows(8, step), groups), LOOPS[step], 0.01)
+        for step in range(SAVED_STEP, len(LOOPS))
+    ]
     return Trained(results=results, saved=saved_parts(engine))
 
 
 def _save(engine: Engine, folder: str) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     store = CheckpointStore(
-        directory=folder, rank=rank, world_size=size, nonce="test", keep_last=1, keep_every=0, asynchronous=True, timeout_s=60
+        directory=folder,
+        rank=rank,
+        world_size=size,
+        nonce="test",
+        keep_last=1,
+        keep_every=0,
+        asynchronous=True,
+        timeout_s=60,
     )
     dist.barrier()
     store.save(SAVED_STEP, engine.pieces(), {})
@@ -74,7 +85,9 @@ def _save(engine: Engine, folder: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-@pytest.mark.parametrize(("layout", "data"), [({"tensor": 2, "pipeline": 2}, 1), ({"tensor": 2}, 2), ({"pipeline": 2}, 2), ({}, 2)])
+@pytest.mark.parametrize(
+    ("layout", "data"), [({"tensor": 2, "pipeline": 2}, 1), ({"tensor": 2}, 2), ({"pipeline": 2}, 2), ({}, 2)]
+)
 def test_every_element_is_saved_once(pool: RankPool, tmp_path: Path, name: str, layout: dict, data: int) -> None:
     config = _config(name, layout)
     trained = pool.run(train, config, str(tmp_path), world_size=world_size(config, data))
@@ -84,13 +97,16 @@ def test_every_element_is_saved_once(pool: RankPool, tmp_path: Path, name: str, 
     for key, weight in weights.items():
         assert saved[f"weights/{key}"].shape == weight.shape
         states = [state for state in STATES[name] if f"{state}/{key}" in saved]
-        assert states == (list(STATES[name]) if name == "adamw" else ["row_var", "col_var"] if weight.dim() > 1 else ["variance"])
+        assert states == (
+            list(STATES[name]) if name == "adamw" else ["row_var", "col_var"] if weight.dim() > 1 else ["variance"]
+        )
     assert len(saved) == sum(3 if name == "adamw" or weight.dim() > 1 else 2 for weight in weights.values())
 
 
 @pytest.mark.parametrize(("name", "precision"), [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "fp32")])
 def test_resumed_training_equals_uninterrupted(pool: RankPool, tmp_path: Path, name: str, precision: str) -> None:
-    """Bitwise on the same layout; on another one to 1e-6 of each tensor's largest entry (fp32: in bf16 layouts round differently)."""
+    """Bitwise on the same layout; on another one to 1e-6 of each tensor's largest entry (fp32: in bf16 layouts round
+    differently)."""
     config, folder = _config(name, HOME, precision), str(tmp_path)
     straight = pool.run(train, config, folder, world_size=4)
     for here, there in zip(pool.run(resume, config, folder, world_size=4), straight, strict=True):

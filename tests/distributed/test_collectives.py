@@ -1,4 +1,5 @@
-"""What a step sends: data-parallel traffic does not depend on the loop count, and no weight or gradient crosses between stages."""
+"""What a step sends: data-parallel traffic does not depend on the loop count, and no weight or gradient crosses between
+stages."""
 
 from collections import Counter
 
@@ -14,7 +15,11 @@ POINT_TO_POINT = ("send", "recv")
 
 
 def _of_group(messages: Counter[Message], *groups: str) -> Counter[Message]:
-    kept = {message: times for message, times in messages.items() if message.group in groups and message.operation not in POINT_TO_POINT}
+    kept = {
+        message: times
+        for message, times in messages.items()
+        if message.group in groups and message.operation not in POINT_TO_POINT
+    }
     return Counter(kept)
 
 
@@ -34,7 +39,8 @@ def _count(config: RunConfig, pool: RankPool, data: int = 1) -> list[list[Counte
 def test_data_parallel_traffic_does_not_depend_on_loops(
     pool: RankPool, layout: dict, precision: str, optimizer: str, operations: dict[str, int]
 ) -> None:
-    """One count of tokens, one reduction of gradients, one gathering of weights if the optimizer is sharded; the same bytes at any L."""
+    """One count of tokens, one reduction of gradients, one gathering of weights if the optimizer is sharded; the same
+    bytes at any L."""
     config = tiny_config(**layout, train={"precision": precision}, optimizer={"name": optimizer})
     for of_rank in _count(config, pool, data=2):
         first, *others = [_of_group(messages, "data") for messages in of_rank]
@@ -48,7 +54,8 @@ def test_data_parallel_traffic_does_not_depend_on_loops(
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("pipeline", [2, 4])
 def test_between_stages_only_states_travel(pool: RankPool, family: str, pipeline: int) -> None:
-    """A tied head adds one sum of the embedding's gradient over first and last stage; there is nothing else but messages of states."""
+    """A tied head adds one sum of the embedding's gradient over first and last stage; there is nothing else but
+    messages of states."""
     config = tiny_config(family, pipeline=pipeline, train={"precision": "fp32"})
     tied = Message(operation="allreduce", group="tied", num_bytes=4 * VOCAB_SIZE * config.model.hidden_size)
     micro_batches = 4

@@ -1,4 +1,5 @@
-"""Weights that ranks trained leave as those of one process would, and weights that came in start a run on any layout."""
+"""Weights that ranks trained leave as those of one process would, and weights that came in start a run on any
+layout."""
 
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def save_again(config: RunConfig, source: str, target: str) -> None:
     engine, _ = make_engine(config)
     reader = CheckpointReader(source)
     engine.load(reader, reader.meta["num_updates"])
-    store = CheckpointStore(directory=target, rank=0, world_size=1, nonce="test", keep_last=1, keep_every=0, asynchronous=False)
+    store = CheckpointStore(
+        directory=target, rank=0, world_size=1, nonce="test", keep_last=1, keep_every=0, asynchronous=False
+    )
     store.save(reader.step, engine.pieces(), reader.meta)
     store.wait()
 
@@ -61,9 +64,13 @@ def test_a_run_starts_from_the_weights_of_another(root: Path, pool: RankPool) ->
 def test_a_start_that_does_not_fit_is_named(root: Path, pool: RankPool) -> None:  # noqa: F811
     pool.run(train, training_config(root, "small", train={"steps": 4}), world_size=1)
     start = {"init_from": str(root / "runs" / "small")}
-    (printed,) = pool.run(train_aloud, training_config(root, "wide", model={"ffn_size": 32}, checkpoint=start), world_size=1)
+    (printed,) = pool.run(
+        train_aloud, training_config(root, "wide", model={"ffn_size": 32}, checkpoint=start), world_size=1
+    )
     assert "ffn.down.weight has shape [16, 24], the run needs [16, 32]" in printed
-    (printed,) = pool.run(train_aloud, training_config(root, "none", checkpoint={"init_from": "runs/absent"}), world_size=1)
+    (printed,) = pool.run(
+        train_aloud, training_config(root, "none", checkpoint={"init_from": "runs/absent"}), world_size=1
+    )
     assert "checkpoint.init_from=runs/absent: no good checkpoint there" in printed
     weights = tensors(root, "small")
     assert weights and not (root / "runs" / "none" / "metrics.jsonl").exists()

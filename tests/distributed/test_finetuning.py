@@ -1,4 +1,5 @@
-"""Fine-tuning under the real DeepSpeed: ranks, ZeRO stages and tensor parallelism change nothing, resuming is exact, the best is kept."""
+"""Fine-tuning under the real DeepSpeed: ranks, ZeRO stages and tensor parallelism change nothing, resuming is exact,
+the best is kept."""
 
 import json
 import math
@@ -39,7 +40,10 @@ def exact_rows(root: Path, name: str) -> list[tuple[Any, ...]]:
 
 
 def scores(root: Path, name: str) -> list[tuple[Any, ...]]:
-    return [tuple(row[key] for key in ("split", "step", "accuracy", "new_tokens")) for row in rows(root, name, "eval/coconut.jsonl")]
+    return [
+        tuple(row[key] for key in ("split", "step", "accuracy", "new_tokens"))
+        for row in rows(root, name, "eval/coconut.jsonl")
+    ]
 
 
 def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
@@ -50,16 +54,21 @@ def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def reference(root: Path, pool: RankPool) -> str:
-    """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the gradient."""
+    """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the
+    gradient."""
     run(pool, smooth(root, "reference"), 1)
     return "reference"
 
 
 def smooth(root: Path, name: str, **engine: int) -> FinetuneConfig:
-    return finetune_config(root, name, optimizer={"lr": 0.1, "epsilon": 1.0}, engine={"zero_stage": 0, **engine}, train={"epochs": 3})
+    return finetune_config(
+        root, name, optimizer={"lr": 0.1, "epsilon": 1.0}, engine={"zero_stage": 0, **engine}, train={"epochs": 3}
+    )
 
 
-@pytest.mark.parametrize("engine", [*({"zero_stage": stage} for stage in range(4)), {"tensor": 2, "zero_stage": 2}], ids=str)
+@pytest.mark.parametrize(
+    "engine", [*({"zero_stage": stage} for stage in range(4)), {"tensor": 2, "zero_stage": 2}], ids=str
+)
 def test_ranks_and_zero_change_nothing(root: Path, pool: RankPool, reference: str, engine: dict[str, int]) -> None:
     name = f"ranks-{'-'.join(f'{key}{value}' for key, value in engine.items())}"
     run(pool, smooth(root, name, **engine), 2)
@@ -77,13 +86,21 @@ def test_ranks_and_zero_change_nothing(root: Path, pool: RankPool, reference: st
     assert scores(root, name) == scores(root, reference)
 
 
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 2), ("bf16", 3)])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str, zero_stage: int) -> None:
-    changes = {"train": {"precision": precision, "epochs": 3, "deterministic": True}, "engine": {"zero_stage": zero_stage}}
+@pytest.mark.parametrize(
+    ("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 2), ("bf16", 3)]
+)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
+    root: Path, pool: RankPool, precision: str, zero_stage: int
+) -> None:
+    changes = {
+        "train": {"precision": precision, "epochs": 3, "deterministic": True},
+        "engine": {"zero_stage": zero_stage},
+    }
     names = [f"{name}-{precision}-{zero_stage}" for name in ("whole", "cut")]
     whole, cut = (finetune_config(root, name, **changes) for name in names)
     run(pool, whole, 2)
-    assert len(run(pool, cut, 2, Interruption(rank=1, method="train_step", call=4, signal=signal.SIGTERM))) == 5  # in the middle of stage 1
+    # in the middle of stage 1
+    assert len(run(pool, cut, 2, Interruption(rank=1, method="train_step", call=4, signal=signal.SIGTERM))) == 5
     assert (root / "runs" / names[1] / "state").read_text() == "stopped by SIGTERM\n"
     assert len(run(pool, cut, 2)) == 4
     assert exact_rows(root, names[0]) == exact_rows(root, names[1])
@@ -101,7 +118,12 @@ def test_fp16_without_a_gpu_is_refused_by_its_key(root: Path, pool: RankPool) ->
 def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(root: Path, pool: RankPool, reference: str) -> None:
     stop = Interruption(rank=0, method="train_step", call=3, signal=signal.SIGUSR1)
     run(pool, smooth(root, "moved", zero_stage=3), 2, stop)
-    run(pool, smooth(root, "moved", zero_stage=2), 1, Interruption(rank=0, method="train_step", call=2, signal=signal.SIGINT))
+    run(
+        pool,
+        smooth(root, "moved", zero_stage=2),
+        1,
+        Interruption(rank=0, method="train_step", call=2, signal=signal.SIGINT),
+    )
     run(pool, smooth(root, "moved", zero_stage=1), 2)
     for key, tensor in tensors(root, reference).items():
         if tensor.is_floating_point():
@@ -138,7 +160,13 @@ def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None
 @pytest.mark.parametrize(("reset", "starts"), [("never", [0]), ("stage", [0, 3, 6, 9]), ("epoch", [0, 3, 6, 9, 12])])
 def test_moments_start_again_as_configured(root: Path, pool: RankPool, reset: str, starts: list[int]) -> None:
     name = f"reset-{reset}"
-    run(pool, finetune_config(root, name, optimizer={"reset": reset, "lr": 1e-3}, train={"epochs": 5}, checkpoint={"every": 1}), 1)
+    run(
+        pool,
+        finetune_config(
+            root, name, optimizer={"reset": reset, "lr": 1e-3}, train={"epochs": 5}, checkpoint={"every": 1}
+        ),
+        1,
+    )
     meta = newest_good(root / "runs" / name / "checkpoints")[0]
     assert meta is not None and meta.meta["updates_since_reset"] == 15 - starts[-1]
 
@@ -157,7 +185,14 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
 
 
 @pytest.mark.parametrize(
-    "method", [{"jacobi_passes": 2}, {"distillation_weight": 1.0}, {"name": "pause"}, {"name": "icot"}, {"name": "without_curriculum"}]
+    "method",
+    [
+        {"jacobi_passes": 2},
+        {"distillation_weight": 1.0},
+        {"name": "pause"},
+        {"name": "icot"},
+        {"name": "without_curriculum"},
+    ],
 )
 def test_methods_train_on_two_ranks(root: Path, pool: RankPool, method: dict[str, Any]) -> None:
     name = "-".join(map(str, method.values()))

@@ -21,7 +21,9 @@ def make_config(family: str, tensor: int) -> RunConfig:
     return tiny_config(family, tensor=tensor, model=shape, train={"seq_len": 16})
 
 
-def assert_ranks_equal(pool: RankPool, family: str, loss: Loss, batch: LatentBatch, num_loops: int, reference: Reference, nll: Any) -> None:
+def assert_ranks_equal(
+    pool: RankPool, family: str, loss: Loss, batch: LatentBatch, num_loops: int, reference: Reference, nll: Any
+) -> None:
     """Ranks against the loss and the gradients that `reference` holds."""
     wanted = reference.gradients()
     largest = max(gradient.abs().max().item() for gradient in wanted.values())
@@ -31,12 +33,17 @@ def assert_ranks_equal(pool: RankPool, family: str, loss: Loss, batch: LatentBat
         assert {part.name for part in parts} == set(wanted)
         for part in parts:
             difference = abs(part.values - part.of(wanted[part.name]).numpy()).max()
-            assert difference <= TOLERANCE * largest, f"rank {rank}, {part.name}: off by {difference:.1e} of {largest:.1e}"
+            assert difference <= TOLERANCE * largest, (
+                f"rank {rank}, {part.name}: off by {difference:.1e} of {largest:.1e}"
+            )
 
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    [("llama", shape) for shape in ("no thought, ragged", "one thought", "six thoughts, ragged", "mixed numbers of thoughts")]
+    [
+        ("llama", shape)
+        for shape in ("no thought, ragged", "one thought", "six thoughts, ragged", "mixed numbers of thoughts")
+    ]
     + [("gpt2", "mixed numbers of thoughts"), ("olmo2", "mixed numbers of thoughts")],
 )
 @pytest.mark.parametrize("num_loops", [1, 3])
@@ -59,6 +66,9 @@ def test_going_further_is_the_same_on_two_ranks(pool: RankPool, loss: Loss) -> N
 
 def test_the_reference_takes_the_loss_that_training_takes() -> None:
     """Supervised positions alone through `loss_sums`, against all of them through the logits."""
-    batch, model = make_batch([2], [2], [3], vocab=VOCAB_SIZE), Reference(config=make_config("llama", 1), shake=True).model
+    batch, model = (
+        make_batch([2], [2], [3], vocab=VOCAB_SIZE),
+        Reference(config=make_config("llama", 1), shake=True).model,
+    )
     total = sequential(model, batch, TEACHER, 2, 2)
     torch.testing.assert_close(total, loss_by_definition(model, batch, 2), rtol=TOLERANCE, atol=0)

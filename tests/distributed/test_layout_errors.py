@@ -10,7 +10,8 @@ from pretrain.config.run import RunConfig, check_layout
 
 GOOD: dict[str, dict[str, Any]] = {
     "model": {
-        "vocab_size": 64, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "ffn_size": 64, "num_loop_layers": 6,
+        "vocab_size": 64, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "ffn_size": 64,
+        "num_loop_layers": 6,
     },
     "train": {"global_batch": 12, "micro_batch": 2},
 }  # fmt: skip
@@ -36,7 +37,10 @@ def _with(changes: dict[str, Any]) -> RunConfig:
             {"parallel.pipeline": 2, "model.loop_regulariser": {"weight": 1.0, "block_size": 3}},
             "model.loop_regulariser.block_size=3 is not divisible by parallel.pipeline=2",
         ),
-        ({"parallel.sequence": True}, "parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1"),
+        (
+            {"parallel.sequence": True},
+            "parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1",
+        ),
         (
             {
                 "parallel.tensor": 2, "parallel.sequence": True, "model.num_key_value_heads": 6, "train.seq_len": 5,
@@ -69,8 +73,8 @@ def test_what_no_number_of_ranks_can_run(changes: dict[str, Any], message: str) 
         (
             {"parallel.pipeline": 3, "data.num_streams": 12},
             9,
-            "train.global_batch / (train.micro_batch · data-parallel size 3) = 2 micro-batches are fewer than parallel.pipeline=3: "
-            "raise train.global_batch or lower train.micro_batch",
+            "train.global_batch / (train.micro_batch · data-parallel size 3) = 2 micro-batches are fewer than "
+            "parallel.pipeline=3: raise train.global_batch or lower train.micro_batch",
         ),
     ],
 )

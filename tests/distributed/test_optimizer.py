@@ -1,4 +1,5 @@
-"""Optimizers over ranks: weights after some steps equal one process; bad steps and wishes to stop are agreed on by all ranks."""
+"""Optimizers over ranks: weights after some steps equal one process; bad steps and wishes to stop are agreed on by all
+ranks."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,8 @@ LOOPS = (2, 1, 3)
 LR = 0.01
 NUM_ROWS = 8
 OPTIMIZER = {"clip_grad_norm": 0.5, "epsilon": 1e-2, "weight_decay": 0.1}
-"""Clipping that bites; an epsilon above the rounding error of gradients, where AdamW would otherwise turn noise into steps of size lr."""
+"""Clipping that bites; an epsilon above the rounding error of gradients, where AdamW would otherwise turn noise into
+steps of size lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class Trained:
 def train(config: RunConfig) -> Trained:
     """One step for each of LOOPS."""
     engine, groups = make_engine(config)
-    results = [engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR) for seed, loops in enumerate(LOOPS)]
+    results = [
+        engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR) for seed, loops in enumerate(LOOPS)
+    ]
     return _held(engine, results)
 
 
@@ -85,13 +89,18 @@ def _train_plainly(config: RunConfig) -> tuple[dict[str, Tensor], list[tuple[flo
     ],
 )
 def test_weights_equal_one_process(pool: RankPool, name: str, family: str, layout: dict, data: int) -> None:
-    """The losses, the norms (looped and tied weights counted once) and the weights, which clipping and decay have gone through."""
+    """The losses, the norms (looped and tied weights counted once) and the weights, which clipping and decay have gone
+    through."""
     ends = {"num_prelude_layers": 1, "num_coda_layers": 1}
-    config = tiny_config(family, **layout, model=ends, train={"precision": "fp32"}, optimizer={**OPTIMIZER, "name": name})
+    config = tiny_config(
+        family, **layout, model=ends, train={"precision": "fp32"}, optimizer={**OPTIMIZER, "name": name}
+    )
     wanted, seen = _train_plainly(config)
     before = Reference(config=config).weights()
     for trained in pool.run(train, config, world_size=world_size(config, data)):
-        assert [(result.loss, result.grad_norm) for result in trained.results] == [pytest.approx(pair, rel=1e-5) for pair in seen]
+        assert [(result.loss, result.grad_norm) for result in trained.results] == [
+            pytest.approx(pair, rel=1e-5) for pair in seen
+        ]
         for part in trained.weights:
             whole = wanted[part.name]
             scale = whole.abs().max().clamp_min(config.model.init_std)  # what a bias is added to is of that size
@@ -113,13 +122,19 @@ def _master_update(pool: RankPool, layout: tuple[tuple[str, Any], ...], data: in
 
 @pytest.mark.parametrize(
     ("layout", "data"),
-    [({}, 2), ({"tensor": 2}, 1), ({"tensor": 2, "sequence": True}, 2), ({"pipeline": 2}, 2), ({"tensor": 2, "pipeline": 2}, 1)],
+    [
+        ({}, 2),
+        ({"tensor": 2}, 1),
+        ({"tensor": 2, "sequence": True}, 2),
+        ({"pipeline": 2}, 2),
+        ({"tensor": 2, "pipeline": 2}, 1),
+    ],
 )
 def test_bf16_with_fp32_masters(pool: RankPool, layout: dict, data: int) -> None:
     """Weights are the masters rounded, bitwise; what three steps did to the masters agrees with one rank.
 
-    Layouts round intermediate sums to bf16 (2⁻⁹ relative) at different places, some tens of roundings deep; a wrong gradient would turn
-    the update by far more than the tolerance.
+    Layouts round intermediate sums to bf16 (2⁻⁹ relative) at different places, some tens of roundings deep; a wrong
+    gradient would turn the update by far more than the tolerance.
     """
     alone, here = _master_update(pool, (), 1), _master_update(pool, tuple(layout.items()), data)
     for name in alone:
@@ -132,7 +147,8 @@ def _to_infinity(_module: nn.Module, _inputs: Any, states: Tensor) -> Tensor:
 
 
 def train_with_a_bad_step(config: RunConfig, poisoned_rank: int) -> tuple[Trained, StepResult]:
-    """The steps of `train`; before the last one, one whose states are infinite on one rank. What is held at the end, and its result."""
+    """The steps of `train`; before the last one, one whose states are infinite on one rank. What is held at the end,
+    and its result."""
     engine, groups = make_engine(config)
     rows = [own_rows(make_rows(NUM_ROWS, seed), groups) for seed in range(len(LOOPS))]
     results = [engine.train_step(rows[seed], LOOPS[seed], LR) for seed in (0, 1)]
@@ -152,9 +168,16 @@ def train_with_a_bad_step(config: RunConfig, poisoned_rank: int) -> tuple[Traine
 
 @pytest.mark.parametrize(
     ("name", "layout", "data"),
-    [("adamw", {}, 2), ("adamw", {"tensor": 2, "pipeline": 2}, 1), ("adamw", {"pipeline": 2}, 2), ("adafactor", {"tensor": 2}, 2)],
+    [
+        ("adamw", {}, 2),
+        ("adamw", {"tensor": 2, "pipeline": 2}, 1),
+        ("adamw", {"pipeline": 2}, 2),
+        ("adafactor", {"tensor": 2}, 2),
+    ],
 )
-def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(pool: RankPool, name: str, layout: dict, data: int) -> None:
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
+    pool: RankPool, name: str, layout: dict, data: int
+) -> None:
     """Weights and optimizer state stay bitwise, and training goes on as if the step had not been."""
     config = tiny_config(**layout, train={"precision": "fp32"}, optimizer={**OPTIMIZER, "name": name})
     size = world_size(config, data)

@@ -1,7 +1,7 @@
 """A step on any layout equals one process: loss, gradient norm and every gradient, in fp64.
 
-The reference is plain autograd of `LoopedGPT.forward`, so the engine is tested on one rank as well. Cases: every value, and every pair
-of values, of layout, depth, micro-batches and the options below appears.
+The reference is plain autograd of `LoopedGPT.forward`, so the engine is tested on one rank as well. Cases: every value,
+and every pair of values, of layout, depth, micro-batches and the options below appears.
 """
 
 from itertools import combinations, product
@@ -52,7 +52,11 @@ CASES = pairwise(FACTORS, _allowed)
 
 def _config(case: dict[str, Any]) -> RunConfig:
     layout: Layout = case["layout"]
-    model = {"num_prelude_layers": case["ends"], "num_coda_layers": min(case["ends"], 1), "input_injection": case["injection"]}
+    model = {
+        "num_prelude_layers": case["ends"],
+        "num_coda_layers": min(case["ends"], 1),
+        "input_injection": case["injection"],
+    }
     if case["depth"].startswith("blocks"):
         num_blocks = int(case["depth"][-1])
         model |= {"num_loop_layers": 4 * num_blocks, "loop_regulariser": {"weight": 0.5, "block_size": 4}}
@@ -91,17 +95,23 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
         assert result.grad_norm == pytest.approx(norm, rel=TOLERANCE)
         for part in report.gradients:
             difference = np.abs(part.values - part.of(wanted[part.name]).numpy()).max()
-            assert difference <= TOLERANCE * largest, f"rank {rank}, {part.name}: off by {difference:.1e} of {largest:.1e}"
+            assert difference <= TOLERANCE * largest, (
+                f"rank {rank}, {part.name}: off by {difference:.1e} of {largest:.1e}"
+            )
     assert {part.name for report in reports for part in report.gradients} == set(wanted)
 
 
 def test_the_comparison_would_see_a_missing_gradient() -> None:
     """Every weight has a gradient far above the tolerance, but for key biases, on which softmax does not depend."""
     for family in FAMILIES:
-        reference = Reference(config=tiny_config(family, model={"num_prelude_layers": 1, "num_coda_layers": 1}), shake=True)
+        reference = Reference(
+            config=tiny_config(family, model={"num_prelude_layers": 1, "num_coda_layers": 1}), shake=True
+        )
         reference.backward(make_rows(2), 3)
         largest = {name: gradient.abs().max().item() for name, gradient in reference.gradients().items()}
-        assert min(size for name, size in largest.items() if not name.endswith("key.bias")) > 1e5 * TOLERANCE * max(largest.values())
+        assert min(size for name, size in largest.items() if not name.endswith("key.bias")) > 1e5 * TOLERANCE * max(
+            largest.values()
+        )
 
 
 def test_every_pair_of_values_appears() -> None:

@@ -42,9 +42,13 @@ def die_on(rank: int) -> None:
 
 def test_failures_and_hangs_name_rank_and_place(small_pool: RankPool) -> None:
     assert small_pool.run(add_ranks, world_size=1) == [1]
-    with pytest.raises(RankError, match=r"fail_on\(1,\) on 2 ranks failed\nrank 1: Traceback(.|\n)*ValueError: no luck on 1"):
+    with pytest.raises(
+        RankError, match=r"fail_on\(1,\) on 2 ranks failed\nrank 1: Traceback(.|\n)*ValueError: no luck on 1"
+    ):
         small_pool.run(fail_on, 1, world_size=2)
-    with pytest.raises(RankError, match=r"hang_on\(0,\) on 2 ranks: no answer in 0.5 s from ranks \[0\](.|\n)*in hang_on"):
+    with pytest.raises(
+        RankError, match=r"hang_on\(0,\) on 2 ranks: no answer in 0.5 s from ranks \[0\](.|\n)*in hang_on"
+    ):
         small_pool.run(hang_on, 0, world_size=2, timeout_s=0.5)
     with pytest.raises(RankError, match=r"rank 0: the process died"):
         small_pool.run(die_on, 0, world_size=1)

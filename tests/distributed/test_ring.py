@@ -11,7 +11,16 @@ from torch import Tensor
 from pretrain.config.run import RunConfig
 from pretrain.parallel.engine import StepResult
 from pretrain.plan.plan import group_size
-from tests.distributed.cases import SEPARATORS, SEQ_LEN, Reference, make_engine, make_rows, own_rows, tiny_config, world_size
+from tests.distributed.cases import (
+    SEPARATORS,
+    SEQ_LEN,
+    Reference,
+    make_engine,
+    make_rows,
+    own_rows,
+    tiny_config,
+    world_size,
+)
 from tests.distributed.pool import RankPool
 
 BATCH = 10
@@ -25,7 +34,13 @@ def _triples(num_stages: int) -> list[tuple[int, int]]:
 
 
 def _config(num_stages: int) -> RunConfig:
-    shape = {"hidden_size": 8, "num_attention_heads": 2, "ffn_size": 8, "num_loop_layers": num_stages, "input_injection": "add"}
+    shape = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "ffn_size": 8,
+        "num_loop_layers": num_stages,
+        "input_injection": "add",
+    }
     return tiny_config(pipeline=num_stages, model=shape)
 
 
@@ -44,16 +59,24 @@ def test_random_loops_and_micro_batches(pool: RankPool, num_stages: int, first: 
     for place, (num_loops, m) in enumerate(pairs):
         nll, _, norm = reference.backward(make_rows(m, seed=m), num_loops)
         for of_rank in results:
-            assert (of_rank[place].loss, of_rank[place].grad_norm) == pytest.approx((nll, norm), rel=1e-10), f"L={num_loops}, M={m}"
+            assert (of_rank[place].loss, of_rank[place].grad_norm) == pytest.approx((nll, norm), rel=1e-10), (
+                f"L={num_loops}, M={m}"
+            )
 
 
 @given(st.integers(1, 64), st.integers(1, 16))
 def test_group_size_is_the_smallest_that_the_schedule_accepts(num_micro_batches: int, num_stages: int) -> None:
     if num_micro_batches < num_stages:
-        with pytest.raises(ValueError, match=rf"^{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages$"):
+        with pytest.raises(
+            ValueError, match=rf"^{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages$"
+        ):
             group_size(num_micro_batches, num_stages)
         return
-    fits = [n for n in range(num_stages, num_micro_batches + 1) if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages]
+    fits = [
+        n
+        for n in range(num_stages, num_micro_batches + 1)
+        if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages
+    ]
     assert group_size(num_micro_batches, num_stages) == min(fits)
 
 
@@ -61,7 +84,8 @@ DEPTHS = (3, 1, 2)
 
 
 def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, float, float]]:
-    """For each loop count: loss per token of `evaluate`, with padding after the rows, and of a step on the same rows."""
+    """For each loop count: loss per token of `evaluate`, with padding after the rows, and of a step on the same
+    rows."""
     engine, groups = make_engine(config)
     own = own_rows(rows, groups)
     totals, num_tokens, _ = engine.evaluate(own, DEPTHS)
@@ -69,15 +93,24 @@ def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, flo
     padded, num_padded, _ = engine.evaluate(torch.cat((own, torch.full((2, SEQ_LEN + 1), -1))), DEPTHS)
     assert num_padded == num_tokens
     trained = [engine.train_step(own, num_loops, 0.0).loss for num_loops in DEPTHS]
-    return [(*(total / num_tokens for total in pair), loss) for *pair, loss in zip(totals, padded, trained, strict=True)]
+    return [
+        (*(total / num_tokens for total in pair), loss) for *pair, loss in zip(totals, padded, trained, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (1, 2, 2), (2, 2, 1), (1, 4, 1)])
 @pytest.mark.parametrize("injection", ["none", "add"])
-def test_evaluation_is_the_training_loss_at_every_depth(pool: RankPool, tensor: int, pipeline: int, data: int, injection: str) -> None:
+def test_evaluation_is_the_training_loss_at_every_depth(
+    pool: RankPool, tensor: int, pipeline: int, data: int, injection: str
+) -> None:
     shape = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": injection}
     config = tiny_config(
-        tensor=tensor, pipeline=pipeline, sequence=tensor > 1, model=shape, train={"z_loss_weight": 1e-2}, document_mask=True
+        tensor=tensor,
+        pipeline=pipeline,
+        sequence=tensor > 1,
+        model=shape,
+        train={"z_loss_weight": 1e-2},
+        document_mask=True,
     )
     rows = make_rows(8)
     wanted = [Reference(config=config).loss(rows, num_loops)[1].item() for num_loops in DEPTHS]

@@ -17,7 +17,13 @@ from tests.distributed.pool import RankPool
 LOOPS = (3, 1, 2)
 BATCH_SIZES = (1, 3, 8)
 SHAPE = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}
-PAIRS: list[Pair] = [([1, 5, 9], [4]), ([1], [7, 8, 2]), ([3, 3, 3, 3, 6], [11, 12]), ([1, 2], [30]), ([8, 9, 10, 11], [12, 13, 14])]
+PAIRS: list[Pair] = [
+    ([1, 5, 9], [4]),
+    ([1], [7, 8, 2]),
+    ([3, 3, 3, 3, 6], [11, 12]),
+    ([1, 2], [30]),
+    ([8, 9, 10, 11], [12, 13, 14]),
+]
 SETTINGS = Generation(max_new_tokens=6, vocab_size=VOCAB_SIZE, eos_id=2, num_loops=2)
 
 
@@ -58,7 +64,14 @@ def expected(model: LoopedGPT) -> list[list[Likelihood]]:
 
 @pytest.mark.parametrize(
     ("layout", "data"),
-    [({}, 1), ({"pipeline": 2}, 1), ({"tensor": 2, "pipeline": 2}, 1), ({"tensor": 2, "sequence": True}, 2), ({"pipeline": 4}, 1), ({}, 3)],
+    [
+        ({}, 1),
+        ({"pipeline": 2}, 1),
+        ({"tensor": 2, "pipeline": 2}, 1),
+        ({"tensor": 2, "sequence": True}, 2),
+        ({"pipeline": 4}, 1),
+        ({}, 3),
+    ],
     ids=str,
 )
 def test_ranks_and_batches_change_nothing(pool: RankPool, layout: dict, data: int) -> None:

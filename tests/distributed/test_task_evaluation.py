@@ -1,4 +1,5 @@
-"""Tasks scored while a run trains: what the command says of the checkpoint, training that notices nothing, a stop between two batches."""
+"""Tasks scored while a run trains: what the command says of the checkpoint, training that notices nothing, a stop
+between two batches."""
 
 import json
 import re
@@ -21,7 +22,8 @@ from tests.support.corpus import make_texts, make_tokenizer, write_source
 from tests.support.eval_data import write_eval_data
 from tools import eval_depth
 
-TASKS = ("lambada_openai", "svamp", "variable_assignment_code_depth0")  # likelihoods, texts from a file, texts of five shots
+# likelihoods, texts from a file, texts of five shots
+TASKS = ("lambada_openai", "svamp", "variable_assignment_code_depth0")
 NUM_EXAMPLES = 5
 
 
@@ -36,8 +38,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(root: Path, name: str, *, tasks: tuple[str, ...] = TASKS, every: int = 3, **changes: dict[str, Any]) -> RunConfig:
-    validation = {"tasks": tasks, "tasks_every": every, "num_examples": NUM_EXAMPLES, "data_dir": str(root / "data"), "num_loops": [1, 3]}
+def config_of(
+    root: Path, name: str, *, tasks: tuple[str, ...] = TASKS, every: int = 3, **changes: dict[str, Any]
+) -> RunConfig:
+    validation = {
+        "tasks": tasks,
+        "tasks_every": every,
+        "num_examples": NUM_EXAMPLES,
+        "data_dir": str(root / "data"),
+        "num_loops": [1, 3],
+    }
     train = {"steps": 6, "deterministic": True, "seq_len": 32} | changes.pop("train", {})
     return training_config(root, name, validation=validation, train=train, **changes)
 
@@ -54,20 +64,35 @@ def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("parallel", [{"pipeline": 2}, {"tensor": 2, "sequence": True}], ids=str)
-def test_rows_are_those_of_the_command(root: Path, pool: RankPool, parallel: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_those_of_the_command(
+    root: Path, pool: RankPool, parallel: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE", "DISABLE_MULTIPROC"):
         monkeypatch.setenv(name, "1")  # the command sets them too, for its own process
     name = "-".join(["command", *parallel])
     assert set(pool.run(train, config_of(root, name, parallel=parallel, train={"steps": 4}), world_size=4)) == {0}
     ours = rows(root, name)
-    assert [row["step"] for row in ours] == [3] * 8 + [4] * 8  # two metrics of the first task, one of the others; two loop counts
-    command = ["--run", str(root / "runs" / name), "--tasks", ",".join(TASKS), "--num-loops", "1,3", "--num-examples", str(NUM_EXAMPLES)]
+    assert [row["step"] for row in ours] == [3] * 8 + [
+        4
+    ] * 8  # two metrics of the first task, one of the others; two loop counts
+    command = [
+        "--run",
+        str(root / "runs" / name),
+        "--tasks",
+        ",".join(TASKS),
+        "--num-loops",
+        "1,3",
+        "--num-examples",
+        str(NUM_EXAMPLES),
+    ]
     out = root / f"{name}.jsonl"
     assert eval_depth.main([*command, "--offline", "--data-dir", str(root / "data"), "--out", str(out)]) == 0
     theirs = [json.loads(line) for line in out.read_text().splitlines()]
     for mine, other in zip(ours[8:], theirs, strict=True):
         numbers = ("value", "stderr")
-        assert {key: mine[key] for key in mine if key not in numbers} == {key: other[key] for key in other if key not in numbers}
+        assert {key: mine[key] for key in mine if key not in numbers} == {
+            key: other[key] for key in other if key not in numbers
+        }
         assert [mine[key] for key in numbers] == pytest.approx([other[key] for key in numbers], rel=1e-5)
     values = {(row["metric"], row["num_loops"]): row["value"] for row in theirs}
     assert values["perplexity", 1] != values["perplexity", 3]
@@ -84,7 +109,8 @@ def test_training_does_not_notice(root: Path, pool: RankPool, whole: str) -> Non
     pool.run(train, config_of(root, "without", every=0), world_size=2)
     assert {row["step"] for row in rows(root, whole)} == {3, 6} and not rows(root, "without")
     ours, theirs = weights(root, whole), weights(root, "without")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)  # the state of the generator is one
+    # the state of the generator is one
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def train_and_count(config: RunConfig, interruption: Interruption) -> tuple[int, int]:
@@ -128,7 +154,9 @@ def test_a_stop_ends_the_evaluation_and_the_resumed_run_completes_it(
 
 
 def test_what_cannot_be_scored_is_said_at_the_start(root: Path, pool: RankPool) -> None:
-    (printed,) = pool.run(train_aloud, config_of(root, "skipped", tasks=("piqa", "asdiv", "lambada_openai")), world_size=1)
+    (printed,) = pool.run(
+        train_aloud, config_of(root, "skipped", tasks=("piqa", "asdiv", "lambada_openai")), world_size=1
+    )
     assert "warning: skipped piqa: " in printed and "validation.jsonl" in printed
     assert "warning: skipped asdiv: it needs the network" in printed
     assert {row["task"] for row in rows(root, "skipped")} == {"lambada_openai"}
@@ -151,11 +179,14 @@ def train_without_harness(config: RunConfig) -> str:
 def test_the_harness_is_asked_for_by_name(root: Path, pool: RankPool) -> None:
     (printed,) = pool.run(train_without_harness, config_of(root, "bare"), world_size=1)
     expected = (
-        r"error: validation\.tasks_every=3 needs the evaluation harness, but there is no module lm_eval\S*: bash tools/setup\.sh eval"
+        r"error: validation\.tasks_every=3 needs the evaluation harness, but there is no module lm_eval\S*: "
+        r"bash tools/setup\.sh eval"
     )
     assert re.fullmatch(expected, printed.splitlines()[-1])
 
 
 def test_a_run_without_a_task_names_none() -> None:
-    with pytest.raises(ValueError, match=r"validation\.tasks_every=5, but data\.sources has no task: name validation\.tasks"):
+    with pytest.raises(
+        ValueError, match=r"validation\.tasks_every=5, but data\.sources has no task: name validation\.tasks"
+    ):
         RunConfig.model_validate({"validation": {"tasks_every": 5}})

@@ -42,7 +42,9 @@ def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for key, tensor in ours.items():
-        assert torch.linalg.vector_norm((tensor - theirs[key]).double()) <= 1e-5 * torch.linalg.vector_norm(theirs[key].double()), key
+        assert torch.linalg.vector_norm((tensor - theirs[key]).double()) <= 1e-5 * torch.linalg.vector_norm(
+            theirs[key].double()
+        ), key
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,10 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert exact_rows(root, cut.run.name) == exact_rows(root, whole.run.name)
     ours, theirs = tensors(root, cut.run.name), tensors(root, whole.run.name)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    validations = [[(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")] for name in (cut.run.name, whole.run.name)]
+    validations = [
+        [(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")]
+        for name in (cut.run.name, whole.run.name)
+    ]
     assert validations[0] == validations[1] and len(validations[0]) == 6
 
 
@@ -100,7 +105,9 @@ def test_validation_does_not_depend_on_the_layout(root: Path, pool: RankPool, re
 
 
 def test_bad_steps_are_skipped_and_end_the_run(root: Path, pool: RankPool) -> None:
-    config = training_config(root, "bad", optimizer={"lr": 1e38, "clip_grad_norm": 0.0, "warmup_steps": 0}, train={"max_bad_steps": 3})
+    config = training_config(
+        root, "bad", optimizer={"lr": 1e38, "clip_grad_norm": 0.0, "warmup_steps": 0}, train={"max_bad_steps": 3}
+    )
     assert pool.run(train, config, world_size=2) == [1, 1]
     written = rows(root, "bad")
     assert written[-1]["skipped"] == 3 and written[-1]["loss"] is None
@@ -109,7 +116,9 @@ def test_bad_steps_are_skipped_and_end_the_run(root: Path, pool: RankPool) -> No
 
 def test_what_defines_the_run_may_not_change_on_resume(root: Path, pool: RankPool, reference: str) -> None:
     (printed,) = pool.run(train_aloud, training_config(root, reference, model={"ffn_size": 32}), world_size=1)
-    assert "error: model.ffn_size=32, but" in printed and "reference/checkpoints/step-00000012 was made with 24" in printed
+    assert (
+        "error: model.ffn_size=32, but" in printed and "reference/checkpoints/step-00000012 was made with 24" in printed
+    )
     (printed,) = pool.run(train_aloud, training_config(root, reference, checkpoint={"resume": "never"}), world_size=1)
     assert "holds step-00000012, but checkpoint.resume=never" in printed
 

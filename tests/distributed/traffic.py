@@ -26,15 +26,24 @@ class Message:
 
 
 class Traffic(TorchDispatchMode):
-    """While open, notes every operation that torch's distributed library dispatches, those of megatron-core and of backward included."""
+    """While open, notes every operation that torch's distributed library dispatches, those of megatron-core and of
+    backward included."""
 
     def __init__(self, groups: Groups) -> None:
         super().__init__()
         self.messages: Counter[Message] = Counter()
-        named = {"tensor": groups.tensor, "data": groups.data, "pipeline": groups.pipeline, "tied": groups.tied, "world": dist.group.WORLD}
+        named = {
+            "tensor": groups.tensor,
+            "data": groups.data,
+            "pipeline": groups.pipeline,
+            "tied": groups.tied,
+            "world": dist.group.WORLD,
+        }
         self._names = {group.group_name: name for name, group in named.items() if group is not None}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func.namespace == "c10d":
             operation = func._schema.name.removeprefix("c10d::").strip("_")
             self.messages[Message(operation=operation, group=self._group(args), num_bytes=_num_bytes(args))] += 1

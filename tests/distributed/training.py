@@ -1,4 +1,5 @@
-"""Whole training runs that the ranks of the pool make: the real trainer on a small corpus, with signals raised at chosen moments."""
+"""Whole training runs that the ranks of the pool make: the real trainer on a small corpus, with signals raised at
+chosen moments."""
 
 import contextlib
 import io
@@ -74,8 +75,8 @@ def training_config(root: Path, name: str, **changes: dict[str, Any]) -> RunConf
     sections: dict[str, dict[str, Any]] = {
         "run": {"name": name, "root": str(root / "runs")},
         "model": {
-            "vocab_size": 320, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 2, "num_loops": 2,
-            "num_prelude_layers": 1, "num_coda_layers": 1,
+            "vocab_size": 320, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "num_loop_layers": 2,
+            "num_loops": 2, "num_prelude_layers": 1, "num_coda_layers": 1,
         },
         "data": {
             "tokenizer": str(root / "tokenizer.model"), "sources": [{"path": str(root / "shards")}], "num_streams": 8,

@@ -1,7 +1,7 @@
 """Runs that an older version of the code left behind still load, resume and give the losses that they gave then.
 
-`pretrained/` and `finetuned/` were made by `pretrained.yaml` and `finetuned.yaml` before the packages were divided into rooms (November
-2026), with two checkpoints each. A run that lost the newer one has to make the same second half again.
+`pretrained/` and `finetuned/` were made by `pretrained.yaml` and `finetuned.yaml` before the packages were divided into
+rooms (November 2026), with two checkpoints each. A run that lost the newer one has to make the same second half again.
 """
 
 import json
@@ -34,7 +34,9 @@ def test_an_old_run_resumes_to_the_same_losses(tmp_path: Path, name: str, newest
     shutil.copytree(GOLDEN / name, tmp_path / name)
     shutil.rmtree(tmp_path / name / "checkpoints" / newest)
     arguments = ["--config", GOLDEN / f"{name}.yaml", f"run.root={tmp_path}"]
-    child = subprocess.run([sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    child = subprocess.run(
+        [sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+    )
     assert child.returncode == 0, child.stderr
     assert "resumed" in child.stderr
     assert (tmp_path / name / "state").read_text() == "complete\n"

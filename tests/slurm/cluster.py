@@ -1,4 +1,5 @@
-"""A real Slurm on this machine: one controller and two node daemons, all of their files in one folder, gone when it is stopped.
+"""A real Slurm on this machine: one controller and two node daemons, all of their files in one folder, gone when it is
+stopped.
 
 It needs `slurmctld`, `slurmd` and `munged` (Debian: slurm-wlm and munge). Nothing in /etc is read or written.
 """
@@ -46,7 +47,8 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000 Gres=gpu:1
 PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
-"""`cred_expire` is how long a requeued job waits at least (by default two minutes). The GPUs are files that nobody opens."""
+"""`cred_expire` is how long a requeued job waits at least (by default two minutes). The GPUs are files that nobody
+opens."""
 
 
 def missing_programs() -> list[str]:
@@ -87,7 +89,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End all jobs and daemons."""
-        subprocess.run(["scancel", "--full", "--signal=KILL", "--user", getpass.getuser()], env=self.environment, check=False)
+        subprocess.run(
+            ["scancel", "--full", "--signal=KILL", "--user", getpass.getuser()], env=self.environment, check=False
+        )
         subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, check=False)
         wait_until(lambda: not self.run("squeue", "-h"), "an empty queue", 60)
         for name in (*NODES, "controller", "munge"):
@@ -112,7 +116,9 @@ class Cluster:
         assert path is not None
         said = self.folder / f"{program}.out"  # a file: daemons keep what they inherit open
         with said.open("a") as output:
-            done = subprocess.run([path, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            done = subprocess.run(
+                [path, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         assert done.returncode == 0, f"{program}: {said.read_text()}"
 
 

@@ -1,4 +1,5 @@
-"""One Slurm for the session, and a project folder that it works in: the code of this checkout, with a site.env of its own."""
+"""One Slurm for the session, and a project folder that it works in: the code of this checkout, with a site.env of its
+own."""
 
 import os
 import shutil

@@ -1,7 +1,8 @@
-"""Starts an entry point with a fault: `python faulty.py python -m MODULE ARGUMENTS`; the test's site.env puts it before every rank.
+"""Starts an entry point with a fault: `python faulty.py python -m MODULE ARGUMENTS`; the test's site.env puts it before
+every rank.
 
-$FAULT: slow (half a second more in every step), raise (rank 1 has a bug that shows in its step 25), abort (rank 1 crashes at once).
-$FAULTY_ATTEMPTS: how many attempts of the job have it.
+$FAULT: slow (half a second more in every step), raise (rank 1 has a bug that shows in its step 25), abort (rank 1
+crashes at once). $FAULTY_ATTEMPTS: how many attempts of the job have it.
 """
 
 import faulthandler

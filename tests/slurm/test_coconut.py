@@ -39,5 +39,7 @@ def test_coconut_on_two_nodes_survives_a_signal(cluster: Cluster) -> None:
     assert len(curves[0]) == 120 and {row[2] for row in curves[0]} == {0, 1, 2}
     assert curves[1] == curves[0]
     run_dir = cluster.project / "runs" / "coconut_cut"
-    assert (run_dir / "requeues.txt").read_text().endswith(": stopped by SIGUSR1\n") and (run_dir / "state").read_text() == "complete\n"
+    assert (run_dir / "requeues.txt").read_text().endswith(": stopped by SIGUSR1\n") and (
+        run_dir / "state"
+    ).read_text() == "complete\n"
     assert "2 ranks on n[1-2]" in cut.log and (run_dir / "jobs" / f"{cut.number}-0" / "plan.txt").exists()

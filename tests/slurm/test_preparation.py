@@ -1,4 +1,5 @@
-"""Data on a real Slurm: parts and their merge give the files of one process; cleaning runs through all of its stages."""
+"""Data on a real Slurm: parts and their merge give the files of one process; cleaning runs through all of its
+stages."""
 
 import json
 import os
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.slurm
 def script(cluster: Cluster, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the script on the login node."""
     command = ["bash", "slurm/prepare_data.sh", *map(str, arguments)]
-    return subprocess.run(command, cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, check=False
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -47,7 +50,16 @@ def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Pat
     )
     prepare(whole)
     prepare_part(parted, Part(2, 3))  # as if another submission had come so far
-    options = ("--cpus-per-task=1", "--time=5", "--", "--input", f"{tmp_path}/*.jsonl", "--keep-text", "--output", parted.output)
+    options = (
+        "--cpus-per-task=1",
+        "--time=5",
+        "--",
+        "--input",
+        f"{tmp_path}/*.jsonl",
+        "--keep-text",
+        "--output",
+        parted.output,
+    )
     submitted = script(cluster, 3, *options)
     assert submitted.returncode == 0, submitted.stderr
     first, second = submitted.stdout.splitlines()
@@ -63,7 +75,9 @@ def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Pat
 def test_a_part_that_is_out_of_time_comes_back_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "t.model")
     text = " ".join(make_texts(20, max_words=200))
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number in range(1_000)))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number in range(1_000))
+    )
     output = tmp_path / "out"
     options = ("--input", tmp_path / "text.jsonl", "--tokenizer", tmp_path / "t.model", "--output", output)
     submitted = script(cluster, 1, "--cpus-per-task=1", "--time=5", "--", *options)
@@ -96,17 +110,36 @@ def test_a_mistake_never_joins_the_queue(cluster: Cluster, arguments: tuple[str,
 
 def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> None:
     pages = [page(seed) for seed in range(6)]
-    inputs = (write_wet(tmp_path / "a.wet.gz", [*pages[:3], "short"]), write_wet(tmp_path / "b.wet.gz", [*pages[3:], pages[0]]))
+    inputs = (
+        write_wet(tmp_path / "a.wet.gz", [*pages[:3], "short"]),
+        write_wet(tmp_path / "b.wet.gz", [*pages[3:], pages[0]]),
+    )
     here = CleanSettings(
-        inputs=tuple(map(str, inputs)), output=tmp_path / "here", language="en", language_model=None, tokenizer=None, num_tasks=2
+        inputs=tuple(map(str, inputs)),
+        output=tmp_path / "here",
+        language="en",
+        language_model=None,
+        tokenizer=None,
+        num_tasks=2,
     )
     run_here(here, 1, lambda line: None)
-    options = ("--input", f"{tmp_path}/*.wet.gz", "--output", f"{tmp_path}/jobs", "--no-language-filter", "--keep-text", "--slurm", "debug")
+    options = (
+        "--input",
+        f"{tmp_path}/*.wet.gz",
+        "--output",
+        f"{tmp_path}/jobs",
+        "--no-language-filter",
+        "--keep-text",
+        "--slurm",
+        "debug",
+    )
     environment = {**cluster.environment, "PYTHONPATH": os.fspath(cluster.project)}
 
     def clean() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "tools/clean_web.py", *options]
-        return subprocess.run(command, cwd=cluster.project, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=cluster.project, env=environment, capture_output=True, text=True, check=False
+        )
 
     done = clean()
     assert done.returncode == 0, done.stderr
@@ -121,7 +154,9 @@ def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> N
     assert clean().stdout == (tmp_path / "here" / "report.txt").read_text()
 
 
-def test_the_queue_tells_a_waiting_run_from_a_crashed_one(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_tells_a_waiting_run_from_a_crashed_one(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     job = cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true")
     run = tmp_path / "run"

@@ -1,4 +1,5 @@
-"""Pretraining on two nodes of a real Slurm: signals, time limits, crashes and bad nodes, and that none of them changes the run."""
+"""Pretraining on two nodes of a real Slurm: signals, time limits, crashes and bad nodes, and that none of them changes
+the run."""
 
 import json
 import os
@@ -16,16 +17,30 @@ SCRIPT = "slurm/pretrain_looped.sh"
 CONFIG = "configs/tasks/p_hop_small.yaml"
 NUM_STEPS = 100
 SIZES = [
-    *("model.num_loop_layers=2", "model.num_loops=2", "model.hidden_size=16", "model.num_attention_heads=2", "model.ffn_size=32"),
+    *(
+        "model.num_loop_layers=2",
+        "model.num_loops=2",
+        "model.hidden_size=16",
+        "model.num_attention_heads=2",
+        "model.ffn_size=32",
+    ),
     *("parallel.pipeline=2", "train.steps=100", "train.global_batch=8", "train.micro_batch=2", "train.precision=fp32"),
-    *("optimizer.warmup_steps=2", "validation.every=50", "validation.num_sequences=16", "checkpoint.every=20", "logging.wandb=disabled"),
+    *(
+        "optimizer.warmup_steps=2",
+        "validation.every=50",
+        "validation.num_sequences=16",
+        "checkpoint.every=20",
+        "logging.wandb=disabled",
+    ),
 ]
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
 EXACT = ("step", "loss", "grad_norm", "lr", "tokens_seen")
 Variables = dict[str, str]
 
 
-def start(cluster: Cluster, name: str, options: list[str] | None = None, extra: tuple[str, ...] = (), **variables: str) -> Job:
+def start(
+    cluster: Cluster, name: str, options: list[str] | None = None, extra: tuple[str, ...] = (), **variables: str
+) -> Job:
     """Submit the small run on two nodes, a pipeline stage on each."""
     return cluster.submit(SCRIPT, options or TWO_NODES, [CONFIG, *SIZES, f"run.name={name}", *extra], **variables)
 
@@ -56,7 +71,10 @@ def wait_for_step(cluster: Cluster, name: str, step: int) -> None:
 @pytest.fixture(scope="module")
 def early(cluster: Cluster) -> dict[str, Job]:
     """Jobs that need no test to interfere; they work while the first one waits."""
-    return {"uninterrupted": start(cluster, "uninterrupted"), "buggy": start(cluster, "buggy", FAULT="raise", FAULTY_ATTEMPTS="1")}
+    return {
+        "uninterrupted": start(cluster, "uninterrupted"),
+        "buggy": start(cluster, "buggy", FAULT="raise", FAULTY_ATTEMPTS="1"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +101,9 @@ def test_the_time_limit_is_warned_of_and_the_job_comes_back(cluster: Cluster, re
     assert curve(cluster, "limited") == request.getfixturevalue("reference")
 
 
-def test_a_run_on_two_nodes_leaves_what_it_was(cluster: Cluster, early: dict[str, Job], reference: list[tuple[Any, ...]]) -> None:
+def test_a_run_on_two_nodes_leaves_what_it_was(
+    cluster: Cluster, early: dict[str, Job], reference: list[tuple[Any, ...]]
+) -> None:
     assert len(reference) == NUM_STEPS
     uninterrupted = early["uninterrupted"]
     run_dir = cluster.project / "runs" / "uninterrupted"
@@ -107,11 +127,16 @@ def test_sigterm_to_one_node_stops_all(cluster: Cluster, reference: list[tuple[A
     wait_for_step(cluster, "terminated", at + 2)
     os.kill(job.process(rank=1), signal.SIGTERM)  # one rank alone, on the second node
     job.wait("COMPLETED")
-    assert [line.rpartition(": ")[2] for line in requeues(cluster, "terminated")] == ["stopped by SIGUSR1", "stopped by SIGTERM"]
+    assert [line.rpartition(": ")[2] for line in requeues(cluster, "terminated")] == [
+        "stopped by SIGUSR1",
+        "stopped by SIGTERM",
+    ]
     assert curve(cluster, "terminated") == reference
 
 
-def test_a_cancelled_run_is_saved_and_continues_on_another_number_of_nodes(cluster: Cluster, reference: list[tuple[Any, ...]]) -> None:
+def test_a_cancelled_run_is_saved_and_continues_on_another_number_of_nodes(
+    cluster: Cluster, reference: list[tuple[Any, ...]]
+) -> None:
     job = start(cluster, "moved", **slow())
     wait_for_step(cluster, "moved", 3)
     cluster.run("scancel", job.number)
@@ -162,7 +187,12 @@ def test_a_job_without_progress_gives_up(cluster: Cluster) -> None:
 def test_a_bad_node_is_named_and_left_out(cluster: Cluster) -> None:
     broken = cluster.project / "broken_node"
     broken.write_text("n1\n")
-    job = start(cluster, "healthy", ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=1"], ("train.steps=3", "validation.every=0"))
+    job = start(
+        cluster,
+        "healthy",
+        ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=1"],
+        ("train.steps=3", "validation.every=0"),
+    )
     job.wait("COMPLETED")
     broken.unlink()
     assert "error: unhealthy node n1: 'bash show_gpus.sh' shows 0 GPUs, 1 wanted\n" in job.log

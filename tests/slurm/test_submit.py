@@ -1,4 +1,5 @@
-"""What never runs: configurations that are refused before the queue is joined, and in the job where they were not checked."""
+"""What never runs: configurations that are refused before the queue is joined, and in the job where they were not
+checked."""
 
 import subprocess
 
@@ -13,7 +14,9 @@ def test_a_bad_configuration_never_joins_the_queue(cluster: Cluster) -> None:
     options = ["--nodes=2", "--ntasks-per-node=1"]
     bad = ["configs/tasks/p_hop_small.yaml", "parallel.pipeline=2", "run.name=refused"]  # one layer for two stages
     command = ["bash", "slurm/submit.sh", "slurm/pretrain_looped.sh", *options, *bad]
-    done = subprocess.run(command, cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=cluster.project, env=cluster.environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "model.num_loop_layers=1 is not divisible by parallel.pipeline=2" in line

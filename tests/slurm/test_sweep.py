@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 SWEEP = """
 config: configs/tasks/p_hop_small.yaml
-overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2, model.ffn_size=16,
-  optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2,
+  model.ffn_size=16, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
 models: [{num_loop_layers: 1, num_loops: 2}, {num_loop_layers: 2, num_loops: 2}]
 baselines: false
 seeds: [0, 1]
@@ -39,7 +39,9 @@ def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster, jobs: list[Job
     root = cluster.project / "runs" / "sweeps" / "grid"
     assert evaluations(root) == [(2, 2), (2, 2), (2, 4), (2, 4)]
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
-    assert {path.parent.name for path in root.glob("*/state")} == {f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)}
+    assert {path.parent.name for path in root.glob("*/state")} == {
+        f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)
+    }
     assert all(list(root.glob(f"*/jobs/{job.number}-0/commit.txt")) for job in jobs[:2])
 
 

@@ -1,7 +1,8 @@
-"""Saves checkpoints in forked processes that are killed, starved of disk or starved of memory, and prints what is left, as JSON.
+"""Saves checkpoints in forked processes that are killed, starved of disk or starved of memory, and prints what is left,
+as JSON.
 
-Usage: checkpoint_crash_child.py DIRECTORY. Run by tests/unit/checkpoint/test_crash.py: torch is imported once here, and each process is a
-fork.
+Usage: checkpoint_crash_child.py DIRECTORY. Run by tests/unit/checkpoint/test_crash.py: torch is imported once here, and
+each process is a fork.
 """
 
 import contextlib
@@ -24,7 +25,9 @@ NUMEL = 1000
 POINTS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
 
-def make_store(directory: Path, *, nonce: str, rank: int = 0, world_size: int = 1, timeout_s: float = 60.0) -> CheckpointStore:
+def make_store(
+    directory: Path, *, nonce: str, rank: int = 0, world_size: int = 1, timeout_s: float = 60.0
+) -> CheckpointStore:
     return CheckpointStore(
         directory=directory,
         rank=rank,
@@ -40,7 +43,11 @@ def make_store(directory: Path, *, nonce: str, rank: int = 0, world_size: int = 
 def save(store: CheckpointStore, step: int, value: int, rank: int = 0, world_size: int = 1) -> str:
     """Save a tensor full of `value`, split over the ranks; returns the message of the result."""
     numel = NUMEL // world_size
-    store.save(step, [Piece(name="x", tensor=torch.full((numel,), value), shape=(NUMEL,), start=rank * numel)], {"value": value})
+    store.save(
+        step,
+        [Piece(name="x", tensor=torch.full((numel,), value), shape=(NUMEL,), start=rank * numel)],
+        {"value": value},
+    )
     with contextlib.suppress(OSError):  # the message says it
         store.wait()
     return store.poll()[-1].message
@@ -60,7 +67,8 @@ def found(directory: Path) -> dict:
 
 
 def kill_at(count: int) -> None:
-    """From now on, kill this process before its `count`-th operation on the file system; a write is done by half first."""
+    """From now on, kill this process before its `count`-th operation on the file system; a write is done by half
+    first."""
     calls = 0
 
     def counted(name: str, operation: Callable) -> Callable:
@@ -90,7 +98,8 @@ def fork(work: Callable[[], object]) -> int:
 def survive(directory: Path, *, old_steps: list[int], new_step: int, world_size: int, killed_rank: int) -> list[dict]:
     """Kill one rank at each point of a save in turn, until a save ends before the point is reached.
 
-    When rank 0 dies the others are killed too, as a launcher does; rank 0 must find out for itself that another rank has died.
+    When rank 0 dies the others are killed too, as a launcher does; rank 0 must find out for itself that another rank
+    has died.
     """
     rows = []
     message = directory.with_name(f"{directory.name}.message")
@@ -104,7 +113,9 @@ def survive(directory: Path, *, old_steps: list[int], new_step: int, world_size:
         def rank_process(rank: int) -> None:
             if rank == killed_rank:
                 kill_at(len(rows) + 1)
-            store = make_store(directory, nonce="new", rank=rank, world_size=world_size, timeout_s=0.3 if killed_rank else 60.0)
+            store = make_store(
+                directory, nonce="new", rank=rank, world_size=world_size, timeout_s=0.3 if killed_rank else 60.0
+            )
             line = save(store, new_step, value=2, rank=rank, world_size=world_size)
             if rank == 0:
                 message.write_text(line)
@@ -115,7 +126,11 @@ def survive(directory: Path, *, old_steps: list[int], new_step: int, world_size:
             if killed and killed_rank == 0:
                 os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        row = {"killed": killed, "message": message.read_text() if message.exists() else None, "after_kill": found(directory)}
+        row = {
+            "killed": killed,
+            "message": message.read_text() if message.exists() else None,
+            "after_kill": found(directory),
+        }
         save(make_store(directory, nonce="again"), new_step + 100, value=3)
         rows.append({**row, "after_next_save": found(directory)})
     return rows
@@ -139,7 +154,11 @@ def starve_disk(directory: Path) -> dict:
     for process in [fork(lambda rank=rank: rank_process(rank)) for rank in (0, 1)]:
         os.waitpid(process, 0)
     ranks = [json.loads(outcome.read_text()) for outcome in outcomes]
-    return {"messages": [rank["messages"] for rank in ranks], "names_after_failure": ranks[0]["names"], "end": found(directory)}
+    return {
+        "messages": [rank["messages"] for rank in ranks],
+        "names_after_failure": ranks[0]["names"],
+        "end": found(directory),
+    }
 
 
 def starve_memory(directory: Path) -> dict:

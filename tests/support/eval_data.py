@@ -1,4 +1,5 @@
-"""A small data directory for the offline evaluation tasks: a few made-up rows a file, in the formats of the releases."""
+"""A small data directory for the offline evaluation tasks: a few made-up rows a file, in the formats of the
+releases."""
 
 import gzip
 import json
@@ -32,7 +33,12 @@ def _list(make: Callable[[int], dict[str, Any]]) -> bytes:
 
 def _mawps(n: int) -> dict[str, Any]:
     solution: object = (n + 0.5, f"{n}", f"1,{n}00.0")[n % 3]
-    return {"iIndex": n, "lEquations": [f"x={n}"], "lSolutions": [solution], "sQuestion": f" Tom has {n} pens . How many has he ? "}
+    return {
+        "iIndex": n,
+        "lEquations": [f"x={n}"],
+        "lSolutions": [solution],
+        "sQuestion": f" Tom has {n} pens . How many has he ? ",
+    }
 
 
 def _arc_choices(n: int) -> list[str]:
@@ -47,7 +53,13 @@ def _page(n: int) -> str:
 def _article(n: int) -> dict[str, Any]:
     answers = [{"text": f"the {n}th house", "answer_start": 3}, {"text": f"{n}th house", "answer_start": 7}]
     asked = {"question": "Which house?", "id": f"a{n}", "answers": answers, "is_impossible": False}
-    silent = {"question": "Which street?", "id": f"b{n}", "answers": [], "plausible_answers": answers, "is_impossible": True}
+    silent = {
+        "question": "Which street?",
+        "id": f"b{n}",
+        "answers": [],
+        "plausible_answers": answers,
+        "is_impossible": True,
+    }
     return {"title": f"House_{n}", "paragraphs": [{"context": f"In the {n}th house he lived.", "qas": [asked, silent]}]}
 
 
@@ -71,17 +83,27 @@ def _files() -> dict[str, bytes]:
         }
     )
     files |= {f"math_word_problems/{part}.json": _list(_mawps) for part in ("addsub", "multiarith", "singleeq")}
-    files["math_word_problems/singleop.jsonl"] = _lines(lambda n: {"input": f"There are {n} cards. How many?", "target": n / 3})
+    files["math_word_problems/singleop.jsonl"] = _lines(
+        lambda n: {"input": f"There are {n} cards. How many?", "target": n / 3}
+    )
     files["squad/dev-v2.0.json"] = json.dumps({"version": "v2.0", "data": [_article(n) for n in range(ROWS)]}).encode()
     files["triviaqa/triviaqa_3000.jsonl"] = _lines(
-        lambda n: {"context": f"Question: Who is number {n}?\nAnswer:", "answer": f"Number {n}", "aliases": [f"No. {n}", f"Number {n}"]}
+        lambda n: {
+            "context": f"Question: Who is number {n}?\nAnswer:",
+            "answer": f"Number {n}",
+            "aliases": [f"No. {n}", f"Number {n}"],
+        }
     )
     files["nq_open/NQ-open.dev.jsonl"] = _lines(
         lambda n: {"question": f"who is 'number' {n}", "answer": [f"The {n}", f'"{n}"'][: 1 + n % 2]}
     )
     files |= {
         f"webquestions/{split}.json": _list(
-            lambda n, split=split: {"qId": f"{split}{n}", "answers": ["York", f"Leeds {n}", "York City"], "qText": f"where is {n}?"}
+            lambda n, split=split: {
+                "qId": f"{split}{n}",
+                "answers": ["York", f"Leeds {n}", "York City"],
+                "qText": f"where is {n}?",
+            }
         )
         for split in ("trainmodel", "test")
     }
@@ -99,7 +121,9 @@ def _files() -> dict[str, bytes]:
             "label": n % 4,
         }
     )
-    files["piqa/validation.jsonl"] = _lines(lambda n: {"goal": f"Open jar {n}", "sol1": "Turn it.", "sol2": "Eat it.", "label": n % 2})
+    files["piqa/validation.jsonl"] = _lines(
+        lambda n: {"goal": f"Open jar {n}", "sol1": "Turn it.", "sol2": "Eat it.", "label": n % 2}
+    )
     for level in ("Easy", "Challenge"):
         files[f"arc/ARC-{level}-validation.jsonl"] = _lines(
             lambda n: {
@@ -114,7 +138,9 @@ def _files() -> dict[str, bytes]:
         )
     files["wikitext2/test.txt"] = "".join(_page(n) for n in range(ROWS)).encode()
     for split in ("train", "validation"):
-        files[f"boolq/{split}.jsonl"] = _lines(lambda n: {"question": f"is {n} even", "passage": f"{n} is a number.", "answer": n % 2 == 0})
+        files[f"boolq/{split}.jsonl"] = _lines(
+            lambda n: {"question": f"is {n} even", "passage": f"{n} is a number.", "answer": n % 2 == 0}
+        )
     for split in ("train_10000", "validation"):
         files[f"winogrande/{split}.jsonl"] = _lines(
             lambda n: {

@@ -51,19 +51,27 @@ def finetune_config(run_dir: Path, sections: dict[str, Any], task_name: str) -> 
 def save_run(
     run_dir: Path, *, step: int = 7, task: str = "prosqa_symbolic", with_classifier: bool = False, **sections: Any
 ) -> FinetuneConfig:
-    """A run directory with one checkpoint of a model with random weights; the sections replace those of the configuration."""
+    """A run directory with one checkpoint of a model with random weights; the sections replace those of the
+    configuration."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "tokenizer.json").write_bytes(tokenizer_bytes())
     config = finetune_config(run_dir, sections, task)
     run = RunConfig.model_validate(
-        {"model": MODEL, "train": {"seq_len": SEQ_LEN, "precision": "fp32"}, "data": {"tokenizer": str(run_dir / "tokenizer.json")}}
+        {
+            "model": MODEL,
+            "train": {"seq_len": SEQ_LEN, "precision": "fp32"},
+            "data": {"tokenizer": str(run_dir / "tokenizer.json")},
+        }
     )
     model = LoopedGPT(run.model, SEQ_LEN)
     initialise(model, seed=step)
     pieces = [Piece.whole(f"weights/{name}", parameter.detach()) for name, parameter in model.named_parameters()]
     if with_classifier:
         generator = torch.Generator().manual_seed(0)
-        pieces += [Piece.whole("stop/weight", torch.randn(1, 16, generator=generator)), Piece.whole("stop/bias", torch.zeros(1))]
+        pieces += [
+            Piece.whole("stop/weight", torch.randn(1, 16, generator=generator)),
+            Piece.whole("stop/bias", torch.zeros(1)),
+        ]
     meta = {
         "config": run.model_dump(mode="json"),
         "finetune": config.model_dump(mode="json"),
@@ -72,7 +80,13 @@ def save_run(
         "progress": {"step_in_epoch": 0},
     }
     store = CheckpointStore(
-        directory=run_dir / "checkpoints", rank=0, world_size=1, nonce="test", keep_last=2, keep_every=0, asynchronous=False
+        directory=run_dir / "checkpoints",
+        rank=0,
+        world_size=1,
+        nonce="test",
+        keep_last=2,
+        keep_every=0,
+        asynchronous=False,
     )
     store.save(step, pieces, meta)
     store.wait()

@@ -20,7 +20,8 @@ def in_fork(work: Callable[[], object]) -> int:
 
 
 def killed_at_write(number: int, work: Callable[[], object]) -> bool:
-    """Run something in a fork that kill -9 ends just before its write (fsync or rename) of that number; False if it never came so far."""
+    """Run something in a fork that kill -9 ends just before its write (fsync or rename) of that number; False if it
+    never came so far."""
 
     def killed() -> None:
         writes = count(1)

@@ -1,4 +1,5 @@
-"""Batches with latent slots, the latent forward by its definition, and comparisons: for the tests on one process and on ranks."""
+"""Batches with latent slots, the latent forward by its definition, and comparisons: for the tests on one process and on
+ranks."""
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ def make_batch(questions: list[int], slots: list[int], texts: list[int], vocab: 
     generator = torch.Generator().manual_seed(0)
     before = 1 + max(questions)
     length = before + max(count + 1 + text for count, text in zip(slots, texts, strict=True))
-    tokens, labels = torch.zeros(len(questions), length, dtype=torch.int64), torch.full((len(questions), length), IGNORED)
+    tokens, labels = (
+        torch.zeros(len(questions), length, dtype=torch.int64),
+        torch.full((len(questions), length), IGNORED),
+    )
     is_latent = torch.zeros(len(questions), length, dtype=torch.bool)
     for row, (question, count, text) in enumerate(zip(questions, slots, texts, strict=True)):
         words = torch.randint(4, vocab, (question + text,), generator=generator)
@@ -64,7 +68,11 @@ def embeddings_by_definition(model: LoopedGPT, batch: LatentBatch, row: int, num
 def loss_of_row(model: LoopedGPT, batch: LatentBatch, row: int, num_loops: int) -> Tensor:
     """Summed negative log-likelihood of one row by definition: n + 1 whole passes without a cache."""
     first = int(batch.first_token[row])
-    states = model(batch.tokens[row : row + 1, first:], num_loops, embeddings=embeddings_by_definition(model, batch, row, num_loops))
+    states = model(
+        batch.tokens[row : row + 1, first:],
+        num_loops,
+        embeddings=embeddings_by_definition(model, batch, row, num_loops),
+    )
     return loss_of(model, states, batch.labels[row, first:])
 
 

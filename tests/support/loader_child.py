@@ -1,4 +1,5 @@
-"""A run that reads data only, for tests that kill it: all ranks of a layout in one process, the state saved after every step.
+"""A run that reads data only, for tests that kill it: all ranks of a layout in one process, the state saved after every
+step.
 
     python loader_child.py JOB.json NUM_RANKS NUM_STEPS STATE.npz
 
@@ -28,7 +29,9 @@ def main(job_path: str, num_ranks: int, num_steps: int, state_path: Path) -> Non
     data = DataSection(**job.pop("data"))
     digests: list[str] = []
     with ExitStack() as stack:
-        loaders = [stack.enter_context(Loader(data, rank=rank, num_ranks=num_ranks, **job)) for rank in range(num_ranks)]
+        loaders = [
+            stack.enter_context(Loader(data, rank=rank, num_ranks=num_ranks, **job)) for rank in range(num_ranks)
+        ]
         if state_path.exists():
             with np.load(state_path, allow_pickle=False) as saved:
                 digests = saved["digests"].tolist()
@@ -45,5 +48,6 @@ def main(job_path: str, num_ranks: int, num_steps: int, state_path: Path) -> Non
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests in the background hands on that it is ignored
+    # whoever starts the tests in the background hands on that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

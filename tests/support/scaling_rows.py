@@ -1,4 +1,5 @@
-"""Evaluation rows for the tests of the scaling plot: one valid row to vary, and a synthetic sweep with every kind of result in it."""
+"""Evaluation rows for the tests of the scaling plot: one valid row to vary, and a synthetic sweep with every kind of
+result in it."""
 
 import json
 import math
@@ -10,9 +11,9 @@ import numpy as np
 from pretrain.scaling.rows import Row
 
 FIELDS = {
-    "run": "a", "step": 10, "tokens_seen": 100, "train_flops": 1e9, "num_params": 1000, "task": "validation", "task_group": "validation",
-    "metric": "nll", "value": 4.0, "stderr": 0.1, "num_examples": 8, "num_loops": 1, "effective_depth": 2, "eval_flops_per_token": 1e6,
-    "family": "looped",
+    "run": "a", "step": 10, "tokens_seen": 100, "train_flops": 1e9, "num_params": 1000, "task": "validation",
+    "task_group": "validation", "metric": "nll", "value": 4.0, "stderr": 0.1, "num_examples": 8, "num_loops": 1,
+    "effective_depth": 2, "eval_flops_per_token": 1e6, "family": "looped",
 }  # fmt: skip
 
 LAYER_PARAMS = 1_000_000
@@ -34,16 +35,19 @@ def model_fields(family: str, layers: int, loops: int, tokens: int, seed: int = 
     depth, params = layers * loops, EMBEDDING_PARAMS + layers * LAYER_PARAMS
     flops = 2.0 * (depth * LAYER_PARAMS + EMBEDDING_PARAMS)
     return {
-        "run": f"{family}-{layers}x{loops}-{tokens}-{seed}", "family": family, "num_loops": loops, "effective_depth": depth,
-        "num_params": params, "num_loop_params": layers * LAYER_PARAMS, "eval_flops_per_token": flops, "train_flops": 3 * flops * tokens,
-        "tokens_seen": tokens, "step": tokens // 1000,
+        "run": f"{family}-{layers}x{loops}-{tokens}-{seed}", "family": family, "num_loops": loops,
+        "effective_depth": depth, "num_params": params, "num_loop_params": layers * LAYER_PARAMS,
+        "eval_flops_per_token": flops, "train_flops": 3 * flops * tokens, "tokens_seen": tokens, "step": tokens // 1000,
     }  # fmt: skip
 
 
 def sweep(groups: Iterable[str] = ("closed book", "math"), seeds: int = 2, steps: int = 4) -> list[dict[str, object]]:
-    """Rows of 4⊗L and 4L⊗1 over training: losses by the joint law with phi = 0.5, accuracies by the line in log depth."""
+    """Rows of 4⊗L and 4L⊗1 over training: losses by the joint law with phi = 0.5, accuracies by the line in log
+    depth."""
     rng, rows = np.random.default_rng(0), []
-    for family, layers, loops in [("looped", 4, r) for r in (1, 2, 3, 6, 9)] + [("baseline", 4 * r, 1) for r in (1, 2, 3, 6, 9)]:
+    for family, layers, loops in [("looped", 4, r) for r in (1, 2, 3, 6, 9)] + [
+        ("baseline", 4 * r, 1) for r in (1, 2, 3, 6, 9)
+    ]:
         for seed in range(seeds):
             for step in range(1, steps + 1):
                 model = model_fields(family, layers, loops, 250_000_000 * step, seed) | {

@@ -1,4 +1,5 @@
-"""One session of a run with wandb: `wandb_child.py RUN_DIR RESUMED_STEP [kill]` logs two steps, after killing the service if told to."""
+"""One session of a run with wandb: `wandb_child.py RUN_DIR RESUMED_STEP [kill]` logs two steps, after killing the
+service if told to."""
 
 import os
 import signal
@@ -23,8 +24,17 @@ def main(run_dir: Path, resumed_step: int, kill: bool) -> None:
         if kill:
             os.kill(wandb_service(), signal.SIGKILL)
         for step in (resumed_step + 1, resumed_step + 2):
-            numbers = {"loss": 3.5, "grad_norm": 0.5, "lr": 1e-3, "flops_per_step": 2e9, "peak_flops": 8e9, "step_time_s": 0.5}
-            metrics.log_step(MetricsRow.of_step(step=step, num_loops=2, tokens_per_step=9, memory_gib=1.0, skipped=0, **numbers))
+            numbers = {
+                "loss": 3.5,
+                "grad_norm": 0.5,
+                "lr": 1e-3,
+                "flops_per_step": 2e9,
+                "peak_flops": 8e9,
+                "step_time_s": 0.5,
+            }
+            metrics.log_step(
+                MetricsRow.of_step(step=step, num_loops=2, tokens_per_step=9, memory_gib=1.0, skipped=0, **numbers)
+            )
 
 
 if __name__ == "__main__":

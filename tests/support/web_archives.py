@@ -1,4 +1,5 @@
-"""Small web archives for tests: pages of made-up English and German sentences, and a model of languages that knows the two apart."""
+"""Small web archives for tests: pages of made-up English and German sentences, and a model of languages that knows the
+two apart."""
 
 import io
 import random
@@ -11,15 +12,17 @@ from warcio.warcwriter import WARCWriter
 
 ENGLISH = {
     "small": "the of and to that with have a in is be for on as at by from",
-    "large": "river mountain garden winter captain letter morning market village bridge forest window harbour winter candle journey "
-    "stranger evening teacher library station kitchen mirror shadow silver wooden ancient quiet broken distant golden hidden narrow "
-    "follows carries opens remembers crosses watches leaves gathers answers builds repairs paints borrows returns discovers",
+    "large": "river mountain garden winter captain letter morning market village bridge forest window harbour winter "
+    "candle journey stranger evening teacher library station kitchen mirror shadow silver wooden ancient quiet broken "
+    "distant golden hidden narrow follows carries opens remembers crosses watches leaves gathers answers builds "
+    "repairs paints borrows returns discovers",
 }
 GERMAN = {
     "small": "der die das und zu mit haben ein in ist sein auf als bei von nicht auch",
-    "large": "Fluss Gebirge Garten Winter Hauptmann Brief Morgen Markt Dorf Bruecke Wald Fenster Hafen Kerze Reise Fremder Abend "
-    "Lehrer Bahnhof Kueche Spiegel Schatten silbern hoelzern uralt ruhig zerbrochen entfernt golden verborgen schmal "
-    "folgt traegt oeffnet erinnert kreuzt beobachtet verlaesst sammelt antwortet baut repariert malt borgt entdeckt",
+    "large": "Fluss Gebirge Garten Winter Hauptmann Brief Morgen Markt Dorf Bruecke Wald Fenster Hafen Kerze Reise "
+    "Fremder Abend Lehrer Bahnhof Kueche Spiegel Schatten silbern hoelzern uralt ruhig zerbrochen entfernt golden "
+    "verborgen schmal folgt traegt oeffnet erinnert kreuzt beobachtet verlaesst sammelt antwortet baut repariert malt "
+    "borgt entdeckt",
 }
 
 
@@ -46,7 +49,10 @@ def _write(path: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> Path:
 
 def write_wet(path: Path, texts: Iterable[str]) -> Path:
     """A WET file: a record of plain text a page."""
-    return _write(path, (("conversion", {"payload": io.BytesIO(text.encode()), "warc_content_type": "text/plain"}) for text in texts))
+    return _write(
+        path,
+        (("conversion", {"payload": io.BytesIO(text.encode()), "warc_content_type": "text/plain"}) for text in texts),
+    )
 
 
 def write_warc(path: Path, responses: Iterable[tuple[str, bytes]]) -> Path:
@@ -66,8 +72,14 @@ def write_language_model(path: Path) -> Path:
     """A model of fastText's kind, labels as in its lid.176.bin."""
     import fasttext
 
-    lines = [f"__label__{code} {page(seed, words, 1)}" for seed in range(300) for code, words in (("en", ENGLISH), ("de", GERMAN))]
+    lines = [
+        f"__label__{code} {page(seed, words, 1)}"
+        for seed in range(300)
+        for code, words in (("en", ENGLISH), ("de", GERMAN))
+    ]
     text = path.with_suffix(".txt")
     text.write_text("\n".join(lines))
-    fasttext.train_supervised(str(text), dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0).save_model(str(path))
+    fasttext.train_supervised(
+        str(text), dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0
+    ).save_model(str(path))
     return path

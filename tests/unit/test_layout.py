@@ -1,4 +1,5 @@
-"""The rules that hold for every file: who imports whom, size, names that shadow nothing, scripts that parse, and what the README names."""
+"""The rules that hold for every file: who imports whom, size, names that shadow nothing, scripts that parse, and what
+the README names."""
 
 import ast
 import re
@@ -17,7 +18,9 @@ from pretrain.config.read import parse
 from pretrain.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
-PYTHON_FILES = sorted(path for folder in ("pretrain", "finetune", "tools", "tests") for path in (ROOT / folder).rglob("*.py"))
+PYTHON_FILES = sorted(
+    path for folder in ("pretrain", "finetune", "tools", "tests") for path in (ROOT / folder).rglob("*.py")
+)
 SHELL_FILES = [*sorted((ROOT / "tools").glob("*.sh")), *sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci/run"]
 MAX_LINES = 400
 TRAVELS_ALONE = ROOT / "pretrain/hf/modeling_looped_gpt.py"
@@ -43,7 +46,8 @@ def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["tools", "tools/benchmarks", "finetune"])
 def test_scripts_shadow_no_library(folder: str) -> None:
-    """`python tools/x.py` puts tools/ first on the path: a tools/profile.py, or a folder of that name, would take the library's place."""
+    """`python tools/x.py` puts tools/ first on the path: a tools/profile.py, or a folder of that name, would take the
+    library's place."""
     libraries = set(sys.stdlib_module_names) | set(packages_distributions())
     names = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()} - {"__init__"}
     assert not names & libraries
@@ -70,15 +74,29 @@ def test_shell_scripts_parse_and_stop_at_errors(path: Path) -> None:
 
 
 def test_top_level_is_the_designed_one() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
     names = {path.split("/")[0] for path in tracked if not path.startswith(".")}
-    assert names <= {"pyproject.toml", "README.md", "LICENSE", "pretrain", "finetune", "configs", "slurm", "tools", "tests"}
+    assert names <= {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "pretrain",
+        "finetune",
+        "configs",
+        "slurm",
+        "tools",
+        "tests",
+    }
 
 
 def test_every_dependency_says_why() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
-    for requirement in project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]:
+    for requirement in project["dependencies"] + [
+        item for extra in project["optional-dependencies"].values() for item in extra
+    ]:
         (line, *_) = [line for line in text.splitlines() if line.strip().startswith(f'"{requirement}"')]
         assert "# " in line, f"{requirement}: no reason given"
 
@@ -86,14 +104,23 @@ def test_every_dependency_says_why() -> None:
 def readme_commands() -> list[str]:
     """The indented command lines of the README."""
     starts = ("bash ", "python ", "torchrun ", "sbatch ", "deepspeed ")
-    return [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line[4:].startswith(starts)]
+    return [
+        line.strip()
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line[4:].startswith(starts)
+    ]
 
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid configuration."""
+    """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid
+    configuration."""
     words = shlex.split(command, comments=True)
-    module = words.index("-m") + 2 if "-m" in words else next(i for i, word in enumerate(words) if word.endswith((".py", ".sh"))) + 1
+    module = (
+        words.index("-m") + 2
+        if "-m" in words
+        else next(i for i, word in enumerate(words) if word.endswith((".py", ".sh"))) + 1
+    )
     script, arguments = words[module - 1], words[module:]
     if script == "pretrain.train":
         monkeypatch.chdir(ROOT)
@@ -102,7 +129,9 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     assert (ROOT / script).is_file()
     if script.endswith(".py"):
         subcommand = [word for word in arguments[:1] if re.fullmatch("[a-z]+", word)]
-        usage = subprocess.run([sys.executable, script, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [sys.executable, script, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
     if script == "finetune/coconut.py" and "--init" not in arguments:
         assert parse_finetuning(arguments).config.run.name
@@ -117,6 +146,10 @@ def test_readme_names_files_and_keys_that_exist() -> None:
         assert (ROOT / name).exists(), name
     fields = [schema.model_fields for schema in (RunConfig, FinetuneConfig)]
     sections = {section for known in fields for section in known}
-    for section, key in [name.split(".")[:2] for name in names if name.split(".")[0] in sections and "." in name and "/" not in name]:
+    for section, key in [
+        name.split(".")[:2] for name in names if name.split(".")[0] in sections and "." in name and "/" not in name
+    ]:
         annotations = [known[section].annotation for known in fields if section in known]
-        assert any(annotation is not None and key in annotation.model_fields for annotation in annotations), f"{section}.{key}"
+        assert any(annotation is not None and key in annotation.model_fields for annotation in annotations), (
+            f"{section}.{key}"
+        )

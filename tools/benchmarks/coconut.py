@@ -1,15 +1,18 @@
 """What latent thoughts cost: beside Coconut as published, and beside the same tokens as plain text.
 
-One GPT-2 of width 256 with 4 layers and 512 tokens, its weights given to this project's model as an import gives them. Rows have 200 tokens
-of question, `<bot>`, 6 thoughts, `<eot>` and 32 tokens of text; 16 in a training step, fp32, AdamW, no dropout. First both must have
-the same loss, and write the same text. Then, each contender in a process of its own, in turns:
+One GPT-2 of width 256 with 4 layers and 512 tokens, its weights given to this project's model as an import gives them.
+Rows have 200 tokens of question, `<bot>`, 6 thoughts, `<eot>` and 32 tokens of text; 16 in a training step, fp32,
+AdamW, no dropout. First both must have the same loss, and write the same text. Then, each contender in a process of its
+own, in turns:
 
-1. a training step with 6 thoughts, beside the published algorithm (`published_coconut.py`) and beside the same tokens in one pass (CoT);
+1. a training step with 6 thoughts, beside the published algorithm (`published_coconut.py`) and beside the same tokens
+   in one pass (CoT);
 2. the memory that steps take: growth of the resident set over the built model, at its highest;
-3. generation, 64 tokens of text each (the published limit for GSM8k): 64 examples together, beside a few of them one at a time, which is
-   all the published code can do.
+3. generation, 64 tokens of text each (the published limit for GSM8k): 64 examples together, beside a few of them one at
+   a time, which is all the published code can do.
 
-This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/device/host_memory.py`); for 2. neither does.
+This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/device/host_memory.py`); for 2.
+neither does.
 """
 
 import argparse
@@ -50,7 +53,9 @@ TOLERANCE = 1e-5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--coconut-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
+    parser.add_argument(
+        "--coconut-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)"
+    )
     parser.add_argument("--coconut-threads", type=int, default=2, help="CPU threads of every contender (default: 2)")
 
 
@@ -69,22 +74,45 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
     rounds, threads = args.coconut_rounds, args.coconut_threads
     check_equal()
 
-    def measure(title: str, makers: dict[str, tuple[Callable[..., Turn], tuple[object, ...]]]) -> dict[str, list[float]]:
+    def measure(
+        title: str, makers: dict[str, tuple[Callable[..., Turn], tuple[object, ...]]]
+    ) -> dict[str, list[float]]:
         contenders = {name: Contender(make=make, arguments=(*rest, threads)) for name, (make, rest) in makers.items()}
         return take_turns(title, contenders, rounds, num_warm_up=1)
 
     steps = measure(
-        "training step", {"ours": (make_our_step, (THOUGHTS,)), "CoT": (make_our_step, (0,)), "published": (make_published_step, ())}
+        "training step",
+        {"ours": (make_our_step, (THOUGHTS,)), "CoT": (make_our_step, (0,)), "published": (make_published_step, ())},
     )
     memory = measure("memory", {"ours": (make_memory, ("ours",)), "published": (make_memory, ("published",))})
     rates = measure("generation", {"ours": (make_our_generation, ()), "published": (make_published_generation, ())})
     seconds, size, rate = (median(figures["published"]) for figures in (steps, memory, rates))
     pace = f"as published, {rate:.2f} examples/s"
     return [
-        _row("training step: speed", median_ratio(steps["published"], steps["ours"]), ">= 4", f"as published, {seconds:.2f} s"),
-        _row("training step: memory", median_ratio(memory["ours"], memory["published"]), "<= 0.5", f"as published, {size / 2**30:.2f} GiB"),
-        _row(f"step of {THOUGHTS} thoughts: time", median_ratio(steps["ours"], steps["CoT"]), "<= 1.5", "the same tokens as CoT"),
-        _row(f"generation, {NUM_EXAMPLES} examples: speed", median_ratio(rates["ours"], rates["published"]), ">= 30", pace),
+        _row(
+            "training step: speed",
+            median_ratio(steps["published"], steps["ours"]),
+            ">= 4",
+            f"as published, {seconds:.2f} s",
+        ),
+        _row(
+            "training step: memory",
+            median_ratio(memory["ours"], memory["published"]),
+            "<= 0.5",
+            f"as published, {size / 2**30:.2f} GiB",
+        ),
+        _row(
+            f"step of {THOUGHTS} thoughts: time",
+            median_ratio(steps["ours"], steps["CoT"]),
+            "<= 1.5",
+            "the same tokens as CoT",
+        ),
+        _row(
+            f"generation, {NUM_EXAMPLES} examples: speed",
+            median_ratio(rates["ours"], rates["published"]),
+            ">= 30",
+            pace,
+        ),
     ]
 
 
@@ -103,7 +131,10 @@ def check_equal() -> None:
     if abs(ours - theirs) > TOLERANCE * theirs:
         raise ValueError(f"the loss of this project is {ours}, that of the published algorithm {theirs}")
     prompts = _prompts()[:2]
-    texts, wanted = _our_answers(make_our_model(), prompts), [_published_answer(make_published(), prompt) for prompt in prompts]
+    texts, wanted = (
+        _our_answers(make_our_model(), prompts),
+        [_published_answer(make_published(), prompt) for prompt in prompts],
+    )
     if texts != wanted:
         raise ValueError(f"this project writes {texts}, the published algorithm {wanted}")
 
@@ -115,7 +146,8 @@ def make_published() -> PublishedCoconut:
     torch.manual_seed(0)
     shape = GPT2Config(
         vocab_size=MODEL.vocab_size, n_positions=NUM_POSITIONS, n_embd=MODEL.hidden_size, n_layer=MODEL.num_loop_layers,
-        n_head=MODEL.num_attention_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOT, eos_token_id=EOS,
+        n_head=MODEL.num_attention_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOT,
+        eos_token_id=EOS,
     )  # fmt: skip
     model = GPT2LMHeadModel(shape)
     with torch.no_grad():
@@ -157,7 +189,9 @@ def make_batch(num_thoughts: int) -> LatentBatch:
 
 def _our_loss(model: LoopedGPT, batch: LatentBatch, num_thoughts: int) -> Tensor:
     states = latent_states(model, batch, num_thoughts).flatten(0, 1)
-    return loss_sums(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])[0] / len(batch.supervised)
+    return loss_sums(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])[0] / len(
+        batch.supervised
+    )
 
 
 def _published_loss(published: PublishedCoconut, batch: LatentBatch) -> Tensor:
@@ -226,13 +260,20 @@ def _training_step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Turn:
 
 def _prompts() -> list[list[int]]:
     """Questions with `<bot>`."""
-    words = torch.randint(FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=torch.Generator().manual_seed(1))
+    words = torch.randint(
+        FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=torch.Generator().manual_seed(1)
+    )
     return [[*row, BOT] for row in words.tolist()]
 
 
 def _our_answers(model: LoopedGPT, prompts: list[list[int]]) -> list[list[int]]:
     settings = AnswerSettings(
-        max_new_tokens=NEW_TOKENS, vocab_size=MODEL.vocab_size, eos_id=EOS, slots="thought", num_thoughts=THOUGHTS, eot_id=EOT
+        max_new_tokens=NEW_TOKENS,
+        vocab_size=MODEL.vocab_size,
+        eos_id=EOS,
+        slots="thought",
+        num_thoughts=THOUGHTS,
+        eot_id=EOT,
     )
     return [answer.text for answer in generate_with_thoughts(model, prompts, settings)]
 

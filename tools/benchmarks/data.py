@@ -1,8 +1,10 @@
 """How fast text becomes shards, beside bare SentencePiece, and how fast the loader serves them.
 
 1. Documents come from --text files, or are made: pseudo-English of random syllables, word frequencies by Zipf's law.
-2. Preparation: encoding every document with the bare processor, in one thread, and `prepare` in one process, in turns on the same text.
-3. Loader: shards of tokens and their raw-text twin with 0, 1 and 2 workers, in turns, with nothing that consumes between the batches.
+2. Preparation: encoding every document with the bare processor, in one thread, and `prepare` in one process, in turns
+   on the same text.
+3. Loader: shards of tokens and their raw-text twin with 0, 1 and 2 workers, in turns, with nothing that consumes
+   between the batches.
 
 Each figure is the median of --data-rounds turns.
 """
@@ -34,10 +36,14 @@ NUM_WORKERS = (0, 1, 2)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--text", nargs="+", default=[], metavar="GLOB", help="text files to measure on (default: made pseudo-English)")
+    parser.add_argument(
+        "--text", nargs="+", default=[], metavar="GLOB", help="text files to measure on (default: made pseudo-English)"
+    )
     parser.add_argument("--data-mib", type=float, default=8.0, help="MiB of text to use (default: 8)")
     parser.add_argument("--data-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
-    parser.add_argument("--train-tokens-per-s", type=float, help="what a model consumes: the loader is to serve 20 times as much")
+    parser.add_argument(
+        "--train-tokens-per-s", type=float, help="what a model consumes: the loader is to serve 20 times as much"
+    )
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -55,7 +61,10 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, vocab_size=VOCAB_SIZE, max_sentences=20_000)[0])
         with (folder / "text.jsonl").open("w") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        return [*_measure_preparation(folder, texts, args.data_rounds), *_measure_loader(folder, args.data_rounds, args.train_tokens_per_s)]
+        return [
+            *_measure_preparation(folder, texts, args.data_rounds),
+            *_measure_loader(folder, args.data_rounds, args.train_tokens_per_s),
+        ]
 
 
 def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[dict[str, object]]:
@@ -77,7 +86,9 @@ def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[di
 
 def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
     """Seconds that one process takes."""
-    settings = PrepareSettings(inputs=(str(folder / "text.jsonl"),), output=folder / output, tokenizer=tokenizer, num_workers=0)
+    settings = PrepareSettings(
+        inputs=(str(folder / "text.jsonl"),), output=folder / output, tokenizer=tokenizer, num_workers=0
+    )
     started = time.perf_counter()
     prepare(settings)
     return time.perf_counter() - started
@@ -88,12 +99,22 @@ def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None)
     rates: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for kind, num_workers in variants:
-            section = {"tokenizer": str(folder / "tokenizer.model"), "sources": [{"path": str(folder / kind)}], "num_workers": num_workers}
+            section = {
+                "tokenizer": str(folder / "tokenizer.model"),
+                "sources": [{"path": str(folder / kind)}],
+                "num_workers": num_workers,
+            }
             rates[kind, num_workers].append(_tokens_per_s(DataSection.model_validate(section)))
     target = f">= {20 * train_tokens_per_s:.3g}" if train_tokens_per_s else ""
     against = f"20 x the {train_tokens_per_s:.3g} tokens/s of training" if train_tokens_per_s else ""
     return [
-        _row(f"loader, {kind} shards, num_workers={num_workers}", median(rates[kind, num_workers]), "tokens/s", target, against)
+        _row(
+            f"loader, {kind} shards, num_workers={num_workers}",
+            median(rates[kind, num_workers]),
+            "tokens/s",
+            target,
+            against,
+        )
         for kind, num_workers in variants
     ]
 
@@ -118,7 +139,9 @@ def _read_texts(patterns: list[str]) -> Iterator[str]:
 def _make_texts() -> Iterator[str]:
     """Documents without end."""
     source = random.Random(0)
-    syllables = [first + vowel + last for first in "bcdfglmnprstvw" for vowel in "aeiou" for last in ("", "n", "r", "s", "t")]
+    syllables = [
+        first + vowel + last for first in "bcdfglmnprstvw" for vowel in "aeiou" for last in ("", "n", "r", "s", "t")
+    ]
     words = ["".join(source.choices(syllables, k=source.choice((1, 1, 2, 2, 3)))) for _ in range(20_000)]
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     while True:

@@ -1,7 +1,8 @@
 """What scoring at many depths costs: six loop counts in one pass beside the deepest alone.
 
-A 2⊗L model of width 512 with a coda layer scores pairs of 192 tokens of context and 16 of continuation, as an evaluation does, at 1, 2, 3,
-4, 6 and 8 loops together and at 8 alone, in turns. The figure is the median over turns of the ratio of their times.
+A 2⊗L model of width 512 with a coda layer scores pairs of 192 tokens of context and 16 of continuation, as an
+evaluation does, at 1, 2, 3, 4, 6 and 8 loops together and at 8 alone, in turns. The figure is the median over turns of
+the ratio of their times.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.parallel.groups import make_groups
 
-MODEL = ModelSection(vocab_size=8192, hidden_size=512, num_attention_heads=8, ffn_size=1408, num_loop_layers=2, num_coda_layers=1)
+MODEL = ModelSection(
+    vocab_size=8192, hidden_size=512, num_attention_heads=8, ffn_size=1408, num_loop_layers=2, num_coda_layers=1
+)
 LOOPS = (1, 2, 3, 4, 6, 8)
 NUM_PAIRS, CONTEXT, CONTINUATION, BATCH = 32, 192, 16, 8
 
@@ -37,7 +40,9 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
     Returns:
         Rows with name, value, unit, target, and what the value is measured against.
     """
-    tokens = torch.randint(MODEL.vocab_size, (NUM_PAIRS, CONTEXT + CONTINUATION), generator=torch.Generator().manual_seed(0)).tolist()
+    tokens = torch.randint(
+        MODEL.vocab_size, (NUM_PAIRS, CONTEXT + CONTINUATION), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     pairs: list[Pair] = [(row[:CONTEXT], row[CONTEXT:]) for row in tokens]
     times: dict[tuple[int, ...], list[float]] = {LOOPS: [], LOOPS[-1:]: []}
     with one_rank() as device:

@@ -1,8 +1,9 @@
-"""What the parallel engine costs where it has nothing to do: a step on one rank beside a bare torch loop of the same model.
+"""What the parallel engine costs where it has nothing to do: a step on one rank beside a bare torch loop of the same
+model.
 
-The bare loop does what a step has to do and nothing more: forward and backward of each micro-batch, clipping, fused AdamW, and in bf16
-fp32 master weights. Both train the same model on the same micro-batches, in turns, and which of them goes first changes from turn to turn.
-The overhead is the median over turns of engine time / bare time, less 1.
+The bare loop does what a step has to do and nothing more: forward and backward of each micro-batch, clipping, fused
+AdamW, and in bf16 fp32 master weights. Both train the same model on the same micro-batches, in turns, and which of them
+goes first changes from turn to turn. The overhead is the median over turns of engine time / bare time, less 1.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         Rows with name, value, unit, target, and what the value is measured against.
     """
     with one_rank() as device:
-        return [row for precision in ("fp32", "bf16") for row in _measure(small_run(precision), device, args.engine_rounds)]
+        return [
+            row for precision in ("fp32", "bf16") for row in _measure(small_run(precision), device, args.engine_rounds)
+        ]
 
 
 def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[dict[str, object]]:
@@ -49,7 +52,9 @@ def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[d
     bare = _BareLoop(config, device)
     rows = random_rows(config)
     losses = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warms up, and shows that both do the same
-    assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], f"engine and bare loop do not train the same model: losses {losses}"
+    assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], (
+        f"engine and bare loop do not train the same model: losses {losses}"
+    )
     times: dict[str, list[float]] = {"engine": [], "bare": []}
     for turn in range(num_rounds):
         for name in ("engine", "bare") if turn % 2 else ("bare", "engine"):
@@ -71,7 +76,13 @@ def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[d
             "target": f"<= {TARGET_PCT:g}",
             "against": "bare torch loop, same model and micro-batches",
         },
-        {"name": f"engine step, {precision}", "value": round(median(times["engine"]), 4), "unit": "s", "target": None, "against": None},
+        {
+            "name": f"engine step, {precision}",
+            "value": round(median(times["engine"]), 4),
+            "unit": "s",
+            "target": None,
+            "against": None,
+        },
     ]
 
 
@@ -86,14 +97,22 @@ class _BareLoop:
         self.weights: list[Tensor] = list(self.model.parameters())
         names = [name for name, _ in self.model.named_parameters()]
         self.has_masters = config.train.precision == "bf16"
-        masters = [nn.Parameter(weight.detach().float()) for weight in self.weights] if self.has_masters else list(self.model.parameters())
+        masters = (
+            [nn.Parameter(weight.detach().float()) for weight in self.weights]
+            if self.has_masters
+            else list(self.model.parameters())
+        )
         self.masters: list[Tensor] = [*masters]
-        self.optimizer = make_optimizer(parameter_groups(zip(names, masters, strict=True), config.optimizer), config.optimizer)
+        self.optimizer = make_optimizer(
+            parameter_groups(zip(names, masters, strict=True), config.optimizer), config.optimizer
+        )
         self.device = device
 
     def train_step(self, rows: Tensor, lr: float) -> float:
         """Update once; the loss per supervised token."""
-        micro_batches = [make_inputs(part, SEPARATORS, False) for part in rows.to(self.device).split(self.config.train.micro_batch)]
+        micro_batches = [
+            make_inputs(part, SEPARATORS, False) for part in rows.to(self.device).split(self.config.train.micro_batch)
+        ]
         num_supervised = sum(int((inputs.labels != IGNORED).sum()) for inputs in micro_batches)
         nll = torch.zeros((), device=self.device)
         for weight in self.weights:

@@ -1,7 +1,8 @@
-"""How long the scaling plot takes for a hundred thousand rows, as a command of its own: reading, fits, intervals, figures and page.
+"""How long the scaling plot takes for a hundred thousand rows, as a command of its own: reading, fits, intervals,
+figures and page.
 
-Twenty models and five tasks in two groups; once with ten seeds of a hundred steps, once with a thousand seeds of one step, where every row
-is a point of its own. Nothing is compared: the figures are seconds of this machine.
+Twenty models and five tasks in two groups; once with ten seeds of a hundred steps, once with a thousand seeds of one
+step, where every row is a point of its own. Nothing is compared: the figures are seconds of this machine.
 """
 
 import argparse
@@ -42,11 +43,19 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
             seconds = []
             for _ in range(args.plot_rounds):
                 started = time.perf_counter()
-                subprocess.run([sys.executable, ROOT / "tools/scaling_plot.py", file], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    [sys.executable, ROOT / "tools/scaling_plot.py", file], check=True, stdout=subprocess.DEVNULL
+                )
                 seconds.append(time.perf_counter() - started)
         against = "this machine, Python's start included"
         figures.append(
-            {"name": f"plot of 100,000 rows, {name}", "value": median(seconds), "unit": "s", "target": "< 5", "against": against}
+            {
+                "name": f"plot of 100,000 rows, {name}",
+                "value": median(seconds),
+                "unit": "s",
+                "target": "< 5",
+                "against": against,
+            }
         )
     return figures
 
@@ -56,11 +65,17 @@ def rows(num_seeds: int, num_steps: int) -> Iterator[str]:
     for family, layers, loops in MODELS:
         for seed in range(num_seeds):
             model = {
-                "run": f"{family}-{layers}x{loops}-{seed}", "family": family, "num_loops": loops, "effective_depth": layers * loops,
-                "num_params": (2 + layers) * 10**6, "num_loop_params": layers * 10**6, "eval_flops_per_token": (2.0 + layers * loops) * 1e6,
-                "train_flops": (2.0 + layers * loops) * 1e15, "tokens_seen": 10**9, "metric": "acc", "stderr": 0.1, "num_examples": 1000,
+                "run": f"{family}-{layers}x{loops}-{seed}", "family": family, "num_loops": loops,
+                "effective_depth": layers * loops, "num_params": (2 + layers) * 10**6,
+                "num_loop_params": layers * 10**6, "eval_flops_per_token": (2.0 + layers * loops) * 1e6,
+                "train_flops": (2.0 + layers * loops) * 1e15, "tokens_seen": 10**9, "metric": "acc", "stderr": 0.1,
+                "num_examples": 1000,
             }  # fmt: skip
             for task in range(5):
-                row = model | {"task": f"task {task}", "task_group": f"group {task % 2}", "value": 0.1 + 0.01 * layers + 0.001 * task}
+                row = model | {
+                    "task": f"task {task}",
+                    "task_group": f"group {task % 2}",
+                    "value": 0.1 + 0.01 * layers + 0.001 * task,
+                }
                 for step in range(num_steps):
                     yield json.dumps(row | {"step": step}) + "\n"

@@ -2,9 +2,11 @@
 
 Written from the description of the algorithm (Hao et al. 2024, arXiv 2412.06769) and of how its released code runs it:
 
-- training: n + 1 passes over keys and values cached so far, all hidden states kept, logits of the whole vocabulary at every position;
-  after each pass the input embeddings are taken apart into one vector a position, the thoughts put in, and put together again;
-- generation: one example at a time; the thoughts as in training, then text without a cache, the whole sequence again for every token.
+- training: n + 1 passes over keys and values cached so far, all hidden states kept, logits of the whole vocabulary at
+  every position; after each pass the input embeddings are taken apart into one vector a position, the thoughts put in,
+  and put together again;
+- generation: one example at a time; the thoughts as in training, then text without a cache, the whole sequence again
+  for every token.
 
 The released code was written for the caches of its time, tuples of tensors; here the cache is today's `DynamicCache`.
 """

@@ -1,15 +1,16 @@
 """How long pipeline ranks stand idle: the ring beside its formula and beside plain 1F1B of the same depth.
 
-Idle share = 1 - (time computing / time of the step), averaged over the ranks; computing = CPU time of the rank's thread + time asleep in
-layers. What is left is waiting for messages, which takes no CPU time. Formulas, for P stages, L loops and M micro-batches:
+Idle share = 1 - (time computing / time of the step), averaged over the ranks; computing = CPU time of the rank's thread
++ time asleep in layers. What is left is waiting for messages, which takes no CPU time. Formulas, for P stages, L loops
+and M micro-batches:
 
     ring, k⊗L:               (P-1) / (L·M + P-1)
     1F1B, k·L layers of own: (P-1) / (M + P-1)
 
 1. Each layout runs under torchrun, one thread a rank, with the training engine.
 2. "real" layers compute. They need a core for each rank, so a layout with more ranks than cores is left out.
-3. "timed" layers are tiny and sleep as well, for so long forward and twice as long backward, as a rank does whose GPU computes. Any
-   machine has room for them, so they show the schedule and its messages alone.
+3. "timed" layers are tiny and sleep as well, for so long forward and twice as long backward, as a rank does whose GPU
+   computes. Any machine has room for them, so they show the schedule and its messages alone.
 
 Each figure is the median of --ring-rounds steps.
 """
@@ -72,7 +73,10 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
 def _rows(num_stages: int, layers: str, num_rounds: int) -> list[dict[str, object]]:
     ring, plain = (_launch(num_stages, num_loops, layers, num_rounds) for num_loops in (NUM_LOOPS, 1))
     rows: list[dict[str, object]] = []
-    for name, share, passes in ((f"ring {NUM_LAYERS}⊗{NUM_LOOPS}", ring, NUM_LOOPS), (f"1F1B {NUM_LAYERS * NUM_LOOPS}⊗1", plain, 1)):
+    for name, share, passes in (
+        (f"ring {NUM_LAYERS}⊗{NUM_LOOPS}", ring, NUM_LOOPS),
+        (f"1F1B {NUM_LAYERS * NUM_LOOPS}⊗1", plain, 1),
+    ):
         formula = (num_stages - 1) / (passes * NUM_MICRO_BATCHES + num_stages - 1)
         rows.append(
             {
@@ -88,7 +92,14 @@ def _rows(num_stages: int, layers: str, num_rounds: int) -> list[dict[str, objec
 
 def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> float:
     """Idle share of a layout, measured by ranks of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_stages}", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={num_stages}",
+        __file__,
+    ]
     command += [str(num_loops), layers, str(num_rounds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
@@ -126,14 +137,25 @@ def _rank(num_loops: int, layers: str, num_rounds: int) -> None:
     num_stages = dist.get_world_size()
     config = RunConfig.model_validate(
         {
-            "model": {**SHAPES[layers], "vocab_size": VOCAB_SIZE, "num_loop_layers": NUM_LAYERS * NUM_LOOPS // num_loops},
+            "model": {
+                **SHAPES[layers],
+                "vocab_size": VOCAB_SIZE,
+                "num_loop_layers": NUM_LAYERS * NUM_LOOPS // num_loops,
+            },
             "parallel": {"pipeline": num_stages},
-            "train": {"seq_len": SEQ_LEN[layers], "micro_batch": 1, "global_batch": NUM_MICRO_BATCHES, "precision": "fp32"},
+            "train": {
+                "seq_len": SEQ_LEN[layers],
+                "micro_batch": 1,
+                "global_batch": NUM_MICRO_BATCHES,
+                "precision": "fp32",
+            },
         }
     )
     engine = Engine(config, make_groups(config.parallel, device), Separators(bos_id=1, eos_id=2))
     sleeps = [_Sleep(layer, LAYER_S) for layer in engine.model.loop.values()] if layers == "timed" else []
-    tokens = torch.randint(2, VOCAB_SIZE, (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        2, VOCAB_SIZE, (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), generator=torch.Generator().manual_seed(0)
+    )
     micro_batches = engine.micro_batches(tokens)
     num_supervised = torch.tensor(float(NUM_MICRO_BATCHES * SEQ_LEN[layers]))
     shares = []

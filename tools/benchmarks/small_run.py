@@ -20,7 +20,13 @@ LR = 1e-3
 def small_run(precision: str) -> RunConfig:
     return RunConfig.model_validate(
         {
-            "model": {"vocab_size": 8192, "hidden_size": 512, "num_attention_heads": 8, "ffn_size": 1408, "num_loop_layers": 8},
+            "model": {
+                "vocab_size": 8192,
+                "hidden_size": 512,
+                "num_attention_heads": 8,
+                "ffn_size": 1408,
+                "num_loop_layers": 8,
+            },
             "train": {"seq_len": 512, "micro_batch": 4, "global_batch": 4 * NUM_MICRO_BATCHES, "precision": precision},
         }
     )
@@ -29,7 +35,9 @@ def small_run(precision: str) -> RunConfig:
 def random_rows(config: RunConfig) -> Tensor:
     """A global batch of token rows without document borders, int64 [global_batch, seq_len + 1]."""
     shape = (config.train.global_batch, config.train.seq_len + 1)
-    return torch.randint(SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @contextmanager

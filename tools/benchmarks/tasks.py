@@ -1,7 +1,8 @@
 """How many examples a second each reasoning task makes, in one process, at the difficulty of the papers.
 
-Tasks go in turns, each makes --task-examples new examples a turn; the figure is the median of --task-rounds turns. Beside it, how many of
-the same questions its solver answers a second. An example of a held-out split costs 16 of these on average.
+Tasks go in turns, each makes --task-examples new examples a turn; the figure is the median of --task-rounds turns.
+Beside it, how many of the same questions its solver answers a second. An example of a held-out split costs 16 of these
+on average.
 """
 
 import argparse
@@ -56,7 +57,13 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         made, solved = (median(column) for column in zip(*measured, strict=True))
         target = f">= {wanted:.3g}" if wanted else ""
         rows.append(
-            {"name": f"tasks: {setting}", "value": made, "unit": "examples/s", "target": target, "against": f"solver {solved:.3g} a second"}
+            {
+                "name": f"tasks: {setting}",
+                "value": made,
+                "unit": "examples/s",
+                "target": target,
+                "against": f"solver {solved:.3g} a second",
+            }
         )
     return rows
 

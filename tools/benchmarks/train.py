@@ -1,12 +1,14 @@
 """How fast a training step is: against the machine's peak, against transformers' Llama, and looped against unlooped.
 
-1. The model of the targets (8 layers of width 512, vocabulary 8192, untied head, 4 sequences of 512 tokens, fused AdamW): FLOP/s by
-   `pretrain/model/count.py` over the peak matrix product of the same dtype, and step time beside Llama's of the same shape, both as they
-   come (eager) and with torch.compile.
-2. 2⊗4 beside 8⊗1: tokens/s, and bytes of weights and optimizer. With a small tied vocabulary, so that the layers are the memory.
+1. The model of the targets (8 layers of width 512, vocabulary 8192, untied head, 4 sequences of 512 tokens, fused
+   AdamW): FLOP/s by `pretrain/model/count.py` over the peak matrix product of the same dtype, and step time beside
+   Llama's of the same shape, both as they come (eager) and with torch.compile.
+2. 2⊗4 beside 8⊗1: tokens/s, and bytes of weights and optimizer. With a small tied vocabulary, so that the layers are
+   the memory.
 3. On a GPU, the 1.5B shape in bf16 with sequences of 2048: MFU, at the largest micro-batch that fits.
 
-On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/device/host_memory.py`); Llama's runs as it comes.
+On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/device/host_memory.py`); Llama's
+runs as it comes.
 """
 
 import argparse
@@ -37,7 +39,9 @@ LLAMA_TARGETS = {torch.float32: ">= 1.15", torch.bfloat16: "> 1"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--train-rounds", type=int, default=15, help="turns, of which the median is taken (default: 15)")
+    parser.add_argument(
+        "--train-rounds", type=int, default=15, help="turns, of which the median is taken (default: 15)"
+    )
     parser.add_argument("--train-threads", type=int, default=2, help="CPU threads of every contender (default: 2)")
 
 
@@ -83,7 +87,9 @@ def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[dict[s
         for theirs in ("llama", "llama, compiled"):
             if ours in times and theirs in times:
                 target = (LLAMA_TARGETS[dtype] if theirs == "llama" else "> 1") if ours == "looped" else ""
-                rows.append(_row(f"{ours}, {name}: speed", median_ratio(times[theirs], times[ours]), "x", target, theirs))
+                rows.append(
+                    _row(f"{ours}, {name}: speed", median_ratio(times[theirs], times[ours]), "x", target, theirs)
+                )
     return rows
 
 
@@ -92,7 +98,9 @@ def _measure_loops(rounds: int, threads: int) -> list[dict[str, object]]:
         "2⊗4 and 8⊗1",
         {
             "looped": Contender(make=make_looped, arguments=(LOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)),
-            "unlooped": Contender(make=make_looped, arguments=(UNLOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)),
+            "unlooped": Contender(
+                make=make_looped, arguments=(UNLOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)
+            ),
         },
         rounds,
     )
@@ -126,7 +134,9 @@ def make_peak(dtype: torch.dtype, threads: int) -> Turn:
     return lambda: peak_flops(_device(), dtype)
 
 
-def make_looped(config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, threads: int | None, compiled: bool) -> Turn:
+def make_looped(
+    config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, threads: int | None, compiled: bool
+) -> Turn:
     """Contender: seconds of a training step of this model."""
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -161,7 +171,9 @@ def make_llama(config: ModelSection, dtype: torch.dtype, threads: int, compiled:
     torch.nn.Module.to(model, _device(), dtype)
     if compiled:
         model.compile()
-    return _training_step(model, lambda tokens: model(input_ids=tokens, labels=tokens).loss, _tokens(config, BATCH, SEQ_LEN), threads)
+    return _training_step(
+        model, lambda tokens: model(input_ids=tokens, labels=tokens).loss, _tokens(config, BATCH, SEQ_LEN), threads
+    )
 
 
 def training_bytes(config: ModelSection) -> int:
@@ -176,7 +188,9 @@ def training_bytes(config: ModelSection) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *state))
 
 
-def _training_step(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, threads: int | None) -> Turn:
+def _training_step(
+    model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, threads: int | None
+) -> Turn:
     if threads is not None:
         torch.set_num_threads(threads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

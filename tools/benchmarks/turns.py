@@ -1,8 +1,8 @@
 """Contenders in processes of their own, measured in turns.
 
-Each contender is built once in a fresh process (so that allocator and thread settings of one do not help or hurt another), and then
-does one turn in every round while the others wait. What disturbs the machine disturbs a whole round: ratios are taken within rounds,
-and their median is the result.
+Each contender is built once in a fresh process (so that allocator and thread settings of one do not help or hurt
+another), and then does one turn in every round while the others wait. What disturbs the machine disturbs a whole round:
+ratios are taken within rounds, and their median is the result.
 """
 
 import multiprocessing
@@ -26,7 +26,9 @@ class Contender:
     """Of `make`; picklable."""
 
 
-def take_turns(title: str, contenders: Mapping[str, Contender], num_rounds: int, num_warm_up: int = 2) -> dict[str, list[float]]:
+def take_turns(
+    title: str, contenders: Mapping[str, Contender], num_rounds: int, num_warm_up: int = 2
+) -> dict[str, list[float]]:
     """Measure all contenders.
 
     Args:
@@ -93,7 +95,9 @@ def _serve(connection: Connection, contender: Contender) -> None:
             turn = turn or contender.make(*contender.arguments)
             connection.send(turn())
         except Exception as error:  # of any kind: the report goes to the parent, which leaves this contender out
-            connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            connection.send(
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            )
             return
         except KeyboardInterrupt:
             return

@@ -1,4 +1,5 @@
-"""Files as they are stored, local or any fsspec URL, and what is in them if they are compressed; a cut archive is told from a whole one."""
+"""Files as they are stored, local or any fsspec URL, and what is in them if they are compressed; a cut archive is told
+from a whole one."""
 
 import io
 import lzma
@@ -32,7 +33,11 @@ def compression_of(path: str) -> str:
 
 def inflate(stored: BinaryIO, compression: str) -> BinaryIO:
     """The content of a file of that compression, or of none; reading it raises DamagedArchiveError."""
-    return cast("BinaryIO", io.BufferedReader(Inflated(stored, DECODERS[compression]), ARCHIVE_CHUNK)) if compression else stored
+    return (
+        cast("BinaryIO", io.BufferedReader(Inflated(stored, DECODERS[compression]), ARCHIVE_CHUNK))
+        if compression
+        else stored
+    )
 
 
 @contextmanager
@@ -70,7 +75,8 @@ def open_stored(path: str) -> BinaryIO:
 
 
 class Inflated(io.RawIOBase):
-    """The decompressed bytes of an archive of one or more members; unlike the libraries' own readers, strict about a missing end."""
+    """The decompressed bytes of an archive of one or more members; unlike the libraries' own readers, strict about a
+    missing end."""
 
     def __init__(self, stored: BinaryIO, new_decoder: Callable[[], Any]) -> None:
         self._stored = stored

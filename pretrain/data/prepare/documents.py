@@ -1,11 +1,13 @@
-"""Input documents: `.txt` (one a file), `.jsonl` (one a line), `.parquet` (one a row); plain or compressed, local or any fsspec URL.
+"""Input documents: `.txt` (one a file), `.jsonl` (one a line), `.parquet` (one a row); plain or compressed, local or
+any fsspec URL.
 
-Steps: 1. `find_inputs` expands paths and globs to files, sorted; 2. `split_file` cuts a big plain `.jsonl` into byte ranges and a big
-`.parquet` into ranges of row groups, so that several workers can share it (a compressed stream cannot be entered in the middle: it
-stays whole); 3. `read_documents` yields what a piece holds: documents, and a `Problem` for everything that did not become one.
+Steps: 1. `find_inputs` expands paths and globs to files, sorted; 2. `split_file` cuts a big plain `.jsonl` into byte
+ranges and a big `.parquet` into ranges of row groups, so that several workers can share it (a compressed stream cannot
+be entered in the middle: it stays whole); 3. `read_documents` yields what a piece holds: documents, and a `Problem` for
+everything that did not become one.
 
-Nothing is lost silently: a bad line costs that line, a cut archive costs what lies behind the cut, and each says so with its file
-and its line or offset. Memory: one document, or one batch of parquet rows.
+Nothing is lost silently: a bad line costs that line, a cut archive costs what lies behind the cut, and each says so
+with its file and its line or offset. Memory: one document, or one batch of parquet rows.
 """
 
 import codecs
@@ -86,7 +88,8 @@ def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
 
 
 def find_files(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a pattern matches none."""
+    """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a
+    pattern matches none."""
     files = {file.path: file for pattern in patterns for file in _expand(pattern)}
     return [files[path] for path in sorted(files)]
 
@@ -97,14 +100,22 @@ def _expand(pattern: str) -> list[InputFile]:
     except (ValueError, ImportError) as error:
         raise ValueError(f"{pattern}: {error}") from None
     # A file of that very name wins over a glob: names may hold brackets.
-    found = {path: file_system.info(path)} if file_system.exists(path) else cast("dict[str, Any]", file_system.glob(path, detail=True))
+    found = (
+        {path: file_system.info(path)}
+        if file_system.exists(path)
+        else cast("dict[str, Any]", file_system.glob(path, detail=True))
+    )
     files = {name: info for name, info in found.items() if info["type"] == "file"}
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
         raise ValueError(f"{pattern}: {hint}")
     is_local = isinstance(file_system, LocalFileSystem)
     return [
-        InputFile(path=name if is_local else file_system.unstrip_protocol(name), size=info["size"] or 0, version=_version(info))
+        InputFile(
+            path=name if is_local else file_system.unstrip_protocol(name),
+            size=info["size"] or 0,
+            version=_version(info),
+        )
         for name, info in files.items()
     ]
 
@@ -134,7 +145,9 @@ def split_file(file: InputFile, piece_bytes: int) -> list[Piece]:
         return [whole]
     starts = range(0, file.size, piece_bytes)
     ends = [*starts[1:], file.size]
-    return [Piece(path=file.path, start=start, end=end, size=end - start) for start, end in zip(starts, ends, strict=True)]
+    return [
+        Piece(path=file.path, start=start, end=end, size=end - start) for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
@@ -149,7 +162,10 @@ def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
         return [Piece(path=whole.path, start=0, end=0, size=whole.size)]
     count = min(groups, max(1, whole.size // piece_bytes))
     borders = [groups * number // count for number in range(count + 1)]
-    return [Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups) for start, end in pairwise(borders)]
+    return [
+        Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups)
+        for start, end in pairwise(borders)
+    ]
 
 
 def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem]:
@@ -208,7 +224,11 @@ def _read_lines(piece: Piece, content: BinaryIO, stored: BinaryIO, text_field: s
         try:
             line = content.readline()
         except DamagedArchiveError as error:
-            yield Problem(reason="damaged archive", where=f"{piece.path}, after line {number}", detail=f"{error}; what follows is lost")
+            yield Problem(
+                reason="damaged archive",
+                where=f"{piece.path}, after line {number}",
+                detail=f"{error}; what follows is lost",
+            )
             return
         if not line:
             break
@@ -229,11 +249,17 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Problem(reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start} of the record")
+        return Problem(
+            reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start} of the record"
+        )
     except (ValueError, RecursionError) as error:
         return Problem(reason="broken JSON", where=where, detail=str(error))
     if not isinstance(record, dict) or text_field not in record:
-        found = f"its fields are {', '.join(map(str, record)) or 'none'}" if isinstance(record, dict) else "it is not an object"
+        found = (
+            f"its fields are {', '.join(map(str, record)) or 'none'}"
+            if isinstance(record, dict)
+            else "it is not an object"
+        )
         return Problem(reason="missing field", where=where, detail=f"no {text_field!r}; {found}")
     text = record[text_field]
     if not isinstance(text, str):
@@ -241,7 +267,9 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
     try:
         utf8 = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Problem(reason="invalid UTF-8", where=where, detail=f"a lone surrogate at character {error.start} of {text_field!r}")
+        return Problem(
+            reason="invalid UTF-8", where=where, detail=f"a lone surrogate at character {error.start} of {text_field!r}"
+        )
     return parse_text(utf8, where, consumed)
 
 
@@ -304,7 +332,9 @@ def _read_row_group(
     except (pa.ArrowException, OSError) as error:
         if _is_real_io(error):
             raise
-        yield Problem(reason="damaged parquet", where=path, detail=f"{_first_line(error)}; rows {row} to {last} are lost")
+        yield Problem(
+            reason="damaged parquet", where=path, detail=f"{_first_line(error)}; rows {row} to {last} are lost"
+        )
 
 
 def _first_line(error: BaseException) -> str:

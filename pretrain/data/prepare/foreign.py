@@ -1,8 +1,9 @@
 """Foreign tars: indexes and a manifest for a folder of WebDataset tars of text that somebody else made.
 
-A sample is the members whose names agree up to the first dot. Its text is its `.txt` member or, without one, the string "text" of the
-object in its `.json` member; other members are passed over and counted. The tars themselves are not touched. Cost: two passes of reading
-over each, one for the members and one for the sha256; memory of one document and the index of one tar.
+A sample is the members whose names agree up to the first dot. Its text is its `.txt` member or, without one, the string
+"text" of the object in its `.json` member; other members are passed over and counted. The tars themselves are not
+touched. Cost: two passes of reading over each, one for the members and one for the sha256; memory of one document and
+the index of one tar.
 """
 
 import hashlib
@@ -37,13 +38,16 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
         The header of the manifest; members that are not text count among its problems as "other member".
 
     Raises:
-        ValueError: if there are no tars or no text in them, if the folder is one that `prepare` made, or as `strict` says.
+        ValueError: if there are no tars or no text in them, if the folder is one that `prepare` made, or as `strict`
+            says.
     """
     if (folder / IDENTITY_NAME).exists():
         raise ValueError(f"{folder}: was made by tools/prepare_data.py and has its indexes already")
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise ValueError(f"{folder}: no .tar files to index (compressed ones must be unpacked to .tar: an index needs to seek)")
+        raise ValueError(
+            f"{folder}: no .tar files to index (compressed ones must be unpacked to .tar: an index needs to seek)"
+        )
     report(Started(total_bytes=sum(tar.stat().st_size for tar in tars), done_bytes=0))
     problems: Counter[str] = Counter()
     rows: list[ShardRow] = []
@@ -71,7 +75,14 @@ def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
     index_sha256 = write_index(tar.parent, tar.name, index)
     with tar.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardRow(shard=tar.name, documents=len(index), tokens=None, bytes=tar.stat().st_size, sha256=sha256, index_sha256=index_sha256)
+    return ShardRow(
+        shard=tar.name,
+        documents=len(index),
+        tokens=None,
+        bytes=tar.stat().st_size,
+        sha256=sha256,
+        index_sha256=index_sha256,
+    )
 
 
 def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
@@ -89,16 +100,26 @@ def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
                 chosen = min((m for m in members if _extension(m) in TEXT_EXTENSIONS), key=_preference, default=None)
                 for member in members:
                     if member is not chosen:
-                        yield Problem(reason=OTHER_MEMBER, where=f"{path}, member {member.name}", detail="it is not the sample's text")
+                        yield Problem(
+                            reason=OTHER_MEMBER,
+                            where=f"{path}, member {member.name}",
+                            detail="it is not the sample's text",
+                        )
                 if chosen is not None:
                     yield _read_member(path, tar, chosen)
         except tarfile.TarError as error:
-            yield Problem(reason="damaged archive", where=f"{path}, byte {tar.offset}", detail=f"{error}; what follows is lost")
+            yield Problem(
+                reason="damaged archive", where=f"{path}, byte {tar.offset}", detail=f"{error}; what follows is lost"
+            )
             return
         # tarfile takes a header that it cannot read for the end.
         file.seek(tar.offset)
         if tar.offset > size or any(file.read(TAR_BLOCK)):
-            yield Problem(reason="damaged archive", where=f"{path}, byte {tar.offset}", detail="no readable header; what follows is lost")
+            yield Problem(
+                reason="damaged archive",
+                where=f"{path}, byte {tar.offset}",
+                detail="no readable header; what follows is lost",
+            )
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -127,7 +148,9 @@ def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> I
     assert file is not None
     payload = file.read()
     if len(payload) != member.size:
-        return Problem(reason="damaged archive", where=where, detail=f"only {len(payload)} of {member.size} bytes are there")
+        return Problem(
+            reason="damaged archive", where=where, detail=f"only {len(payload)} of {member.size} bytes are there"
+        )
     extension = _extension(member)
     document = parse_text(payload, where, 0) if extension == "txt" else parse_record(payload, where, "text", 0)
     if not isinstance(document, Document):

@@ -1,17 +1,21 @@
-"""Preparation: text files to a source of shards, in parallel, restartable, byte for byte the same however often it was interrupted.
+"""Preparation: text files to a source of shards, in parallel, restartable, byte for byte the same however often it was
+interrupted.
 
 Steps of `prepare`:
 1. Find the inputs and cut them into units of about equal size. The cut depends on the inputs alone.
-2. Note in `prepare.json` what is being made of what. A later call on the folder must agree with it, so that a restart continues the
-   same work, a finished folder is reused and another one is never overwritten.
-3. Workers turn units into shards under `.work/` (`pretrain/data/prepare/units.py`); units that an earlier call finished are kept.
-4. Give the shards of all units, in order, their final names; write `problems.txt` and, last, the manifest. Every move can be repeated.
+2. Note in `prepare.json` what is being made of what. A later call on the folder must agree with it, so that a restart
+   continues the same work, a finished folder is reused and another one is never overwritten.
+3. Workers turn units into shards under `.work/` (`pretrain/data/prepare/units.py`); units that an earlier call finished
+   are kept.
+4. Give the shards of all units, in order, their final names; write `problems.txt` and, last, the manifest. Every move
+   can be repeated.
 
-Many machines with one file system share the work by units: each calls `prepare_part` on a part of its own, then one calls `merge_parts`,
-which is step 4. Since a unit's shards depend on the unit alone, neither the number of parts nor which of them was killed shows either.
+Many machines with one file system share the work by units: each calls `prepare_part` on a part of its own, then one
+calls `merge_parts`, which is step 4. Since a unit's shards depend on the unit alone, neither the number of parts nor
+which of them was killed shows either.
 
-Cost: one worker encodes at the speed of SentencePiece (reading, hashing and writing take a few per cent of its time); memory of a worker is
-one document and the index of one shard.
+Cost: one worker encodes at the speed of SentencePiece (reading, hashing and writing take a few per cent of its time);
+memory of a worker is one document and the index of one shard.
 """
 
 import errno
@@ -28,7 +32,16 @@ from typing import NamedTuple
 
 from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
 from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
-from pretrain.data.shards import MANIFEST_NAME, Header, Manifest, ShardRow, index_name, sync_folder, write_atomically, write_manifest
+from pretrain.data.shards import (
+    MANIFEST_NAME,
+    Header,
+    Manifest,
+    ShardRow,
+    index_name,
+    sync_folder,
+    write_atomically,
+    write_manifest,
+)
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 IDENTITY_NAME = "prepare.json"
@@ -119,7 +132,8 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
         report: is told of progress and of bad inputs, for example a `Progress`.
 
     Raises:
-        ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict` meets a bad input.
+        ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict`
+            meets a bad input.
         OSError: if reading or writing fails. What is finished is kept, and the same call continues.
     """
     tokenizer, files = _load(settings)
@@ -137,7 +151,8 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
 
 
 def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
-    """Do one part of what `prepare` does, up to and without the manifest. Parts may run at the same time, on machines that share a disk.
+    """Do one part of what `prepare` does, up to and without the manifest. Parts may run at the same time, on machines
+    that share a disk.
 
     Args:
         settings: the same for all parts.
@@ -162,7 +177,8 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
     """Make a source of what `num_parts` calls of `prepare_part` did: bytewise the one that `prepare` makes.
 
     Raises:
-        ValueError: naming the parts that are not finished; if the parts were made with other settings; otherwise as `prepare`.
+        ValueError: naming the parts that are not finished; if the parts were made with other settings; otherwise as
+            `prepare`.
         OSError: as of `prepare`.
     """
     tokenizer, files = _load(settings)
@@ -175,7 +191,9 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
         parts = [Part(number, num_parts) for number in range(1, num_parts + 1)]
         missing = [part.number for part in parts if not all(_is_done(output, unit) for unit in part.select(units))]
         if missing:
-            raise ValueError(f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again")
+            raise ValueError(
+                f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again"
+            )
         with _lock(output):
             header = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
@@ -225,7 +243,7 @@ def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: lis
 
 
 def _claim(output: Path, identity: dict[str, object]) -> None:
-    """Make the folder ours for this work, or check that it is. Of several parts that come at the same time one makes it."""
+    """Make the folder ours for this work, or check that it is. Of several parts that come at once one makes it."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / IDENTITY_NAME
     if not path.exists():
@@ -250,7 +268,8 @@ def _claim(output: Path, identity: dict[str, object]) -> None:
 
 @contextmanager
 def _lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
-    """Hold the folder against other runs, a part only against itself and runs of all; the locks go with the process that holds them."""
+    """Hold the folder against other runs, a part only against itself and runs of all; the locks go with the process
+    that holds them."""
     work = output / WORK_NAME
     work.mkdir(exist_ok=True)
     with (work / LOCK_NAME).open("w") as folder, (work / f"{part.owner}.{LOCK_NAME}").open("w") as own:
@@ -258,7 +277,9 @@ def _lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
             fcntl.flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{output}: another run is preparing this folder; wait for it or name a new folder") from None
+            raise ValueError(
+                f"{output}: another run is preparing this folder; wait for it or name a new folder"
+            ) from None
         yield
 
 
@@ -269,7 +290,9 @@ def _disk_errors(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(f"{output}: {error.strerror}; finished work is kept: make room and run the same command again") from None
+            raise OSError(
+                f"{output}: {error.strerror}; finished work is kept: make room and run the same command again"
+            ) from None
         raise
 
 

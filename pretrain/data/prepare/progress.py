@@ -1,4 +1,5 @@
-"""Progress of work on input files: a live bar on a terminal, a plain line every few seconds elsewhere, and bad inputs above it."""
+"""Progress of work on input files: a live bar on a terminal, a plain line every few seconds elsewhere, and bad inputs
+above it."""
 
 import sys
 import time
@@ -37,7 +38,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -46,7 +49,9 @@ class Progress:
         self._started = time.monotonic()
         self._line_due = self._started + LINE_SECONDS
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, initial=self._initial, desc=self._label, unit="B", unit_scale=True, file=sys.stderr)
+            self._bar = tqdm(
+                total=self._total, initial=self._initial, desc=self._label, unit="B", unit_scale=True, file=sys.stderr
+            )
 
     def _advance(self, event: Advance) -> None:
         self._done += event.stored_bytes

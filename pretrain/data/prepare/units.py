@@ -1,10 +1,11 @@
-"""Units of preparation: the share of the inputs that one worker turns into shards, and the processes that share them out.
+"""Units of preparation: the share of the inputs that one worker turns into shards, and processes that share them out.
 
-A unit is worked on in a folder of a temporary name, which gets its final name when all its shards are on disk: a finished unit is never
-done again, an unfinished one leaves nothing that counts. Its shards depend on its pieces and the settings alone, so neither the
-number of workers nor a killed run shows in them.
+A unit is worked on in a folder of a temporary name, which gets its final name when all its shards are on disk: a
+finished unit is never done again, an unfinished one leaves nothing that counts. Its shards depend on its pieces and the
+settings alone, so neither the number of workers nor a killed run shows in them.
 
-Workers are spawned processes that take units over a pipe. One that loses its parent stops at its next message; one that dies is noticed.
+Workers are spawned processes that take units over a pipe. One that loses its parent stops at its next message; one that
+dies is noticed.
 """
 
 import json
@@ -139,7 +140,8 @@ def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) 
         try:
             temporary.rename(final)
         except OSError:
-            # Parts of two divisions share units, and a job thought lost may go on: who comes first is right, the bytes are the same.
+            # Parts of two divisions share units, and a job thought lost may go on: who comes first is right, the bytes
+            # are the same.
             if not final.is_dir():
                 raise
     finally:
@@ -202,7 +204,8 @@ def run_units(job: Job, units: Sequence[Unit], num_workers: int, report: Report)
     """Run units in processes of their own; with 0 workers, in this one.
 
     Raises:
-        ValueError, OSError: what `run_unit` raises, of whichever unit fails first; ChildProcessError, an OSError, if a worker dies.
+        ValueError, OSError: what `run_unit` raises, of whichever unit fails first; ChildProcessError, an OSError, if a
+            worker dies.
     """
     if num_workers == 0:
         tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None
@@ -261,7 +264,8 @@ def _receive(connection: Connection, process: BaseProcess) -> Event | Exception 
     except EOFError:
         process.join()
         raise ChildProcessError(
-            f"a worker process died (exit code {process.exitcode}; out of memory?); finished work is kept: run the same command again"
+            f"a worker process died (exit code {process.exitcode}; out of memory?); finished work is kept: "
+            "run the same command again"
         ) from None
 
 

@@ -1,9 +1,10 @@
 """From a batch of packed token rows to what the model takes: inputs, labels and, on request, document borders.
 
-A row is documents laid end to end, each `bos tokens eos`; it may start and end inside a document. Everything else follows from where
-the bos tokens are, so the loader sends tokens only. With one token for both, each document is `separator tokens`: positions and segments
-begin at the separator, which is a label like any other, as it is also the end of the document before. A row of a reasoning task says
-itself what is to be predicted (`pretrain/data/stream/entries.py`).
+A row is documents laid end to end, each `bos tokens eos`; it may start and end inside a document. Everything else
+follows from where the bos tokens are, so the loader sends tokens only. With one token for both, each document is
+`separator tokens`: positions and segments begin at the separator, which is a label like any other, as it is also the
+end of the document before. A row of a reasoning task says itself what is to be predicted
+(`pretrain/data/stream/entries.py`).
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ class Inputs:
     tokens: torch.Tensor
     """int64 [b, s]."""
     labels: torch.Tensor
-    """int64 [b, s]: the next token, or IGNORED where that is a bos that ends nothing (the eos before it is what there is to foretell)."""
+    """int64 [b, s]: the next token, or IGNORED where that is a bos that ends nothing (the eos before it is what there
+    is to foretell)."""
     positions: torch.Tensor | None
-    """int64 [b, s]: tokens since the document's first, counted from 0 for one that began before the row; None without a document mask."""
+    """int64 [b, s]: tokens since the document's first, counted from 0 for one that began before the row; None without a
+    document mask."""
     segment_ids: torch.Tensor | None
-    """int64 [b, s]: number of the document within the row; attention stays within equal numbers. None without a document mask."""
+    """int64 [b, s]: number of the document within the row; attention stays within equal numbers. None without a
+    document mask."""
 
 
 def make_inputs(tokens: torch.Tensor, separators: Separators, document_mask: bool) -> Inputs:

@@ -1,4 +1,4 @@
-"""An entry of a row: a token and, above LABEL_SHIFT bits, what is to be predicted after it. Rows of text are plain tokens."""
+"""An entry of a row: a token and, above LABEL_SHIFT bits, what to predict after it. Rows of text are plain tokens."""
 
 LABEL_SHIFT = 32
 """Above so many bits: 0 for the row's next token, 1 for nothing, or a label + 2."""

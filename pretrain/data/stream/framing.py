@@ -1,7 +1,8 @@
-"""Framing: a document as the stream lays it end to end with others: `bos tokens eos`, or `separator tokens` where bos and eos are one.
+"""Framing: a document as the stream lays it end to end with others: `bos tokens eos`, or `separator tokens` where bos
+and eos are one.
 
-Ids are there at once. Raw text is encoded as far as it is read, a few thousand tokens at a time: the first sample of a book costs its
-first pages, not the book.
+Ids are there at once. Raw text is encoded as far as it is read, a few thousand tokens at a time: the first sample of a
+book costs its first pages, not the book.
 """
 
 import io
@@ -27,7 +28,8 @@ class FramedDocument:
         self._start = 0  # place of the first ready token in the document
 
     def read(self, offset: int, count: int) -> np.ndarray:
-        """At most `count` tokens from `offset` on, int32; fewer only at the document's end. Offsets never fall between two calls."""
+        """At most `count` tokens from `offset` on, int32; fewer only at the document's end. Offsets never fall between
+        two calls."""
         missing = offset + count - self._start - len(self._ready)
         if missing > 0:
             more = np.fromiter(islice(self._rest, max(missing, ENCODE_TOKENS)), np.int32)

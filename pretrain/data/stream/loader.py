@@ -1,16 +1,19 @@
-"""The loader of a data-parallel rank: its rows of every global batch, in an order that no layout changes, resumable by a seek.
+"""The loader of a data-parallel rank: its rows of every global batch, in an order that no layout changes, resumable by
+a seek.
 
-Global sample g of a run is the next sample of stream g mod S in a source drawn for g (`pretrain/data/stream/order.py`), made by a walker
-whose whole state is a cursor of a few integers (`pretrain/data/stream/stream.py`). A rank r of n owns the samples g with g mod n = r, hence
-whole streams, because n divides S. So the tokens of sample g do not depend on n, on the workers, or on where the run was cut and resumed.
+Global sample g of a run is the next sample of stream g mod S in a source drawn for g (`pretrain/data/stream/order.py`),
+made by a walker whose whole state is a cursor of a few integers (`pretrain/data/stream/stream.py`). A rank r of n owns
+the samples g with g mod n = r, hence whole streams, because n divides S. So the tokens of sample g do not depend on n,
+on the workers, or on where the run was cut and resumed.
 
     batch   = loader.next_batch()                 # this rank's rows of the global batch
     states  = sum over ranks of loader.state()    # to be saved together with loader.next_sample and loader.fingerprints
     loader.require_sources(fingerprints)          # the order is only the same over the same documents
     loader.load_state(states, next_sample)        # on any number of ranks
 
-Cost: a batch is read as documents, in the background if there are workers. Resuming reads one document per stream and source in use,
-whatever the number of samples before it. Memory: one document per stream and source in use, not growing with the number of shards.
+Cost: a batch is read as documents, in the background if there are workers. Resuming reads one document per stream and
+source in use, whatever the number of samples before it. Memory: one document per stream and source in use, not growing
+with the number of shards.
 """
 
 import json
@@ -59,7 +62,9 @@ class Loader:
         require_divides("global batch", global_batch, "data-parallel size", num_ranks)
         require_divides("data.num_streams", data.num_streams, "data-parallel size", num_ranks)
         if not data.sources:
-            raise ValueError("data.sources is empty: name at least one folder of shards, e.g. data.sources=[{path: data/shards}]")
+            raise ValueError(
+                "data.sources is empty: name at least one folder of shards, e.g. data.sources=[{path: data/shards}]"
+            )
         self._spec = StreamSpec(
             sources=tuple(source.model_dump_json(exclude={"weight"}, exclude_defaults=True) for source in data.sources),
             weights=tuple(source.weight for source in data.sources),
@@ -86,13 +91,16 @@ class Loader:
         """What each source holds, as one hash; to be saved with the state."""
 
     def next_batch(self) -> np.ndarray:
-        """This rank's rows of the next global batch in the order of their samples, int64 [global_batch / num_ranks, seq_len + 1].
+        """This rank's rows of the next global batch in the order of their samples, int64 [global_batch / num_ranks,
+        seq_len + 1].
 
         Raises:
             ValueError: naming the damaged document, or what else is wrong with the data.
             OSError: if the storage or a worker failed.
         """
-        samples = order.owned_samples(self.next_sample, self.next_sample + self._global_batch, self._rank, self._num_ranks)
+        samples = order.owned_samples(
+            self.next_sample, self.next_sample + self._global_batch, self._rank, self._num_ranks
+        )
         try:
             records, tokens = self._receive(samples) if self._num_workers else self._read(samples)
         except BaseException:
@@ -103,7 +111,8 @@ class Loader:
         return tokens
 
     def state(self) -> np.ndarray:
-        """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of other ranks.
+        """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of
+        other ranks.
 
         The sum over the ranks is what `load_state` takes.
         """
@@ -121,20 +130,24 @@ class Loader:
             ValueError: if the saved run had another number of streams or sources.
         """
         if states.shape != self._states.shape:
-            saved, now = (f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in (states.shape, self._states.shape))
-            raise ValueError(f"the saved data state is of a run with {saved}; this one has {now}: they must be the same to resume")
+            saved, now = (
+                f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in (states.shape, self._states.shape)
+            )
+            raise ValueError(
+                f"the saved data state is of a run with {saved}; this one has {now}: they must be the same to resume"
+            )
         self.close()
         self._states = states.astype(np.int64)
         self.next_sample = next_sample
 
     def require_sources(self, fingerprints: Sequence[str]) -> None:
-        """Raise a ValueError that names the first source that is not the one of a saved run, given its `fingerprints`."""
+        """Raise a ValueError that names the first source that is not that of a saved run, given its `fingerprints`."""
         for source, saved, now in zip(self._spec.sources, fingerprints, self.fingerprints, strict=False):
             if saved != now:
                 name = json.loads(source).get("path") or source
                 raise ValueError(
-                    f"{name}: its documents are not those that the run was trained on so far: bring the old shards back, "
-                    "or choose another run.name"
+                    f"{name}: its documents are not those that the run was trained on so far: "
+                    "bring the old shards back, or choose another run.name"
                 )
 
     @property
@@ -159,7 +172,9 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _owned(self) -> np.ndarray:

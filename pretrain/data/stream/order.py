@@ -1,7 +1,8 @@
-"""The global order of the data as pure functions: who owns a sample, where it comes from, in which order a stream visits documents.
+"""The global order of the data as pure functions: who owns a sample, where it comes from, in which order a stream
+visits documents.
 
-Nothing here reads a file or keeps a state; every answer is a function of the seed and of counters, so it is the same on any number of
-ranks and workers and after any number of restarts.
+Nothing here reads a file or keeps a state; every answer is a function of the seed and of counters, so it is the same on
+any number of ranks and workers and after any number of restarts.
 
     sample g   -> stream g mod S, source = weighted draw by a hash of (seed, g)
     source     -> units: every shard cut into the same number of contiguous parts, so many that S
@@ -9,10 +10,10 @@ ranks and workers and after any number of restarts.
     epoch e    -> stream s visits units π(s), π(s + S), π(s + 2S), ... with π the seeded permutation of epoch e
     unit       -> its documents in a seeded permutation of their own
 
-A permutation is evaluated element by element, in O(1) memory and time: a Feistel network on a grid of rows x columns >= size whose
-rounds shift one coordinate by a hash of the other, walked again while the image falls outside (Black and Rogaway 2002, "Ciphers with
-arbitrary finite domains"). The grid exceeds the size by less than one row, so a second walk is rare. The hash is SplitMix64 (Steele,
-Lea and Flood 2014). Cost: about 2 µs per element in blocks of hundreds.
+A permutation is evaluated element by element, in O(1) memory and time: a Feistel network on a grid of rows x columns >=
+size whose rounds shift one coordinate by a hash of the other, walked again while the image falls outside (Black and
+Rogaway 2002, "Ciphers with arbitrary finite domains"). The grid exceeds the size by less than one row, so a second walk
+is rare. The hash is SplitMix64 (Steele, Lea and Flood 2014). Cost: about 2 µs per element in blocks of hundreds.
 """
 
 import hashlib
@@ -106,8 +107,8 @@ def draw_sources(samples: np.ndarray, weights: tuple[float, ...], seed: int) -> 
 def units_per_stream(num_streams: int, num_shards: int) -> int:
     """Units that every stream visits in an epoch of a source.
 
-    Shards are cut into S / gcd(S, num_shards) parts, the fewest for which every stream gets the same number of units. So streams stay in
-    step: a document comes a second time before another's first only by the unevenness of the shards.
+    Shards are cut into S / gcd(S, num_shards) parts, the fewest for which every stream gets the same number of units.
+    So streams stay in step: a document comes a second time before another's first only by the unevenness of the shards.
     """
     return num_shards // math.gcd(num_streams, num_shards)
 

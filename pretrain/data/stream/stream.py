@@ -1,15 +1,16 @@
 """Walking and packing: the samples of a set of streams, each read from where its cursor stands.
 
-One walker per (stream, source). Its cursor names a document of the seeded order (`pretrain/data/stream/order.py`) and a token in it; a
-sample is the next seq_len + 1 tokens of the documents laid end to end, and the next sample begins with the last token of this one, so every
-token is predicted once.
+One walker per (stream, source). Its cursor names a document of the seeded order (`pretrain/data/stream/order.py`) and a
+token in it; a sample is the next seq_len + 1 tokens of the documents laid end to end, and the next sample begins with
+the last token of this one, so every token is predicted once.
 
 1. Take the documents of the current unit in blocks of their permuted order and keep those of the split.
 2. Read, check and frame the next one (`pretrain/data/stream/framing.py`); text is tokenised as it is reached.
 3. Copy until the sample is full; leave the cursor on the last token copied.
 
-The cursor is the whole state: whoever resumes reads one document again (text up to the cursor) and goes on. A walker keeps one document
-and one block of index rows in memory, all walkers together a bounded number of open files, whatever the number of shards.
+The cursor is the whole state: whoever resumes reads one document again (text up to the cursor) and goes on. A walker
+keeps one document and one block of index rows in memory, all walkers together a bounded number of open files, whatever
+the number of shards.
 """
 
 import json
@@ -37,7 +38,7 @@ OPEN_FILES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """All that decides which tokens sample g holds, and how to read them. Of plain values, so that it can travel as JSON."""
+    """All that decides which tokens sample g holds, and how to read them. Of plain values, so it travels as JSON."""
 
     sources: tuple[str, ...]
     """Each a JSON object: {"path": folder of shards}, or {"task": name, "parameters": ..., "supervise": ...}."""
@@ -86,17 +87,20 @@ class Source:
         header = self._manifest.header
         if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
             raise ValueError(
-                f"{self.folder}: its tokens were made by another tokenizer (sha256 {str(header.tokenizer_sha256)[:12]}) than "
-                f"data.tokenizer={spec.tokenizer} (sha256 {tokenizer.sha256[:12]}): name that tokenizer or prepare the folder again"
+                f"{self.folder}: its tokens were made by another tokenizer "
+                f"(sha256 {str(header.tokenizer_sha256)[:12]}) than data.tokenizer={spec.tokenizer} "
+                f"(sha256 {tokenizer.sha256[:12]}): name that tokenizer or prepare the folder again"
             )
 
     def unit(self, stream: int, epoch: int, ordinal: int) -> order.Unit:
         """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
         key = order.make_key(self._spec.seed, "units", self._number, epoch)
-        return order.unit_of(ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self._manifest), key=key)
+        return order.unit_of(
+            ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self._manifest), key=key
+        )
 
     def candidates(self, unit: order.Unit, epoch: int, first: int) -> Iterator[Candidate]:
-        """The split's documents of a unit in the order of an epoch, from place `first` on; all of them if the index is lost."""
+        """The split's documents of a unit in the order of an epoch, from place `first` on; all if the index is lost."""
         shard = self._manifest[unit.shard]
         start, stop = unit.documents(shard.documents)
         key = order.make_key(self._spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
@@ -106,7 +110,10 @@ class Source:
             try:
                 rows = open_index(self.folder, shard)[numbers]  # a copy: the mapping ends here
             except ValueError:
-                yield from (Candidate(shard, place, number, None) for place, number in zip(places.tolist(), numbers.tolist(), strict=True))
+                yield from (
+                    Candidate(shard, place, number, None)
+                    for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
+                )
                 continue
             held_out = order.in_validation(rows["text_hash"], self._spec.validation_fraction)
             mine = held_out if self._spec.split == "validation" else ~held_out
@@ -126,13 +133,15 @@ class Source:
             return None
 
     def require_document(self) -> None:
-        """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such document."""
+        """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such
+        document."""
         for number in range(len(self._manifest)):
             for candidate in self.candidates(order.Unit(number, 0, 1), 0, 0):
                 if self.read(candidate) is not None:
                     return
         raise ValueError(
-            f"{self.folder}: none of its {self._manifest.header.num_documents} documents can be served in the {self._spec.split} split "
+            f"{self.folder}: none of its {self._manifest.header.num_documents} documents "
+            f"can be served in the {self._spec.split} split "
             f"with data.validation_fraction={self._spec.validation_fraction}: change the fraction or add documents"
         )
 
@@ -143,24 +152,36 @@ class Source:
     def _read_document(self, candidate: Candidate) -> FramedDocument:
         path, row = self.folder / candidate.shard.shard, candidate.index_row
         if row is None:
-            raise DamagedDocument(f"{path}: document {candidate.number} cannot be found: the shard's index is missing or damaged")
+            raise DamagedDocument(
+                f"{path}: document {candidate.number} cannot be found: the shard's index is missing or damaged"
+            )
         try:
             payload = read_document(self._open(path), row)
         except FileNotFoundError:
-            raise DamagedDocument(f"{path}: document {candidate.number} at byte {row['offset']} is lost: the shard is missing") from None
+            raise DamagedDocument(
+                f"{path}: document {candidate.number} at byte {row['offset']} is lost: the shard is missing"
+            ) from None
         try:
             return frame_document(payload, int(row["extension"]), self._tokenizer)
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DamagedDocument(f"{path}: document {candidate.number} at byte {row['offset']} is not of its format: {error}") from None
+            raise DamagedDocument(
+                f"{path}: document {candidate.number} at byte {row['offset']} is not of its format: {error}"
+            ) from None
 
     def _accept_damage(self, error: DamagedDocument, shard: ShardRow) -> None:
         """Raise, or name the damage on stderr, once per shard."""
         what = str(error).partition("; ")[0]
         if self._spec.on_damage == "stop":
-            raise ValueError(f"{what}; prepare the data again, or set data.on_damage=skip to go on without it") from error
+            raise ValueError(
+                f"{what}; prepare the data again, or set data.on_damage=skip to go on without it"
+            ) from error
         if shard.shard not in self._shards_named:
             self._shards_named.add(shard.shard)
-            print(f"warning: {what}; skipped, as is every other damaged document of this shard", file=sys.stderr, flush=True)
+            print(
+                f"warning: {what}; skipped, as is every other damaged document of this shard",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _open(self, path: Path) -> BinaryIO:
         file = self._files.pop(path.name, None) or path.open("rb", buffering=0)
@@ -202,7 +223,10 @@ class Walker:
             document = self._next_document()
             if self.cursor.damaged != saved.damaged or (self.cursor == saved and len(document.read(saved.offset, 1))):
                 return document
-        raise ValueError(f"{self._source.folder}: the saved data state does not fit it: the shards, run.seed or the data section changed")
+        raise ValueError(
+            f"{self._source.folder}: the saved data state does not fit it: "
+            "the shards, run.seed or the data section changed"
+        )
 
     def _next_document(self) -> FramedDocument:
         """The first document at or after the cursor that is of the split and can be read; the cursor moves to it."""
@@ -267,7 +291,8 @@ class StreamReader:
             samples: int64 [n], ascending.
 
         Returns:
-            Records int64 [n, 2 + len(FIELDS)]: stream, source and the cursor after each sample; tokens int64 [n, seq_len + 1].
+            Records int64 [n, 2 + len(FIELDS)]: stream, source and the cursor after each sample; tokens int64 [n,
+            seq_len + 1].
         """
         sources = order.draw_sources(samples, self._spec.weights, self._spec.seed)
         records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)

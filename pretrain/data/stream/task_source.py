@@ -1,9 +1,9 @@
 """Reasoning tasks as a source of samples: one example a sequence, made when it is asked for.
 
-A sample is `bos question [steps] answer eos` and padding, with labels of its own (`pretrain/data/stream/entries.py`): loss on the answer
-and the eos, on the steps too, or, for a task that has them, on the answer to every prefix of the question (then nothing follows the
-question). The n-th sample of stream t is example n · S + t of its split: a function of the seed and the number, so resuming costs nothing
-and no number of ranks changes it.
+A sample is `bos question [steps] answer eos` and padding, with labels of its own (`pretrain/data/stream/entries.py`):
+loss on the answer and the eos, on the steps too, or, for a task that has them, on the answer to every prefix of the
+question (then nothing follows the question). The n-th sample of stream t is example n · S + t of its split: a function
+of the seed and the number, so resuming costs nothing and no number of ranks changes it.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ class TaskSource:
     """A task at one difficulty, as rows of tokens.
 
     Args:
-        description: {"task": name, "parameters": {...}, "supervise": "answer" | "steps" | "prefixes"}; the last two may be missing.
+        description: {"task": name, "parameters": {...}, "supervise": "answer" | "steps" | "prefixes"}; the last two may
+            be missing.
         split: which examples are served.
         seed: of the run.
         seq_len: tokens of a sequence; a row holds one more.
@@ -34,7 +35,12 @@ class TaskSource:
     """
 
     def __init__(
-        self, description: dict[str, Any], split: Literal["train", "validation"], seed: int, seq_len: int, tokenizer: Tokenizer
+        self,
+        description: dict[str, Any],
+        split: Literal["train", "validation"],
+        seed: int,
+        seq_len: int,
+        tokenizer: Tokenizer,
     ) -> None:
         self.task = make_task(description["task"], description.get("parameters", {}))
         self._supervise = description.get("supervise", "answer")
@@ -54,7 +60,9 @@ class TaskSource:
         except ValueError as error:
             raise ValueError(f"task {self.task.name}: {error}: data.tokenizer is not made for it") from None
         if len(entries) > self._seq_len + 1:
-            raise ValueError(f"task {self.task.name}: an example of {len(entries)} tokens does not fit train.seq_len={self._seq_len}")
+            raise ValueError(
+                f"task {self.task.name}: an example of {len(entries)} tokens does not fit train.seq_len={self._seq_len}"
+            )
         row = np.full(self._seq_len + 1, unsupervised(self._tokenizer.pad_id), dtype=np.int64)
         row[: len(entries)] = entries
         return row
@@ -79,7 +87,9 @@ class TaskSource:
             raise ValueError("supervise=prefixes needs a task with an answer to every prefix, one token a symbol")
         entries = [unsupervised(self._tokenizer.bos_id)]
         for token, answer in zip(symbols, answers, strict=True):
-            entries.append(unsupervised(token) if answer is None else label_entry(token, self._tokenizer.encode(answer)[0]))
+            entries.append(
+                unsupervised(token) if answer is None else label_entry(token, self._tokenizer.encode(answer)[0])
+            )
         return entries
 
 

@@ -1,16 +1,18 @@
 """Prefetching: processes that prepare a rank's samples ahead of the trainer.
 
-A worker is a plain child process (`python -m pretrain.data.stream.worker`) that never saw the trainer's memory, threads or device, and does
-not import torch. It owns a part of the rank's streams.
+A worker is a plain child process (`python -m pretrain.data.stream.worker`) that never saw the trainer's memory, threads
+or device, and does not import torch. It owns a part of the rank's streams.
 
 1. The parent writes one JSON line (the share) and the raw cursors of all streams to the worker's standard input.
-2. The worker prepares its samples of one global batch after the other; a thread sends them, so `prefetch_batches` of them wait ready.
-3. A message is an int64 header and, for n >= 0 rows, records int64 [n, 2 + len(FIELDS)] and tokens int64 [n, seq_len + 1];
-   a header -k announces an error message of k bytes instead, the last thing a worker says.
+2. The worker prepares its samples of one global batch after the other; a thread sends them, so `prefetch_batches` of
+   them wait ready.
+3. A message is an int64 header and, for n >= 0 rows, records int64 [n, 2 + len(FIELDS)] and tokens int64 [n, seq_len +
+   1]; a header -k announces an error message of k bytes instead, the last thing a worker says.
 
-The cursors travel with the samples, so the parent knows the state after what was handed out, however far the workers are ahead. Nothing
-is lost by killing a worker, so that is how it ends: by the parent's SIGKILL, by a broken pipe, or within a second of the parent's death.
-Signals meant for the trainer (Ctrl-C, a scheduler's SIGTERM) are ignored: the trainer decides when its data ends.
+The cursors travel with the samples, so the parent knows the state after what was handed out, however far the workers
+are ahead. Nothing is lost by killing a worker, so that is how it ends: by the parent's SIGKILL, by a broken pipe, or
+within a second of the parent's death. Signals meant for the trainer (Ctrl-C, a scheduler's SIGTERM) are ignored: the
+trainer decides when its data ends.
 """
 
 import io
@@ -69,12 +71,13 @@ class Worker:
     """The parent's end of a worker."""
 
     def __init__(self, job: Job, states: np.ndarray) -> None:
-        """Start the process. Args: job: its share; states: cursors of all streams, int64 [num_streams, num_sources, len(FIELDS)]."""
+        """Start the process. Args: job: its share; states: cursors of all streams, int64 [num_streams, num_sources,
+        len(FIELDS)]."""
         self.job = job
         # One thread of linear algebra, or every worker of every rank would start one per core to do nothing with.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pretrain.data.stream.worker"]
-        # Slurm signals all processes of a step; one that is still starting has no handlers, but it has the mask of its parent.
+        # Slurm signals all processes of a step; one that is still starting has no handlers, but has its parent's mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             pipe = subprocess.PIPE
@@ -116,8 +119,14 @@ class Worker:
     def _read_exactly(self, array: np.ndarray) -> np.ndarray:
         if array.nbytes and self._output.readinto(array.data.cast("B")) != array.nbytes:
             status = self._process.wait()
-            how = f"by signal {signal.Signals(-status).name} (out of memory?)" if status < 0 else f"with exit status {status}"
-            raise ChildProcessError(f"a data worker ended {how}; data.num_workers=0 reads in the training process instead")
+            how = (
+                f"by signal {signal.Signals(-status).name} (out of memory?)"
+                if status < 0
+                else f"with exit status {status}"
+            )
+            raise ChildProcessError(
+                f"a data worker ended {how}; data.num_workers=0 reads in the training process instead"
+            )
         return array
 
 
@@ -128,7 +137,9 @@ def main() -> None:
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between the samples
     job = Job.from_json(sys.stdin.buffer.readline())
-    states = np.frombuffer(sys.stdin.buffer.read(), dtype=np.int64).reshape(job.spec.num_streams, len(job.spec.sources), len(FIELDS))
+    states = np.frombuffer(sys.stdin.buffer.read(), dtype=np.int64).reshape(
+        job.spec.num_streams, len(job.spec.sources), len(FIELDS)
+    )
     threading.Thread(target=_end_with_parent, args=(job.parent,), daemon=True).start()
     messages: queue.Queue[list[bytes] | None] = queue.Queue(job.prefetch_batches)
     sender = threading.Thread(target=_send, args=(messages, pipe))

@@ -1,14 +1,18 @@
 """Tokenizers of published models (GPT-2, Llama, Qwen, OLMo, SmolLM), used as they are, by the `tokenizers` library.
 
-The file is one JSON object of ours: the text of the original tokenizer.json, unchanged, the names of its bos and eos, and the tokens that
-were added for latent thoughts. `import_tokenizer` makes it from a folder of a published model; nothing in that folder is executed.
+The file is one JSON object of ours: the text of the original tokenizer.json, unchanged, the names of its bos and eos,
+and the tokens that were added for latent thoughts. `import_tokenizer` makes it from a folder of a published model;
+nothing in that folder is executed.
 
-1. Added tokens get the ids after the last row of the model's embedding, which may be longer than the vocabulary (Qwen pads it).
-2. Special tokens in text are encoded as text: the library does not look for them, and no merge makes one (the merges that would are left
-   out). Tokens that the publisher added without calling them special stay what they are: pieces of text.
+1. Added tokens get the ids after the last row of the model's embedding, which may be longer than the vocabulary (Qwen
+   pads it).
+2. Special tokens in text are encoded as text: the library does not look for them, and no merge makes one (the merges
+   that would are left out). Tokens that the publisher added without calling them special stay
+what they are: pieces of text.
 3. Nothing is put around a text, cut off or padded, whatever the file asks for.
 
-With byte-level tokenizers decode(encode(text)) == text, up to the normal form of Unicode where the publisher's file has one (Qwen: NFC).
+With byte-level tokenizers decode(encode(text)) == text, up to the normal form of Unicode where the publisher's file has
+one (Qwen: NFC).
 """
 
 import hashlib
@@ -51,11 +55,13 @@ class PublishedTokenizer(Tokenizer):
 
     def thought_id(self, name: str) -> int:
         if not self.new_tokens:
-            raise ValueError(f"the tokenizer was imported without {' '.join(THOUGHT_TOKENS)}: import it again with new_tokens=True")
+            raise ValueError(
+                f"the tokenizer was imported without {' '.join(THOUGHT_TOKENS)}: import it again with new_tokens=True"
+            )
         return self.new_tokens[name]
 
     def iterate(self, text: str) -> Iterator[int]:
-        """The ids of `encode`, all of them at once: where a text may be cut is different for every published tokenizer."""
+        """The ids of `encode`, all of them at once: where a text may be cut differs for every published tokenizer."""
         text.encode()  # the library would call a lone surrogate "not a string"
         return iter(self._backend.encode(text, add_special_tokens=False).ids)
 
@@ -76,7 +82,8 @@ def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int
         The file's bytes, for `PublishedTokenizer`.
 
     Raises:
-        ValueError: there is no tokenizer in the folder, it cannot be read, or its vocabulary does not go with the arguments.
+        ValueError: there is no tokenizer in the folder, it cannot be read, or its vocabulary does not go with the
+            arguments.
     """
     original = _read_original(folder)
     backend = _parse_backend(original, folder)
@@ -109,7 +116,8 @@ def _read_fields(content: bytes) -> dict[str, Any]:
 
 
 def _load_backend(original: str, specials: tuple[str, str]) -> Backend:
-    """The library's tokenizer, deaf to special tokens in text; `specials`, bos and eos, count as special whatever the file says."""
+    """The library's tokenizer, deaf to special tokens in text; `specials`, bos and eos, count as special whatever the
+    file says."""
     content = json.loads(original)
     names = {token["content"] for token in content.get("added_tokens", []) if token.get("special")} | set(specials)
     merges = content["model"].get("merges", [])
@@ -130,7 +138,9 @@ def _new_ids(folder: Path, backend: Backend, first_new_id: int | None) -> dict[s
     if len(taken) == len(THOUGHT_TOKENS):
         return taken  # an export of this project: they are there
     if taken:
-        raise ValueError(f"{folder}: its tokenizer has a token {next(iter(taken))} of its own: import it without new tokens")
+        raise ValueError(
+            f"{folder}: its tokenizer has a token {next(iter(taken))} of its own: import it without new tokens"
+        )
     last = max(backend.get_vocab().values())
     first = last + 1 if first_new_id is None else first_new_id
     if first <= last:
@@ -143,7 +153,9 @@ def _check_specials(folder: Path, backend: Backend) -> None:
     for number, token in backend.get_added_tokens_decoder().items():
         is_unknown = isinstance(backend.model, models.BPE) and token.content == backend.model.unk_token
         if token.special and not is_unknown and number in backend.encode(token.content, add_special_tokens=False).ids:
-            raise ValueError(f"{folder}: its tokenizer gives the special id {number} for the text {token.content}: it cannot be used")
+            raise ValueError(
+                f"{folder}: its tokenizer gives the special id {number} for the text {token.content}: it cannot be used"
+            )
 
 
 def _read_original(folder: Path) -> str:

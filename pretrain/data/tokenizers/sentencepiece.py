@@ -1,10 +1,11 @@
 """The project's own tokenizer: SentencePiece with byte fallback, exact on every text, with the project's special ids.
 
-Encoding: 1. cut the text after runs of newlines, which no piece crosses, so that the ids are those of the whole text (for a unigram
-model, without the rounding errors that SentencePiece's sums gather over a long text); 2. encode each part; 3. join. Short parts stay
-in the processor's cache: twice the speed of encoding a novel in one call. A literal U+2581, which SentencePiece uses for the space, is
-written as its three bytes. Hence decode(encode(text)) == text for every text. No text gives a special id: those are control symbols,
-which SentencePiece never finds in text. Training: `pretrain/data/tokenizers/train.py`.
+Encoding: 1. cut the text after runs of newlines, which no piece crosses, so that the ids are those of the whole text
+(for a unigram model, without the rounding errors that SentencePiece's sums gather over a long text); 2. encode each
+part; 3. join. Short parts stay in the processor's cache: twice the speed of encoding a novel in one call. A literal
+U+2581, which SentencePiece uses for the space, is written as its three bytes. Hence decode(encode(text)) == text for
+every text. No text gives a special id: those are control symbols, which SentencePiece never finds in text. Training:
+`pretrain/data/tokenizers/train.py`.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
-"""A tokenizer over a short list of symbols: one id a symbol, for tasks that are trained on alone (digits, letters, elements of a group).
+"""A tokenizer over a short list of symbols: one id a symbol, for tasks that are trained on alone (digits, letters,
+elements of a group).
 
-The file is one JSON object with the symbols. Encoding takes the longest symbol at each place; text that is not made of symbols is an error,
-so nothing is lost: decode(encode(text)) == text. Ids: the special ones in the order of SPECIALS, then the symbols in their order.
+The file is one JSON object with the symbols. Encoding takes the longest symbol at each place; text that is not made of
+symbols is an error, so nothing is lost: decode(encode(text)) == text. Ids: the special ones in the order of SPECIALS,
+then the symbols in their order.
 """
 
 import hashlib
@@ -68,7 +70,9 @@ def write_symbols(symbols: Sequence[str]) -> bytes:
     Raises:
         ValueError: there is none, one is empty or two are the same.
     """
-    content = json.dumps({"format": FORMAT, "version": VERSION, "symbols": list(symbols)}, ensure_ascii=True, indent=1).encode()
+    content = json.dumps(
+        {"format": FORMAT, "version": VERSION, "symbols": list(symbols)}, ensure_ascii=True, indent=1
+    ).encode()
     _read_symbols(content)
     return content
 
@@ -88,7 +92,11 @@ def _read_symbols(content: bytes) -> tuple[str, ...]:
     if fields.get("version") != VERSION:
         raise ValueError(f"its version is {fields.get('version')}, this project reads {VERSION}")
     symbols = fields.get("symbols")
-    if not isinstance(symbols, list) or not symbols or not all(isinstance(symbol, str) and symbol for symbol in symbols):
+    if (
+        not isinstance(symbols, list)
+        or not symbols
+        or not all(isinstance(symbol, str) and symbol for symbol in symbols)
+    ):
         raise ValueError("its symbols are not a list of texts, none of them empty")
     twice = next((symbol for number, symbol in enumerate(symbols) if symbol in symbols[:number]), None)
     if twice is not None:

@@ -1,8 +1,9 @@
-"""The tokenizer as the rest of the project knows it: text to ids and back, and the special ids that frame documents and thoughts.
+"""The tokenizer as the rest of the project knows it: text to ids and back, and the special ids that frame documents and
+thoughts.
 
-Three kinds: SentencePiece models that this project trains (`pretrain/data/tokenizers/sentencepiece.py`), byte-pair tokenizers of published
-models (`pretrain/data/tokenizers/published.py`) and lists of symbols for tasks (`pretrain/data/tokenizers/symbols.py`). Each is one file,
-told apart by its content.
+Three kinds: SentencePiece models that this project trains (`pretrain/data/tokenizers/sentencepiece.py`), byte-pair
+tokenizers of published models (`pretrain/data/tokenizers/published.py`) and lists of symbols for tasks
+(`pretrain/data/tokenizers/symbols.py`). Each is one file, told apart by its content.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +27,8 @@ class Separators:
     bos_id: int
     """Begins a document."""
     eos_id: int
-    """Ends it. Where it is the same as bos, one separator stands between two documents: it ends the one and begins the other."""
+    """Ends it. Where it is the same as bos, one separator stands between two documents: it ends the one and begins the
+    other."""
 
     @property
     def are_one(self) -> bool:

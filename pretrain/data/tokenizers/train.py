@@ -1,7 +1,8 @@
 """Training a tokenizer on a stream of documents.
 
-Documents stream through, cut into lines, of which SentencePiece keeps a uniform sample: memory does not grow with the corpus. Every n-th
-document is held out, up to a few megabytes, and measures bytes per token. The same documents and settings give the same file.
+Documents stream through, cut into lines, of which SentencePiece keeps a uniform sample: memory does not grow with the
+corpus. Every n-th document is held out, up to a few megabytes, and measures bytes per token. The same documents and
+settings give the same file.
 """
 
 import io
@@ -49,7 +50,7 @@ class _TrainingLines:
         """Why the documents ended early, Ctrl-C included."""
 
     def __iter__(self) -> Iterator[str | None]:
-        # The trainer takes an exception of its iterator for the end of the text, but stops at once at what is not a string.
+        # The trainer takes an exception of its iterator for the end of the text, but stops at once at a non-string.
         try:
             yield from self._lines()
         except GeneratorExit:
@@ -72,7 +73,11 @@ class _TrainingLines:
 
 
 def train_tokenizer(
-    documents: Iterable[str], *, vocab_size: int, model_type: Literal["bpe", "unigram"] = "bpe", max_sentences: int = 1_000_000
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    model_type: Literal["bpe", "unigram"] = "bpe",
+    max_sentences: int = 1_000_000,
 ) -> tuple[bytes, TokenizerReport]:
     """Train a tokenizer on a stream of documents.
 
@@ -90,9 +95,13 @@ def train_tokenizer(
     """
     smallest = len(SPECIALS) + 256 + len(WHITESPACE_PIECES) + 1
     if vocab_size < smallest:
-        raise ValueError(f"vocabulary of {vocab_size} is too small: special ids, bytes and separators alone are {smallest - 1}")
+        raise ValueError(
+            f"vocabulary of {vocab_size} is too small: special ids, bytes and separators alone are {smallest - 1}"
+        )
     if max_sentences <= SMALLEST_SAMPLE:
-        raise ValueError(f"a sample of {max_sentences} sentences is too small: SentencePiece wants more than {SMALLEST_SAMPLE}")
+        raise ValueError(
+            f"a sample of {max_sentences} sentences is too small: SentencePiece wants more than {SMALLEST_SAMPLE}"
+        )
     lines = _TrainingLines(documents)
     model = _train(lines, vocab_size, model_type, max_sentences)
     tokenizer = SentencePieceTokenizer(model)
@@ -143,7 +152,9 @@ def _train(lines: _TrainingLines, vocab_size: int, model_type: str, max_sentence
             raise lines.error from None
         if lines.passed == 0:
             raise ValueError("no text to train a tokenizer on: the inputs hold no document") from None
-        raise ValueError(f"SentencePiece cannot make a {model_type} vocabulary of {vocab_size} from this text: {_reason(error)}") from None
+        raise ValueError(
+            f"SentencePiece cannot make a {model_type} vocabulary of {vocab_size} from this text: {_reason(error)}"
+        ) from None
     return model.getvalue()
 
 

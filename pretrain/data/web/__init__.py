@@ -1,1 +1,2 @@
-"""Web archives to shards: datatrove's extraction, filters and deduplication, on its executors, and our shards at the end."""
+"""Web archives to shards: datatrove's extraction, filters and deduplication, on its executors, and our shards at the
+end."""

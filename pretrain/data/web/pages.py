@@ -1,7 +1,7 @@
 """Pages of web archives: the records of WARC (HTML) and WET (text) files as datatrove's documents.
 
-datatrove's own reader is not used: it guesses the type of a WET record with libmagic (a system library), which loses text that begins
-like source code; it drops what it cannot decode without counting it; and a cut archive ends its task.
+datatrove's own reader is not used: it guesses the type of a WET record with libmagic (a system library), which loses
+text that begins like source code; it drops what it cannot decode without counting it; and a cut archive ends its task.
 """
 
 import io
@@ -58,7 +58,8 @@ def _records(content: BinaryIO) -> Iterator[Any]:
 
 
 class ReadPages(PipelineStep):
-    """Reads every `world_size`th file of a list. Counts what it gives up: records that are not HTML or empty, archives that break off."""
+    """Reads every `world_size`th file of a list. Counts what it gives up: records that are not HTML or empty, archives
+    that break off."""
 
     type: str = "READ"
     name: str = "Pages of the archives"
@@ -87,7 +88,8 @@ class ReadPages(PipelineStep):
             if record.rec_type != RECORD_TYPES[self.kind]:
                 continue  # what the crawler asked and noted
             payload = record.content_stream().read()
-            if getattr(record.raw_stream, "limit", True):  # bytes that the record promises and the file does not hold, or no promise
+            # bytes that the record promises and the file does not hold, or no promise
+            if getattr(record.raw_stream, "limit", True):
                 raise DamagedArchiveError("it ends in the middle")
             self.stat_update("total")
             reason, text = self._text(record, payload)
@@ -95,7 +97,11 @@ class ReadPages(PipelineStep):
                 self.stat_update("dropped", f"dropped_{reason}")
                 continue
             self.stat_update("forwarded")
-            yield Document(text=text, id=f"{path}#{number}", metadata={"url": record.rec_headers.get_header("WARC-Target-URI") or ""})
+            yield Document(
+                text=text,
+                id=f"{path}#{number}",
+                metadata={"url": record.rec_headers.get_header("WARC-Target-URI") or ""},
+            )
 
     def _text(self, record: Any, payload: bytes) -> tuple[str, str]:
         """Why a record is no page, or its text."""

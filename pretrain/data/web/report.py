@@ -40,8 +40,8 @@ def count_steps(stage: Path) -> list[StepCount]:
     """The counts of the steps of a stage that pages pass through, in order.
 
     Args:
-        stage: the stage's folder of logs; its `stats/` holds a file a task. They are summed here because datatrove's own sum leaves out
-            the tasks of an earlier, interrupted call.
+        stage: the stage's folder of logs; its `stats/` holds a file a task. They are summed here because datatrove's
+            own sum leaves out the tasks of an earlier, interrupted call.
     """
     names: list[str] = []
     sums: dict[str, Counter[str]] = {}
@@ -49,7 +49,9 @@ def count_steps(stage: Path) -> list[StepCount]:
         for step in json.loads(path.read_text()):
             if step["name"] not in sums:
                 names.append(step["name"])
-            sums.setdefault(step["name"], Counter()).update({key: _total(value) for key, value in step["stats"].items()})
+            sums.setdefault(step["name"], Counter()).update(
+                {key: _total(value) for key, value in step["stats"].items()}
+            )
     return [count for name in names for count in _counts(name, sums[name])]
 
 
@@ -80,12 +82,18 @@ def render(counts: list[StepCount], header: Header | None) -> str:
     """
     rows = [("step", "in", "dropped", "%", "why")]
     for count in counts:
-        why = ", ".join(f"{number:,} {reason}" for reason, number in sorted(count.reasons.items(), key=lambda item: (-item[1], item[0])))
+        why = ", ".join(
+            f"{number:,} {reason}"
+            for reason, number in sorted(count.reasons.items(), key=lambda item: (-item[1], item[0]))
+        )
         share = f"{100 * count.dropped / count.total:.1f}" if count.total else ""
         rows.append((count.step, f"{count.total:,}", f"{count.dropped:,}", share, why.replace("_", " ")))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
-        f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[column]:>{widths[column]}}" for column in (1, 2, 3)) + f"  {row[4]}" for row in rows
+        f"{row[0]:<{widths[0]}}  "
+        + "  ".join(f"{row[column]:>{widths[column]}}" for column in (1, 2, 3))
+        + f"  {row[4]}"
+        for row in rows
     ]
     lines = [line.rstrip() for line in lines]
     if header is None:

@@ -1,6 +1,7 @@
 """Runs the stages of cleaning: here, or as jobs of Slurm that wait for each other. Executors are datatrove's.
 
-A task that is finished is never done again, so the same call continues an interrupted one; `clean.json` keeps it from continuing another.
+A task that is finished is never done again, so the same call continues an interrupted one; `clean.json` keeps it from
+continuing another.
 """
 
 import hashlib
@@ -46,7 +47,9 @@ def claim(settings: CleanSettings) -> None:
         found = json.loads(path.read_text())
         changed = [key for key, value in identity.items() if found.get(key) != value]
         if changed:
-            raise ValueError(f"{output}: was begun with another {', another '.join(changed)}; delete it or name a new folder")
+            raise ValueError(
+                f"{output}: was begun with another {', another '.join(changed)}; delete it or name a new folder"
+            )
         return
     if any(entry.name != PATHS_NAME and entry.suffix != ".tmp" for entry in output.iterdir()):
         raise ValueError(f"{output}: holds files that are not of tools/clean_web.py; name a new folder")
@@ -83,7 +86,10 @@ def run_here(settings: CleanSettings, num_workers: int, report: Callable[[str], 
     for number, stage in enumerate(planned := stages(settings), start=1):
         report(f"{number}/{len(planned)} {stage.name}: {stage.num_tasks} task{'s' * (stage.num_tasks > 1)}")
         executor = LocalPipelineExecutor(
-            stage.steps, tasks=stage.num_tasks, workers=min(num_workers, stage.num_tasks), logging_dir=str(log.parent / stage.name)
+            stage.steps,
+            tasks=stage.num_tasks,
+            workers=min(num_workers, stage.num_tasks),
+            logging_dir=str(log.parent / stage.name),
         )
         try:
             with _standard_error_to(log):
@@ -120,10 +126,11 @@ class _Jobs(SlurmPipelineExecutor):
 
 
 def submit(settings: CleanSettings, partition: str) -> str | None:
-    """Submit the stages that are not finished to Slurm, each waiting for the one before. Not to be called again while they run.
+    """Submit the stages that are not finished to Slurm, each waiting for the one before. Not to be called again while
+    they run.
 
-    Other options of the jobs come from sbatch's own variables, such as SBATCH_ACCOUNT or SBATCH_TIMELIMIT. All nodes must see the output
-    folder; datatrove pickles the stages into it, for its own jobs to load.
+    Other options of the jobs come from sbatch's own variables, such as SBATCH_ACCOUNT or SBATCH_TIMELIMIT. All nodes
+    must see the output folder; datatrove pickles the stages into it, for its own jobs to load.
 
     Returns:
         The id of the last job, which writes the report; None if everything is finished.

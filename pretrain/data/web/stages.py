@@ -1,12 +1,13 @@
 """The stages from web archives to shards, each a pipeline of datatrove's steps and a few of ours.
 
-1. `filter`: pages of the archives; text of HTML (trafilatura); one language (fastText); Gopher's repetition and quality rules, C4's
-   without the one on terminal punctuation, and FineWeb's.
+1. `filter`: pages of the archives; text of HTML (trafilatura); one language (fastText); Gopher's repetition and quality
+   rules, C4's without the one on terminal punctuation, and FineWeb's.
 2. `signatures`, `buckets`, `clusters`, `deduplicate`: MinHash; of pages that are nearly the same one stays.
-3. `shards`, `report`: our preparation in parts (`pretrain/data/prepare/prepare.py`), the merge, and the table of what was dropped and why.
+3. `shards`, `report`: our preparation in parts (`pretrain/data/prepare/prepare.py`), the merge, and the table of what
+   was dropped and why.
 
-Recipe and thresholds are FineWeb's (Penedo et al. 2024, arXiv:2406.17557, section 3), without its list of addresses. Files of a stage are
-in `<output>/<name of the stage>/`, its logs in `<output>/logs/<name of the stage>/`.
+Recipe and thresholds are FineWeb's (Penedo et al. 2024, arXiv:2406.17557, section 3), without its list of addresses.
+Files of a stage are in `<output>/<name of the stage>/`, its logs in `<output>/logs/<name of the stage>/`.
 """
 
 from collections.abc import Iterator
@@ -75,15 +76,22 @@ class CleanSettings:
             Tokenizer.load(self.tokenizer)
         if self.language_model is not None:
             if find_spec("fasttext") is None:
-                raise ValueError("the language filter needs fasttext-numpy2-wheel, which has builds for Python 3.11 and 3.12 alone")
+                raise ValueError(
+                    "the language filter needs fasttext-numpy2-wheel, which has builds for Python 3.11 and 3.12 alone"
+                )
             if not self.language_model.is_file():
-                raise ValueError(f"{self.language_model}: no such file; it is to be fastText's model of languages (lid.176.bin or .ftz)")
+                raise ValueError(
+                    f"{self.language_model}: no such file; "
+                    "it is to be fastText's model of languages (lid.176.bin or .ftz)"
+                )
         try:
             load_word_tokenizer(self.language)
         except ImportError as error:
             raise ValueError(f"language {self.language}: {error}") from None
         except ValueError:
-            raise ValueError(f"language {self.language}: datatrove has no rules for its words; use a code such as en, de or zh") from None
+            raise ValueError(
+                f"language {self.language}: datatrove has no rules for its words; use a code such as en, de or zh"
+            ) from None
 
 
 class LanguageModel(FT176LID):
@@ -110,7 +118,8 @@ class ReadRows(JsonlReader):
 
 
 class MakeShards(PipelineStep):
-    """A task does one part of the preparation; with `merge` it joins the parts and writes the report, also when no page is left."""
+    """A task does one part of the preparation; with `merge` it joins the parts and writes the report, also when no page
+    is left."""
 
     type: str = "SHARDS"
     name: str = "Shards"
@@ -164,8 +173,16 @@ def stages(settings: CleanSettings) -> list[Stage]:
     ]
     return [
         Stage("filter", tasks, filters),
-        Stage("signatures", tasks, [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)]),
-        Stage("buckets", MINHASH.num_buckets, [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)]),
+        Stage(
+            "signatures",
+            tasks,
+            [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)],
+        ),
+        Stage(
+            "buckets",
+            MINHASH.num_buckets,
+            [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)],
+        ),
         Stage("clusters", 1, [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]),
         Stage(
             "deduplicate",

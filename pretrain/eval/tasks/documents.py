@@ -1,4 +1,5 @@
-"""Rows of released files as the documents of the harness's tasks: one function a format, and the data set that a task's YAML asks for.
+"""Rows of released files as the documents of the harness's tasks: one function a format, and the data set that a task's
+YAML asks for.
 
 Fields of a document are those that the harness's own task of the same name reads, so that one prompt serves both.
 """
@@ -15,7 +16,9 @@ from pretrain.eval.tasks.files import Row, as_number, find_file, read_rows
 Document = dict[str, Any]
 
 
-def read_task(*, form: str, files: Mapping[str, Sequence[str]], data_dir: str | None = None, **_: object) -> dict[str, Dataset]:
+def read_task(
+    *, form: str, files: Mapping[str, Sequence[str]], data_dir: str | None = None, **_: object
+) -> dict[str, Dataset]:
     """The splits of a task, for `custom_dataset` of its YAML.
 
     Args:
@@ -29,7 +32,9 @@ def read_task(*, form: str, files: Mapping[str, Sequence[str]], data_dir: str | 
         FileNotFoundError: a file is not there.
     """
     if data_dir is None:
-        raise ValueError("offline tasks need the folder of their files: give the task manager metadata={'data_dir': ...}")
+        raise ValueError(
+            "offline tasks need the folder of their files: give the task manager metadata={'data_dir': ...}"
+        )
     return {split: _read_split(find_file(Path(data_dir), names), FORMS[form]) for split, names in files.items()}
 
 
@@ -52,7 +57,10 @@ def _mawps(row: Row) -> Iterator[Document]:
     solutions = row.fields.get("lSolutions")
     if not isinstance(solutions, list) or len(solutions) != 1 or not isinstance(solutions[0], int | float | str):
         raise ValueError(f"{row.where}: 'lSolutions' is {solutions!r:.80}, not a list of one number")
-    yield {"question": row.text("sQuestion").strip(), "answer": _number_text(as_number(solutions[0], f"{row.where}: 'lSolutions'"))}
+    yield {
+        "question": row.text("sQuestion").strip(),
+        "answer": _number_text(as_number(solutions[0], f"{row.where}: 'lSolutions'")),
+    }
 
 
 def _single_op(row: Row) -> Iterator[Document]:
@@ -84,7 +92,10 @@ def _trivia_qa(row: Row) -> Iterator[Document]:
         raise ValueError(f"{row.where}: 'context' is {prompt!r:.80}, not 'Question: ...', a line break and 'Answer:'")
     value = row.text("answer")
     # The first alias is what an example in the prompt shows; the release has lost their order.
-    yield {"question": match[1], "answer": {"value": value, "aliases": list(dict.fromkeys([value, *row.texts("aliases")]))}}
+    yield {
+        "question": match[1],
+        "answer": {"value": value, "aliases": list(dict.fromkeys([value, *row.texts("aliases")]))},
+    }
 
 
 def _nq_open(row: Row) -> Iterator[Document]:
@@ -121,7 +132,12 @@ def _clean_how_to(text: str) -> str:
 
 
 def _piqa(row: Row) -> Iterator[Document]:
-    yield {"goal": row.text("goal"), "sol1": row.text("sol1"), "sol2": row.text("sol2"), "label": row.choice("label", 2)}
+    yield {
+        "goal": row.text("goal"),
+        "sol1": row.text("sol1"),
+        "sol2": row.text("sol2"),
+        "label": row.choice("label", 2),
+    }
 
 
 def _arc(row: Row) -> Iterator[Document]:
@@ -130,7 +146,10 @@ def _arc(row: Row) -> Iterator[Document]:
         choices = row.row("choices")
         texts, labels, key = choices.texts("text"), choices.texts("label"), row.text("answerKey")
         if key not in labels or len(texts) != len(labels):
-            raise ValueError(f"{row.where}: 'answerKey' is {key!r}, not one of {', '.join(labels)}, or choices and labels differ in number")
+            raise ValueError(
+                f"{row.where}: 'answerKey' is {key!r}, not one of {', '.join(labels)}, "
+                "or choices and labels differ in number"
+            )
         question = row.text("question")
     else:
         texts = row.texts("choices")

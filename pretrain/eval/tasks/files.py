@@ -1,7 +1,7 @@
 """Files of a data directory: finding one under any of its compressions, and reading its rows with the place of each.
 
-A row is a JSON object: a line of a `.jsonl`, or an entry of a `.json` that holds a list (or, as SQuAD does, the list under "data").
-A `.txt` is one row whose field "text" is all of it.
+A row is a JSON object: a line of a `.jsonl`, or an entry of a `.json` that holds a list (or, as SQuAD does, the list
+under "data"). A `.txt` is one row whose field "text" is all of it.
 """
 
 import codecs
@@ -31,12 +31,15 @@ def find_file(data_dir: Path, names: Sequence[str]) -> Path:
             path = data_dir / (name + suffix)
             if path.is_file():
                 return path
-    raise FileNotFoundError(f"{' or '.join(str(data_dir / name) for name in names)} (or with {', '.join(DECODERS)}): no such file")
+    raise FileNotFoundError(
+        f"{' or '.join(str(data_dir / name) for name in names)} (or with {', '.join(DECODERS)}): no such file"
+    )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A JSON object and where it stands; every getter raises a ValueError that says so if the field is not what it should be."""
+    """A JSON object and where it stands; every getter raises a ValueError that says so if the field is not what it
+    should be."""
 
     where: str
     """File, and line or entry."""

@@ -1,11 +1,14 @@
-"""SQuAD v2: a span of the passage, or no answer (Rajpurkar et al., arXiv 1806.03822), as the harness's `squadv2` asks and scores it.
+"""SQuAD v2: a span of the passage, or no answer (Rajpurkar et al., arXiv 1806.03822), as the harness's `squadv2` asks
+and scores it.
 
-Two requests a question: the answer generated, and the probability of " unanswerable". Scores are shares of 1 (the harness gives percent)
-and are computed here, because the harness fetches its metric from the network:
+Two requests a question: the answer generated, and the probability of " unanswerable". Scores are shares of 1 (the
+harness gives percent) and are computed here, because the harness fetches its metric from the network:
 
-- `exact`, `f1`: of the generated answer after normalisation, the best over the accepted answers; `HasAns_`, `NoAns_`: the same over the
-  questions that have an answer or none. What is accepted for an unanswerable question is the empty text alone, as in the original script.
-- `best_exact`, `best_f1`: the same scores if no answer is given above the best threshold on the probability of " unanswerable".
+- `exact`, `f1`: of the generated answer after normalisation, the best over the accepted answers; `HasAns_`, `NoAns_`:
+  the same over the questions that have an answer or none. What is accepted for an unanswerable question is the empty
+  text alone, as in the original script.
+- `best_exact`, `best_f1`: the same scores if no answer is given above the best threshold on the probability of "
+  unanswerable".
 """
 
 import math

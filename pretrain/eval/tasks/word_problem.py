@@ -1,7 +1,7 @@
 """Scoring of math word problems whose answer is one number: the first number said, compared as a number.
 
-The harness compares text in its nearest task, ASDiv, so that a right "8.0" or "$8" counts as wrong. The tolerance is that of program-aided
-evaluations of the same files (Gao et al., arXiv 2211.10435).
+The harness compares text in its nearest task, ASDiv, so that a right "8.0" or "$8" counts as wrong. The tolerance is
+that of program-aided evaluations of the same files (Gao et al., arXiv 2211.10435).
 """
 
 import re

@@ -1,15 +1,16 @@
-"""Causal attention on a CPU as blocks of matrix products: less time than torch's own CPU kernel, and the same O(s) memory.
+"""Causal attention on a CPU as blocks of matrix products: less time than torch's CPU kernel, and the same O(s) memory.
 
-Forward, for each group of heads and each block of R query rows: scores against the keys up to the block's last row, softmax, product
-with the values. Keys after a block are never touched, so about half of the s² work is skipped. Backward computes the probabilities P
-of a block again and, with dO the gradient of the output (Dao et al. 2022, arXiv 2205.14135, appendix B.4):
+Forward, for each group of heads and each block of R query rows: scores against the keys up to the block's last row,
+softmax, product with the values. Keys after a block are never touched, so about half of the s² work is skipped.
+Backward computes the probabilities P of a block again and, with dO the gradient of the output (Dao et al. 2022, arXiv
+2205.14135, appendix B.4):
 
     dV += Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)),  dQ = dS K / √e,  dK += dSᵀ Q / √e.
 
-Cost: 4·s²·e·(1/2 + R/2s) operations a head forward and 2.5 times that backward, nearly all in matrix products that run at the rate of
-large ones; torch's kernel works in tiles too small for that. Scratch: `SCRATCH_ELEMENTS` scores at a time, whatever the batch; nothing
-but queries, keys and values is kept for the backward pass. In bf16 the scores of a block are rounded to bf16 (their sums are in fp32),
-as in attention written out as matrix products.
+Cost: 4·s²·e·(1/2 + R/2s) operations a head forward and 2.5 times that backward, nearly all in matrix products that run
+at the rate of large ones; torch's kernel works in tiles too small for that. Scratch: `SCRATCH_ELEMENTS` scores at a
+time, whatever the batch; nothing but queries, keys and values is kept for the backward pass. In bf16 the scores of a
+block are rounded to bf16 (their sums are in fp32), as in attention written out as matrix products.
 
 A custom operator, so that torch.compile takes it as one node and compiles what lies around it.
 """
@@ -44,7 +45,8 @@ def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.view(queries.shape)
 
 
-# Below, n = b·g pairs of sequence and group, r = h/g query heads of a group: queries [n, r, s, e], keys and values [n, s, e].
+# Below, n = b·g pairs of sequence and group, r = h/g query heads of a group: queries [n, r, s, e], keys and values [n,
+# s, e].
 
 
 @torch.library.custom_op("looped::blocked_attention", mutates_args=())

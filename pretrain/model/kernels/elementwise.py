@@ -1,7 +1,7 @@
-"""RMSNorm and rotation with gradients written by hand: fewer passes over memory and fewer saved tensors than autograd's own.
+"""RMSNorm and rotation with gradients written by hand: fewer passes over memory and saved tensors than autograd's own.
 
-Used outside torch.compile, which fuses the plain formulas by itself. Each saves its inputs only; what the backward pass needs besides
-is computed again, in place on fresh buffers. Cost: memory traffic alone; tested with gradcheck in fp64.
+Used outside torch.compile, which fuses the plain formulas by itself. Each saves its inputs only; what the backward pass
+needs besides is computed again, in place on fresh buffers. Cost: memory traffic alone; tested with gradcheck in fp64.
 """
 
 import torch
@@ -18,7 +18,8 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
-        scale = torch.linalg.vecdot(wide, wide).div_(states.shape[-1]).add_(epsilon).rsqrt_().unsqueeze(-1)  # [t, 1] = 1/rms
+        # [t, 1] = 1/rms
+        scale = torch.linalg.vecdot(wide, wide).div_(states.shape[-1]).add_(epsilon).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(states, weight, scale)
         return (wide * scale).mul_(weight).to(states.dtype)
 
@@ -29,13 +30,14 @@ class RootMeanSquareNorm(torch.autograd.Function):
         normed = states * scale  # [t, d], fp32 or wider
         outer = gradient * normed
         weight_gradient = outer.sum(0)
-        overlap = torch.mv(outer, weight.to(outer.dtype)).div_(-states.shape[-1]).unsqueeze(-1)  # [t, 1] = -mean(g·weight·n)
+        # [t, 1] = -mean(g·weight·n)
+        overlap = torch.mv(outer, weight.to(outer.dtype)).div_(-states.shape[-1]).unsqueeze(-1)
         state_gradient = torch.mul(gradient, weight.to(outer.dtype), out=outer).addcmul_(normed, overlap).mul_(scale)
         return state_gradient.to(states.dtype), weight_gradient.to(weight.dtype), None
 
 
 class Rotation(torch.autograd.Function):
-    """Rotate the pairs (i, i + e/2) of x [b, s, h, e] by angles given as cosine and sine [b or 1, s, 1, e/2]; dx turns back."""
+    """Rotate the pairs (i, i + e/2) of x [b, s, h, e] by angles: cosine and sine [b or 1, s, 1, e/2]; dx turns back."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

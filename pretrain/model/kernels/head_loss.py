@@ -1,9 +1,9 @@
 """Output head and cross-entropy in one, in blocks of tokens: no more than a block of the logits exists at a time.
 
 For each block: logits, softmax, losses; then at once, in the same memory, the gradient of its logits,
-softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales those two.
-Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ROWS` · v logits instead of several copies of [t, v].
-For a head that one device holds whole; the tensor-parallel path is `Modules.token_losses`.
+softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales
+those two. Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ROWS` · v logits instead of
+several copies of [t, v]. For a head that one device holds whole; the tensor-parallel path is `Modules.token_losses`.
 The idea is that of Hsu et al. 2024 (Liger kernel, arXiv 2410.10989, section 3.2).
 """
 
@@ -39,7 +39,11 @@ class _HeadLoss(torch.autograd.Function):
         total, nll = states.new_zeros((), dtype=wide), states.new_zeros((), dtype=wide)
         gradients = None
         if with_gradients:
-            gradients = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)  # sums over blocks are kept in fp32 or wider
+            # sums over blocks are kept in fp32 or wider
+            gradients = (
+                torch.empty_like(states),
+                torch.zeros_like(weight, dtype=wide),
+            )
             ctx.save_for_backward(*gradients)
         for first in range(0, states.shape[0], BLOCK_ROWS):
             rows = slice(first, first + BLOCK_ROWS)

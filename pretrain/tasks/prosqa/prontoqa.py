@@ -1,20 +1,23 @@
 """ProntoQA: is it true or false that a person has a property? A chain of rules says it, among rules that lead nowhere.
 
-    Brimpuses are grimpuses. Each vumpus is a brimpus. Grimpuses are not wooden. ... Max is a vumpus. True or false: Max is wooden.
-    steps     Max is a vumpus. Each vumpus is a brimpus. / Max is a brimpus. Brimpuses are grimpuses. / ... / Max is not wooden.
-    answer    False
+    Brimpuses are grimpuses. Each vumpus is a brimpus. Grimpuses are not wooden. ... Max is a vumpus. True or false: Max
+    is wooden. steps Max is a vumpus. Each vumpus is a brimpus. / Max is a brimpus. Brimpuses are grimpuses. / ... / Max
+    is not wooden. answer False
 
-Source: Saparov and He, arXiv 2210.01240; the set-up is that of Hao et al., arXiv 2412.06769: 5 hops, fictional concepts, sentences in
-random order, relevant distractors, two sentences of the proof a step. All of 10,000 examples of that set-up have the same skeleton:
+Source: Saparov and He, arXiv 2210.01240; the set-up is that of Hao et al., arXiv 2412.06769: 5 hops, fictional
+concepts, sentences in random order, relevant distractors, two sentences of the proof a step. All of 10,000 examples of
+that set-up have the same skeleton:
 
-- a chain of `num_hops` concepts: the person is the first, each is the next, and the last has the property that is asked for;
-- beside each concept of the chain a second one that it is too, with a property; the last has one more, without a property;
+- a chain of `num_hops` concepts: the person is the first, each is the next, and the last has the property asked for;
+- beside each concept of the chain a second one that it is too, with a property; the last has one more, without a
+  property;
 - each concept of the chain but the last has a property of its own;
 - the person is also a concept outside, which has a property and is another concept;
 - a concept that nobody is has the opposite of the property asked for, so that matching words does not tell the answer.
 
-Properties of one family (red, blue) are never in the same example, bar the one asked for and its opposite. How often a property is negated
-is measured on those 10,000 (they differ by place as the original draws again where it gets stuck); a test compares it.
+Properties of one family (red, blue) are never in the same example, bar the one asked for and its opposite. How often a
+property is negated is measured on those 10,000 (they differ by place as the original draws again where it gets stuck);
+a test compares it.
 """
 
 import re
@@ -32,8 +35,8 @@ PERSONS = (
     "Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren",
 )
 CONCEPTS = (
-    "brimpus", "dumpus", "gorpus", "grimpus", "impus", "jompus", "lempus", "lorpus", "numpus", "rompus", "shumpus", "sterpus", "tumpus",
-    "vumpus", "wumpus", "yumpus", "zumpus",
+    "brimpus", "dumpus", "gorpus", "grimpus", "impus", "jompus", "lempus", "lorpus", "numpus", "rompus", "shumpus",
+    "sterpus", "tumpus", "vumpus", "wumpus", "yumpus", "zumpus",
 )
 # fmt: on
 FAMILIES = (
@@ -86,9 +89,13 @@ class ProntoQA(Task[ProntoQAParameters]):
         proof.append(_write_rule(chain[-1], (asked, not is_negated), random))
         facts: list[tuple[str, Fact]] = [*zip(chain, ((name, True) for name in beside), strict=True)]
         facts += [(chain[-1], (childless, True)), (outside, (above_outside, True)), (nobody, (asked, is_negated))]
-        facts += [(name, (word, random.random() >= NEGATED_ON_CHAIN)) for name, word in zip(chain[:-1], properties[1:size], strict=True)]
         facts += [
-            (name, (word, random.random() >= NEGATED_BESIDE)) for name, word in zip([*beside, outside], properties[size:], strict=True)
+            (name, (word, random.random() >= NEGATED_ON_CHAIN))
+            for name, word in zip(chain[:-1], properties[1:size], strict=True)
+        ]
+        facts += [
+            (name, (word, random.random() >= NEGATED_BESIDE))
+            for name, word in zip([*beside, outside], properties[size:], strict=True)
         ]
         sentences = proof + [_write_rule(concept, fact, random) for concept, fact in facts]
         random.shuffle(sentences)
@@ -106,15 +113,18 @@ class ProntoQA(Task[ProntoQAParameters]):
         return self.solve_in_steps(question).answer
 
     def solve_in_steps(self, question: str) -> Example:
-        """The question with its answer and the shortest proof, by forward chaining over concepts, properties and their opposites.
+        """The question with its answer and the shortest proof, by forward chaining over concepts, properties and their
+        opposites.
 
         Raises:
-            ValueError: a sentence is of another form, or the facts prove both the statement and its opposite, or neither.
+            ValueError: a sentence is of another form, or the facts prove both the statement and its opposite or none.
         """
         text, _, statement = question.partition(" True or false: ")
         asked = _PERSON.fullmatch(statement)
         if not asked:
-            raise ValueError(f"does not end with a statement such as 'True or false: Max is not red.': {question[-60:]!r}")
+            raise ValueError(
+                f"does not end with a statement such as 'True or false: Max is not red.': {question[-60:]!r}"
+            )
         person, wanted = asked[1], (asked[3], not asked[2])
         rules: defaultdict[str, list[tuple[Fact, str]]] = defaultdict(list)
         proofs: dict[Fact, tuple[str, ...]] = {}
@@ -132,7 +142,11 @@ class ProntoQA(Task[ProntoQAParameters]):
                     agenda.append(conclusion)
         opposite = (wanted[0], not wanted[1])
         if (wanted in proofs) == (opposite in proofs):
-            found = "both the statement and its opposite follow" if wanted in proofs else "neither the statement nor its opposite follows"
+            found = (
+                "both the statement and its opposite follow"
+                if wanted in proofs
+                else "neither the statement nor its opposite follows"
+            )
             raise ValueError(f"{found}: {statement!r}")
         proved = wanted if wanted in proofs else opposite
         return Example(question, (*proofs[proved], _write_fact(person, proved)), str(proved == wanted))
@@ -143,7 +157,9 @@ def _read_sentence(sentence: str) -> tuple[str, Fact]:
     rule = _EACH.fullmatch(sentence) or _PLURAL.fullmatch(sentence)
     found = rule or _PERSON.fullmatch(sentence)
     if not found:
-        raise ValueError(f"not of the form 'Max is a vumpus.', 'Each vumpus is red.' or 'Vumpuses are not red.': {sentence!r}")
+        raise ValueError(
+            f"not of the form 'Max is a vumpus.', 'Each vumpus is red.' or 'Vumpuses are not red.': {sentence!r}"
+        )
     return found[1].lower() if rule else found[1], (found[3], not found[2])
 
 

@@ -1,22 +1,25 @@
-"""ProsQA: which of two kinds is a person? A path through a graph of kinds says it, among many paths that lead elsewhere.
+"""ProsQA: which of two kinds is a person? A path through a graph of kinds says it, among many that lead elsewhere.
 
     Every shumpus is a rempus. Tom is a terpus. ... Is Tom a lempus or scrompus?        (one sentence an edge, shuffled)
     steps     Tom is a terpus. / Every terpus is a brimpus. / Every brimpus is a lempus.  (a shortest path)
     answer    Tom is a lempus.
 
-Source: Hao et al., arXiv 2412.06769, appendix A.2 (algorithm 1), whose generator was never released. The algorithm as printed does not
-give graphs like the 800 released ones (test and validation); the one below does, with the printed numbers, and a test holds it to them.
-What is not printed (28 nodes, rules 2 and 3, who the candidates are) was found from those graphs:
+Source: Hao et al., arXiv 2412.06769, appendix A.2 (algorithm 1), whose generator was never released. The algorithm as
+printed does not give graphs like the 800 released ones (test and validation); the one below does, with the printed
+numbers, and a test holds it to them. What is not printed (28 nodes, rules 2 and 3, who the candidates are) was found
+from those graphs:
 
-1. Nodes 0 and 1 stand alone. Every further node, of `num_nodes` in all, draws Poisson(1.5) parents among the nodes before it: with
-   probability 0.35 among those that descend from 0 alone (0 itself included), else with probability 0.7 among those that descend from 1
-   alone, else among all (two draws, not one of three sides: that is why the side of 1 is the larger). Parents are drawn without
-   replacement by weight 1.5·depth + 1; depth is the shortest distance from a node without parents. As printed, nodes that descend from
-   neither are candidates in every case; then there would be seven times as many of them as there are.
+1. Nodes 0 and 1 stand alone. Every further node, of `num_nodes` in all, draws Poisson(1.5) parents among the nodes
+   before it: with probability 0.35 among those that descend from 0 alone (0 itself included), else with probability 0.7
+   among those that descend from 1 alone, else among all (two draws, not one of three sides: that is why the side of 1
+   is the larger). Parents are drawn without replacement by weight 1.5·depth + 1; depth is the shortest distance from a
+   node without parents. As printed, nodes that descend from neither are candidates in every case; then there would be
+   seven times as many of them as there are.
 2. Nodes without any edge are left out (of 28, about 5). Nodes without parents are persons, the others concepts.
-3. The root is the one of 0 and 1 from which a leaf that the other does not reach is farther away; the target is that leaf; the other option
-   a leaf that only the other reaches. Draws in which 0 or 1 has no edge or no such leaf are drawn again, as are those whose target is not
-   `min_hops` to `max_hops` steps away, and the few with more nodes than there are names.
+3. The root is the one of 0 and 1 from which a leaf that the other does not reach is farther away; the target is that
+   leaf; the other option a leaf that only the other reaches. Draws in which 0 or 1 has no edge or no such leaf are
+   drawn again, as are those whose target is not `min_hops` to `max_hops` steps away, and the few with more nodes than
+   there are names.
 """
 
 import math
@@ -30,13 +33,14 @@ from pretrain.tasks.task import Example, Task
 
 # fmt: off
 PERSONS = (
-    "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom",
-    "Wren",
+    "Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam",
+    "Stella", "Tom", "Wren",
 )
 CONCEPTS = (
-    "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus", "gwompus", "hilpus", "impus",
-    "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus",
-    "storpus", "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus",
+    "bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus", "gwompus",
+    "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus", "rompus",
+    "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus",
+    "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus",
 )
 # fmt: on
 
@@ -77,7 +81,7 @@ class ProsQA(Task[ProsQAParameters]):
         return Graph.parse(question).answer
 
     def solve_in_steps(self, question: str) -> Example:
-        """The question with its answer and the shortest chain of steps to it; of several, the first by the question's order."""
+        """The question with its answer and the shortest chain of steps to it; of several, the question's first."""
         graph = Graph.parse(question)
         return Example(question, graph.chain(min(graph.shortest_paths())), graph.answer)
 
@@ -93,8 +97,8 @@ class ProsQA(Task[ProsQAParameters]):
                 return graph
         wanted = self.parameters
         raise ValueError(
-            f"task prosqa: none of {MAX_DRAWS} graphs of num_nodes={wanted.num_nodes} has a target {wanted.min_hops} (min_hops) to "
-            f"{wanted.max_hops} (max_hops) steps away; set other hops, or more nodes"
+            f"task prosqa: none of {MAX_DRAWS} graphs of num_nodes={wanted.num_nodes} has a target "
+            f"{wanted.min_hops} (min_hops) to {wanted.max_hops} (max_hops) steps away; set other hops, or more nodes"
         )
 
     def _try_graph(self, random: Random) -> Graph | None:
@@ -172,7 +176,10 @@ def _draw_question(parents: list[list[int]], random: Random) -> tuple[int, int, 
     """Root, target, other option and hops from root to target; None where a root has no leaf of its own."""
     leaves = set(range(len(parents))) - {parent for found in parents for parent in found}
     distances = [_distances_down(parents, start) for start in (0, 1)]
-    own = [sorted(leaf for leaf in leaves if leaf in distances[side] and leaf not in distances[1 - side]) for side in (0, 1)]
+    own = [
+        sorted(leaf for leaf in leaves if leaf in distances[side] and leaf not in distances[1 - side])
+        for side in (0, 1)
+    ]
     if not own[0] or not own[1]:
         return None
     farthest = [max(distances[side][leaf] for leaf in own[side]) for side in (0, 1)]

@@ -1,8 +1,9 @@
 """The graph behind a ProsQA question: who is what, and which kind is a kind of which.
 
-A node is a person ("Sally") or a concept ("gerpus"), an edge from a to b is one sentence: "Sally is a gerpus." where a is a person,
-"Every gerpus is a terpus." where it is a concept. The question asks which of two concepts a person is; the answer is the one that can be
-reached. The text of a question holds the whole graph but for the numbers of its nodes, so `Graph.parse` gives the graph of any example.
+A node is a person ("Sally") or a concept ("gerpus"), an edge from a to b is one sentence: "Sally is a gerpus." where a
+is a person, "Every gerpus is a terpus." where it is a concept. The question asks which of two concepts a person is; the
+answer is the one that can be reached. The text of a question holds the whole graph but for the numbers of its nodes, so
+`Graph.parse` gives the graph of any example.
 """
 
 import re
@@ -46,7 +47,7 @@ class Graph:
     def parse(cls, question: str) -> "Graph":
         """The graph of a question, computed from its text.
 
-        Nodes are numbered in the order in which the text first names them; the released files number them as they were drawn.
+        Nodes are numbered in the order in which the text first names them; released files number them as drawn.
 
         Raises:
             ValueError: a sentence is of another form, or not exactly one of the options is reached.
@@ -67,7 +68,9 @@ class Graph:
         return cls.asked(tuple(nodes), edges, root, (first, second))
 
     @classmethod
-    def asked(cls, idx_to_symbol: tuple[str, ...], edges: Sequence[tuple[int, int]], root: int, options: tuple[int, int]) -> "Graph":
+    def asked(
+        cls, idx_to_symbol: tuple[str, ...], edges: Sequence[tuple[int, int]], root: int, options: tuple[int, int]
+    ) -> "Graph":
         """The graph of a question that offers two options; the one that the root reaches is the target.
 
         Raises:
@@ -100,7 +103,12 @@ class Graph:
         distances = self.distances(self.root)
         paths = [(self.target,)]
         while paths[0][0] != self.root:
-            paths = [(parent, *path) for path in paths for parent in self.parents[path[0]] if _is_before(distances, parent, path[0])]
+            paths = [
+                (parent, *path)
+                for path in paths
+                for parent in self.parents[path[0]]
+                if _is_before(distances, parent, path[0])
+            ]
         return paths
 
     def sentence(self, parent: int, child: int) -> str:

@@ -4,8 +4,9 @@
     steps     Ak, ka, ac           (a shortest path)
     answer    =Ac
 
-For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the other symbols
-concepts. The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this kind.
+For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the
+other symbols concepts. The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this
+kind.
 """
 
 import re
@@ -66,6 +67,9 @@ def parse_graph(question: str) -> Graph:
     if not found:
         raise ValueError(f"not of the form 'Ab,bc,de,?Ace': {question[-60:]!r}")
     nodes: dict[str, int] = {}
-    edges = [(nodes.setdefault(edge[0], len(nodes)), nodes.setdefault(edge[1], len(nodes))) for edge in found[1][:-1].split(",")]
+    edges = [
+        (nodes.setdefault(edge[0], len(nodes)), nodes.setdefault(edge[1], len(nodes)))
+        for edge in found[1][:-1].split(",")
+    ]
     root, first, second = (nodes.setdefault(symbol, len(nodes)) for symbol in found.groups()[1:])
     return Graph.asked(tuple(nodes), edges, root, (first, second))

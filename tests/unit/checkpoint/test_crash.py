@@ -26,9 +26,16 @@ def outcome() -> Iterator[dict]:
 
 @pytest.mark.parametrize(
     ("scenario", "old_step", "new_step", "fewest_points"),
-    [("next_step", 100, 200, 20), ("same_step", 100, 100, 20), ("kill_rank_0", 100, 200, 20), ("kill_rank_1", 100, 200, 8)],
+    [
+        ("next_step", 100, 200, 20),
+        ("same_step", 100, 100, 20),
+        ("kill_rank_0", 100, 200, 20),
+        ("kill_rank_1", 100, 200, 8),
+    ],
 )
-def test_kill_at_every_write_point(outcome: dict, scenario: str, old_step: int, new_step: int, fewest_points: int) -> None:
+def test_kill_at_every_write_point(
+    outcome: dict, scenario: str, old_step: int, new_step: int, fewest_points: int
+) -> None:
     rows = outcome[scenario]
     killed = [row["after_kill"] for row in rows if row["killed"]]
     assert len(killed) >= fewest_points
@@ -40,7 +47,9 @@ def test_kill_at_every_write_point(outcome: dict, scenario: str, old_step: int, 
     assert steps == sorted(steps), "once the new checkpoint is there it stays"
     for row in rows:
         last = f"step-{new_step + 100:08d}"
-        assert (row["after_next_save"]["names"], row["after_next_save"]["values"]) == ([last], [3]), "the next run cleans up and saves"
+        assert (row["after_next_save"]["names"], row["after_next_save"]["values"]) == ([last], [3]), (
+            "the next run cleans up and saves"
+        )
 
 
 @pytest.mark.parametrize("scenario", ["next_step", "same_step", "kill_rank_0"])
@@ -56,7 +65,9 @@ def test_a_rank_that_dies_is_named(outcome: dict) -> None:
     missed = [row for row in outcome["kill_rank_1"] if row["after_kill"]["step"] == 100]
     assert missed
     for row in missed:
-        assert row["message"].startswith("checkpoint of step 200 was not saved: rank 0: no file from rank 1 within 0.3 s;")
+        assert row["message"].startswith(
+            "checkpoint of step 200 was not saved: rank 0: no file from rank 1 within 0.3 s;"
+        )
         assert row["after_kill"]["names"] == ["step-00000100", "step-00000200.failed-new.1"]
 
 
@@ -74,5 +85,8 @@ def test_a_full_disk_on_one_rank_is_named_on_all_and_costs_one_save(outcome: dic
 def test_no_memory_for_the_copy_is_a_failed_save(outcome: dict) -> None:
     memory = outcome["memory"]
     assert len(memory["messages"]) == 2
-    assert "step 200 was not saved: rank 0: MemoryError: no 0.25 GiB of host memory for a copy of the state" in memory["messages"][1]
+    assert (
+        "step 200 was not saved: rank 0: MemoryError: no 0.25 GiB of host memory for a copy of the state"
+        in memory["messages"][1]
+    )
     assert (memory["end"]["step"], memory["end"]["values"]) == (100, [1])

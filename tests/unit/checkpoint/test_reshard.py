@@ -64,7 +64,8 @@ def cut(logical: Tensor, dim: int | None, tensor_size: int, cuts: list[float]) -
 def layouts(draw: st.DrawFn) -> tuple[Tensor, list[Piece], list[Piece], int]:
     shape = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 12]), min_size=0, max_size=3)))
     dtype = draw(st.sampled_from(list(DTYPES.values())))
-    logical = torch.arange(torch.Size(shape).numel()).remainder(251).to(dtype).reshape(shape)  # 251: what every dtype holds exactly
+    # 251: what every dtype holds exactly
+    logical = torch.arange(torch.Size(shape).numel()).remainder(251).to(dtype).reshape(shape)
     cuts = st.lists(st.floats(0, 1), max_size=3)
 
     def split() -> list[Piece]:
@@ -84,7 +85,9 @@ def test_any_layout_reads_what_any_other_saved(drawn: tuple[Tensor, list[Piece],
         assert torch.equal(reader.read_whole("x"), logical)
         for piece in wanted:
             stop = piece.start + piece.tensor.numel()
-            read = reader.read("x", piece.partition_dim, piece.partition_index, piece.partition_count, piece.start, stop)
+            read = reader.read(
+                "x", piece.partition_dim, piece.partition_index, piece.partition_count, piece.start, stop
+            )
             assert read.dtype == piece.tensor.dtype
             assert torch.equal(read, piece.tensor)
         blank = [Piece(**{**vars(piece), "tensor": torch.zeros_like(piece.tensor)}) for piece in wanted]
@@ -94,7 +97,10 @@ def test_any_layout_reads_what_any_other_saved(drawn: tuple[Tensor, list[Piece],
 
 def test_copies_of_the_same_elements_are_read_once(tmp_path: Path) -> None:
     norm = torch.arange(10.0)
-    overlapping = [Piece(name="norm", tensor=norm[:7], shape=(10,)), Piece(name="norm", tensor=norm[3:], shape=(10,), start=3)]
+    overlapping = [
+        Piece(name="norm", tensor=norm[:7], shape=(10,)),
+        Piece(name="norm", tensor=norm[3:], shape=(10,), start=3),
+    ]
     reader = save_ranks(tmp_path, 1, [[overlapping[0]], [overlapping[1]], [Piece.whole("norm", norm)]])
     assert torch.equal(reader.read("norm", None, 0, 1, 2, 9), norm[2:9])
 
@@ -107,11 +113,17 @@ def test_a_read_owns_its_memory(tmp_path: Path) -> None:
 
 def test_misfits_name_tensor_and_checkpoint(tmp_path: Path) -> None:
     reader = save_ranks(tmp_path, 7, [[Piece.whole("weights/query", torch.ones(4, 6))]])
-    with pytest.raises(ValueError, match=r"step-00000007: there is no tensor weights/qeury; the nearest name is weights/query$"):
+    with pytest.raises(
+        ValueError, match=r"step-00000007: there is no tensor weights/qeury; the nearest name is weights/query$"
+    ):
         reader.read("weights/qeury", None, 0, 1, 0, 1)
-    with pytest.raises(ValueError, match=r"step-00000007: tensor weights/query has shape \[4, 6\], the run needs \[6, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"step-00000007: tensor weights/query has shape \[4, 6\], the run needs \[6, 4\]"
+    ):
         reader.load([Piece.whole("weights/query", torch.ones(6, 4))])
-    with pytest.raises(ValueError, match=r"step-00000007: tensor weights/query has dtype torch.float32, the run needs torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"step-00000007: tensor weights/query has dtype torch.float32, the run needs torch.float64"
+    ):
         reader.load([Piece.whole("weights/query", torch.ones(4, 6, dtype=torch.float64))])
     with pytest.raises(ValueError, match=r"tensor weights/query: elements \[6, 13\) lie outside a part of 12 elements"):
         reader.read("weights/query", 1, 1, 2, 6, 13)

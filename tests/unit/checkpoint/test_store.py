@@ -28,7 +28,15 @@ META = {"tokens_seen": 2**40, "lr": 0.1 + 0.2, "rng": 2**127 + 1, "run": {"name"
 
 
 def make_store(directory: Path, **changes: Any) -> CheckpointStore:
-    options = {"rank": 0, "world_size": 1, "nonce": "a", "keep_last": 2, "keep_every": 0, "asynchronous": False, "timeout_s": 60.0}
+    options = {
+        "rank": 0,
+        "world_size": 1,
+        "nonce": "a",
+        "keep_last": 2,
+        "keep_every": 0,
+        "asynchronous": False,
+        "timeout_s": 60.0,
+    }
     return CheckpointStore(directory=directory, **{**options, **changes})
 
 
@@ -113,7 +121,8 @@ def test_a_second_save_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_last", "keep_every", "kept"), [(1, 0, [70]), (2, 0, [60, 70]), (1, 30, [30, 60, 70]), (3, 20, [20, 40, 50, 60, 70])]
+    ("keep_last", "keep_every", "kept"),
+    [(1, 0, [70]), (2, 0, [60, 70]), (1, 30, [30, 60, 70]), (3, 20, [20, 40, 50, 60, 70])],
 )
 def test_retention(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
     save_steps(tmp_path, [10, 20, 30, 40, 50, 60, 70], keep_last=keep_last, keep_every=keep_every)
@@ -211,7 +220,9 @@ def test_a_save_with_a_gap_fails_and_leaves_nothing(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     store.save(10, [Piece.whole("x", torch.ones(4))], {})
     store.save(20, [Piece(name="x", tensor=torch.ones(3), shape=(8,), start=2)], {})
-    with pytest.raises(OSError, match=r"step 20 was not saved: rank 0: tensor x, part 0 of 1: no rank saved elements \[0, 2\) of 8;"):
+    with pytest.raises(
+        OSError, match=r"step 20 was not saved: rank 0: tensor x, part 0 of 1: no rank saved elements \[0, 2\) of 8;"
+    ):
         store.wait()
     assert [result.is_durable for result in store.poll()] == [True, False]
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010"]
@@ -225,7 +236,9 @@ def test_ranks_that_disagree_about_a_tensor_are_named(tmp_path: Path) -> None:
     stores[1].save(10, [Piece.whole("x", torch.ones(4, dtype=torch.float64))], {})
     stores[0].save(10, [Piece.whole("x", torch.ones(4))], {})
     for store in stores:
-        with pytest.raises(OSError, match=r"tensor x has dtype F32 in rank-00000.safetensors and F64 in rank-00001.safetensors"):
+        with pytest.raises(
+            OSError, match=r"tensor x has dtype F32 in rank-00000.safetensors and F64 in rank-00001.safetensors"
+        ):
             store.wait()
 
 
@@ -293,5 +306,7 @@ def test_ranks_agree_on_the_newest_good_one(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    line = f"checkpoint {tmp_path / 'step-00000020'} is bad: rank-00002.safetensors is damaged: its sha256 does not match"
+    line = (
+        f"checkpoint {tmp_path / 'step-00000020'} is bad: rank-00002.safetensors is damaged: its sha256 does not match"
+    )
     assert found == {rank: (10, [line]) for rank in range(3)}

@@ -37,7 +37,7 @@ def problems(path: Path, *overrides: str) -> list[str]:
     return str(caught.value).replace(f"{path.parent}/", "").splitlines()
 
 
-# --- what is read ------------------------------------------------------------------------------------------------------------------
+# --- what is read -----------------------------------------------------------------------------------------------------
 
 
 def test_defaults_then_bases_then_file_then_overrides(write: Write) -> None:
@@ -62,9 +62,19 @@ def test_empty_files_and_sections_leave_the_defaults(write: Write, text: str) ->
 
 
 def test_values_take_the_type_of_their_field(write: Write) -> None:
-    path = write("optimizer: {lr: 3e-4}\ntrain: {steps: 1_000, compile: true, exit_after: null}\nrun: {name: 1e5, root: 2024-01-01}")
-    config = load_config(path, ["data.sources=[{path: 7, weight: 2}]", "data.tokenizer=no", "model.loop_regulariser={block_size: 4}"])
-    assert (config.optimizer.lr, config.train.steps, config.train.compile, config.train.exit_after) == (3e-4, 1000, True, None)
+    path = write(
+        "optimizer: {lr: 3e-4}\ntrain: {steps: 1_000, compile: true, exit_after: null}\n"
+        "run: {name: 1e5, root: 2024-01-01}"
+    )
+    config = load_config(
+        path, ["data.sources=[{path: 7, weight: 2}]", "data.tokenizer=no", "model.loop_regulariser={block_size: 4}"]
+    )
+    assert (config.optimizer.lr, config.train.steps, config.train.compile, config.train.exit_after) == (
+        3e-4,
+        1000,
+        True,
+        None,
+    )
     assert (config.run.name, config.run.root, config.data.tokenizer) == ("1e5", "2024-01-01", "no")
     assert [(source.path, source.weight) for source in config.data.sources] == [("7", 2.0)]
     assert config.model.loop_regulariser.block_size == 4
@@ -73,7 +83,12 @@ def test_values_take_the_type_of_their_field(write: Write) -> None:
 def test_options_and_overrides_come_in_any_order(write: Write) -> None:
     path = str(write(""))
     command = parse(["train.steps=500", "--dry-run", "--config", path, "--world-size=8", "run.seed=3"])
-    assert (command.dry_run, command.world_size, command.config.train.steps, command.config.run.seed) == (True, 8, 500, 3)
+    assert (command.dry_run, command.world_size, command.config.train.steps, command.config.run.seed) == (
+        True,
+        8,
+        500,
+        3,
+    )
     command = parse([f"--config={path}"])
     assert (command.dry_run, command.world_size, command.config) == (False, None, RunConfig())
 
@@ -83,18 +98,19 @@ def test_without_a_file_the_quickstart_is_read(monkeypatch: pytest.MonkeyPatch, 
     assert parse([]).config.run.name == "quickstart"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        OSError, match=r"^configs/pretrain/quickstart.yaml: No such file .* \(the default; choose one with --config FILE\)$"
+        OSError,
+        match=r"^configs/pretrain/quickstart.yaml: No such file .* \(the default; choose one with --config FILE\)$",
     ):
         parse([])
 
 
-# --- what is wrong -----------------------------------------------------------------------------------------------------------------
+# --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
 def test_every_problem_has_its_line(write: Write) -> None:
     path = write(
-        "model:\n  num_loop: 3\ntrain:\n  steps: 4\n  steps: 5\n  lr: 3e-4\ndata:\n  sources:\n    - {path: x, wieght: 2}\nnum_loops: 3\n"
-        "run: 7\nlogging:\n  q: 1\n"
+        "model:\n  num_loop: 3\ntrain:\n  steps: 4\n  steps: 5\n  lr: 3e-4\ndata:\n  sources:\n"
+        "    - {path: x, wieght: 2}\nnum_loops: 3\nrun: 7\nlogging:\n  q: 1\n"
     )
     assert problems(path) == [
         "run.yaml:2: model.num_loop: unknown key, did you mean model.num_loops?",
@@ -128,7 +144,11 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("validation.num_loops=[1, x]", "validation.num_loops[1]: needs a whole number, got x"),
         ("model.num_loop=3", "model.num_loop: unknown key, did you mean model.num_loops?"),
         ("modle.num_loops=3", "modle: unknown key, did you mean model?"),
-        ("base=x.yaml", "base: unknown key; sections are run, model, parallel, data, train, optimizer, validation, checkpoint, logging"),
+        (
+            "base=x.yaml",
+            "base: unknown key; sections are run, model, parallel, data, train, "
+            "optimizer, validation, checkpoint, logging",
+        ),
         ("model=3", "model: needs keys and values, got 3"),
         ("train.steps=[1", "train.steps: not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("train.steps=[[[[[[[" + "[" * 2000, "train.steps: not valid YAML: nested too deeply"),
@@ -155,7 +175,10 @@ def test_a_source_is_a_folder_or_a_task(write: Write) -> None:
             "data:\n  sources:\n    - path: x\n    - path: y\n      weight: 0",
             "run.yaml:5: data.sources[1].weight: must be larger than 0.0, got 0",
         ),
-        ("model: {hidden_size: 500}", "run.yaml: model.hidden_size=500 is not divisible by model.num_attention_heads=8"),
+        (
+            "model: {hidden_size: 500}",
+            "run.yaml: model.hidden_size=500 is not divisible by model.num_attention_heads=8",
+        ),
         ("train: {global_batch: 9}", "run.yaml: train.global_batch=9 is not divisible by train.micro_batch=8"),
         ("- a\n- b", "run.yaml:1: file: needs keys and values, got [a, b]"),
         ("train:\n\tsteps: 3", "run.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
@@ -180,7 +203,9 @@ def test_a_problem_in_a_base_names_the_base(write: Write) -> None:
 
 def test_a_circle_of_bases_is_shown(write: Write) -> None:
     write("base: run.yaml", "other.yaml")
-    assert problems(write("base: other.yaml")) == ["other.yaml:1: base: goes in a circle: run.yaml -> other.yaml -> run.yaml"]
+    assert problems(write("base: other.yaml")) == [
+        "other.yaml:1: base: goes in a circle: run.yaml -> other.yaml -> run.yaml"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +214,10 @@ def test_a_circle_of_bases_is_shown(write: Write) -> None:
         (["--model.num_loops=3"], "--model.num_loops=3: unknown option; write model.num_loops=3"),
         (["--dry"], "--dry: unknown option; --help lists options and keys"),
         (["--dry-run", "--world-size", "0"], "--world-size: must be at least 1, got 0"),
-        (["--dry-run", "--world-size", "x"], "argument --world-size: invalid int value: 'x'; --help lists options and keys"),
+        (
+            ["--dry-run", "--world-size", "x"],
+            "argument --world-size: invalid int value: 'x'; --help lists options and keys",
+        ),
         (["--world-size", "2"], "--world-size goes with --dry-run; the launcher sets the ranks of a real run"),
     ],
 )
@@ -221,7 +249,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, c
         assert str(error).startswith(f"{path}:")
 
 
-# --- what is written ---------------------------------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 positive = st.floats(1e-300, 1e300)
@@ -230,7 +258,12 @@ positive = st.floats(1e-300, 1e300)
 @settings(deadline=None)  # the machine may be busy
 @given(texts, texts, positive, st.lists(st.integers(1, 10**18), max_size=5), st.none() | positive)
 def test_resolved_configuration_loads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, root: str, path: str, lr: float, num_loops: list[int], minutes: float | None
+    tmp_path_factory: pytest.TempPathFactory,
+    root: str,
+    path: str,
+    lr: float,
+    num_loops: list[int],
+    minutes: float | None,
 ) -> None:
     config = RunConfig.model_validate(
         {
@@ -254,7 +287,7 @@ def test_resolved_configuration_means_the_same_to_other_readers_of_yaml() -> Non
     assert yaml.safe_load(resolved_yaml(config)) == config.model_dump(mode="json")
 
 
-# --- help --------------------------------------------------------------------------------------------------------------------------
+# --- help -------------------------------------------------------------------------------------------------------------
 
 
 def fields(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -267,7 +300,9 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[str]:
             if "items" in child or not reference:
                 yield prefix + name
             if reference:
-                yield from walk(schema["$defs"][reference.rpartition("/")[2]], f"{prefix}{name}{'[]' if 'items' in child else ''}.")
+                yield from walk(
+                    schema["$defs"][reference.rpartition("/")[2]], f"{prefix}{name}{'[]' if 'items' in child else ''}."
+                )
 
     yield from walk(schema, prefix)
 
@@ -294,6 +329,8 @@ def test_help_shows_type_range_default_and_meaning() -> None:
 
 def test_help_is_printed_and_ends_the_program() -> None:
     code = "from pretrain.config.read import parse; parse(['--help'])"
-    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+    )
     assert (child.returncode, child.stderr) == (0, "")
     assert child.stdout.startswith("Pretrain a looped GPT.")

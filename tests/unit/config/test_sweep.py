@@ -1,4 +1,5 @@
-"""Sweeps: the family that a file stands for, its commands, and a real one from training to plot, stopped and continued."""
+"""Sweeps: the family that a file stands for, its commands, and a real one from training to plot, stopped and
+continued."""
 
 import json
 import subprocess
@@ -14,8 +15,8 @@ ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 TINY = """
 config: CONFIG
-overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2, model.ffn_size=16,
-  optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2,
+  model.ffn_size=16, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
 models: [{num_loop_layers: 1, num_loops: 2}]
 baselines: false
 evaluation: {num_examples: 10}
@@ -28,9 +29,12 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_looped_model_comes_with_its_two_baselines_and_all_seeds(tmp_path: Path) -> None:
-    text = "{config: CONFIG, overrides: [train.steps=9], models: [{num_loop_layers: 2, num_loops: 3}, {num_loop_layers: 2}], seeds: [0, 7]}"
+    models = "[{num_loop_layers: 2, num_loops: 3}, {num_loop_layers: 2}]"
+    text = f"{{config: CONFIG, overrides: [train.steps=9], models: {models}, seeds: [0, 7]}}"
     family = cells(read_sweep(write(tmp_path / "s.yaml", text)))
-    assert [cell.name for cell in family] == [f"{shape}-seed{seed}" for shape in ("2x3", "6x1", "2x1") for seed in (0, 7)]
+    assert [cell.name for cell in family] == [
+        f"{shape}-seed{seed}" for shape in ("2x3", "6x1", "2x1") for seed in (0, 7)
+    ]
     assert family[0].overrides == ("train.steps=9", "model.num_loop_layers=2", "model.num_loops=3", "run.seed=0")
     assert [cell.num_loops for cell in family[::2]] == [3, 1, 1]
 
@@ -49,7 +53,10 @@ def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("{config: CONFIG, models: []}", "models: Tuple should have at least 1 item"),
         ("{config: CONFIG, model: [{num_loop_layers: 1}]}", "models: Field required\n.*model: Extra inputs"),
-        ("{config: CONFIG, models: [{num_loop_layers: 0}]}", r"models\.0\.num_loop_layers: Input should be greater than 0"),
+        (
+            "{config: CONFIG, models: [{num_loop_layers: 0}]}",
+            r"models\.0\.num_loop_layers: Input should be greater than 0",
+        ),
         ("[", "not valid YAML"),
     ],
 )

@@ -37,7 +37,9 @@ def test_without_a_document_mask_there_are_no_borders(separators: Separators, bo
 
 
 @settings(deadline=None)
-@given(st.sampled_from([ONE, TWO]), st.lists(st.lists(st.integers(BOS, 6), min_size=9, max_size=9), min_size=1, max_size=4))
+@given(
+    st.sampled_from([ONE, TWO]), st.lists(st.lists(st.integers(BOS, 6), min_size=9, max_size=9), min_size=1, max_size=4)
+)
 def test_rows_agree_with_a_walk_token_by_token(separators: Separators, rows: list[list[int]]) -> None:
     made = make_inputs(torch.tensor(rows), separators, document_mask=True)
     assert made.positions is not None and made.segment_ids is not None

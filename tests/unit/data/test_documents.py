@@ -77,7 +77,9 @@ def test_a_truncated_archive_keeps_what_came_before(tmp_path: Path, suffix: str)
         path = write(tmp_path / f"a.jsonl{suffix}", whole[:cut])
         found, problems = read(path)
         assert found == texts[: len(found)]
-        assert problems == [f"{path}, after line {len(found)}: damaged archive: it ends in the middle; what follows is lost"]
+        assert problems == [
+            f"{path}, after line {len(found)}: damaged archive: it ends in the middle; what follows is lost"
+        ]
     assert len(found) > 150  # Zstandard decodes blocks of 128 KiB, all or nothing
     path = write(tmp_path / f"b.txt{suffix}", whole[: len(whole) // 2])
     assert read(path) == ([], [f"{path}: damaged archive: it ends in the middle; its document is lost"])
@@ -136,7 +138,9 @@ def test_invalid_utf8_in_text_is_named_by_its_offset(tmp_path: Path) -> None:
     assert read(path) == ([], [f"{path}: invalid UTF-8: unexpected end of data at byte 4"])
 
 
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), piece_bytes=st.integers(1, 200), blank=st.booleans())
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), piece_bytes=st.integers(1, 200), blank=st.booleans()
+)
 @settings(deadline=None)
 def test_byte_ranges_of_a_file_add_up_to_it(
     lengths: list[int], piece_bytes: int, blank: bool, tmp_path_factory: pytest.TempPathFactory
@@ -179,7 +183,10 @@ def test_bad_rows_of_a_parquet_file_cost_those_rows_alone(tmp_path: Path) -> Non
 
 def test_a_parquet_file_without_the_column_is_named_once(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.array(["a"] * 5), "body")
-    assert read(path, piece_bytes=1) == ([], [f"{path}: missing field: no column 'text' in id, body; all 5 rows are lost"])
+    assert read(path, piece_bytes=1) == (
+        [],
+        [f"{path}: missing field: no column 'text' in id, body; all 5 rows are lost"],
+    )
     assert read(path, "id") == ([], [f"{path}: not a string: column 'id' is of type int64; all 5 rows are lost"])
     assert read(path, "body") == (["a"] * 5, [])
 

@@ -24,7 +24,9 @@ def tokenizer() -> SentencePieceTokenizer:
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 @pytest.mark.parametrize("text", ["", TEXT])
-def test_every_format_gives_the_text_between_bos_and_eos(tokenizer: SentencePieceTokenizer, extension: str, text: str) -> None:
+def test_every_format_gives_the_text_between_bos_and_eos(
+    tokenizer: SentencePieceTokenizer, extension: str, text: str
+) -> None:
     ids = tokenizer.encode(text)
     payload = {
         "npy": encode_tokens(np.array(ids, dtype=np.int32), tokenizer.vocab_size),
@@ -36,8 +38,15 @@ def test_every_format_gives_the_text_between_bos_and_eos(tokenizer: SentencePiec
     assert framed.tolist() == [tokenizer.bos_id, *ids, tokenizer.eos_id]
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 20), st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40))))
-def test_portions_join_to_the_whole(num_ready: int, num_rest: int, at_once: int, portions: list[tuple[int, int]]) -> None:
+@given(
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(1, 20),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40))),
+)
+def test_portions_join_to_the_whole(
+    num_ready: int, num_rest: int, at_once: int, portions: list[tuple[int, int]]
+) -> None:
     whole = np.arange(num_ready + num_rest, dtype=np.int32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framing, "ENCODE_TOKENS", at_once)
@@ -48,7 +57,9 @@ def test_portions_join_to_the_whole(num_ready: int, num_rest: int, at_once: int,
             assert document.read(offset, count).tolist() == whole[offset : offset + count].tolist()
 
 
-def test_text_is_encoded_no_further_than_it_is_read(tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_encoded_no_further_than_it_is_read(
+    tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoded = 0
 
     def counting(text: str) -> Iterator[int]:
@@ -58,7 +69,8 @@ def test_text_is_encoded_no_further_than_it_is_read(tokenizer: SentencePieceToke
             yield token
 
     monkeypatch.setattr(tokenizer, "iterate", counting)
-    book = TEXT.replace(SPACE_MARK, "") * 500  # at a mark the text is cut and iterated part by part, which would count twice
+    # at a mark the text is cut and iterated part by part, which would count twice
+    book = TEXT.replace(SPACE_MARK, "") * 500
     document = frame_document(book.encode(), EXTENSIONS.index("txt"), tokenizer)
     document.read(0, 100)
     assert 0 < encoded <= framing.ENCODE_TOKENS
@@ -67,7 +79,8 @@ def test_text_is_encoded_no_further_than_it_is_read(tokenizer: SentencePieceToke
 
 
 @pytest.mark.parametrize(
-    ("payload", "extension"), [(b"\xff", "txt"), (b"{}", "json"), (b'{"text": "\\ud800"}', "json"), (b"[]", "json"), (b"no", "npy")]
+    ("payload", "extension"),
+    [(b"\xff", "txt"), (b"{}", "json"), (b'{"text": "\\ud800"}', "json"), (b"[]", "json"), (b"no", "npy")],
 )
 def test_what_is_not_of_its_format_is_found_before_the_first_token(
     tokenizer: SentencePieceTokenizer, payload: bytes, extension: str

@@ -1,4 +1,5 @@
-"""The loader: one order on any layout, through kills and resumptions, at a cost that does not grow; its workers live and die with it."""
+"""The loader: one order on any layout, through kills and resumptions, at a cost that does not grow; its workers live
+and die with it."""
 
 import gc
 import hashlib
@@ -68,13 +69,16 @@ def digest(batch: np.ndarray) -> str:
 
 def global_batches(data: DataSection, count: int, num_ranks: int = 1) -> Iterator[np.ndarray]:
     with ExitStack() as stack:
-        loaders = [stack.enter_context(Loader(data, rank=rank, num_ranks=num_ranks, **SIZES)) for rank in range(num_ranks)]
+        ranks = [Loader(data, rank=rank, num_ranks=num_ranks, **SIZES) for rank in range(num_ranks)]
+        loaders = [stack.enter_context(loader) for loader in ranks]
         for _ in range(count):
             yield join_ranks([loader.next_batch() for loader in loaders])
 
 
 @pytest.mark.parametrize(("num_ranks", "num_workers"), [(1, 2), (2, 0), (2, 2), (4, 0), (4, 2)])
-def test_no_layout_changes_the_batches(data: DataSection, reference: list[str], num_ranks: int, num_workers: int) -> None:
+def test_no_layout_changes_the_batches(
+    data: DataSection, reference: list[str], num_ranks: int, num_workers: int
+) -> None:
     layout = data.model_copy(update={"num_workers": num_workers, "prefetch_batches": 1 + num_ranks})
     assert [digest(batch) for batch in global_batches(layout, len(reference), num_ranks)] == reference
 
@@ -87,7 +91,8 @@ def test_killed_runs_resume_exactly_on_another_number_of_ranks(
     section = data.model_copy(update={"num_workers": num_workers})
     job.write_text(json.dumps({"data": section.model_dump(), **SIZES}))
     steps = random.Random(num_workers)
-    for num_ranks, kill_at in ((1, steps.randint(1, 60)), (2, steps.randint(70, 130)), (1, steps.randint(140, 190)), (4, None)):
+    ends = (steps.randint(1, 60), steps.randint(70, 130), steps.randint(140, 190), None)
+    for num_ranks, kill_at in zip((1, 2, 1, 4), ends, strict=True):
         command = [sys.executable, str(CHILD), str(job), str(num_ranks), str(len(reference)), str(state)]
         with start(command) as child:
             assert child.stdout is not None
@@ -150,7 +155,7 @@ def names_in(rows: np.ndarray, tokenizer: Tokenizer) -> set[str]:
 
 
 class TestCost:
-    """What a resumed run reads, and what it holds, is the same after ten million samples and with thousands of shards."""
+    """What a resumed run reads, and what it holds, is the same after ten million samples, with thousands of shards."""
 
     @pytest.fixture
     def reads(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -171,7 +176,9 @@ class TestCost:
         count(Manifest, "__getitem__")
         return counts
 
-    def test_resuming_at_ten_million_samples_reads_what_resuming_at_ten_reads(self, data: DataSection, reads: dict[str, int]) -> None:
+    def test_resuming_at_ten_million_samples_reads_what_resuming_at_ten_reads(
+        self, data: DataSection, reads: dict[str, int]
+    ) -> None:
         spent = []
         for samples in (12, 10**7):
             with Loader(data, **SIZES) as loader:
@@ -190,7 +197,9 @@ class TestCost:
             assert 0 < counts["__getitem__"] <= units_touched
             assert 0 < counts["read_document"] <= 10 * SIZES["global_batch"]
 
-    def test_resuming_inside_documents_reads_those_again_and_nothing_else(self, data: DataSection, reads: dict[str, int]) -> None:
+    def test_resuming_inside_documents_reads_those_again_and_nothing_else(
+        self, data: DataSection, reads: dict[str, int]
+    ) -> None:
         with Loader(data, **SIZES) as loader:
             for _ in range(40):
                 loader.next_batch()
@@ -203,7 +212,9 @@ class TestCost:
             assert np.array_equal(loader.next_batch(), going_on)
         assert reads["read_document"] <= without_break + SIZES["global_batch"]
 
-    def test_memory_does_not_grow_with_the_number_of_shards(self, root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_memory_does_not_grow_with_the_number_of_shards(
+        self, root: Path, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
         one = write_source(tmp_path / "one", make_texts(10, max_words=5), 1, tokenizer)
         held = []
         for num_shards in (50, 50, 2000):  # the first one fills the caches of the libraries
@@ -249,10 +260,13 @@ class TestErrors:
             Loader(section, **SIZES)
 
     def test_a_state_of_other_streams(self, data: DataSection) -> None:
-        with Loader(data, **SIZES) as loader, pytest.raises(ValueError, match=r"data\.num_streams=4 and 1 sources.*=8 and 2 sources"):
+        message = r"data\.num_streams=4 and 1 sources.*=8 and 2 sources"
+        with Loader(data, **SIZES) as loader, pytest.raises(ValueError, match=message):
             loader.load_state(np.zeros((4, 1, len(FIELDS)), dtype=np.int64), 0)
 
-    def test_a_saved_run_of_other_documents(self, data: DataSection, root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_a_saved_run_of_other_documents(
+        self, data: DataSection, root: Path, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
         other = write_source(tmp_path / "other", make_texts(50), 2, tokenizer)
         with Loader(data, **SIZES) as saved, Loader(make_data(root / "tokenizer.model", other), **SIZES) as loader:
             saved.require_sources(saved.fingerprints)
@@ -261,7 +275,9 @@ class TestErrors:
 
 
 class TestWorkers:
-    def test_damage_found_by_a_worker_is_one_error_at_its_batch(self, root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_damage_found_by_a_worker_is_one_error_at_its_batch(
+        self, root: Path, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
         folder = write_source(tmp_path / "damaged", make_texts(80), 4, tokenizer)
         path = folder / "shard-000002.tar"
         path.write_bytes(path.read_bytes()[:3000])
@@ -275,12 +291,15 @@ class TestWorkers:
                 failed_at.append(loader.next_sample)
         assert failed_at[0] == failed_at[1]
 
-    def test_skipped_documents_are_counted_through_workers(self, root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def test_skipped_documents_are_counted_through_workers(
+        self, root: Path, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
         folder = write_source(tmp_path / "damaged", make_texts(80), 4, tokenizer)
         (folder / "shard-000002.tar").unlink()
         counts = []
         for num_workers in (0, 2):
-            with Loader(make_data(root / "tokenizer.model", folder, num_workers=num_workers, on_damage="skip"), **SIZES) as loader:
+            skipping = make_data(root / "tokenizer.model", folder, num_workers=num_workers, on_damage="skip")
+            with Loader(skipping, **SIZES) as loader:
                 while loader.epochs < 1:
                     loader.next_batch()
                 counts.append(loader.damaged)
@@ -297,7 +316,9 @@ class TestWorkers:
                     loader.next_batch()
             assert not workers_of(os.getpid())
 
-    def test_after_an_error_the_loader_can_go_on_from_the_last_whole_batch(self, data: DataSection, reference: list[str]) -> None:
+    def test_after_an_error_the_loader_can_go_on_from_the_last_whole_batch(
+        self, data: DataSection, reference: list[str]
+    ) -> None:
         made = []
         with Loader(data.model_copy(update={"num_workers": 2}), **SIZES) as loader:
             made += [digest(loader.next_batch()) for _ in range(3)]
@@ -331,10 +352,12 @@ class TestWorkers:
             wait_for_end(worker)
 
     def test_a_worker_ends_though_somebody_else_holds_its_pipe(self, data: DataSection, tmp_path: Path) -> None:
-        """A process that the trainer forked keeps the read end open, so the pipe does not break when the trainer dies."""
+        """A process that the trainer forked keeps the read end open, so the pipe does not break when that dies."""
         script = (
-            "import json, os, sys, time; from pretrain.config.run import DataSection; from pretrain.data.stream.loader import Loader\n"
-            "job = json.load(open(sys.argv[1])); loader = Loader(DataSection(**job.pop('data')), **job); loader.next_batch()\n"
+            "import json, os, sys, time; from pretrain.config.run import DataSection; "
+            "from pretrain.data.stream.loader import Loader\n"
+            "job = json.load(open(sys.argv[1])); loader = Loader(DataSection(**job.pop('data')), **job); "
+            "loader.next_batch()\n"
             "holder = os.fork()\n"
             "if not holder: time.sleep(60); os._exit(0)\n"
             "print(holder, flush=True); time.sleep(60)\n"
@@ -361,7 +384,8 @@ class TestWorkers:
             workers = [os.pidfd_open(process) for process in workers_of(parent.pid)]
             os.killpg(parent.pid, signal.SIGINT)
             parent.stdout.read()
-            assert parent.stderr.read().count("Traceback") == 1  # the parent's own; an entry script turns it into a line
+            # the parent's own; an entry script turns it into a line
+            assert parent.stderr.read().count("Traceback") == 1
         for worker in workers:
             wait_for_end(worker)
 

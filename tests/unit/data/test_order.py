@@ -20,7 +20,9 @@ def test_permutation_is_a_bijection(size: int, key: int) -> None:
 @settings(deadline=None)
 @given(st.integers(10**6, 10**15), KEYS)
 def test_permutation_of_a_huge_range_is_one_to_one_and_in_range(size: int, key: int) -> None:
-    elements = np.unique(np.concatenate([np.arange(500), size - 1 - np.arange(500), np.linspace(0, size - 1, 500, dtype=np.int64)]))
+    elements = np.unique(
+        np.concatenate([np.arange(500), size - 1 - np.arange(500), np.linspace(0, size - 1, 500, dtype=np.int64)])
+    )
     images = order.permute(elements, size, key)
     assert len(np.unique(images)) == len(elements)
     assert images.min() >= 0 and images.max() < size
@@ -58,7 +60,9 @@ def test_the_order_is_the_one_that_runs_were_made_with() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 24), st.integers(1, 30), st.integers(0, 200), KEYS)
-def test_an_epoch_visits_every_document_of_every_shard_once(num_streams: int, num_shards: int, documents: int, key: int) -> None:
+def test_an_epoch_visits_every_document_of_every_shard_once(
+    num_streams: int, num_shards: int, documents: int, key: int
+) -> None:
     visits = np.zeros((num_shards, documents), dtype=int)
     for stream in range(num_streams):
         for ordinal in range(order.units_per_stream(num_streams, num_shards)):
@@ -70,7 +74,9 @@ def test_an_epoch_visits_every_document_of_every_shard_once(num_streams: int, nu
 
 @settings(deadline=None)
 @given(st.integers(0, 10**12), st.integers(1, 5), st.integers(1, 8), st.integers(1, 4), st.integers(1, 6))
-def test_ranks_and_workers_share_out_the_samples(first: int, batches: int, num_ranks: int, num_workers: int, streams_per_rank: int) -> None:
+def test_ranks_and_workers_share_out_the_samples(
+    first: int, batches: int, num_ranks: int, num_workers: int, streams_per_rank: int
+) -> None:
     last, num_streams = first + batches * num_ranks, num_ranks * streams_per_rank
     owner_of_stream: dict[int, tuple[int, int]] = {}
     seen: list[int] = []

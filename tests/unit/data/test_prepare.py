@@ -1,4 +1,5 @@
-"""Preparation: one result for any number of workers and any interruption, nothing lost silently, one line for what goes wrong."""
+"""Preparation: one result for any number of workers and any interruption, nothing lost silently, one line for what goes
+wrong."""
 
 import gzip
 import io
@@ -79,11 +80,17 @@ def read_source(folder: Path, tokenizer_path: Path) -> list[list[int]]:
         row = manifest[number]
         with (folder / row.shard).open("rb") as file:
             for entry in open_index(folder, row):
-                documents.append(frame_document(read_document(file, entry), entry["extension"], tokenizer).read(1, LONGEST).tolist()[:-1])
+                documents.append(
+                    frame_document(read_document(file, entry), entry["extension"], tokenizer)
+                    .read(1, LONGEST)
+                    .tolist()[:-1]
+                )
     return documents
 
 
-def test_every_document_arrives_once_in_order_and_every_problem_is_counted(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
+def test_every_document_arrives_once_in_order_and_every_problem_is_counted(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path
+) -> None:
     events: list[Event] = []
     result = prepare(settings(inputs, tmp_path / "out", tokenizer_path), events.append)
     tokenizer = Tokenizer.load(tokenizer_path)
@@ -99,7 +106,11 @@ def test_every_document_arrives_once_in_order_and_every_problem_is_counted(tmp_p
     assert any(f"{inputs}/b.jsonl.gz, after line 21: damaged archive" in line for line in problems)
     advances = [event for event in events if isinstance(event, Advance)]
     assert isinstance(events[0], Started)
-    assert events[0].total_bytes == sum(advance.stored_bytes for advance in advances) == sum(p.stat().st_size for p in inputs.iterdir())
+    assert (
+        events[0].total_bytes
+        == sum(advance.stored_bytes for advance in advances)
+        == sum(p.stat().st_size for p in inputs.iterdir())
+    )
     assert sum(advance.documents for advance in advances) == len(TEXTS)
 
 
@@ -126,7 +137,9 @@ def test_kill_at_any_write_then_again_gives_the_same_bytes(tmp_path: Path, input
     assert len(resumed) > 3
 
 
-def test_a_worker_that_dies_is_reported_and_its_work_continues(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
+def test_a_worker_that_dies_is_reported_and_its_work_continues(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path
+) -> None:
     def kill_workers(event: Event) -> None:
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
@@ -134,7 +147,9 @@ def test_a_worker_that_dies_is_reported_and_its_work_continues(tmp_path: Path, i
     with pytest.raises(ChildProcessError, match=r"a worker process died .*run the same command again"):
         prepare(settings(inputs, tmp_path / "out", tokenizer_path, num_workers=1), kill_workers)
     prepare(settings(inputs, tmp_path / "out", tokenizer_path))
-    assert read_source(tmp_path / "out", tokenizer_path) == [Tokenizer.load(tokenizer_path).encode(text) for text in TEXTS]
+    assert read_source(tmp_path / "out", tokenizer_path) == [
+        Tokenizer.load(tokenizer_path).encode(text) for text in TEXTS
+    ]
 
 
 def test_an_error_in_a_worker_reaches_the_caller(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
@@ -143,17 +158,23 @@ def test_an_error_in_a_worker_reaches_the_caller(tmp_path: Path, inputs: Path, t
         prepare(replace(all_inputs, inputs=(f"{inputs}/a.jsonl",)))
 
 
-def test_a_second_call_reuses_and_a_different_one_is_refused(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
+def test_a_second_call_reuses_and_a_different_one_is_refused(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path
+) -> None:
     output = tmp_path / "out"
     prepare(settings(inputs, output, tokenizer_path))
     before = files(output)
     assert prepare(settings(inputs, output, tokenizer_path, num_workers=1)).reused
-    with pytest.raises(ValueError, match=r"was prepared with shard_documents=None \(now 5\); delete it or name a new folder"):
+    with pytest.raises(
+        ValueError, match=r"was prepared with shard_documents=None \(now 5\); delete it or name a new folder"
+    ):
         prepare(settings(inputs, output, tokenizer_path, shard_documents=5))
     with pytest.raises(ValueError, match="tokenizer_sha256="):
         prepare(settings(inputs, output, None))
     (inputs / "e.txt").write_text("more")
-    with pytest.raises(ValueError, match="was prepared with another number of input files, other or changed input files"):
+    with pytest.raises(
+        ValueError, match="was prepared with another number of input files, other or changed input files"
+    ):
         prepare(settings(inputs, output, tokenizer_path))
     assert files(output) == before
 
@@ -185,10 +206,14 @@ def test_kept_text_is_the_twin_of_the_tokens(tmp_path: Path, inputs: Path, token
     assert theirs.header.num_tokens is None
     assert [ours[i].documents for i in range(len(ours))] == [theirs[i].documents for i in range(len(theirs))]
     for number in range(len(ours)):
-        assert np.array_equal(open_index(tokens, ours[number])["text_hash"], open_index(text, theirs[number])["text_hash"])
+        assert np.array_equal(
+            open_index(tokens, ours[number])["text_hash"], open_index(text, theirs[number])["text_hash"]
+        )
 
 
-def test_shards_respect_their_limits(tmp_path: Path, inputs: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_respect_their_limits(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rows(name: str, **changes: object) -> list[tuple[int, int]]:
         prepare(settings(inputs, tmp_path / name, tokenizer_path, **changes))
         manifest = Manifest.open(tmp_path / name)
@@ -202,7 +227,9 @@ def test_shards_respect_their_limits(tmp_path: Path, inputs: Path, tokenizer_pat
     assert {documents for documents, _ in rows("bytes")} == {1}
 
 
-def test_strict_stops_at_the_first_problem_also_on_earlier_work(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
+def test_strict_stops_at_the_first_problem_also_on_earlier_work(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl, .*: broken JSON: "):
         prepare(settings(inputs, tmp_path / "out", tokenizer_path, strict=True))
     prepare(settings(inputs, tmp_path / "out", tokenizer_path))
@@ -213,7 +240,11 @@ def test_strict_stops_at_the_first_problem_also_on_earlier_work(tmp_path: Path, 
 def test_inputs_without_a_document_are_an_error(tmp_path: Path, tokenizer_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"the inputs hold no document \(1 x empty document; see "):
-        prepare(PrepareSettings(inputs=(f"{tmp_path}/a.txt",), output=tmp_path / "out", tokenizer=tokenizer_path, num_workers=0))
+        prepare(
+            PrepareSettings(
+                inputs=(f"{tmp_path}/a.txt",), output=tmp_path / "out", tokenizer=tokenizer_path, num_workers=0
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +262,9 @@ def test_impossible_settings_are_named(changes: dict[str, object], message: str)
 
 def run_tool(*arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools/prepare_data.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_tool_prepares_reports_and_reuses(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
@@ -253,14 +286,18 @@ def test_the_tool_names_wrong_arguments(tmp_path: Path) -> None:
     assert "either --tokenizer FILE or --keep-text is needed" in done.stderr
 
 
-def test_a_full_disk_is_one_line_and_the_same_call_continues(tmp_path: Path, inputs: Path, tokenizer_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_same_call_continues(
+    tmp_path: Path, inputs: Path, tokenizer_path: Path
+) -> None:
     # A limit on the size of files fails a write as a full disk does, without a disk to fill.
     output = tmp_path / "out"
     (inputs / "e.txt").write_text(" ".join(TEXTS) * 20)
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-        with pytest.raises(OSError, match=r"out: File too large; finished work is kept: make room and run the same command again"):
+        with pytest.raises(
+            OSError, match=r"out: File too large; finished work is kept: make room and run the same command again"
+        ):
             prepare(settings(inputs, output, None))
 
     assert in_fork(limited) == 0
@@ -297,7 +334,9 @@ def test_foreign_tars_are_indexed_in_place(tmp_path: Path, tokenizer_path: Path)
     before = files(tmp_path)
     first, done = run_tool("--index", tmp_path), run_tool("--index", tmp_path)
     assert (first.returncode, first.stdout) == (0, done.stdout), first.stderr
-    assert "4 documents, text, 2 shards; not used: 1 x invalid UTF-8, 1 x missing field, 4 x other member" in done.stdout
+    assert (
+        "4 documents, text, 2 shards; not used: 1 x invalid UTF-8, 1 x missing field, 4 x other member" in done.stdout
+    )
     assert f"{tmp_path}/web-1.tar, member x/c.txt: invalid UTF-8" in done.stderr
     after = files(tmp_path)
     assert {name: after[name] for name in before} == before

@@ -1,4 +1,5 @@
-"""Preparation in parts: for any number of parts, order and kill the folder is bytewise that of one process; a merge says what it misses."""
+"""Preparation in parts: for any number of parts, order and kill the folder is bytewise that of one process; a merge
+says what it misses."""
 
 import gzip
 import json
@@ -41,7 +42,8 @@ def small_units() -> Iterator[None]:
 
 
 def write_inputs(folder: Path, texts: list[str]) -> Path:
-    """A plain file, which is cut into units, and archives and files, which share them; a bad line and an empty file among them."""
+    """A plain file, which is cut into units, and archives and files, which share them; a bad line and an empty file
+    among them."""
     folder.mkdir()
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     half = len(lines) // 2
@@ -70,7 +72,12 @@ def files(folder: Path) -> dict[str, bytes]:
 )
 @hypothesis_settings(deadline=None, max_examples=12)
 def test_merged_parts_are_the_result_of_one_process(
-    tokenizer_path: Path, texts: list[str], num_parts: int, shard_documents: int | None, as_text: bool, data: st.DataObject
+    tokenizer_path: Path,
+    texts: list[str],
+    num_parts: int,
+    shard_documents: int | None,
+    as_text: bool,
+    data: st.DataObject,
 ) -> None:
     """In any order of the parts, with one of them killed at any write and run again."""
     order = data.draw(st.permutations(range(1, num_parts + 1)))
@@ -79,7 +86,10 @@ def test_merged_parts_are_the_result_of_one_process(
         folder = Path(name)
         inputs = write_inputs(folder / "in", texts)
         tokenizer = None if as_text else tokenizer_path
-        whole, parted = (settings_of(inputs, folder / output, tokenizer, shard_documents=shard_documents) for output in ("whole", "parted"))
+        whole, parted = (
+            settings_of(inputs, folder / output, tokenizer, shard_documents=shard_documents)
+            for output in ("whole", "parted")
+        )
         prepare(whole)
         for number in order:
             part = Part(number, num_parts)
@@ -108,7 +118,10 @@ def test_a_merge_names_the_parts_that_are_missing(tmp_path: Path, tokenizer_path
 
 def test_parts_of_another_division_go_on_with_the_same_units(tmp_path: Path, tokenizer_path: Path) -> None:
     inputs = write_inputs(tmp_path / "in", [f"{number} round the ring" for number in range(60)])
-    whole, parted = settings_of(inputs, tmp_path / "whole", tokenizer_path), settings_of(inputs, tmp_path / "out", tokenizer_path)
+    whole, parted = (
+        settings_of(inputs, tmp_path / "whole", tokenizer_path),
+        settings_of(inputs, tmp_path / "out", tokenizer_path),
+    )
     prepare(whole)
     prepare_part(parted, Part(1, 2))
     done = [prepare_part(parted, Part(number, 3)) for number in (1, 2, 3)]
@@ -125,7 +138,10 @@ def test_parts_of_other_settings_are_refused(tmp_path: Path, tokenizer_path: Pat
     prepare_part(settings, Part(1, 2))
     for changed, message in [
         (settings_of(inputs, tmp_path / "out", other), "was prepared with tokenizer_sha256="),
-        (settings_of(inputs, tmp_path / "out", tokenizer_path, shard_documents=3), r"was prepared with shard_documents=None \(now 3\)"),
+        (
+            settings_of(inputs, tmp_path / "out", tokenizer_path, shard_documents=3),
+            r"was prepared with shard_documents=None \(now 3\)",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare_part(changed, Part(2, 2))
@@ -140,7 +156,10 @@ def test_parts_that_run_at_the_same_time_share_the_folder(tmp_path: Path, tokeni
     """Each in a process of its own, all claiming the empty folder at once."""
     texts = [f"{number} round the ring " * 5 for number in range(80)]
     inputs = write_inputs(tmp_path / "in", texts)
-    whole, parted = settings_of(inputs, tmp_path / "whole", tokenizer_path), settings_of(inputs, tmp_path / "out", tokenizer_path)
+    whole, parted = (
+        settings_of(inputs, tmp_path / "whole", tokenizer_path),
+        settings_of(inputs, tmp_path / "out", tokenizer_path),
+    )
     prepare(whole)
     with ThreadPoolExecutor(4) as pool:
         work = [lambda number=number: prepare_part(parted, Part(number, 4)) for number in range(1, 5)]
@@ -183,19 +202,35 @@ def test_a_unit_that_two_runs_make_is_kept_once(tmp_path: Path, tokenizer_path: 
 
 def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools/prepare_data.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_tool_does_parts_and_merges_them(tmp_path: Path, tokenizer_path: Path) -> None:
     inputs = write_inputs(tmp_path / "in", ["round the ring"] * 30)
-    arguments = ("--input", f"{inputs}/*", "--tokenizer", tokenizer_path, "--output", tmp_path / "out", "--workers", "0")
+    arguments = (
+        "--input",
+        f"{inputs}/*",
+        "--tokenizer",
+        tokenizer_path,
+        "--output",
+        tmp_path / "out",
+        "--workers",
+        "0",
+    )
     first, early, second, merged = (
         run_tool(*arguments, *how) for how in (("--part", "2/2"), ("--merge", "2"), ("--part", "1/2"), ("--merge", "2"))
     )
-    assert (first.returncode, second.returncode, merged.returncode) == (0, 0, 0), first.stderr + second.stderr + merged.stderr
+    assert (first.returncode, second.returncode, merged.returncode) == (0, 0, 0), (
+        first.stderr + second.stderr + merged.stderr
+    )
     assert first.stdout.endswith("out: part 2/2 is finished: 0 units, 0 of them before\n")
     assert second.stdout.endswith("out: part 1/2 is finished: 1 units, 0 of them before\n")
-    assert (early.returncode, early.stderr) == (2, f"error: {tmp_path}/out: not finished, of 2 parts: 1; run them, then merge again\n")
+    assert (early.returncode, early.stderr) == (
+        2,
+        f"error: {tmp_path}/out: not finished, of 2 parts: 1; run them, then merge again\n",
+    )
     assert "33 documents, " in merged.stdout and "(merged from 2 parts)" in merged.stdout
 
 

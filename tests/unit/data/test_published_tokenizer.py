@@ -18,7 +18,9 @@ from tests.support.corpus import make_texts
 
 ONE, BOS, EOS = "<|endoftext|>", "<|begin|>", "<|end|>"
 SPELLED = st.sampled_from([ONE, BOS, EOS, "<think>", "</s>", "  ", "\n\n", *THOUGHT_TOKENS])
-TEXTS = st.lists(st.one_of(SPELLED, st.text(st.characters(exclude_categories=["Cs"]), max_size=20)), max_size=8).map("".join)
+TEXTS = st.lists(st.one_of(SPELLED, st.text(st.characters(exclude_categories=["Cs"]), max_size=20)), max_size=8).map(
+    "".join
+)
 
 
 def train_backend(*specials: str) -> Backend:
@@ -26,7 +28,9 @@ def train_backend(*specials: str) -> Backend:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=list(specials), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=alphabet, special_tokens=list(specials), show_progress=False
+    )
     backend.train_from_iterator([*make_texts(40), f"{ONE}{BOS}{EOS}" * 50], trainer)
     return backend
 
@@ -42,10 +46,13 @@ def write_one_separator(folder: Path) -> None:
 
 
 def write_two_separators(folder: Path) -> None:
-    """As Llama 3: bos and eos by id, a template that adds both, a piece of text that was added; with truncation and padding on."""
+    """As Llama 3: bos and eos by id, a template that adds both, a piece of text that was added; with truncation and
+    padding on."""
     backend = train_backend(BOS, EOS)
     backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 0), (EOS, 1)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 0), (EOS, 1)]
+    )
     backend.enable_truncation(8)
     backend.enable_padding(length=8, pad_id=1, pad_token=EOS)
     backend.save(str(folder / "tokenizer.json"))
@@ -62,7 +69,9 @@ def write_old_form(folder: Path) -> None:
 
 def write_merged_special(folder: Path) -> None:
     """As Llama 2: characters, no pre-tokenizer, and merges that lead to the special token's name."""
-    vocabulary = {piece: number for number, piece in enumerate(["<unk>", "<s>", "</s>", "<", "/", "s", ">", "</", "s>", " "])}
+    vocabulary = {
+        piece: number for number, piece in enumerate(["<unk>", "<s>", "</s>", "<", "/", "s", ">", "</", "s>", " "])
+    }
     backend = Backend(models.BPE(vocabulary, [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>")], unk_token="<unk>"))
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
     backend.save(str(folder / "tokenizer.json"))
@@ -153,7 +162,9 @@ def test_separators_are_found_where_publishers_name_them(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_one_separator_stands_before_a_document_and_two_around_it(tokenizer: PublishedTokenizer, extension: str) -> None:
+def test_one_separator_stands_before_a_document_and_two_around_it(
+    tokenizer: PublishedTokenizer, extension: str
+) -> None:
     text = "one two\n"
     ids = tokenizer.encode(text)
     npy = encode_tokens(np.array(ids, dtype=np.int32), tokenizer.vocab_size)
@@ -205,7 +216,10 @@ def test_what_cannot_be_imported_says_why(tmp_path: Path) -> None:
         ("{", "it is not JSON"),
         ("{}", "its format is not"),
         (f'{{"format": "{FORMAT}", "version": 2}}', "its version is 2"),
-        (f'{{"format": "{FORMAT}", "version": 1, "new_tokens": {{}}}}', "it has no bos_token, eos_token, tokenizer_json"),
+        (
+            f'{{"format": "{FORMAT}", "version": 1, "new_tokens": {{}}}}',
+            "it has no bos_token, eos_token, tokenizer_json",
+        ),
     ],
 )
 def test_a_file_that_is_not_of_the_format_is_named(tmp_path: Path, content: str, message: str) -> None:

@@ -47,7 +47,9 @@ def write_source(folder: Path, tokenizer: Tokenizer | None) -> ShardRow:
         tokens = 0
         for text in TEXTS:
             ids = tokenizer.encode_batch([text])[0] if tokenizer else np.zeros(0)
-            shard.add(encode_tokens(ids, tokenizer.vocab_size) if tokenizer else text.encode(), text_hash(text.encode()))
+            shard.add(
+                encode_tokens(ids, tokenizer.vocab_size) if tokenizer else text.encode(), text_hash(text.encode())
+            )
             tokens += len(ids)
         row = shard.close(tokens if tokenizer else None)
     write_manifest(folder, Header(kind="tokens" if tokenizer else "text"), [row])
@@ -65,7 +67,10 @@ def test_token_payloads_are_what_numpy_saves(ids: list[int], vocab_size: int) ->
 def test_tars_are_what_tarfile_writes(sizes: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tar")
     expected = io.BytesIO()
-    with ShardWriter(folder, "s.tar", "txt") as shard, tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        ShardWriter(folder, "s.tar", "txt") as shard,
+        tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for number, size in enumerate(sizes):
             payload = bytes([number + 65]) * size
             shard.add(payload, 0)
@@ -97,13 +102,17 @@ def test_the_index_leads_to_every_document_of_tokens_and_of_its_text_twin(tmp_pa
         hashes.append(index["text_hash"].tolist())
         with (folder / row.shard).open("rb") as file:
             for number in (2, 0, 3, 1):
-                framed = frame_document(read_document(file, index[number]), index[number]["extension"], tokenizer).read(0, 10_000)
+                framed = frame_document(read_document(file, index[number]), index[number]["extension"], tokenizer).read(
+                    0, 10_000
+                )
                 assert framed.dtype == np.int32
                 assert framed.tolist() == [tokenizer.bos_id, *tokenizer.encode(TEXTS[number]), tokenizer.eos_id]
     assert hashes[0] == hashes[1] == [text_hash(text.encode()) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("damage", "reason"), [("flip", "its CRC-32 is not"), ("cut", r"only \d+ of \d+ bytes are there")])
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("flip", "its CRC-32 is not"), ("cut", r"only \d+ of \d+ bytes are there")]
+)
 def test_damage_is_named_with_shard_document_and_offset(tmp_path: Path, damage: str, reason: str) -> None:
     row = write_source(tmp_path, None)
     index = open_index(tmp_path, row)
@@ -114,16 +123,25 @@ def test_damage_is_named_with_shard_document_and_offset(tmp_path: Path, damage: 
     path.write_bytes(data if damage == "flip" else data[: offset + 2])
     with path.open("rb") as file:
         assert read_document(file, index[1]) == TEXTS[1].encode()
-        with pytest.raises(DamagedDocument, match=rf"shard-000000\.tar: document 3 at byte {offset} is damaged: {reason}"):
+        with pytest.raises(
+            DamagedDocument, match=rf"shard-000000\.tar: document 3 at byte {offset} is damaged: {reason}"
+        ):
             read_document(file, index[3])
 
 
-@pytest.mark.parametrize(("column", "value"), [("offset", 2**64 - 1), ("offset", 2**40), ("size", 2**64 - 1), ("size", 2**50)])
-def test_an_index_row_that_points_nowhere_is_damage(tmp_path: Path, tokenizer: Tokenizer, column: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"), [("offset", 2**64 - 1), ("offset", 2**40), ("size", 2**64 - 1), ("size", 2**50)]
+)
+def test_an_index_row_that_points_nowhere_is_damage(
+    tmp_path: Path, tokenizer: Tokenizer, column: str, value: int
+) -> None:
     row = write_source(tmp_path, tokenizer)
     entry = open_index(tmp_path, row)[:1].copy()[0]
     entry[column] = value
-    with (tmp_path / row.shard).open("rb") as file, pytest.raises(DamagedDocument, match=r"only \d+ of \d+ bytes are there"):
+    with (
+        (tmp_path / row.shard).open("rb") as file,
+        pytest.raises(DamagedDocument, match=r"only \d+ of \d+ bytes are there"),
+    ):
         read_document(file, entry)
 
 
@@ -145,7 +163,14 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
 
 def some_rows(count: int) -> list[ShardRow]:
     return [
-        ShardRow(shard=f"shard-{i:06d}.tar", documents=i, tokens=i * i, bytes=10**i % 97, sha256="0" * 64, index_sha256="1" * 64)
+        ShardRow(
+            shard=f"shard-{i:06d}.tar",
+            documents=i,
+            tokens=i * i,
+            bytes=10**i % 97,
+            sha256="0" * 64,
+            index_sha256="1" * 64,
+        )
         for i in range(count)
     ]
 
@@ -156,7 +181,11 @@ def test_the_manifest_gives_back_header_and_rows(tmp_path: Path) -> None:
     written = write_manifest(tmp_path, header, iter(rows))
     manifest = Manifest.open(tmp_path)
     assert manifest.header == written
-    assert (written.num_shards, written.num_documents, written.num_tokens) == (13, sum(range(13)), sum(i * i for i in range(13)))
+    assert (written.num_shards, written.num_documents, written.num_tokens) == (
+        13,
+        sum(range(13)),
+        sum(i * i for i in range(13)),
+    )
     assert [manifest[i] for i in range(len(manifest))] == rows
     lines = (tmp_path / MANIFEST_NAME).read_bytes().splitlines(keepends=True)
     assert {len(line) for line in lines[1:]} == {written.row_bytes}
@@ -184,7 +213,10 @@ def test_opening_a_manifest_costs_the_same_for_any_number_of_shards(tmp_path: Pa
         (None, r"no manifest\.jsonl; make shards there with tools/prepare_data\.py"),
         (b"", "not a looped-shards manifest"),
         (b'{"format": "other", "version": 1}\n', "format 'other' version 1"),
-        (b'{"format": "looped-shards", "version": 1, "kind": "text", "num_shards": 3, "row_bytes": 10}\n', "do not hold 3 rows"),
+        (
+            b'{"format": "looped-shards", "version": 1, "kind": "text", "num_shards": 3, "row_bytes": 10}\n',
+            "do not hold 3 rows",
+        ),
         (b'{"format": "looped-shards", "version": 1, "kind": "text", "colour": 3}\n', "colour"),
     ],
 )

@@ -90,7 +90,10 @@ def test_every_epoch_serves_every_document_of_the_split_once(
             walker = Walker(reader, number, Cursor(epoch=epoch))
             documents = list(documents_of(walker, tokenizer, epoch, spec.seq_len))
             # The last sample reaches into the next epoch: count what this epoch's units hold.
-            held = sum(len(list(reader.candidates(reader.unit(number, epoch, unit), epoch, 0))) for unit in range(reader.units_per_stream))
+            held = sum(
+                len(list(reader.candidates(reader.unit(number, epoch, unit), epoch, 0)))
+                for unit in range(reader.units_per_stream)
+            )
             assert len(documents) >= held
             served.update(documents[:held])
             orders.append(documents[:held])
@@ -98,7 +101,11 @@ def test_every_epoch_serves_every_document_of_the_split_once(
     assert per_epoch[0] == per_epoch[1]
     assert set(per_epoch[0].values()) == {1}
     other = make_spec(root, source, split="validation" if split == "train" else "train", validation_fraction=fraction)
-    held_back = 0 if fraction == 0 else sum(len(list(Source(other, 0, tokenizer).candidates(unit, 0, 0))) for unit in whole_shards(source))
+    held_back = (
+        0
+        if fraction == 0
+        else sum(len(list(Source(other, 0, tokenizer).candidates(unit, 0, 0))) for unit in whole_shards(source))
+    )
     assert len(per_epoch[0]) + held_back == len(texts)
     assert set(per_epoch[0]) <= set(texts)
 
@@ -120,7 +127,9 @@ def test_a_cursor_is_all_that_is_needed_to_go_on(root: Path, source: Path, seq_l
     assert np.array_equal(np.concatenate([first, second]), expected)
 
 
-def test_raw_text_gives_the_samples_of_its_tokenised_twin(root: Path, source: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_raw_text_gives_the_samples_of_its_tokenised_twin(
+    root: Path, source: Path, tokenizer: Tokenizer, texts: list[str]
+) -> None:
     twin = write_source(root / "text", texts, 3, tokenizer, as_text=True)
     for split in ("train", "validation"):
         made = [read(make_spec(root, folder, split=split, validation_fraction=0.2), 60) for folder in (source, twin)]
@@ -128,7 +137,9 @@ def test_raw_text_gives_the_samples_of_its_tokenised_twin(root: Path, source: Pa
         assert np.array_equal(made[0][1], made[1][1])
 
 
-def test_a_text_is_on_the_same_side_of_the_split_wherever_it_lies(root: Path, source: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_a_text_is_on_the_same_side_of_the_split_wherever_it_lies(
+    root: Path, source: Path, tokenizer: Tokenizer, texts: list[str]
+) -> None:
     other = write_source(root / "reversed", texts[::-1], 5, tokenizer, as_text=True)
     sides = []
     for folder in (source, other):
@@ -142,7 +153,9 @@ def test_a_text_is_on_the_same_side_of_the_split_wherever_it_lies(root: Path, so
 def test_a_split_without_documents_is_an_error_that_names_the_source(root: Path, source: Path) -> None:
     for split, fraction in (("validation", 0.0), ("validation", 1e-9), ("train", 1 - 1e-9)):
         spec = make_spec(root, source, split=split, validation_fraction=fraction)
-        with pytest.raises(ValueError, match=rf"{source}.*150 documents.*{split} split.*validation_fraction={fraction}"):
+        with pytest.raises(
+            ValueError, match=rf"{source}.*150 documents.*{split} split.*validation_fraction={fraction}"
+        ):
             StreamReader(spec, fresh(spec)).require_documents()
 
 
@@ -159,9 +172,12 @@ def test_few_documents_and_many_streams(root: Path, tokenizer: Tokenizer) -> Non
 
 def test_tokens_of_another_tokenizer_are_refused(root: Path, source: Path, tokenizer: Tokenizer) -> None:
     other = root / "other.model"
-    other.write_bytes((root / "tokenizer.model").read_bytes() + b"\xf2\x3f\x00")  # an unknown field: same pieces, other file
+    # an unknown field: same pieces, other file
+    other.write_bytes((root / "tokenizer.model").read_bytes() + b"\xf2\x3f\x00")
     spec = make_spec(root, source, tokenizer=str(other))
-    with pytest.raises(ValueError, match=f"another tokenizer.*{tokenizer.sha256[:12]}.*{Tokenizer.load(other).sha256[:12]}"):
+    with pytest.raises(
+        ValueError, match=f"another tokenizer.*{tokenizer.sha256[:12]}.*{Tokenizer.load(other).sha256[:12]}"
+    ):
         StreamReader(spec, fresh(spec))
 
 

@@ -1,4 +1,5 @@
-"""A tokenizer over symbols: exact, told apart from the other kinds by its file, and strict about what it cannot spell."""
+"""A tokenizer over symbols: exact, told apart from the other kinds by its file, and strict about what it cannot
+spell."""
 
 import json
 from pathlib import Path
@@ -13,7 +14,12 @@ from pretrain.data.tokenizers.symbols import SPECIALS, SymbolTokenizer, write_sy
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
 from pretrain.hf.tokenizer import export_tokenizer
 
-SYMBOLS = st.lists(st.text(max_size=3, min_size=1, alphabet=st.characters(exclude_categories=["Cs"])), min_size=1, max_size=20, unique=True)
+SYMBOLS = st.lists(
+    st.text(max_size=3, min_size=1, alphabet=st.characters(exclude_categories=["Cs"])),
+    min_size=1,
+    max_size=20,
+    unique=True,
+)
 
 
 @given(symbols=SYMBOLS, data=st.data())
@@ -32,7 +38,15 @@ def test_single_characters_are_tokens_and_specials_are_silent(text: str) -> None
     tokenizer = SymbolTokenizer(write_symbols("ab+"))
     ids = tokenizer.encode(text)
     assert [number - len(SPECIALS) for number in ids] == ["ab+".index(symbol) for symbol in text]
-    framed = [tokenizer.bos_id, *ids, tokenizer.bot_id, tokenizer.latent_id, tokenizer.pause_id, tokenizer.eot_id, tokenizer.eos_id]
+    framed = [
+        tokenizer.bos_id,
+        *ids,
+        tokenizer.bot_id,
+        tokenizer.latent_id,
+        tokenizer.pause_id,
+        tokenizer.eot_id,
+        tokenizer.eos_id,
+    ]
     assert tokenizer.decode([*framed, tokenizer.pad_id]) == text
     specials = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, *map(tokenizer.thought_id, THOUGHT_TOKENS)]
     assert specials == list(range(len(SPECIALS)))
@@ -40,12 +54,19 @@ def test_single_characters_are_tokens_and_specials_are_silent(text: str) -> None
 
 def test_the_longest_symbol_is_taken() -> None:
     tokenizer = SymbolTokenizer(write_symbols(["1", "12", "123", "3", "."]))
-    assert [tokenizer.symbols[number - len(SPECIALS)] for number in tokenizer.encode("12312.1")] == ["123", "12", ".", "1"]
+    assert [tokenizer.symbols[number - len(SPECIALS)] for number in tokenizer.encode("12312.1")] == [
+        "123",
+        "12",
+        ".",
+        "1",
+    ]
 
 
 def test_what_no_symbol_spells_is_named() -> None:
     tokenizer = SymbolTokenizer(write_symbols("ab"))
-    with pytest.raises(ValueError, match=r"^character 2: '<bos>b' begins with none of the tokenizer's symbols 'a' 'b'$"):
+    with pytest.raises(
+        ValueError, match=r"^character 2: '<bos>b' begins with none of the tokenizer's symbols 'a' 'b'$"
+    ):
         tokenizer.encode("ab<bos>b")
     with pytest.raises(ValueError, match="character 0"):
         tokenizer.encode("\ud800")
@@ -67,7 +88,8 @@ def test_documents_of_symbols_are_framed_like_all_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbols", "message"), [([], "not a list of texts"), (["a", ""], "none of them empty"), (["a", "b", "a"], "'a' twice")]
+    ("symbols", "message"),
+    [([], "not a list of texts"), (["a", ""], "none of them empty"), (["a", "b", "a"], "'a' twice")],
 )
 def test_symbols_that_cannot_be_told_apart_are_refused(symbols: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -76,7 +98,11 @@ def test_symbols_that_cannot_be_told_apart_are_refused(symbols: list[str], messa
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 2}, "its version is 2"), ({"symbols": "ab"}, "not a list"), ({"symbols": [1]}, "not a list of texts")],
+    [
+        ({"version": 2}, "its version is 2"),
+        ({"symbols": "ab"}, "not a list"),
+        ({"symbols": [1]}, "not a list of texts"),
+    ],
 )
 def test_a_damaged_file_says_what_is_wrong(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = tmp_path / "symbols.json"

@@ -1,4 +1,5 @@
-"""Tasks as training data: rows, their labels, the same batches on any layout and after a resume, and what is refused."""
+"""Tasks as training data: rows, their labels, the same batches on any layout and after a resume, and what is
+refused."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def test_loss_is_on_the_answer_and_the_end() -> None:
 
 
 def test_loss_is_on_the_steps_too_where_that_is_asked() -> None:
-    made, tokenizer = source({"task": "i_gsm"}, "symbols:" + "".join(sorted(all_characters("i_gsm"))), 700, supervise="steps")
+    made, tokenizer = source(
+        {"task": "i_gsm"}, "symbols:" + "".join(sorted(all_characters("i_gsm"))), 700, supervise="steps"
+    )
     example = made.task.pick("train", 0, 0)
     _, labels = inputs_of(made.row(0), tokenizer)
     told = tokenizer.decode([label for label in labels if label not in (IGNORED, tokenizer.eos_id)])
@@ -54,7 +57,9 @@ def test_loss_is_on_the_steps_too_where_that_is_asked() -> None:
 
 def all_characters(name: str) -> set[str]:
     task = make_task(name, {})
-    return {character for number in range(50) for piece in task.render(task.generate(0, number)) for character in piece.text}
+    return {
+        character for number in range(50) for piece in task.render(task.generate(0, number)) for character in piece.text
+    }
 
 
 def test_every_prefix_has_its_own_label() -> None:
@@ -120,7 +125,11 @@ def test_tasks_and_text_mix(tmp_path: Path) -> None:
         ({"task": "additon"}, DIGITS, "task additon: no such task, did you mean addition"),
         (SUM | {"parameters": {"num_operand": [2]}}, DIGITS, "no parameter num_operand, did you mean num_operands"),
         (SUM, "symbols:0123456789", r"task addition: character \d+: '\+.* data.tokenizer is not made for it"),
-        (SUM | {"parameters": {"num_operands": [9]}}, DIGITS, r"an example of \d+ tokens does not fit train.seq_len=16"),
+        (
+            SUM | {"parameters": {"num_operands": [9]}},
+            DIGITS,
+            r"an example of \d+ tokens does not fit train.seq_len=16",
+        ),
         (SUM | {"supervise": "prefixes"}, DIGITS, "supervise=prefixes needs a task with an answer to every prefix"),
         ({"task": "p_hop", "path": "x"}, DIGITS, "each names either a path, a folder of shards, or a task"),
         ({}, DIGITS, "each names either a path, a folder of shards, or a task"),

@@ -121,7 +121,11 @@ def test_an_error_while_reading_is_not_taken_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("documents", "vocab_size", "message"),
-    [([], 300, "hold no document"), (["hello"], 300, "Vocabulary size too high"), (DOCUMENTS, 100, "vocabulary of 100 is too small")],
+    [
+        ([], 300, "hold no document"),
+        (["hello"], 300, "Vocabulary size too high"),
+        (DOCUMENTS, 100, "vocabulary of 100 is too small"),
+    ],
 )
 def test_impossible_training_says_why(documents: list[str], vocab_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -143,7 +147,9 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
 
 def run_tool(*arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/train_tokenizer.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_tool_trains_and_reports(tmp_path: Path) -> None:
@@ -153,7 +159,10 @@ def test_the_tool_trains_and_reports(tmp_path: Path) -> None:
     output = tmp_path / "new" / "tokenizer.model"
     done = run_tool("--input", tmp_path / "*.txt", "--vocab-size", 400, "--output", output)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tokenizer\.model: 400 pieces from 108 documents; \d\.\d+ bytes per token on 11 held-out documents", done.stdout)
+    assert re.search(
+        r"tokenizer\.model: 400 pieces from 108 documents; \d\.\d+ bytes per token on 11 held-out documents",
+        done.stdout,
+    )
     assert "bad.txt: invalid UTF-8: invalid start byte at byte 3" in done.stderr
     assert output.read_bytes() == train_tokenizer(DOCUMENTS, vocab_size=400)[0]
 

@@ -76,15 +76,25 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cleaned(tmp_path_factory: pytest.TempPathFactory, language_model: Path) -> tuple[Path, str]:
-    """The output folder and report of two WET files, one of them cut off, made where every use of the network ends the process."""
+    """The output folder and report of two WET files, one of them cut off, made where every use of the network ends the
+    process."""
     folder = tmp_path_factory.mktemp("web")
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
     write_wet(folder / "a.warc.wet.gz", [*GOOD[:8], page(500, GERMAN), SHORT, " \n ", GOOD[5], BREATHLESS])
     whole = write_wet(
-        folder / "b.warc.wet.gz", [*GOOD[8:], NEAR, GOOD[9], "the river of the morning " * 60, "{ " + page(600), page(999)]
+        folder / "b.warc.wet.gz",
+        [*GOOD[8:], NEAR, GOOD[9], "the river of the morning " * 60, "{ " + page(600), page(999)],
     ).read_bytes()
     (folder / "b.warc.wet.gz").write_bytes(whole[:-200])
-    arguments = ("--input", f"{folder}/*.wet.gz", "--output", folder / "out", "--language-model", language_model, "--keep-text")
+    arguments = (
+        "--input",
+        f"{folder}/*.wet.gz",
+        "--output",
+        folder / "out",
+        "--language-model",
+        language_model,
+        "--keep-text",
+    )
     done = clean(*arguments, "--workers", "1", first_on_path=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
@@ -115,13 +125,19 @@ def test_the_report_says_what_was_dropped_and_why(cleaned: tuple[Path, str]) -> 
 def html(text: str, encoding: str = "utf-8") -> bytes:
     paragraphs = "".join(f"<p>{line}</p>" for line in text.split("\n"))
     menu = "<nav><ul>" + "<li><a href='/'>home</a></li>" * 20 + "</ul></nav>"
-    return f"<html><head><title>x</title></head><body>{menu}<article>{paragraphs}</article></body></html>".encode(encoding)
+    return f"<html><head><title>x</title></head><body>{menu}<article>{paragraphs}</article></body></html>".encode(
+        encoding
+    )
 
 
 def test_html_becomes_text_that_the_loader_reads(tmp_path: Path) -> None:
     accented = page(900).replace("garden", "gardén")
     responses = [("text/html; charset=utf-8", html(text)) for text in GOOD[:6]]
-    responses += [("text/html; charset=iso-8859-1", html(accented, "latin-1")), ("image/png", b"\x89PNG"), ("text/html", html(GOOD[2]))]
+    responses += [
+        ("text/html; charset=iso-8859-1", html(accented, "latin-1")),
+        ("image/png", b"\x89PNG"),
+        ("text/html", html(GOOD[2])),
+    ]
     write_warc(tmp_path / "a.warc.gz", responses)
     tokenizer = make_tokenizer(tmp_path / "t.model")
     output = tmp_path / "out"
@@ -135,7 +151,9 @@ def test_html_becomes_text_that_the_loader_reads(tmp_path: Path) -> None:
     expected = sum(len(tokenizer.encode(text)) for text in kept)
     assert Manifest.open(output / "shards").header.num_tokens == expected
 
-    loader = Loader(make_data(tmp_path / "t.model", output / "shards"), seed=0, seq_len=64, global_batch=8, rank=0, num_ranks=1)
+    loader = Loader(
+        make_data(tmp_path / "t.model", output / "shards"), seed=0, seq_len=64, global_batch=8, rank=0, num_ranks=1
+    )
     assert loader.next_batch().shape == (8, 65)
     loader.close()
 
@@ -168,8 +186,14 @@ def test_when_no_page_is_left_the_report_is_there(tmp_path: Path) -> None:
     [
         ({"inputs": ("a.wet", "b.warc.gz")}, "WARC and WET files hold the same pages: give only one kind"),
         ({"inputs": ("a.jsonl",)}, r"a\.jsonl: not a \.warc or \.wet file"),
-        ({"language_model": Path("none.bin")}, r"needs fasttext-numpy2-wheel|none\.bin: no such file; it is to be fastText's model"),
-        ({"language": "english"}, "language english: datatrove has no rules for its words; use a code such as en, de or zh"),
+        (
+            {"language_model": Path("none.bin")},
+            r"needs fasttext-numpy2-wheel|none\.bin: no such file; it is to be fastText's model",
+        ),
+        (
+            {"language": "english"},
+            "language english: datatrove has no rules for its words; use a code such as en, de or zh",
+        ),
         ({"language": "th"}, r"language th: Please install `pythainlp`"),
         ({"tokenizer": Path("none.model")}, r"none\.model"),
     ],
@@ -196,7 +220,9 @@ def test_a_file_that_is_no_archive_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.wet", "a.wet.gz", "a.warc", "a.warc.gz"])
 def test_a_cut_archive_gives_what_lies_before_the_cut(name: str, tmp_path: Path) -> None:
     made = (
-        write_wet(tmp_path / name, GOOD[:4]) if "wet" in name else write_warc(tmp_path / name, [("text/html", html(t)) for t in GOOD[:4]])
+        write_wet(tmp_path / name, GOOD[:4])
+        if "wet" in name
+        else write_warc(tmp_path / name, [("text/html", html(t)) for t in GOOD[:4]])
     )
     whole, all_pages = made.read_bytes(), pages_of(made)[0]
     assert len(all_pages) == 4

@@ -40,7 +40,9 @@ class Listener:
         return [[] for _ in prompts]
 
 
-def listen(tokenizer: Tokenizer, config: RunConfig, *names: str, num_examples: int, file: Path, max_length: int) -> Listener:
+def listen(
+    tokenizer: Tokenizer, config: RunConfig, *names: str, num_examples: int, file: Path, max_length: int
+) -> Listener:
     """Evaluate on a task at one and two loops."""
     listener = Listener()
     lm = LoopedLM(listener, tokenizer, (1, 2), max_length=max_length)  # type: ignore[arg-type]
@@ -71,7 +73,8 @@ def test_a_prompt_that_fits_with_its_answer_is_not_cut(tmp_path: Path) -> None:
     source = {"task": "addition", "parameters": {"num_operands": [3], "num_digits": 2}}
     config = RunConfig.model_validate({"data": {"tokenizer": "symbols:0123456789+=", "sources": [source]}})
     digits = Tokenizer.load(config.data.tokenizer)
-    # begin, three numbers of two digits, two signs and = are ten tokens; three digits and the end follow, the end being no input
+    # begin, three numbers of two digits, two signs and = are ten tokens; three digits and the end follow, the end being
+    # no input
     prompts = listen(digits, config, num_examples=50, max_length=13, file=tmp_path / "rows.jsonl").prompts[1]
     assert all(prompt[0] == digits.bos_id and len(prompt) == 10 for prompt in prompts)
 
@@ -81,7 +84,10 @@ def test_a_name_means_the_difficulty_that_the_run_is_trained_at() -> None:
     config = RunConfig.model_validate({"data": {"sources": sources}})
     for names in ([], ["p_hop", "p_hop_2"]):
         found = [task for task in tasks_of(config, names, None) if isinstance(task, ResolvedTask)]
-        assert [(task.name, task.parameters) for task in found] == [("p_hop", {"num_hops": 2}), ("p_hop_2", {"num_hops": 3})]
+        assert [(task.name, task.parameters) for task in found] == [
+            ("p_hop", {"num_hops": 2}),
+            ("p_hop_2", {"num_hops": 3}),
+        ]
     (other,) = tasks_of(config, ["induction_copying"], None, allow_network=False)
     assert isinstance(other, ResolvedTask) and other.parameters == {}
 
@@ -102,9 +108,9 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(
     assert "skipped svamp: its files are read from a data directory, and none was given" in capsys.readouterr().err
     file = run / "eval" / "depth.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(row["task"], row["task_group"], row["metric"], row["num_loops"], row["effective_depth"]) for row in rows] == [
-        ("variable_assignment_code_depth0", "primitives", "exact_match", loops, 2 * loops) for loops in (1, 2)
-    ]
+    assert [
+        (row["task"], row["task_group"], row["metric"], row["num_loops"], row["effective_depth"]) for row in rows
+    ] == [("variable_assignment_code_depth0", "primitives", "exact_match", loops, 2 * loops) for loops in (1, 2)]
     assert all(row["num_examples"] == 3 and row["run"] == "run" and row["stderr"] is not None for row in rows)
     assert eval_depth.main([*wanted, "--tasks", "primitives"]) == 0
     printed = capsys.readouterr()
@@ -123,12 +129,33 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(
 def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
     hops = {"task": "p_hop", "parameters": {"num_hops": 2, "length": 12}, "supervise": "prefixes"}
     data = {"tokenizer": "symbols:abcd", "sources": [hops]}
-    overrides = ["run.name=hops", f"run.root={tmp_path}", "train.seq_len=13", f"data={json.dumps(data)}", "logging.wandb=disabled"]
-    shape = ["model.vocab_size=16", "model.hidden_size=16", "model.num_attention_heads=2", "model.ffn_size=16", "model.num_loop_layers=1"]
-    settings = ["train.steps=2", "train.global_batch=4", "train.micro_batch=4", "optimizer.warmup_steps=0", "validation.every=0"]
+    overrides = [
+        "run.name=hops",
+        f"run.root={tmp_path}",
+        "train.seq_len=13",
+        f"data={json.dumps(data)}",
+        "logging.wandb=disabled",
+    ]
+    shape = [
+        "model.vocab_size=16",
+        "model.hidden_size=16",
+        "model.num_attention_heads=2",
+        "model.ffn_size=16",
+        "model.num_loop_layers=1",
+    ]
+    settings = [
+        "train.steps=2",
+        "train.global_batch=4",
+        "train.micro_batch=4",
+        "optimizer.warmup_steps=0",
+        "validation.every=0",
+    ]
     (tmp_path / "run.yaml").write_text("train: {precision: fp32}\n")
     assert train.main(["--config", str(tmp_path / "run.yaml"), *overrides, *shape, *settings]) == 0
     assert eval_depth.main(["--run", str(tmp_path / "hops"), "--num-loops", "1,2", "--num-examples", "20"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "hops" / "eval" / "depth.jsonl").read_text().splitlines()]
-    assert [(row["task"], row["metric"], row["num_loops"]) for row in rows] == [("p_hop", "acc", 1), ("p_hop", "acc", 2)]
+    assert [(row["task"], row["metric"], row["num_loops"]) for row in rows] == [
+        ("p_hop", "acc", 1),
+        ("p_hop", "acc", 2),
+    ]
     assert {row["num_examples"] for row in rows} == {20}

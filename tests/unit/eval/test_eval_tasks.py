@@ -1,4 +1,5 @@
-"""Offline tasks: they load from made and from real files, ask and score as the harness's own do, and name what is missing or malformed."""
+"""Offline tasks: they load from made and from real files, ask and score as the harness's own do, and name what is
+missing or malformed."""
 
 import json
 import math
@@ -47,9 +48,10 @@ EQUALS = {
 """The harness's definition that each offline task equals."""
 
 REAL_COUNTS = {
-    "triviaqa": 3000, "nq_open": 3610, "webqs": 2032, "squadv2": 6078, "svamp": 1000, "mawps_addsub": 395, "mawps_multiarith": 600,
-    "mawps_singleeq": 508, "mawps_singleop": 562, "gsm8k": 1319, "lambada_openai": 5153, "hellaswag": 1000, "piqa": 1838, "arc_easy": 2376,
-    "arc_challenge": 1172, "boolq": 3270, "winogrande": 1267, "wikitext": 62,
+    "triviaqa": 3000, "nq_open": 3610, "webqs": 2032, "squadv2": 6078, "svamp": 1000, "mawps_addsub": 395,
+    "mawps_multiarith": 600, "mawps_singleeq": 508, "mawps_singleop": 562, "gsm8k": 1319, "lambada_openai": 5153,
+    "hellaswag": 1000, "piqa": 1838, "arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "winogrande": 1267,
+    "wikitext": 62,
 }  # fmt: skip
 
 
@@ -105,14 +107,20 @@ def harness_twin(name: str, task: Any, data_dir: Path) -> Any:
     evaluated, shots = task.eval_docs, task.fewshot_docs()
     if name == "hellaswag" and data_dir != REAL_DATA:
         # Its own processing of the original rows.
-        evaluated = shots = Dataset.from_list([row.fields for row in read_rows(next((data_dir / "hellaswag").iterdir()))])
+        evaluated = shots = Dataset.from_list(
+            [row.fields for row in read_rows(next((data_dir / "hellaswag").iterdir()))]
+        )
     elif name == "hellaswag":
         config.pop("process_docs")
     splits = {"train": shots, "validation": evaluated, "test": evaluated}
     for key in ("dataset_path", "dataset_name", "tag"):
         config.pop(key, None)
     # Where the harness excludes what is asked from the shots, it looks at the test split alone.
-    same = {"fewshot_split": "test", "test_split": "test"} if task.config.fewshot_split == "test" else {"fewshot_split": "train"}
+    same = (
+        {"fewshot_split": "test", "test_split": "test"}
+        if task.config.fewshot_split == "test"
+        else {"fewshot_split": "train"}
+    )
     return ConfigurableTask(config={**config, **same, "custom_dataset": lambda **_: splits, "metadata": {"version": 0}})
 
 
@@ -145,7 +153,9 @@ def test_equals_the_harness(name: str, data_dir: Path) -> None:
 
 def filters(task: Any) -> list[tuple[str, list[tuple[type, dict[str, Any]]]]]:
     """What is done to an answer before it is scored: by name, the kinds of filters and their settings."""
-    return [(each.name, [(type(one), vars(one)) for one in (make() for make in each.filters)]) for each in task._filters]
+    return [
+        (each.name, [(type(one), vars(one)) for one in (make() for make in each.filters)]) for each in task._filters
+    ]
 
 
 def answers(task: Any, document: Any, asked: list[Any], dice: random.Random) -> list[list[Any]]:
@@ -201,21 +211,28 @@ def test_squad_scores() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=9, unique_by=lambda one: one[0]
+        st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=9,
+        unique_by=lambda one: one[0],
     )
 )
 def test_best_score_is_that_of_the_best_threshold(questions: list[tuple[float, float, bool, bool]]) -> None:
     outcomes = [squad.Outcome(chance, score if has else -float(said), has) for chance, score, has, said in questions]
 
     def at(threshold: float) -> float:
-        return sum((score if has else float(not said)) if chance <= threshold else float(not has) for chance, score, has, said in questions)
+        return sum(
+            (score if has else float(not said)) if chance <= threshold else float(not has)
+            for chance, score, has, said in questions
+        )
 
     best = max(at(threshold) for threshold in [-1, *(chance for chance, *_ in questions)])
     assert squad.best_score(outcomes) == pytest.approx(best / len(questions))
 
 
 @given(
-    st.one_of(st.integers(-(10**9), 10**9), st.decimals(-1000, 1000, places=2)), st.sampled_from(["{}", " {} apples.", " ${}", "= {}\n7"])
+    st.one_of(st.integers(-(10**9), 10**9), st.decimals(-1000, 1000, places=2)),
+    st.sampled_from(["{}", " {} apples.", " ${}", "= {}\n7"]),
 )
 def test_a_number_is_right_however_it_is_written(value: Any, wording: str) -> None:
     document = {"answer": word_problem_text(float(value))}
@@ -234,7 +251,9 @@ def test_a_missing_file_skips_its_task_alone(tmp_path: Path) -> None:
     data = write_eval_data(tmp_path)
     next(data.glob("math_word_problems/svamp.json*")).unlink()
     next(data.glob("webquestions/test.json*")).unlink()
-    found = {task.name: task for task in resolve(["closed_book", "math_word_problems", "svamp"], data, allow_network=False)}
+    found = {
+        task.name: task for task in resolve(["closed_book", "math_word_problems", "svamp"], data, allow_network=False)
+    }
     skipped = {name: task.reason for name, task in found.items() if isinstance(task, SkippedTask)}
     assert list(found) == [*GROUPS["closed_book"], *GROUPS["math_word_problems"]]
     assert set(skipped) == {"svamp", "webqs", "tydiqa_no_context", "asdiv"}
@@ -249,8 +268,9 @@ def test_sources() -> None:
         tasks = resolve(names, data_dir, allow_network=allow_network)
         return [task.source if isinstance(task, ResolvedTask) else "skipped" for task in tasks]
 
-    assert sources(["gsm8k", "coqa", "quac", "p_hop"], None, allow_network=True) == ["network", "network", "skipped", "generator"]
-    assert sources(["gsm8k", "coqa", "quac", "p_hop"], None, allow_network=False) == ["skipped", "skipped", "skipped", "generator"]
+    names = ["gsm8k", "coqa", "quac", "p_hop"]
+    assert sources(names, None, allow_network=True) == ["network", "network", "skipped", "generator"]
+    assert sources(names, None, allow_network=False) == ["skipped", "skipped", "skipped", "generator"]
     assert set(sources(["primitives"], None, allow_network=False)) == {"generator"}
     with pytest.raises(ValueError, match="did you mean hellaswag"):
         resolve(["helaswag"], None, allow_network=False)
@@ -258,9 +278,16 @@ def test_sources() -> None:
 
 def test_every_name_has_its_definition() -> None:
     files = [path for folder in ("*", "super_glue/*") for path in HARNESS.glob(f"{folder}/*.yaml")]
-    known = {line.removeprefix("task: ") for path in files for line in path.read_text().splitlines() if line.startswith("task: ")}
+    known = {
+        line.removeprefix("task: ")
+        for path in files
+        for line in path.read_text().splitlines()
+        if line.startswith("task: ")
+    }
     assert {task.harness for task in TASKS.values() if task.harness} <= known
-    assert {task.offline for task in TASKS.values() if task.offline} == {path.stem for path in OFFLINE_FOLDER.glob("*_offline.yaml")}
+    assert {task.offline for task in TASKS.values() if task.offline} == {
+        path.stem for path in OFFLINE_FOLDER.glob("*_offline.yaml")
+    }
 
 
 def break_line(change: Callable[[dict[str, Any]], object]) -> Callable[[list[str]], None]:
@@ -276,25 +303,30 @@ def break_line(change: Callable[[dict[str, Any]], object]) -> Callable[[list[str
     ("task", "file", "edit", "message"),
     [
         ("piqa", "piqa/validation.jsonl", break_line(lambda row: row.pop("goal")), "line 3: no field 'goal'"),
-        ("piqa", "piqa/validation.jsonl", break_line(lambda row: row.update(label=2)), "line 3: 'label' is 2, not one of 0 to 1"),
-        ("gsm8k", "gsm8k/test.jsonl", break_line(lambda row: row.update(answer=7)), "line 3: 'answer' is 7, not a string"),
+        ("piqa", "piqa/validation.jsonl", break_line(lambda row: row.update(label=2)),
+         "line 3: 'label' is 2, not one of 0 to 1"),
+        ("gsm8k", "gsm8k/test.jsonl", break_line(lambda row: row.update(answer=7)),
+         "line 3: 'answer' is 7, not a string"),
         ("gsm8k", "gsm8k/train.jsonl", lambda lines: lines.insert(4, "{"), "line 5: broken JSON"),
-        ("nq_open", "nq_open/NQ-open.dev.jsonl", break_line(lambda row: row.update(answer=[])), "line 3: 'answer' is .*, not a list"),
-        ("boolq", "boolq/train.jsonl", break_line(lambda row: row.update(answer=1)), "line 3: 'answer' is 1, not true or false"),
-        ("winogrande", "winogrande/validation.jsonl", break_line(lambda row: row.update(sentence="so")), "line 3: its sentence has no gap"),
-        (
-            "mawps_singleop",
-            "math_word_problems/singleop.jsonl",
-            break_line(lambda row: row.update(target="two")),
-            "line 3: 'target' is 'two'",
-        ),
-        ("arc_easy", "arc/ARC-Easy-validation.jsonl", break_line(lambda row: row.update(answerKey="E")), "line 3: 'answerKey' is 'E'"),
-        ("triviaqa", "triviaqa/triviaqa_3000.jsonl", break_line(lambda row: row.update(context="Who?")), "line 3: 'context' is 'Who"),
+        ("nq_open", "nq_open/NQ-open.dev.jsonl", break_line(lambda row: row.update(answer=[])),
+         "line 3: 'answer' is .*, not a list"),
+        ("boolq", "boolq/train.jsonl", break_line(lambda row: row.update(answer=1)),
+         "line 3: 'answer' is 1, not true or false"),
+        ("winogrande", "winogrande/validation.jsonl", break_line(lambda row: row.update(sentence="so")),
+         "line 3: its sentence has no gap"),
+        ("mawps_singleop", "math_word_problems/singleop.jsonl", break_line(lambda row: row.update(target="two")),
+         "line 3: 'target' is 'two'"),
+        ("arc_easy", "arc/ARC-Easy-validation.jsonl", break_line(lambda row: row.update(answerKey="E")),
+         "line 3: 'answerKey' is 'E'"),
+        ("triviaqa", "triviaqa/triviaqa_3000.jsonl", break_line(lambda row: row.update(context="Who?")),
+         "line 3: 'context' is 'Who"),
         ("lambada_openai", "lambada/lambada_openai.jsonl", lambda lines: lines.clear(), "holds no rows"),
         ("wikitext", "wikitext2/test.txt", lambda lines: lines.clear(), "holds no rows"),
     ],
-)
-def test_a_malformed_row_is_named(tmp_path: Path, task: str, file: str, edit: Callable[[list[str]], None], message: str) -> None:
+)  # fmt: skip
+def test_a_malformed_row_is_named(
+    tmp_path: Path, task: str, file: str, edit: Callable[[list[str]], None], message: str
+) -> None:
     write_eval_data(tmp_path)
     for path in tmp_path.glob(f"{file}*"):
         path.unlink()
@@ -342,7 +374,9 @@ def test_the_harness_runs_them_all_without_a_network(data_dir: Path, monkeypatch
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     resolved = [
-        task for task in resolve([*OFFLINE, *GROUPS["primitives"]], data_dir, allow_network=False) if isinstance(task, ResolvedTask)
+        task
+        for task in resolve([*OFFLINE, *GROUPS["primitives"]], data_dir, allow_network=False)
+        if isinstance(task, ResolvedTask)
     ]
     tasks: list[Any] = [one for task in resolved for one in load_tasks(task, data_dir, num_examples=8)]
     manager = lm_eval.tasks.TaskManager(include_path=OFFLINE_FOLDER, include_defaults=False)

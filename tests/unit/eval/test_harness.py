@@ -1,4 +1,5 @@
-"""The evaluation harness on our models: as its own adapter for transformers scores the export, all depths in one pass."""
+"""The evaluation harness on our models: as its own adapter for transformers scores the export, all depths in one
+pass."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,9 @@ def load(tmp_path: Path, tokenizer: Path, model: dict[str, Any]) -> tuple[Path, 
     return run, load_trained_model(run, torch.device("cpu"))
 
 
-def adapter(trained: TrainedModel, groups: Groups, *, loops: tuple[int, ...] = (1,), batch_size: int = 3, add_bos: bool = True) -> LoopedLM:
+def adapter(
+    trained: TrainedModel, groups: Groups, *, loops: tuple[int, ...] = (1,), batch_size: int = 3, add_bos: bool = True
+) -> LoopedLM:
     scorer = Scorer(trained.model, groups, batch_size=batch_size)
     return LoopedLM(scorer, trained.tokenizer, loops, max_length=SEQ_LEN, add_bos=add_bos)
 
@@ -56,7 +59,9 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
 
 
 def pairs() -> list[Instance]:
-    return requests("loglikelihood", *((context, continuation) for context in CONTEXTS for continuation in CONTINUATIONS))
+    return requests(
+        "loglikelihood", *((context, continuation) for context in CONTEXTS for continuation in CONTINUATIONS)
+    )
 
 
 LONG = "the old river runs north and the deep stream folds again in the block of tokens " * 4
@@ -64,20 +69,32 @@ ROLLING = (("the loop runs in the river",), (LONG,), ("x",))
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
-@pytest.mark.parametrize("model", [{}, {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}])
+@pytest.mark.parametrize(
+    "model", [{}, {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}]
+)
 def test_an_export_scores_the_same_in_the_adapter_for_transformers(
     tmp_path: Path, tokenizer: Path, groups: Groups, model: dict[str, Any], add_bos: bool
 ) -> None:
     run, trained = load(tmp_path, tokenizer, model)
     export_run(ExportSettings(run=run, out=tmp_path / "out"))
-    theirs = HFLM(pretrained=str(tmp_path / "out"), batch_size=4, device="cpu", max_length=SEQ_LEN, add_bos_token=add_bos, dtype="float32")
+    theirs = HFLM(
+        pretrained=str(tmp_path / "out"),
+        batch_size=4,
+        device="cpu",
+        max_length=SEQ_LEN,
+        add_bos_token=add_bos,
+        dtype="float32",
+    )
     ours = adapter(trained, groups, add_bos=add_bos)
     for mine, other in zip(ours.loglikelihood(pairs(), True), theirs.loglikelihood(pairs(), True), strict=True):
         assert mine[0] == pytest.approx(other[0], rel=1e-5) and mine[1] == other[1]
     rolling = requests("loglikelihood_rolling", *ROLLING)
     if not add_bos:  # with a bos the other adapter counts it twice: once of the tokenizer, once of the first window
-        assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling, True), rel=1e-5)
-    # Of bytes that are no UTF-8, which random weights like to say, the two decoders write different replacement characters.
+        assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+            theirs.loglikelihood_rolling(rolling, True), rel=1e-5
+        )
+    # Of bytes that are no UTF-8, which random weights like to say, the two decoders write different replacement
+    # characters.
     trained.tokenizer.decode = lambda ids: theirs.tokenizer.decode(list(ids), skip_special_tokens=True)  # pyright: ignore[reportAttributeAccessIssue]
     settings = {"until": [" the", "\n"], "max_gen_toks": 10, "do_sample": False}
     texts = requests("generate_until", *((context, settings) for context in CONTEXTS if context))
@@ -85,7 +102,9 @@ def test_an_export_scores_the_same_in_the_adapter_for_transformers(
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_all_depths_in_one_pass_are_those_of_one_run_each(tmp_path: Path, tokenizer: Path, groups: Groups, batch_size: int) -> None:
+def test_all_depths_in_one_pass_are_those_of_one_run_each(
+    tmp_path: Path, tokenizer: Path, groups: Groups, batch_size: int
+) -> None:
     _, trained = load(tmp_path, tokenizer, {"num_loop_layers": 2, "num_coda_layers": 1, "input_injection": "add"})
     together = adapter(trained, groups, loops=LOOPS, batch_size=batch_size)
     passes = count_passes(trained.model)
@@ -94,8 +113,12 @@ def test_all_depths_in_one_pass_are_those_of_one_run_each(tmp_path: Path, tokeni
     prompts = requests("generate_until", *((context, settings) for context in CONTEXTS if context))
     for num_loops in LOOPS:
         with together.at(num_loops):
-            values[num_loops] = [*together.loglikelihood(pairs(), True), *together.loglikelihood_rolling(requests("r", *ROLLING))]
-    assert set(passes) == set(range(max(LOOPS))) and len({passes.count(loop) for loop in passes}) == 1  # each loop as often as the first
+            values[num_loops] = [
+                *together.loglikelihood(pairs(), True),
+                *together.loglikelihood_rolling(requests("r", *ROLLING)),
+            ]
+    # each loop as often as the first
+    assert set(passes) == set(range(max(LOOPS))) and len({passes.count(loop) for loop in passes}) == 1
     for num_loops in LOOPS:
         with together.at(num_loops):
             texts[num_loops] = together.generate_until(prompts)

@@ -1,4 +1,5 @@
-"""Our tasks in the harness: a model that knows scores 1, one that does not scores 0, and questions follow from the seed alone."""
+"""Our tasks in the harness: a model that knows scores 1, one that does not scores 0, and questions follow from the seed
+alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,10 @@ class Scripted(LM):
         return said
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return [(-1.0, self.answer(prompt) == continuation) for prompt, continuation in (request.args for request in requests)]
+        return [
+            (-1.0, self.answer(prompt) == continuation)
+            for prompt, continuation in (request.args for request in requests)
+        ]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError

@@ -1,4 +1,5 @@
-"""Generation: cached equals uncached, a batch equals its rows, draws follow their law, and the command line works on a real run."""
+"""Generation: cached equals uncached, a batch equals its rows, draws follow their law, and the command line works on a
+real run."""
 
 import math
 import os
@@ -32,8 +33,21 @@ SCRIPT = ROOT / "tools" / "generate.py"
 VOCAB, EOS, SEQ_LEN = 61, 3, 64
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "init_std": 0.3}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2, "num_prelude_layers": 1, "num_loop_layers": 2, "num_coda_layers": 1, "input_injection": "add"},
-    "gpt2": {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True, "num_loop_layers": 2},
+    "llama": {
+        "num_key_value_heads": 2,
+        "num_prelude_layers": 1,
+        "num_loop_layers": 2,
+        "num_coda_layers": 1,
+        "input_injection": "add",
+    },
+    "gpt2": {
+        "norm": "layer",
+        "positions": "learned",
+        "activation": "gelu",
+        "bias": "all",
+        "tied_head": True,
+        "num_loop_layers": 2,
+    },
     "regularised": {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2, "weight": 1.0}},
 }
 PROMPTS = [[2, 10, 11, 12, 13, 14, 15], [2], [2, 30, 31], [2, 40, 41, 42, 43, 44, 45]]
@@ -76,7 +90,10 @@ def test_cached_and_padded_equals_one_plain_pass_over_each_row(family: str, num_
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @settings(max_examples=10, deadline=None)
-@given(prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=5), seed=st.integers(0, 99))
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+)
 def test_a_row_is_the_same_in_every_batch(temperature: float, prompts: list[list[int]], seed: int) -> None:
     model, settings = make_model(), how(temperature=temperature, top_p=0.9, seed=seed)
     together = generate(model, prompts, settings)
@@ -109,7 +126,9 @@ def test_generation_stops_with_its_last_row() -> None:
 def test_seeds_and_loop_counts_matter_and_repeat() -> None:
     model, prompts = make_model(), PROMPTS[:2]
     found = {
-        (seed, loops): generate(model, prompts, how(temperature=1.0, seed=seed, num_loops=loops)) for seed in (0, 1) for loops in (1, 4)
+        (seed, loops): generate(model, prompts, how(temperature=1.0, seed=seed, num_loops=loops))
+        for seed in (0, 1)
+        for loops in (1, 4)
     }
     assert len({str(rows) for rows in found.values()}) == 4
     assert generate(model, prompts, how(temperature=1.0, seed=1, num_loops=4)) == found[1, 4]
@@ -137,7 +156,9 @@ def test_draws_follow_the_tempered_distribution() -> None:
     st.floats(0.01, 1),
     st.floats(1e-12, 1, exclude_max=True),
 )
-def test_top_p_keeps_the_fewest_tokens_that_have_its_mass(values: list[float], temperature: float, top_p: float, uniform: float) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_have_its_mass(
+    values: list[float], temperature: float, top_p: float, uniform: float
+) -> None:
     logits = torch.tensor([values], dtype=torch.float64)
     settings = how(temperature=temperature, top_p=top_p)
     token = int(choose_tokens(logits, settings, torch.tensor([uniform], dtype=torch.float64)))
@@ -167,7 +188,9 @@ def test_bad_prompts_are_named(prompts: list[list[int]], changes: dict[str, Any]
         generate(make_model(family), prompts, how(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "changes", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_bad_settings_are_named(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))}="):
         how(**changes)
@@ -188,13 +211,21 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     store = CheckpointStore(
-        directory=folder / "checkpoints", rank=0, world_size=1, nonce="test", keep_last=2, keep_every=0, asynchronous=False
+        directory=folder / "checkpoints",
+        rank=0,
+        world_size=1,
+        nonce="test",
+        keep_last=2,
+        keep_every=0,
+        asynchronous=False,
     )
     for step in (10, 20):
         model = LoopedGPT(config.model, SEQ_LEN)
         initialise(model, seed=step)
         pieces = [Piece.whole(f"weights/{name}", parameter.detach()) for name, parameter in model.named_parameters()]
-        store.save(step, pieces, {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(model_file).hexdigest()})
+        store.save(
+            step, pieces, {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(model_file).hexdigest()}
+        )
     store.wait()
     return folder
 
@@ -216,7 +247,9 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
         load_trained_model(tmp_path, torch.device("cpu"))
     with pytest.raises(ValueError, match="no such tokenizer file"):
         load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "missing.model")
-    (tmp_path / "other.model").write_bytes(train_tokenizer([f"another text {number}\n" for number in range(50)], vocab_size=290)[0])
+    (tmp_path / "other.model").write_bytes(
+        train_tokenizer([f"another text {number}\n" for number in range(50)], vocab_size=290)[0]
+    )
     with pytest.raises(ValueError, match="is not the tokenizer that"):
         load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "other.model")
 
@@ -224,14 +257,30 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
 def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("All was\n\nto the sea\n")
     sampling = ["--temperature", "1.5", "--seed", "5", "--max-new-tokens", "7", "--num-loops", "3", "--batch", "2"]
-    command = [sys.executable, SCRIPT, "--run", run_dir, "--prompt", "the king", "--prompt-file", tmp_path / "prompts.txt", *sampling]
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--run",
+        run_dir,
+        "--prompt",
+        "the king",
+        "--prompt-file",
+        tmp_path / "prompts.txt",
+        *sampling,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, f"{run_dir}, step 20, 3 loops, 8 layers deep\n")
     tokenizer = Tokenizer.load(run_dir / "tokenizer.model")
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in ("the king", "All was", "to the sea")]
     chosen = how(
-        max_new_tokens=7, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, num_loops=3, temperature=1.5, top_p=0.95, seed=5
+        max_new_tokens=7,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        num_loops=3,
+        temperature=1.5,
+        top_p=0.95,
+        seed=5,
     )
     rows = generate(load_trained_model(run_dir, torch.device("cpu")).model, prompts, chosen)
     texts = [tokenizer.decode(prompt + row) for prompt, row in zip(prompts, rows, strict=True)]
@@ -243,10 +292,16 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
 ) -> None:
     (tmp_path / "binary").write_bytes(b"text\xff")
     for arguments, message in (
-        (["--run", tmp_path / "nothing", "--prompt", "x"], f"{tmp_path / 'nothing'}: no checkpoints there; it is to be the directory"),
+        (
+            ["--run", tmp_path / "nothing", "--prompt", "x"],
+            f"{tmp_path / 'nothing'}: no checkpoints there; it is to be the directory",
+        ),
         (["--run", tmp_path], "no prompt: give --prompt TEXT or --prompt-file FILE"),
         (["--run", tmp_path, "--prompt-file", tmp_path / "binary"], f"{tmp_path / 'binary'}: not UTF-8 text: byte 4"),
-        (["--run", tmp_path, "--prompt-file", tmp_path / "absent"], f"{tmp_path / 'absent'}: No such file or directory"),
+        (
+            ["--run", tmp_path, "--prompt-file", tmp_path / "absent"],
+            f"{tmp_path / 'absent'}: No such file or directory",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
         with pytest.raises(SystemExit, match="2"):

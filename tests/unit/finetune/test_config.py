@@ -1,4 +1,5 @@
-"""Configurations, command line, plan and examples of fine-tuning: what is shipped loads, and what does not fit is named."""
+"""Configurations, command line, plan and examples of fine-tuning: what is shipped loads, and what does not fit is
+named."""
 
 import gzip
 import json
@@ -35,12 +36,19 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_every_method_of_every_task_is_shipped_in_two_sizes() -> None:
-    names = {f"{task}_{method}{size}" for task in ("prosqa", "prontoqa", "gsm8k") for method in METHODS for size in ("", "_small")}
+    names = {
+        f"{task}_{method}{size}"
+        for task in ("prosqa", "prontoqa", "gsm8k")
+        for method in METHODS
+        for size in ("", "_small")
+    }
     assert {path.stem for path in FILES} == names
 
 
 @every_file
-def test_a_configuration_plans_round_trips_and_is_what_its_name_says(path: Path, tmp_path: Path, other_run: str) -> None:
+def test_a_configuration_plans_round_trips_and_is_what_its_name_says(
+    path: Path, tmp_path: Path, other_run: str
+) -> None:
     config = read_config(path, FinetuneConfig)
     assert config.run.name == path.stem
     assert config.method.name == path.stem.removesuffix("_small").partition("_")[2]
@@ -117,7 +125,12 @@ def test_the_entry_answers_quickly_and_in_one_line(tmp_path: Path) -> None:
 
 def test_the_help_page_has_every_key() -> None:
     text = help_text(100)
-    for key in ("method.name=coconut", "curriculum.thoughts_per_step=1", "engine.zero_stage=2", "optimizer.reset=stage"):
+    for key in (
+        "method.name=coconut",
+        "curriculum.thoughts_per_step=1",
+        "engine.zero_stage=2",
+        "optimizer.reset=stage",
+    ):
         assert key in text
     assert max(map(len, text.splitlines())) < 100
 
@@ -144,7 +157,11 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: str) -> None:
 
 def test_a_malformed_row_of_a_list_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    file.write_text(json.dumps([{"question": "a?", "steps": [], "answer": "b"}, {"question": "a?", "steps": "no list", "answer": "b"}]))
+    file.write_text(
+        json.dumps(
+            [{"question": "a?", "steps": [], "answer": "b"}, {"question": "a?", "steps": "no list", "answer": "b"}]
+        )
+    )
     section = FinetuneConfig.model_fields["data"].default.train.model_copy(update={"path": str(file)})
     with pytest.raises(ValueError, match=r"rows\.json: row 1: steps: "):
         load_examples(section, "train", 0)
@@ -162,7 +179,9 @@ def test_the_released_files_are_read() -> None:
 
 def test_parts_are_encoded_by_themselves() -> None:
     tokenizer = Tokenizer.load("symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?=")
-    section = read_config(SCRATCH[0].parent / "prosqa_coconut_small.yaml", FinetuneConfig).data.train.model_copy(update={"num_examples": 3})
+    section = read_config(SCRATCH[0].parent / "prosqa_coconut_small.yaml", FinetuneConfig).data.train.model_copy(
+        update={"num_examples": 3}
+    )
     examples, form = load_examples(section, "train", 0)
     for example, encoded in zip(examples, encode_examples(examples, form, tokenizer), strict=True):
         assert encoded.question == (tokenizer.bos_id, *tokenizer.encode(example.question))

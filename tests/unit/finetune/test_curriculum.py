@@ -1,4 +1,5 @@
-"""The curriculum: stages by epoch as the papers have them, cuts that grow, and draws that depend on seed, epoch and example alone."""
+"""The curriculum: stages by epoch as the papers have them, cuts that grow, and draws that depend on seed, epoch and
+example alone."""
 
 import math
 from collections import Counter
@@ -22,7 +23,13 @@ def test_stages_by_epoch_are_those_of_the_paper() -> None:
 
 
 def test_each_stage_trades_steps_for_thoughts() -> None:
-    assert [cut_at(GSM8K, COCONUT, stage, 5) for stage in range(5)] == [Cut(0, 0), Cut(1, 2), Cut(2, 4), Cut(3, 6), Cut(5, 6)]
+    assert [cut_at(GSM8K, COCONUT, stage, 5) for stage in range(5)] == [
+        Cut(0, 0),
+        Cut(1, 2),
+        Cut(2, 4),
+        Cut(3, 6),
+        Cut(5, 6),
+    ]
     short = [cut_at(PROSQA, COCONUT, stage, 3) for stage in (2, 3, 6, 7)]
     assert short == [Cut(2, 2), Cut(3, 3), Cut(3, 6), Cut(3, 6)]
 
@@ -36,8 +43,8 @@ def test_tokens_are_removed_in_lots_with_a_few_more() -> None:
 
 
 @given(
-    st.integers(0, 60), st.integers(0, 9), st.integers(0, 10**6), st.integers(0, 50), st.sampled_from([PROSQA, GSM8K, ICOT]),
-    st.sampled_from(sorted(METHODS)),
+    st.integers(0, 60), st.integers(0, 9), st.integers(0, 10**6), st.integers(0, 50),
+    st.sampled_from([PROSQA, GSM8K, ICOT]), st.sampled_from(sorted(METHODS)),
 )  # fmt: skip
 def test_a_draw_is_the_cut_of_its_stage_and_depends_on_nothing_else(
     epoch: int, seed: int, example: int, length: int, curriculum: CurriculumSection, name: MethodName

@@ -1,4 +1,5 @@
-"""Self-distillation: the distance is that of its formula, its gradient reaches the student alone, and watching changes nothing."""
+"""Self-distillation: the distance is that of its formula, its gradient reaches the student alone, and watching changes
+nothing."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,9 @@ from tests.unit.model.test_model import GPT2, LLAMA, build
 STUDENT, TEACHER = make_batch([2, 3], [3, 2], [2, 3]), make_batch([2, 3], [0, 0], [5, 6])
 
 
-def watched(model: LoopedGPT, batch: LatentBatch, num_loops: int, places: Tensor | None = None) -> tuple[Tensor, WatchedStates]:
+def watched(
+    model: LoopedGPT, batch: LatentBatch, num_loops: int, places: Tensor | None = None
+) -> tuple[Tensor, WatchedStates]:
     places = batch.answer if places is None else places
     assert places is not None
     with watch_layers(model, places) as found:
@@ -27,13 +30,16 @@ def watched(model: LoopedGPT, batch: LatentBatch, num_loops: int, places: Tensor
 
 
 def by_rows(model: LoopedGPT, batch: LatentBatch, num_loops: int) -> Tensor:
-    """States [applications, b, s, d] of every layer application, from the outputs of one pass with all embeddings known."""
+    """States [applications, b, s, d] of every layer application, from the outputs of one pass with all embeddings
+    known."""
     states = latent_states(model, batch, num_slots_of(batch), num_loops)
     assert model.embedding is not None
     rows = []
     for row, first in enumerate(batch.first_token.tolist()):
         embeddings = torch.where(
-            batch.is_latent[row, first:, None], states[row].roll(1, 0)[first:], model.embedding(batch.tokens[row, first:])
+            batch.is_latent[row, first:, None],
+            states[row].roll(1, 0)[first:],
+            model.embedding(batch.tokens[row, first:]),
         )
         outputs: list[Tensor] = []
         handles = [
@@ -103,7 +109,9 @@ def test_watching_changes_no_bit() -> None:
     model = build(LLAMA, num_loops=2)
     plain, (seen, _) = latent_states(model, STUDENT, 3), watched(model, STUDENT, 2)
     assert torch.equal(plain, seen)
-    ours, theirs = (gradients(model, loss_of(model, states.flatten(0, 1), STUDENT.labels.flatten())) for states in (seen, plain))
+    ours, theirs = (
+        gradients(model, loss_of(model, states.flatten(0, 1), STUDENT.labels.flatten())) for states in (seen, plain)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not any(layer._forward_hooks for layer in model.modules())
 
@@ -120,7 +128,10 @@ def test_refining_passes_are_not_watched() -> None:
 
 def test_what_cannot_be_watched_is_refused() -> None:
     assert TEACHER.answer is not None
-    with pytest.raises(AssertionError, match="seen twice"), watch_layers(build(LLAMA, recompute="loop"), TEACHER.answer):
+    with (
+        pytest.raises(AssertionError, match="seen twice"),
+        watch_layers(build(LLAMA, recompute="loop"), TEACHER.answer),
+    ):
         pass
     model = build(LLAMA)
     with pytest.raises(AssertionError, match="only a latent forward"), watch_layers(model, TEACHER.answer):

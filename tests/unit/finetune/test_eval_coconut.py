@@ -1,4 +1,5 @@
-"""The command that evaluates a fine-tuned run: its rows are those of the library, it goes on where it stopped, and names what is wrong."""
+"""The command that evaluates a fine-tuned run: its rows are those of the library, it goes on where it stopped, and
+names what is wrong."""
 
 import json
 import runpy
@@ -35,7 +36,9 @@ def without_time(row: CoconutRow) -> dict[str, Any]:
     return {key: value for key, value in vars(row).items() if key != "seconds_per_example"}
 
 
-def test_the_command_scores_every_cell_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_scores_every_cell_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "tiny"
     save_run(run)
     arguments = ["--run", run, "--latents", "0,2,3", "--num-loops", "1,3", "--batch", 4]
@@ -118,15 +121,24 @@ def test_a_file_is_read_in_the_form_that_the_run_was_trained_on(tmp_path: Path) 
     whole = load_questions(finetuned)
     write_examples(file, whole.examples)
     ours = load_questions(finetuned, file=file, num_examples=4)
-    assert (ours.split, ours.examples, ours.encoded, ours.form) == ("mine.json", whole.examples[:4], whole.encoded[:4], whole.form)
+    assert (ours.split, ours.examples, ours.encoded, ours.form) == (
+        "mine.json",
+        whole.examples[:4],
+        whole.encoded[:4],
+        whole.form,
+    )
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "tiny"
     task = {"task": "prosqa_symbolic", "num_examples": 2}
     save_run(run, data={"train": task, "validation": task, "tokenizer": "symbols:ab"})
     plain, tokenizer = tmp_path / "plain", run / "tokenizer.json"
-    section = RunConfig.model_validate({"model": MODEL, "train": {"precision": "fp32"}, "data": {"tokenizer": str(tokenizer)}})
+    section = RunConfig.model_validate(
+        {"model": MODEL, "train": {"precision": "fp32"}, "data": {"tokenizer": str(tokenizer)}}
+    )
     meta = {"config": section.model_dump(mode="json"), "tokenizer_sha256": Tokenizer.load(tokenizer).sha256}
     save_weights(plain, dict(LoopedGPT(section.model, section.train.seq_len).named_parameters()), meta)
     for arguments, message in (

@@ -1,4 +1,5 @@
-"""Answers with latent thoughts against their definition: whole passes over one row alone, without cache, padding or batch."""
+"""Answers with latent thoughts against their definition: whole passes over one row alone, without cache, padding or
+batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,14 @@ families = pytest.mark.parametrize("family", ["llama", "gpt2"])
 
 
 def how(**changes: Any) -> AnswerSettings:
-    base = {"max_new_tokens": 6, "vocab_size": VOCAB, "eos_id": EOS, "slots": "thought", "eot_id": EOT, "pause_id": PAUSE}
+    base = {
+        "max_new_tokens": 6,
+        "vocab_size": VOCAB,
+        "eos_id": EOS,
+        "slots": "thought",
+        "eot_id": EOT,
+        "pause_id": PAUSE,
+    }
     return AnswerSettings(**(base | changes))
 
 
@@ -70,7 +78,9 @@ def by_definition(
 @pytest.mark.parametrize(
     ("slots", "num_thoughts"), [("thought", 0), ("thought", 1), ("thought", 4), ("pause", 0), ("pause", 3), ("none", 0)]
 )
-def test_a_batch_gives_what_whole_passes_over_each_row_give(family: str, num_loops: int, slots: str, num_thoughts: int) -> None:
+def test_a_batch_gives_what_whole_passes_over_each_row_give(
+    family: str, num_loops: int, slots: str, num_thoughts: int
+) -> None:
     model, settings = make_model(family), how(slots=slots, num_thoughts=num_thoughts, num_loops=num_loops)
     wanted = [by_definition(model, prompt, settings)[0] for prompt in PROMPTS]
     assert generate_with_thoughts(model, PROMPTS, settings) == wanted
@@ -81,15 +91,26 @@ def test_a_batch_gives_what_whole_passes_over_each_row_give(family: str, num_loo
 
 def test_thoughts_pauses_loops_and_forced_text_change_the_answers() -> None:
     model = make_model()
-    changes = [{}, {"num_thoughts": 1}, {"num_thoughts": 2}, {"slots": "pause", "num_thoughts": 2}, {"num_loops": 3}, {"forced_text": (9,)}]
-    texts = [str([answer.text for answer in generate_with_thoughts(model, PROMPTS, how(**change))]) for change in changes]
+    changes = [
+        {},
+        {"num_thoughts": 1},
+        {"num_thoughts": 2},
+        {"slots": "pause", "num_thoughts": 2},
+        {"num_loops": 3},
+        {"forced_text": (9,)},
+    ]
+    texts = [
+        str([answer.text for answer in generate_with_thoughts(model, PROMPTS, how(**change))]) for change in changes
+    ]
     assert len(set(texts)) == len(changes)
 
 
 @families
 def test_forced_text_stands_before_the_answer(family: str) -> None:
     model, settings = make_model(family), how(num_thoughts=2, forced_text=(9, 17))
-    assert generate_with_thoughts(model, PROMPTS, settings) == [by_definition(model, prompt, settings)[0] for prompt in PROMPTS]
+    assert generate_with_thoughts(model, PROMPTS, settings) == [
+        by_definition(model, prompt, settings)[0] for prompt in PROMPTS
+    ]
 
 
 def stopper(model: LoopedGPT, bias: float) -> nn.Linear:
@@ -118,7 +139,9 @@ def test_a_classifier_that_never_stops_gives_the_fixed_number_and_one_that_alway
     model = make_model()
     for bias, num_thoughts in ((-1e3, 4), (1e3, 1)):
         wanted = generate_with_thoughts(model, PROMPTS, how(num_thoughts=num_thoughts))
-        assert generate_with_thoughts(model, PROMPTS, how(num_thoughts=4), stop_classifier=stopper(model, bias)) == wanted
+        assert (
+            generate_with_thoughts(model, PROMPTS, how(num_thoughts=4), stop_classifier=stopper(model, bias)) == wanted
+        )
     none = generate_with_thoughts(model, PROMPTS, how(num_thoughts=0), stop_classifier=stopper(model, 1e3))
     assert none == generate_with_thoughts(model, PROMPTS, how(num_thoughts=0))
 
@@ -133,7 +156,10 @@ def test_rows_end_at_eos_and_the_batch_with_its_last_row() -> None:
         assert answer.text == (whole.text[: whole.text.index(eos)] if answer.is_over else whole.text)
         assert answer.num_new_tokens == 2 + len(answer.text)
     generate_with_thoughts(
-        model, PROMPTS[:1], how(eos_id=eos, num_thoughts=2), track=lambda found: (steps.append(new) or new for new in found)
+        model,
+        PROMPTS[:1],
+        how(eos_id=eos, num_thoughts=2),
+        track=lambda found: (steps.append(new) or new for new in found),
     )
     assert [new[0] for new in steps] == [*ended[0].text, eos]
     assert THINKS not in [new[0] for new in steps]
@@ -145,7 +171,9 @@ def test_neither_the_marker_nor_rows_beyond_the_tokenizer_are_chosen() -> None:
     with torch.no_grad():
         model.get_parameter("head.weight")[EOT] = 100 * model.get_parameter("head.weight")[10]
         model.get_parameter("head.weight")[VOCAB:] = -100 * model.get_parameter("head.weight")[10]
-    tokens = [token for answer in generate_with_thoughts(model, PROMPTS, how(max_new_tokens=20)) for token in answer.text]
+    tokens = [
+        token for answer in generate_with_thoughts(model, PROMPTS, how(max_new_tokens=20)) for token in answer.text
+    ]
     assert EOT not in tokens
     assert max(tokens) < VOCAB
 
@@ -196,13 +224,16 @@ def test_answers_with_jacobi_thoughts_are_what_their_training_forward_predicts(f
     questions = [(7, 8, 9), (10,), (11, 12, 13, 14, 15)]
     answers = generate_with_thoughts(model, [maker.prompt(question) for question in questions], settings)
     rows = [
-        maker.row(EncodedExample(question, (), tuple(answer.text)), Cut(0, 4)) for question, answer in zip(questions, answers, strict=True)
+        maker.row(EncodedExample(question, (), tuple(answer.text)), Cut(0, 4))
+        for question, answer in zip(questions, answers, strict=True)
     ]
     batch = collate(rows)
     with torch.no_grad():
         logits = model.all_logits(jacobi_states(model, batch, 4, num_passes, 2).flatten(0, 1))
     logits[:, tokenizer.eot_id] = -torch.inf
-    assert logits[batch.supervised, : tokenizer.vocab_size].argmax(-1).tolist() == [token for answer in answers for token in answer.text]
+    assert logits[batch.supervised, : tokenizer.vocab_size].argmax(-1).tolist() == [
+        token for answer in answers for token in answer.text
+    ]
 
 
 @families
@@ -251,7 +282,9 @@ def test_a_classifier_chooses_the_last_of_jacobi_thoughts(family: str, num_passe
     """A row whose last thought is the n-th is the row of n Jacobi thoughts: those after it have no part in them."""
     model, stops = make_model(family), set()
     fixed = {
-        count: generate_with_thoughts(model, PROMPTS, how(num_thoughts=count, num_loops=2, jacobi_passes=num_passes, latent_id=7))
+        count: generate_with_thoughts(
+            model, PROMPTS, how(num_thoughts=count, num_loops=2, jacobi_passes=num_passes, latent_id=7)
+        )
         for count in range(1, 5)
     }
     settings = how(num_thoughts=4, num_loops=2, jacobi_passes=num_passes, latent_id=7)

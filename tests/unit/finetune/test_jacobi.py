@@ -1,4 +1,5 @@
-"""Jacobi's iteration against the sequential latent forward: equal with enough passes, exact as far as it has come with fewer."""
+"""Jacobi's iteration against the sequential latent forward: equal with enough passes, exact as far as it has come with
+fewer."""
 
 from typing import Any
 
@@ -34,7 +35,9 @@ def test_each_pass_makes_one_more_thought_exact() -> None:
     wanted = latent_states(model, batch, 6)
     for num_passes in range(6):
         states = jacobi_states(model, batch, 6, num_passes)
-        is_exact = torch.isclose(states, wanted, rtol=1e-9, atol=1e-9).all(-1).all(0)[batch.first_slot : batch.first_slot + 6]
+        is_exact = (
+            torch.isclose(states, wanted, rtol=1e-9, atol=1e-9).all(-1).all(0)[batch.first_slot : batch.first_slot + 6]
+        )
         assert is_exact.tolist() == [place <= num_passes for place in range(6)]
 
 

@@ -1,4 +1,5 @@
-"""The latent forward against its definition, n + 1 whole passes without a cache: loss and every gradient; and what it costs."""
+"""The latent forward against its definition, n + 1 whole passes without a cache: loss and every gradient; and what it
+costs."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def test_text_of_any_length_gives_them(text: int) -> None:
 
 
 def test_the_gradient_through_thoughts_is_not_small() -> None:
-    """What the comparison above would see if gradients did not flow through thoughts, or through the keys of the question."""
+    """What the comparison above would see if gradients did not flow through thoughts, or through the keys of the
+    question."""
     model, batch = build(LLAMA, num_loops=2), make_batch(*SHAPES["six thoughts, ragged"])
     whole = gradients(model, our_loss(model, batch, 2))
     states = latent_states(model, batch, 6)
@@ -99,7 +101,8 @@ def passes_of(model: LoopedGPT, batch: LatentBatch, num_slots: int) -> list[tupl
     """Positions of each pass, and whether it has a mask."""
     passes = []
     with model.register_forward_pre_hook(
-        lambda _, inputs, options: passes.append((inputs[0].shape[1], options.get("mask") is not None)), with_kwargs=True
+        lambda _, inputs, options: passes.append((inputs[0].shape[1], options.get("mask") is not None)),
+        with_kwargs=True,
     ):
         latent_states(model, batch, num_slots)
     return passes
@@ -114,7 +117,9 @@ def test_every_position_is_computed_once_and_the_question_without_a_mask() -> No
 def test_ranks_that_agree_on_slots_make_the_same_number_of_passes() -> None:
     """Also one whose rows are shorter than the slots: a rank with nothing left to do."""
     model = build(LLAMA)
-    assert [len(passes_of(model, make_batch(*shape), 6)) for shape in (([3], [6], [1]), ([1], [0], [1]), ([2], [2], [1]))] == [8, 8, 8]
+    assert [
+        len(passes_of(model, make_batch(*shape), 6)) for shape in (([3], [6], [1]), ([1], [0], [1]), ([2], [2], [1]))
+    ] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("family", [LLAMA, GPT2], ids=["llama", "gpt2"])
@@ -128,7 +133,8 @@ def test_nothing_waits_for_a_value(family: Any) -> None:
 
 
 def test_slots_keep_no_copies_of_the_question() -> None:
-    """Bytes that autograd keeps for the backward pass grow with slots by what a token costs, not by the keys of the question."""
+    """Bytes that autograd keeps for the backward pass grow with slots by what a token costs, not by the keys of the
+    question."""
 
     def kept_bytes(num_slots: int) -> int:
         storages: dict[int, int] = {}
@@ -145,14 +151,17 @@ def test_slots_keep_no_copies_of_the_question() -> None:
         return sum(storages.values()) - sum(parameter.numel() * 4 for parameter in model.parameters())
 
     few, many = kept_bytes(2), kept_bytes(10)
-    assert (many - few) / 8 < 10 * few / 400  # a slot keeps less than ten tokens of the question do; a copy of its keys alone is forty
+    assert (
+        many - few
+    ) / 8 < 10 * few / 400  # a slot keeps less than ten tokens of the question do; a copy of its keys alone is forty
 
 
 # Published weights
 
 
 def by_transformers(model: Any, batch: LatentBatch, row: int) -> Tensor:
-    """Summed negative log-likelihood of a row with transformers' GPT-2: everything is computed again for each thought."""
+    """Summed negative log-likelihood of a row with transformers' GPT-2: everything is computed again for each
+    thought."""
     first = int(batch.first_token[row])
     embeddings = model.transformer.wte(batch.tokens[row, first:])[None]
     for place in batch.is_latent[row, first:].nonzero().flatten().tolist():

@@ -39,7 +39,9 @@ NAMES = [[(20,), (21, 22, 23)], [(24, 25)], [(21, 22), (26,), (27, 28, 29), (21,
 
 
 @torch.no_grad()
-def probability(model: LoopedGPT, prompt: list[int], name: tuple[int, ...], settings: AnswerSettings, eot: int = EOT) -> float:
+def probability(
+    model: LoopedGPT, prompt: list[int], name: tuple[int, ...], settings: AnswerSettings, eot: int = EOT
+) -> float:
     """By one whole pass over question, thoughts, forced text and name."""
     assert model.embedding is not None
     thoughts = by_definition(model, prompt, settings)[1]
@@ -55,7 +57,10 @@ def probability(model: LoopedGPT, prompt: list[int], name: tuple[int, ...], sett
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize(("slots", "num_thoughts"), [("thought", 0), ("thought", 3), ("pause", 2), ("none", 0)])
 def test_the_value_of_a_name_is_the_product_over_its_tokens(family: str, slots: str, num_thoughts: int) -> None:
-    model, settings = make_model(family), how(slots=slots, num_thoughts=num_thoughts, num_loops=3, forced_text=(9, 17), max_new_tokens=1)
+    model, settings = (
+        make_model(family),
+        how(slots=slots, num_thoughts=num_thoughts, num_loops=3, forced_text=(9, 17), max_new_tokens=1),
+    )
     found = name_probabilities(model, PROMPTS, NAMES, settings)
     for prompt, names, values in zip(PROMPTS, NAMES, found, strict=True):
         assert values == pytest.approx([probability(model, prompt, name, settings) for name in names], rel=1e-9)
@@ -96,7 +101,9 @@ def test_names_are_spelt_as_they_stand_in_a_step() -> None:
 
 def test_statistics_are_those_of_the_thoughts_by_definition() -> None:
     model, tokenizer = make_model(), SymbolTokenizer(write_symbols([chr(33 + number) for number in range(54)]))
-    settings = AnswerSettings(max_new_tokens=1, vocab_size=VOCAB, eos_id=EOS, slots="thought", num_thoughts=3, eot_id=EOT)
+    settings = AnswerSettings(
+        max_new_tokens=1, vocab_size=VOCAB, eos_id=EOS, slots="thought", num_thoughts=3, eot_id=EOT
+    )
     thoughts = torch.stack([by_definition(model, prompt, settings)[1] for prompt in PROMPTS])  # [questions, k, d]
     found = thought_statistics(model, PROMPTS, tokenizer, settings, batch=3)
     norms = thoughts.norm(dim=-1)
@@ -127,26 +134,48 @@ def test_the_command_leaves_figures_and_numbers(
     run, other = tmp_path / "tiny", tmp_path / "chain"
     save_run(run)
     save_run(other, step=3, method={"name": "cot"})
-    arguments = ["--run", run, "--latents", "0,1,2", "--num-loops", "1,2", "--num-examples", 4, "--compare", other, "--question", 3]
+    arguments = [
+        "--run",
+        run,
+        "--latents",
+        "0,1,2",
+        "--num-loops",
+        "1,2",
+        "--num-examples",
+        4,
+        "--compare",
+        other,
+        "--question",
+        3,
+    ]
     assert run_tool(monkeypatch, *arguments) == 0
     assert "figures in" in capsys.readouterr().out
     folder = run / "analysis"
     names = {"process", "parallelism", "height", "tree", "thoughts", "grid"}
-    assert {path.name for path in folder.glob("*.[ps][nv]g")} == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
+    assert {path.name for path in folder.glob("*.[ps][nv]g")} == {
+        f"{name}.{suffix}" for name in names for suffix in ("png", "svg")
+    }
     assert all(path.stat().st_size > 10_000 for path in folder.glob("*.png"))
     numbers = json.loads((folder / "numbers.json").read_text())
     assert [bar["label"] for bar in numbers["process"]] == ["0 thoughts", "1 thought", "2 thoughts", "chain"]
     assert all(sum(bar["shares"].values()) == pytest.approx(1) for bar in numbers["process"])
-    assert [(row["num_loops"], row["num_thoughts"]) for row in numbers["grid"]] == [(loops, k) for loops in (1, 2) for k in (0, 1, 2)]
+    assert [(row["num_loops"], row["num_thoughts"]) for row in numbers["grid"]] == [
+        (loops, k) for loops in (1, 2) for k in (0, 1, 2)
+    ]
     trained_loops = [row["accuracy"] for row in numbers["grid"] if row["num_loops"] == 2]
     assert [bar["accuracy"] for bar in numbers["process"][:3]] == trained_loops
     values = list(csv.DictReader((folder / "node_values.csv").open()))
     finetuned = load_finetuned(run, torch.device("cpu"))
     searcher = Searcher(finetuned, load_questions(finetuned, num_examples=4), 64)
     assert len(values) == 2 * sum(len(concepts(graph)) for graph in searcher.graphs)
-    best = [max(float(row["value"]) for row in values if (row["question"], row["num_thoughts"]) == (str(q), "2")) for q in range(4)]
+    best = [
+        max(float(row["value"]) for row in values if (row["question"], row["num_thoughts"]) == (str(q), "2"))
+        for q in range(4)
+    ]
     assert numbers["after_thoughts"]["2"]["mean_top_values"][0] == pytest.approx(sum(best) / 4)
-    assert numbers["thoughts"]["top_tokens"] == [[list(pair) for pair in row] for row in searcher.thoughts(2).top_tokens[3]]  # type: ignore[union-attr]
+    assert numbers["thoughts"]["top_tokens"] == [
+        [list(pair) for pair in row] for row in searcher.thoughts(2).top_tokens[3]
+    ]  # type: ignore[union-attr]
 
 
 def searcher_of(run: Path) -> Searcher:
@@ -176,7 +205,9 @@ def test_questions_in_words_are_searched_after_the_word_that_begins_a_step(tmp_p
     assert sum(searcher.judge(2).shares.values()) == pytest.approx(1)
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     chain, file, run = tmp_path / "chain", tmp_path / "sums.json", tmp_path / "tiny"
     save_run(chain, method={"name": "cot"})
     save_run(run)

@@ -20,7 +20,10 @@ FIRST = TOKENIZER.encode("a")[0]
 def examples(count: int) -> list[EncodedExample]:
     """Told apart by their question, of two tokens; chains of 0 to 4 steps."""
     questions = [(FIRST + number // 20, FIRST + number % 20) for number in range(count)]
-    return [EncodedExample(question, ((FIRST + 21,),) * (number % 5), (FIRST + 22, 2)) for number, question in enumerate(questions)]
+    return [
+        EncodedExample(question, ((FIRST + 21,),) * (number % 5), (FIRST + 22, 2))
+        for number, question in enumerate(questions)
+    ]
 
 
 def config(effective_batch: int, micro_batch: int, **sections: dict[str, object]) -> FinetuneConfig:
@@ -94,7 +97,9 @@ def test_a_step_depends_on_seed_epoch_and_index_alone() -> None:
     fresh = steps_of_ranks(settings_, 50, 2, 3, 2)[1]
     for other in (again, fresh):
         for mine, theirs in zip(first.micro_batches, other.micro_batches, strict=True):
-            assert torch.equal(mine.batch.tokens, theirs.batch.tokens) and torch.equal(mine.batch.labels, theirs.batch.labels)
+            assert torch.equal(mine.batch.tokens, theirs.batch.tokens) and torch.equal(
+                mine.batch.labels, theirs.batch.labels
+            )
     assert rows_in(sampler.step(5, 2)) != rows_in(first)
     other_seed = settings_.model_copy(update={"run": settings_.run.model_copy(update={"seed": 1})})
     assert rows_in(steps_of_ranks(other_seed, 50, 2, 3, 2)[1]) != rows_in(first)
@@ -120,7 +125,10 @@ def test_the_teacher_reads_the_same_examples_in_text() -> None:
 def test_an_effective_batch_that_does_not_fit_the_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"effective_batch=8 is not divisible by .* ranks=6"):
         check_layout(config(8, 2), 3)
-    assert check_layout(config(8, 2), 2).ledger(config(8, 2)) == "effective batch: 2 examples x 2 accumulated x 2 data-parallel ranks = 8"
+    assert (
+        check_layout(config(8, 2), 2).ledger(config(8, 2))
+        == "effective batch: 2 examples x 2 accumulated x 2 data-parallel ranks = 8"
+    )
 
 
 def test_an_example_that_can_be_too_long_is_named() -> None:
@@ -129,5 +137,7 @@ def test_an_example_that_can_be_too_long_is_named() -> None:
     sampler = Sampler(examples(5), maker, settings_, check_layout(settings_, 1), 0)
     longest = 2 + 1 + 6 + 1 + 4 + 2  # question, <bot>, slots, <eot>, steps, answer
     sampler.require_length(longest)
-    with pytest.raises(ValueError, match=rf"example 4 can have {longest} tokens, more than train\.seq_len={longest - 1}"):
+    with pytest.raises(
+        ValueError, match=rf"example 4 can have {longest} tokens, more than train\.seq_len={longest - 1}"
+    ):
         sampler.require_length(longest - 1)

@@ -10,7 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.answers.results import CoconutRow, append_row, key_of, read_rows, row_of, standard_error
-from finetune.answers.scoring import Tally, answer_examples, answer_settings, is_right, prompt_of, score_examples, stated_answer
+from finetune.answers.scoring import (
+    Tally,
+    answer_examples,
+    answer_settings,
+    is_right,
+    prompt_of,
+    score_examples,
+    stated_answer,
+)
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample, TextForm, encode_examples
 from finetune.latent.flops import answer_flops
@@ -67,7 +75,12 @@ def test_the_mark_of_an_answer_is_that_of_the_form() -> None:
 def test_tallies_of_shares_add_up_to_that_of_the_whole() -> None:
     model = make_model()
     settings = AnswerSettings(
-        max_new_tokens=3, vocab_size=TOKENIZER.vocab_size, eos_id=TOKENIZER.eos_id, slots="thought", num_thoughts=2, eot_id=4
+        max_new_tokens=3,
+        vocab_size=TOKENIZER.vocab_size,
+        eos_id=TOKENIZER.eos_id,
+        slots="thought",
+        num_thoughts=2,
+        eot_id=4,
     )
 
     def tally(numbers: slice) -> Tally:
@@ -89,7 +102,9 @@ def test_right_answers_are_counted_under_the_length_of_their_chain(monkeypatch: 
         return [Answer(text=TOKENIZER.encode(texts[question]), num_thoughts=1, is_over=True) for question in questions]
 
     monkeypatch.setattr("finetune.answers.scoring.generate_with_thoughts", answer)
-    settings = AnswerSettings(max_new_tokens=9, vocab_size=TOKENIZER.vocab_size, eos_id=2, slots="thought", num_thoughts=1, eot_id=4)
+    settings = AnswerSettings(
+        max_new_tokens=9, vocab_size=TOKENIZER.vocab_size, eos_id=2, slots="thought", num_thoughts=1, eot_id=4
+    )
     tally = score_examples(make_model(), EXAMPLES, ENCODED, TextForm(), TOKENIZER, settings, batch=3)
     assert (tally.right, tally.num_examples) == ({0: 1, 1: 0, 2: 2}, {0: 1, 1: 1, 2: 2})
     assert (tally.accuracy, tally.num_thoughts, tally.num_text_tokens) == (0.75, 4, 5 + 5 + 1 + 7)
@@ -100,7 +115,9 @@ def test_right_answers_are_counted_under_the_length_of_their_chain(monkeypatch: 
 
 def test_answers_keep_the_order_of_the_examples_in_every_batch_size() -> None:
     model = make_model()
-    settings = AnswerSettings(max_new_tokens=4, vocab_size=TOKENIZER.vocab_size, eos_id=-2, slots="thought", num_thoughts=2, eot_id=4)
+    settings = AnswerSettings(
+        max_new_tokens=4, vocab_size=TOKENIZER.vocab_size, eos_id=-2, slots="thought", num_thoughts=2, eot_id=4
+    )
     wanted = [generate_with_thoughts(model, [prompt_of(row, settings, TOKENIZER)], settings)[0] for row in ENCODED]
     for batch in (1, 3, 9):
         assert answer_examples(model, ENCODED, TOKENIZER, settings, batch=batch) == wanted
@@ -119,7 +136,9 @@ def test_answers_keep_the_order_of_the_examples_in_every_batch_size() -> None:
         ("without_thought", {}, None, "none", 0),
     ],
 )
-def test_a_stage_says_how_its_method_answers(name: str, curriculum: dict, stage: int | None, slots: str, num_thoughts: int) -> None:
+def test_a_stage_says_how_its_method_answers(
+    name: str, curriculum: dict, stage: int | None, slots: str, num_thoughts: int
+) -> None:
     settings = answer_settings(config(method={"name": name}, curriculum=curriculum), TOKENIZER, stage=stage)
     assert (settings.slots, settings.num_thoughts) == (slots, num_thoughts)
     assert settings.script == ((TOKENIZER.pause_id,) * num_thoughts if slots == "pause" else ()) + (
@@ -140,7 +159,12 @@ def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_
 @pytest.mark.parametrize(
     ("slots", "num_thoughts", "is_stopped", "jacobi_passes"),
     [
-        *(("thought", 0, False, None), ("thought", 1, False, None), ("thought", 5, False, None), ("thought", 4, True, None)),
+        *(
+            ("thought", 0, False, None),
+            ("thought", 1, False, None),
+            ("thought", 5, False, None),
+            ("thought", 4, True, None),
+        ),
         *(
             ("pause", 3, False, None),
             ("none", 0, False, None),
@@ -153,11 +177,12 @@ def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_
 def test_flops_of_an_answer_are_those_that_torch_counts(
     slots: Any, num_thoughts: int, is_stopped: bool, jacobi_passes: int | None, num_loops: int
 ) -> None:
-    """Two rows of one length, one of which ends the batch: with a mask, attention is the unfused kernel, which torch sees on a CPU."""
+    """Two rows of one length, one of which ends the batch: with a mask, attention is the unfused kernel, which torch
+    sees on a CPU."""
     model = make_model()
     settings = AnswerSettings(
-        max_new_tokens=6, vocab_size=50, eos_id=-2, slots=slots, num_thoughts=num_thoughts, eot_id=4, pause_id=5, num_loops=num_loops,
-        jacobi_passes=jacobi_passes, latent_id=6,
+        max_new_tokens=6, vocab_size=50, eos_id=-2, slots=slots, num_thoughts=num_thoughts, eot_id=4, pause_id=5,
+        num_loops=num_loops, jacobi_passes=jacobi_passes, latent_id=6,
     )  # fmt: skip
     classifier = None
     if is_stopped:
@@ -183,7 +208,16 @@ def test_an_answer_that_ends_costs_less_than_one_that_goes_on() -> None:
 
 def make_row(**changes: Any) -> CoconutRow:
     tally = Tally(right={2: 3}, num_examples={2: 4}, num_thoughts=8, num_text_tokens=12, seconds=2.0, flops=400)
-    base = {"run": "x", "step": 7, "epoch": 2, "stage": 1, "method": "coconut", "split": "test", "num_thoughts": 2, "num_loops": 1}
+    base = {
+        "run": "x",
+        "step": 7,
+        "epoch": 2,
+        "stage": 1,
+        "method": "coconut",
+        "split": "test",
+        "num_thoughts": 2,
+        "num_loops": 1,
+    }
     return row_of(tally, **(base | changes))
 
 
@@ -197,7 +231,12 @@ def test_rows_come_back_from_their_file_and_a_line_cut_short_harms_none(tmp_path
     append_row(file, rows[2])
     assert list(read_rows(file)) == rows
     assert len({key_of(row) for row in rows}) == 3
-    assert (rows[0].accuracy, rows[0].new_tokens, rows[0].seconds_per_example, rows[0].flops_per_example) == (0.75, 5.0, 0.5, 100.0)
+    assert (rows[0].accuracy, rows[0].new_tokens, rows[0].seconds_per_example, rows[0].flops_per_example) == (
+        0.75,
+        5.0,
+        0.5,
+        100.0,
+    )
 
 
 def test_the_error_is_that_of_a_share_and_never_nothing() -> None:

@@ -24,7 +24,8 @@ QUESTION = "Aa,Ab,ac,bc,bd,dc,ce,bf,Bg,?Aeg"
 GRAPH = Symbols().graph(QUESTION)
 WORDS = (
     "Alex is a impus. Alex is a bompus. Every impus is a cumpus. Every bompus is a cumpus. Every bompus is a dumpus. "
-    "Every dumpus is a cumpus. Every cumpus is a empus. Every bompus is a fumpus. Bob is a gumpus. Is Alex a gumpus or empus?"
+    "Every dumpus is a cumpus. Every cumpus is a empus. Every bompus is a fumpus. "
+    "Bob is a gumpus. Is Alex a gumpus or empus?"
 )
 
 
@@ -100,7 +101,10 @@ def test_symbols_are_read_as_steps(text: str, wanted: list[Step | None]) -> None
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("Tom is a terpus.\nEvery terpus is a brimpus.\n### Tom is a brimpus.", [Step("Tom", "terpus"), Step("terpus", "brimpus")]),
+        (
+            "Tom is a terpus.\nEvery terpus is a brimpus.\n### Tom is a brimpus.",
+            [Step("Tom", "terpus"), Step("terpus", "brimpus")],
+        ),
         ("### Tom is a brimpus.", []),
         ("Every terpus is a brim", [None]),
         ("terpus is a brimpus.\n### Tom", [None]),
@@ -135,16 +139,25 @@ def test_values_know_where_their_node_is() -> None:
 
 
 def test_the_best_nodes_of_each_question_are_added_up_and_sorted_over_questions() -> None:
-    found = top_values(values(0, a=0.5, b=0.25, c=0.125) + values(1, g=0.75, a=0.125) + values(2, a=0.25, b=0.25, c=0.25, d=0.25))
+    found = top_values(
+        values(0, a=0.5, b=0.25, c=0.125) + values(1, g=0.75, a=0.125) + values(2, a=0.25, b=0.25, c=0.25, d=0.25)
+    )
     assert found == [[0.25, 0.5, 0.75], [0.5, 0.75, 0.875], [0.75, 0.875, 0.875]]
 
 
 def test_values_by_height_are_those_of_the_frontier() -> None:
     found = values_by_height(values(0, a=0.5, b=0.25, c=1.0) + values(1, a=0.25, b=0.75))
-    assert [(value.height, value.is_right, value.mean, value.num_nodes) for value in found] == [(1, True, 0.5, 2), (2, True, 0.375, 2)]
+    assert [(value.height, value.is_right, value.mean, value.num_nodes) for value in found] == [
+        (1, True, 0.5, 2),
+        (2, True, 0.375, 2),
+    ]
     assert found[0].stderr == pytest.approx(0.25)  # deviation sqrt(1/8) over sqrt(2)
     after_two = values_by_height(values(0, num_thoughts=2, c=0.5, d=0.25, f=0.125))
-    assert [(value.height, value.is_right, value.mean) for value in after_two] == [(0, False, 0.125), (1, True, 0.5), (2, True, 0.25)]
+    assert [(value.height, value.is_right, value.mean) for value in after_two] == [
+        (0, False, 0.125),
+        (1, True, 0.5),
+        (2, True, 0.25),
+    ]
     assert all(value.stderr == 0 for value in after_two)
 
 

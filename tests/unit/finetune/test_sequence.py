@@ -1,4 +1,5 @@
-"""Rows and batches of fine-tuning: what is supervised, what stands in the slots, and which methods are the same at which stage."""
+"""Rows and batches of fine-tuning: what is supervised, what stands in the slots, and which methods are the same at
+which stage."""
 
 from typing import Any
 
@@ -38,7 +39,12 @@ def examples(draw: Any) -> EncodedExample:
 
 
 def make_row(
-    name: MethodName, example: EncodedExample, stage: int, *, curriculum: CurriculumSection = CURRICULUM, markers: bool = True
+    name: MethodName,
+    example: EncodedExample,
+    stage: int,
+    *,
+    curriculum: CurriculumSection = CURRICULUM,
+    markers: bool = True,
 ) -> Row:
     """A row of a method at a stage."""
     method = METHODS[name]
@@ -53,14 +59,17 @@ def text_of(row: Row) -> tuple[int, ...]:
 
 @checked
 @given(example=examples(), stage=st.sampled_from(STAGES), name=st.sampled_from(sorted(METHODS)), markers=st.booleans())
-def test_the_text_after_eot_has_labels_and_nothing_else_has(example: EncodedExample, stage: int, name: MethodName, markers: bool) -> None:
+def test_the_text_after_eot_has_labels_and_nothing_else_has(
+    example: EncodedExample, stage: int, name: MethodName, markers: bool
+) -> None:
     row = make_row(name, example, stage, markers=markers)
     batch = collate([row])
     places = batch.supervised.tolist()
     chain = [token for step in example.steps for token in step]
     removed = len(chain) + len(example.answer) - len(places)
     assert batch.labels[0, places].tolist() == chain[removed:] + list(example.answer)
-    assert places == list(range(len(row.tokens) - 1 - len(places), len(row.tokens) - 1))  # up to the last but one: eos predicts nothing
+    # up to the last but one: eos predicts nothing
+    assert places == list(range(len(row.tokens) - 1 - len(places), len(row.tokens) - 1))
     assert (batch.labels[0] != IGNORED).sum() == len(places)
     assert all(batch.labels[0, place] == batch.tokens[0, place + 1] for place in places)
     before = row.tokens[: places[0] + 1]
@@ -125,12 +134,18 @@ def test_icot_removes_tokens_from_the_front_of_the_chain(example: EncodedExample
 
 
 @checked
-@given(many=st.lists(st.tuples(examples(), st.sampled_from(STAGES), st.sampled_from(sorted(METHODS))), min_size=1, max_size=5))
+@given(
+    many=st.lists(
+        st.tuples(examples(), st.sampled_from(STAGES), st.sampled_from(sorted(METHODS))), min_size=1, max_size=5
+    )
+)
 def test_a_batch_holds_its_rows_with_slots_at_one_place(many: list[tuple[EncodedExample, int, MethodName]]) -> None:
     rows = [make_row(name, example, stage) for example, stage, name in many] + [EMPTY_ROW]
     batch = collate(rows)
     assert batch.first_slot == max(row.first_slot for row in rows)
-    assert batch.supervised.tolist() == [place for place, label in enumerate(batch.labels.flatten().tolist()) if label != IGNORED]
+    assert batch.supervised.tolist() == [
+        place for place, label in enumerate(batch.labels.flatten().tolist()) if label != IGNORED
+    ]
     assert batch.answer is not None
     for number, row in enumerate(rows):
         first = int(batch.first_token[number])
@@ -159,7 +174,9 @@ def test_a_row_has_the_same_loss_in_any_batch(many: list[tuple[EncodedExample, i
         return loss_of(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
 
     with torch.no_grad():
-        torch.testing.assert_close(loss([*rows, EMPTY_ROW]), torch.stack([loss([row]) for row in rows]).sum(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            loss([*rows, EMPTY_ROW]), torch.stack([loss([row]) for row in rows]).sum(), rtol=1e-10, atol=0
+        )
 
 
 def test_the_teacher_reads_the_chain_but_for_its_last_step() -> None:

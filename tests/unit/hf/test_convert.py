@@ -1,4 +1,5 @@
-"""Weights in and out: every architecture both ways, bitwise round trips, what is refused, and the command line on real runs."""
+"""Weights in and out: every architecture both ways, bitwise round trips, what is refused, and the command line on real
+runs."""
 
 import json
 import subprocess
@@ -78,16 +79,21 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 5, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+        vocab_size=VOCAB - 5, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
     backend.train_from_iterator(["the loop runs and folds again " * 50], trainer)
     folder = tmp_path_factory.mktemp("byte-level")
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"})
+    )
     return folder
 
 
-def publish(folder: Path, tokenizer: Path, name: str, fields: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
+def publish(
+    folder: Path, tokenizer: Path, name: str, fields: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> Path:
     """A folder of a published model with random weights in every tensor."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**fields, initializer_range=0.2)
@@ -103,7 +109,10 @@ def publish(folder: Path, tokenizer: Path, name: str, fields: dict[str, Any], dt
 
 def make_run(directory: Path, tokenizer: Path, model: dict[str, Any]) -> Path:
     """A run of random weights in every tensor."""
-    shape = {"vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 4, "init_std": 0.2}
+    shape = {
+        "vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 4,
+        "init_std": 0.2,
+    }  # fmt: skip
     config = RunConfig.model_validate(
         {
             "run": {"name": directory.name, "root": str(directory.parent)},
@@ -136,7 +145,8 @@ def saved_weights(run: Path) -> dict[str, Tensor]:
 
 def assert_bitwise(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name].dtype != theirs[name].dtype or not torch.equal(ours[name], theirs[name])] == []
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
 
 
 # In, and out again
@@ -161,7 +171,8 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA, torch.bfloat16)
     import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
     trained = load_trained_model(tmp_path / "run", torch.device("cpu"))
-    assert trained.config.train.precision == "bf16" and trained.config.model.vocab_size == 304  # 300 + 4, a multiple of 8
+    # 300 + 4, a multiple of 8
+    assert trained.config.train.precision == "bf16" and trained.config.model.vocab_size == 304
     assert [trained.tokenizer.thought_id(name) for name in THOUGHT_TOKENS] == [300, 301, 302, 303]
     published = load_file(folder / "model.safetensors")
     for ours, theirs in (("embedding.weight", "model.embed_tokens.weight"), ("head.weight", "lm_head.weight")):
@@ -169,7 +180,9 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
         assert torch.equal(table[:300], old) and torch.equal(table[300:], old.mean(0).expand(4, -1))
     export_run(ExportSettings(run=tmp_path / "run", out=tmp_path / "out", dtype="bfloat16"))
     after = load_file(tmp_path / "out" / "model.safetensors")
-    assert_bitwise({name: tensor[:300] if tensor.shape[0] == 304 else tensor for name, tensor in after.items()}, published)
+    assert_bitwise(
+        {name: tensor[:300] if tensor.shape[0] == 304 else tensor for name, tensor in after.items()}, published
+    )
     import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))  # the new tokens are there already
     again = load_trained_model(tmp_path / "again", torch.device("cpu"))
     assert again.config.model == trained.config.model and again.tokenizer.bot_id == 300
@@ -178,7 +191,8 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
 @pytest.mark.parametrize("case", OURS)
 def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case])
-    if case == "qwen2":  # transformers takes Qwen's own tokenizer for such a model, whatever the files say: it must not pass unseen
+    # transformers takes Qwen's own tokenizer for such a model, whatever the files say: it must not pass unseen
+    if case == "qwen2":
         with pytest.raises(ValueError, match=r"Qwen2Tokenizer.* gives other ids"):
             export_run(ExportSettings(run=run, out=tmp_path / "out"))
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.unfinished"))
@@ -194,7 +208,9 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
 @pytest.mark.parametrize("injection", ["none", "add"])
 def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, injection: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"input_injection": injection})
-    assert export_run(ExportSettings(run=run, out=tmp_path / "out"))[1].startswith("LoopedGPTForCausalLM, 3 loops, 8 layers deep")
+    assert export_run(ExportSettings(run=run, out=tmp_path / "out"))[1].startswith(
+        "LoopedGPTForCausalLM, 3 loops, 8 layers deep"
+    )
     import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))
     assert_bitwise(saved_weights(tmp_path / "again"), saved_weights(run))
 
@@ -230,7 +246,9 @@ def test_several_files_hold_the_same(tmp_path: Path, tokenizer: Path, monkeypatc
 # The check, the report, what is refused
 
 
-def test_a_wrong_conversion_is_not_kept(tmp_path: Path, tokenizer: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_conversion_is_not_kept(
+    tmp_path: Path, tokenizer: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "run", tokenizer, {})
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA)
     names = dict(exporting.stock_rules.__globals__["_LLAMA_LAYER"])
@@ -247,7 +265,8 @@ def test_a_wrong_conversion_is_not_kept(tmp_path: Path, tokenizer: Path, byte_le
 def test_the_report_names_every_tensor(tmp_path: Path, byte_level: Path) -> None:
     folder = publish(tmp_path / "published", byte_level, "GPT2", GPT2)
     stored = load_file(folder / "model.safetensors")
-    old_names = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}  # as the published GPT-2 has them
+    # as the published GPT-2 has them
+    old_names = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     save_file({**old_names, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, folder / "model.safetensors")
     import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
     report = (tmp_path / "run" / "conversion.txt").read_text()
@@ -259,14 +278,16 @@ def test_the_report_names_every_tensor(tmp_path: Path, byte_level: Path) -> None
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "rope scaling": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"rope scaling \(linear\)"),
+    "rope scaling": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+                     r"rope scaling \(linear\)"),
     "sliding window": ("Mistral", {"sliding_window": 8, "head_dim": 8}, r"sliding windows \(sliding_window=8\)"),
-    "sliding layers": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, "sliding window"),
+    "sliding layers": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+                       "sliding window"),
     "clipping": ("Olmo", {"clip_qkv": 8.0}, r"clip_qkv=8\.0"),
     "biases": ("Llama", {"attention_bias": True}, "attention_bias of model_type=llama"),
     "activation": ("Llama", {"hidden_act": "gelu"}, "hidden_act=gelu"),
     "mixture": ("Mixtral", {"num_local_experts": 2}, "model_type='mixtral' is not supported; those that are: llama"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -283,9 +304,15 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     weights, settings = folder / "model.safetensors", ImportSettings(folder=folder, run=tmp_path / "run")
     stored = load_file(weights)
     for tensors, message in (
-        ({name: stored[name] for name in stored if "layers.2.mlp.up" not in name}, r"1 tensors .* missing.*layers\.2\.mlp\.up_proj"),
+        (
+            {name: stored[name] for name in stored if "layers.2.mlp.up" not in name},
+            r"1 tensors .* missing.*layers\.2\.mlp\.up_proj",
+        ),
         ({**stored, "model.layers.0.self_attn.sinks": torch.ones(4)}, r"self_attn\.sinks has no place in this model"),
-        ({**stored, "model.norm.weight": torch.ones(31)}, r"model\.norm\.weight has shape \[31\], config\.json makes it \[32\]"),
+        (
+            {**stored, "model.norm.weight": torch.ones(31)},
+            r"model\.norm\.weight has shape \[31\], config\.json makes it \[32\]",
+        ),
     ):
         save_file(tensors, weights)
         with pytest.raises(ValueError, match=message):
@@ -321,7 +348,10 @@ def test_torch_files_are_read_but_never_unpickled(tmp_path: Path, byte_level: Pa
 def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"input_injection": "add"})
     mixed = make_run(tmp_path / "mixed", tokenizer, LOOPED | {"norm": "layer"})
-    for run, message in ((injected, "input_injection=add cannot be unrolled"), (mixed, "no class of transformers computes these layers")):
+    for run, message in (
+        (injected, "input_injection=add cannot be unrolled"),
+        (mixed, "no class of transformers computes these layers"),
+    ):
         with pytest.raises(ValueError, match=message):
             export_run(ExportSettings(run=run, out=tmp_path / "out", unroll=True))
     (tmp_path / "out").mkdir()
@@ -336,7 +366,9 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
 def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokenizer: Path, block: int | None) -> None:
     run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 8})
     loop_model(
-        SurgerySettings(source=run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=1, num_coda_layers=1, block=block)
+        SurgerySettings(
+            source=run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=1, num_coda_layers=1, block=block
+        )
     )
     before, after = saved_weights(run), saved_weights(tmp_path / "looped")
     trained = load_trained_model(tmp_path / "looped", torch.device("cpu"))
@@ -364,7 +396,11 @@ def test_a_looped_model_of_equal_blocks_is_the_same_model(tmp_path: Path, tokeni
 def test_layers_that_cannot_be_cut_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     run, looped = (make_run(tmp_path / str(loops), tokenizer, {"num_loops": loops}) for loops in (1, 2))
     for source, changes, message in (
-        (run, {"num_loop_layers": 3}, "4 layers less 0 before and 0 after the loop leave 4, which are not whole blocks of 3"),
+        (
+            run,
+            {"num_loop_layers": 3},
+            "4 layers less 0 before and 0 after the loop leave 4, which are not whole blocks of 3",
+        ),
         (run, {"num_loop_layers": 2, "block": 2}, "block 2 of 2 does not exist"),
         (looped, {"num_loop_layers": 2}, "is not an unlooped model"),
     ):
@@ -385,7 +421,9 @@ def test_the_command_line_and_what_follows_it(tmp_path: Path, byte_level: Path) 
     done = command(tool, "import", "--model", folder, "--run", run)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{run}: gpt2, 4 layers deep, 304 rows of vocabulary" in done.stdout
-    sample = command(ROOT / "tools" / "generate.py", "--run", run, "--prompt", "the loop", "--max-new-tokens", 5, "--temperature", 0)
+    sample = command(
+        ROOT / "tools" / "generate.py", "--run", run, "--prompt", "the loop", "--max-new-tokens", 5, "--temperature", 0
+    )
     assert sample.returncode == 0 and sample.stdout.startswith("the loop")
     bad = command(tool, "export", "--run", tmp_path / "absent", "--out", out)
     assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1

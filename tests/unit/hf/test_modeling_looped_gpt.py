@@ -1,4 +1,5 @@
-"""The transformers model against LoopedGPT, against published models with copied weights, cached, padded, saved and on its own."""
+"""The transformers model against LoopedGPT, against published models with copied weights, cached, padded, saved and on
+its own."""
 
 import copy
 import json
@@ -47,7 +48,8 @@ def exported(looped: LoopedGPT) -> LoopedGPTForCausalLM:
     """The transformers model with the same weights under the same names."""
     config = looped.config
     fields = {name: value for name, value in config.model_dump().items() if name in LoopedGPTConfig.__annotations__}
-    model = LoopedGPTForCausalLM(LoopedGPTConfig(max_position_embeddings=SEQ, **fields)).to(next(looped.parameters()).dtype)
+    model = LoopedGPTForCausalLM(LoopedGPTConfig(max_position_embeddings=SEQ, **fields))
+    model = model.to(next(looped.parameters()).dtype)
     model.load_state_dict(looped.state_dict())
     return model.eval()
 
@@ -75,10 +77,13 @@ def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {**ENDS, "input_injection": "add"}, {"num_key_value_heads": 1}, {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2}}],
+    [{}, {**ENDS, "input_injection": "add"}, {"num_key_value_heads": 1},
+     {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2}}],
     ids=["plain", "ends", "one-key-head", "regularised"],
-)
-def test_logits_equal_those_of_looped_gpt(family: ModelSection, dtype: torch.dtype, tolerance: float, changes: dict[str, Any]) -> None:
+)  # fmt: skip
+def test_logits_equal_those_of_looped_gpt(
+    family: ModelSection, dtype: torch.dtype, tolerance: float, changes: dict[str, Any]
+) -> None:
     family = ModelSection.model_validate({**family.model_dump(), **changes})
     looped = build(family, dtype=dtype)
     model, tokens = exported(looped), random_tokens()
@@ -132,15 +137,18 @@ COMMON = {
     ("reference_class", "reference_config", "norm_names", "fields"),
     [
         (Qwen2ForCausalLM, Qwen2Config(**SIZES, rms_norm_eps=1e-5), NORM_FIRST, {"bias": "qkv"}),
-        (Qwen3ForCausalLM, Qwen3Config(**SIZES, rms_norm_eps=1e-5, head_dim=12), NORM_FIRST, {"qk_norm": "head", "head_size": 12}),
+        (Qwen3ForCausalLM, Qwen3Config(**SIZES, rms_norm_eps=1e-5, head_dim=12), NORM_FIRST,
+         {"qk_norm": "head", "head_size": 12}),
         (OlmoForCausalLM, OlmoConfig(**SIZES), NORM_FIRST, {"norm": "plain"}),
-        (Olmo2ForCausalLM, Olmo2Config(**SIZES, rms_norm_eps=1e-5), NORM_LAST, {"norm_place": "after", "qk_norm": "all"}),
+        (Olmo2ForCausalLM, Olmo2Config(**SIZES, rms_norm_eps=1e-5), NORM_LAST,
+         {"norm_place": "after", "qk_norm": "all"}),
     ],
     ids=["qwen2", "qwen3", "olmo", "olmo2"],
-)
+)  # fmt: skip
 def test_logits_equal_those_of_published_models(
-    reference_class: type[PreTrainedModel], reference_config: PretrainedConfig, norm_names: dict[str, str], fields: dict[str, Any]
-) -> None:
+    reference_class: type[PreTrainedModel], reference_config: PretrainedConfig, norm_names: dict[str, str],
+    fields: dict[str, Any],
+) -> None:  # fmt: skip
     torch.manual_seed(0)
     reference = reference_class(reference_config).eval()
     weights = {}
@@ -151,8 +159,9 @@ def test_logits_equal_those_of_published_models(
             name = name.replace(theirs, ours)
         weights[name] = value
     config = LoopedGPTConfig(
-        vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, ffn_size=48, num_loop_layers=3, **fields
-    )
+        vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, ffn_size=48, num_loop_layers=3,
+        **fields,
+    )  # fmt: skip
     model = LoopedGPTForCausalLM(config).eval()
     model.load_state_dict(weights)
     expected = reference(random_tokens()).logits
@@ -253,7 +262,9 @@ def test_generation_with_a_cache_equals_generation_without(family: ModelSection,
     model, rows = small(family), []
     for use_cache in (True, False):
         torch.manual_seed(0)
-        rows.append(model.generate(**padded(PROMPTS), max_new_tokens=6, num_loops=3, use_cache=use_cache, pad_token_id=0, **how))
+        rows.append(
+            model.generate(**padded(PROMPTS), max_new_tokens=6, num_loops=3, use_cache=use_cache, pad_token_id=0, **how)
+        )
     assert torch.equal(*rows)
     assert model.config.num_loops == 2
 
@@ -286,7 +297,9 @@ def test_labels_give_the_mean_loss_and_recomputation_keeps_its_gradients(family:
 
 
 def test_initial_weights_are_those_of_training() -> None:
-    config = LoopedGPTConfig(vocab_size=512, hidden_size=64, ffn_size=256, num_loop_layers=2, num_loops=4, norm="layer", bias="all")
+    config = LoopedGPTConfig(
+        vocab_size=512, hidden_size=64, ffn_size=256, num_loop_layers=2, num_loops=4, norm="layer", bias="all"
+    )
     for name, parameter in LoopedGPTForCausalLM(config).named_parameters():
         if parameter.dim() == 1:
             assert torch.equal(parameter, torch.ones_like(parameter) * name.endswith("norm.weight")), name
@@ -355,7 +368,8 @@ def test_the_file_works_alone(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=6, do_sample=False, num_loops=6)
-    first_line, *_ = result.stdout.splitlines()  # DeepSpeed, which transformers loads where it is installed, writes below
+    # DeepSpeed, which transformers loads where it is installed, writes below
+    first_line, *_ = result.stdout.splitlines()
     assert json.loads(first_line) == expected.tolist()
 
 

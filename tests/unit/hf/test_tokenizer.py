@@ -17,14 +17,22 @@ from pretrain.data.tokenizers.sentencepiece import SPECIALS, SentencePieceTokeni
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS
 from pretrain.data.tokenizers.train import train_tokenizer
 from pretrain.hf.tokenizer import export_tokenizer
-from tests.unit.data.test_published_tokenizer import BOS, EOS, ONE, write_old_form, write_one_separator, write_two_separators
+from tests.unit.data.test_published_tokenizer import (
+    BOS,
+    EOS,
+    ONE,
+    write_old_form,
+    write_one_separator,
+    write_two_separators,
+)
 
 SYLLABLES = ("lo", "op", "ab", "ba", "a", "aba", "wei", "é", "в", "日本", "ring", "</", " ", "  ")
 SPELLED = (*SPECIALS, "<0x41>", "<0xE2>", "</s>", "<s>")
 ODD = ("\u2581", "\u2585", "\0", "\ufeff", "\ufffd", "\u00a0", "\u3000", "\r", "😀", "\u0301", "<")
 NASTY = st.lists(
     st.one_of(
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=9), st.sampled_from((*SPELLED, *ODD, *SYLLABLES, "\n", "\t", "7"))
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        st.sampled_from((*SPELLED, *ODD, *SYLLABLES, "\n", "\t", "7")),
     ),
     max_size=30,
 ).map("".join)
@@ -56,7 +64,9 @@ def train(model_type: Any) -> SentencePieceTokenizer:
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SentencePieceTokenizer, Any]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SentencePieceTokenizer, Any]:
     """Our tokenizer, and what transformers makes of it."""
     folder = tmp_path_factory.mktemp(request.param)
     ours = train(request.param)
@@ -79,7 +89,9 @@ def assert_same(ours: SentencePieceTokenizer, theirs: Any, text: str) -> None:
         assert ids == expected
     elif ids != expected:
         # SentencePiece adds up in fp32: over a few hundred pieces its sums are good to one in a hundred thousand.
-        assert sum(map(ours.processor.GetScore, ids)) == pytest.approx(sum(map(ours.processor.GetScore, expected)), rel=1e-5)
+        assert sum(map(ours.processor.GetScore, ids)) == pytest.approx(
+            sum(map(ours.processor.GetScore, expected)), rel=1e-5
+        )
         assert min(ids) >= len(SPECIALS)
 
 
@@ -142,7 +154,9 @@ def test_special_tokens_are_those_of_ours(pair: tuple[SentencePieceTokenizer, An
 @pytest.mark.parametrize("first_new_id", [None, 321, 400])
 def test_published_tokenizers_go_back_out(tmp_path: Path, write: Any, first_new_id: int | None) -> None:
     write(tmp_path)
-    tokenizer = PublishedTokenizer(import_tokenizer(tmp_path, new_tokens=first_new_id is not None, first_new_id=first_new_id))
+    tokenizer = PublishedTokenizer(
+        import_tokenizer(tmp_path, new_tokens=first_new_id is not None, first_new_id=first_new_id)
+    )
     export_tokenizer(tokenizer, tmp_path / "out")
     written = (tmp_path / "out" / "tokenizer.json").read_text()
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")

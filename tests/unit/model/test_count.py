@@ -51,7 +51,8 @@ def build(model: ModelSection, recompute: str = "none") -> LoopedGPT:
 
 
 def measured_flops(model: ModelSection, num_loops: int, *, backward: bool, recompute: str = "none") -> float:
-    """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can see on a CPU."""
+    """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can
+    see on a CPU."""
     built = build(model, recompute)
     tokens = torch.zeros(2, SEQ_LEN, dtype=torch.long)
     mask = torch.ones(1, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
@@ -80,7 +81,9 @@ def test_weights_have_the_names_and_shapes_of_the_module(shape: dict) -> None:
     layer = {name.removeprefix("loop.0."): shape for name, shape in state.items() if name.startswith("loop.0.")}
     assert {weight.name: weight.shape for weight in layer_weights(model)} == layer
     outside = {name: shape for name, shape in state.items() if name.split(".")[0] not in ("prelude", "loop", "coda")}
-    assert {weight.name: weight.shape for weight in (*embedding_weights(model, SEQ_LEN), *final_weights(model))} == outside
+    assert {
+        weight.name: weight.shape for weight in (*embedding_weights(model, SEQ_LEN), *final_weights(model))
+    } == outside
 
 
 @shapes

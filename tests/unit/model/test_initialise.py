@@ -47,7 +47,12 @@ def test_scale_of_every_tensor() -> None:
 
 
 def test_tensors_differ_from_each_other_and_by_seed() -> None:
-    firsts = [parameter.flatten()[0].item() for seed in (0, 1) for parameter in build(seed=seed).parameters() if parameter.dim() == 2]
+    firsts = [
+        parameter.flatten()[0].item()
+        for seed in (0, 1)
+        for parameter in build(seed=seed).parameters()
+        if parameter.dim() == 2
+    ]
     assert len(set(firsts)) == len(firsts)
 
 

@@ -19,7 +19,11 @@ from pretrain.model.layers import attend
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+    return (
+        torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 def reference_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -36,11 +40,15 @@ def reference_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
     rows=st.integers(1, 24),
     scratch=st.sampled_from([1, 100, 2**20]),
 )
-def test_attention_in_any_blocks_is_attention(batch: int, groups: int, heads: int, seq: int, width: int, rows: int, scratch: int) -> None:
+def test_attention_in_any_blocks_is_attention(
+    batch: int, groups: int, heads: int, seq: int, width: int, rows: int, scratch: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "BLOCK_ROWS", rows)
         patch.setattr(blocked, "SCRATCH_ELEMENTS", scratch)
-        inputs = [random(batch, seq, count, width, seed=count).transpose(1, 2) for count in (groups * heads, groups, groups)]
+        inputs = [
+            random(batch, seq, count, width, seed=count).transpose(1, 2) for count in (groups * heads, groups, groups)
+        ]
         weights = random(batch, groups * heads, seq, width).detach()
         ours, theirs = blocked.blocked_attention(*inputs), reference_attention(*inputs)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -51,7 +59,9 @@ def test_attention_in_any_blocks_is_attention(batch: int, groups: int, heads: in
 
 def test_attention_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "BLOCK_ROWS", 3)
-    assert gradcheck(blocked.blocked_attention, (random(1, 4, 7, 2), random(1, 2, 7, 2, seed=1), random(1, 2, 7, 2, seed=2)))
+    assert gradcheck(
+        blocked.blocked_attention, (random(1, 4, 7, 2), random(1, 2, 7, 2, seed=1), random(1, 2, 7, 2, seed=2))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -112,7 +122,10 @@ def test_rotation() -> None:
 def test_head_loss_gradients(monkeypatch: pytest.MonkeyPatch, block_rows: int, z_loss_weight: float) -> None:
     monkeypatch.setattr(fused, "BLOCK_ROWS", block_rows)
     labels = torch.tensor([1, -100, 3, 0, 8])
-    assert gradcheck(lambda states, head: fused.head_loss(states, head, labels, z_loss_weight)[0], (random(5, 6), random(9, 6, seed=1)))
+    assert gradcheck(
+        lambda states, head: fused.head_loss(states, head, labels, z_loss_weight)[0],
+        (random(5, 6), random(9, 6, seed=1)),
+    )
 
 
 def test_head_loss_survives_extreme_logits() -> None:
@@ -132,7 +145,9 @@ def test_head_loss_computes_no_gradients_unasked() -> None:
 
 def test_compiled_layers_equal_eager_ones() -> None:
     """Traced whole, without the code generation that needs a compiler."""
-    config = ModelSection(vocab_size=16, hidden_size=16, num_attention_heads=2, ffn_size=24, num_loop_layers=2, num_loops=2, init_std=0.2)
+    config = ModelSection(
+        vocab_size=16, hidden_size=16, num_attention_heads=2, ffn_size=24, num_loop_layers=2, num_loops=2, init_std=0.2
+    )
     tokens = torch.arange(24).view(2, 12) % 16
     results = []
     for compiled in (False, True):

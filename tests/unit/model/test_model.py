@@ -1,4 +1,5 @@
-"""The looped model against itself unrolled, against plain Llama and GPT-2 of transformers, cached, recomputed and masked."""
+"""The looped model against itself unrolled, against plain Llama and GPT-2 of transformers, cached, recomputed and
+masked."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,13 @@ from pretrain.model.loss import loss_sums
 
 VOCAB, SEQ = 64, 12
 LLAMA = ModelSection(
-    vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, ffn_size=48, num_loop_layers=2, init_std=0.2
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    ffn_size=48,
+    num_loop_layers=2,
+    init_std=0.2,
 )
 GPT2 = LLAMA.model_copy(
     update={
@@ -34,7 +41,9 @@ OLMO2 = LLAMA.model_copy(update={"qk_norm": "all", "norm_place": "after"})
 families = pytest.mark.parametrize("family", [LLAMA, GPT2, QWEN3, OLMO2], ids=["llama", "gpt2", "qwen3", "olmo2"])
 
 
-def build(config: ModelSection, *, dtype: torch.dtype = torch.float64, recompute: str = "none", **changes: Any) -> LoopedGPT:
+def build(
+    config: ModelSection, *, dtype: torch.dtype = torch.float64, recompute: str = "none", **changes: Any
+) -> LoopedGPT:
     """A model with random weights everywhere, norms and biases too, so that none can be left out unseen."""
     model = LoopedGPT(config.model_copy(update=changes), SEQ, recompute=recompute)
     initialise(model, seed=0)
@@ -64,14 +73,17 @@ def loss_of(model: LoopedGPT, num_loops: int | None = None, z_loss_weight: float
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 # Loops
 
 
 def unrolled_loss(model: LoopedGPT, copies: LoopedGPT, num_loops: int, injection: str) -> Tensor:
-    """The looped model's loss with layers of their own for every loop, taken from `copies`; the loop written out by hand."""
+    """The looped model's loss with layers of their own for every loop, taken from `copies`; the loop written out by
+    hand."""
     tokens, block = random_tokens(), model.config.num_loop_layers
     context = model.context(tokens)
     states = start = model.begin(tokens, context)
@@ -96,7 +108,9 @@ def test_loops_are_copied_layers_with_summed_gradients(family: ModelSection, inj
     own, expected, of_copies = gradients(model, looped), gradients(model, unrolled), gradients(copies, unrolled)
     for name in (name for name in own if name.startswith("loop.")):
         _, number, rest = name.split(".", 2)
-        expected[name] = torch.stack([of_copies[f"loop.{int(number) + loop * block}.{rest}"] for loop in range(num_loops)]).sum(0)
+        expected[name] = torch.stack(
+            [of_copies[f"loop.{int(number) + loop * block}.{rest}"] for loop in range(num_loops)]
+        ).sum(0)
     assert_same(own, expected)
 
 
@@ -173,7 +187,15 @@ def test_logits_equal_those_of_llama(kv_heads: int) -> None:
 def test_logits_equal_those_of_gpt2(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     shape = GPT2Config(
-        vocab_size=VOCAB, n_positions=SEQ, n_embd=32, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, initializer_range=0.2
+        vocab_size=VOCAB,
+        n_positions=SEQ,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        initializer_range=0.2,
     )
     reference = GPT2LMHeadModel(shape)
     torch.nn.Module.to(reference, dtype)
@@ -225,7 +247,9 @@ def test_cached_equals_uncached_with_gradients(family: ModelSection, num_loops: 
     pieces = torch.cat(parts, dim=1).flatten(0, 1)
     assert cache.length == SEQ
     torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-10)
-    assert_same(gradients(model, loss_sums(model, pieces, labels)[0]), gradients(model, loss_sums(model, whole, labels)[0]))
+    assert_same(
+        gradients(model, loss_sums(model, pieces, labels)[0]), gradients(model, loss_sums(model, whole, labels)[0])
+    )
 
 
 @families
@@ -244,7 +268,9 @@ def test_documents_in_one_row_equal_documents_alone(family: ModelSection) -> Non
     positions = torch.tensor([[*range(a), *range(b)] for a, b in lengths])
     mask = ((segments[:, :, None] == segments[:, None, :]) & torch.ones(SEQ, SEQ, dtype=torch.bool).tril())[:, None]
     packed = model(tokens, positions=positions, mask=mask)
-    alone = torch.cat([model(part) for row, sizes in zip(tokens, lengths, strict=True) for part in row[None].split(list(sizes), 1)])
+    alone = torch.cat(
+        [model(part) for row, sizes in zip(tokens, lengths, strict=True) for part in row[None].split(list(sizes), 1)]
+    )
     torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-10)
     assert_same(gradients(model, packed.square().sum()), gradients(model, alone.square().sum()))
 
@@ -291,10 +317,12 @@ def test_bf16_is_near_fp32(family: ModelSection) -> None:
     narrow, wide = build(small, dtype=torch.bfloat16), build(small, dtype=torch.float32)
     wide.load_state_dict(narrow.state_dict())
     loss, reference = loss_of(narrow), loss_of(wide)
-    tolerance = 0.03 if family.norm_place == "after" else 0.02  # norms after: every term of the stream is of full size, and its rounding
+    # norms after: every term of the stream is of full size, and its rounding
+    tolerance = 0.03 if family.norm_place == "after" else 0.02
     assert loss.dtype == torch.float32
     assert abs(loss.item() / reference.item() - 1) < 5e-3
     ours, expected = (
-        torch.cat([gradient.float().flatten() for gradient in gradients(*pair).values()]) for pair in ((narrow, loss), (wide, reference))
+        torch.cat([gradient.float().flatten() for gradient in gradients(*pair).values()])
+        for pair in ((narrow, loss), (wide, reference))
     )
     assert (ours - expected).norm() < tolerance * expected.norm()

@@ -62,7 +62,11 @@ def test_it_is_the_formula(activation: str, groups: tuple[str, ...]) -> None:
     kinds = [kind for kind in groups if kind != "gate" or activation == "swiglu"]
     ours, expected = regularisation(model), WEIGHT * (1 - mean_cosine(model, kinds))
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
-    weights = [parameter for name, parameter in model.named_parameters() if name.startswith("loop.") and not name.endswith("norm.weight")]
+    weights = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("loop.") and not name.endswith("norm.weight")
+    ]
     pairs = [torch.autograd.grad(value, weights, allow_unused=True) for value in (ours, expected)]
     for gradient, wanted in zip(*pairs, strict=True):
         assert (gradient is None) == (wanted is None)
@@ -116,7 +120,9 @@ def test_bf16_weights_are_compared_in_fp32() -> None:
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), regularisation(wide), rtol=1e-5, atol=0)
     value.backward()
-    assert all(parameter.grad.dtype == torch.bfloat16 for parameter in model.loop.parameters() if parameter.grad is not None)
+    assert all(
+        parameter.grad.dtype == torch.bfloat16 for parameter in model.loop.parameters() if parameter.grad is not None
+    )
 
 
 def test_weight_without_blocks_is_refused() -> None:

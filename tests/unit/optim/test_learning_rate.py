@@ -73,7 +73,9 @@ def test_scales_with_the_peak(case: tuple[OptimizerSection, int], factor: float)
     ],
 )
 def test_values(schedule: str, expected: list[float]) -> None:
-    config = OptimizerSection.model_validate({"lr": 1.0, "schedule": schedule, "warmup_steps": 2, "min_lr_ratio": 0.1, "decay_steps": 2})
+    config = OptimizerSection.model_validate(
+        {"lr": 1.0, "schedule": schedule, "warmup_steps": 2, "min_lr_ratio": 0.1, "decay_steps": 2}
+    )
     assert rates(config, 6) == pytest.approx(expected)
 
 

@@ -65,7 +65,14 @@ def test_fixed_is_the_model_s_count() -> None:
     assert set(draws(5, LoopSamplingSection(), count=50)) == {5}
 
 
-@given(st.integers(0, 2**40), st.integers(0, 10**9), st.integers(1, 40), st.integers(0, 40), st.integers(1, 60), st.floats(0, 3))
+@given(
+    st.integers(0, 2**40),
+    st.integers(0, 10**9),
+    st.integers(1, 40),
+    st.integers(0, 40),
+    st.integers(1, 60),
+    st.floats(0, 3),
+)
 def test_counts_stay_in_range(seed: int, step: int, minimum: int, span: int, mean: int, sigma: float) -> None:
     for distribution in ("uniform", "poisson_lognormal"):
         sampling = LoopSamplingSection(distribution=distribution, minimum=minimum, maximum=minimum + span, sigma=sigma)

@@ -33,7 +33,14 @@ ROOT = Path(__file__).parents[3]
 
 def config(model: dict, **sections: dict) -> RunConfig:
     """A small configuration: many more tokens than width, as in a real run, so that activations outweigh weights."""
-    small = {"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "ffn_size": 192, "num_loop_layers": 2, "num_loops": 3}
+    small = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "ffn_size": 192,
+        "num_loop_layers": 2,
+        "num_loops": 3,
+    }
     train = {"seq_len": 256, "micro_batch": 4, "global_batch": 16, **sections.pop("train", {})}
     return RunConfig.model_validate({"model": {**small, **model}, "train": train, **sections})
 
@@ -50,7 +57,8 @@ def build(run: RunConfig) -> LoopedGPT:
 
 
 def measured_bytes(run: RunConfig) -> tuple[int, int]:
-    """Bytes allocated when one micro-batch has gone forward, and at the worst moment of its backward pass, by torch's profiler."""
+    """Bytes allocated when one micro-batch has gone forward, and at the worst moment of its backward pass, by torch's
+    profiler."""
     built, tokens = build(run), torch.zeros(run.train.micro_batch, run.train.seq_len, dtype=torch.long)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         loss, _ = loss_sums(built, built(tokens), tokens)
@@ -67,12 +75,18 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
     return kept, peak
 
 
-@pytest.mark.parametrize("shape", [LLAMA, {**LLAMA, "norm": "layer"}, GPT2], ids=["llama", "llama with LayerNorm", "gpt-2"])
+@pytest.mark.parametrize(
+    "shape", [LLAMA, {**LLAMA, "norm": "layer"}, GPT2], ids=["llama", "llama with LayerNorm", "gpt-2"]
+)
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_those_that_torch_allocates(
+    shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)  # the usual some MiB would drown so small a model
-    run = config({**shape, "num_prelude_layers": 1, "num_coda_layers": 1}, train={"recompute": recompute, "precision": precision})
+    run = config(
+        {**shape, "num_prelude_layers": 1, "num_coda_layers": 1}, train={"recompute": recompute, "precision": precision}
+    )
     plan = Activations(config=run)
     kept, peak = measured_bytes(run)
     assert plan.peak(0, 4, 3) == pytest.approx(kept, rel=0.1)
@@ -81,7 +95,9 @@ def test_activations_are_those_that_torch_allocates(shape: dict, recompute: str,
 
 @pytest.mark.parametrize("rows", [2048, 32], ids=["one block of logits", "many blocks"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_working_space_of_the_loss_is_that_which_torch_allocates(rows: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_space_of_the_loss_is_that_which_torch_allocates(
+    rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head_loss, "BLOCK_ROWS", rows)
     monkeypatch.setattr(plan_module, "LOSS_ROWS", rows)
     run = config({"vocab_size": 4096, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
@@ -141,7 +157,7 @@ def test_parameters_of_a_stage_are_those_of_the_module(shape: dict, num_stages: 
         assert count(stage_weights(run.model, run.train.seq_len, index, num_stages)) == numel
 
 
-# --- the schedule ------------------------------------------------------------------------------------------------------------------
+# --- the schedule -----------------------------------------------------------------------------------------------------
 
 
 def passes_of_stage(num_loops: int, num_micro_batches: int, stage: int, num_stages: int) -> list[tuple[bool, int, int]]:
@@ -158,7 +174,9 @@ def passes_of_stage(num_loops: int, num_micro_batches: int, stage: int, num_stag
 
 @given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 9), st.data())
 @settings(deadline=None, max_examples=100)
-def test_in_flight_is_what_megatrons_schedule_holds(num_loops: int, num_stages: int, extra: int, data: st.DataObject) -> None:
+def test_in_flight_is_what_megatrons_schedule_holds(
+    num_loops: int, num_stages: int, extra: int, data: st.DataObject
+) -> None:
     num_micro_batches = num_stages + extra
     run = config(
         {"num_loop_layers": 2 * num_stages, "num_loops": num_loops, "num_prelude_layers": 1, "num_coda_layers": 1},
@@ -206,12 +224,14 @@ def test_idle_share_is_that_of_the_schedule(num_loops: int, num_stages: int, num
     assert idle_share(num_loops, num_micro_batches, num_stages) == pytest.approx(1 - work / time)
 
 
-# --- the plan as a whole -----------------------------------------------------------------------------------------------------------
+# --- the plan as a whole ----------------------------------------------------------------------------------------------
 
 
 def test_plan_of_a_ring_adds_up() -> None:
     run = config(
-        {"num_loop_layers": 4, "num_prelude_layers": 1}, parallel={"tensor": 2, "pipeline": 2, "sequence": True}, train={"micro_batch": 2}
+        {"num_loop_layers": 4, "num_prelude_layers": 1},
+        parallel={"tensor": 2, "pipeline": 2, "sequence": True},
+        train={"micro_batch": 2},
     )
     plan = make_plan(run, 16)
     assert (plan.layout.data_parallel, plan.layout.micro_batches) == (4, 2)
@@ -229,24 +249,32 @@ def test_more_ranks_hold_less_each() -> None:
     def worst(world_size: int, change: Callable[[dict], None] = lambda parallel: None) -> float:
         parallel: dict = {}
         change(parallel)
-        return make_plan(config({"num_loop_layers": 4}, parallel=parallel, train={"micro_batch": 1}), world_size).worst_stage.total
+        return make_plan(
+            config({"num_loop_layers": 4}, parallel=parallel, train={"micro_batch": 1}), world_size
+        ).worst_stage.total
 
     alone = worst(1)
     assert worst(4) < alone  # the optimizer is sharded
     assert worst(2, lambda parallel: parallel.update(tensor=2)) < alone
-    assert worst(2, lambda parallel: parallel.update(tensor=2, sequence=True)) < worst(2, lambda parallel: parallel.update(tensor=2))
+    assert worst(2, lambda parallel: parallel.update(tensor=2, sequence=True)) < worst(
+        2, lambda parallel: parallel.update(tensor=2)
+    )
 
 
 def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> None:
     drawn = {"loop_sampling": {"distribution": "uniform", "minimum": 1, "maximum": 5}}
-    plan, fixed, deepest = (make_plan(config({"num_loops": loops}, train=train), 1) for loops, train in ((3, drawn), (3, {}), (5, {})))
+    plan, fixed, deepest = (
+        make_plan(config({"num_loops": loops}, train=train), 1) for loops, train in ((3, drawn), (3, {}), (5, {}))
+    )
     assert plan.train_flops_per_token == fixed.train_flops_per_token
     assert plan.worst_stage.total == deepest.worst_stage.total > fixed.worst_stage.total
     assert "at the mean of 3 loops" in plan.render()
 
 
 def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
-    blocks = config({"num_loop_layers": 6, "num_loops": 1, "loop_regulariser": {"block_size": 2}}, parallel={"pipeline": 2})
+    blocks = config(
+        {"num_loop_layers": 6, "num_loops": 1, "loop_regulariser": {"block_size": 2}}, parallel={"pipeline": 2}
+    )
     looped = config({"num_loop_layers": 2, "num_loops": 3}, parallel={"pipeline": 2})
     assert [s.activations for s in make_plan(blocks, 2).stages] == [s.activations for s in make_plan(looped, 2).stages]
     assert "3 blocks of 2 layers" in make_plan(blocks, 2).render()

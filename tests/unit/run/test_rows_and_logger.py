@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from pretrain.config.model import LoopRegulariserSection, ModelSection
-from pretrain.config.run import LoggingSection, LoopSamplingSection, OptimizerSection, RunConfig, RunSection, TrainSection
+from pretrain.config.run import (
+    LoggingSection,
+    LoopSamplingSection,
+    OptimizerSection,
+    RunConfig,
+    RunSection,
+    TrainSection,
+)
 from pretrain.device import hardware
 from pretrain.device.hardware import peak_flops, peak_memory_gib, precision_warning
 from pretrain.model.count import count_parameters
@@ -26,7 +33,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def row(step: int, **changes: float) -> MetricsRow:
-    values = {"loss": 3.5, "grad_norm": 0.5, "lr": 1e-3, "flops_per_step": 2e9, "peak_flops": 8e9, "step_time_s": 0.5, "memory_gib": 1.0}
+    values = {
+        "loss": 3.5,
+        "grad_norm": 0.5,
+        "lr": 1e-3,
+        "flops_per_step": 2e9,
+        "peak_flops": 8e9,
+        "step_time_s": 0.5,
+        "memory_gib": 1.0,
+    }
     whole = {"num_loops": 2, "tokens_per_step": 1000, "skipped": 0}
     return MetricsRow.of_step(step=step, **(values | whole | changes))  # pyright: ignore[reportArgumentType]
 
@@ -191,11 +206,13 @@ def wandb_session(run_dir: Path, *arguments: str) -> str:
 
 
 def test_wandb_offline_for_real(tmp_path: Path) -> None:
-    """Two sessions of one run have the same id; losing the service costs one line, nothing at exit, and leaves the rows."""
+    """Two sessions of one run have the same id; losing the service costs one line, nothing at exit, and leaves the
+    rows."""
     assert "wandb" not in wandb_session(tmp_path, "0")
     lines = wandb_session(tmp_path, "2", "kill").splitlines()
     ours = [line.split(" (")[0] for line in lines if "step" not in line and not line.startswith("wandb:")]
-    assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])  # wandb notices the loss at a log or at the end
+    # wandb notices the loss at a log or at the end
+    assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])
     run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
     assert run_id.startswith("test-")
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))) == 2
@@ -221,8 +238,12 @@ def test_peak_of_a_cpu_is_measured() -> None:
     assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e15
 
 
-@pytest.mark.parametrize(("rate", "sizes"), [(1e9, [512]), (2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])])
-def test_peak_of_a_slow_format_is_measured_on_small_products(rate: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rate", "sizes"), [(1e9, [512]), (2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])]
+)
+def test_peak_of_a_slow_format_is_measured_on_small_products(
+    rate: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured: list[int] = []
     monkeypatch.setattr(hardware, "_product_rate", lambda size, device, dtype: measured.append(size) or rate)
     assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) == rate

@@ -1,4 +1,5 @@
-"""The table of runs: every state from directories as runs and batch scripts leave them, at any width, quickly, without torch."""
+"""The table of runs: every state from directories as runs and batch scripts leave them, at any width, quickly, without
+torch."""
 
 import os
 import subprocess
@@ -20,17 +21,21 @@ ROOT = Path(__file__).parents[3]
 NOW = time.time()
 
 
-def make_run(folder: Path, *, steps: int = 0, total: int = 100, state: str = "", job: str = "", age: float = 0.0, **row: Any) -> Path:
+def make_run(
+    folder: Path, *, steps: int = 0, total: int = 100, state: str = "", job: str = "", age: float = 0.0, **row: Any
+) -> Path:
     """The directory of a run with so many steps done, whose last sign of life is `age` seconds old."""
     (folder / "checkpoints").mkdir(parents=True)
-    config = RunConfig.model_validate({"run": {"name": folder.name}, "train": {"steps": total}, "optimizer": {"warmup_steps": 0}})
+    config = RunConfig.model_validate(
+        {"run": {"name": folder.name}, "train": {"steps": total}, "optimizer": {"warmup_steps": 0}}
+    )
     (folder / "config.yaml").write_text(resolved_yaml(config))
     if steps:
         file = RowFile(folder / "metrics.jsonl", 0)
         for step in range(1, steps + 1):
             made = MetricsRow.of_step(
-                step=step, loss=5 - step / 100, grad_norm=1.0, lr=1e-3, num_loops=2, tokens_per_step=1000, flops_per_step=1e9,
-                peak_flops=1e10, step_time_s=2.0, memory_gib=1.0, skipped=0,
+                step=step, loss=5 - step / 100, grad_norm=1.0, lr=1e-3, num_loops=2, tokens_per_step=1000,
+                flops_per_step=1e9, peak_flops=1e10, step_time_s=2.0, memory_gib=1.0, skipped=0,
             )  # fmt: skip
             file.append(asdict(made) | row)
         file.close()
@@ -55,8 +60,8 @@ def test_a_running_run_shows_its_numbers(tmp_path: Path) -> None:
         os.utime(run / "checkpoints" / name, (NOW - age, NOW - age))
     (run / "requeues.txt").write_text("2026-11-25T10:00:00+00:00 job 7 at step 20: stopped by SIGUSR1\n" * 2)
     assert replace(status(run), checkpoint_age_s=round(status(run).checkpoint_age_s or 0)) == RunStatus(
-        name="a", state="running", step=40, num_steps=100, loss=4.6, tokens_per_s=500.0, mfu_pct=pytest.approx(5.0), eta_s=120.0,
-        requeues=2, checkpoint_step=40, checkpoint_age_s=65, error="",
+        name="a", state="running", step=40, num_steps=100, loss=4.6, tokens_per_s=500.0, mfu_pct=pytest.approx(5.0),
+        eta_s=120.0, requeues=2, checkpoint_step=40, checkpoint_age_s=65, error="",
     )  # fmt: skip
 
 
@@ -106,11 +111,23 @@ def test_the_newest_job_counts(tmp_path: Path) -> None:
     ("state", "files", "error"),
     [
         ("failed: ValueError: no room", {}, "ValueError: no room"),
-        ("failed", {"jobs/12-1/failure.txt": "error: rank 1\nTraceback (most recent call last):\nKeyError: 'x'\n"}, "KeyError: 'x'"),
+        (
+            "failed",
+            {"jobs/12-1/failure.txt": "error: rank 1\nTraceback (most recent call last):\nKeyError: 'x'\n"},
+            "KeyError: 'x'",
+        ),
         ("failed", {"jobs/12-1/step.log": "1: error: bad shard\n0: step 3\n"}, "bad shard"),
-        ("running", {"requeues.txt": "t job 1 at step 3: exit code 1\nt job 1 at step 5: stopped by SIGUSR1\n"}, "exit code 1"),
+        (
+            "running",
+            {"requeues.txt": "t job 1 at step 3: exit code 1\nt job 1 at step 5: stopped by SIGUSR1\n"},
+            "exit code 1",
+        ),
         ("running", {"requeues.txt": "t job 1 at step 5: unhealthy nodes: n1\n"}, "unhealthy nodes: n1"),
-        ("running", {"requeues.txt": "t job 1 at step 5: stopped by SIGUSR1\nt job 1 at step 5: SIGTERM before the start\n"}, ""),
+        (
+            "running",
+            {"requeues.txt": "t job 1 at step 5: stopped by SIGUSR1\nt job 1 at step 5: SIGTERM before the start\n"},
+            "",
+        ),
         ("running", {"requeues.txt": "t job 1 at step 5: by Slurm\n"}, ""),
         ("stopped by train.exit_after", {}, "stopped by train.exit_after"),
     ],
@@ -152,7 +169,16 @@ def test_steps_of_a_fine_tuning_run_follow_from_its_epochs(tmp_path: Path, steps
     (run / "config.yaml").write_text("train:\n  epochs: 5\n")
     file = RowFile(run / "metrics.jsonl", 0)
     for step in range(1, steps + 1):
-        file.append({"step": step, "epoch": (step - 1) // 10, "loss": 1.0, "tokens_per_s": 10.0, "mfu_pct": None, "step_time_s": 1.0})
+        file.append(
+            {
+                "step": step,
+                "epoch": (step - 1) // 10,
+                "loss": 1.0,
+                "tokens_per_s": 10.0,
+                "mfu_pct": None,
+                "step_time_s": 1.0,
+            }
+        )
     file.close()
     write_state(run, "running")
     found = status(run)
@@ -198,6 +224,10 @@ def test_bad_folders_are_one_line_and_torch_is_not_loaded(tmp_path: Path) -> Non
     (tmp_path / "notes").mkdir()
     missing, empty = run_tool(tmp_path / "none"), run_tool(tmp_path)
     assert (missing.returncode, missing.stderr) == (2, f"error: {tmp_path}/none: no such folder\n")
-    assert (empty.returncode, empty.stderr) == (2, f"error: {tmp_path}: holds no run (a folder with config.yaml or metrics.jsonl)\n")
-    code = "import sys; import pretrain.run.status, pretrain.run.console; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert (empty.returncode, empty.stderr) == (
+        2,
+        f"error: {tmp_path}: holds no run (a folder with config.yaml or metrics.jsonl)\n",
+    )
+    code = "import sys; import pretrain.run.status, pretrain.run.console; "
+    code += "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

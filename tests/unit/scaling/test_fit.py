@@ -21,7 +21,8 @@ from tests.support.scaling_rows import EMBEDDING_PARAMS, LAYER_PARAMS, make_row,
 DEPTHS = (4, 8, 12, 24, 36, 48)
 
 TABLE_3 = {
-    # k⊗L: values of validation perplexity, closed book, open book, math, all 15 tasks, primitives (arXiv 2502.17416, table 3)
+    # k⊗L: values of validation perplexity, closed book, open book, math, all 15 tasks, primitives (arXiv 2502.17416,
+    # table 3)
     (24, 1): (7.40, 11.2, 33.9, 29.3, 26.0, 47.5),
     (12, 1): (8.16, 8.2, 26.9, 26.7, 21.8, 35.7),
     (12, 2): (7.90, 9.3, 30.8, 34.3, 26.5, 51.2),
@@ -58,7 +59,11 @@ def fitted(curve: Curve, seed: int = 0) -> Fit:
 
 
 @settings(deadline=None, max_examples=30)
-@given(alpha=st.floats(-2, 2), beta=st.floats(-5, 5), depths=st.lists(st.integers(1, 500), min_size=4, max_size=12, unique=True))
+@given(
+    alpha=st.floats(-2, 2),
+    beta=st.floats(-5, 5),
+    depths=st.lists(st.integers(1, 500), min_size=4, max_size=12, unique=True),
+)
 def test_fit_recovers_an_exact_law(alpha: float, beta: float, depths: list[int]) -> None:
     fit = fitted(curve_of({depth: [alpha * math.log(depth) + beta] for depth in depths}, stderr=0.0))
     for depth in depths:
@@ -73,7 +78,12 @@ def test_no_line_through_fewer_than_four_different_depths() -> None:
 
 def examples_only(rng: np.random.Generator) -> Curve:
     """One run a depth; the only noise is that of 500 examples."""
-    return curve_of({d: [rng.binomial(500, 0.15 * math.log(d) + 0.1) / 500] for d in DEPTHS}, metric="acc", stderr=None, num_examples=500)
+    return curve_of(
+        {d: [rng.binomial(500, 0.15 * math.log(d) + 0.1) / 500] for d in DEPTHS},
+        metric="acc",
+        stderr=None,
+        num_examples=500,
+    )
 
 
 def examples_and_seeds(rng: np.random.Generator) -> Curve:
@@ -93,7 +103,10 @@ def offset_runs(rng: np.random.Generator) -> Curve:
     offsets = rng.normal(0, 0.05, 5)
     rows = [
         make_row(
-            run=str(run), num_loops=index + 1, effective_depth=depth, value=0.15 * math.log(depth) + 0.1 + offset + rng.normal(0, 0.02)
+            run=str(run),
+            num_loops=index + 1,
+            effective_depth=depth,
+            value=0.15 * math.log(depth) + 0.1 + offset + rng.normal(0, 0.02),
         )
         for run, offset in enumerate(offsets)
         for index, depth in enumerate(DEPTHS)
@@ -106,7 +119,9 @@ def test_the_truth_is_inside_the_intervals_in_90_of_100_trials(make: Callable[[n
     rng, inside, num_trials = np.random.default_rng(1), np.zeros(2), 300
     for trial in range(num_trials):
         fit = fitted(make(rng), trial)
-        inside += [low <= truth <= high for truth, (low, high) in ((0.15, fit.alpha_interval), (0.1, fit.beta_interval))]
+        inside += [
+            low <= truth <= high for truth, (low, high) in ((0.15, fit.alpha_interval), (0.1, fit.beta_interval))
+        ]
     assert inside.min() >= 0.9 * num_trials
     assert fit.alpha_interval[1] - fit.alpha_interval[0] < 0.15, "an interval that says nothing covers everything"
 
@@ -123,7 +138,9 @@ def test_more_examples_and_more_seeds_narrow_the_interval() -> None:
 
 
 def test_all_right_is_not_certainty() -> None:
-    low, high = fitted(curve_of({depth: [1.0] for depth in DEPTHS}, metric="acc", stderr=None, num_examples=10)).alpha_interval
+    low, high = fitted(
+        curve_of({depth: [1.0] for depth in DEPTHS}, metric="acc", stderr=None, num_examples=10)
+    ).alpha_interval
     assert low < 0 < high
 
 
@@ -141,8 +158,12 @@ def test_ratio_of_two_alphas_and_its_interval() -> None:
     inside = 0
     for trial in range(100):
         rng = np.random.default_rng(trial)
-        looped = fitted(curve_of({depth: [0.12 * math.log(depth) + rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01))
-        baseline = fitted(curve_of({depth: [0.10 * math.log(depth) + rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01))
+        looped = fitted(
+            curve_of({depth: [0.12 * math.log(depth) + rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01)
+        )
+        baseline = fitted(
+            curve_of({depth: [0.10 * math.log(depth) + rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01)
+        )
         interval = ratio_of("t", looped, baseline).interval
         assert interval is not None
         inside += interval[0] <= 1.2 <= interval[1]
@@ -153,14 +174,22 @@ def test_ratio_of_two_alphas_and_its_interval() -> None:
 
 def table_3_rows() -> list[Row]:
     return [
-        make_row(**model_fields("looped" if loops > 1 else "baseline", layers, loops, 10**9), task=column, task_group=column, value=value)
+        make_row(
+            **model_fields("looped" if loops > 1 else "baseline", layers, loops, 10**9),
+            task=column,
+            task_group=column,
+            value=value,
+        )
         for (layers, loops), values in TABLE_3.items()
         for column, value in zip(COLUMNS, values, strict=True)
     ]
 
 
 def test_gaps_of_the_published_table() -> None:
-    gaps = {(gap.depth // gap.num_loops, gap.num_loops, gap.task_group): gap for gap in find_gaps(make_curves(table_3_rows()))}
+    gaps = {
+        (gap.depth // gap.num_loops, gap.num_loops, gap.task_group): gap
+        for gap in find_gaps(make_curves(table_3_rows()))
+    }
     assert len(gaps) == 24
     for (layers, loops), published in TABLE_3_GAPS.items():
         for column, expected in zip(COLUMNS, published, strict=True):
@@ -168,7 +197,8 @@ def test_gaps_of_the_published_table() -> None:
             assert gap.covered_pct is not None
             assert gap.iso_param is not None
             assert gap.iso_flop is not None
-            # The table's values are rounded, its gaps are not made from the rounded ones: allow what half a unit can do.
+            # The table's values are rounded, its gaps are not made from the rounded ones: allow what half a unit can
+            # do.
             half = 0.005 if column == "ppl" else 0.05
             span = abs(gap.iso_flop - gap.iso_param)
             slack = 100 * half * (2 + 2 * gap.covered_pct / 100) / (span - 2 * half) + 0.5
@@ -178,7 +208,10 @@ def test_gaps_of_the_published_table() -> None:
 def test_a_gap_needs_both_baselines_with_as_many_tokens() -> None:
     rows = [row for row in table_3_rows() if row.task == "math"]
     others = [row for row in rows if (row.family, row.effective_depth) != ("baseline", 24)]
-    later = [row.model_copy(update={"tokens_seen": 2 * 10**9}) if row.effective_depth == 24 and row.num_loops == 1 else row for row in rows]
+    later = [
+        row.model_copy(update={"tokens_seen": 2 * 10**9}) if row.effective_depth == 24 and row.num_loops == 1 else row
+        for row in rows
+    ]
     for lacking in (others, later):
         gaps = find_gaps(make_curves(lacking))
         assert [gap.iso_flop for gap in gaps] == [None] * 4
@@ -209,10 +242,15 @@ def test_the_best_of_seeds_is_the_lowest_loss() -> None:
     assert (mean.value, mean.iso_param, mean.iso_flop) == pytest.approx((3.8, 4.7, 3.45))
     assert (best.value, best.iso_param, best.iso_flop) == (3.6, 4.4, 3.4)
     (table,) = [table for table in make_tables(analyse(rows)) if table.title.startswith("% of the gap")]
-    assert [row[1] for row in table.rows] == ["mean of 2: looped-2x2-1000000000-0, ...", "best of 2: looped-2x2-1000000000-0, ..."]
+    assert [row[1] for row in table.rows] == [
+        "mean of 2: looped-2x2-1000000000-0, ...",
+        "best of 2: looped-2x2-1000000000-0, ...",
+    ]
 
 
-def law_rows(phi: float, noise: float, seed: int, tokens: tuple[int, ...] = (10**8, 4 * 10**8, 16 * 10**8, 64 * 10**8)) -> list[Row]:
+def law_rows(
+    phi: float, noise: float, seed: int, tokens: tuple[int, ...] = (10**8, 4 * 10**8, 16 * 10**8, 64 * 10**8)
+) -> list[Row]:
     """Runs of a law with known constants: r loops of 16/r to 64/r layers, so with and without loops at equal depth."""
     rng, rows = np.random.default_rng(seed), []
     for depth in (16, 32, 64):
@@ -221,7 +259,9 @@ def law_rows(phi: float, noise: float, seed: int, tokens: tuple[int, ...] = (10*
                 layers = depth // loops
                 size = EMBEDDING_PARAMS + loops**phi * layers * LAYER_PARAMS
                 loss = 1.8 + 250 * size**-0.32 + 700 * budget**-0.36 + rng.normal(0, noise)
-                rows.append(make_row(**model_fields("looped" if loops > 1 else "baseline", layers, loops, budget), value=loss))
+                rows.append(
+                    make_row(**model_fields("looped" if loops > 1 else "baseline", layers, loops, budget), value=loss)
+                )
     return rows
 
 
@@ -269,7 +309,9 @@ def test_isoplots_pair_a_value_with_the_loss_at_the_same_step_and_loop_count() -
             loss = 5.0 - step / 20 - loops / 10
             rows.append(make_row(step=step, num_loops=loops, value=loss))
             rows += [
-                make_row(step=step, num_loops=loops, task=task, task_group="qa", metric="acc", value=0.9 - 0.1 * loss + shift)
+                make_row(
+                    step=step, num_loops=loops, task=task, task_group="qa", metric="acc", value=0.9 - 0.1 * loss + shift
+                )
                 for task, shift in (("x", 0.1), ("y", -0.1))
             ]
     rows.append(make_row(step=99, task="x", task_group="qa", metric="acc", value=0.0))  # no loss is known there

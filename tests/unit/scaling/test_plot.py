@@ -49,7 +49,9 @@ def test_an_accuracy_without_a_standard_error_has_the_binomial_one() -> None:
 
 
 def test_families_have_curves_of_their_own_over_all_runs() -> None:
-    rows = [make_row(run=str(depth), family="baseline", effective_depth=depth, value=9.0 - depth) for depth in (1, 2, 4, 8)]
+    rows = [
+        make_row(run=str(depth), family="baseline", effective_depth=depth, value=9.0 - depth) for depth in (1, 2, 4, 8)
+    ]
     baseline, looped = make_curves([*rows, make_row()])
     assert (baseline.family, baseline.num_depths, looped.family, looped.num_depths) == ("baseline", 4, "looped", 1)
 
@@ -81,7 +83,11 @@ def test_values_that_get_worse_with_depth_beyond_chance_are_flagged(
 
 
 def test_several_metrics_of_a_group_ask_for_a_choice() -> None:
-    rows = [make_row(), make_row(metric="acc", value=0.5), make_row(task="t", task_group="other", metric="ppl", value=9.0)]
+    rows = [
+        make_row(),
+        make_row(metric="acc", value=0.5),
+        make_row(task="t", task_group="other", metric="ppl", value=9.0),
+    ]
     with pytest.raises(ValueError, match=r"'validation' has several metrics: choose one with --metric \{acc,nll\}"):
         choose_metric(rows)
     assert [row.metric for row in choose_metric(rows, "acc")] == ["acc", "ppl"]
@@ -94,7 +100,10 @@ def test_several_metrics_of_a_group_ask_for_a_choice() -> None:
 def test_bare_command_reads_every_run_and_writes_beside_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    law = [{"num_loops": loops, "effective_depth": 2 * loops, "value": 5 - 0.5 * math.log(2 * loops)} for loops in (1, 2, 3, 4)]
+    law = [
+        {"num_loops": loops, "effective_depth": 2 * loops, "value": 5 - 0.5 * math.log(2 * loops)}
+        for loops in (1, 2, 3, 4)
+    ]
     write_rows(tmp_path / "runs/a/eval/depth.jsonl", *law)
     write_rows(tmp_path / "runs/b/eval/depth.jsonl", {"run": "b", "family": "baseline"})
     monkeypatch.chdir(tmp_path)
@@ -105,7 +114,12 @@ def test_bare_command_reads_every_run_and_writes_beside_the_first(
     assert (out / "fit.csv").read_text().startswith("task_group,family,alpha,beta,alpha_low,alpha_high,num_depths\n")
     with (out / "fit.csv").open() as file:
         baseline, looped = csv.DictReader(file)
-    assert (baseline["family"], baseline["alpha"], baseline["alpha_low"], baseline["num_depths"]) == ("baseline", "", "", "1")
+    assert (baseline["family"], baseline["alpha"], baseline["alpha_low"], baseline["num_depths"]) == (
+        "baseline",
+        "",
+        "",
+        "1",
+    )
     assert float(looped["alpha"]) == pytest.approx(-0.5)
     assert float(looped["beta"]) == pytest.approx(5)
     assert float(looped["alpha_low"]) < -0.5 < float(looped["alpha_high"])
@@ -118,20 +132,31 @@ def test_points_are_drawn_where_no_curve_has_enough_depths(tmp_path: Path, capsy
     file = write_rows(tmp_path / "depth.jsonl", {}, {"num_loops": 2, "effective_depth": 4})
     assert main([str(file), "--out", str(tmp_path / "plots/here")]) == 0
     assert capsys.readouterr().out.count("no curve has a line: a line needs 4 depths; its points are drawn\n") == 1
-    assert sorted(path.name for path in (tmp_path / "plots/here").iterdir()) == ["fit.csv", "scaling.html", "scaling.png", "scaling.svg"]
+    assert sorted(path.name for path in (tmp_path / "plots/here").iterdir()) == [
+        "fit.csv",
+        "scaling.html",
+        "scaling.png",
+        "scaling.svg",
+    ]
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         ('{"run": "a"', "depth.jsonl:2: Invalid JSON"),
-        (json.dumps({key: value for key, value in FIELDS.items() if key != "value"}), "depth.jsonl:2: value: Field required"),
+        (
+            json.dumps({key: value for key, value in FIELDS.items() if key != "value"}),
+            "depth.jsonl:2: value: Field required",
+        ),
         (json.dumps(FIELDS | {"value": math.nan}), "depth.jsonl:2: value: Input should be a finite number"),
         (json.dumps(FIELDS | {"value": None}), "depth.jsonl:2: value: "),
         (json.dumps(FIELDS | {"effective_depth": 0}), "depth.jsonl:2: effective_depth: "),
         (json.dumps(FIELDS | {"num_loops": "3"}), "depth.jsonl:2: num_loops: "),
         (json.dumps(FIELDS | {"family": "deep"}), "depth.jsonl:2: family: "),
-        (json.dumps(FIELDS | {"metric": "acc"}), "task group 'validation' has several metrics: choose one with --metric {acc,nll}"),
+        (
+            json.dumps(FIELDS | {"metric": "acc"}),
+            "task group 'validation' has several metrics: choose one with --metric {acc,nll}",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, message: str) -> None:
@@ -144,7 +169,9 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["depth.jsonl"]
 
 
-def test_missing_and_empty_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_empty_files_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([]) == 2
     assert main(["absent.jsonl"]) == 2
@@ -158,7 +185,8 @@ def test_missing_and_empty_files_are_one_line(tmp_path: Path, monkeypatch: pytes
 
 def test_script_runs_without_torch(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "depth.jsonl", *sweep(seeds=1, steps=1))
-    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(ROOT / "tools/scaling_plot.py"), str(file)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (result.returncode, result.stderr) == (0, "")
@@ -185,7 +213,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_is_self_contained_and_escapes_names(page: Path, tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.(?!data:)", page.read_text())
-    file = write_rows(tmp_path / "depth.jsonl", {"task": "t", "task_group": "<script>alert(1)</script>", "run": "</script>"})
+    file = write_rows(
+        tmp_path / "depth.jsonl", {"task": "t", "task_group": "<script>alert(1)</script>", "run": "</script>"}
+    )
     assert main([str(file)]) == 0
     text = (tmp_path / "scaling.html").read_text()
     assert "<script>alert(1)" not in text
@@ -196,7 +226,8 @@ def test_page_is_self_contained_and_escapes_names(page: Path, tmp_path: Path) ->
 def test_page_opens_in_a_browser_without_console_errors(page: Path, tmp_path: Path) -> None:
     # Errors land in the title, so that the document says them: what chromium itself logs is about its own machine.
     probe = "<script>document.title = 'fine'; const fail = text => { document.title = 'error: ' + text; };"
-    probe += "addEventListener('error', event => fail(event.message)); console.error = (...words) => fail(words.join(' '));</script></head>"
+    probe += "addEventListener('error', event => fail(event.message)); "
+    probe += "console.error = (...words) => fail(words.join(' '));</script></head>"
     opened = tmp_path / "page.html"
     opened.write_text(page.read_text().replace("</head>", probe, 1))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -1,4 +1,5 @@
-"""The batch scripts where there is no Slurm: shellcheck, the look at a node, and what submission refuses or hands to sbatch."""
+"""The batch scripts where there is no Slurm: shellcheck, the look at a node, and what submission refuses or hands to
+sbatch."""
 
 import os
 import re
@@ -14,7 +15,9 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 CONFIG = "configs/tasks/p_hop_small.yaml"
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (Debian: apt-get install shellcheck)")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed (Debian: apt-get install shellcheck)"
+)
 def test_scripts_pass_shellcheck() -> None:
     files = [path.relative_to(ROOT) for path in [*SCRIPTS, ROOT / "slurm/site.env.example"]]
     done = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -60,7 +63,8 @@ def submit(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     fake = tmp_path / "sbatch"
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}  # from inside an allocation, too
+    # from inside an allocation, too
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     command = ["bash", "slurm/submit.sh", "slurm/pretrain_looped.sh", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -49,13 +49,16 @@ def test_sums_are_those_of_school_and_operands_are_padded() -> None:
 
 
 def test_operands_are_uniform() -> None:
-    operands = [int(text) for example in examples(make_task("addition", {}), 2000) for text in example.question[:-1].split("+")]
+    operands = [
+        int(text) for example in examples(make_task("addition", {}), 2000) for text in example.question[:-1].split("+")
+    ]
     assert fmean(operands) == pytest.approx(499.5, abs=6)
     assert (min(operands), max(operands)) == (0, 999)
 
 
 def evaluate(question: str, modulus: int) -> tuple[int, int]:
-    """Value of the quantity asked for and number of equations it needs, with Python's own arithmetic on a bracketed text."""
+    """Value of the quantity asked for and number of equations it needs, with Python's own arithmetic on a bracketed
+    text."""
     *lines, query = question.removesuffix("?").split(". ")
     waiting = dict(line.split(" := ") for line in lines)
     values: dict[str, int] = {}
@@ -71,7 +74,8 @@ def evaluate(question: str, modulus: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"modulus": 23, "max_terms": 4}, {"num_levels": 2, "max_width": 2, "num_edges": 2, "min_needed": 1}]
+    "parameters",
+    [{}, {"modulus": 23, "max_terms": 4}, {"num_levels": 2, "max_width": 2, "num_edges": 2, "min_needed": 1}],
 )
 def test_values_are_those_of_python(parameters: dict[str, object]) -> None:
     task = make_task("i_gsm", parameters)
@@ -120,7 +124,9 @@ def test_equations_without_a_value_are_refused(question: str, message: str) -> N
 
 
 def test_problems_that_are_never_hard_enough_say_so() -> None:
-    task = make_task("i_gsm", {"num_levels": 2, "max_width": 2, "num_edges": 2, "min_needed": 2, "constant_share": 0.9999})
+    task = make_task(
+        "i_gsm", {"num_levels": 2, "max_width": 2, "num_edges": 2, "min_needed": 2, "constant_share": 0.9999}
+    )
     with pytest.raises(ValueError, match=r"min_needed=2 equations: lower it"):
         task.generate(0, 0)
 

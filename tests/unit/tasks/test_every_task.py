@@ -1,4 +1,5 @@
-"""What holds for every task: solvers agree with generators, examples depend on nothing but their arguments, splits share no question."""
+"""What holds for every task: solvers agree with generators, examples depend on nothing but their arguments, splits
+share no question."""
 
 import hashlib
 import os
@@ -137,7 +138,8 @@ import hashlib
 from pretrain.tasks.registry import make_task
 for name in {names}:
     task = make_task(name, {{}})
-    print(name, hashlib.sha256(repr([tuple(task.generate(5, number)) for number in range(50)]).encode()).hexdigest()[:16])
+    examples = [tuple(task.generate(5, number)) for number in range(50)]
+    print(name, hashlib.sha256(repr(examples).encode()).hexdigest()[:16])
 """
 
 KNOWN = {
@@ -149,14 +151,17 @@ KNOWN = {
     "p_hop": "d36bf5f2d14eb8f8",
     "variable_assignment": "ec1f78363a6911b9",
 }
-"""Hash of the first examples of seed 5. A change of it changes every run that trains on the task: say so in its commit."""
+"""Hash of the first examples of seed 5. A change of it changes every run that trains on the task: say so in its
+commit."""
 
 
 def test_examples_are_those_of_other_processes_and_days() -> None:
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         code = DIGESTS.format(names=sorted(PARAMETERS))
-        lines = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        lines = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ).stdout
         assert dict(line.split() for line in lines.splitlines()) == KNOWN
 
 
@@ -164,7 +169,9 @@ def test_splits_have_their_shares_and_are_fixed() -> None:
     counts = Counter(Task.split_of(Example(str(number), (), "")) for number in range(40_000))
     for split in ("validation", "test"):
         assert counts[split] / 40_000 == pytest.approx(HELD_OUT, abs=0.005)
-    digest = hashlib.sha256(" ".join(Task.split_of(Example(str(number), (), "")) for number in range(1000)).encode()).hexdigest()
+    digest = hashlib.sha256(
+        " ".join(Task.split_of(Example(str(number), (), "")) for number in range(1000)).encode()
+    ).hexdigest()
     assert digest[:16] == "06eb1e4be37fc595"
 
 
@@ -204,9 +211,17 @@ def test_a_task_too_small_to_split_says_so() -> None:
         ("addition", {"num_operands": [1]}, "task addition: num_operands: a sum has at least 2 operands, got [1]"),
         ("i_gsm", {"modulus": 9}, "task i_gsm: modulus=9 is not a prime"),
         ("i_gsm", {"num_edges": 5}, "task i_gsm: num_edges=5 are too few"),
-        ("variable_assignment", {"num_variables": 14, "depth": 1}, "task variable_assignment: num_variables=14 on 2 levels"),
+        (
+            "variable_assignment",
+            {"num_variables": 14, "depth": 1},
+            "task variable_assignment: num_variables=14 on 2 levels",
+        ),
         ("induction_copying", {"num_repeated": 10}, "task induction_copying: num_repeated=10 leaves no word to follow"),
-        ("group_composition", {"order": 7}, "task group_composition: order=7 of a symmetric group gives too many symbols"),
+        (
+            "group_composition",
+            {"order": 7},
+            "task group_composition: order=7 of a symmetric group gives too many symbols",
+        ),
     ],
 )
 def test_a_wrong_name_or_value_is_named(name: str, parameters: dict[str, object], message: str) -> None:

@@ -55,7 +55,8 @@ def test_the_definitions_own_examples() -> None:
 
 @pytest.mark.parametrize("num_hops", [16, 32])
 def test_uniform_sequences_reach_back_three_places_a_hop(num_hops: int) -> None:
-    """For n = 256 and 4 symbols: 48 places for 16 hops, 96 for 32. A quarter stays at the end, the others go 4 places a hop."""
+    """For n = 256 and 4 symbols: 48 places for 16 hops, 96 for 32. A quarter stays at the end, the others go 4 places a
+    hop."""
     found = distances(make_task("p_hop", {"num_hops": num_hops, "sampling": "uniform"}), 1500)
     assert fmean(found) == pytest.approx(3 * num_hops, rel=0.08)
     assert found.count(0) / len(found) == pytest.approx(0.25, abs=0.05)

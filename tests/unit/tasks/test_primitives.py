@@ -18,7 +18,9 @@ def examples(task: Task[Any], count: int) -> list[Example]:
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_programs_print_the_answer(depth: int) -> None:
-    for question, steps, answer in examples(make_task("variable_assignment", {"depth": depth, "wording": "code"}), 1000):
+    for question, steps, answer in examples(
+        make_task("variable_assignment", {"depth": depth, "wording": "code"}), 1000
+    ):
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             exec(question, {})
@@ -71,7 +73,9 @@ def test_assignments_without_a_value_are_refused(question: str, message: str) ->
         make_task("variable_assignment", {}).solve(question)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"num_words": 2, "num_repeated": 1}, {"num_words": 12, "num_repeated": 11, "word_length": 1}])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"num_words": 2, "num_repeated": 1}, {"num_words": 12, "num_repeated": 11, "word_length": 1}]
+)
 def test_the_answer_followed_the_repeated_words(parameters: dict[str, object]) -> None:
     task = make_task("induction_copying", parameters)
     size = task.parameters.num_words

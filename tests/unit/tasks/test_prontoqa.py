@@ -1,4 +1,5 @@
-"""ProntoQA: the solver judges the generator and the released files, and generated examples have the skeleton of the released ones."""
+"""ProntoQA: the solver judges the generator and the released files, and generated examples have the skeleton of the
+released ones."""
 
 import gzip
 import hashlib
@@ -43,14 +44,18 @@ def test_any_number_of_hops(num_hops: int, seed: int) -> None:
 
 def test_negation_decides_and_words_do_not() -> None:
     assert TASK.solve_in_steps(TINY) == Example(
-        TINY, ("Max is a vumpus. Vumpuses are impuses.", "Max is an impus. Each impus is not red.", "Max is not red."), "False"
+        TINY,
+        ("Max is a vumpus. Vumpuses are impuses.", "Max is an impus. Each impus is not red.", "Max is not red."),
+        "False",
     )
     assert TASK.solve(TINY.replace("false: Max is red", "false: Max is not red")) == "True"
     assert TASK.solve(TINY.replace("is not red", "is red")) == "True"
 
 
 def test_what_something_is_not_leads_nowhere() -> None:
-    question = "Vumpuses are not impuses. Each impus is red. Vumpuses are not red. Max is a vumpus. True or false: Max is red."
+    question = (
+        "Vumpuses are not impuses. Each impus is red. Vumpuses are not red. Max is a vumpus. True or false: Max is red."
+    )
     assert TASK.solve(question) == "False"
 
 
@@ -73,7 +78,9 @@ def test_examples_are_a_function_of_seed_and_number() -> None:
     again = ProntoQA(ProntoQAParameters())
     assert [again.generate(1, number) for number in (5, 3)] == [TASK.generate(1, number) for number in (5, 3)]
     assert len({TASK.generate(seed, number).question for seed in range(3) for number in range(20)}) == 60
-    digest = hashlib.blake2b(repr([TASK.generate(1, number) for number in range(20)]).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(
+        repr([TASK.generate(1, number) for number in range(20)]).encode(), digest_size=8
+    ).hexdigest()
     assert digest == "ca53a9acfed8aaa5"  # in every process, whatever its hash seed
 
 
@@ -125,7 +132,9 @@ def test_generated_examples_are_like_the_released_ones() -> None:
         shares = [count[choice] / len(some) for count, some in zip(counts, (ours, theirs), strict=True)]
         # A choice is made up to 22 times in an example: Poisson's variance is an upper bound.
         error = math.sqrt(shares[1] * (1 / len(ours) + 1 / len(theirs)))
-        assert abs(shares[0] - shares[1]) < 4 * error, f"{choice}: {shares[0]:.3f} against {shares[1]:.3f} ± {error:.3f}"
+        assert abs(shares[0] - shares[1]) < 4 * error, (
+            f"{choice}: {shares[0]:.3f} against {shares[1]:.3f} ± {error:.3f}"
+        )
 
 
 def count_choices(examples: list[Example]) -> tuple[set[tuple[tuple[str, str], ...]], Counter[str]]:
@@ -142,18 +151,23 @@ def sentences(text: str) -> list[str]:
 
 
 def read_rules(example: Example) -> list[tuple[str, str, bool, str]]:
-    """(concept, its quantifier, whether it is negated, concept or property) of every rule, a second reading of the text."""
+    """(concept, its quantifier, whether it is negated, concept or property) of every rule, a second reading of the
+    text."""
     rules = []
     for sentence in sentences(example.question.split(" True or false: ")[0])[:-2]:
         words = sentence.rstrip(".").split()
         quantifier = words.pop(0) if words[0] in ("Each", "Every") else "plural"
-        subject, last = (word.lower().removesuffix("es") if word.lower().endswith("puses") else word for word in (words[0], words[-1]))
+        subject, last = (
+            word.lower().removesuffix("es") if word.lower().endswith("puses") else word
+            for word in (words[0], words[-1])
+        )
         rules.append((subject, quantifier, "not" in words, last))
     return rules
 
 
 def places(rules: list[tuple[str, str, bool, str]], chain: list[str], stated: list[str]) -> dict[str, str]:
-    """Each concept's place: chain0, chain1, ..., beside (the chain), outside (the other that is stated), above (the outside), nobody."""
+    """Each concept's place: chain0, chain1, ..., beside (the chain), outside (the other that is stated), above (the
+    outside), nobody."""
     (outside,) = set(stated) - {chain[0]}
     place = {concept: f"chain{number}" for number, concept in enumerate(chain)} | {outside: "outside"}
     for subject, _, _, said in rules:
@@ -166,9 +180,13 @@ def skeleton_and_choices(example: Example) -> tuple[tuple[tuple[str, str], ...],
     """What is said of which place, without names, order and negation; and everything that is drawn, by name."""
     rules = read_rules(example)
     asked = example.steps[-1].split()[-1].rstrip(".")
-    stated = [sentence.split()[-1].rstrip(".") for sentence in sentences(example.question.split(" True or false: ")[0])[-2:]]
+    stated = [
+        sentence.split()[-1].rstrip(".") for sentence in sentences(example.question.split(" True or false: ")[0])[-2:]
+    ]
     place = places(rules, [step.split()[3].rstrip(".") for step in example.steps[:-1]], stated)
-    said_of = sorted((place[subject], place.get(said, "asked" if said == asked else "property")) for subject, _, _, said in rules)
+    said_of = sorted(
+        (place[subject], place.get(said, "asked" if said == asked else "property")) for subject, _, _, said in rules
+    )
 
     choices = [f"answer {example.answer}", f"statement negated {'not' in example.question.split()[-2:]}"]
     choices += [f"person {example.steps[0].split()[0]}", f"first statement {place[stated[0]]}"]

@@ -1,4 +1,5 @@
-"""ProsQA: the solver judges the generator and the released files, and the generator's graphs are like the released ones."""
+"""ProsQA: the solver judges the generator and the released files, and the generator's graphs are like the released
+ones."""
 
 import hashlib
 import json
@@ -85,7 +86,9 @@ def test_examples_are_a_function_of_seed_and_number() -> None:
     again = ProsQA(ProsQAParameters())
     assert [again.generate(1, number) for number in (5, 3)] == [TASK.generate(1, number) for number in (5, 3)]
     assert len({TASK.generate(seed, number).question for seed in range(3) for number in range(20)}) == 60
-    digest = hashlib.blake2b(repr([TASK.generate(1, number) for number in range(20)]).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(
+        repr([TASK.generate(1, number) for number in range(20)]).encode(), digest_size=8
+    ).hexdigest()
     assert digest == "103fa7fb3e514b21"  # in every process, whatever its hash seed
     assert make_task("prosqa", {"num_nodes": 20}).generate(1, 3) != TASK.generate(1, 3)
 
@@ -101,7 +104,9 @@ def test_picked_examples_are_in_their_split() -> None:
 def test_a_difficulty_that_cannot_be_met_says_so() -> None:
     with pytest.raises(ValueError, match=r"min_hops=4 is more than max_hops=2"):
         ProsQAParameters(min_hops=4, max_hops=2)
-    with pytest.raises(ValueError, match=r"none of 1000 graphs of num_nodes=4 has a target 6 \(min_hops\) to 9 \(max_hops\) steps away"):
+    with pytest.raises(
+        ValueError, match=r"none of 1000 graphs of num_nodes=4 has a target 6 \(min_hops\) to 9 \(max_hops\) steps away"
+    ):
         ProsQA(ProsQAParameters(num_nodes=4, min_hops=6, max_hops=9)).generate(0, 0)
 
 
@@ -163,7 +168,9 @@ def test_a_malformed_row_is_named(tmp_path: Path, key: str, value: object, reaso
         read_graphs(path)
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.json", b"{}"), ("b.json", b"[1"), ("c.json", b"\xff"), ("d.json.gz", b"no archive")])
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.json", b"{}"), ("b.json", b"[1"), ("c.json", b"\xff"), ("d.json.gz", b"no archive")]
+)
 def test_a_file_that_is_no_list_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=name):
@@ -189,10 +196,14 @@ def test_drawn_graphs_have_the_statistics_of_the_released_ones(drawn: list[Graph
     for name, measure in MEASURES.items():
         ours, theirs = ([float(measure(graph)) for graph in some] for some in (drawn, graphs))
         error = math.sqrt(variance(ours) / len(ours) + variance(theirs) / len(theirs))
-        assert abs(fmean(ours) - fmean(theirs)) < 3.5 * error, f"{name}: {fmean(ours):.3f} against {fmean(theirs):.3f} ± {error:.3f}"
+        assert abs(fmean(ours) - fmean(theirs)) < 3.5 * error, (
+            f"{name}: {fmean(ours):.3f} against {fmean(theirs):.3f} ± {error:.3f}"
+        )
         # Kolmogorov and Smirnov's two samples, at 0.1 %.
         bound = 1.95 * math.sqrt(1 / len(ours) + 1 / len(theirs))
-        assert largest_gap(ours, theirs) < bound, f"{name}: {largest_gap(ours, theirs):.3f} apart, more than {bound:.3f}"
+        assert largest_gap(ours, theirs) < bound, (
+            f"{name}: {largest_gap(ours, theirs):.3f} apart, more than {bound:.3f}"
+        )
 
 
 @needs_released
@@ -207,7 +218,9 @@ def test_drawn_graphs_have_what_every_released_one_has(drawn: list[Graph]) -> No
             assert not graph.children[graph.target] and not graph.children[graph.neg_target]
             own, other = graph.distances(graph.root), graph.distances(1 - graph.root)
             leaves = [
-                node for node, children in enumerate(graph.children) if own[node] is not None and not children and other[node] is None
+                node
+                for node, children in enumerate(graph.children)
+                if own[node] is not None and not children and other[node] is None
             ]
             assert own[graph.target] == max(own[leaf] or 0 for leaf in leaves)
             assert other[graph.target] is None and other[graph.neg_target] is not None
