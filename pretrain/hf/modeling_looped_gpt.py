@@ -519,6 +519,6 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             user = copy.copy(self)
             user.config = copy.copy(self.config)
             user.config.num_loops = model_kwargs["num_loops"]
-        return super(LoopedGPTForCausalLM, user)._prepare_cache_for_generation(
+        return super(LoopedGPTForCausalLM, user)._prepare_cache_for_generation(  # type: ignore[attr-defined]
             generation_config, model_kwargs, *args, **kwargs
-        )  # type: ignore[attr-defined]
+        )

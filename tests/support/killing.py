@@ -1,9 +1,11 @@
-"""Processes that a test ends at a chosen point, as kill -9 or a full disk would."""
+"""Processes that a test ends at a chosen point, as kill -9 or a full disk would, and those that end with them."""
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 
 def in_fork(work: Callable[[], object]) -> int:
@@ -40,3 +42,25 @@ def killed_at_write(number: int, work: Callable[[], object]) -> bool:
     status = in_fork(killed)
     assert status in (0, signal.SIGKILL)
     return status != 0
+
+
+def workers_of(process: int) -> list[int]:
+    """Living data workers of a process, by number."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
+            is_worker = b"pretrain.data.stream.worker" in path.with_name("cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == process and is_worker and state != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def wait_for_end(process: int) -> None:
+    """Wait until the process of a pidfd is gone."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    assert poll.poll(20_000), "the worker outlived its parent"
+    os.close(process)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.stream import FIELDS
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
+from tests.support.killing import wait_for_end, workers_of
 from tests.support.loader_child import join_ranks
 
 CHILD = Path(__file__).parents[2] / "support/loader_child.py"
@@ -393,25 +393,3 @@ class TestWorkers:
         script = "import pretrain.data.stream.worker, pretrain.data.stream.loader, sys; print('torch' in sys.modules)"
         with start([sys.executable, "-c", script]) as child:
             assert child.stdout is not None and child.stdout.read() == "False\n"
-
-
-def workers_of(process: int) -> list[int]:
-    """Living data workers of a process, by number."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
-            is_worker = b"pretrain.data.stream.worker" in path.with_name("cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(parent) == process and is_worker and state != "Z":
-            found.append(int(path.parent.name))
-    return sorted(found)
-
-
-def wait_for_end(process: int) -> None:
-    """Wait until the process of a pidfd is gone."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    assert poll.poll(20_000), "the worker outlived its parent"
-    os.close(process)

@@ -1,5 +1,4 @@
-"""Weights in and out: every architecture both ways, bitwise round trips, what is refused, and the command line on real
-runs."""
+"""Weights in and out: every architecture both ways, bitwise round trips, refusals, the command line on real runs."""
 
 import json
 import subprocess
@@ -39,33 +38,22 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama, tied, wide heads": ("Llama", {**LLAMA, "head_dim": 12, "tie_word_embeddings": True, "rope_theta": 5e5}),
     "mistral without a window": ("Mistral", {**LLAMA, "sliding_window": None, "head_dim": 8}),
-    "qwen2": ("Qwen2", LLAMA),
-    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 12}),
-    "olmo": ("Olmo", LLAMA),
-    "olmo2": ("Olmo2", LLAMA),
-    "gpt2": ("GPT2", GPT2),
-    "gpt2, wide": ("GPT2", {**GPT2, "n_inner": 48}),
-}
+    "qwen2": ("Qwen2", LLAMA), "qwen3": ("Qwen3", {**LLAMA, "head_dim": 12}),
+    "olmo": ("Olmo", LLAMA), "olmo2": ("Olmo2", LLAMA),
+    "gpt2": ("GPT2", GPT2), "gpt2, wide": ("GPT2", {**GPT2, "n_inner": 48}),
+}  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "grouped queries": {"num_key_value_heads": 2},
-    "qwen2": {"bias": "qkv"},
-    "qwen3": {"qk_norm": "head", "head_size": 12},
-    "olmo": {"norm": "plain"},
+    "llama": {}, "grouped queries": {"num_key_value_heads": 2}, "qwen2": {"bias": "qkv"},
+    "qwen3": {"qk_norm": "head", "head_size": 12}, "olmo": {"norm": "plain"},
     "olmo2": {"qk_norm": "all", "norm_place": "after", "tied_head": True},
     "gpt2": {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True},
     "blocks": {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2, "weight": 1.0}},
-}
+}  # fmt: skip
 LOOPED = {"num_prelude_layers": 1, "num_loop_layers": 2, "num_coda_layers": 1, "num_loops": 3}
 STOCK = {
-    "llama": "Llama",
-    "grouped queries": "Llama",
-    "qwen3": "Qwen3",
-    "olmo": "Olmo",
-    "olmo2": "Olmo2",
-    "gpt2": "GPT2",
+    "llama": "Llama", "grouped queries": "Llama", "qwen3": "Qwen3", "olmo": "Olmo", "olmo2": "Olmo2", "gpt2": "GPT2",
     "blocks": "Llama",
-}
+}  # fmt: skip
 
 
 def stock_class(name: str) -> str:
@@ -85,9 +73,8 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.train_from_iterator(["the loop runs and folds again " * 50], trainer)
     folder = tmp_path_factory.mktemp("byte-level")
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"})
-    )
+    separator = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(separator))
     return folder
 
 
@@ -113,14 +100,11 @@ def make_run(directory: Path, tokenizer: Path, model: dict[str, Any]) -> Path:
         "vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 4,
         "init_std": 0.2,
     }  # fmt: skip
-    config = RunConfig.model_validate(
-        {
-            "run": {"name": directory.name, "root": str(directory.parent)},
-            "model": shape | model,
-            "data": {"tokenizer": str(tokenizer)},
-            "train": {"seq_len": SEQ_LEN, "precision": "fp32"},
-        }
-    )
+    sections = {
+        "run": {"name": directory.name, "root": str(directory.parent)}, "model": shape | model,
+        "data": {"tokenizer": str(tokenizer)}, "train": {"seq_len": SEQ_LEN, "precision": "fp32"},
+    }  # fmt: skip
+    config = RunConfig.model_validate(sections)
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, size in our_weights(config.model, SEQ_LEN):
@@ -180,9 +164,8 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
         assert torch.equal(table[:300], old) and torch.equal(table[300:], old.mean(0).expand(4, -1))
     export_run(ExportSettings(run=tmp_path / "run", out=tmp_path / "out", dtype="bfloat16"))
     after = load_file(tmp_path / "out" / "model.safetensors")
-    assert_bitwise(
-        {name: tensor[:300] if tensor.shape[0] == 304 else tensor for name, tensor in after.items()}, published
-    )
+    kept = {name: tensor[:300] if tensor.shape[0] == 304 else tensor for name, tensor in after.items()}
+    assert_bitwise(kept, published)
     import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))  # the new tokens are there already
     again = load_trained_model(tmp_path / "again", torch.device("cpu"))
     assert again.config.model == trained.config.model and again.tokenizer.bot_id == 300
@@ -208,9 +191,8 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
 @pytest.mark.parametrize("injection", ["none", "add"])
 def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, injection: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"input_injection": injection})
-    assert export_run(ExportSettings(run=run, out=tmp_path / "out"))[1].startswith(
-        "LoopedGPTForCausalLM, 3 loops, 8 layers deep"
-    )
+    lines = export_run(ExportSettings(run=run, out=tmp_path / "out"))
+    assert lines[1].startswith("LoopedGPTForCausalLM, 3 loops, 8 layers deep")
     import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))
     assert_bitwise(saved_weights(tmp_path / "again"), saved_weights(run))
 
@@ -303,16 +285,12 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA)
     weights, settings = folder / "model.safetensors", ImportSettings(folder=folder, run=tmp_path / "run")
     stored = load_file(weights)
+    fewer = {name: stored[name] for name in stored if "layers.2.mlp.up" not in name}
+    other = {**stored, "model.norm.weight": torch.ones(31)}
     for tensors, message in (
-        (
-            {name: stored[name] for name in stored if "layers.2.mlp.up" not in name},
-            r"1 tensors .* missing.*layers\.2\.mlp\.up_proj",
-        ),
+        (fewer, r"1 tensors .* missing.*layers\.2\.mlp\.up_proj"),
         ({**stored, "model.layers.0.self_attn.sinks": torch.ones(4)}, r"self_attn\.sinks has no place in this model"),
-        (
-            {**stored, "model.norm.weight": torch.ones(31)},
-            r"model\.norm\.weight has shape \[31\], config\.json makes it \[32\]",
-        ),
+        (other, r"model\.norm\.weight has shape \[31\], config\.json makes it \[32\]"),
     ):
         save_file(tensors, weights)
         with pytest.raises(ValueError, match=message):
@@ -348,10 +326,8 @@ def test_torch_files_are_read_but_never_unpickled(tmp_path: Path, byte_level: Pa
 def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"input_injection": "add"})
     mixed = make_run(tmp_path / "mixed", tokenizer, LOOPED | {"norm": "layer"})
-    for run, message in (
-        (injected, "input_injection=add cannot be unrolled"),
-        (mixed, "no class of transformers computes these layers"),
-    ):
+    messages = ("input_injection=add cannot be unrolled", "no class of transformers computes these layers")
+    for run, message in zip((injected, mixed), messages, strict=True):
         with pytest.raises(ValueError, match=message):
             export_run(ExportSettings(run=run, out=tmp_path / "out", unroll=True))
     (tmp_path / "out").mkdir()
@@ -365,11 +341,8 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
 @pytest.mark.parametrize("block", [None, 1])
 def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokenizer: Path, block: int | None) -> None:
     run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 8})
-    loop_model(
-        SurgerySettings(
-            source=run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=1, num_coda_layers=1, block=block
-        )
-    )
+    shape = {"num_loop_layers": 2, "num_prelude_layers": 1, "num_coda_layers": 1}
+    loop_model(SurgerySettings(source=run, run=tmp_path / "looped", **shape, block=block))
     before, after = saved_weights(run), saved_weights(tmp_path / "looped")
     trained = load_trained_model(tmp_path / "looped", torch.device("cpu"))
     assert (trained.config.model.num_loops, trained.config.model.effective_depth()) == (3, 8)
@@ -395,12 +368,9 @@ def test_a_looped_model_of_equal_blocks_is_the_same_model(tmp_path: Path, tokeni
 
 def test_layers_that_cannot_be_cut_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     run, looped = (make_run(tmp_path / str(loops), tokenizer, {"num_loops": loops}) for loops in (1, 2))
+    parts = "4 layers less 0 before and 0 after the loop leave 4, which are not whole blocks of 3"
     for source, changes, message in (
-        (
-            run,
-            {"num_loop_layers": 3},
-            "4 layers less 0 before and 0 after the loop leave 4, which are not whole blocks of 3",
-        ),
+        (run, {"num_loop_layers": 3}, parts),
         (run, {"num_loop_layers": 2, "block": 2}, "block 2 of 2 does not exist"),
         (looped, {"num_loop_layers": 2}, "is not an unlooped model"),
     ):
@@ -421,9 +391,8 @@ def test_the_command_line_and_what_follows_it(tmp_path: Path, byte_level: Path) 
     done = command(tool, "import", "--model", folder, "--run", run)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{run}: gpt2, 4 layers deep, 304 rows of vocabulary" in done.stdout
-    sample = command(
-        ROOT / "tools" / "generate.py", "--run", run, "--prompt", "the loop", "--max-new-tokens", 5, "--temperature", 0
-    )
+    asked = ("--prompt", "the loop", "--max-new-tokens", 5, "--temperature", 0)
+    sample = command(ROOT / "tools" / "generate.py", "--run", run, *asked)
     assert sample.returncode == 0 and sample.stdout.startswith("the loop")
     bad = command(tool, "export", "--run", tmp_path / "absent", "--out", out)
     assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1

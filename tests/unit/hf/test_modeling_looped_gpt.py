@@ -1,5 +1,4 @@
-"""The transformers model against LoopedGPT, against published models with copied weights, cached, padded, saved and on
-its own."""
+"""The transformers model against LoopedGPT and published models with copied weights, cached, padded, saved, alone."""
 
 import copy
 import json
@@ -244,14 +243,9 @@ def test_greedy_generation_equals_ours(family: ModelSection, num_loops: int | No
     settings = Generation(max_new_tokens=7, vocab_size=VOCAB, eos_id=EOS, num_loops=num_loops)
     expected = generate(looped, PROMPTS, settings)
     rows = exported(looped).generate(
-        **padded(PROMPTS),
-        max_new_tokens=7,
-        do_sample=False,
-        num_loops=num_loops,
-        eos_token_id=EOS,
-        pad_token_id=0,
+        **padded(PROMPTS), max_new_tokens=7, do_sample=False, num_loops=num_loops, eos_token_id=EOS, pad_token_id=0,
         cache_implementation=cache_implementation,
-    )
+    )  # fmt: skip
     new = [row[max(map(len, PROMPTS)) :].tolist() for row in rows]
     assert [row[: row.index(EOS)] if EOS in row else row for row in new] == expected
 
@@ -297,9 +291,8 @@ def test_labels_give_the_mean_loss_and_recomputation_keeps_its_gradients(family:
 
 
 def test_initial_weights_are_those_of_training() -> None:
-    config = LoopedGPTConfig(
-        vocab_size=512, hidden_size=64, ffn_size=256, num_loop_layers=2, num_loops=4, norm="layer", bias="all"
-    )
+    shape = {"vocab_size": 512, "hidden_size": 64, "ffn_size": 256, "num_loop_layers": 2, "num_loops": 4}
+    config = LoopedGPTConfig(**shape, norm="layer", bias="all")
     for name, parameter in LoopedGPTForCausalLM(config).named_parameters():
         if parameter.dim() == 1:
             assert torch.equal(parameter, torch.ones_like(parameter) * name.endswith("norm.weight")), name
