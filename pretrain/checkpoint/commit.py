@@ -29,9 +29,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.format import CONTENTS_NAME, Contents, FileEntry, parse_step, rank_name, step_name, unseal
+from pretrain.checkpoint.format import (
+    CONTENTS_NAME,
+    Contents,
+    FileEntry,
+    describe,
+    parse_step,
+    rank_name,
+    step_name,
+    unseal,
+)
 from pretrain.checkpoint.index import build_index
-from pretrain.checkpoint.verify import check_structure, list_checkpoints
+from pretrain.checkpoint.verify import is_sound, list_checkpoints
 from pretrain.checkpoint.writer import Staged, flush_folder, publish, write_tensors
 
 _LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")
@@ -39,10 +48,6 @@ _REPLACED = ".replaced"
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.2
 _NAMED_RANKS = 8
-
-
-class _OverdueError(OSError):
-    """Another rank did not do its part in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +87,11 @@ class SaveAttempt:
             publish(self._index_path(self.rank), write_tensors(self.folder / rank_name(self.rank), staged))
             if self.rank == 0:
                 self._commit(meta)
-            else:
-                self._wait_for(lambda: not self.folder.exists(), lambda: "rank 0 did not commit")
-                self._stop_if_given_up()
         except Exception as error:  # whatever it is, the other ranks must hear of it, and training goes on
-            if isinstance(error, _OverdueError) and self.rank != 0:
-                raise  # this rank's part is there: rank 0 may be about to commit it
             raise OSError(self.give_up(describe(error))) from error
+        if self.rank != 0:  # its part is there, rank 0 may be about to commit it: nothing is cleared any more
+            self._wait_for(lambda: not self.folder.exists(), lambda: "rank 0 did not commit")
+            self._stop_if_given_up()
 
     def give_up(self, reason: str) -> str:
         """Clear the temporary folder and tell the other ranks; returns the reason that stands. Raises no OSError."""
@@ -137,11 +140,16 @@ class SaveAttempt:
 
     def _wait_for(self, is_ready: Callable[[], bool], describe_wait: Callable[[], str]) -> None:
         deadline = time.monotonic() + self.timeout_s
-        pause_s = _FIRST_PAUSE_S
-        while not is_ready():
+        pause_s, failure = _FIRST_PAUSE_S, ""
+        while True:
+            try:
+                if is_ready():
+                    return
+            except OSError as error:  # a look that failed is no answer: ask again
+                failure = f" ({describe(error)})"
             self._stop_if_given_up()
             if time.monotonic() > deadline:
-                raise _OverdueError(f"{describe_wait()} within {self.timeout_s:g} s")
+                raise OSError(f"{describe_wait()} within {self.timeout_s:g} s{failure}")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -158,14 +166,16 @@ class SaveAttempt:
 
 
 def settle_replacements(directory: Path) -> None:
-    """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there, else takes
-    its name back."""
-    for path in directory.glob(f"step-*{_REPLACED}"):
+    """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there and sound,
+    takes its name back if there is none, and stays beside one that is not sound."""
+    for path in _listing(directory):
+        if not path.name.endswith(_REPLACED) or parse_step(path.name) is None:
+            continue
         successor = path.with_name(path.name.removesuffix(_REPLACED))
-        if successor.exists():
-            _remove(path, tag="replaced")
-        else:
+        if not successor.exists():
             path.rename(successor)
+        elif is_sound(successor):
+            _remove(path, tag="replaced")
 
 
 def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
@@ -174,58 +184,49 @@ def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
     for path in _listing(directory):
         match = _LEFTOVER.fullmatch(path.name)
         if match and not (match["nonce"] == nonce and int(match["attempt"] or 0) > num_ended):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove_leftover(path)
 
 
 def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: int) -> None:
     """Remove old checkpoints after `step` was saved.
 
-    Kept are the newest `keep_last` up to `step` of sound structure (sizes; not re-hashed), and multiples of
-    `keep_every`. Checkpoints of later steps were found bad when the run resumed before them: they are neither counted
-    nor removed.
+    Kept are the newest `keep_last` up to `step` of sound structure (names and sizes; not re-hashed) that no start found
+    bad, all that are not older than these, and multiples of `keep_every`. Checkpoints of later steps were found bad
+    when the run resumed before them: they are neither counted nor removed.
 
     Raises:
-        OSError: one could not be removed.
+        OSError: one could not be looked at, and then nothing is removed, or one could not be removed.
     """
-    num_kept = 0
+    num_sound, doomed = 0, []
     for path in list_checkpoints(directory):
         found = parse_step(path.name)
         if found is None or found > step:
             continue
-        if num_kept < keep_last and _is_sound(path):
-            num_kept += 1
+        if num_sound < keep_last:
+            num_sound += is_sound(path)
         elif not (keep_every and found % keep_every == 0):
-            _remove(path, tag="retired")
-
-
-def describe(error: Exception) -> str:
-    """An exception as one line: file and reason for an OSError."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = " ".join(str(error).split())
-    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        check_structure(path)
-    except (OSError, ValueError):
-        return False
-    return True
+            doomed.append(path)
+    for path in doomed:
+        _remove(path, tag="retired")
 
 
 def _remove(path: Path, *, tag: str) -> None:
     """Remove a checkpoint so that a kill half-way does not leave it looking like one."""
     doomed = path.with_name(f"{path.name.split('.')[0]}.tmp-{tag}")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _remove_leftover(doomed)
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove a folder or a file; of a link, to a checkpoint that was moved to another disk, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _listing(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:
+    except FileNotFoundError:
         return []

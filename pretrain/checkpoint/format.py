@@ -244,5 +244,13 @@ def read_contents(path: Path) -> Contents:
     return contents
 
 
+def describe(error: Exception) -> str:
+    """An exception as one line: file and reason for an OSError."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
 def _digest(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.commit import SaveAttempt, apply_retention, clean_leftovers, describe, settle_replacements
-from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.commit import SaveAttempt, apply_retention, clean_leftovers, settle_replacements
+from pretrain.checkpoint.format import Piece, describe
 from pretrain.checkpoint.writer import Staged, StagingBuffer
 
 _NONCE = re.compile(r"[A-Za-z0-9_-]+")
@@ -234,8 +234,8 @@ class CheckpointStore:
         """Retention and leftovers of saves up to this one, which no rank works on any more."""
         try:
             settle_replacements(self._directory)
-            apply_retention(self._directory, step=attempt.step, keep_last=self._keep_last, keep_every=self._keep_every)
             clean_leftovers(self._directory, nonce=self._nonce, num_ended=attempt.attempt)
+            apply_retention(self._directory, step=attempt.step, keep_last=self._keep_last, keep_every=self._keep_every)
         except OSError as error:
             return f"old checkpoints could not be removed: {describe(error)}"
         return None

@@ -2,39 +2,53 @@
 
 `newest_good` tries the newest step first; a bad one is named in one line and the next older one is tried. There is no
 `latest` link to trust. Hashing reads every byte once (about 1.7 GiB/s a thread with SHA instructions); with several
-ranks each hashes its share.
+ranks each looks at its share of the files.
+
+Damage is what was read and is wrong: a file that its folder does not list, a size, a hash. A call that fails (EIO,
+ESTALE, EACCES, a file that is listed and cannot be found) says nothing about the checkpoint: it raises an OSError that
+names file and errno, and no older checkpoint is taken because of it. The same command may succeed a minute later.
 
 How ranks agree: they all call `newest_good` with a `gather` that concatenates the ranks' lists of strings and gives all
-of them the result (an `all_gather_object`, flattened). Rank 0's listing of the folder and everyone's problems go
-through it, so all ranks try the same checkpoints in the same order and stop at the same one, even when only one of them
-can see that a file is bad.
+of them the result (an `all_gather_object`, flattened). Rank 0's listing of the folder, everyone's failed calls and
+everyone's problems go through it, so all ranks try the same checkpoints in the same order and end at the same one, or
+with the same error, even when only one of them can see that a file is bad.
 """
 
 import hashlib
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pretrain.checkpoint.format import CONTENTS_NAME, Contents, FileEntry, parse_step, read_contents
+from pretrain.checkpoint.format import CONTENTS_NAME, Contents, FileEntry, describe, parse_step, read_contents
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.reader import CheckpointReader
 
 Gather = Callable[[list[str]], list[str]]
 _HASHING_THREADS = 8
+_DAMAGE_NOTE = "damaged.txt"
+"""What is wrong with a checkpoint, written into its folder by the run that found it."""
 
 
 def list_checkpoints(directory: Path | str) -> list[Path]:
     """The checkpoint folders in `directory`, newest step first, unverified; empty when there is no such directory.
 
     A `.replaced` folder is what a save of the same step was about to replace: it comes after the one without.
+
+    Raises:
+        OSError: the directory cannot be listed.
     """
-    folder = Path(directory)
-    found = [path for path in folder.iterdir() if parse_step(path.name) is not None] if folder.is_dir() else []
+    try:
+        found = [path for path in Path(directory).iterdir() if parse_step(path.name) is not None]
+    except FileNotFoundError:
+        return []
     return sorted(found, key=lambda path: (-(parse_step(path.name) or 0), path.name))
 
 
 def newest_good(
-    directory: Path | str, *, rank: int = 0, world_size: int = 1, gather: Gather = list
+    directory: Path | str, *, rank: int = 0, world_size: int = 1, gather: Gather = list, keep_verdicts: bool = False
 ) -> tuple[CheckpointReader | None, list[str]]:
     """Open the newest good checkpoint of a directory. With several ranks, all of them call this.
 
@@ -43,64 +57,127 @@ def newest_good(
         rank: this rank.
         world_size: ranks that share the hashing.
         gather: concatenates the ranks' lists, in the same order on all ranks.
+        keep_verdicts: leave a note in each bad checkpoint's folder, so that retention does not count it as kept.
 
     Returns:
         The checkpoint, or None when there is no good one, and one line for each bad one that was passed over.
+
+    Raises:
+        OSError: a call failed, on any rank.
     """
+    names: list[str] = []
+    with _agreed_failure(gather):
+        names = [path.name for path in list_checkpoints(directory)] if rank == 0 else []
     problems: list[str] = []
-    for name in gather([path.name for path in list_checkpoints(directory)] if rank == 0 else []):
-        path = Path(directory) / name
-        found = list(dict.fromkeys(gather(verify(path, rank=rank, world_size=world_size))))
+    for name in gather(names):
+        path, found = Path(directory) / name, []
+        with _agreed_failure(gather):
+            found = verify(path, rank=rank, world_size=world_size)
+        found = list(dict.fromkeys(gather(found)))
         if not found:
             return CheckpointReader(path), problems
         more = f" (and {len(found) - 1} more problems)" if len(found) > 1 else ""
         problems.append(f"checkpoint {path} is bad: {found[0]}{more}")
+        if keep_verdicts and rank == 0:
+            with suppress(OSError):  # a damaged folder may take no note; the next start finds out again
+                (path / _DAMAGE_NOTE).write_text("\n".join([*found, ""]), encoding="utf-8")
     return None, problems
 
 
+@contextmanager
+def _agreed_failure(gather: Gather) -> Iterator[None]:
+    """A call that fails inside on one rank raises the same OSError on all of them."""
+    failures = []
+    try:
+        yield
+    except OSError as error:
+        failures = [describe(error)]
+    failures = gather(failures)
+    if failures:
+        raise OSError(f"{failures[0]}: the storage failed, and no checkpoint was passed over for it")
+
+
 def verify(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Check structure and sizes of a checkpoint, and the sha256 of every `world_size`-th file from the `rank`-th on.
+    """Check a checkpoint: its structure, and size and sha256 of every `world_size`-th file from the `rank`-th on.
 
     Returns:
         What is wrong, one line each, naming the file; empty when all is well.
+
+    Raises:
+        OSError: a call failed.
     """
     try:
-        files = check_structure(path).files[rank::world_size]
-    except (OSError, ValueError) as error:
-        return [_one_line(error)]
+        contents = read_structure(path)
+        files = contents.files[rank::world_size]
+        check_sizes(path, files)
+    except ValueError as error:
+        return [str(error)]
     with ThreadPoolExecutor(max_workers=_HASHING_THREADS) as pool:
         return [problem for problem in pool.map(lambda file: _hash_problem(path, file), files) if problem]
 
 
-def check_structure(path: Path) -> Contents:
-    """Check everything but the hashes: `checkpoint.json`, whole tensors, sizes of files. Costs one `stat` a file.
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint has all it needs, by names and sizes; its bytes are not read again.
 
     Raises:
-        OSError: a file cannot be found or read.
+        OSError: a call failed, so nobody knows.
+    """
+    if (path / _DAMAGE_NOTE).exists():
+        return False
+    try:
+        check_sizes(path, read_structure(path).files)
+    except ValueError:
+        return False
+    return True
+
+
+def read_structure(path: Path) -> Contents:
+    """Read `checkpoint.json` and check that its files are there, by name, and make up whole tensors.
+
+    Raises:
+        OSError: a call failed.
         ValueError: naming the file and what is wrong with it.
     """
+    present = set(os.listdir(path))
+    if CONTENTS_NAME not in present:
+        raise ValueError(f"{CONTENTS_NAME} is missing")
+    _size_of(path / CONTENTS_NAME)
     contents = read_contents(path)
     try:
         build_index(contents.files)
     except ValueError as error:
         raise ValueError(f"{CONTENTS_NAME}: {error}") from error
-    for file in contents.files:
-        size = (path / file.name).stat().st_size
+    missing = [file.name for file in contents.files if file.name not in present]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return contents
+
+
+def check_sizes(path: Path, files: Sequence[FileEntry]) -> None:
+    """Compare the sizes of files with what was written; one `stat` a file.
+
+    Raises:
+        OSError: a call failed.
+        ValueError: naming the file and its size.
+    """
+    for file in files:
+        size = _size_of(path / file.name)
         if size != file.size:
             raise ValueError(f"{file.name} has {size} bytes, {file.size} were written")
-    return contents
+
+
+def _size_of(path: Path) -> int:
+    """Size of a regular file; opening anything else, such as a pipe, could wait for ever."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    return found.st_size
 
 
 def _hash_problem(path: Path, file: FileEntry) -> str | None:
     try:
         with (path / file.name).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        return _one_line(error)
+    except OSError as error:  # a read does not say which file
+        raise OSError(error.errno, error.strerror, str(path / file.name)) from error
     return None if digest == file.sha256 else f"{file.name} is damaged: its sha256 does not match"
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{Path(error.filename).name}: {error.strerror}"
-    return str(error)
