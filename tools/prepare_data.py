@@ -13,9 +13,9 @@ import os
 import sys
 from pathlib import Path
 
+from pretrain.data.manifest import Header
 from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import Progress
-from pretrain.data.shards import Header
 from pretrain.run.console import positive, run_command
 
 REUSED = "reused: nothing to do"

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from pretrain.data.manifest import write_atomically
 from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
 from pretrain.data.prepare.progress import Progress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
-from pretrain.data.shards import write_atomically
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
 from pretrain.run.console import run_command
 

@@ -13,23 +13,21 @@ bytes) and atomic (a temporary name, fsync, rename), so what has its final name 
 against its size and CRC-32 when read.
 """
 
+import errno
 import hashlib
 import io
-import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
 import numpy as np
 
-FORMAT, VERSION = "looped-shards", 1
-MANIFEST_NAME = "manifest.jsonl"
+from pretrain.data.manifest import MANIFEST_NAME, ShardRow, sync_file, sync_folder, write_atomically
+
 EXTENSIONS = ("npy", "txt", "json")
 """Member formats; the index stores a document's position in this tuple."""
 
@@ -44,164 +42,6 @@ TAR_BLOCK = 512
 
 class DamagedDocument(ValueError):  # noqa: N818 - reads as what it reports
     """A payload is not what the index says; the message names shard, document and offset."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """Line 0 of the manifest. `write_manifest` fills in the totals and what describes the rows."""
-
-    kind: Literal["tokens", "text"]
-    tokenizer_sha256: str | None = None
-    """Tokenizer that made the ids; None for text."""
-    vocab_size: int | None = None
-    """Ids of that tokenizer; None for text."""
-    problems: dict[str, int] = field(default_factory=dict)
-    """Inputs that did not become documents, counted by reason."""
-    num_shards: int = 0
-    num_documents: int = 0
-    num_tokens: int | None = None
-    """Tokens without bos and eos; None for text."""
-    row_bytes: int = 0
-    """Length of every row after the header, newline included."""
-    rows_sha256: str = ""
-    """Of all rows; with it, the header alone tells whether a source is the same."""
-    format: str = FORMAT
-    version: int = VERSION
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRow:
-    """A shard as the manifest describes it."""
-
-    shard: str
-    """File name of the tar."""
-    documents: int
-    tokens: int | None
-    """Tokens without bos and eos; None for text."""
-    bytes: int
-    """Size of the tar."""
-    sha256: str
-    index_sha256: str
-
-
-class Manifest:
-    """The manifest of a source. Holds the header only; each row is read when asked for."""
-
-    def __init__(self, folder: Path, header: Header, rows_start: int, fingerprint: str) -> None:
-        self.folder = folder
-        self.header = header
-        self.fingerprint = fingerprint
-        """sha256 of the header line, which holds that of the rows, which hold those of the shards."""
-        self._rows_start = rows_start
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Self:
-        """Open the source in `folder`.
-
-        Raises:
-            ValueError: naming the folder and what to do, if it holds no manifest of ours or a damaged one.
-        """
-        path = Path(folder) / MANIFEST_NAME
-        try:
-            with path.open("rb") as file:
-                line = file.readline()
-                size = file.seek(0, os.SEEK_END)
-        except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(
-                f"{folder}: no {MANIFEST_NAME}; make shards there with tools/prepare_data.py, "
-                "or index tars of text with its --index"
-            ) from None
-        header = _parse_header(path, line)
-        if size != len(line) + header.num_shards * header.row_bytes:
-            raise ValueError(
-                f"{path}: {size} bytes do not hold {header.num_shards} rows: cut short or edited; "
-                "prepare the data again"
-            )
-        return cls(Path(folder), header, len(line), hashlib.sha256(line).hexdigest())
-
-    def __len__(self) -> int:
-        return self.header.num_shards
-
-    def __getitem__(self, index: int) -> ShardRow:
-        if not 0 <= index < len(self):
-            raise IndexError(f"shard {index} of {len(self)} in {self.folder}")
-        path = self.folder / MANIFEST_NAME
-        with path.open("rb") as file:
-            file.seek(self._rows_start + index * self.header.row_bytes)
-            line = file.read(self.header.row_bytes)
-        try:
-            row = ShardRow(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path}: the row of shard {index} is not readable ({error}); run tools/prepare_data.py again"
-            ) from None
-        if Path(row.shard).name != row.shard:
-            raise ValueError(f"{path}: shard {index} has the name {row.shard!r}, which is not a plain file name")
-        return row
-
-
-def _parse_header(path: Path, line: bytes) -> Header:
-    try:
-        values = json.loads(line)
-        if values["format"] != FORMAT or values["version"] != VERSION:
-            raise ValueError(f"format {values['format']!r} version {values['version']!r}")
-        return Header(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path}: not a {FORMAT} manifest of version {VERSION} ({error}); prepare the data again"
-        ) from None
-
-
-def write_manifest(folder: str | os.PathLike[str], header: Header, rows: Iterable[ShardRow]) -> Header:
-    """Write the manifest of a source, atomically.
-
-    Args:
-        folder: the source; its shards and indexes are already there.
-        header: kind, tokenizer and problems; the totals are filled in here.
-        rows: the shards, in order.
-
-    Returns:
-        The header as written.
-    """
-    listed = list(rows)
-    lines = [json.dumps(asdict(row)) for row in listed]
-    row_bytes = max((len(line) for line in lines), default=0) + 1
-    tokens = sum(row.tokens or 0 for row in listed) if header.kind == "tokens" else None
-    text = "".join(line.ljust(row_bytes - 1) + "\n" for line in lines).encode("ascii")
-    header = replace(
-        header, num_shards=len(listed), num_documents=sum(row.documents for row in listed), num_tokens=tokens,
-        row_bytes=row_bytes, rows_sha256=hashlib.sha256(text).hexdigest(),
-    )  # fmt: skip
-    write_atomically(Path(folder) / MANIFEST_NAME, json.dumps(asdict(header)).encode("ascii") + b"\n" + text)
-    return header
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name holds either the old bytes or the new, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            _sync(file)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def text_hash(text: bytes) -> int:
@@ -220,11 +60,15 @@ def open_index(folder: str | os.PathLike[str], row: ShardRow) -> np.memmap:
 
     Raises:
         ValueError: naming the index, if it is missing, damaged or of another shard.
+        OSError: it cannot be looked at.
     """
     path = Path(folder) / index_name(row.shard)
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        require_lost(path)
+        raise ValueError(f"{path}: the index is missing; prepare or index the folder again") from None
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a readable index ({error}); prepare or index the folder again") from None
     if not isinstance(index, np.memmap) or index.dtype != INDEX_DTYPE or index.shape != (row.documents,):
         raise ValueError(
@@ -232,6 +76,36 @@ def open_index(folder: str | os.PathLike[str], row: ShardRow) -> np.memmap:
             "prepare or index the folder again"
         )
     return index
+
+
+def check_index(folder: str | os.PathLike[str], row: ShardRow) -> None:
+    """Compare the index of a shard with the hash in the manifest; reads all of it.
+
+    Raises:
+        ValueError: naming the index, if it is missing or not the one that was written.
+        OSError: it cannot be read.
+    """
+    path = Path(folder) / index_name(row.shard)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        require_lost(path)
+        raise ValueError(f"{path}: the index is missing; prepare or index the folder again") from None
+    if digest != row.index_sha256:
+        raise ValueError(f"{path}: its sha256 is not the one in the manifest; prepare or index the folder again")
+
+
+def require_lost(path: Path) -> None:
+    """Raise the OSError that opening a file of a source met, unless the file is gone for good: its folder can be
+    listed, holds the manifest, and does not hold the file. A file system that is not mounted is no lost shard.
+
+    Raises:
+        OSError: naming the file.
+    """
+    present = os.listdir(path.parent)
+    if path.name in present or MANIFEST_NAME not in present:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def write_index(folder: Path, shard: str, rows: list[tuple[int, int, int, int, int]]) -> str:
@@ -314,7 +188,7 @@ class ShardWriter:
             The shard's row for the manifest.
         """
         self._write(bytes(2 * TAR_BLOCK))
-        _sync(self._file)
+        sync_file(self._file)
         self._file.close()
         index_sha256 = write_index(self._folder, self._name, self._rows)
         self._temporary.replace(self._folder / self._name)
@@ -354,28 +228,39 @@ def encode_tokens(ids: np.ndarray, vocab_size: int) -> bytes:
     return b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + b"\n" + ids.astype(dtype).tobytes()
 
 
-def read_document(file: BinaryIO, row: np.void) -> bytes:
+def read_document(file: BinaryIO, row: np.void, number: int) -> bytes:
     """Read a document's payload.
 
     Args:
         file: the open tar of the shard.
         row: the document's row of the index.
+        number: the document's, in its shard, for messages.
 
     Raises:
         DamagedDocument: naming shard, document and offset, if the payload is cut short or not the one that was written.
+        OSError: naming the shard.
     """
     offset, size = int(row["offset"]), int(row["size"])
-    there = max(0, min(size, os.fstat(file.fileno()).st_size - offset))  # a damaged row may say anything
-    payload = b""
-    if there == size:
-        file.seek(offset)
-        payload = file.read(size)
-        if len(payload) == size and zlib.crc32(payload) == row["crc32"]:
-            return payload
-    shard = Path(file.name)
-    index = np.load(shard.with_name(index_name(shard.name)), mmap_mode="r", allow_pickle=False)
-    number = int(np.searchsorted(index["offset"], offset))
-    reason = (
-        f"its CRC-32 is not {row['crc32']:#010x}" if len(payload) == size else f"only {there} of {size} bytes are there"
-    )
-    raise DamagedDocument(f"{shard}: document {number} at byte {offset} is damaged: {reason}")
+    try:
+        there = max(0, min(size, os.fstat(file.fileno()).st_size - offset))  # a damaged row may say anything
+        payload = _read_exactly(file, offset, size) if there == size else b""
+    except OSError as error:  # a read does not say which file
+        raise OSError(error.errno, error.strerror, file.name) from error
+    if len(payload) == size and there == size and zlib.crc32(payload) == row["crc32"]:
+        return payload
+    there = len(payload) if there == size else there
+    reason = f"its CRC-32 is not {row['crc32']:#010x}" if there == size else f"only {there} of {size} bytes are there"
+    raise DamagedDocument(f"{file.name}: document {number} at byte {offset} is damaged: {reason}")
+
+
+def _read_exactly(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Bytes from `offset` on, fewer than `size` only at the end of the file. One call may give less than it is asked
+    for: 2 GiB at most on Linux, anything on a network file system."""
+    file.seek(offset)
+    payload = file.read(size)
+    if len(payload) == size:
+        return payload
+    parts = [payload]
+    while parts[-1] and (left := size - sum(map(len, parts))):
+        parts.append(file.read(left))
+    return b"".join(parts)

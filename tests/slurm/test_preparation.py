@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.prepare import Part, PrepareSettings, prepare, prepare_part
-from pretrain.data.shards import Manifest
 from pretrain.data.web.runs import run_here
 from pretrain.data.web.stages import CleanSettings
 from pretrain.run.directory import write_state

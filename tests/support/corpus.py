@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.config.run import DataSection, SourceSection
-from pretrain.data.shards import Header, ShardWriter, encode_tokens, text_hash, write_manifest
+from pretrain.data.manifest import Header, write_manifest
+from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train import train_tokenizer
 

@@ -79,7 +79,15 @@ def write_language_model(path: Path) -> Path:
     ]
     text = path.with_suffix(".txt")
     text.write_text("\n".join(lines))
-    fasttext.train_supervised(
-        str(text), dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0
-    ).save_model(str(path))
+    for attempt in range(5):  # fastText meets a NaN now and then, with the same text, seed and one thread
+        try:
+            model = fasttext.train_supervised(
+                str(text), dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0
+            )
+        except RuntimeError:
+            if attempt == 4:
+                raise
+        else:
+            model.save_model(str(path))
+            break
     return path

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
+from pretrain.data.manifest import Header, ShardRow, write_manifest
 from pretrain.data.prepare.documents import Document, Problem, parse_record, parse_text
 from pretrain.data.prepare.prepare import IDENTITY_NAME
 from pretrain.data.prepare.units import Advance, Report, Started
-from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, Header, ShardRow, text_hash, write_index, write_manifest
+from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
 
 TEXT_EXTENSIONS = ("txt", "json")
 OTHER_MEMBER = "other member"

@@ -30,18 +30,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
-from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
-from pretrain.data.shards import (
+from pretrain.data.manifest import (
     MANIFEST_NAME,
     Header,
     Manifest,
     ShardRow,
-    index_name,
     sync_folder,
     write_atomically,
     write_manifest,
 )
+from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
+from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
+from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 IDENTITY_NAME = "prepare.json"

@@ -21,8 +21,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from pretrain.data.manifest import ShardRow, write_atomically
 from pretrain.data.prepare.documents import Document, Piece, Problem, read_documents
-from pretrain.data.shards import ShardRow, ShardWriter, encode_tokens, text_hash, write_atomically
+from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 SHARD_TEXT_BYTES = 256 << 20

@@ -53,6 +53,12 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> Fram
     closing = () if tokenizer.separators.are_one else (tokenizer.eos_id,)
     if EXTENSIONS[extension] == "npy":
         tokens = np.load(io.BytesIO(payload), allow_pickle=False)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
+            raise ValueError(f"an array of {tokens.dtype} and shape {list(tokens.shape)} is no list of token ids")
+        smallest, largest = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+        if smallest < 0 or largest >= tokenizer.vocab_size:
+            beyond = largest if smallest >= 0 else smallest
+            raise ValueError(f"token id {beyond} is beyond the {tokenizer.vocab_size} tokens of the vocabulary")
         framed = np.empty(1 + len(tokens) + len(closing), dtype=np.int32)
         framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
         return FramedDocument(framed)

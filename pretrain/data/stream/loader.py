@@ -85,6 +85,8 @@ class Loader:
         self.next_sample = 0
         """Global sample that begins the next batch."""
         reader = StreamReader(self._spec, self._states)
+        if rank == 0:
+            reader.check_manifests()
         reader.require_documents()
         reader.close()
         self.fingerprints = reader.fingerprints

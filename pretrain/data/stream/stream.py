@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from pretrain.data.shards import DamagedDocument, Manifest, ShardRow, open_index, read_document
+from pretrain.data.manifest import Manifest, ShardRow
+from pretrain.data.shards import DamagedDocument, check_index, open_index, read_document, require_lost
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Cursor
 from pretrain.data.stream.framing import FramedDocument, frame_document
@@ -79,12 +80,12 @@ class Source:
     def __init__(self, spec: StreamSpec, number: int, tokenizer: Tokenizer) -> None:
         self._spec, self._number, self._tokenizer = spec, number, tokenizer
         self.folder = Path(json.loads(spec.sources[number])["path"])
-        self._manifest = Manifest.open(self.folder)
-        self.units_per_stream = order.units_per_stream(spec.num_streams, len(self._manifest))
+        self.manifest = Manifest.open(self.folder)
+        self.units_per_stream = order.units_per_stream(spec.num_streams, len(self.manifest))
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._shards_named: set[str] = set()
-        self.fingerprint = self._manifest.fingerprint
-        header = self._manifest.header
+        self.fingerprint = self.manifest.fingerprint
+        header = self.manifest.header
         if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
             raise ValueError(
                 f"{self.folder}: its tokens were made by another tokenizer "
@@ -96,20 +97,24 @@ class Source:
         """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
         key = order.make_key(self._spec.seed, "units", self._number, epoch)
         return order.unit_of(
-            ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self._manifest), key=key
+            ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self.manifest), key=key
         )
 
     def candidates(self, unit: order.Unit, epoch: int, first: int) -> Iterator[Candidate]:
         """The split's documents of a unit in the order of an epoch, from place `first` on; all if the index is lost."""
-        shard = self._manifest[unit.shard]
+        shard = self.manifest[unit.shard]
         start, stop = unit.documents(shard.documents)
         key = order.make_key(self._spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
+        is_good = True
+        try:
+            check_index(self.folder, shard)
+        except ValueError:
+            is_good = False
         for begin in range(first, stop - start, BLOCK):
             places = np.arange(begin, min(begin + BLOCK, stop - start))
             numbers = start + order.permute(places, stop - start, key)
-            try:
-                rows = open_index(self.folder, shard)[numbers]  # a copy: the mapping ends here
-            except ValueError:
+            rows = open_index(self.folder, shard)[numbers] if is_good else None  # a copy: the mapping ends here
+            if rows is None:
                 yield from (
                     Candidate(shard, place, number, None)
                     for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
@@ -135,12 +140,12 @@ class Source:
     def require_document(self) -> None:
         """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such
         document."""
-        for number in range(len(self._manifest)):
+        for number in range(len(self.manifest)):
             for candidate in self.candidates(order.Unit(number, 0, 1), 0, 0):
                 if self.read(candidate) is not None:
                     return
         raise ValueError(
-            f"{self.folder}: none of its {self._manifest.header.num_documents} documents "
+            f"{self.folder}: none of its {self.manifest.header.num_documents} documents "
             f"can be served in the {self._spec.split} split "
             f"with data.validation_fraction={self._spec.validation_fraction}: change the fraction or add documents"
         )
@@ -156,8 +161,9 @@ class Source:
                 f"{path}: document {candidate.number} cannot be found: the shard's index is missing or damaged"
             )
         try:
-            payload = read_document(self._open(path), row)
+            payload = read_document(self._open(path), row, candidate.number)
         except FileNotFoundError:
+            require_lost(path)
             raise DamagedDocument(
                 f"{path}: document {candidate.number} at byte {row['offset']} is lost: the shard is missing"
             ) from None
@@ -278,6 +284,13 @@ class StreamReader:
     def fingerprints(self) -> tuple[str, ...]:
         """What each source holds, as one hash."""
         return tuple(source.fingerprint for source in self._sources)
+
+    def check_manifests(self) -> None:
+        """Raise a ValueError that names the source whose manifest is not the one written. Reads all of every
+        manifest."""
+        for source in self._sources:
+            if isinstance(source, Source):
+                source.manifest.check_rows()
 
     def require_documents(self) -> None:
         """Raise a ValueError that names the source whose split is empty, if there is one."""

@@ -7,7 +7,8 @@ or device, and does not import torch. It owns a part of the rank's streams.
 2. The worker prepares its samples of one global batch after the other; a thread sends them, so `prefetch_batches` of
    them wait ready.
 3. A message is an int64 header and, for n >= 0 rows, records int64 [n, 2 + len(FIELDS)] and tokens int64 [n, seq_len +
-   1]; a header -k announces an error message of k bytes instead, the last thing a worker says.
+   1]; a header -k announces an error of k bytes instead, the last thing a worker says: JSON of the kind, [text] of a
+   ValueError or [errno, reason, file] of an OSError, so that bad data stay bad data and a failed storage a failed one.
 
 The cursors travel with the samples, so the parent knows the state after what was handed out, however far the workers
 are ahead. Nothing is lost by killing a worker, so that is how it ends: by the parent's SIGKILL, by a broken pipe, or
@@ -99,12 +100,13 @@ class Worker:
             num_rows: samples that the batch holds of this worker.
 
         Raises:
-            ValueError: with the worker's own message.
+            ValueError, OSError: the worker's own.
             ChildProcessError: an OSError, if the worker died without one.
         """
         header = self._read_exactly(np.empty(1, dtype=np.int64))[0]
         if header < 0:
-            raise ValueError(self._read_exactly(np.empty(-header, dtype=np.uint8)).tobytes().decode())
+            parts = json.loads(self._read_exactly(np.empty(-header, dtype=np.uint8)).tobytes())
+            raise ValueError(*parts) if len(parts) == 1 else OSError(*parts)
         assert header == num_rows, f"worker {self.job.worker} sent {header} samples for {num_rows}"
         records = self._read_exactly(np.empty((num_rows, 2 + len(FIELDS)), dtype=np.int64))
         tokens = self._read_exactly(np.empty((num_rows, self.job.spec.seq_len + 1), dtype=np.int64))
@@ -147,7 +149,9 @@ def main() -> None:
     try:
         _prepare(job, states, messages)
     except (ValueError, OSError) as error:
-        text = str(error).encode()
+        is_storage = isinstance(error, OSError)
+        parts = [error.errno or 0, error.strerror or str(error), error.filename] if is_storage else [str(error)]
+        text = json.dumps(parts).encode()
         messages.put([np.int64(-len(text)).tobytes(), text])
     finally:
         messages.put(None)

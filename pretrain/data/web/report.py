@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.shards import Header
+from pretrain.data.manifest import Header
 
 DROPPED = "dropped_"
 LINE_PREFIX, LINE_TOTAL = "line-filter-", "line-total"

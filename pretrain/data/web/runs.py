@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
-from pretrain.data.shards import write_atomically
+from pretrain.data.manifest import write_atomically
 from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, stages
 
 IDENTITY_NAME = "clean.json"

@@ -1,5 +1,6 @@
 """Framing: a document is its tokens between bos and eos, however it is stored and in whatever portions it is read."""
 
+import io
 import json
 from collections.abc import Iterator
 
@@ -87,3 +88,11 @@ def test_what_is_not_of_its_format_is_found_before_the_first_token(
 ) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         frame_document(payload, EXTENSIONS.index(extension), tokenizer)
+
+
+@pytest.mark.parametrize("ids", [[3, 65535], [-1, 3]])
+def test_ids_beyond_the_vocabulary_are_named(tokenizer: SentencePieceTokenizer, ids: list[int]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(ids))
+    with pytest.raises(ValueError, match=rf"token id ({ids[0]}|{ids[1]}) is beyond the \d+ tokens of the vocabulary"):
+        frame_document(buffer.getvalue(), EXTENSIONS.index("npy"), tokenizer)

@@ -21,7 +21,7 @@ import pytest
 
 from pretrain.config.run import DataSection
 from pretrain.data import shards
-from pretrain.data.shards import Manifest
+from pretrain.data.manifest import Manifest, write_manifest
 from pretrain.data.stream import stream
 from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.stream import FIELDS
@@ -239,7 +239,7 @@ def link_shard(source: Path, folder: Path, count: int) -> Path:
     for row in rows:
         for name in (str, shards.index_name):
             os.link(source / name(manifest[0].shard), folder / name(row.shard))
-    shards.write_manifest(folder, manifest.header, rows)
+    write_manifest(folder, manifest.header, rows)
     return folder
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.documents import Problem
 from pretrain.data.prepare.foreign import index_folder
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
 from pretrain.data.prepare.units import Advance, Event, Started
-from pretrain.data.shards import Manifest, open_index, read_document, text_hash
+from pretrain.data.shards import open_index, read_document, text_hash
 from pretrain.data.stream.framing import frame_document
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train import train_tokenizer
@@ -81,7 +82,7 @@ def read_source(folder: Path, tokenizer_path: Path) -> list[list[int]]:
         with (folder / row.shard).open("rb") as file:
             for entry in open_index(folder, row):
                 documents.append(
-                    frame_document(read_document(file, entry), entry["extension"], tokenizer)
+                    frame_document(read_document(file, entry, 0), entry["extension"], tokenizer)
                     .read(1, LONGEST)
                     .tolist()[:-1]
                 )

@@ -13,20 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.compat import WebDataset
 
+from pretrain.data.manifest import MANIFEST_NAME, Header, Manifest, ShardRow, write_manifest
 from pretrain.data.shards import (
     INDEX_DTYPE,
-    MANIFEST_NAME,
     DamagedDocument,
-    Header,
-    Manifest,
-    ShardRow,
     ShardWriter,
+    check_index,
     encode_tokens,
     index_name,
     open_index,
     read_document,
     text_hash,
-    write_manifest,
 )
 from pretrain.data.stream.framing import frame_document
 from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -102,9 +99,8 @@ def test_the_index_leads_to_every_document_of_tokens_and_of_its_text_twin(tmp_pa
         hashes.append(index["text_hash"].tolist())
         with (folder / row.shard).open("rb") as file:
             for number in (2, 0, 3, 1):
-                framed = frame_document(read_document(file, index[number]), index[number]["extension"], tokenizer).read(
-                    0, 10_000
-                )
+                payload = read_document(file, index[number], number)
+                framed = frame_document(payload, index[number]["extension"], tokenizer).read(0, 10_000)
                 assert framed.dtype == np.int32
                 assert framed.tolist() == [tokenizer.bos_id, *tokenizer.encode(TEXTS[number]), tokenizer.eos_id]
     assert hashes[0] == hashes[1] == [text_hash(text.encode()) for text in TEXTS]
@@ -122,11 +118,11 @@ def test_damage_is_named_with_shard_document_and_offset(tmp_path: Path, damage: 
     data[offset] ^= 1
     path.write_bytes(data if damage == "flip" else data[: offset + 2])
     with path.open("rb") as file:
-        assert read_document(file, index[1]) == TEXTS[1].encode()
+        assert read_document(file, index[1], 1) == TEXTS[1].encode()
         with pytest.raises(
             DamagedDocument, match=rf"shard-000000\.tar: document 3 at byte {offset} is damaged: {reason}"
         ):
-            read_document(file, index[3])
+            read_document(file, index[3], 3)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +138,7 @@ def test_an_index_row_that_points_nowhere_is_damage(
         (tmp_path / row.shard).open("rb") as file,
         pytest.raises(DamagedDocument, match=r"only \d+ of \d+ bytes are there"),
     ):
-        read_document(file, entry)
+        read_document(file, entry, 0)
 
 
 def test_a_fingerprint_changes_with_any_row(tmp_path: Path) -> None:
@@ -245,5 +241,10 @@ def test_an_index_must_be_that_of_its_shard(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"index\.npy: not a readable index"):
         open_index(tmp_path, row)
     path.unlink()
-    with pytest.raises(ValueError, match=r"index\.npy: not a readable index"):
-        open_index(tmp_path, row)
+    for look in (open_index, check_index):
+        with pytest.raises(ValueError, match=r"index\.npy: the index is missing"):
+            look(tmp_path, row)
+    (tmp_path / MANIFEST_NAME).unlink()
+    for look in (open_index, check_index):
+        with pytest.raises(FileNotFoundError):  # a folder without a manifest is a file system that is not mounted
+            look(tmp_path, row)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.shards import Manifest, index_name, open_index
+from pretrain.data.manifest import Manifest
+from pretrain.data.shards import index_name, open_index
 from pretrain.data.stream import stream
 from pretrain.data.stream.stream import FIELDS, Cursor, Source, StreamReader, StreamSpec, Walker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -252,6 +253,24 @@ class TestDamage:
             (folder / f"shard-{number:06d}.tar").unlink()
         records, _ = StreamReader(spec, states).read(np.arange(8, 40))
         assert records[:, 2 + FIELDS.index("damaged")].max() > 0
+
+    def test_an_index_that_is_not_the_one_written_is_noticed(self, root: Path, folder: Path) -> None:
+        """A flipped bit in the hash of a text would move the document to the other side of the split."""
+        shard = Manifest.open(folder)[1]
+        path = folder / index_name(shard.shard)
+        content = bytearray(path.read_bytes())
+        content[128 + 16] ^= 1  # after the header of .npy, offset and size
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="the shard's index is missing or damaged"):
+            read(make_spec(root, folder), 400)
+
+    def test_rows_that_are_not_those_written_are_noticed(self, folder: Path) -> None:
+        manifest = Manifest.open(folder)
+        manifest.check_rows()
+        path = folder / "manifest.jsonl"
+        path.write_bytes(path.read_bytes()[:-5] + b"1   \n")
+        with pytest.raises(ValueError, match="its rows are not those that were written"):
+            Manifest.open(folder).check_rows()
 
     def test_a_source_lost_as_a_whole_is_an_error_under_skip_too(self, root: Path, folder: Path) -> None:
         spec = make_spec(root, folder, on_damage="skip")

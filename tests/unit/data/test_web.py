@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.shards import Manifest, open_index, read_document
+from pretrain.data.manifest import Manifest
+from pretrain.data.shards import open_index, read_document
 from pretrain.data.stream.loader import Loader
 from pretrain.data.web.pages import ReadPages, archive_kind
 from pretrain.data.web.report import count_steps
@@ -58,7 +59,7 @@ def texts(shards: Path) -> list[str]:
     for number in range(len(manifest)):
         row = manifest[number]
         with (shards / row.shard).open("rb") as file:
-            found += [bytes(read_document(file, entry)).decode() for entry in open_index(shards, row)]
+            found += [bytes(read_document(file, entry, 0)).decode() for entry in open_index(shards, row)]
     return found
 
 
