@@ -1,0 +1,116 @@
+"""Checkpoints on a storage that fails or was rearranged: nothing good is lost, nothing bad counts."""
+
+import errno
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.verify import newest_good, verify
+from tests.support.checkpoints import flip, make_store, names, save_steps
+
+
+def test_a_verdict_of_the_start_is_kept(tmp_path: Path) -> None:
+    """A flipped bit shows in the hash alone, which retention does not read: what the start found out counts."""
+    save_steps(tmp_path, [10, 20], keep_last=2)
+    flip(tmp_path / "step-00000020" / "rank-00000.safetensors")
+    for _ in range(2):  # finding out again changes nothing
+        reader, _ = newest_good(tmp_path, keep_verdicts=True)
+        assert reader is not None and reader.step == 10
+    save_steps(tmp_path, [30], nonce="b", keep_last=2)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (10, 20, 30)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT])
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "checkpoint.json", "step-00000030"])
+def test_a_call_that_fails_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """Nothing is removed and no older checkpoint is taken because files cannot be looked at for a moment."""
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, [10, 20, 30], keep_last=3)
+    before = names(folder)
+    fail_calls(monkeypatch, number, name)
+    with pytest.raises(OSError, match=rf"{re.escape(os.strerror(number))}: \S*{name}"):
+        newest_good(folder)
+    (result,) = save_steps(folder, [40], nonce="b", keep_last=2)
+    monkeypatch.undo()
+    assert result.is_durable and "old checkpoints could not be removed" in result.message
+    assert names(folder) == [*before, "step-00000040"]
+    assert newest_good(folder)[1] == []
+
+
+def fail_calls(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
+    """From now on, no file or folder of this name can be looked at, listed or read."""
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and Path(path).name == name:
+                raise OSError(number, os.strerror(number), str(path))
+            return call(path, *arguments, **options)
+
+        return wrapped
+
+    for module, function in ((os, "stat"), (os, "listdir"), (io, "open")):
+        monkeypatch.setattr(module, function, failing(getattr(module, function)))
+
+
+def test_a_checkpoint_moved_to_another_disk_behind_a_link_is_retired_as_a_link(tmp_path: Path) -> None:
+    folder, other = tmp_path / "checkpoints", tmp_path / "other"
+    save_steps(folder, [10, 20], keep_last=2)
+    other.mkdir()
+    for name in names(folder):
+        (folder / name).rename(other / name)
+        (folder / name).symlink_to(other / name)
+    reader, problems = newest_good(folder)
+    assert reader is not None and (reader.step, problems) == (20, [])
+    save_steps(folder, [30], nonce="b", keep_last=2)
+    assert names(folder) == ["step-00000020", "step-00000030"]
+    assert names(other) == ["step-00000010", "step-00000020"]
+    make_store(folder, nonce="c")
+
+
+def test_a_checkpoint_put_aside_stays_until_its_successor_is_sound(tmp_path: Path) -> None:
+    save_steps(tmp_path, [10, 20], keep_last=2)
+    (tmp_path / "step-00000020").rename(tmp_path / "step-00000020.replaced")
+    (tmp_path / "step-00000020").mkdir()
+    make_store(tmp_path, nonce="b")
+    reader, problems = newest_good(tmp_path)
+    assert reader is not None and reader.step == 20 and len(problems) == 1
+
+
+def test_a_pipe_in_place_of_a_file_is_damage(tmp_path: Path) -> None:
+    save_steps(tmp_path, [10])
+    (tmp_path / "step-00000010" / "checkpoint.json").unlink()
+    os.mkfifo(tmp_path / "step-00000010" / "checkpoint.json")
+    assert verify(tmp_path / "step-00000010") == ["checkpoint.json is not a regular file"]
+
+
+def test_a_rank_whose_part_is_there_does_not_clear_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failed look of a rank that waits must not cost the others their save."""
+    stores = [make_store(tmp_path, rank=rank, world_size=2, asynchronous=rank == 1) for rank in (0, 1)]
+    real, looks = Path.exists, []
+
+    def exists(path: Path, **options: Any) -> bool:
+        if threading.current_thread().name == "checkpoint" and ".tmp-" in path.name:
+            looks.append(path)
+            if len(looks) == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    stores[1].save(10, [Piece(name="x", tensor=torch.ones(4), shape=(8,), start=4)], {})
+    while not looks:
+        time.sleep(0.001)
+    stores[0].save(10, [Piece(name="x", tensor=torch.ones(4), shape=(8,))], {})
+    for store in stores:
+        store.wait()
+    assert names(tmp_path) == ["step-00000010"]
