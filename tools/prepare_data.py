@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from pretrain.data.manifest import Header
-from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
+from pretrain.data.prepare.claim import Part
+from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import Progress
 from pretrain.run.console import positive, run_command
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.manifest import Manifest
-from pretrain.data.prepare.prepare import Part, PrepareSettings, prepare, prepare_part
+from pretrain.data.prepare.claim import Part
+from pretrain.data.prepare.prepare import PrepareSettings, prepare, prepare_part
 from pretrain.data.web.runs import run_here
 from pretrain.data.web.stages import CleanSettings
 from pretrain.run.directory import write_state

@@ -28,6 +28,9 @@ from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compre
 KINDS = (".txt", ".jsonl", ".parquet")
 PARQUET_BATCH_ROWS = 256
 
+MAX_TEXT_BYTES = 2_000_000_000
+"""Longest document: its token ids, four bytes each and at most one a byte of text, fit in a member of a tar, 8 GiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
@@ -109,11 +112,14 @@ def _expand(pattern: str) -> list[InputFile]:
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
         raise ValueError(f"{pattern}: {hint}")
+    unknown = [name for name, info in files.items() if info["size"] is None]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: the server does not say how long it is: download it and name the copy")
     is_local = isinstance(file_system, LocalFileSystem)
     return [
         InputFile(
             path=name if is_local else file_system.unstrip_protocol(name),
-            size=info["size"] or 0,
+            size=info["size"],
             version=_version(info),
         )
         for name, info in files.items()
@@ -209,6 +215,9 @@ def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
         return Problem(reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start}")
     if not text or text.isspace():
         return Problem(reason="empty document", where=where, detail="it holds no text")
+    if len(utf8) > MAX_TEXT_BYTES:
+        detail = f"{len(utf8):,} bytes of text, {MAX_TEXT_BYTES:,} at most: split it"
+        return Problem(reason="too long document", where=where, detail=detail)
     return Document(text, utf8, consumed)
 
 

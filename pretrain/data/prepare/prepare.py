@@ -19,16 +19,13 @@ memory of a worker is one document and the index of one shard.
 """
 
 import errno
-import fcntl
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from pretrain.data.manifest import (
     MANIFEST_NAME,
@@ -39,14 +36,11 @@ from pretrain.data.manifest import (
     write_atomically,
     write_manifest,
 )
+from pretrain.data.prepare.claim import WHOLE, WORK_NAME, Part, claim, lock
 from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
 from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
 from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-
-IDENTITY_NAME = "prepare.json"
-WORK_NAME = ".work"
-LOCK_NAME = "lock"
 
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 1 << 20, 256 << 20
 UNITS_PER_RUN = 64
@@ -85,28 +79,6 @@ class PrepareSettings:
             raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
 
 
-class Part(NamedTuple):
-    """A share of the units: every `num_parts`th, from unit `number - 1` on."""
-
-    number: int
-    """From 1 to `num_parts`."""
-    num_parts: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.num_parts}"
-
-    @property
-    def owner(self) -> str:
-        """Its name in the names of files."""
-        return f"part-{self.number}-of-{self.num_parts}"
-
-    def select(self, units: list[Unit]) -> list[Unit]:
-        return units[self.number - 1 :: self.num_parts]
-
-
-WHOLE = Part(1, 1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
     num_units: int
@@ -139,10 +111,10 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
     tokenizer, files = _load(settings)
     output = settings.output
     with _disk_errors(output):
-        _claim(output, _identity(settings, tokenizer, files))
+        claim(output, _identity(settings, tokenizer, files))
         if (header := _finished(settings)) is not None:
             return PrepareResult(header=header, reused=True, resumed_units=0)
-        with _lock(output):
+        with lock(output):
             units = _cut(files)
             resumed = _run(settings, units, WHOLE, report)
             header = _finish(output, units, tokenizer)
@@ -164,12 +136,12 @@ def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda 
     """
     tokenizer, files = _load(settings)
     with _disk_errors(settings.output):
-        _claim(settings.output, _identity(settings, tokenizer, files))
+        claim(settings.output, _identity(settings, tokenizer, files))
         units = _cut(files)
         chosen = part.select(units)
         if _finished(settings) is not None:
             return PartResult(num_units=len(chosen), resumed_units=len(chosen))
-        with _lock(settings.output, part):
+        with lock(settings.output, part):
             return PartResult(num_units=len(chosen), resumed_units=_run(settings, chosen, part, report))
 
 
@@ -184,7 +156,7 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
     tokenizer, files = _load(settings)
     output = settings.output
     with _disk_errors(output):
-        _claim(output, _identity(settings, tokenizer, files))
+        claim(output, _identity(settings, tokenizer, files))
         if (header := _finished(settings)) is not None:
             return PrepareResult(header=header, reused=True, resumed_units=0)
         units = _cut(files)
@@ -194,7 +166,7 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
             raise ValueError(
                 f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again"
             )
-        with _lock(output):
+        with lock(output):
             header = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
     return PrepareResult(header=header, reused=False, resumed_units=len(units))
@@ -240,47 +212,6 @@ def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: lis
         "num_inputs": len(files),
         "inputs_sha256": digest.hexdigest(),
     }
-
-
-def _claim(output: Path, identity: dict[str, object]) -> None:
-    """Make the folder ours for this work, or check that it is. Of several parts that come at once one makes it."""
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / IDENTITY_NAME
-    if not path.exists():
-        if any(entry.suffix != ".tmp" and entry.name not in (IDENTITY_NAME, WORK_NAME) for entry in output.iterdir()):
-            raise ValueError(f"{output}: holds files that are not of tools/prepare_data.py; name a new folder")
-        work = output / WORK_NAME
-        work.mkdir(exist_ok=True)
-        with (work / f"claim.{LOCK_NAME}").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.exists():
-                write_atomically(path, json.dumps(identity, indent=1).encode())
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path}: is damaged; delete {output} or name a new folder") from None
-    changed = [key for key, value in identity.items() if found.get(key) != value]
-    if changed:
-        names = {"inputs_sha256": "other or changed input files", "num_inputs": "another number of input files"}
-        reasons = ", ".join(names.get(key, f"{key}={found.get(key)} (now {identity[key]})") for key in changed)
-        raise ValueError(f"{output}: was prepared with {reasons}; delete it or name a new folder")
-
-
-@contextmanager
-def _lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
-    """Hold the folder against other runs, a part only against itself and runs of all; the locks go with the process
-    that holds them."""
-    work = output / WORK_NAME
-    work.mkdir(exist_ok=True)
-    with (work / LOCK_NAME).open("w") as folder, (work / f"{part.owner}.{LOCK_NAME}").open("w") as own:
-        try:
-            fcntl.flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{output}: another run is preparing this folder; wait for it or name a new folder"
-            ) from None
-        yield
 
 
 @contextmanager

@@ -34,7 +34,8 @@ from datatrove.utils.lid import FT176LID
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from pretrain.data.manifest import write_atomically
-from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare_part
+from pretrain.data.prepare.claim import Part
+from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare_part
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.web.pages import Kind, ReadPages, archive_kind
 from pretrain.data.web.report import StepCount, count_steps, render

@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pretrain.data.manifest import Manifest
-from pretrain.data.prepare.prepare import Part, PrepareSettings, merge_parts, prepare, prepare_part
+from pretrain.data.prepare.claim import Part
+from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.tokenizers.train import train_tokenizer
 from tests.support.killing import in_fork, killed_at_write
 

@@ -1,11 +1,18 @@
 """Data behind a storage that fails: the error of the call, never damage."""
 
 import errno
+import fcntl
+import io
+import os
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from pretrain.data.manifest import Manifest
+from pretrain.data.prepare import documents
+from pretrain.data.prepare.prepare import PrepareSettings, prepare
+from pretrain.data.shards import open_index, read_document
 from pretrain.data.stream.loader import Loader
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
 
@@ -29,3 +36,46 @@ def test_a_storage_that_fails_is_no_damage(tmp_path: Path, on_damage: Literal["s
             for number in (1, 2, 3):
                 (folder / f"kept-{number}").replace(folder / f"shard-{number:06d}.tar")
             loader.next_batch()
+
+
+def test_a_file_system_without_locks_is_said_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / "text.jsonl").write_text('{"text": "some words"}\n')
+    monkeypatch.setattr(fcntl, "flock", flock)
+    prepare(PrepareSettings(inputs=(str(tmp_path / "text.jsonl"),), output=tmp_path / "out", tokenizer=None))
+    assert Manifest.open(tmp_path / "out").header.num_documents == 1
+    assert "Function not implemented: nothing keeps a second run out of this folder" in capsys.readouterr().err
+
+
+def test_a_short_read_is_no_damage(tmp_path: Path) -> None:
+    """A network file system may give less than it was asked for; Linux gives 2 GiB at most."""
+
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size or 0, 7))
+
+    folder = write_source(tmp_path / "source", make_texts(3), 1, make_tokenizer(tmp_path / "tokenizer.model"))
+    row = Manifest.open(folder)[0]
+    with Slow(str(folder / row.shard)) as slow, (folder / row.shard).open("rb") as fast:
+        for number, entry in enumerate(open_index(folder, row)):
+            assert read_document(slow, entry, number) == read_document(fast, entry, number)  # type: ignore[arg-type]
+
+
+def test_a_document_that_no_tar_member_can_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_TEXT_BYTES", 10)
+    problem = documents.parse_text(b"twelve bytes", "book.txt", 12)
+    assert str(problem) == "book.txt: too long document: 12 bytes of text, 10 at most: split it"
+
+
+def test_a_file_whose_length_nobody_knows_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        exists = staticmethod(lambda _: True)
+        info = staticmethod(lambda _: {"type": "file", "size": None})
+
+    monkeypatch.setattr(documents, "url_to_fs", lambda name: (Server(), name))
+    with pytest.raises(ValueError, match=r"http://here/a\.jsonl: the server does not say how long it is"):
+        documents.find_inputs(["http://here/a.jsonl"])
