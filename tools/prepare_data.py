@@ -16,7 +16,7 @@ from pathlib import Path
 from pretrain.data.manifest import Header
 from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
-from pretrain.data.prepare.progress import Progress
+from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.run.console import positive, run_command
 
 REUSED = "reused: nothing to do"
@@ -94,7 +94,7 @@ def describe(header: Header) -> str:
 def run(arguments: argparse.Namespace) -> str:
     """Do the work; returns the line to print."""
     if arguments.index is not None:
-        with Progress("index") as progress:
+        with PrepareProgress("index") as progress:
             # it brings torch, which the workers of a preparation need not load
             from pretrain.data.prepare.foreign import index_folder
 
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> str:
         result = merge_parts(settings, arguments.merge)
         how = REUSED if result.reused else f"merged from {arguments.merge} parts"
         return f"{arguments.output}: {describe(result.header)} ({how})"
-    with Progress("prepare") as progress:
+    with PrepareProgress("prepare") as progress:
         if arguments.part is not None:
             done = prepare_part(settings, arguments.part, progress)
             counts = f"{done.num_units} units, {done.resumed_units} of them before"

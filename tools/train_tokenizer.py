@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pretrain.data.manifest import write_atomically
 from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
-from pretrain.data.prepare.progress import Progress
+from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
 from pretrain.run.console import run_command
@@ -60,7 +60,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Read, train, write and report."""
     files = find_inputs(arguments.input)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with Progress("read") as progress:
+    with PrepareProgress("read") as progress:
         texts = read_texts(files, arguments.text_field, progress)
         model, report = train_tokenizer(
             texts,

@@ -20,7 +20,7 @@ Text = Annotated[str, Field(min_length=1)]
 Edge = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-class _Row(BaseModel):
+class _ExampleRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
     question: Text
@@ -31,7 +31,7 @@ class _Row(BaseModel):
         return Example(self.question, tuple(self.steps), self.answer)
 
 
-class _GraphRow(_Row):
+class _GraphRow(_ExampleRow):
     idx_to_symbol: list[Text]
     edges: list[Edge]
     root: int
@@ -56,7 +56,7 @@ def read_examples(path: Path) -> list[Example]:
             from 0.
         OSError: the file cannot be opened.
     """
-    return _read(path, lambda row: _Row.model_validate(row).example())
+    return _read(path, lambda row: _ExampleRow.model_validate(row).example())
 
 
 def read_graphs(path: Path) -> list[tuple[Example, Graph]]:
@@ -82,7 +82,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def write_graphs(path: Path, examples: Iterable[tuple[Example, Graph]]) -> None:
     """Write ProsQA's examples with their graphs as `read_graphs` reads them; gzipped if the name ends with .gz."""
-    fields = _GraphRow.model_fields.keys() - _Row.model_fields.keys()
+    fields = _GraphRow.model_fields.keys() - _ExampleRow.model_fields.keys()
     _write(
         path,
         [example._asdict() | {name: getattr(graph, name) for name in sorted(fields)} for example, graph in examples],

@@ -42,7 +42,7 @@ class Example(NamedTuple):
     """What is to be said, exactly."""
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """A stretch of an example's text."""
 
     kind: Literal["question", "step", "answer"]
@@ -132,11 +132,11 @@ class Task(ABC, Generic[P]):
         """The examples of a split without end: `pick` of 0, 1, 2 and so on."""
         return (self.pick(split, seed, number) for number in count())
 
-    def render(self, example: Example, *, with_steps: bool = True) -> tuple[Piece, ...]:
+    def render(self, example: Example, *, with_steps: bool = True) -> tuple[Span, ...]:
         """The text of an example in pieces, to be laid end to end; bos and eos are the trainer's."""
         steps = example.steps if with_steps else ()
         return (
-            Piece("question", example.question + self.question_end),
-            *(Piece("step", step + self.step_end) for step in steps),
-            Piece("answer", self.answer_start + example.answer),
+            Span("question", example.question + self.question_end),
+            *(Span("step", step + self.step_end) for step in steps),
+            Span("answer", self.answer_start + example.answer),
         )

@@ -45,7 +45,7 @@ class InputFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class FilePart:
     """A part of a file that one worker reads alone."""
 
     path: str
@@ -141,10 +141,10 @@ def _kind(path: str) -> tuple[str, str]:
     return kind, compression
 
 
-def split_file(file: InputFile, piece_bytes: int) -> list[Piece]:
+def split_file(file: InputFile, piece_bytes: int) -> list[FilePart]:
     """Cut a file into pieces of about `piece_bytes` stored bytes, where its format allows."""
     kind, compression = _kind(file.path)
-    whole = Piece(path=file.path, start=0, end=file.size, size=file.size)
+    whole = FilePart(path=file.path, start=0, end=file.size, size=file.size)
     if kind == ".parquet":
         return _split_parquet(whole, piece_bytes)
     if kind == ".txt" or compression or file.size <= piece_bytes:
@@ -152,11 +152,12 @@ def split_file(file: InputFile, piece_bytes: int) -> list[Piece]:
     starts = range(0, file.size, piece_bytes)
     ends = [*starts[1:], file.size]
     return [
-        Piece(path=file.path, start=start, end=end, size=end - start) for start, end in zip(starts, ends, strict=True)
+        FilePart(path=file.path, start=start, end=end, size=end - start)
+        for start, end in zip(starts, ends, strict=True)
     ]
 
 
-def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
+def _split_parquet(whole: FilePart, piece_bytes: int) -> list[FilePart]:
     try:
         with open_stored(whole.path) as stored:
             groups = pq.ParquetFile(stored).num_row_groups
@@ -165,16 +166,16 @@ def _split_parquet(whole: Piece, piece_bytes: int) -> list[Piece]:
             raise
         groups = 0  # reading it will name the damage
     if groups == 0:
-        return [Piece(path=whole.path, start=0, end=0, size=whole.size)]
+        return [FilePart(path=whole.path, start=0, end=0, size=whole.size)]
     count = min(groups, max(1, whole.size // piece_bytes))
     borders = [groups * number // count for number in range(count + 1)]
     return [
-        Piece(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups)
+        FilePart(path=whole.path, start=start, end=end, size=whole.size * (end - start) // groups)
         for start, end in pairwise(borders)
     ]
 
 
-def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem]:
+def read_documents(piece: FilePart, text_field: str) -> Iterator[Document | Problem]:
     """Read the documents of a piece, in order.
 
     Args:
@@ -199,7 +200,7 @@ def read_documents(piece: Piece, text_field: str) -> Iterator[Document | Problem
             yield from _read_lines(piece, content, stored, text_field)
 
 
-def _read_text(piece: Piece, content: BinaryIO) -> Document | Problem:
+def _read_text(piece: FilePart, content: BinaryIO) -> Document | Problem:
     try:
         data = content.read()
     except DamagedArchiveError as error:
@@ -221,7 +222,7 @@ def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
     return Document(text, utf8, consumed)
 
 
-def _read_lines(piece: Piece, content: BinaryIO, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
+def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
     """The lines that begin in [start, end) of plain bytes; all lines of an archive."""
     is_plain = content is stored
     offset, number = piece.start, 0
@@ -287,7 +288,7 @@ def _is_real_io(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def _read_parquet(piece: Piece, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
+def _read_parquet(piece: FilePart, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
     try:
         file = pq.ParquetFile(stored)
     except (pa.ArrowException, OSError) as error:

@@ -38,7 +38,16 @@ from pretrain.data.manifest import (
 )
 from pretrain.data.prepare.claim import WHOLE, WORK_NAME, Part, claim, lock
 from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
-from pretrain.data.prepare.units import PROBLEMS_NAME, Job, Report, Started, Unit, read_result, run_units, unit_folder
+from pretrain.data.prepare.units import (
+    PROBLEMS_NAME,
+    PrepareJob,
+    Report,
+    Started,
+    Unit,
+    read_result,
+    run_units,
+    unit_folder,
+)
 from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
@@ -101,7 +110,7 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
 
     Args:
         settings: what to prepare.
-        report: is told of progress and of bad inputs, for example a `Progress`.
+        report: is told of progress and of bad inputs, for example a `PrepareProgress`.
 
     Raises:
         ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict`
@@ -256,7 +265,7 @@ def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Repor
     unfinished = "unit-*.tmp" if part == WHOLE else f"unit-*.{part.owner}.*.tmp"
     _remove(work, unfinished)
     waiting = [unit for unit in units if not _is_done(settings.output, unit)]
-    job = Job(
+    job = PrepareJob(
         folder=work,
         owner=part.owner,
         tokenizer=settings.tokenizer,

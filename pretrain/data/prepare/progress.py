@@ -16,7 +16,7 @@ LINE_SECONDS = 10.0
 SHOWN_PROBLEMS = 10
 
 
-class Progress:
+class PrepareProgress:
     """Shows the events of one piece of work on stderr. Rate and time left are those of stored bytes."""
 
     def __init__(self, label: str) -> None:

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pretrain.data.manifest import ShardRow, write_atomically
-from pretrain.data.prepare.documents import Document, Piece, Problem, read_documents
+from pretrain.data.prepare.documents import Document, FilePart, Problem, read_documents
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ class Unit:
     """Consecutive pieces of the inputs."""
 
     number: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePart, ...]
 
     @property
     def size(self) -> int:
@@ -49,7 +49,7 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PrepareJob:
     """What every unit of a run has in common."""
 
     folder: Path
@@ -106,7 +106,7 @@ def read_result(folder: Path) -> UnitResult:
     return UnitResult(rows=tuple(ShardRow(**row) for row in values["rows"]), problems=values["problems"])
 
 
-def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) -> None:
+def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: Report) -> None:
     """Turn a unit into shards under `unit_folder(job.folder, unit.number)`.
 
     Args:
@@ -149,7 +149,9 @@ def run_unit(job: Job, unit: Unit, tokenizer: Tokenizer | None, report: Report) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _documents(job: Job, unit: Unit, report: Report, on_problem: Callable[[Problem], None]) -> Iterator[Document]:
+def _documents(
+    job: PrepareJob, unit: Unit, report: Report, on_problem: Callable[[Problem], None]
+) -> Iterator[Document]:
     """The documents of a unit, with progress reported every so many stored bytes."""
     for piece in unit.pieces:
         reported, documents = 0, 0
@@ -165,7 +167,9 @@ def _documents(job: Job, unit: Unit, report: Report, on_problem: Callable[[Probl
         report(Advance(stored_bytes=piece.size - reported, documents=documents))
 
 
-def _write_shards(job: Job, tokenizer: Tokenizer | None, folder: Path, documents: Iterator[Document]) -> list[ShardRow]:
+def _write_shards(
+    job: PrepareJob, tokenizer: Tokenizer | None, folder: Path, documents: Iterator[Document]
+) -> list[ShardRow]:
     """Write documents to shards part-000000.tar, ... in `folder`, none of them empty."""
     rows: list[ShardRow] = []
     shard: ShardWriter | None = None
@@ -201,7 +205,7 @@ def _write_shards(job: Job, tokenizer: Tokenizer | None, folder: Path, documents
     return rows
 
 
-def run_units(job: Job, units: Sequence[Unit], num_workers: int, report: Report) -> None:
+def run_units(job: PrepareJob, units: Sequence[Unit], num_workers: int, report: Report) -> None:
     """Run units in processes of their own; with 0 workers, in this one.
 
     Raises:
@@ -250,7 +254,7 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(job: Job) -> tuple[Connection, BaseProcess]:
+def _start_worker(job: PrepareJob) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, job), daemon=True)
@@ -270,7 +274,7 @@ def _receive(connection: Connection, process: BaseProcess) -> Event | Exception 
         ) from None
 
 
-def _work(connection: Connection, job: Job) -> None:
+def _work(connection: Connection, job: PrepareJob) -> None:
     """A worker: asks for a unit with None, reports, and ends on None, on an error that it sends, or with its parent."""
     try:
         tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None

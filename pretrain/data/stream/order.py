@@ -27,7 +27,7 @@ ROUNDS = 6
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-class Unit(NamedTuple):
+class StreamUnit(NamedTuple):
     """A contiguous range of the documents of one shard: the `part`-th of `parts` equal ones."""
 
     shard: int
@@ -113,12 +113,12 @@ def units_per_stream(num_streams: int, num_shards: int) -> int:
     return num_shards // math.gcd(num_streams, num_shards)
 
 
-def unit_of(ordinal: int, *, stream: int, num_streams: int, num_shards: int, key: int) -> Unit:
+def unit_of(ordinal: int, *, stream: int, num_streams: int, num_shards: int, key: int) -> StreamUnit:
     """The `ordinal`-th of the units_per_stream units that a stream visits in the epoch that `key` stands for."""
     parts = num_streams // math.gcd(num_streams, num_shards)
     place = np.array([stream + ordinal * num_streams])
     shard, part = divmod(int(permute(place, num_shards * parts, key)[0]), parts)
-    return Unit(shard, part, parts)
+    return StreamUnit(shard, part, parts)
 
 
 def in_validation(text_hashes: np.ndarray, fraction: float) -> np.ndarray:

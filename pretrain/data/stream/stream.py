@@ -93,14 +93,14 @@ class Source:
                 f"(sha256 {tokenizer.sha256[:12]}): name that tokenizer or prepare the folder again"
             )
 
-    def unit(self, stream: int, epoch: int, ordinal: int) -> order.Unit:
+    def unit(self, stream: int, epoch: int, ordinal: int) -> order.StreamUnit:
         """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
         key = order.make_key(self._spec.seed, "units", self._number, epoch)
         return order.unit_of(
             ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self.manifest), key=key
         )
 
-    def candidates(self, unit: order.Unit, epoch: int, first: int) -> Iterator[Candidate]:
+    def candidates(self, unit: order.StreamUnit, epoch: int, first: int) -> Iterator[Candidate]:
         """The split's documents of a unit in the order of an epoch, from place `first` on; all if the index is lost."""
         shard = self.manifest[unit.shard]
         start, stop = unit.documents(shard.documents)
@@ -141,7 +141,7 @@ class Source:
         """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such
         document."""
         for number in range(len(self.manifest)):
-            for candidate in self.candidates(order.Unit(number, 0, 1), 0, 0):
+            for candidate in self.candidates(order.StreamUnit(number, 0, 1), 0, 0):
                 if self.read(candidate) is not None:
                     return
         raise ValueError(

@@ -147,13 +147,13 @@ class MakeShards(PipelineStep):
 
 
 @dataclass(frozen=True)
-class Stage:
+class CleaningStage:
     name: str
     num_tasks: int
     steps: list[Any]
 
 
-def stages(settings: CleanSettings) -> list[Stage]:
+def stages(settings: CleanSettings) -> list[CleaningStage]:
     """All stages, in order."""
     output, language, tasks = settings.output, settings.language, settings.num_tasks
     folders = {name: str(output / name) for name in ("filter", "signatures", "buckets", "clusters", "deduplicate")}
@@ -173,19 +173,19 @@ def stages(settings: CleanSettings) -> list[Stage]:
         JsonlWriter(folders["filter"], adapter=_row),
     ]
     return [
-        Stage("filter", tasks, filters),
-        Stage(
+        CleaningStage("filter", tasks, filters),
+        CleaningStage(
             "signatures",
             tasks,
             [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)],
         ),
-        Stage(
+        CleaningStage(
             "buckets",
             MINHASH.num_buckets,
             [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)],
         ),
-        Stage("clusters", 1, [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]),
-        Stage(
+        CleaningStage("clusters", 1, [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]),
+        CleaningStage(
             "deduplicate",
             tasks,
             [
@@ -194,8 +194,8 @@ def stages(settings: CleanSettings) -> list[Stage]:
                 JsonlWriter(folders["deduplicate"], adapter=_row),
             ],
         ),
-        Stage("shards", tasks, [MakeShards(settings, merge=False)]),
-        Stage("report", 1, [MakeShards(settings, merge=True)]),
+        CleaningStage("shards", tasks, [MakeShards(settings, merge=False)]),
+        CleaningStage("report", 1, [MakeShards(settings, merge=True)]),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from pretrain.eval.tasks.files import Row, as_number, find_file, read_rows
+from pretrain.eval.tasks.files import Record, as_number, find_file, read_rows
 
 Document = dict[str, Any]
 
@@ -38,22 +38,22 @@ def read_task(
     return {split: _read_split(find_file(Path(data_dir), names), FORMS[form]) for split, names in files.items()}
 
 
-def _read_split(path: Path, form: Callable[[Row], Iterator[Document]]) -> Dataset:
+def _read_split(path: Path, form: Callable[[Record], Iterator[Document]]) -> Dataset:
     return Dataset.from_list([document for row in read_rows(path) for document in form(row)])
 
 
-def _question_and_answer(row: Row) -> Iterator[Document]:
+def _question_and_answer(row: Record) -> Iterator[Document]:
     yield {"question": row.text("question"), "answer": row.text("answer")}
 
 
-def _svamp(row: Row) -> Iterator[Document]:
+def _svamp(row: Record) -> Iterator[Document]:
     story = row.text("Body").strip()
     # Many stories of the release lack their full stop.
     story += "." if story[-1:].isalnum() else ""
     yield {"question": f"{story} {row.text('Question').strip()}", "answer": _number_text(row.number("Answer"))}
 
 
-def _mawps(row: Row) -> Iterator[Document]:
+def _mawps(row: Record) -> Iterator[Document]:
     solutions = row.fields.get("lSolutions")
     if not isinstance(solutions, list) or len(solutions) != 1 or not isinstance(solutions[0], int | float | str):
         raise ValueError(f"{row.where}: 'lSolutions' is {solutions!r:.80}, not a list of one number")
@@ -63,7 +63,7 @@ def _mawps(row: Row) -> Iterator[Document]:
     }
 
 
-def _single_op(row: Row) -> Iterator[Document]:
+def _single_op(row: Record) -> Iterator[Document]:
     yield {"question": row.text("input").strip(), "answer": _number_text(row.number("target"))}
 
 
@@ -72,7 +72,7 @@ def _number_text(value: float) -> str:
     return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-def _squad(row: Row) -> Iterator[Document]:
+def _squad(row: Record) -> Iterator[Document]:
     """An article: each question with its paragraph; no answers if it is unanswerable."""
     title = row.text("title")
     for paragraph in row.rows("paragraphs"):
@@ -85,7 +85,7 @@ def _squad(row: Row) -> Iterator[Document]:
             }  # fmt: skip
 
 
-def _trivia_qa(row: Row) -> Iterator[Document]:
+def _trivia_qa(row: Record) -> Iterator[Document]:
     prompt = row.text("context")
     match = re.fullmatch(r"Question: (.*)\nAnswer:", prompt, re.DOTALL)
     if not match:
@@ -98,11 +98,11 @@ def _trivia_qa(row: Row) -> Iterator[Document]:
     }
 
 
-def _nq_open(row: Row) -> Iterator[Document]:
+def _nq_open(row: Record) -> Iterator[Document]:
     yield {"question": row.text("question"), "answer": row.texts("answer")}
 
 
-def _web_questions(row: Row) -> Iterator[Document]:
+def _web_questions(row: Record) -> Iterator[Document]:
     answers: list[str] = []
     for answer in sorted(row.texts("answers")):
         # An answer that begins with another adds nothing: whoever says it has said the other.
@@ -111,11 +111,11 @@ def _web_questions(row: Row) -> Iterator[Document]:
     yield {"question": row.text("qText"), "answers": answers, "shown": answers[0]}
 
 
-def _lambada(row: Row) -> Iterator[Document]:
+def _lambada(row: Record) -> Iterator[Document]:
     yield {"text": f"{row.text('context')} {row.text('continuation')}"}
 
 
-def _hella_swag(row: Row) -> Iterator[Document]:
+def _hella_swag(row: Record) -> Iterator[Document]:
     """Of the original release, or of one whose contexts and endings are cleaned already."""
     endings = row.texts("endings")
     document: Document = {"query": row.text("ctx"), "choices": endings, "label": row.choice("label", len(endings))}
@@ -131,7 +131,7 @@ def _clean_how_to(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _piqa(row: Row) -> Iterator[Document]:
+def _piqa(row: Record) -> Iterator[Document]:
     yield {
         "goal": row.text("goal"),
         "sol1": row.text("sol1"),
@@ -140,7 +140,7 @@ def _piqa(row: Row) -> Iterator[Document]:
     }
 
 
-def _arc(row: Row) -> Iterator[Document]:
+def _arc(row: Record) -> Iterator[Document]:
     """Of the original schema, or with the prompt's "Question: " in a query and the number of the right choice."""
     if "query" not in row.fields:
         choices = row.row("choices")
@@ -159,25 +159,25 @@ def _arc(row: Row) -> Iterator[Document]:
     yield {"question": question, "choices": {"text": texts, "label": labels}, "answerKey": key}
 
 
-def _boolq(row: Row) -> Iterator[Document]:
+def _boolq(row: Record) -> Iterator[Document]:
     yield {"question": row.text("question"), "passage": row.text("passage"), "label": int(row.flag("answer"))}
 
 
-def _wino_grande(row: Row) -> Iterator[Document]:
+def _wino_grande(row: Record) -> Iterator[Document]:
     sentence, answer = row.text("sentence"), row.text("answer")
     if "_" not in sentence or answer not in ("1", "2"):
         raise ValueError(f"{row.where}: its sentence has no gap '_', or its answer is {answer!r}, not '1' or '2'")
     yield {"sentence": sentence, "option1": row.text("option1"), "option2": row.text("option2"), "answer": answer}
 
 
-def _wiki_text(row: Row) -> Iterator[Document]:
+def _wiki_text(row: Record) -> Iterator[Document]:
     """Articles of a whole file; each begins with its title, " = Title = ", on a line of its own."""
     for page in re.split(r"(?m)^(?= = [^=].* = ?$)", row.text("text")):
         if page.strip():
             yield {"page": page}
 
 
-FORMS: dict[str, Callable[[Row], Iterator[Document]]] = {
+FORMS: dict[str, Callable[[Record], Iterator[Document]]] = {
     "question_and_answer": _question_and_answer,
     "svamp": _svamp,
     "mawps": _mawps,

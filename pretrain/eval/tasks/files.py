@@ -37,7 +37,7 @@ def find_file(data_dir: Path, names: Sequence[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """A JSON object and where it stands; every getter raises a ValueError that says so if the field is not what it
     should be."""
 
@@ -71,11 +71,11 @@ class Row:
             raise ValueError(f"{self.where}: {key!r} is {values!r:.80}, not a list of one or more strings")
         return values
 
-    def row(self, key: str) -> "Row":
+    def row(self, key: str) -> "Record":
         """A field that is an object."""
-        return Row(f"{self.where}, {key}", self._get(key, dict, "an object"))
+        return Record(f"{self.where}, {key}", self._get(key, dict, "an object"))
 
-    def rows(self, key: str) -> list["Row"]:
+    def rows(self, key: str) -> list["Record"]:
         """A field that is a list of objects."""
         return _as_rows(self._get(key, list, "a list of objects"), f"{self.where}, {key}")
 
@@ -100,7 +100,7 @@ def as_number(value: float | str, where: str) -> float:
         raise ValueError(f"{where} is {value!r:.80}, not a number") from None
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Record]:
     """All rows of a `.jsonl`, `.json` or `.txt` file, plain or compressed.
 
     Raises:
@@ -113,7 +113,7 @@ def read_rows(path: Path) -> list[Row]:
         lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
         rows = [_as_row(_parse(line, f"{path}, line {number}"), f"{path}, line {number}") for number, line in lines]
     elif ".txt" in path.suffixes:
-        rows = [Row(str(path), {"text": _decode(content, str(path))})] if content.strip() else []
+        rows = [Record(str(path), {"text": _decode(content, str(path))})] if content.strip() else []
     else:
         value = _parse(content, str(path))
         entries = value.get("data") if isinstance(value, dict) else value
@@ -139,11 +139,11 @@ def _parse(content: bytes, where: str) -> Any:
         raise ValueError(f"{where}: broken JSON: {error}") from None
 
 
-def _as_rows(values: list[Any], where: str) -> list[Row]:
+def _as_rows(values: list[Any], where: str) -> list[Record]:
     return [_as_row(value, f"{where}, entry {number}") for number, value in enumerate(values, start=1)]
 
 
-def _as_row(value: Any, where: str) -> Row:
+def _as_row(value: Any, where: str) -> Record:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: {value!r:.80} is not an object")
-    return Row(where, value)
+    return Record(where, value)

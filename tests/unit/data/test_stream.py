@@ -111,8 +111,8 @@ def test_every_epoch_serves_every_document_of_the_split_once(
     assert set(per_epoch[0]) <= set(texts)
 
 
-def whole_shards(folder: Path) -> list[stream.order.Unit]:
-    return [stream.order.Unit(number, 0, 1) for number in range(len(Manifest.open(folder)))]
+def whole_shards(folder: Path) -> list[stream.order.StreamUnit]:
+    return [stream.order.StreamUnit(number, 0, 1) for number in range(len(Manifest.open(folder)))]
 
 
 @given(st.integers(1, 90), st.integers(1, 20), st.integers(0, 2**32))

@@ -25,7 +25,7 @@ from lm_eval.tasks.squadv2.task import SQuAD2
 from pretrain.eval.groups import GROUPS, OFFLINE_FOLDER, TASKS, ResolvedTask, SkippedTask, load_tasks, resolve
 from pretrain.eval.tasks import squad, word_problem
 from pretrain.eval.tasks.documents import FORMS
-from pretrain.eval.tasks.files import Row, read_rows
+from pretrain.eval.tasks.files import Record, read_rows
 from tests.support.eval_data import ROWS, write_eval_data
 
 REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -243,7 +243,7 @@ def test_a_number_is_right_however_it_is_written(value: Any, wording: str) -> No
 
 
 def word_problem_text(value: float) -> str:
-    row = Row("row", {"input": "?", "target": value})
+    row = Record("row", {"input": "?", "target": value})
     return next(FORMS["single_op"](row))["answer"]
 
 
