@@ -1,9 +1,9 @@
 """Train, evaluate and plot a family of models over depth: `python tools/depth_sweep.py
 configs/sweeps/p_hop_small.yaml`.
 
-Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped goes on where
-it was: a run resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and runs
-none; --dry-run plans the training runs; --slurm submits a job array for training, one for evaluation, each task of
+Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped continues
+where it was: a run resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and
+runs none; --dry-run plans the training runs; --slurm submits a job array for training, one for evaluation, each task of
 which waits for its run, and a plot that waits for all of them. The family: `pretrain/config/sweep.py`.
 """
 
@@ -155,7 +155,7 @@ def work(options: argparse.Namespace) -> None:
             ended = subprocess.run(command, check=False).returncode
             if ended:
                 raise OSError(
-                    f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command goes on from here"
+                    f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command continues from here"
                 )
     if options.print:
         print(
@@ -170,7 +170,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(partial(work, parse(arguments)), interrupted="interrupted; the same command goes on from here")
+    return run_command(partial(work, parse(arguments)), interrupted="interrupted; the same command continues from here")
 
 
 if __name__ == "__main__":

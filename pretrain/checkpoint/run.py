@@ -31,9 +31,7 @@ def open_checkpoint(run_dir: Path, step: int | None = None) -> tuple[CheckpointR
     folder = run_dir / CHECKPOINTS
     names = [path.name for path in list_checkpoints(folder)]
     if not names:
-        raise ValueError(
-            f"{run_dir}: no checkpoints there; it is to be the directory of a run, such as runs/quickstart"
-        )
+        raise ValueError(f"{run_dir}: no checkpoints there: give the directory of a run, such as runs/quickstart")
     if step is None:
         reader, problems = newest_good(folder)
         if reader is None:

@@ -104,7 +104,7 @@ class CheckpointStore:
         world_size: ranks that save.
         nonce: letters, digits, - and _; the same on all ranks and new each time the job starts.
         keep_last: newest checkpoints kept.
-        keep_every: checkpoints at multiples of so many steps are kept for ever; 0 = none.
+        keep_every: every checkpoint at a multiple of this step count is kept; 0 = none.
         asynchronous: write in the background; else `save` returns when the checkpoint is durable.
         timeout_s: how long ranks wait for each other after they have written their own file.
 

@@ -167,7 +167,7 @@ def check_sizes(path: Path, files: Sequence[FileEntry]) -> None:
 
 
 def _size_of(path: Path) -> int:
-    """Size of a regular file; opening anything else, such as a pipe, could wait for ever."""
+    """Size of a regular file; opening anything else, such as a pipe, could wait forever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path.name} is not a regular file")

@@ -98,7 +98,7 @@ def check_index(folder: str | os.PathLike[str], row: ShardRow) -> None:
 
 def require_lost(path: Path) -> None:
     """Raise the OSError that opening a file of a source met, unless the file is gone for good: its folder can be
-    listed, holds the manifest, and does not hold the file. A file system that is not mounted is no lost shard.
+    listed, holds the manifest, and does not hold the file. A file system that is not mounted is not a lost shard.
 
     Raises:
         OSError: naming the file.

@@ -10,7 +10,7 @@ behind each term but the first and the last stands the sum so far, as wide, in p
 len(y) digits. A step is a term, with its sum where it has one.
 
 The released lines are reproduced from their operands, character by character; their train files cannot be had, so this
-makes them. Operands are uniform among the numbers of exactly so many digits.
+makes them. Operands are uniform among the numbers of exactly that many digits.
 """
 
 import re

@@ -39,7 +39,7 @@ class Example(NamedTuple):
     steps: tuple[str, ...]
     """The reasoning in order, one text a step; empty for a task that is answered directly."""
     answer: str
-    """What is to be said, exactly."""
+    """The text, exactly."""
 
 
 class Span(NamedTuple):
@@ -87,7 +87,7 @@ class Task(ABC, Generic[P]):
         """The answer to a question, computed from its text.
 
         Raises:
-            ValueError: the text is no question of this task.
+            ValueError: the text is not a question of this task.
         """
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...] | None:

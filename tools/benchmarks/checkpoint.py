@@ -3,7 +3,7 @@
 1. --checkpoint-gib of state. Each figure stands beside the same bytes moved plainly, on the same disk, in the same run;
    rounds alternate and the medians are compared: a save beside one write and fsync, a load (with its verification)
    beside one read, both with the page cache emptied of the file; the stall beside one copy in memory.
-2. A model in training (`small_run.py`, fp32) saves its own state while its steps go on. In steps without a save: how
+2. A model in training (`small_run.py`, fp32) saves its own state while it trains. In steps without a save: how
    long training stands still, and how much longer the steps take in all until the checkpoint is on disk. On CPUs writer
    and steps share the cores.
 """

@@ -86,7 +86,7 @@ def lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
 
 
 def _flock(file: IO[str], how: int) -> None:
-    """Lock a file; where the file system has no locks (Lustre mounted without them, say), say so and go on."""
+    """Lock a file; where the file system has no locks (Lustre mounted without them, say), say so and continue."""
     try:
         fcntl.flock(file, how)
     except OSError as error:

@@ -113,7 +113,7 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
         report: is told of progress and of bad inputs, for example a `PrepareProgress`.
 
     Raises:
-        ValueError: if the inputs, the tokenizer or the output folder will not do, no document is found, or `strict`
+        ValueError: if the inputs, the tokenizer or the output folder cannot be used, no document is found, or `strict`
             meets a bad input.
         OSError: if reading or writing fails. What is finished is kept, and the same call continues.
     """

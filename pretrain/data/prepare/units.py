@@ -76,7 +76,7 @@ class UnitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Work begins, or goes on."""
+    """Work begins, or continues."""
 
     total_bytes: int
     """Stored bytes of all inputs."""
@@ -141,8 +141,8 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
         try:
             temporary.rename(final)
         except OSError:
-            # Parts of two divisions share units, and a job thought lost may go on: who comes first is right, the bytes
-            # are the same.
+            # Parts of two divisions share units, and a job thought lost may still run: whoever is first is right, the
+            # bytes are the same.
             if not final.is_dir():
                 raise
     finally:

@@ -54,7 +54,7 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> Fram
     if EXTENSIONS[extension] == "npy":
         tokens = np.load(io.BytesIO(payload), allow_pickle=False)
         if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
-            raise ValueError(f"an array of {tokens.dtype} and shape {list(tokens.shape)} is no list of token ids")
+            raise ValueError(f"an array of {tokens.dtype} and shape {list(tokens.shape)} is not a list of token ids")
         smallest, largest = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
         if smallest < 0 or largest >= tokenizer.vocab_size:
             beyond = largest if smallest >= 0 else smallest

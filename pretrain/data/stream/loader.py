@@ -106,7 +106,7 @@ class Loader:
         try:
             records, tokens = self._receive(samples) if self._num_workers else self._read(samples)
         except BaseException:
-            self.close()  # a half-read batch; whoever goes on all the same starts anew from the last whole one
+            self.close()  # a half-read batch: a later call restarts from the last whole one
             raise
         self._states[records[:, 0], records[:, 1]] = records[:, 2:]  # of a walker's several records the last one stays
         self.next_sample += self._global_batch
@@ -122,7 +122,7 @@ class Loader:
         return np.where(owned[:, None, None], self._states, 0)
 
     def load_state(self, states: np.ndarray, next_sample: int) -> None:
-        """Go on where a run stopped.
+        """Continue where a run stopped.
 
         Args:
             states: sum of the `state` of all its ranks, whatever their number.

@@ -8,7 +8,7 @@ the last token of this one, so every token is predicted once.
 2. Read, check and frame the next one (`pretrain/data/stream/framing.py`); text is tokenised as it is reached.
 3. Copy until the sample is full; leave the cursor on the last token copied.
 
-The cursor is the whole state: whoever resumes reads one document again (text up to the cursor) and goes on. A walker
+The cursor is the whole state: resuming reads one document again (text up to the cursor) and continues. A walker
 keeps one document and one block of index rows in memory, all walkers together a bounded number of open files, whatever
 the number of shards.
 """
@@ -126,7 +126,7 @@ class Source:
                 yield Candidate(shard, place, number, row)
 
     def read(self, candidate: Candidate) -> FramedDocument | None:
-        """A document; None if it is damaged and data.on_damage lets the run go on.
+        """A document; None if it is damaged and data.on_damage lets the run continue.
 
         Raises:
             ValueError: naming shard, document and offset of damage that stops the run.
@@ -179,7 +179,7 @@ class Source:
         what = str(error).partition("; ")[0]
         if self._spec.on_damage == "stop":
             raise ValueError(
-                f"{what}; prepare the data again, or set data.on_damage=skip to go on without it"
+                f"{what}; prepare the data again, or set data.on_damage=skip to continue without it"
             ) from error
         if shard.shard not in self._shards_named:
             self._shards_named.add(shard.shard)
@@ -250,7 +250,7 @@ class Walker:
                 self._leave_document()
             self._leave_unit()
             if cursor.unit == 0 and cursor.damaged != damaged_before:
-                self._source.require_document()  # else a source that is lost as a whole would be searched for ever
+                self._source.require_document()  # else a source that is lost as a whole would be searched forever
 
     def _leave_document(self) -> None:
         self._document = None

@@ -104,7 +104,7 @@ class ReadPages(PipelineStep):
             )
 
     def _text(self, record: Any, payload: bytes) -> tuple[str, str]:
-        """Why a record is no page, or its text."""
+        """Why a record is not a page, or its text."""
         if self.kind == "wet":
             text = payload.decode("utf-8", errors="replace")
         else:

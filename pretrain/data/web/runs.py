@@ -99,7 +99,7 @@ def run_here(settings: CleanSettings, num_workers: int, report: Callable[[str], 
         except Exception as error:
             what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise OSError(
-                f"stage {stage.name} failed: {what}; details: {log}; finished tasks are kept, the same command goes on"
+                f"stage {stage.name} failed: {what}; details: {log}; finished tasks are kept, rerun to continue"
             ) from error
     return (settings.output / REPORT_NAME).read_text().rstrip()
 

@@ -82,8 +82,7 @@ class CleanSettings:
                 )
             if not self.language_model.is_file():
                 raise ValueError(
-                    f"{self.language_model}: no such file; "
-                    "it is to be fastText's model of languages (lid.176.bin or .ftz)"
+                    f"{self.language_model}: no such file; give fastText's language model (lid.176.bin or .ftz)"
                 )
         try:
             load_word_tokenizer(self.language)

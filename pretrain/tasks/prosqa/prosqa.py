@@ -165,7 +165,7 @@ def _draw_poisson(mean: float, random: Random) -> int:
 
 
 def _without_lonely(parents: list[list[int]]) -> list[list[int]]:
-    """The same graph without nodes that have no edge, numbered anew in the same order."""
+    """The same graph without nodes that have no edge, renumbered in the same order."""
     connected = {parent for found in parents for parent in found}
     kept = [node for node, found in enumerate(parents) if found or node in connected]
     number = {node: place for place, node in enumerate(kept)}
