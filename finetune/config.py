@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from finetune.method.curriculum import CurriculumSection
 from finetune.method.methods import METHODS, Method, MethodName
-from pretrain.config.model import ModelSection, Section, require_divides
+from pretrain.config.model import ModelSection
 from pretrain.config.run import LoggingSection, RunSection
+from pretrain.config.section import Section, require_divides
 
 
 class ExamplesSection(Section):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from finetune.method.methods import Method
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 
 
 class CurriculumSection(Section):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 
 
 def config_help(

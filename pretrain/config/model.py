@@ -3,22 +3,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, no unknown keys, documented fields."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
-
-
-def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
-    """Raise a ValueError that names both keys unless `divisor` divides `value`."""
-    if value % divisor:
-        raise ValueError(f"{name}={value} is not divisible by {divisor_name}={divisor}")
-
+from pretrain.config.section import Section, require_divides
 
 WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
 

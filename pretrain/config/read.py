@@ -26,8 +26,8 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain.config.help_page import config_help, config_keys, inline, section_in
-from pretrain.config.model import Section
 from pretrain.config.run import RunConfig
+from pretrain.config.section import Section
 
 DEFAULT_CONFIG = Path("configs/pretrain/quickstart.yaml")
 COMMAND_LINE = "command line"

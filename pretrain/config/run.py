@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import ModelSection, Section, require_divides
+from pretrain.config.model import ModelSection
+from pretrain.config.section import Section, require_divides
 
 SYMBOLS_PREFIX = "symbols:"
 """A tokenizer of this name is no file but spells its symbols out."""

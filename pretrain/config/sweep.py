@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import Field, ValidationError
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 
 
 class SweepModel(Section):

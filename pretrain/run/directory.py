@@ -13,9 +13,9 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pretrain.config.model import Section
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import SYMBOLS_PREFIX, RunConfig, RunSection
+from pretrain.config.section import Section
 
 _PACKAGES = (
     "torch",

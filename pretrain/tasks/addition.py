@@ -13,7 +13,7 @@ from random import Random
 
 from pydantic import Field, field_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 DIGITS = tuple("0123456789")

@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 MAX_ORDERS = {"symmetric": 6, "cyclic": 1000}

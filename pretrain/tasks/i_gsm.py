@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 MAX_DRAWS = 1000

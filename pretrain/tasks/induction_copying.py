@@ -13,7 +13,7 @@ from random import Random
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 

@@ -26,7 +26,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 

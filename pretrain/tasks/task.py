@@ -21,7 +21,7 @@ from itertools import count
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 
 Split = Literal["train", "validation", "test"]
 

@@ -24,8 +24,8 @@ from typing import Literal, Self
 
 import numpy as np
 
-from pretrain.config.model import require_divides
 from pretrain.config.run import DataSection
+from pretrain.config.section import require_divides
 from pretrain.data.stream import order
 from pretrain.data.stream.stream import FIELDS, StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker

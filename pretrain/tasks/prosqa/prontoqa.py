@@ -27,7 +27,7 @@ from random import Random
 
 from pydantic import Field
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 # fmt: off

@@ -27,7 +27,7 @@ from random import Random
 
 from pydantic import Field, model_validator
 
-from pretrain.config.model import Section
+from pretrain.config.section import Section
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.task import Example, Task
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.help_page import config_keys
-from pretrain.config.model import Section
 from pretrain.config.read import help_text, load_config, parse, resolved_yaml
 from pretrain.config.run import RunConfig
+from pretrain.config.section import Section
 
 Write = Callable[..., Path]
 
