@@ -8,33 +8,49 @@ line each on standard error; 1 the work failed; 130 interrupted before there was
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
 
-from finetune.config import check_layout
-from finetune.run.command import parse
-from pretrain.run.console import run_on_ranks
+from finetune.config import FinetuneConfig, check_layout
+from pretrain.config.command import CommandLine, KeyOption
+from pretrain.config.layout import Layout
+from pretrain.plan.text import Row
+from pretrain.run.entry import run_entry
+
+COMMAND_LINE = CommandLine(
+    schema=FinetuneConfig,
+    default_config=Path("configs/finetune/prosqa_coconut_small.yaml"),
+    program="deepspeed finetune/coconut.py",
+    title="Fine-tune a model to reason in latent thoughts: Coconut, and the methods it is compared with.",
+    examples="train.epochs=10, method.name=cot",
+    plan="configuration, model, effective batch and stages",
+    launch="Under deepspeed, torchrun or srun the same command runs on all their ranks; alone, with python, on one.",
+    options=(
+        KeyOption(
+            option="--init",
+            metavar="DIR",
+            key="checkpoint.init_from",
+            meaning="run whose weights training starts from; the same as checkpoint.init_from=DIR",
+        ),
+    ),
+)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], int]:
-    """What the command line asks for: the plan, printed, or a fine-tuning run on the ranks of this world."""
-    command = parse(argv)
-    if command.dry_run:
-        from finetune.run.plan import render_plan
+def plan(config: FinetuneConfig, world_size: int) -> list[Row]:
+    from finetune.run.plan import plan_rows  # torch is imported only now: help and errors are quick
 
-        print(render_plan(command.config, command.world_size))
-        return lambda: 0
-    from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
+    return plan_rows(config, world_size)
 
-    layout = check_layout(command.config, world_from_environment()[1])
+
+def run(config: FinetuneConfig, layout: Layout) -> int:
     from finetune.trainer import run
 
-    return partial(run, command.config, layout)
+    return run(config, layout)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    return run_on_ranks(partial(prepare, argv))
+    return run_entry(COMMAND_LINE, argv, plan=plan, check_layout=check_layout, run=run)
 
 
 if __name__ == "__main__":

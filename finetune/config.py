@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from finetune.method.curriculum import CurriculumSection
 from finetune.method.methods import METHODS, Method, MethodName
+from pretrain.config.layout import Layout, lay_out
 from pretrain.config.model import ModelSection
-from pretrain.config.run import LoggingSection, RunSection
-from pretrain.config.section import Section, require_divides
+from pretrain.config.run import EntryConfig, LoggingSection
+from pretrain.config.section import Section
 
 
 class ExamplesSection(Section):
@@ -134,10 +135,9 @@ class CheckpointSection(Section):
     random weights."""
 
 
-class FinetuneConfig(Section):
+class FinetuneConfig(EntryConfig):
     """The whole configuration of a fine-tuning run."""
 
-    run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     method: MethodSection = MethodSection()
@@ -148,6 +148,10 @@ class FinetuneConfig(Section):
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+
+    @property
+    def ranks_per_replica(self) -> int:
+        return self.engine.tensor
 
     @property
     def chosen_method(self) -> Method:
@@ -181,33 +185,20 @@ class FinetuneConfig(Section):
         return self
 
 
-class Layout(Section):
-    """How a configuration lies on a number of ranks: the ledger of the effective batch."""
-
-    world_size: int
-    """Ranks in all."""
-    data_parallel: int
-    """Replicas: world size / engine.tensor."""
-    accumulation: int
-    """Micro-batches of one rank in an optimizer step."""
-
-    def ledger(self, config: FinetuneConfig) -> str:
-        """The effective batch as a product, for people."""
-        train = config.train
-        return (
-            f"effective batch: {train.micro_batch} examples x {self.accumulation} accumulated x {self.data_parallel} "
-            f"data-parallel ranks = {train.effective_batch}"
-        )
-
-
 def check_layout(config: FinetuneConfig, world_size: int) -> Layout:
-    """Check what depends on the number of ranks.
+    """The layout of a fine-tuning run.
 
     Raises:
-        ValueError: naming the key and value that do not fit.
+        ValueError: naming the key and value that do not fit so many ranks.
     """
-    require_divides("world size", world_size, "engine.tensor", config.engine.tensor)
-    data_parallel = world_size // config.engine.tensor
-    batch, at_once = config.train.effective_batch, config.train.micro_batch * data_parallel
-    require_divides("train.effective_batch", batch, "train.micro_batch x data-parallel ranks", at_once)
-    return Layout(world_size=world_size, data_parallel=data_parallel, accumulation=batch // at_once)
+    batch = ("train.effective_batch", config.train.effective_batch)
+    return lay_out(world_size, ("engine.tensor", config.ranks_per_replica), batch, config.train.micro_batch)
+
+
+def ledger(config: FinetuneConfig, layout: Layout) -> str:
+    """The effective batch as a product, for people."""
+    train = config.train
+    return (
+        f"effective batch: {train.micro_batch} examples x {layout.micro_batches} accumulated x {layout.data_parallel} "
+        f"data-parallel ranks = {train.effective_batch}"
+    )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from finetune.answers.answering import Answering, log_row
 from finetune.answers.results import read_rows
-from finetune.config import FinetuneConfig, Layout
+from finetune.config import FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, StepResult
 from finetune.examples.examples import ExampleSet, load_example_set
 from finetune.examples.sampler import Sampler, StepBatch
@@ -27,6 +27,7 @@ from finetune.run.rows import FinetuneRow, step_flops
 from finetune.run.saving import Saving
 from finetune.run.start import Start, start_of
 from pretrain.checkpoint.run import open_checkpoint
+from pretrain.config.layout import Layout
 from pretrain.config.run import ParallelSection
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
@@ -108,7 +109,7 @@ class FinetuneTrainer:
         """Train until the last epoch or until a rank is asked to stop; returns the exit code."""
         config, progress, stop = self.config, self.progress, 0
         how = "resumed" if progress.step else "started"
-        self._say(f"step {progress.step} of {self.num_steps}: {how} {self.directory}, {self.layout.ledger(config)}")
+        self._say(f"step {progress.step} of {self.num_steps}: {how} {self.directory}, {ledger(config, self.layout)}")
         while progress.epoch < config.train.epochs and not stop:
             if progress.step_in_epoch == 0 and self._begins_anew():
                 self.engine.reset_optimizer()

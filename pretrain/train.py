@@ -9,37 +9,41 @@ directory says which). 2: bad input, one line each on standard error. 1: the wor
 was anything to save.
 """
 
-import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from pathlib import Path
 
-from pretrain.config.read import parse
-from pretrain.config.run import check_layout
-from pretrain.run.console import run_on_ranks
+from pretrain.config.command import CommandLine
+from pretrain.config.layout import Layout, check_layout
+from pretrain.config.run import RunConfig
+from pretrain.plan.plan import make_plan
+from pretrain.plan.text import Row, plan_rows
+from pretrain.run.entry import run_entry
+
+COMMAND_LINE = CommandLine(
+    schema=RunConfig,
+    default_config=Path("configs/pretrain/quickstart.yaml"),
+    program="python -m pretrain.train",
+    title="Pretrain a looped GPT.",
+    examples="train.steps=100, 'validation.num_loops=[1, 2]'",
+    plan="configuration, parameters, FLOPs, memory per rank and pipeline bubble",
+    launch="Under torchrun or srun the same command runs on all their ranks.",
+)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], int]:
-    """What the command line asks for: the plan, printed, or a training run on the ranks of this world."""
-    command = parse(argv)
-    if command.dry_run:
-        from pretrain.plan.plan import default_world_size, make_plan
-        from pretrain.run.directory import run_directory
+def plan(config: RunConfig, world_size: int) -> list[Row]:
+    return plan_rows(make_plan(config, world_size))
 
-        world_size = command.world_size or default_world_size(command.config, os.environ)
-        print(make_plan(command.config, world_size).render() + f"run directory  {run_directory(command.config.run)}")
-        return lambda: 0
-    from pretrain.parallel.groups import world_from_environment  # torch is imported only now: help and errors are quick
 
-    layout = check_layout(command.config, world_from_environment()[1])
-    from pretrain.trainer import run
+def run(config: RunConfig, layout: Layout) -> int:
+    from pretrain.trainer import run  # torch is imported only now: help, plans and errors are quick
 
-    return partial(run, command.config, layout)
+    return run(config, layout)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    return run_on_ranks(partial(prepare, argv))
+    return run_entry(COMMAND_LINE, argv, plan=plan, check_layout=check_layout, run=run)
 
 
 if __name__ == "__main__":

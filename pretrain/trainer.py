@@ -18,7 +18,8 @@ from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.run import CHECKPOINTS, require_training_state
 from pretrain.checkpoint.store import open_store
 from pretrain.checkpoint.verify import list_checkpoints, newest_good
-from pretrain.config.run import Layout, RunConfig
+from pretrain.config.layout import Layout
+from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning

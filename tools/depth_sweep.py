@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pretrain.config.read import load_config
-from pretrain.config.run import check_layout
-from pretrain.config.sweep import Cell, SweepConfig, cells, read_sweep
+from pretrain.config.layout import check_layout
+from pretrain.config.read import read_config
+from pretrain.config.run import RunConfig
+from pretrain.config.sweep import Cell, SweepConfig, cells
+from pretrain.device.ranks import is_launched
 from pretrain.run.console import run_command
 
 SWEEPS = Path("runs/sweeps")
@@ -46,7 +48,7 @@ def run_overrides(cell: Cell, root: Path) -> list[str]:
 
 def train_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"]
-    if sweep.ranks == 1 or is_rank():
+    if sweep.ranks == 1 or is_launched():
         launch = []
     return [sys.executable, *launch, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root)]
 
@@ -54,11 +56,6 @@ def train_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
 def plan_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
     plan = ["--dry-run", "--world-size", str(sweep.ranks)]
     return [sys.executable, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root), *plan]
-
-
-def is_rank() -> bool:
-    """Whether this is a rank that srun started: it then becomes its command, so that signals reach that."""
-    return "RANK" in os.environ
 
 
 def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
@@ -111,7 +108,7 @@ def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[
 
 def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Command], root: Path) -> None:
     for cell in family:  # what training would refuse is refused before the queue is joined
-        check_layout(load_config(Path(sweep.config), run_overrides(cell, root)), sweep.ranks)
+        check_layout(read_config(Path(sweep.config), RunConfig, run_overrides(cell, root)), sweep.ranks)
     root.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for the logs
     job = ""
     for command in commands:
@@ -128,7 +125,7 @@ def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Comman
 
 
 def work(options: argparse.Namespace) -> None:
-    sweep = read_sweep(options.sweep)
+    sweep = read_config(options.sweep, SweepConfig)
     family, root = cells(sweep), SWEEPS / options.sweep.stem
     if options.cell is not None and not 0 <= options.cell < len(family):
         raise ValueError(f"--cell {options.cell}: the sweep has {len(family)} runs, numbered from 0")
@@ -148,7 +145,7 @@ def work(options: argparse.Namespace) -> None:
             if options.print:
                 print(shlex.join(command))
                 continue
-            if is_rank() and len(chosen) == 1:
+            if is_launched() and len(chosen) == 1:  # a rank of srun becomes its command, so that signals reach that
                 os.execv(command[0], command)
             if not options.dry_run:
                 print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)

@@ -20,17 +20,19 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
-from finetune.config import FinetuneConfig, Layout
+from finetune.config import FinetuneConfig
 from finetune.engine.objective import Objective
 from finetune.engine.optimizer_state import MOMENTS, StateSlice, state_slices
 from finetune.examples.sampler import MicroBatch, StepBatch
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
+from pretrain.device.ranks import world_from_environment
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise, partition_dim
-from pretrain.parallel.groups import Groups, world_from_environment
+from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.run.signals import REASONS
 
@@ -89,7 +91,7 @@ class FinetuneEngine:
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
         # DeepSpeed wants it, also where no launcher has set it
-        os.environ.setdefault("LOCAL_RANK", str(world_from_environment()[2]))
+        os.environ.setdefault("LOCAL_RANK", str(world_from_environment().local_rank))
         # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for
         # all others to wait on.
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
@@ -304,7 +306,7 @@ def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int
     return {
         "train_batch_size": train.effective_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_accumulation_steps": layout.micro_batches,
         "gradient_clipping": config.optimizer.clip_grad_norm,
         "zero_optimization": {
             "stage": engine.zero_stage,

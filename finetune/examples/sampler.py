@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.config import FinetuneConfig, Layout
+from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
 from finetune.latent.forward import LatentBatch
 from finetune.method.curriculum import Cut, draw_cut
+from pretrain.config.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

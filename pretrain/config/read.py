@@ -1,6 +1,4 @@
-"""From files and a command line to a `RunConfig`, with errors for people; `--help` made from the configuration itself.
-
-    python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]
+"""From YAML files and overrides `a.b=c` to a configuration, with errors for people.
 
 1. Read the YAML file, and before it the file it names as `base:` (relative to itself), and so on; then the overrides,
    each a small YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
@@ -12,11 +10,9 @@ YAML gives structure only; a scalar stays the text that was written until its fi
 number, `name: 1e5` is a name and `steps: true` an error.
 """
 
-import argparse
 import re
-import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,111 +21,27 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from pretrain.config.help_page import config_help, config_keys, inline, section_in
-from pretrain.config.run import RunConfig
+from pretrain.config.help_page import config_keys, inline, section_in
 from pretrain.config.section import Section
 
-DEFAULT_CONFIG = Path("configs/pretrain/quickstart.yaml")
-COMMAND_LINE = "command line"
+FROM_COMMAND_LINE = "command line"
 
 KeyPath = tuple[str | int, ...]
+AnySection = TypeVar("AnySection", bound=Section)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What the command line asks for."""
-
-    config: RunConfig
-    dry_run: bool
-    """Print the plan and exit."""
-    world_size: int | None
-    """Ranks to plan for; None: see `pretrain.plan.plan.default_world_size`."""
-
-
-def parse(argv: Sequence[str]) -> Command:
-    """Read the command line, without the program's name. `--help` prints and exits.
+def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] = ()) -> AnySection:
+    """The configuration of the kind `schema` in a file, its base files and overrides `a.b=c`.
 
     Raises:
         ValueError: one line for each problem: `file:line: key: what is wrong, got value`.
-        OSError: a configuration file cannot be read.
+        OSError: a file cannot be read.
     """
-    parser = ConfigParser(help_text)
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
-    options = parser.read(argv)
-    config = load_config(options.config, options.overrides)
-    return Command(config=config, dry_run=options.dry_run, world_size=options.world_size)
-
-
-def help_text(columns: int) -> str:
-    """The page of `python -m pretrain.train --help`."""
-    options = {
-        "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {DEFAULT_CONFIG}",
-        "KEY=VALUE": "replaces a value of the file: train.steps=100, 'validation.num_loops=[1, 2]'",
-        "--dry-run": "print configuration, parameters, FLOPs, memory per rank and pipeline bubble, and exit",
-        "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or tensor · pipeline",
-        "--help": "this page",
-    }
-    usage = "python -m pretrain.train [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]"
-    launch = "Under torchrun or srun the same command runs on all their ranks."
-    return config_help("Pretrain a looped GPT.", usage, options, launch, RunConfig, columns)
-
-
-class ConfigParser(argparse.ArgumentParser):
-    """A command line of options, `--dry-run` and `--world-size N` among them, and overrides `a.b=c`; errors are
-    ValueErrors.
-
-    Args:
-        help_text: gives the page of `--help` for a terminal of so many columns.
-    """
-
-    def __init__(self, help_text: Callable[[int], str]) -> None:
-        super().__init__(allow_abbrev=False)
-        self._help_text = help_text
-        self.add_argument("--dry-run", action="store_true")
-        self.add_argument("--world-size", type=int)
-        self.add_argument("overrides", nargs="*")
-
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse and check what is no configuration.
-
-        Raises:
-            ValueError: an option that there is not, or that does not fit.
-        """
-        options, unknown = self.parse_known_intermixed_args(argv)
-        for argument in unknown:
-            hint = f"; write {argument.lstrip('-')}" if "=" in argument else "; --help lists options and keys"
-            raise ValueError(f"{COMMAND_LINE}: {argument}: unknown option{hint}")
-        if options.world_size is not None:
-            if options.world_size < 1:
-                raise ValueError(f"{COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
-            if not options.dry_run:
-                raise ValueError(
-                    f"{COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run"
-                )
-        return options
-
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{COMMAND_LINE}: {message}; --help lists options and keys")
-
-    def format_help(self) -> str:
-        return self._help_text(shutil.get_terminal_size().columns)
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a pretraining run in a file, its base files and overrides `a.b=c`. Raises as `parse`."""
-    return read_config(path, RunConfig, overrides)
-
-
-Config = TypeVar("Config", bound=Section)
-
-
-def read_config(path: Path, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
-    """A configuration of the kind `schema`, as `load_config` reads one."""
     settings = _Settings(schema=schema)
     for file, node in _with_bases(path):
         settings.read(node, str(file))
     for override in overrides:
-        settings.read(_override_node(override), COMMAND_LINE)
+        settings.read(_override_node(override), FROM_COMMAND_LINE)
     if not settings.problems:
         try:
             return schema.model_validate(settings.values)
@@ -142,7 +54,7 @@ def read_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
 
 
 def resolved_yaml(config: Section) -> str:
-    """The whole configuration as YAML that `load_config` reads back as an equal one."""
+    """The whole configuration as YAML that `read_config` reads back as an equal one."""
     return "".join(f"{line}\n" for line in _yaml_lines(config.model_dump(mode="json"), ""))
 
 
@@ -234,10 +146,8 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
         try:
             text = wanted.read_bytes().decode()
         except OSError as error:
-            hint = " (the default; choose one with --config FILE)" if wanted == DEFAULT_CONFIG else ""
-            raise OSError(
-                f"{origin or wanted}: {'base: ' + str(wanted) + ': ' if origin else ''}{error.strerror}{hint}"
-            ) from None
+            named = f"{origin}: base: {wanted}" if origin else wanted
+            raise OSError(f"{named}: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
@@ -261,8 +171,8 @@ def _override_node(override: str) -> yaml.Node:
     key, equals, text = override.partition("=")
     if not equals:
         hint = f"--config {override}" if override.endswith((".yaml", ".yml")) else "KEY=VALUE, such as train.steps=100"
-        raise ValueError(f"{COMMAND_LINE}: {override}: neither option nor override; did you mean {hint}?")
-    node = _compose(text, f"{COMMAND_LINE}: {key}")
+        raise ValueError(f"{FROM_COMMAND_LINE}: {override}: neither option nor override; did you mean {hint}?")
+    node = _compose(text, f"{FROM_COMMAND_LINE}: {key}")
     for part in reversed(key.split(".")):
         node = yaml.MappingNode("", [(yaml.ScalarNode("", part), node)])
     return node
@@ -286,7 +196,7 @@ def _compose(text: str, source: str) -> yaml.Node:
         node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("", "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f":{mark.line + 1}" if mark and not source.startswith(COMMAND_LINE) else ""
+        place = f":{mark.line + 1}" if mark and not source.startswith(FROM_COMMAND_LINE) else ""
         raise ValueError(f"{source}{place}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -325,7 +235,7 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
 
 
 def _where(node: yaml.Node, source: str) -> str:
-    return source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
+    return source if source == FROM_COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
 
 
 def _dotted(path: KeyPath) -> str:

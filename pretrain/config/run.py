@@ -6,7 +6,7 @@ say) is a property, so that the configuration saved in the run directory is what
 code.
 
 Reading files, overrides and error messages for people: `pretrain/config/read.py`. What depends on the number of ranks:
-`check_layout` below.
+`pretrain/config/layout.py`.
 """
 
 from typing import Any, Literal
@@ -196,10 +196,20 @@ class LoggingSection(Section):
     """Project that wandb files the run under."""
 
 
-class RunConfig(Section):
-    """The whole configuration of a pretraining run."""
+class EntryConfig(Section):
+    """What the configurations of all entry points have."""
 
     run: RunSection = RunSection()
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that hold the model once, the fewest that a run can have."""
+        raise NotImplementedError
+
+
+class RunConfig(EntryConfig):
+    """The whole configuration of a pretraining run."""
+
     model: ModelSection = ModelSection()
     parallel: ParallelSection = ParallelSection()
     data: DataSection = DataSection()
@@ -208,6 +218,10 @@ class RunConfig(Section):
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+
+    @property
+    def ranks_per_replica(self) -> int:
+        return self.parallel.tensor * self.parallel.pipeline
 
     @property
     def max_loops(self) -> int:
@@ -267,49 +281,3 @@ class RunConfig(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"
             )
         return self
-
-
-class Layout(Section):
-    """How a configuration lies on a number of ranks; made by `check_layout`."""
-
-    world_size: int
-    """Ranks in all."""
-    data_parallel: int
-    """Replicas: world size / (tensor · pipeline)."""
-    micro_batches: int
-    """M: micro-batches per step and rank."""
-
-
-def check_layout(config: RunConfig, world_size: int) -> Layout:
-    """Check what depends on the number of ranks, without a process group.
-
-    Args:
-        config: the run configuration.
-        world_size: ranks in all.
-
-    Returns:
-        The layout: data-parallel size and micro-batches per step and rank.
-
-    Raises:
-        ValueError: naming the key and value that do not fit.
-    """
-    parallel, train = config.parallel, config.train
-    require_divides(
-        "world size", world_size, "parallel.tensor · parallel.pipeline", parallel.tensor * parallel.pipeline
-    )
-    data_parallel = world_size // (parallel.tensor * parallel.pipeline)
-    require_divides(
-        "train.global_batch",
-        train.global_batch,
-        "train.micro_batch · data-parallel size",
-        train.micro_batch * data_parallel,
-    )
-    require_divides("data.num_streams", config.data.num_streams, "data-parallel size", data_parallel)
-    micro_batches = train.global_batch // (train.micro_batch * data_parallel)
-    if micro_batches < parallel.pipeline:
-        raise ValueError(
-            f"train.global_batch / (train.micro_batch · data-parallel size {data_parallel}) = {micro_batches} "
-            f"micro-batches are fewer than parallel.pipeline={parallel.pipeline}: "
-            "raise train.global_batch or lower train.micro_batch"
-        )
-    return Layout(world_size=world_size, data_parallel=data_parallel, micro_batches=micro_batches)

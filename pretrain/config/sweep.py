@@ -6,11 +6,9 @@ For every looped model k⊗L of the file the family has the two it is compared w
 of its own.
 """
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pretrain.config.section import Section
 
@@ -61,24 +59,6 @@ class Cell(NamedTuple):
     """All of its overrides, run.name and run.root left out."""
     num_loops: int
     """L that it is trained and scored with."""
-
-
-def read_sweep(path: Path) -> SweepConfig:
-    """Read the file of a sweep.
-
-    Raises:
-        ValueError: naming file, key and what is wrong.
-        OSError: it cannot be read.
-    """
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    try:
-        return SweepConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()]
-        raise ValueError("\n".join(lines)) from None
 
 
 def cells(sweep: SweepConfig) -> list[Cell]:

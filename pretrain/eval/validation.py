@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pretrain.config.run import Layout, RunConfig
+from pretrain.config.layout import Layout
+from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
 from pretrain.parallel.engine import Engine
 

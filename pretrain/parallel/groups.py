@@ -4,7 +4,6 @@ Ranks are numbered with the tensor axis fastest, then data, then pipeline, as in
 which talk most, share a node. Groups are made once and handed on; nothing fetches them from a global.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
 from pretrain.config.run import ParallelSection
+from pretrain.device.ranks import world_from_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,6 @@ class Groups:
     def is_model_copy(self) -> bool:
         """Whether this rank is in the first data-parallel replica."""
         return self.data.rank() == 0
-
-
-def world_from_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun sets them, or as srun does; (0, 1, 0) alone."""
-    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        if names[0] in os.environ and "MASTER_ADDR" in os.environ:
-            rank, size, local = (int(os.environ.get(name, "0")) for name in names)
-            return rank, size, local
-    return 0, 1, 0
 
 
 def start_world(timeout_minutes: float = 30.0) -> torch.device:

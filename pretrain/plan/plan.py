@@ -19,17 +19,16 @@ counted: statistics of one number a token, communication buffers, document masks
 torch.compile may keep less.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pretrain.config.layout import Layout, check_layout
 from pretrain.config.model import ModelSection
-from pretrain.config.read import resolved_yaml
-from pretrain.config.run import Layout, RunConfig, check_layout
+from pretrain.config.run import RunConfig
 from pretrain.model.count import (
     ParameterCount,
     count,
     count_parameters,
-    forward_flops_per_token,
     head_flops,
     layer_flops,
     stage_weights,
@@ -37,24 +36,8 @@ from pretrain.model.count import (
 )
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
-GIB = 2**30
 LOSS_ROWS = 2048
 """Tokens whose logits the loss of a whole head holds at a time, as in `pretrain/model/kernels/head_loss.py`."""
-
-
-def default_world_size(config: RunConfig, environment: Mapping[str, str]) -> int:
-    """Ranks to plan for if none are given: what torchrun or Slurm says, else one replica.
-
-    Raises:
-        ValueError: the variable holds no whole number.
-    """
-    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
-        value = environment.get(name, "")
-        if value:
-            if not value.isdecimal():
-                raise ValueError(f"environment: {name}={value} is no number of ranks; unset it or give --world-size")
-            return int(value)
-    return config.parallel.tensor * config.parallel.pipeline
 
 
 def group_size(num_micro_batches: int, num_stages: int) -> int:
@@ -258,69 +241,6 @@ class Plan:
     def tokens_per_step(self) -> int:
         return self.config.train.global_batch * self.config.train.seq_len
 
-    def render(self) -> str:
-        """The resolved configuration and the plan, for reading."""
-        rows = [*self._size_rows(), *self._work_rows(), *self._memory_rows()]
-        width = max(len(name) for name, _ in rows)
-        lines = (f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in rows)
-        return resolved_yaml(self.config) + "\n" + "".join(lines)
-
-    def _size_rows(self) -> Iterator[tuple[str, str]]:
-        model, layout, parallel = self.config.model, self.layout, self.config.parallel
-        blocks = f"{_plural(model.num_loop_layers, 'layer')} × {_plural(model.num_loops, 'loop')}"
-        if model.num_blocks > 1:
-            blocks = f"{model.num_blocks} blocks of {_plural(model.pass_layers, 'layer')}"
-        parts = f"prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
-        yield "depth", f"{model.effective_depth()} = {parts}"
-        counts = {name.replace("_", " "): value for name, value in vars(self.parameters).items() if value}
-        parts = " + ".join(f"{name} {_si(value)}" for name, value in counts.items())
-        yield "parameters", f"{self.parameters.total:,} = {parts}"
-        if parallel.pipeline > 1:
-            yield "", "by stage: " + ", ".join(_si(stage.parameters) for stage in self.stages)
-        sizes = f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {layout.data_parallel}"
-        yield "ranks", f"{layout.world_size} = {sizes}" + (", sequence parallel" if parallel.sequence else "")
-        train = self.config.train
-        yield "step", f"{train.global_batch} sequences × {train.seq_len} = {self.tokens_per_step:,} tokens"
-        each = f"{_plural(layout.micro_batches, 'micro-batch')} of {_plural(train.micro_batch, 'sequence')}"
-        yield "", f"{each} on each replica"
-
-    def _work_rows(self) -> Iterator[tuple[str, str]]:
-        model, train, layout = self.config.model, self.config.train, self.layout
-        sampling = train.loop_sampling
-        drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
-        shown = sorted({model.num_loops, *drawn})
-        for loops in shown:
-            forward, training = (
-                _si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token)
-            )
-            name = "FLOPs" if loops == shown[0] else ""
-            yield name, f"{training} a token (forward {forward}) at {_plural(loops, 'loop')}"
-        naive = 6 * self.parameters.total
-        mean = f" at the mean of {self.mean_loops:g} loops" if drawn else ""
-        share = naive / self.train_flops_per_token
-        yield "", f"6 · parameters would give {_si(naive)}, {share:.2f} of what is run{mean}"
-        per_step = self.train_flops_per_token * self.tokens_per_step
-        yield "", f"{_si(per_step)} a step, {_si(per_step * train.steps)} in {train.steps:,} steps{mean}"
-        if train.recompute != "none":
-            done = train_flops_per_token(model, train.seq_len, recompute=train.recompute)
-            done /= train_flops_per_token(model, train.seq_len)
-            yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
-        stages = self.config.parallel.pipeline
-        if stages > 1:
-            idle = (
-                f"{idle_share(_passes(model, n), layout.micro_batches, stages):.1%} at {_plural(n, 'loop')}"
-                for n in shown
-            )
-            busiest = f"the busiest stage has {self.balance:.2f} × the mean work"
-            yield "idle", f"{', '.join(idle)} = (P-1)/(L·M+P-1); {busiest}"
-
-    def _memory_rows(self) -> Iterator[tuple[str, str]]:
-        names = ("weights", "gradients", "optimizer", "activations", "working", "total")
-        yield "GiB a rank", "".join(f"{name:>12}" for name in names)
-        for index, stage in enumerate(self.stages):
-            mark = "  <- most" if stage is self.worst_stage and len(self.stages) > 1 else ""
-            yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark
-
 
 def make_plan(config: RunConfig, world_size: int) -> Plan:
     """Plan a run.
@@ -364,7 +284,7 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         optimizer = wide * (2 * count(weights) + moments)
     activations = Activations(config=config)
     is_first, is_last = index == 0, index == parallel.pipeline - 1
-    num_layers = model.pass_layers // parallel.pipeline * _passes(model, model.num_loops)
+    num_layers = model.pass_layers // parallel.pipeline * num_passes(model, model.num_loops)
     num_layers += is_first * model.num_prelude_layers + is_last * model.num_coda_layers
     return StagePlan(
         parameters=count(weights),
@@ -372,24 +292,11 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,
-        activations=activations.peak(index, layout.micro_batches, _passes(model, config.max_loops)),
+        activations=activations.peak(index, layout.micro_batches, num_passes(model, config.max_loops)),
         working=activations.working(index),
     )
 
 
-def _passes(model: ModelSection, num_loops: int) -> int:
+def num_passes(model: ModelSection, num_loops: int) -> int:
     """Trips of a micro-batch round the ring: the loops, or the blocks of an unlooped model."""
     return model.num_blocks if model.num_blocks > 1 else num_loops
-
-
-def _plural(number: int, word: str) -> str:
-    ending = "" if number == 1 else "es" if word.endswith("ch") else "s"
-    return f"{number} {word}{ending}"
-
-
-def _si(value: float) -> str:
-    """Three digits and an SI prefix: 1.31 G."""
-    power = min(max(0, len(str(round(value))) - 1) // 3, 7)
-    value /= 1000**power
-    digits = 2 - (value >= 10) - (value >= 100) if power else 0
-    return f"{value:.{digits}f} {' kMGTPEZ'[power]}".strip()

@@ -2,7 +2,6 @@
 bugs."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
@@ -38,37 +37,6 @@ def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def run_on_ranks(prepare: Callable[[], Callable[[], int]]) -> int:
-    """The main function of an entry point that every rank runs, alone, under torchrun, deepspeed or srun.
-
-    Args:
-        prepare: reads and checks the input, which every rank finds the same, and returns the work, which gives the exit
-            code. Both raise as the work of `run_command`.
-
-    Returns:
-        The exit code, as `run_command`. Bad input is told by rank 0 alone.
-    """
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
-    size = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS", "1")
-    try:
-        try:
-            work = prepare()
-        except BrokenPipeError:  # the reader of the plan has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            return 0
-        except (ValueError, OSError) as error:
-            if rank == "0":
-                print_error(error)
-            return BAD_INPUT
-        return work()
-    except (ValueError, OSError) as error:
-        print_error(error, f"rank {rank}: " if size != "1" else "")
-        return exit_code(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def exit_code(error: Exception) -> int:

@@ -6,7 +6,8 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from pretrain.config.run import RunConfig, check_layout
+from pretrain.config.layout import check_layout
+from pretrain.config.run import RunConfig
 
 GOOD: dict[str, dict[str, Any]] = {
     "model": {

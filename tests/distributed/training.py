@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretrain.config.run import RunConfig, check_layout
+from pretrain.config.layout import check_layout
+from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.groups import make_groups
 from pretrain.run.signals import StopSignal

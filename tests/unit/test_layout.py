@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune import coconut
 from finetune.config import FinetuneConfig
-from finetune.run.command import parse as parse_finetuning
-from pretrain.config.read import parse
+from pretrain import train
 from pretrain.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     script, arguments = words[module - 1], words[module:]
     if script == "pretrain.train":
         monkeypatch.chdir(ROOT)
-        assert "--help" in arguments or parse(arguments).config.run.name
+        assert "--help" in arguments or train.COMMAND_LINE.parse(arguments).config.run.name
         return
     assert (ROOT / script).is_file()
     if script.endswith(".py"):
@@ -134,7 +134,7 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
         ).stdout
         assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
     if script == "finetune/coconut.py" and "--init" not in arguments:
-        assert parse_finetuning(arguments).config.run.name
+        assert coconut.COMMAND_LINE.parse(arguments).config.run.name
     for word in arguments:
         assert not word.endswith(".yaml") or (ROOT / word).is_file()
 

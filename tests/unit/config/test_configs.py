@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.read import load_config, resolved_yaml
+from pretrain.config.read import read_config, resolved_yaml
+from pretrain.config.run import RunConfig
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.count import count_parameters
-from pretrain.plan.plan import default_world_size, make_plan
+from pretrain.plan.plan import make_plan
+from pretrain.plan.text import plan_rows
 
 FOLDER = Path(__file__).parents[3] / "configs" / "pretrain"
 TASK_FILES = sorted((FOLDER.parent / "tasks").glob("*.yaml"))
@@ -28,22 +30,22 @@ FAMILY = {  # name: (k, L, effective depth, distinct layers)
 
 @every_file
 def test_configuration_plans_and_round_trips(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
-    plan = make_plan(config, default_world_size(config, {}))
-    assert f"\ndepth       {config.model.effective_depth()} = " in plan.render()
+    config = read_config(path, RunConfig)
+    plan = make_plan(config, config.ranks_per_replica)
+    assert dict(plan_rows(plan))["depth"].startswith(f"{config.model.effective_depth()} = ")
     resolved = tmp_path / "config.yaml"
     resolved.write_text(resolved_yaml(config))
-    assert load_config(resolved) == config
+    assert read_config(resolved, RunConfig) == config
 
 
 @every_file
 def test_run_is_named_after_its_file(path: Path) -> None:
-    assert load_config(path).run.name == path.stem
+    assert read_config(path, RunConfig).run.name == path.stem
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: path.stem)
 def test_examples_of_a_task_fit_tokenizer_vocabulary_and_length(path: Path) -> None:
-    config = load_config(path)
+    config = read_config(path, RunConfig)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     assert tokenizer.vocab_size <= config.model.vocab_size
     for source in config.data.sources:
@@ -54,14 +56,14 @@ def test_examples_of_a_task_fit_tokenizer_vocabulary_and_length(path: Path) -> N
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_family_has_the_depths_of_the_paper(name: str) -> None:
-    model = load_config(FOLDER / f"{name}.yaml").model
+    model = read_config(FOLDER / f"{name}.yaml", RunConfig).model
     num_layers = model.num_prelude_layers + model.num_loop_layers + model.num_coda_layers
     assert (model.num_loop_layers, model.num_loops, model.effective_depth(), num_layers) == FAMILY[name]
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_family_differs_from_its_base_in_depth_alone(name: str) -> None:
-    base, config = (load_config(FOLDER / f"{stem}.yaml").model_dump() for stem in ("looped_1.5b", name))
+    base, config = (read_config(FOLDER / f"{stem}.yaml", RunConfig).model_dump() for stem in ("looped_1.5b", name))
     for key in ("num_prelude_layers", "num_loop_layers", "num_loops", "num_coda_layers", "loop_regulariser"):
         config["model"][key] = base["model"][key]
     config["run"]["name"] = base["run"]["name"]
@@ -69,13 +71,13 @@ def test_family_differs_from_its_base_in_depth_alone(name: str) -> None:
 
 
 def test_the_regularised_model_is_the_best_of_the_papers_table() -> None:
-    regulariser = load_config(FOLDER / "24x1_regularised_k4.yaml").model.loop_regulariser
+    regulariser = read_config(FOLDER / "24x1_regularised_k4.yaml", RunConfig).model.loop_regulariser
     assert (regulariser.block_size, regulariser.weight) == (4, 10)
 
 
 def test_sizes_are_as_advertised() -> None:
     def total(name: str) -> int:
-        config = load_config(FOLDER / f"{name}.yaml")
+        config = read_config(FOLDER / f"{name}.yaml", RunConfig)
         return count_parameters(config.model, config.train.seq_len).total
 
     assert total("24x1") == 1_426_163_712
@@ -86,12 +88,12 @@ def test_sizes_are_as_advertised() -> None:
 @pytest.mark.parametrize("world_size", [1, 8, 64])
 def test_family_fits_on_an_80_gb_gpu(world_size: int) -> None:
     for name in FAMILY:
-        plan = make_plan(load_config(FOLDER / f"{name}.yaml"), world_size)
+        plan = make_plan(read_config(FOLDER / f"{name}.yaml", RunConfig), world_size)
         assert plan.worst_stage.total < 70e9, name
 
 
 def test_quickstart_is_a_ring_of_two_ranks_that_trains_the_depths_it_scores() -> None:
-    config = load_config(FOLDER / "quickstart.yaml")
-    assert default_world_size(config, {}) == config.parallel.pipeline == 2
+    config = read_config(FOLDER / "quickstart.yaml", RunConfig)
+    assert config.ranks_per_replica == config.parallel.pipeline == 2
     sampling = config.train.loop_sampling
     assert sampling.minimum <= min(config.validation_loops) and max(config.validation_loops) <= sampling.maximum

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.help_page import config_keys
-from pretrain.config.read import help_text, load_config, parse, resolved_yaml
+from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.config.section import Section
+from pretrain.train import COMMAND_LINE
 
 Write = Callable[..., Path]
+parse, help_text = COMMAND_LINE.parse, COMMAND_LINE.help_text
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    return read_config(path, RunConfig, overrides)
 
 
 @pytest.fixture
@@ -328,9 +334,12 @@ def test_help_shows_type_range_default_and_meaning() -> None:
 
 
 def test_help_is_printed_and_ends_the_program() -> None:
-    code = "from pretrain.config.read import parse; parse(['--help'])"
     child = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pretrain.train", "--help"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (child.returncode, child.stderr) == (0, "")
     assert child.stdout.startswith("Pretrain a looped GPT.")

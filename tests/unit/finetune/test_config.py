@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from finetune.coconut import COMMAND_LINE
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import encode_examples, load_examples, read_lines
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import cut_at, final_stage
 from finetune.method.methods import METHODS
-from finetune.run.command import help_text, parse
-from finetune.run.plan import render_plan
+from finetune.run.plan import plan_rows
 from finetune.run.start import start_of
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -58,10 +58,10 @@ def test_a_configuration_plans_round_trips_and_is_what_its_name_says(
         assert read_config(resolved, FinetuneConfig) == config
     else:
         config = read_config(path, FinetuneConfig, [f"checkpoint.init_from={other_run}"])
-    plan = render_plan(config, 1)
-    assert f"= {config.train.effective_batch}\n" in plan
+    plan = plan_rows(config, 1)
+    assert dict(plan)["step"].endswith(f"= {config.train.effective_batch}")
     last = final_stage(config.curriculum, config.chosen_method)
-    assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan
+    assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
 @pytest.mark.parametrize("path", SCRATCH, ids=lambda path: path.stem)
@@ -99,7 +99,7 @@ def test_examples_fit_tokenizer_length_and_answer(path: Path) -> None:
 )
 def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), *overrides])
+        COMMAND_LINE.parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), *overrides])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -111,10 +111,19 @@ def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> No
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_by_the_dry_run(overrides: list[str], message: str) -> None:
-    command = parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), "--dry-run", *overrides])
+    command = COMMAND_LINE.parse(
+        ["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), "--dry-run", *overrides]
+    )
     with pytest.raises(ValueError) as caught:
-        render_plan(command.config, command.world_size)
+        plan_rows(command.config, 1)
     assert message in str(caught.value)
+
+
+def test_without_a_file_the_configuration_for_any_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with and without a GPU, so that a dry run on a login node plans what the job does."""
+    monkeypatch.chdir(ROOT)
+    command = COMMAND_LINE.parse(["--dry-run"])
+    assert (command.config.run.name, command.config.checkpoint.init_from) == ("prosqa_coconut_small", None)
 
 
 def test_the_entry_answers_quickly_and_in_one_line(tmp_path: Path) -> None:
@@ -124,7 +133,7 @@ def test_the_entry_answers_quickly_and_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_help_page_has_every_key() -> None:
-    text = help_text(100)
+    text = COMMAND_LINE.help_text(100)
     for key in (
         "method.name=coconut",
         "curriculum.thoughts_per_step=1",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.config import FinetuneConfig, check_layout
+from finetune.config import FinetuneConfig, check_layout, ledger
 from finetune.examples.examples import EncodedExample
 from finetune.examples.sampler import Sampler, StepBatch
 from finetune.examples.sequence import RowMaker
@@ -123,10 +123,10 @@ def test_the_teacher_reads_the_same_examples_in_text() -> None:
 
 
 def test_an_effective_batch_that_does_not_fit_the_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"effective_batch=8 is not divisible by .* ranks=6"):
+    with pytest.raises(ValueError, match=r"effective_batch=8 is not divisible by .* size=6"):
         check_layout(config(8, 2), 3)
     assert (
-        check_layout(config(8, 2), 2).ledger(config(8, 2))
+        ledger(config(8, 2), check_layout(config(8, 2), 2))
         == "effective batch: 2 examples x 2 accumulated x 2 data-parallel ranks = 8"
     )
 

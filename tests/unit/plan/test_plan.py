@@ -23,7 +23,8 @@ from pretrain.model.loss import loss_sums
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan import plan as plan_module
-from pretrain.plan.plan import Activations, default_world_size, group_size, idle_share, make_plan
+from pretrain.plan.plan import Activations, Plan, group_size, idle_share, make_plan
+from pretrain.plan.text import plan_rows
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
 LLAMA = {"num_key_value_heads": 2}
@@ -43,6 +44,10 @@ def config(model: dict, **sections: dict) -> RunConfig:
     }
     train = {"seq_len": 256, "micro_batch": 4, "global_batch": 16, **sections.pop("train", {})}
     return RunConfig.model_validate({"model": {**small, **model}, "train": train, **sections})
+
+
+def text_of(plan: Plan) -> str:
+    return "\n".join(text for _, text in plan_rows(plan))
 
 
 def build(run: RunConfig) -> LoopedGPT:
@@ -238,7 +243,7 @@ def test_plan_of_a_ring_adds_up() -> None:
     assert sum(stage.parameters for stage in plan.stages) == plan.parameters.total
     assert plan.worst_stage.total == max(stage.total for stage in plan.stages)
     assert plan.balance > 1
-    text = plan.render()
+    text = text_of(plan)
     assert f"{plan.parameters.total:,}" in text
     assert "13 = prelude 1 + 4 layers × 3 loops + coda 0" in text
     assert "16 = tensor 2 × pipeline 2 × data 4, sequence parallel" in text
@@ -268,7 +273,7 @@ def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> N
     )
     assert plan.train_flops_per_token == fixed.train_flops_per_token
     assert plan.worst_stage.total == deepest.worst_stage.total > fixed.worst_stage.total
-    assert "at the mean of 3 loops" in plan.render()
+    assert "at the mean of 3 loops" in text_of(plan)
 
 
 def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
@@ -277,24 +282,14 @@ def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
     )
     looped = config({"num_loop_layers": 2, "num_loops": 3}, parallel={"pipeline": 2})
     assert [s.activations for s in make_plan(blocks, 2).stages] == [s.activations for s in make_plan(looped, 2).stages]
-    assert "3 blocks of 2 layers" in make_plan(blocks, 2).render()
+    assert "3 blocks of 2 layers" in text_of(make_plan(blocks, 2))
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, 4), ({"WORLD_SIZE": "8"}, 8), ({"SLURM_NTASKS": "16"}, 16), ({"WORLD_SIZE": "8", "SLURM_NTASKS": "16"}, 8)],
-)
-def test_world_size_comes_from_the_launcher_or_is_one_replica(environment: dict[str, str], expected: int) -> None:
-    assert default_world_size(config({}, parallel={"tensor": 2, "pipeline": 2}), environment) == expected
-
-
-def test_bad_world_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="environment: WORLD_SIZE=two is no number of ranks"):
-        default_world_size(config({}), {"WORLD_SIZE": "two"})
+def test_ranks_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"world size=3 is not divisible by parallel.tensor · parallel.pipeline=2"):
         make_plan(config({}, parallel={"pipeline": 2}), 3)
 
 
 def test_planning_does_not_import_torch() -> None:
-    code = "import sys, pretrain.config.read, pretrain.plan.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, pretrain.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

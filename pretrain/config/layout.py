@@ -1,0 +1,55 @@
+"""How a configuration lies on a number of ranks, checked without a process group."""
+
+from pretrain.config.run import RunConfig
+from pretrain.config.section import Section, require_divides
+
+
+class Layout(Section):
+    """How the sequences of an optimizer step are shared out: micro-batch · micro_batches · data_parallel."""
+
+    world_size: int
+    """Ranks in all."""
+    data_parallel: int
+    """Replicas: world size / ranks of a replica."""
+    micro_batches: int
+    """M: micro-batches per step and rank, whose gradients are accumulated."""
+
+
+def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], micro_batch: int) -> Layout:
+    """Share out a step.
+
+    Args:
+        world_size: ranks in all.
+        replica: key and number of the ranks that hold the model once.
+        batch: key and number of the sequences of a step over all ranks.
+        micro_batch: sequences per forward pass of one rank.
+
+    Raises:
+        ValueError: one number does not divide another; names both.
+    """
+    require_divides("world size", world_size, *replica)
+    data_parallel = world_size // replica[1]
+    require_divides(*batch, "train.micro_batch · data-parallel size", micro_batch * data_parallel)
+    return Layout(
+        world_size=world_size,
+        data_parallel=data_parallel,
+        micro_batches=batch[1] // (micro_batch * data_parallel),
+    )
+
+
+def check_layout(config: RunConfig, world_size: int) -> Layout:
+    """The layout of a pretraining run.
+
+    Raises:
+        ValueError: naming the key and value that do not fit so many ranks.
+    """
+    replica = ("parallel.tensor · parallel.pipeline", config.ranks_per_replica)
+    layout = lay_out(world_size, replica, ("train.global_batch", config.train.global_batch), config.train.micro_batch)
+    require_divides("data.num_streams", config.data.num_streams, "data-parallel size", layout.data_parallel)
+    if layout.micro_batches < config.parallel.pipeline:
+        raise ValueError(
+            f"train.global_batch / (train.micro_batch · data-parallel size {layout.data_parallel}) = "
+            f"{layout.micro_batches} micro-batches are fewer than parallel.pipeline={config.parallel.pipeline}: "
+            "raise train.global_batch or lower train.micro_batch"
+        )
+    return layout

@@ -1,0 +1,109 @@
+"""Plans in words: rows of a name and a text, printed as a table after the resolved configuration."""
+
+from collections.abc import Iterable, Iterator
+
+from pretrain.config.model import ModelSection
+from pretrain.config.read import resolved_yaml
+from pretrain.config.section import Section
+from pretrain.model.count import ParameterCount, forward_flops_per_token, train_flops_per_token
+from pretrain.plan.plan import Plan, idle_share, num_passes
+
+GIB = 2**30
+
+Row = tuple[str, str]
+"""Name, or nothing to go on with the row before, and text."""
+
+
+def render(config: Section, rows: Iterable[Row]) -> str:
+    """The resolved configuration and a table of the rows."""
+    table = list(rows)
+    width = max(len(name) for name, _ in table)
+    lines = (f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in table)
+    return resolved_yaml(config) + "\n" + "".join(lines)
+
+
+def plan_rows(plan: Plan) -> list[Row]:
+    """A plan of pretraining: what the model is, how the ranks share the work, what a step costs and what a rank
+    holds."""
+    return [*_size_rows(plan), *_work_rows(plan), *_memory_rows(plan)]
+
+
+def model_rows(model: ModelSection, parameters: ParameterCount) -> list[Row]:
+    """Depth and parameters of a model."""
+    blocks = f"{plural(model.num_loop_layers, 'layer')} × {plural(model.num_loops, 'loop')}"
+    if model.num_blocks > 1:
+        blocks = f"{model.num_blocks} blocks of {plural(model.pass_layers, 'layer')}"
+    depth = f"prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
+    counts = {name.replace("_", " "): value for name, value in vars(parameters).items() if value}
+    parts = " + ".join(f"{name} {si(value)}" for name, value in counts.items())
+    return [("depth", f"{model.effective_depth()} = {depth}"), ("parameters", f"{parameters.total:,} = {parts}")]
+
+
+def plural(number: int, word: str) -> str:
+    """A number and what it counts: 2 loops."""
+    ending = "" if number == 1 else "es" if word.endswith("ch") else "s"
+    return f"{number} {word}{ending}"
+
+
+def si(value: float) -> str:
+    """Three digits and an SI prefix: 1.31 G."""
+    power = min(max(0, len(str(round(value))) - 1) // 3, 7)
+    value /= 1000**power
+    digits = 2 - (value >= 10) - (value >= 100) if power else 0
+    return f"{value:.{digits}f} {' kMGTPEZ'[power]}".strip()
+
+
+def _size_rows(plan: Plan) -> Iterator[Row]:
+    layout, parallel, train = plan.layout, plan.config.parallel, plan.config.train
+    yield from model_rows(plan.config.model, plan.parameters)
+    if parallel.pipeline > 1:
+        yield "", "by stage: " + ", ".join(si(stage.parameters) for stage in plan.stages)
+    sizes = f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {layout.data_parallel}"
+    yield "ranks", f"{layout.world_size} = {sizes}" + (", sequence parallel" if parallel.sequence else "")
+    yield "step", f"{train.global_batch} sequences × {train.seq_len} = {plan.tokens_per_step:,} tokens"
+    share = f"{plural(layout.micro_batches, 'micro-batch')} of {plural(train.micro_batch, 'sequence')}"
+    yield "", f"{share} on each replica"
+
+
+def _work_rows(plan: Plan) -> Iterator[Row]:
+    model, train = plan.config.model, plan.config.train
+    sampling = train.loop_sampling
+    drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
+    loop_counts = sorted({model.num_loops, *drawn})
+    for loops in loop_counts:
+        forward, training = (
+            si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token)
+        )
+        name = "FLOPs" if loops == loop_counts[0] else ""
+        yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
+    naive = 6 * plan.parameters.total
+    mean = f" at the mean of {plan.mean_loops:g} loops" if drawn else ""
+    share = naive / plan.train_flops_per_token
+    yield "", f"6 · parameters would give {si(naive)}, {share:.2f} of what is run{mean}"
+    per_step = plan.train_flops_per_token * plan.tokens_per_step
+    yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
+    if train.recompute != "none":
+        done = train_flops_per_token(model, train.seq_len, recompute=train.recompute)
+        done /= train_flops_per_token(model, train.seq_len)
+        yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
+    if plan.config.parallel.pipeline > 1:
+        yield _idle_row(plan, loop_counts)
+
+
+def _idle_row(plan: Plan, loop_counts: list[int]) -> Row:
+    num_micro_batches, num_stages = plan.layout.micro_batches, plan.config.parallel.pipeline
+    shares = (
+        f"{idle_share(num_passes(plan.config.model, loops), num_micro_batches, num_stages):.1%} at "
+        f"{plural(loops, 'loop')}"
+        for loops in loop_counts
+    )
+    busiest = f"the busiest stage has {plan.balance:.2f} × the mean work"
+    return "idle", f"{', '.join(shares)} = (P-1)/(L·M+P-1); {busiest}"
+
+
+def _memory_rows(plan: Plan) -> Iterator[Row]:
+    names = ("weights", "gradients", "optimizer", "activations", "working", "total")
+    yield "GiB a rank", "".join(f"{name:>12}" for name in names)
+    for index, stage in enumerate(plan.stages):
+        mark = "  <- most" if stage is plan.worst_stage and len(plan.stages) > 1 else ""
+        yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark

@@ -1,0 +1,60 @@
+"""The main function of an entry point that every rank runs, alone, under torchrun, deepspeed or srun."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from pretrain.config.command import CommandLine, Config
+from pretrain.config.layout import Layout
+from pretrain.device.ranks import planned_world_size, world_from_environment
+from pretrain.plan.text import Row, render
+from pretrain.run.console import BAD_INPUT, INTERRUPTED, exit_code, print_error
+from pretrain.run.directory import run_directory
+
+
+def run_entry(
+    command_line: CommandLine[Config],
+    argv: Sequence[str],
+    *,
+    plan: Callable[[Config, int], Iterable[Row]],
+    check_layout: Callable[[Config, int], Layout],
+    run: Callable[[Config, Layout], int],
+) -> int:
+    """Do what a command line asks for: print the plan, or work on the ranks of this world.
+
+    Args:
+        command_line: how to read the arguments.
+        argv: the arguments, without the program's name.
+        plan: rows of the dry run for a number of ranks.
+        check_layout: how a configuration lies on a number of ranks.
+        run: the work; returns the exit code.
+
+    Returns:
+        The exit code, as `run_command`. Bad input is the same on every rank and told by rank 0 alone.
+    """
+    rank, who = 0, ""
+    try:
+        try:
+            world = world_from_environment()
+            rank, who = world.rank, f"rank {world.rank}: " if world.size > 1 else ""
+            command = command_line.parse(argv)
+            config = command.config
+            if command.dry_run:
+                rows = plan(config, command.world_size or planned_world_size(config.ranks_per_replica))
+                print(render(config, [*rows, ("run directory", str(run_directory(config.run)))]), end="")
+                return 0
+            layout = check_layout(config, world.size)
+        except BrokenPipeError:  # the reader of the plan has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return 0
+        except (ValueError, OSError) as error:
+            if rank == 0:
+                print_error(error)
+            return BAD_INPUT
+        return run(config, layout)
+    except (ValueError, OSError) as error:
+        print_error(error, who)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
