@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.run import CHECKPOINTS, require_training_state
+from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints
+from pretrain.checkpoint.run import require_training_state
 from pretrain.checkpoint.store import open_store
-from pretrain.checkpoint.verify import list_checkpoints, newest_good
+from pretrain.checkpoint.verify import newest_good
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader

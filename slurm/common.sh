@@ -67,9 +67,7 @@ plan_run() {
 
 # What a resumed run starts from. It grows, or the run makes no progress.
 progress() {
-  local newest
-  newest=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*[0-9]' 2>/dev/null | sort | tail -n 1)
-  echo "step $((10#0${newest##*step-}))"
+  "${CONTAINER[@]}" "$PYTHON" -m pretrain.run.job progress "$run_dir" || echo "a step that cannot be looked up"
 }
 
 is_complete() {

@@ -16,7 +16,7 @@ from finetune.examples.examples import EncodedExample
 from finetune.run.finetuned_model import BEST
 from finetune.run.start import Start
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.run import CHECKPOINTS
+from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.store import open_store
 from pretrain.checkpoint.verify import newest_good
 from pretrain.parallel.groups import gather_lists

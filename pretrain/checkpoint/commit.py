@@ -29,18 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.format import (
-    CONTENTS_NAME,
-    Contents,
-    FileEntry,
-    describe,
-    parse_step,
-    rank_name,
-    step_name,
-    unseal,
-)
+from pretrain.checkpoint.format import Contents, FileEntry, describe, unseal
 from pretrain.checkpoint.index import build_index
-from pretrain.checkpoint.verify import is_sound, list_checkpoints
+from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step, rank_name, step_name
+from pretrain.checkpoint.verify import is_sound
 from pretrain.checkpoint.writer import Staged, flush_folder, publish, write_tensors
 
 _LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")

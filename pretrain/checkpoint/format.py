@@ -17,7 +17,6 @@ ranges. Here a save is one write per rank.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -28,7 +27,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-CONTENTS_NAME = "checkpoint.json"
+from pretrain.checkpoint.names import CONTENTS_NAME, parse_step
+
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,23 +37,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_STEP_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
-
-
-def step_name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def parse_step(name: str) -> int | None:
-    """The step of a checkpoint folder, or None for any other name, unfinished saves (`.tmp-`) among them."""
-    match = _STEP_NAME.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def rank_name(rank: int) -> str:
-    """The tensor file of a rank."""
-    return f"rank-{rank:05d}.safetensors"
 
 
 def part_numel(shape: Sequence[int], partition_count: int) -> int:

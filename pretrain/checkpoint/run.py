@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.checkpoint.format import Piece, step_name
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.checkpoint.verify import list_checkpoints, newest_good, verify
-
-CHECKPOINTS = "checkpoints"
+from pretrain.checkpoint.verify import newest_good, verify
 
 
 def open_checkpoint(run_dir: Path, step: int | None = None) -> tuple[CheckpointReader, list[str]]:

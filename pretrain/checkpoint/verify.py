@@ -22,29 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pretrain.checkpoint.format import CONTENTS_NAME, Contents, FileEntry, describe, parse_step, read_contents
+from pretrain.checkpoint.format import Contents, FileEntry, describe, read_contents
 from pretrain.checkpoint.index import build_index
+from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints
 from pretrain.checkpoint.reader import CheckpointReader
 
 Gather = Callable[[list[str]], list[str]]
 _HASHING_THREADS = 8
 _DAMAGE_NOTE = "damaged.txt"
 """What is wrong with a checkpoint, written into its folder by the run that found it."""
-
-
-def list_checkpoints(directory: Path | str) -> list[Path]:
-    """The checkpoint folders in `directory`, newest step first, unverified; empty when there is no such directory.
-
-    A `.replaced` folder is what a save of the same step was about to replace: it comes after the one without.
-
-    Raises:
-        OSError: the directory cannot be listed.
-    """
-    try:
-        found = [path for path in Path(directory).iterdir() if parse_step(path.name) is not None]
-    except FileNotFoundError:
-        return []
-    return sorted(found, key=lambda path: (-(parse_step(path.name) or 0), path.name))
 
 
 def newest_good(

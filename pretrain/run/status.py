@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
+
 TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
 """Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""
 RATE_ROWS = 20
@@ -112,7 +114,7 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     epochs = train.get("epochs")
     rows = _tail_rows(run / "metrics.jsonl", EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
     last, recent = (rows[-1] if rows else {}), rows[-RATE_ROWS:]
-    checkpoint = _newest_checkpoint(run / "checkpoints")
+    checkpoint = _newest_checkpoint(run)
     step = max(last.get("step", 0), checkpoint[0] if checkpoint else 0)
     step_time = _median(recent, "step_time_s")
     said = _read_line(run / "state")
@@ -219,13 +221,10 @@ def _newest_job(run: Path) -> Path | None:
     return max(attempts, key=lambda path: tuple(map(int, path.name.split("-"))), default=None)
 
 
-def _newest_checkpoint(folder: Path) -> tuple[int, float] | None:
-    """Step and time of the newest checkpoint; unfinished ones have other names."""
-    found = [(int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()]
-    if not found:
-        return None
-    step, path = max(found)
-    return step, _time(path)
+def _newest_checkpoint(run: Path) -> tuple[int, float] | None:
+    """Step and time of the newest checkpoint."""
+    found = list_checkpoints(run / CHECKPOINTS)
+    return (parse_step(found[0].name) or 0, _time(found[0])) if found else None
 
 
 def _time(path: Path) -> float:

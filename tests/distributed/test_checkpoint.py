@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.format import step_name
+from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pretrain.checkpoint.format import step_name
+from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig

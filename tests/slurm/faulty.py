@@ -2,14 +2,17 @@
 every rank.
 
 $FAULT: slow (half a second more in every step), raise (rank 1 has a bug that shows in its step 25), abort (rank 1
-crashes at once). $FAULTY_ATTEMPTS: how many attempts of the job have it.
+crashes at once), kill_in_save (rank 1 is killed while the checkpoint of step 40 is written). $FAULTY_ATTEMPTS: how many
+attempts of the job have it.
 """
 
 import faulthandler
 import os
 import runpy
+import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -33,6 +36,10 @@ def break_something(fault: str, rank: int, *, is_pretraining: bool) -> None:
             faulthandler.enable()
             os.abort()
         time.sleep(60)  # the others would wait for it much longer
+    if fault == "kill_in_save":
+        if rank == 1:
+            die_in_save(40)
+        return
     if is_pretraining:
         from pretrain.parallel.engine import Engine
     else:
@@ -50,6 +57,21 @@ def break_something(fault: str, rank: int, *, is_pretraining: bool) -> None:
         return train_step(*args, **kwargs)
 
     Engine.train_step = step  # type: ignore[method-assign]
+
+
+def die_in_save(step: int) -> None:
+    """Kill this process once its part of the checkpoint of a step is written and before it is published."""
+    from pretrain.checkpoint import commit
+
+    write_tensors = commit.write_tensors
+
+    def write(path: Path, *arguments: Any) -> Any:
+        entry = write_tensors(path, *arguments)
+        if path.parent.name.startswith(f"step-{step:08d}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return entry
+
+    commit.write_tensors = write
 
 
 if __name__ == "__main__":

@@ -163,6 +163,19 @@ def test_a_bug_in_one_rank_is_shown_last_and_the_job_comes_back(
     assert curve(cluster, "buggy") == reference
 
 
+def test_a_rank_killed_in_a_save_comes_back_from_the_checkpoint_before(
+    cluster: Cluster, reference: list[tuple[Any, ...]]
+) -> None:
+    """What the unfinished save leaves is not taken for the newest checkpoint."""
+    job = start(cluster, "unsaved", FAULT="kill_in_save", FAULTY_ATTEMPTS="1")
+    job.wait("COMPLETED")
+    (line,) = requeues(cluster, "unsaved")
+    assert f"job {job.number} at step 20: " in line
+    assert curve(cluster, "unsaved") == reference
+    names = sorted(path.name for path in (cluster.project / "runs" / "unsaved" / "checkpoints").iterdir())
+    assert names == ["step-00000080", "step-00000100"]
+
+
 def test_a_killed_rank_ends_the_job_at_once(cluster: Cluster) -> None:
     job = start(cluster, "killed", **slow(), TEST_MAX_REQUEUES="0")
     wait_for_step(cluster, "killed", 2)

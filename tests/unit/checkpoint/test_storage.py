@@ -4,6 +4,8 @@ import errno
 import io
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -114,3 +116,12 @@ def test_a_rank_whose_part_is_there_does_not_clear_it(tmp_path: Path, monkeypatc
     for store in stores:
         store.wait()
     assert names(tmp_path) == ["step-00000010"]
+
+
+@pytest.mark.parametrize("leftover", ["tmp-a1b2c3.2", "failed-a1b2c3.2", "failed-a1b2c3.2.1.3", "tmp-retired"])
+def test_what_a_save_leaves_is_not_the_newest_checkpoint(tmp_path: Path, leftover: str) -> None:
+    save_steps(tmp_path / "checkpoints", [500])
+    (tmp_path / "checkpoints" / f"step-00001000.{leftover}").mkdir()
+    (tmp_path / "checkpoints" / "step-00000500.replaced").mkdir()
+    command = [sys.executable, "-m", "pretrain.run.job", "progress", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "step 500\n"

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.verify import list_checkpoints, newest_good, verify
+from pretrain.checkpoint.names import list_checkpoints
+from pretrain.checkpoint.verify import newest_good, verify
 from tests.support.checkpoints import flip, make_store, names, save_steps
 
 STATE = {
