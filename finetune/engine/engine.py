@@ -31,7 +31,7 @@ from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
 from pretrain.device.ranks import world_from_environment
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.initialise import initialise, partition_dim
+from pretrain.model.initialise import initialise
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.run.signals import REASONS
@@ -82,7 +82,9 @@ class FinetuneEngine:
         objective = Objective(model.to(groups.device), config.method)
         self.model, self._stop = model, objective.stop
         self._named = dict(model.named_parameters())
-        self._shapes = {name: self._logical_shape(parameter) for name, parameter in self._named.items()}
+        self._shapes = {name: model.weights[name].shape for name in self._named}
+        for name, parameter in self._named.items():  # DeepSpeed's norm counts other weights on one tensor rank alone
+            parameter.tensor_model_parallel = model.split_dim(name) is not None  # type: ignore[attr-defined]
         for name, parameter in () if objective.stop is None else objective.stop.named_parameters():
             self._named[f"stop/{name}"], self._shapes[f"stop/{name}"] = parameter, tuple(parameter.shape)
         settings = config.optimizer
@@ -140,8 +142,8 @@ class FinetuneEngine:
     def _plain_norm(self) -> float:
         """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""
         squares = torch.zeros((), device=self.groups.device)
-        for parameter in self._named.values():
-            is_counted_here = partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
+        for name, parameter in self._named.items():
+            is_counted_here = self._split_dim(name) is not None or self.groups.tensor.rank() == 0
             if parameter.grad is not None and is_counted_here:
                 squares += parameter.grad.float().square().sum()
         dist.all_reduce(squares, group=self.groups.tensor)
@@ -230,7 +232,7 @@ class FinetuneEngine:
         for name in names:
             parameter = self._named[name]
             if not hasattr(parameter, "ds_tensor"):
-                part = self._part(parameter)
+                part = self._part(name)
                 parameter.data.copy_(reader.read(_stored(name), *part, 0, parameter.numel()).view_as(parameter))
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         for key, value in (meta or {}).get("loss_scaler", {}).items():
@@ -265,26 +267,24 @@ class FinetuneEngine:
         for piece in self._slices():
             if is_whole_on_all and self.groups.data.rank():
                 continue
-            if self.groups.tensor.rank() and partition_dim(piece.parameter) is None:
+            if self.groups.tensor.rank() and self._split_dim(piece.name) is None:
                 continue
             yield piece
 
     def _piece(self, name: str, piece: StateSlice, tensor: torch.Tensor) -> Piece:
-        dim, index, count = self._part(piece.parameter)
+        dim, index, count = self._part(piece.name)
         return Piece(
             name=name, tensor=tensor, shape=self._shapes[piece.name],
             partition_dim=dim, partition_index=index, partition_count=count, start=piece.start,
         )  # fmt: skip
 
-    def _part(self, parameter: nn.Parameter) -> tuple[int | None, int, int]:
-        dim = partition_dim(parameter)
+    def _part(self, name: str) -> tuple[int | None, int, int]:
+        dim = self._split_dim(name)
         return (None, 0, 1) if dim is None else (dim, self.groups.tensor.rank(), self.groups.tensor.size())
 
-    def _logical_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        shape, dim = list(parameter.shape), partition_dim(parameter)
-        if dim is not None:
-            shape[dim] *= self.groups.tensor.size()
-        return tuple(shape)
+    def _split_dim(self, name: str) -> int | None:
+        """The dimension along which tensor-parallel ranks share a parameter; the stop classifier is whole on each."""
+        return None if name.startswith("stop/") else self.model.split_dim(name)
 
 
 def _stored(name: str) -> str:

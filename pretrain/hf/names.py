@@ -4,14 +4,13 @@ A rule says which tensors of ours one of theirs holds: laid end to end along the
 stores [inputs, outputs] (GPT-2). A looped model unrolled has the same tensors of ours under several of theirs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.config.model import ModelSection
-from pretrain.model.count import embedding_weights, final_weights, layer_weights
+from pretrain.model.weights import layer_weights, stage_weights
 
 _LLAMA_LAYER = {
     "attention_norm": "input_layernorm",
@@ -98,19 +97,17 @@ def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: i
     is_gpt2 = model_type == "gpt2"
     ends = _GPT2_ENDS if is_gpt2 else _LLAMA_ENDS
     rules = []
-    for weight in (*embedding_weights(model, seq_len), *final_weights(model)):
-        part, _, kind = weight.name.rpartition(".")
-        if weight.name != "head.weight" or not model.tied_head:
-            rules.append(Rule(theirs=f"{ends[part]}.{kind}", ours=(weight.name,), shapes=(weight.shape,)))
+    for name, weight in stage_weights(model, seq_len).items():
+        part, _, kind = name.rpartition(".")
+        if part.partition(".")[0] not in ("prelude", "loop", "coda"):
+            rules.append(Rule(theirs=f"{ends[part]}.{kind}", ours=(name,), shapes=(weight.shape,)))
     names = _GPT2_LAYER if is_gpt2 else _OLMO2_LAYER if model_type == "olmo2" else _LLAMA_LAYER
     stem = "transformer.h" if is_gpt2 else "model.layers"
     for number, prefix in enumerate(layer_prefixes(model, num_loops)):
         joined: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-        for weight in layer_weights(model):
-            part, _, kind = weight.name.rpartition(".")
-            joined.setdefault(f"{stem}.{number}.{names[part]}.{kind}", []).append(
-                (f"{prefix}.{weight.name}", weight.shape)
-            )
+        for name, weight in layer_weights(model).items():
+            part, _, kind = name.rpartition(".")
+            joined.setdefault(f"{stem}.{number}.{names[part]}.{kind}", []).append((f"{prefix}.{name}", weight.shape))
         for theirs, parts in joined.items():
             ours, shapes = zip(*parts, strict=True)
             rules.append(Rule(theirs=theirs, ours=ours, shapes=shapes, transposed=is_gpt2 and len(shapes[0]) == 2))
@@ -119,14 +116,5 @@ def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: i
 
 def looped_rules(model: ModelSection, seq_len: int) -> list[Rule]:
     """All tensors of the compact looped model, which have our names."""
-    return [Rule(theirs=name, ours=(name,), shapes=(shape,)) for name, shape in our_weights(model, seq_len)]
-
-
-def our_weights(model: ModelSection, seq_len: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of ours, a tied head left out."""
-    for weight in (*embedding_weights(model, seq_len), *final_weights(model)):
-        if weight.name != "head.weight" or not model.tied_head:
-            yield weight.name, weight.shape
-    for prefix in layer_prefixes(model, 1):
-        for weight in layer_weights(model):
-            yield f"{prefix}.{weight.name}", weight.shape
+    weights = stage_weights(model, seq_len)
+    return [Rule(theirs=name, ours=(name,), shapes=(weight.shape,)) for name, weight in weights.items()]

@@ -15,9 +15,9 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.model import LoopRegulariserSection, ModelSection
 from pretrain.config.run import RunConfig
-from pretrain.hf.names import our_weights
 from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import run_config, write_run
+from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import tokenizer_file
 
 
@@ -49,7 +49,7 @@ def loop_model(settings: SurgerySettings) -> list[str]:
     model = _looped_shape(config.model, settings)
     seq_len = config.train.seq_len
     weights, fates = {}, []
-    for name, shape in our_weights(model, seq_len):
+    for name, weight in stage_weights(model, seq_len).items():
         sources = _sources(name, config.model, settings, model.num_loops)
         weights[name] = _combine(reader, sources)
         source = sources[0] if len(sources) == 1 else f"mean of {', '.join(sources)}"
@@ -58,14 +58,14 @@ def loop_model(settings: SurgerySettings) -> list[str]:
                 what="mapped" if len(sources) == 1 else "made",
                 target=name,
                 source=source,
-                detail=describe(shape, "float32"),
+                detail=describe(weight.shape, "float32"),
             )
         )
     if settings.block is not None:
         used = {fate.source for fate in fates}
-        for name, shape in our_weights(config.model, seq_len):
+        for name, weight in stage_weights(config.model, seq_len).items():
             if name not in used:
-                reason = f"of another block than {settings.block}, {describe(shape, 'float32')}"
+                reason = f"of another block than {settings.block}, {describe(weight.shape, 'float32')}"
                 fates.append(Fate(what="dropped", target="", source=name, detail=reason))
     tokenizer = tokenizer_file(settings.source, config)
     made = run_config(settings.run, model, seq_len, config.train.precision, f"tokenizer{tokenizer.suffix}")

@@ -12,8 +12,8 @@ from pretrain.checkpoint.run import save_weights
 from pretrain.config.model import ModelSection
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig
-from pretrain.hf.names import our_weights
 from pretrain.hf.report import Fate, write_report
+from pretrain.model.weights import stage_weights
 
 
 def run_config(directory: Path, model: ModelSection, seq_len: int, precision: str, tokenizer_name: str) -> RunConfig:
@@ -55,7 +55,7 @@ def write_run(
     Raises:
         OSError: writing failed; nothing stays.
     """
-    names = {name for name, _ in our_weights(config.model, config.train.seq_len)}
+    names = set(stage_weights(config.model, config.train.seq_len))
     assert names == set(weights), f"weights that are missing or too many: {sorted(names ^ set(weights))}"
     meta = {"config": config.model_dump(mode="json"), "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest()}
     directory.mkdir(parents=True)

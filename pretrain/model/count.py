@@ -1,7 +1,6 @@
 """Parameters and floating-point operations of the model, exactly, from its configuration alone (no torch).
 
-Parameters: the weights are listed by name and shape as `pretrain/model/gpt.py` builds them; a shared weight counts
-once.
+Parameters: the weights of `pretrain/model/weights.py`; a shared weight counts once.
 
 FLOPs: 2·m·n·k for a matrix product, so 2 for each weight of a linear layer and token, for *every application* of the
 shared block:
@@ -18,29 +17,14 @@ its own affair and not counted, nor is anything that is no matrix product. The r
 above all, counts a block once that runs L times.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from pretrain.config.model import ModelSection
+from pretrain.model.weights import Weight, final_weights, layer_weights, stage_weights
 
 Recompute = Literal["none", "loop", "layer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weight:
-    """One parameter tensor."""
-
-    name: str
-    """Path inside its module, as in the state dict."""
-    shape: tuple[int, ...]
-    """Logical shape, before tensor parallelism."""
-    is_split: bool
-    """Whether tensor-parallel ranks each hold an equal part of it."""
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,100 +53,26 @@ def count_parameters(model: ModelSection, seq_len: int) -> ParameterCount:
         model: shape of the model.
         seq_len: rows of the learned position table, in tokens.
     """
-    layer = count(layer_weights(model))
-    return ParameterCount(
-        embedding=count(embedding_weights(model, seq_len)),
-        prelude=model.num_prelude_layers * layer,
-        loop=model.num_loop_layers * layer,
-        coda=model.num_coda_layers * layer,
-        final_norm=count(_norm_weights("final_norm", model)),
-        head=0 if model.tied_head else head_weight(model).numel,
-    )
+    sizes = {field.name: 0 for field in fields(ParameterCount)}
+    for name, weight in stage_weights(model, seq_len).items():
+        sizes[name.partition(".")[0].removeprefix("position_")] += weight.numel
+    return ParameterCount(**sizes)
 
 
-def count(weights: tuple[Weight, ...], num_tensor_ranks: int = 1) -> int:
+def count(weights: Iterable[Weight], num_tensor_ranks: int = 1) -> int:
     """Parameters of `weights` that one of `num_tensor_ranks` tensor-parallel ranks holds."""
-    return sum(weight.numel // (num_tensor_ranks if weight.is_split else 1) for weight in weights)
-
-
-def layer_weights(model: ModelSection) -> tuple[Weight, ...]:
-    """Every parameter of one transformer layer."""
-    width, ffn = model.hidden_size, model.ffn_size
-    q_width, kv_width = model.num_attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    linears = {
-        "attention.query": (q_width, width),
-        "attention.key": (kv_width, width),
-        "attention.value": (kv_width, width),
-        "attention.output": (width, q_width),
-        "ffn.gate": (ffn, width),
-        "ffn.up": (ffn, width),
-        "ffn.down": (width, ffn),
-    }
-    if model.activation != "swiglu":
-        del linears["ffn.gate"]
-    weights = [*_norm_weights("attention_norm", model), *_norm_weights("ffn_norm", model)]
-    for name, shape in linears.items():
-        weights.append(Weight(name=f"{name}.weight", shape=shape, is_split=True))
-        if model.bias == "all" or (
-            model.bias == "qkv" and name in ("attention.query", "attention.key", "attention.value")
-        ):
-            # added after the sum over ranks, so every rank holds it
-            is_into_stream = name in ("attention.output", "ffn.down")
-            weights.append(Weight(name=f"{name}.bias", shape=shape[:1], is_split=not is_into_stream))
-    if model.qk_norm != "none":
-        widths = (model.head_dim, model.head_dim) if model.qk_norm == "head" else (q_width, kv_width)
-        for name, size in zip(("query", "key"), widths, strict=True):
-            weights.append(Weight(name=f"attention.{name}_norm.weight", shape=(size,), is_split=model.qk_norm == "all"))
-    return tuple(weights)
-
-
-def embedding_weights(model: ModelSection, seq_len: int) -> tuple[Weight, ...]:
-    """The token table and, if positions are learned, theirs."""
-    weights = [Weight(name="embedding.weight", shape=(model.vocab_size, model.hidden_size), is_split=True)]
-    if model.positions == "learned":
-        weights.append(Weight(name="position_embedding.weight", shape=(seq_len, model.hidden_size), is_split=False))
-    return tuple(weights)
-
-
-def final_weights(model: ModelSection) -> tuple[Weight, ...]:
-    """The final norm and the head. A tied head is listed too: the last of several pipeline stages holds a copy of the
-    embedding."""
-    return (*_norm_weights("final_norm", model), head_weight(model))
-
-
-def stage_weights(model: ModelSection, seq_len: int, index: int = 0, num_stages: int = 1) -> tuple[Weight, ...]:
-    """Every parameter that pipeline stage `index` of `num_stages` holds; one stage holds the whole model."""
-    is_first, is_last = index == 0, index == num_stages - 1
-    num_layers = model.num_loop_layers // num_stages
-    num_layers += is_first * model.num_prelude_layers + is_last * model.num_coda_layers
-    weights = num_layers * layer_weights(model)
-    if is_first:
-        weights += embedding_weights(model, seq_len)
-    if is_last:
-        weights += final_weights(model)
-    if is_first and is_last and model.tied_head:
-        weights = weights[:-1]  # the head is the embedding
-    return weights
-
-
-def head_weight(model: ModelSection) -> Weight:
-    return Weight(name="head.weight", shape=(model.vocab_size, model.hidden_size), is_split=True)
-
-
-def _norm_weights(name: str, model: ModelSection) -> tuple[Weight, ...]:
-    parts = {"rms": ("weight",), "layer": ("weight", "bias"), "plain": ()}[model.norm]
-    return tuple(Weight(name=f"{name}.{part}", shape=(model.hidden_size,), is_split=False) for part in parts)
+    return sum(weight.numel // (1 if weight.split is None else num_tensor_ranks) for weight in weights)
 
 
 def layer_flops(model: ModelSection, seq_len: int) -> int:
     """Forward FLOPs of one application of one layer to one token of a sequence of `seq_len`."""
-    matrices = sum(weight.numel for weight in layer_weights(model) if len(weight.shape) == 2)
+    matrices = sum(weight.numel for weight in layer_weights(model).values() if len(weight.shape) == 2)
     return 2 * matrices + 4 * seq_len * model.num_attention_heads * model.head_dim
 
 
 def head_flops(model: ModelSection) -> int:
     """Forward FLOPs of the head for one token."""
-    return 2 * head_weight(model).numel
+    return 2 * final_weights(model)["head.weight"].numel
 
 
 def forward_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | None = None) -> int:

@@ -15,7 +15,6 @@ Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocab
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,28 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.config.model import ModelSection
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.modules import PLAIN, Modules
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Which part of the model a pipeline rank holds: stage `index` of `count`, each with 1/count of every block."""
-
-    index: int = 0
-    count: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        return self.index == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.count - 1
-
-    def layers(self, config: ModelSection, block: int) -> range:
-        """Global numbers of the loop layers of one block that this stage holds."""
-        share = config.pass_layers // self.count
-        first = block * config.pass_layers + self.index * share
-        return range(first, first + share)
+from pretrain.model.weights import WHOLE, Stage, aliases, check_parameters, final_weights, stage_weights, under
 
 
 class LoopedGPT(nn.Module):
@@ -67,33 +45,45 @@ class LoopedGPT(nn.Module):
         config: ModelSection,
         seq_len: int,
         modules: Modules = PLAIN,
-        stage: Stage | None = None,
+        stage: Stage = WHOLE,
         recompute: str = "none",
     ) -> None:
         super().__init__()
-        self.config, self.modules_used, self.recompute = config, modules, recompute
-        self.stage = stage = stage or Stage()
+        self.config, self.modules_used, self.stage, self.recompute = config, modules, stage, recompute
+        self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
         self.embedding = self.position_embedding = None
         if stage.is_first:
-            self.embedding = modules.embedding(config.vocab_size, config.hidden_size)
+            self.embedding = modules.embedding(under(self.weights, "embedding"))
             if config.positions == "learned":
-                self.position_embedding = PLAIN.embedding(seq_len, config.hidden_size)
-        self.prelude = self._layers(range(config.num_prelude_layers) if stage.is_first else range(0))
-        self.loop = self._layers(number for block in range(config.num_blocks) for number in stage.layers(config, block))
-        self.coda = self._layers(range(config.num_coda_layers) if stage.is_last else range(0))
+                self.position_embedding = modules.embedding(under(self.weights, "position_embedding"))
+        self.prelude, self.loop, self.coda = (
+            self._layers(part, numbers) for part, numbers in stage.all_layers(config).items()
+        )
         self.final_norm = self.head = None
         if stage.is_last:
             self.final_norm = make_norm(config)
             self.head = self._make_head()
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        check_parameters(shapes, self.weights, modules.size)
 
-    def _layers(self, numbers: Iterable[int]) -> nn.ModuleDict:
-        return nn.ModuleDict({str(number): Layer(self.config, self.modules_used) for number in numbers})
+    def _layers(self, part: str, numbers: Iterable[int]) -> nn.ModuleDict:
+        return nn.ModuleDict(
+            {str(n): Layer(self.config, self.modules_used, under(self.weights, f"{part}.{n}")) for n in numbers}
+        )
 
     def _make_head(self) -> nn.Module:
-        head = self.modules_used.column(self.config.hidden_size, self.config.vocab_size, False)
+        head = self.modules_used.linear(under(final_weights(self.config), "head"))
         if self.config.tied_head and self.embedding is not None:
             head.weight = self.embedding.weight
         return head
+
+    def split_dim(self, name: str) -> int | None:
+        """The dimension along which tensor-parallel ranks share a parameter, or None if this rank holds it whole."""
+        return self.weights[name].split if self.modules_used.size > 1 else None
+
+    def stored_name(self, name: str) -> str:
+        """What a parameter is drawn, counted and saved as: the copy of a tied embedding as the embedding."""
+        return self.aliases.get(name, name)
 
     def forward(
         self,

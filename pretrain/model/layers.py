@@ -19,6 +19,7 @@ from pretrain.config.model import ModelSection
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.modules import Modules
+from pretrain.model.weights import Weight, Weights, under
 
 
 @dataclass(kw_only=True)
@@ -101,10 +102,10 @@ class PlainNorm(nn.Module):
 class SplitRMSNorm(nn.Module):
     """RMSNorm over the outputs of a column layer, all ranks' together; [t, outputs held] -> the same."""
 
-    def __init__(self, width: int, epsilon: float, modules: Modules) -> None:
+    def __init__(self, weight: Weight, epsilon: float, modules: Modules) -> None:
         super().__init__()
-        self.weight = modules.split_vector(width)
-        self.width, self.epsilon, self.sum = width, epsilon, modules.sum_shared
+        self.weight = modules.parameter(weight)
+        self.width, self.epsilon, self.sum = weight.numel, epsilon, modules.sum_shared
 
     def forward(self, states: Tensor) -> Tensor:
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
@@ -158,26 +159,22 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 class Attention(nn.Module):
     """Causal multi-head attention with grouped key/value heads."""
 
-    def __init__(self, config: ModelSection, modules: Modules) -> None:
+    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.modules_used = modules
-        width, q_width, kv_width = (
-            config.hidden_size,
-            config.num_attention_heads * config.head_dim,
-            config.kv_heads * config.head_dim,
+        self.query, self.key, self.value, self.output = (
+            modules.linear(under(weights, name)) for name in ("query", "key", "value", "output")
         )
-        self.query = modules.column(width, q_width, config.bias != "none")
-        self.key = modules.column(width, kv_width, config.bias != "none")
-        self.value = modules.column(width, kv_width, config.bias != "none")
-        self.output = modules.row(q_width, width, config.bias == "all")
         self.norms_heads = config.qk_norm == "head"
         self.query_norm = self.key_norm = None
         if config.qk_norm == "head":
             self.query_norm, self.key_norm = (RMSNorm(config.head_dim, config.norm_epsilon) for _ in range(2))
         if config.qk_norm == "all":
-            self.query_norm = SplitRMSNorm(q_width, config.norm_epsilon, modules)
-            self.key_norm = SplitRMSNorm(kv_width, config.norm_epsilon, modules)
+            self.query_norm, self.key_norm = (
+                SplitRMSNorm(weights[name], config.norm_epsilon, modules)
+                for name in ("query_norm.weight", "key_norm.weight")
+            )
 
     def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
         states = self.modules_used.enter(states)
@@ -205,13 +202,12 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020) or GELU in its tanh form."""
 
-    def __init__(self, config: ModelSection, modules: Modules) -> None:
+    def __init__(self, modules: Modules, weights: Weights) -> None:
         super().__init__()
         self.enter = modules.enter
-        bias = config.bias == "all"
-        self.gate = modules.column(config.hidden_size, config.ffn_size, bias) if config.activation == "swiglu" else None
-        self.up = modules.column(config.hidden_size, config.ffn_size, bias)
-        self.down = modules.row(config.ffn_size, config.hidden_size, bias)
+        gate = under(weights, "gate")
+        self.gate = modules.linear(gate) if gate else None
+        self.up, self.down = (modules.linear(under(weights, name)) for name in ("up", "down"))
 
     def forward(self, states: Tensor) -> Tensor:
         states = self.enter(states)
@@ -224,12 +220,12 @@ class Layer(nn.Module):
     """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
     norm(attention(x)), and so on."""
 
-    def __init__(self, config: ModelSection, modules: Modules) -> None:
+    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, modules)
+        self.attention = Attention(config, modules, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(config, modules)
+        self.ffn = FeedForward(modules, under(weights, "ffn"))
         self.norms_after = config.norm_place == "after"
 
     def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:

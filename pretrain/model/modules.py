@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.model.weights import Weight, Weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Modules:
@@ -23,12 +25,13 @@ class Modules:
 
     size: int
     """Tensor-parallel ranks; a layer holds num_attention_heads / size heads."""
-    column: Callable[[int, int, bool], nn.Module]
-    """(inputs, outputs, bias) -> linear layer whose outputs are split over ranks; call `enter` on its input first."""
-    row: Callable[[int, int, bool], nn.Module]
-    """(inputs, outputs, bias) -> linear layer whose inputs are split over ranks; its output is whole again."""
-    embedding: Callable[[int, int], nn.Module]
-    """(rows, width) -> table of token embeddings, rows split over ranks."""
+    linear: Callable[[Weights], nn.Module]
+    """Linear layer of its weights. Split by outputs: call `enter` on its input first. By inputs: its output is whole
+    again."""
+    embedding: Callable[[Weights], nn.Module]
+    """Table of embeddings of its weights, whole or its rows split over ranks."""
+    parameter: Callable[[Weight], nn.Parameter]
+    """The part of one weight that this rank holds, without values."""
     enter: Callable[[Tensor], Tensor]
     """[tokens held, width] -> [tokens, width]: into the region where weights are split; its gradient is summed over
     ranks."""
@@ -41,8 +44,6 @@ class Modules:
     sum_shared: Callable[[Tensor], Tensor]
     """Sum over tensor-parallel ranks that each use the result for weights of their own, so that its gradient is summed
     too."""
-    split_vector: Callable[[int], nn.Parameter]
-    """(entries) -> one weight for each output of a column layer, split as they are."""
     token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     """None where the head is whole, and head and loss are done in one (`head_loss.py`). Otherwise
     (logits [tokens, vocabulary held], labels [tokens]) -> (negative log-likelihood, logsumexp), each [tokens], fp32 or
@@ -52,9 +53,9 @@ class Modules:
 class Embedding(nn.Module):
     """A table of vectors, its rows looked up by token."""
 
-    def __init__(self, num_rows: int, width: int) -> None:
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_rows, width))
+        self.weight = _parameter(weights["weight"])
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight)
@@ -67,12 +68,13 @@ class Linear(nn.Linear):
         pass
 
 
-def _linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
-    return Linear(inputs, outputs, bias=bias)
+def _linear(weights: Weights) -> nn.Module:
+    outputs, inputs = weights["weight"].shape
+    return Linear(inputs, outputs, bias="bias" in weights)
 
 
-def _vector(entries: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(entries))
+def _parameter(weight: Weight) -> nn.Parameter:
+    return nn.Parameter(torch.empty(weight.shape))
 
 
 def _identity(states: Tensor) -> Tensor:
@@ -81,14 +83,13 @@ def _identity(states: Tensor) -> Tensor:
 
 PLAIN = Modules(
     size=1,
-    column=_linear,
-    row=_linear,
+    linear=_linear,
     embedding=Embedding,
+    parameter=_parameter,
     enter=_identity,
     scatter=_identity,
     gather_columns=_identity,
     sum=_identity,
     sum_shared=_identity,
-    split_vector=_vector,
     token_losses=None,
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
+from pretrain.model.weights import layer_weights
 
 _PATHS = {
     "query": "attention.query",
@@ -30,12 +31,13 @@ _PATHS = {
 def regularisation(model: LoopedGPT) -> Tensor:
     """This stage's part of λ · mean(1 - cosine), a scalar with gradients; the sum over stages is the whole."""
     settings, config = model.config.loop_regulariser, model.config
-    present = [name for name in settings.groups if name != "gate" or config.activation == "swiglu"]
+    paths = [f"{_PATHS[name]}.weight" for name in settings.groups]
+    present = [path for path in paths if path in layer_weights(config)]  # gate is not in every model
     pairs = [
-        (_weight(model, number, _PATHS[name]), _weight(model, number + settings.block_size, _PATHS[name]))
+        (_weight(model, number, path), _weight(model, number + settings.block_size, path))
         for block in range(config.num_blocks - 1)
         for number in model.stage.layers(config, block)
-        for name in present
+        for path in present
     ]
     products = torch.stack([torch.stack((_dot(a, b), _dot(a, a), _dot(b, b))) for a, b in pairs])  # [pairs, 3]
     products = model.modules_used.sum(products)
@@ -45,7 +47,7 @@ def regularisation(model: LoopedGPT) -> Tensor:
 
 
 def _weight(model: LoopedGPT, number: int, path: str) -> Tensor:
-    return model.get_parameter(f"loop.{number}.{path}.weight")
+    return model.get_parameter(f"loop.{number}.{path}")
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from pretrain.config.run import OptimizerSection
+from pretrain.model.weights import Weights
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerSection) -> list[dict[str, Any]]:
-    """Split named parameters into matrices, which decay, and the rest (norms, biases, learned positions), which do
-    not."""
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], weights: Weights, config: OptimizerSection
+) -> list[dict[str, Any]]:
+    """Split named parameters into those that decay and those that do not, as their descriptions in `weights` say."""
     decay, rest = [], []
     for name, parameter in parameters:
-        (decay if parameter.dim() > 1 and not name.startswith("position_embedding") else rest).append(parameter)
+        (decay if weights[name].decays else rest).append(parameter)
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

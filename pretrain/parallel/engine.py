@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
 
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
@@ -27,7 +26,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import IGNORED, Inputs, make_inputs
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
-from pretrain.model.initialise import initialise, partition_dim
+from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.parallel.depths import Batch, DepthRing
@@ -73,7 +72,6 @@ class Engine:
         self.model = build_stage(config, self.megatron, groups)
         initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)
-        self._mark_tied_head()
         if config.train.compile:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
@@ -203,25 +201,17 @@ class Engine:
 
     def _reduce_replicated(self) -> None:
         """Gradients that the data-parallel reduction does not complete."""
-        # Norms of heads saw this rank's heads only. Under sequence parallelism norms and row biases saw this rank's
-        # tokens only, but not learned positions, which are added before the tokens are cut.
-        sequence = self.megatron.sequence_parallel
-        partial = [
-            main_grad(parameter)
-            for name, parameter in self.model.named_parameters()
-            if partition_dim(parameter) is None
-            and (
-                name.endswith(("query_norm.weight", "key_norm.weight"))
-                or (sequence and not name.startswith("position_embedding"))
-            )
-        ]
+        causes = {"tensor", "sequence"} if self.config.parallel.sequence else {"tensor"}
+        named = dict(self.model.named_parameters())
+        partial = [main_grad(named[name]) for name in named if self.model.weights[name].partial_under in causes]
         if partial and self.groups.tensor.size() > 1:
             flat = torch.cat([gradient.flatten() for gradient in partial])
             dist.all_reduce(flat, group=self.groups.tensor)
             for gradient, part in zip(partial, flat.split([gradient.numel() for gradient in partial]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        if self.config.model.tied_head and self.groups.tied is not None:
-            dist.all_reduce(main_grad(self._tied_weight()), group=self.groups.tied)
+        if self.groups.tied is not None:
+            for copy, original in self.model.aliases.items():
+                dist.all_reduce(main_grad(named[copy if copy in named else original]), group=self.groups.tied)
 
     @property
     def _owns_loss(self) -> bool:
@@ -236,13 +226,3 @@ class Engine:
         dist.all_reduce(values)
         sums, counts = values.tolist()[: len(parts)], values.tolist()[len(parts) :]
         return sums, max(code for code, count in enumerate(counts) if count)
-
-    def _mark_tied_head(self) -> None:
-        """With several stages the last has a copy of the embedding as its head; the first stage counts and saves it."""
-        if self.config.model.tied_head and self.model.head is not None and self.model.embedding is None:
-            self._tied_weight().shared = True  # type: ignore[attr-defined]
-
-    def _tied_weight(self) -> Parameter:
-        holder = self.model.embedding if self.model.embedding is not None else self.model.head
-        assert holder is not None, "the ends of the pipeline hold the embedding or the head"
-        return holder.get_parameter("weight")

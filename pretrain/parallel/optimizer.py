@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from pretrain.checkpoint.format import Piece
 from pretrain.config.run import OptimizerSection
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.initialise import partition_dim
 from pretrain.optim.make import make_optimizer, parameter_groups
 from pretrain.parallel.cpu import cuda_type_names
 from pretrain.parallel.groups import Groups
@@ -36,7 +35,7 @@ class ParallelOptimizer(ABC):
     """What the engine asks of an optimizer; the order of calls in a step is that of the methods."""
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups, shard: bool) -> None:
-        self.groups = groups
+        self.model, self.groups = model, groups
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         collection = ProcessGroupCollection(
             tp=groups.tensor, pp=groups.pipeline, dp=groups.data, dp_cp=groups.data, intra_dp_cp=groups.data,
@@ -78,9 +77,10 @@ class ParallelOptimizer(ABC):
 
     def is_counted(self, parameter: nn.Parameter) -> bool:
         """Whether this rank's copy of a weight is the one that counts among its tensor and pipeline ranks."""
-        if getattr(parameter, "shared", False):
-            return False
-        return partition_dim(parameter) is not None or self.groups.tensor.rank() == 0
+        name = self.names[parameter]
+        return name not in self.model.aliases and (
+            self.model.split_dim(name) is not None or self.groups.tensor.rank() == 0
+        )
 
 
 def main_grad(parameter: nn.Parameter) -> Tensor:
@@ -98,7 +98,7 @@ class ShardedAdamW(ParallelOptimizer):
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
         super().__init__(model, config, groups, shard=True)
-        inner = make_optimizer(parameter_groups(model.named_parameters(), settings), settings)
+        inner = make_optimizer(parameter_groups(model.named_parameters(), model.weights, settings), settings)
         megatron_config = OptimizerConfig(
             optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16,
             params_dtype=config.params_dtype, use_distributed_optimizer=True,
@@ -153,7 +153,7 @@ class ShardedAdamW(ParallelOptimizer):
                 ("exp_avg", state["exp_avg"]),
                 ("exp_avg_sq", state["exp_avg_sq"]),
             ):
-                found.append(part_piece(f"{prefix}/{self.names[parameter]}", parameter, tensor, self.groups, start))
+                found.append(self._part_piece(prefix, parameter, tensor, start))
         return found
 
     def finish_loading(self, num_updates: int) -> None:
@@ -163,6 +163,18 @@ class ShardedAdamW(ParallelOptimizer):
             self.sharded._copy_main_params_to_model_params()
             self.ddp.start_param_sync()
 
+    def _part_piece(self, prefix: str, parameter: nn.Parameter, tensor: Tensor, start: int) -> Piece:
+        """A flat range of a parameter, or of a state of its shape, as a piece of the logical tensor."""
+        name, tensor_group = self.names[parameter], self.groups.tensor
+        stored, shape = f"{prefix}/{self.model.stored_name(name)}", self.model.weights[name].shape
+        dim = self.model.split_dim(name)
+        if dim is None:
+            return Piece(name=stored, tensor=tensor, shape=shape, start=start)
+        return Piece(
+            name=stored, tensor=tensor, shape=shape, start=start,
+            partition_dim=dim, partition_index=tensor_group.rank(), partition_count=tensor_group.size(),
+        )  # fmt: skip
+
 
 class ReplicatedOptimizer(ParallelOptimizer):
     """Any torch optimizer, run by every rank on whole fp32 (or fp64) matrices."""
@@ -171,10 +183,11 @@ class ReplicatedOptimizer(ParallelOptimizer):
         super().__init__(model, config, groups, shard=False)
         wide = torch.promote_types(config.params_dtype, torch.float32)
         self.wholes = [
-            (parameter, nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))) for parameter in self.names
+            (parameter, nn.Parameter(self._gather(name, parameter.detach()).to(wide)))
+            for parameter, name in self.names.items()
         ]
         named = ((self.names[parameter], whole) for parameter, whole in self.wholes)
-        self.inner = make_optimizer(parameter_groups(named, settings), settings)
+        self.inner = make_optimizer(parameter_groups(named, model.weights, settings), settings)
 
     def squared_norm(self) -> Tensor:
         grads = [main_grad(parameter) for parameter in self.names if self.is_counted(parameter)]
@@ -184,7 +197,7 @@ class ReplicatedOptimizer(ParallelOptimizer):
         set_lr(self.inner, lr)
         with torch.no_grad():
             for parameter, whole in self.wholes:
-                whole.grad = self._gather(parameter, main_grad(parameter)) * gradient_scale
+                whole.grad = self._gather(self.names[parameter], main_grad(parameter)) * gradient_scale
             self.inner.step()
             self._copy_to_model()
 
@@ -194,13 +207,13 @@ class ReplicatedOptimizer(ParallelOptimizer):
         self._fill_state()
         found = []
         for parameter, whole in self.wholes:
-            if for_saving and getattr(parameter, "shared", False):
+            if for_saving and not self.is_counted(parameter):
                 continue
-            name = self.names[parameter]
-            found.append(Piece.whole(f"weights/{_stored_name(name, parameter)}", whole.detach()))
+            stored = self.model.stored_name(self.names[parameter])
+            found.append(Piece.whole(f"weights/{stored}", whole.detach()))
             for key, value in self.inner.state[whole].items():
                 if key != "step":
-                    found.append(Piece.whole(f"{key}/{_stored_name(name, parameter)}", value))
+                    found.append(Piece.whole(f"{key}/{stored}", value))
         return found
 
     def finish_loading(self, num_updates: int) -> None:
@@ -226,37 +239,18 @@ class ReplicatedOptimizer(ParallelOptimizer):
 
     def _copy_to_model(self) -> None:
         for parameter, whole in self.wholes:
-            dim = partition_dim(parameter)
+            dim = self.model.split_dim(self.names[parameter])
             part = whole if dim is None else whole.chunk(self.groups.tensor.size(), dim)[self.groups.tensor.rank()]
             parameter.copy_(part)
 
-    def _gather(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-        """The whole of a tensor that is split like `parameter`, as a copy."""
-        dim = partition_dim(parameter)
+    def _gather(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole of a tensor that is split like the parameter `name`, as a copy."""
+        dim = self.model.split_dim(name)
         if dim is None:
             return tensor.clone()
         parts = [torch.empty_like(tensor) for _ in range(self.groups.tensor.size())]
         dist.all_gather(parts, tensor.contiguous(), group=self.groups.tensor)
         return torch.cat(parts, dim=dim)
-
-
-def part_piece(name: str, parameter: nn.Parameter, tensor: Tensor, groups: Groups, start: int) -> Piece:
-    """A flat range of a parameter, or of a state of its shape, as a piece of the logical tensor."""
-    dim, shape = partition_dim(parameter), list(parameter.shape)
-    prefix, _, parameter_name = name.partition("/")
-    stored = f"{prefix}/{_stored_name(parameter_name, parameter)}"
-    if dim is None:
-        return Piece(name=stored, tensor=tensor, shape=tuple(shape), start=start)
-    shape[dim] *= groups.tensor.size()
-    return Piece(
-        name=stored, tensor=tensor, shape=tuple(shape), start=start,
-        partition_dim=dim, partition_index=groups.tensor.rank(), partition_count=groups.tensor.size(),
-    )  # fmt: skip
-
-
-def _stored_name(name: str, parameter: nn.Parameter) -> str:
-    """The last stage's copy of a tied embedding is stored, and read, as the embedding."""
-    return "embedding.weight" if getattr(parameter, "shared", False) else name
 
 
 def _squared_norm(gradients: list[Any], device: torch.device) -> Tensor:

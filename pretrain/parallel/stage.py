@@ -9,8 +9,8 @@ from megatron.core.transformer import TransformerConfig
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
-from pretrain.model.gpt import LoopedGPT, Stage
-from pretrain.model.initialise import partition_dim
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.weights import Stage
 from pretrain.parallel.cpu import use_cpu
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.tensor import tensor_parallel_modules
@@ -37,10 +37,10 @@ def load_stage(config: RunConfig, groups: Groups, reader: CheckpointReader) -> L
     model = build_stage(config, megatron_config(config, dtype), groups).to(groups.device, dtype)
     count, index = groups.tensor.size(), groups.tensor.rank()
     for name, parameter in model.named_parameters():
-        stored = "embedding.weight" if config.model.tied_head and name == "head.weight" else name
-        dim = partition_dim(parameter)
+        dim = model.split_dim(name)
         split = (None, 0, 1) if dim is None else (dim, index, count)
-        parameter.copy_(reader.read(f"weights/{stored}", *split, 0, parameter.numel()).view_as(parameter))
+        stored = f"weights/{model.stored_name(name)}"
+        parameter.copy_(reader.read(stored, *split, 0, parameter.numel()).view_as(parameter))
     return model.eval()
 
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pretrain.model.modules import PLAIN, Modules
+from pretrain.model.weights import Weight, Weights
 
 
 class _Column(ColumnParallelLinear):
@@ -52,36 +52,22 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
     local = dataclasses.replace(config, sequence_parallel=False)
     sequence = config.sequence_parallel
 
-    def column(inputs: int, outputs: int, bias: bool) -> nn.Module:
-        layer = _Column(
-            inputs, outputs, config=local, init_method=_no_init, bias=bias, disable_grad_reduce=True, tp_group=group
-        )
-        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
-        return layer
+    def linear(weights: Weights) -> nn.Module:
+        outputs, inputs = weights["weight"].shape
+        shared = {"init_method": _no_init, "bias": "bias" in weights, "tp_group": group}
+        if weights["weight"].split == 0:
+            return _Column(inputs, outputs, config=local, disable_grad_reduce=True, **shared)
+        if weights["weight"].split == 1:
+            return _Row(inputs, outputs, config=config, input_is_parallel=True, skip_bias_add=False, **shared)
+        return PLAIN.linear(weights)
 
-    def row(inputs: int, outputs: int, bias: bool) -> nn.Module:
-        layer = _Row(
-            inputs,
-            outputs,
-            config=config,
-            init_method=_no_init,
-            bias=bias,
-            input_is_parallel=True,
-            skip_bias_add=False,
-            tp_group=group,
-        )
-        set_tensor_model_parallel_attributes(layer.weight, True, 1, 1)
-        return layer
+    def embedding(weights: Weights) -> nn.Module:
+        if weights["weight"].split is None:
+            return PLAIN.embedding(weights)
+        return VocabParallelEmbedding(*weights["weight"].shape, config=config, init_method=_no_init, tp_group=group)
 
-    def embedding(num_rows: int, width: int) -> nn.Module:
-        layer = VocabParallelEmbedding(num_rows, width, config=config, init_method=_no_init, tp_group=group)
-        set_tensor_model_parallel_attributes(layer.weight, True, 0, 1)
-        return layer
-
-    def split_vector(entries: int) -> nn.Parameter:
-        weight = nn.Parameter(torch.empty(entries // group.size()))
-        set_tensor_model_parallel_attributes(weight, True, 0, 1)
-        return weight
+    def parameter(weight: Weight) -> nn.Parameter:
+        return nn.Parameter(torch.empty(weight.held_shape(group.size())))
 
     def sum_shared(values: Tensor) -> Tensor:
         return copy_to_tensor_model_parallel_region(
@@ -90,9 +76,9 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
 
     return Modules(
         size=group.size(),
-        column=column,
-        row=row,
+        linear=linear,
         embedding=embedding,
+        parameter=parameter,
         enter=partial(
             gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group
         ),
@@ -100,7 +86,6 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
         gather_columns=partial(gather_from_tensor_model_parallel_region, group=group),
         sum=partial(reduce_from_tensor_model_parallel_region, group=group),
         sum_shared=sum_shared,
-        split_vector=split_vector,
         token_losses=partial(_token_losses, group=group),
     )
 

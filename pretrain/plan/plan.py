@@ -31,9 +31,9 @@ from pretrain.model.count import (
     count_parameters,
     head_flops,
     layer_flops,
-    stage_weights,
     train_flops_per_token,
 )
+from pretrain.model.weights import Stage, stage_weights
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 LOSS_ROWS = 2048
@@ -270,7 +270,8 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
 
 def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
     model, train, parallel = config.model, config.train, config.parallel
-    weights = stage_weights(model, train.seq_len, index, parallel.pipeline)
+    stage = Stage(index=index, count=parallel.pipeline)
+    weights = stage_weights(model, train.seq_len, stage).values()
     held = count(weights, parallel.tensor)
     size = BYTES[train.precision]
     wide = max(4, size)
@@ -283,12 +284,11 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         )
         optimizer = wide * (2 * count(weights) + moments)
     activations = Activations(config=config)
-    is_first, is_last = index == 0, index == parallel.pipeline - 1
     num_layers = model.pass_layers // parallel.pipeline * num_passes(model, model.num_loops)
-    num_layers += is_first * model.num_prelude_layers + is_last * model.num_coda_layers
+    num_layers += stage.is_first * model.num_prelude_layers + stage.is_last * model.num_coda_layers
     return StagePlan(
         parameters=count(weights),
-        forward_flops=num_layers * layer_flops(model, train.seq_len) + is_last * head_flops(model),
+        forward_flops=num_layers * layer_flops(model, train.seq_len) + stage.is_last * head_flops(model),
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,

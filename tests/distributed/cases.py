@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import IGNORED, make_inputs
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.initialise import draw, initialise, partition_dim
+from pretrain.model.initialise import draw, initialise
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, make_groups
+from pretrain.parallel.optimizer import main_grad
 
 SEPARATORS = Separators(bos_id=1, eos_id=2)
 SEQ_LEN = 8
@@ -153,9 +154,8 @@ def shake_vectors(model: LoopedGPT, tensor_rank: int, tensor_size: int) -> None:
     """Move norm weights and biases off 1 and 0, where adding a bias twice or leaving it out would not show."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            dim = partition_dim(parameter)
-            length = parameter.shape[0] * (1 if dim is None else tensor_size)
-            noise = 0.2 * draw([length], 0, f"shake/{name}").to(parameter.dtype)
+            dim = model.weights[name].split
+            noise = 0.2 * draw(model.weights[name].shape, 0, f"shake/{name}").to(parameter.dtype)
             parameter.add_(noise if dim is None else noise.chunk(tensor_size)[tensor_rank])
 
 
@@ -175,22 +175,21 @@ def own_rows(rows: Tensor, groups: Groups) -> Tensor:
 
 
 def report(engine: Engine, results: Sequence[StepResult]) -> RankReport:
-    weights = [
-        _part(engine, name, parameter, parameter.detach()) for name, parameter in engine.model.named_parameters()
-    ]
-    gradients = [
-        _part(engine, name, parameter, parameter.main_grad) for name, parameter in engine.model.named_parameters()
-    ]  # type: ignore[attr-defined]
-    return RankReport(results=list(results), weights=weights, gradients=gradients)
+    model, groups = engine.model, engine.groups
+    named = dict(model.named_parameters())
+    return RankReport(
+        results=list(results),
+        weights=[make_part(model, groups, name, parameter) for name, parameter in named.items()],
+        gradients=[make_part(model, groups, name, main_grad(parameter)) for name, parameter in named.items()],
+    )
 
 
-def _part(engine: Engine, name: str, parameter: nn.Parameter, values: Tensor) -> Part:
-    stored = "embedding.weight" if engine.config.model.tied_head and name == "head.weight" else name
-    dim, tensor = partition_dim(parameter), engine.groups.tensor
+def make_part(model: LoopedGPT, groups: Groups, name: str, values: Tensor) -> Part:
+    """This rank's part of a parameter, or of its gradient, as numbers."""
     wide = values.float() if values.dtype == torch.bfloat16 else values
     return Part(
-        name=stored, dim=dim, index=0 if dim is None else tensor.rank(), count=1 if dim is None else tensor.size(),
-        values=wide.clone().numpy(),
+        name=model.stored_name(name), dim=model.weights[name].split, index=groups.tensor.rank(),
+        count=groups.tensor.size(), values=wide.detach().clone().numpy(),
     )  # fmt: skip
 
 

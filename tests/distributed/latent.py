@@ -11,11 +11,11 @@ from finetune.latent.jacobi import jacobi_states
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.initialise import initialise, partition_dim
+from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import make_groups
 from pretrain.parallel.stage import build_stage, megatron_config
-from tests.distributed.cases import Part, shake_vectors
+from tests.distributed.cases import Part, make_part, shake_vectors
 
 
 def supervised_loss(model: LoopedGPT, batch: LatentBatch, states: Tensor) -> Tensor:
@@ -58,7 +58,5 @@ def loss_and_gradients(
     parts = []
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        dim = partition_dim(parameter)
-        index, count = (0, 1) if dim is None else (rank, size)
-        parts.append(Part(name=name, dim=dim, index=index, count=count, values=parameter.grad.numpy()))
+        parts.append(make_part(model, groups, name, parameter.grad))
     return loss.item(), parts

@@ -60,7 +60,9 @@ def _held(engine: Engine, results: list[StepResult]) -> Trained:
 def _train_plainly(config: RunConfig) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
     """The same with torch alone: weights, and (loss, gradient norm) of each step."""
     reference = Reference(config=config)
-    optimizer = make_optimizer(parameter_groups(reference.model.named_parameters(), config.optimizer), config.optimizer)
+    model = reference.model
+    groups = parameter_groups(model.named_parameters(), model.weights, config.optimizer)
+    optimizer = make_optimizer(groups, config.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = LR
     seen = []

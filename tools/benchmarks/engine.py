@@ -103,9 +103,8 @@ class _BareLoop:
             else list(self.model.parameters())
         )
         self.masters: list[Tensor] = [*masters]
-        self.optimizer = make_optimizer(
-            parameter_groups(zip(names, masters, strict=True), config.optimizer), config.optimizer
-        )
+        groups = parameter_groups(zip(names, masters, strict=True), self.model.weights, config.optimizer)
+        self.optimizer = make_optimizer(groups, config.optimizer)
         self.device = device
 
     def train_step(self, rows: Tensor, lr: float) -> float:

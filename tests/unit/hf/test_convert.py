@@ -22,8 +22,8 @@ from pretrain.hf import check, exporting
 from pretrain.hf.exporting import ExportSettings, export_run
 from pretrain.hf.importing import ImportSettings, import_model
 from pretrain.hf.modeling_looped_gpt import LoopedGPTForCausalLM
-from pretrain.hf.names import our_weights
 from pretrain.hf.surgery import SurgerySettings, loop_model
+from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import load_trained_model
 from tests.support.corpus import make_tokenizer
 
@@ -107,8 +107,8 @@ def make_run(directory: Path, tokenizer: Path, model: dict[str, Any]) -> Path:
     config = RunConfig.model_validate(sections)
     generator = torch.Generator().manual_seed(0)
     weights = {}
-    for name, size in our_weights(config.model, SEQ_LEN):
-        noise = torch.randn(size, generator=generator)
+    for name, weight in stage_weights(config.model, SEQ_LEN).items():
+        noise = torch.randn(weight.shape, generator=generator)
         weights[name] = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.2 * noise
     meta = {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(tokenizer.read_bytes()).hexdigest()}
     save_weights(directory, weights, meta)

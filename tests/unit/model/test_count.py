@@ -9,16 +9,14 @@ from pretrain.config.model import ModelSection
 from pretrain.model.count import (
     count,
     count_parameters,
-    embedding_weights,
-    final_weights,
     forward_flops_per_token,
     head_flops,
     layer_flops,
-    layer_weights,
     train_flops_per_token,
 )
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
+from pretrain.model.weights import layer_weights
 
 SEQ_LEN = 32
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 80, "num_loop_layers": 2}
@@ -75,18 +73,6 @@ def test_parameters_are_those_of_the_module(shape: dict) -> None:
 
 
 @shapes
-def test_weights_have_the_names_and_shapes_of_the_module(shape: dict) -> None:
-    model = section(shape)
-    state = {name: tuple(tensor.shape) for name, tensor in build(model).state_dict().items()}
-    layer = {name.removeprefix("loop.0."): shape for name, shape in state.items() if name.startswith("loop.0.")}
-    assert {weight.name: weight.shape for weight in layer_weights(model)} == layer
-    outside = {name: shape for name, shape in state.items() if name.split(".")[0] not in ("prelude", "loop", "coda")}
-    assert {
-        weight.name: weight.shape for weight in (*embedding_weights(model, SEQ_LEN), *final_weights(model))
-    } == outside
-
-
-@shapes
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
 def test_flops_are_those_that_torch_counts(shape: dict, num_loops: int, backward: bool) -> None:
@@ -112,7 +98,7 @@ def test_a_loop_costs_flops_but_no_parameters() -> None:
 
 
 def test_tensor_parallel_ranks_hold_the_split_weights_once_and_the_others_each() -> None:
-    weights = layer_weights(section(GPT2))
-    whole = sum(weight.numel for weight in weights if not weight.is_split)
+    weights = layer_weights(section(GPT2)).values()
+    whole = sum(weight.numel for weight in weights if weight.split is None)
     assert whole == (4 + 2) * 32  # two LayerNorms, and the biases of the two projections into the residual stream
     assert 2 * count(weights, 2) == count(weights) + whole

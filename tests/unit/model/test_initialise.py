@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from pretrain.config.model import ModelSection
-from pretrain.model.gpt import LoopedGPT, Stage
+from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.modules import PLAIN, Modules
+from pretrain.model.weights import WHOLE, Stage, Weights
 
 CONFIG = ModelSection(
     vocab_size=256,
@@ -26,7 +26,7 @@ CONFIG = ModelSection(
 )
 
 
-def build(config: ModelSection = CONFIG, seed: int = 0, stage: Stage | None = None) -> LoopedGPT:
+def build(config: ModelSection = CONFIG, seed: int = 0, stage: Stage = WHOLE) -> LoopedGPT:
     model = LoopedGPT(config, 16, stage=stage)
     initialise(model, seed)
     return model
@@ -70,33 +70,28 @@ def test_a_pipeline_stage_has_its_part_of_the_whole(index: int) -> None:
 
 
 def split_modules(size: int) -> Modules:
-    """Plain modules of 1/size of the width, marked the way tensor-parallel layers mark their parameters."""
+    """Plain modules of the part that one of `size` ranks holds."""
 
-    def mark(module: nn.Module, **dims: int) -> nn.Module:
-        for name, dim in dims.items():
-            parameter = getattr(module, name)
-            if parameter is not None:
-                parameter.tensor_model_parallel, parameter.partition_dim = True, dim
-        return module
+    def held(weights: Weights) -> Weights:
+        return {name: replace(weight, shape=weight.held_shape(size)) for name, weight in weights.items()}
 
     return replace(
         PLAIN,
         size=size,
-        column=lambda inputs, outputs, bias: mark(PLAIN.column(inputs, outputs // size, bias), weight=0, bias=0),
-        row=lambda inputs, outputs, bias: mark(PLAIN.row(inputs // size, outputs, bias), weight=1),
-        embedding=lambda rows, width: mark(PLAIN.embedding(rows // size, width), weight=0),
+        linear=lambda weights: PLAIN.linear(held(weights)),
+        embedding=lambda weights: PLAIN.embedding(held(weights)),
     )
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_tensor_parallel_parts_make_up_the_whole(size: int) -> None:
-    parts = []
+    parts, model = [], build()
     for rank in range(size):
-        model = LoopedGPT(CONFIG, 16, split_modules(size))
-        initialise(model, 0, rank)
-        parts.append(dict(model.named_parameters()))
-    for name, whole in build().named_parameters():
-        dim = getattr(parts[0][name], "partition_dim", None)
+        part = LoopedGPT(CONFIG, 16, split_modules(size))
+        initialise(part, 0, rank)
+        parts.append(dict(part.named_parameters()))
+    for name, whole in model.named_parameters():
+        dim = model.weights[name].split
         if dim is None:
             assert all(torch.equal(part[name], whole) for part in parts), name
         else:

@@ -16,10 +16,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Separators
-from pretrain.model.count import count, stage_weights
-from pretrain.model.gpt import LoopedGPT, Stage
+from pretrain.model.count import count
+from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels import blocked_attention, head_loss
 from pretrain.model.loss import loss_sums
+from pretrain.model.weights import Stage, stage_weights
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan import plan as plan_module
@@ -157,9 +158,10 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(
 def test_parameters_of_a_stage_are_those_of_the_module(shape: dict, num_stages: int) -> None:
     run = config(shape)
     for index in range(num_stages):
-        built = LoopedGPT(run.model, run.train.seq_len, stage=Stage(index=index, count=num_stages))
+        stage = Stage(index=index, count=num_stages)
+        built = LoopedGPT(run.model, run.train.seq_len, stage=stage)
         numel = sum(parameter.numel() for parameter in built.parameters())
-        assert count(stage_weights(run.model, run.train.seq_len, index, num_stages)) == numel
+        assert count(stage_weights(run.model, run.train.seq_len, stage).values()) == numel
 
 
 # --- the schedule -----------------------------------------------------------------------------------------------------
