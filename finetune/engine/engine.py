@@ -32,6 +32,7 @@ from pretrain.device.hardware import DTYPES
 from pretrain.device.ranks import world_from_environment
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
+from pretrain.optim.make import set_lr
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.run.signals import REASONS
@@ -118,8 +119,7 @@ class FinetuneEngine:
         Raises:
             FloatingPointError: the loss is not finite; the weights are those from before the step.
         """
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self._engine.optimizer, lr)
         replicas = self.groups.data.size()
         nll = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for number, micro_batch in enumerate(step.micro_batches):

@@ -276,7 +276,7 @@ class RunConfig(EntryConfig):
             )
         if any(loops < 1 for loops in self.validation.num_loops):
             raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
-        if self.optimizer.name == "adamw" and self.optimizer.warmup_steps >= train.steps > 1:
+        if self.optimizer.warmup_steps >= train.steps > 1:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"
             )

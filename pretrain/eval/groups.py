@@ -8,7 +8,6 @@ is, or why there is none; `load_tasks` makes the harness's objects. Groups: Saun
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from pretrain.config.choice import did_you_mean
 from pretrain.config.run import RunConfig
 from pretrain.eval.own_tasks import harness_task
 from pretrain.eval.tasks.files import find_file
@@ -227,9 +227,7 @@ def _known(name: str, allow_network: bool) -> KnownTask:
     if allow_network and name in _network_tasks().all_tasks:
         return KnownTask(harness=name)
     candidates = [*GROUPS, *TASKS, *GENERATORS]
-    near = get_close_matches(name, candidates, n=1)
-    hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(candidates)}"
-    raise ValueError(f"task {name}: no such task or group{hint}")
+    raise ValueError(f"task {name}: no such task or group{did_you_mean(name, candidates)}")
 
 
 def _missing_files(offline: str, data_dir: Path) -> str:

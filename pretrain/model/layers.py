@@ -199,21 +199,34 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(states.shape[0], -1))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020) or GELU in its tanh form."""
+def swiglu(up: Tensor, gate: Tensor | None) -> Tensor:
+    """Shazeer 2020 (arXiv 2002.05202)."""
+    assert gate is not None
+    return F.silu(gate) * up
 
-    def __init__(self, modules: Modules, weights: Weights) -> None:
+
+def gelu(up: Tensor, _gate: Tensor | None) -> Tensor:
+    """In its tanh form (Hendrycks and Gimpel 2016), without a gate."""
+    return F.gelu(up, approximate="tanh")
+
+
+ACTIVATIONS = {"swiglu": swiglu, "gelu": gelu}
+
+
+class FeedForward(nn.Module):
+    """down(activation(up, gate)); the gate is there if the activation has one."""
+
+    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
         super().__init__()
-        self.enter = modules.enter
+        self.enter, self.activation = modules.enter, ACTIVATIONS[config.activation]
         gate = under(weights, "gate")
         self.gate = modules.linear(gate) if gate else None
         self.up, self.down = (modules.linear(under(weights, name)) for name in ("up", "down"))
 
     def forward(self, states: Tensor) -> Tensor:
         states = self.enter(states)
-        if self.gate is None:
-            return self.down(F.gelu(self.up(states), approximate="tanh"))
-        return self.down(F.silu(self.gate(states)) * self.up(states))
+        gate = None if self.gate is None else self.gate(states)
+        return self.down(self.activation(self.up(states), gate))
 
 
 class Layer(nn.Module):
@@ -225,8 +238,8 @@ class Layer(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, modules, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(modules, under(weights, "ffn"))
-        self.norms_after = config.norm_place == "after"
+        self.ffn = FeedForward(config, modules, under(weights, "ffn"))
+        self.norms_after = {"before": False, "after": True}[config.norm_place]
 
     def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
         if self.norms_after:

@@ -11,7 +11,9 @@ Nothing is remembered between steps: a resumed run gets the rates of an uninterr
 """
 
 import math
+from collections.abc import Callable
 
+from pretrain.config.choice import choose
 from pretrain.config.run import OptimizerSection
 
 
@@ -30,15 +32,34 @@ def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
     done = step + 1
     if done <= config.warmup_steps:
         return config.lr * (done / config.warmup_steps)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * _height(config, done, num_steps))
+    height = choose(SCHEDULES, config.schedule, "optimizer.schedule")(config, done, num_steps)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * height)
 
 
-def _height(config: OptimizerSection, done: int, num_steps: int) -> float:
-    """Height above the floor after warm-up: 1 at the peak, 0 at the floor."""
-    if config.schedule == "constant":
-        return 1.0
-    start = config.warmup_steps
-    if config.schedule == "wsd":
-        start = max(start, num_steps - (config.decay_steps or math.ceil(num_steps / 5)))
-    fallen = max(0, done - start) / (num_steps - start)
-    return (1 + math.cos(math.pi * fallen)) / 2 if config.schedule == "cosine" else 1 - fallen
+def _cosine(config: OptimizerSection, done: int, num_steps: int) -> float:
+    return (1 + math.cos(math.pi * _fallen(config.warmup_steps, done, num_steps))) / 2
+
+
+def _linear(config: OptimizerSection, done: int, num_steps: int) -> float:
+    return 1 - _fallen(config.warmup_steps, done, num_steps)
+
+
+def _constant(_config: OptimizerSection, _done: int, _num_steps: int) -> float:
+    return 1.0
+
+
+def _wsd(config: OptimizerSection, done: int, num_steps: int) -> float:
+    decay_steps = config.decay_steps or math.ceil(num_steps / 5)
+    return 1 - _fallen(max(config.warmup_steps, num_steps - decay_steps), done, num_steps)
+
+
+def _fallen(start: int, done: int, num_steps: int) -> float:
+    """Share that is done of a fall from step `start` to the end."""
+    return max(0, done - start) / (num_steps - start)
+
+
+SCHEDULES: dict[str, Callable[[OptimizerSection, int, int], float]] = {
+    "cosine": _cosine, "linear": _linear, "constant": _constant, "wsd": _wsd,
+}  # fmt: skip
+"""By the name in `optimizer.schedule`: (settings, steps done, steps of the run) -> height above the floor after
+warm-up, 1 at the peak and 0 at the floor."""

@@ -13,8 +13,11 @@ between its versions.
 
 import hashlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
 
+from pretrain.config.choice import choose
 from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection
 
@@ -31,17 +34,44 @@ def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, 
     Returns:
         How often the loop block is applied in this step.
     """
-    if sampling.distribution == "fixed":
-        return model.num_loops
-    if sampling.distribution == "uniform":
-        num_counts = sampling.maximum - sampling.minimum + 1
-        return sampling.minimum + (_hash(seed, step, "uniform") * num_counts >> 64)
+    return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution").draw(
+        model, sampling, seed, step
+    )
+
+
+def mean_loops(model: ModelSection, sampling: LoopSamplingSection) -> float:
+    """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
+    return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution").mean(model, sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """One way to draw loop counts."""
+
+    draw: Callable[[ModelSection, LoopSamplingSection, int, int], int]
+    """(model, sampling, seed, step) -> loop count."""
+    mean: Callable[[ModelSection, LoopSamplingSection], float]
+
+
+def _uniform(_model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
+    num_counts = sampling.maximum - sampling.minimum + 1
+    return sampling.minimum + (_hash(seed, step, "uniform") * num_counts >> 64)
+
+
+def _poisson_lognormal(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
     if model.num_loops == 1:
         return max(1, sampling.minimum)
     spread = NormalDist().inv_cdf(_unit(_hash(seed, step, "rate")))
     log_rate = math.log(model.num_loops - 1) - sampling.sigma**2 / 2 + sampling.sigma * spread
     count = 1 + _poisson(log_rate, _unit(_hash(seed, step, "count")), sampling.maximum - 1)
     return max(count, sampling.minimum)
+
+
+DISTRIBUTIONS = {
+    "fixed": Distribution(draw=lambda model, *_: model.num_loops, mean=lambda model, _: float(model.num_loops)),
+    "uniform": Distribution(draw=_uniform, mean=lambda _, sampling: (sampling.minimum + sampling.maximum) / 2),
+    "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda model, _: float(model.num_loops)),
+}
 
 
 def _hash(seed: int, step: int, purpose: str) -> int:

@@ -29,9 +29,10 @@ from pretrain.device.hardware import DTYPES
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
+from pretrain.optim.optimizers import is_sharded
 from pretrain.parallel.depths import Batch, DepthRing
 from pretrain.parallel.groups import Groups
-from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedAdamW, main_grad
+from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.stage import build_stage, megatron_config
 
@@ -75,8 +76,7 @@ class Engine:
         if config.train.compile:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
-        shards = config.optimizer.name == "adamw" and self.dtype != torch.float64
-        kind = ShardedAdamW if shards else ReplicatedOptimizer
+        kind = ShardedOptimizer if is_sharded(config.optimizer, config.train.precision) else ReplicatedOptimizer
         self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups)
         self.ring = Ring(self.model, self.megatron, groups)
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)

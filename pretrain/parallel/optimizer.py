@@ -1,10 +1,10 @@
 """Optimizers over ranks: how gradients are reduced, normed and applied, and what of it a checkpoint holds.
 
-`ShardedAdamW` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered
-over the data-parallel ranks, each updates its flat share of the fp32 weights with fused AdamW, and the weights are
-all-gathered. `ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole
-matrices (tensor-parallel parts are gathered first, so the result does not depend on the layout), and for fp64, which
-the distributed optimizer does not know.
+`ShardedOptimizer` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered
+over the data-parallel ranks, each updates its flat share of the fp32 weights, and the weights are all-gathered.
+`ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole matrices
+(tensor-parallel parts are gathered first, so the result does not depend on the layout), and for fp64. Which of them:
+`is_sharded` in `pretrain/optim/optimizers.py`.
 
 Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over
 micro-batches and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums,
@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from pretrain.checkpoint.format import Piece
 from pretrain.config.run import OptimizerSection
 from pretrain.model.gpt import LoopedGPT
-from pretrain.optim.make import make_optimizer, parameter_groups
+from pretrain.optim.make import fill_state, make_optimizer, parameter_groups, set_lr, set_num_updates
 from pretrain.parallel.cpu import cuda_type_names
 from pretrain.parallel.groups import Groups
 
 
 class ParallelOptimizer(ABC):
     """What the engine asks of an optimizer; the order of calls in a step is that of the methods."""
+
+    inner: torch.optim.Optimizer
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups, shard: bool) -> None:
         self.model, self.groups = model, groups
@@ -82,19 +84,19 @@ class ParallelOptimizer(ABC):
             self.model.split_dim(name) is not None or self.groups.tensor.rank() == 0
         )
 
+    def kept(self, weight: Tensor) -> dict[str, Tensor]:
+        """What a checkpoint holds of a weight that `inner` updates: "weights" and the names of its states -> tensor."""
+        state = self.inner.state[weight]
+        return {"weights": weight.detach()} | {name: tensor for name, tensor in state.items() if name != "step"}
+
 
 def main_grad(parameter: nn.Parameter) -> Tensor:
     """The gradient of a parameter in Megatron's buffer: fp32 or wider, summed over micro-batches."""
     return parameter.main_grad  # type: ignore[attr-defined]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-class ShardedAdamW(ParallelOptimizer):
-    """AdamW whose state and fp32 weights are sharded over the data-parallel ranks."""
+class ShardedOptimizer(ParallelOptimizer):
+    """An optimizer of single elements, whose state and fp32 weights are sharded over the data-parallel ranks."""
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
         super().__init__(model, config, groups, shard=True)
@@ -122,12 +124,7 @@ class ShardedAdamW(ParallelOptimizer):
             for parameter_group, shard_group in zip(parameters, shards, strict=True)
             for parameter, shard in zip(parameter_group, shard_group, strict=True)
         ]
-        for _, shard in self.shards:  # fused AdamW would make the same at its first step; a load needs it before
-            zeros = torch.zeros_like(shard, dtype=torch.float32)
-            self.inner.state[shard] = {
-                "step": torch.zeros((), dtype=torch.float32, device=shard.device), "exp_avg": zeros,
-                "exp_avg_sq": zeros.clone(),
-            }  # fmt: skip
+        fill_state(self.inner, settings)
 
     def squared_norm(self) -> Tensor:
         self.sharded.prepare_grads()
@@ -147,18 +144,11 @@ class ShardedAdamW(ParallelOptimizer):
             if for_saving and not self.is_counted(parameter):
                 continue
             start = self.sharded._get_model_param_range_map(parameter)["param"].start
-            state = self.inner.state[shard]
-            for prefix, tensor in (
-                ("weights", shard.detach()),
-                ("exp_avg", state["exp_avg"]),
-                ("exp_avg_sq", state["exp_avg_sq"]),
-            ):
-                found.append(self._part_piece(prefix, parameter, tensor, start))
+            found += [self._part_piece(prefix, parameter, tensor, start) for prefix, tensor in self.kept(shard).items()]
         return found
 
     def finish_loading(self, num_updates: int) -> None:
-        for _, shard in self.shards:
-            self.inner.state[shard]["step"].fill_(num_updates)
+        set_num_updates(self.inner, num_updates)
         with torch.no_grad():
             self.sharded._copy_main_params_to_model_params()
             self.ddp.start_param_sync()
@@ -188,6 +178,7 @@ class ReplicatedOptimizer(ParallelOptimizer):
         ]
         named = ((self.names[parameter], whole) for parameter, whole in self.wholes)
         self.inner = make_optimizer(parameter_groups(named, model.weights, settings), settings)
+        fill_state(self.inner, settings)
 
     def squared_norm(self) -> Tensor:
         grads = [main_grad(parameter) for parameter in self.names if self.is_counted(parameter)]
@@ -204,38 +195,18 @@ class ReplicatedOptimizer(ParallelOptimizer):
     def pieces(self, for_saving: bool) -> list[Piece]:
         if for_saving and (self.groups.tensor.rank() or self.groups.data.rank()):
             return []
-        self._fill_state()
         found = []
         for parameter, whole in self.wholes:
             if for_saving and not self.is_counted(parameter):
                 continue
             stored = self.model.stored_name(self.names[parameter])
-            found.append(Piece.whole(f"weights/{stored}", whole.detach()))
-            for key, value in self.inner.state[whole].items():
-                if key != "step":
-                    found.append(Piece.whole(f"{key}/{stored}", value))
+            found += [Piece.whole(f"{prefix}/{stored}", tensor) for prefix, tensor in self.kept(whole).items()]
         return found
 
     def finish_loading(self, num_updates: int) -> None:
-        for _, whole in self.wholes:
-            self.inner.state[whole]["step"].fill_(num_updates)
+        set_num_updates(self.inner, num_updates)
         with torch.no_grad():
             self._copy_to_model()
-
-    def _fill_state(self) -> None:
-        """Before its first step the optimizer has no state; a step of zero gradient and zero rate on a copy shows what
-        it will hold."""
-        if self.inner.state:
-            return
-        kept = [whole.detach().clone() for _, whole in self.wholes]
-        for _, whole in self.wholes:
-            whole.grad = torch.zeros_like(whole)
-        set_lr(self.inner, 0.0)
-        self.inner.step()
-        for (_, whole), value in zip(self.wholes, kept, strict=True):
-            whole.data.copy_(value)
-            for state in self.inner.state[whole].values():
-                state.zero_()
 
     def _copy_to_model(self) -> None:
         for parameter, whole in self.wholes:

@@ -8,9 +8,9 @@ make them unequal, see `balance`.
 Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 4)):
 
     weights p, gradients w (one buffer over micro-batches and loops)
-    AdamW: two moments of 4 and, for bf16, fp32 weights of 4, divided by the data-parallel size
-    Adafactor, and fp64: not sharded and over whole matrices: weights w, a copy of the gradients w, moments (Adafactor:
-    rows + columns)
+    a sharded optimizer: its states (AdamW: two moments) of 4 and, for bf16, fp32 weights of 4, divided by the
+    data-parallel size
+    one that is not, over whole matrices: weights w, a copy of the gradients w, its states (Adafactor: rows + columns)
 
 Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working
 space is what the backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not
@@ -19,6 +19,7 @@ counted: statistics of one number a token, communication buffers, document masks
 torch.compile may keep less.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ from pretrain.model.count import (
     train_flops_per_token,
 )
 from pretrain.model.weights import Stage, stage_weights
+from pretrain.optim.loop_count import mean_loops
+from pretrain.optim.optimizers import is_sharded, optimizer_kind
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 LOSS_ROWS = 2048
@@ -97,7 +100,7 @@ class Activations:
         """One layer without recomputation."""
         model = self.config.model
         attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
-        ffn = (4 if model.activation == "swiglu" else 2) * model.ffn_size
+        ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
         return (
             2 * (self.state + self._whole_state)
             + self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
@@ -155,7 +158,7 @@ class Activations:
         """
         config, num_stages = self.config, self.config.parallel.pipeline
         num_layers = {"none": 0, "loop": config.model.pass_layers // num_stages, "layer": 1}[config.train.recompute]
-        num_gradients = 2 if config.model.activation == "swiglu" else 1
+        num_gradients = {"swiglu": 2, "gelu": 1}[config.model.activation]
         gradients = num_gradients * self._tokens * config.model.ffn_size * self._size / config.parallel.tensor
         unit = num_layers * self.layer + gradients
         if stage < num_stages - 1:
@@ -253,18 +256,12 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         ValueError: the configuration does not fit on so many ranks.
     """
     layout = check_layout(config, world_size)
-    sampling = config.train.loop_sampling
-    mean_loops = (
-        (sampling.minimum + sampling.maximum) / 2
-        if sampling.distribution == "uniform"
-        else float(config.model.num_loops)
-    )
     return Plan(
         config=config,
         layout=layout,
         parameters=count_parameters(config.model, config.train.seq_len),
         stages=tuple(_plan_stage(config, layout, index) for index in range(config.parallel.pipeline)),
-        mean_loops=mean_loops,
+        mean_loops=mean_loops(config.model, config.train.loop_sampling),
     )
 
 
@@ -275,14 +272,13 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
     held = count(weights, parallel.tensor)
     size = BYTES[train.precision]
     wide = max(4, size)
-    if config.optimizer.name == "adamw" and train.precision != "fp64":
-        optimizer = held * (12 if train.precision == "bf16" else 8) / layout.data_parallel
+    states_of = optimizer_kind(config.optimizer).states
+    if is_sharded(config.optimizer, train.precision):
+        states = sum(math.prod(shape) for w in weights for shape in states_of(w.held_shape(parallel.tensor)).values())
+        optimizer = wide * (states + held * (size < wide)) / layout.data_parallel
     else:
-        factored = config.optimizer.name == "adafactor"
-        moments = sum(
-            sum(w.shape) if len(w.shape) == 2 and factored else w.numel * (1 if factored else 2) for w in weights
-        )
-        optimizer = wide * (2 * count(weights) + moments)
+        states = sum(math.prod(shape) for w in weights for shape in states_of(w.shape).values())
+        optimizer = wide * (2 * count(weights) + states)
     activations = Activations(config=config)
     num_layers = model.pass_layers // parallel.pipeline * num_passes(model, model.num_loops)
     num_layers += stage.is_first * model.num_prelude_layers + stage.is_last * model.num_coda_layers

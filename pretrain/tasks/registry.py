@@ -1,11 +1,11 @@
 """The tasks by name, and one of them at a given difficulty."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
+from pretrain.config.choice import did_you_mean
 from pretrain.tasks.addition import Addition
 from pretrain.tasks.group_composition import GroupComposition
 from pretrain.tasks.i_gsm import IGSM
@@ -45,12 +45,12 @@ def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
         ValueError: there is no such task or parameter (the nearest is named), or a value does not fit.
     """
     if name not in TASKS:
-        raise ValueError(f"task {name}: no such task{_hint(name, TASKS)}")
+        raise ValueError(f"task {name}: no such task{did_you_mean(name, TASKS)}")
     task = TASKS[name]
     fields = task.parameters_type.model_fields
     for key in parameters:
         if key not in fields:
-            raise ValueError(f"task {name}: no parameter {key}{_hint(key, fields)}")
+            raise ValueError(f"task {name}: no parameter {key}{did_you_mean(key, fields)}")
     try:
         return task(task.parameters_type.model_validate(dict(parameters)))
     except ValidationError as error:
@@ -60,8 +60,3 @@ def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
         raise ValueError(
             f"task {name}: {where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
         ) from None
-
-
-def _hint(name: str, known: Mapping[str, object]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known)) or 'none'}"

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import IGNORED, make_inputs
 from pretrain.data.tokenizers.tokenizer import Separators
@@ -221,6 +223,17 @@ def saved_parts(engine: Engine) -> list[SavedPart]:
         )
         for piece in engine.pieces()
     ]  # fmt: skip
+
+
+def save(engine: Engine, folder: str, step: int) -> None:
+    """Write a checkpoint of this step. Collective."""
+    store = CheckpointStore(
+        directory=folder, rank=dist.get_rank(), world_size=dist.get_world_size(), nonce="test", keep_last=1,
+        keep_every=0, asynchronous=True, timeout_s=60,
+    )  # fmt: skip
+    dist.barrier()
+    store.save(step, engine.pieces(), {})
+    store.wait()
 
 
 def saved_tensors(parts_of_ranks: Sequence[Sequence[SavedPart]]) -> dict[str, Tensor]:

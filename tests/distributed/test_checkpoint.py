@@ -6,19 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.parallel.engine import Engine, StepResult
+from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import (
     Reference,
     SavedPart,
     make_engine,
     make_rows,
     own_rows,
+    save,
     saved_parts,
     saved_tensors,
     tiny_config,
@@ -52,7 +51,7 @@ def train(config: RunConfig, folder: str) -> Trained:
     for step, loops in enumerate(LOOPS):
         results.append(engine.train_step(own_rows(make_rows(8, step), groups), loops, 0.01))
         if step + 1 == SAVED_STEP:
-            _save(engine, folder)
+            save(engine, folder, SAVED_STEP)
     return Trained(results=results, saved=saved_parts(engine))
 
 
@@ -65,23 +64,6 @@ def resume(config: RunConfig, folder: str) -> Trained:
         for step in range(SAVED_STEP, len(LOOPS))
     ]
     return Trained(results=results, saved=saved_parts(engine))
-
-
-def _save(engine: Engine, folder: str) -> None:
-    rank, size = dist.get_rank(), dist.get_world_size()
-    store = CheckpointStore(
-        directory=folder,
-        rank=rank,
-        world_size=size,
-        nonce="test",
-        keep_last=1,
-        keep_every=0,
-        asynchronous=True,
-        timeout_s=60,
-    )
-    dist.barrier()
-    store.save(SAVED_STEP, engine.pieces(), {})
-    store.wait()
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])

@@ -1,16 +1,22 @@
 """Optimizers over ranks: weights after some steps equal one process; bad steps and wishes to stop are agreed on by all
 ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.run import RunConfig
-from pretrain.optim.make import make_optimizer, parameter_groups
+from pretrain.checkpoint.format import step_name
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config.run import OptimizerSection, RunConfig
+from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
+from pretrain.optim.optimizers import OPTIMIZERS, OptimizerKind
 from pretrain.parallel.engine import Engine, StepResult
 from tests.distributed.cases import (
     Part,
@@ -20,6 +26,7 @@ from tests.distributed.cases import (
     make_rows,
     own_rows,
     report,
+    save,
     saved_parts,
     saved_tensors,
     tiny_config,
@@ -63,8 +70,7 @@ def _train_plainly(config: RunConfig) -> tuple[dict[str, Tensor], list[tuple[flo
     model = reference.model
     groups = parameter_groups(model.named_parameters(), model.weights, config.optimizer)
     optimizer = make_optimizer(groups, config.optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = LR
+    set_lr(optimizer, LR)
     seen = []
     for seed, loops in enumerate(LOOPS):
         nll, _, norm = reference.backward(make_rows(NUM_ROWS, seed), loops)
@@ -108,6 +114,61 @@ def test_weights_equal_one_process(pool: RankPool, name: str, family: str, layou
             scale = whole.abs().max().clamp_min(config.model.init_std)  # what a bias is added to is of that size
             assert (torch.from_numpy(part.values) - part.of(whole)).abs().max() <= 1e-6 * scale, part.name
             assert not torch.equal(whole, before[part.name])
+
+
+def _sgd(groups: list[dict[str, Any]], settings: OptimizerSection) -> torch.optim.Optimizer:
+    """SGD with momentum; what does not decay learns at half the rate."""
+    for group in groups:
+        group["lr_scale"] = 1.0 if group["weight_decay"] else 0.5
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+
+
+@contextmanager
+def registered(shards: bool) -> Iterator[None]:
+    """The table of optimizers has one more, "sgd", which keeps no count of its steps."""
+    sgd = OptimizerKind(make=_sgd, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPTIMIZERS, "sgd", sgd)
+        yield
+
+
+def train_and_resume(config: RunConfig, shards: bool, folder: str) -> tuple[Trained, Trained]:
+    """The steps of `train` with it: without a stop, and stopped and resumed before the last."""
+    with registered(shards):
+        straight = train(config)
+        engine, groups = make_engine(config)
+        for seed, loops in enumerate(LOOPS[:-1]):
+            engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR)
+        save(engine, folder, len(LOOPS) - 1)
+        resumed, _ = make_engine(config)
+        resumed.load(CheckpointReader(Path(folder, step_name(len(LOOPS) - 1))), len(LOOPS) - 1)
+        rows = own_rows(make_rows(NUM_ROWS, len(LOOPS) - 1), groups)
+        return straight, _held(resumed, [resumed.train_step(rows, LOOPS[-1], LR)])
+
+
+@pytest.mark.parametrize(
+    ("shards", "layout", "data"), [(False, {}, 1), (False, {"tensor": 2}, 1), (False, {}, 2), (True, {}, 2)]
+)
+def test_an_optimizer_of_the_table_alone_trains_and_resumes(
+    pool: RankPool, tmp_path: Path, shards: bool, layout: dict, data: int
+) -> None:
+    """A new entry of the table is all that a new optimizer takes: it equals torch's, with its rate for each group, and
+    resumes bitwise."""
+    config = tiny_config("gpt2", **layout, train={"precision": "fp32"}, optimizer=OPTIMIZER)
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "sgd"})})
+    with registered(shards):
+        wanted, _ = _train_plainly(config)
+    trained = pool.run(train_and_resume, config, shards, str(tmp_path), world_size=world_size(config, data))
+    for straight, resumed in trained:
+        for part in straight.weights:
+            scale = wanted[part.name].abs().max().clamp_min(config.model.init_std)
+            assert (torch.from_numpy(part.values) - part.of(wanted[part.name])).abs().max() <= 1e-6 * scale, part.name
+        assert resumed.results == straight.results[-1:]
+        for after, before in zip(resumed.saved, straight.saved, strict=True):
+            assert after.name == before.name
+            assert after.values.tobytes() == before.values.tobytes(), after.name
+    names = {part.name.partition("/")[0] for straight, _ in trained for part in straight.saved}
+    assert names == {"weights", "momentum_buffer"}
 
 
 @cache

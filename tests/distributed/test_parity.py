@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.model import ModelSection
@@ -119,14 +118,15 @@ class AdaptedFeedForward(layers.FeedForward):
     """SwiGLU with a low-rank step beside `up` (Hu et al. 2021): its first factor [r, d] is whole on every rank and is
     used where the others are split."""
 
-    def __init__(self, modules: Modules, weights: Weights) -> None:
-        super().__init__(modules, weights)
+    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
+        super().__init__(config, modules, weights)
         self.first, self.second = (modules.parameter(weights[name]) for name in ("first", "second"))
 
     def forward(self, states: Tensor) -> Tensor:
         states = self.enter(states)
         assert self.gate is not None
-        return self.down(F.silu(self.gate(states)) * (self.up(states) + states @ self.first.T @ self.second.T))
+        up = self.up(states) + states @ self.first.T @ self.second.T
+        return self.down(self.activation(up, self.gate(states)))
 
 
 @contextmanager

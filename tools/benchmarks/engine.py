@@ -20,7 +20,7 @@ from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
-from pretrain.optim.make import make_optimizer, parameter_groups
+from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups
 
@@ -125,8 +125,7 @@ class _BareLoop:
                 assert weight.grad is not None
                 master.grad = weight.grad.float()
         nn.utils.clip_grad_norm_(self.masters, self.config.optimizer.clip_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         self.optimizer.step()
         if self.has_masters:
             with torch.no_grad():

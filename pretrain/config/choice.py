@@ -1,0 +1,30 @@
+"""One entry of a table by its name, or an error that names the nearest."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def choose(table: Mapping[str, T], name: str, key: str) -> T:
+    """The entry `name` of a table.
+
+    Args:
+        table: entries by name.
+        name: the one that is asked for.
+        key: configuration key that names it, for the error.
+
+    Raises:
+        ValueError: the table does not have it.
+    """
+    if name not in table:
+        raise ValueError(f"{key}={name} is not known{did_you_mean(name, table)}")
+    return table[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error on an unknown name: the nearest that there is, else all of them."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names)) or 'none'}"

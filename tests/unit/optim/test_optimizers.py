@@ -1,0 +1,69 @@
+"""Tables of optimizers, schedules and distributions: they are what the configuration allows, and what torch does."""
+
+from collections.abc import Mapping
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from pretrain.config.model import ModelSection
+from pretrain.config.run import LoopSamplingSection, OptimizerSection
+from pretrain.model.layers import ACTIVATIONS, NORMS
+from pretrain.optim.learning_rate import SCHEDULES, learning_rate
+from pretrain.optim.loop_count import DISTRIBUTIONS
+from pretrain.optim.make import fill_state, make_optimizer, set_lr
+from pretrain.optim.optimizers import OPTIMIZERS, optimizer_kind
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "table"),
+    [
+        (OptimizerSection, "name", OPTIMIZERS),
+        (OptimizerSection, "schedule", SCHEDULES),
+        (LoopSamplingSection, "distribution", DISTRIBUTIONS),
+        (ModelSection, "norm", NORMS),
+        (ModelSection, "activation", ACTIVATIONS),
+    ],
+)
+def test_the_configuration_allows_what_the_table_has(
+    section: type[BaseModel], field: str, table: Mapping[str, object]
+) -> None:
+    assert set(get_args(section.model_fields[field].annotation)) == set(table)
+
+
+def test_what_a_table_does_not_have_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.name=adam is not known, did you mean adamw\?"):
+        optimizer_kind(OptimizerSection.model_construct(name="adam"))  # type: ignore[arg-type]
+    unknown = OptimizerSection().model_copy(update={"schedule": "cosinus", "warmup_steps": 0})
+    with pytest.raises(ValueError, match=r"optimizer\.schedule=cosinus is not known, did you mean cosine\?"):
+        learning_rate(unknown, 1, 10)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_is_the_one_that_torch_makes(name: str) -> None:
+    """Its names, shapes and types, of a matrix and of a vector; a step from either state is the same, bitwise."""
+    settings = OptimizerSection(name=name)  # type: ignore[arg-type]
+    results = []
+    for fills in (False, True):
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, 6).view(shape)) for shape in ((2, 3), (6,))]
+        optimizer = make_optimizer([{"params": weights, "weight_decay": 0.1}], settings)
+        if fills:
+            fill_state(optimizer, settings)
+        for weight in weights:
+            weight.grad = torch.sin(weight.detach())
+        optimizer.step()
+        results.append([dict(optimizer.state[weight], weight=weight.detach()) for weight in weights])
+    for torchs, ours in zip(*results, strict=True):
+        assert ours.keys() == torchs.keys()
+        for key, tensor in ours.items():
+            assert tensor.dtype == torchs[key].dtype
+            assert torch.equal(tensor, torchs[key])
+
+
+def test_a_group_keeps_its_share_of_the_learning_rate() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = make_optimizer([{"params": weights[:1]}, {"params": weights[1:], "lr_scale": 0.5}], OptimizerSection())
+    for lr in (0.1, 0.3):
+        set_lr(optimizer, lr)
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, lr * 0.5]
