@@ -15,7 +15,14 @@ from finetune.method.curriculum import CurriculumSection
 from finetune.method.methods import METHODS, Method, MethodName
 from pretrain.config.layout import Layout, lay_out
 from pretrain.config.model import ModelSection
-from pretrain.config.run import EntryConfig, LoggingSection
+from pretrain.config.run import (
+    AdamWSection,
+    CommonCheckpointSection,
+    CommonTrainSection,
+    EntryConfig,
+    LoggingSection,
+    OptimizerSection,
+)
 from pretrain.config.section import Section
 
 
@@ -43,7 +50,7 @@ class ExamplesSection(Section):
         return self.path is not None or self.task is not None
 
 
-class DataSection(Section):
+class FinetuneDataSection(Section):
     train: ExamplesSection = ExamplesSection()
     """Examples to train on."""
     validation: ExamplesSection = ExamplesSection()
@@ -70,43 +77,36 @@ class MethodSection(Section):
     """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = plain."""
 
 
-class TrainSection(Section):
+class FinetuneTrainSection(CommonTrainSection):
     epochs: int = Field(default=50, gt=0)
     """Epochs in all."""
     effective_batch: int = Field(default=128, gt=0)
     """Examples of one optimizer step: micro_batch x accumulation x data-parallel ranks."""
     micro_batch: int = Field(default=32, gt=0)
-    """Examples of one forward pass of one rank."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of weights and activations; optimizer state is fp32 in any case."""
     seq_len: int | None = Field(default=None, gt=0)
     """Longest sequence of a model from scratch, in tokens. Default: that of checkpoint.init_from."""
     num_loops: int | None = Field(default=None, gt=0)
     """L. Default: model.num_loops."""
-    deterministic: bool = False
-    """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
-    exit_after: float | None = Field(default=None, gt=0)
-    """Minutes after which to save and exit cleanly, resumable. Default: run to the end."""
 
 
-class OptimizerSection(Section):
+class FinetuneOptimizerSection(AdamWSection):
     lr: float = Field(default=1e-4, gt=0)
-    """Learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0, at the start of the run; constant afterwards."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the first moment."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the second moment."""
-    epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of all parameters."""
     clip_grad_norm: float = Field(default=0.0, ge=0)
-    """Largest global gradient norm; 0 = no clipping."""
     reset: Literal["never", "stage", "epoch"] = "stage"
     """When the moments start from zero again: never, at every new stage (as the paper says), or at every epoch (as its
     code does)."""
+
+    @property
+    def schedule(self) -> OptimizerSection:
+        """Warm-up, then the same rate, for `learning_rate`."""
+        return OptimizerSection(lr=self.lr, warmup_steps=self.warmup_steps, schedule="constant", min_lr_ratio=1.0)
 
 
 class EngineSection(Section):
@@ -116,7 +116,7 @@ class EngineSection(Section):
     """Ranks over which each weight matrix is split; the others are data-parallel."""
 
 
-class ValidationSection(Section):
+class FinetuneValidationSection(Section):
     every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch has one in any case."""
     batch: int = Field(default=64, gt=0)
@@ -125,28 +125,24 @@ class ValidationSection(Section):
     """Longest answer, reasoning in text included."""
 
 
-class CheckpointSection(Section):
+class FinetuneCheckpointSection(CommonCheckpointSection):
     every: int = Field(default=0, ge=0)
     """Steps between checkpoints, besides the one after every epoch; 0 = only those."""
     keep_last: int = Field(default=1, gt=0)
-    """Newest checkpoints that are kept."""
-    init_from: str | None = None
-    """Directory of the run whose newest weights training starts from: pretrained, imported or fine-tuned. Default:
-    random weights."""
 
 
 class FinetuneConfig(EntryConfig):
     """The whole configuration of a fine-tuning run."""
 
     model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
+    data: FinetuneDataSection = FinetuneDataSection()
     method: MethodSection = MethodSection()
     curriculum: CurriculumSection = CurriculumSection()
-    train: TrainSection = TrainSection()
-    optimizer: OptimizerSection = OptimizerSection()
+    train: FinetuneTrainSection = FinetuneTrainSection()
+    optimizer: FinetuneOptimizerSection = FinetuneOptimizerSection()
     engine: EngineSection = EngineSection()
-    validation: ValidationSection = ValidationSection()
-    checkpoint: CheckpointSection = CheckpointSection()
+    validation: FinetuneValidationSection = FinetuneValidationSection()
+    checkpoint: FinetuneCheckpointSection = FinetuneCheckpointSection()
     logging: LoggingSection = LoggingSection()
 
     @property

@@ -31,6 +31,7 @@ from pretrain.config.layout import Layout
 from pretrain.config.run import ParallelSection
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
+from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.parallel.stage import load_stage
 from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
@@ -142,8 +143,7 @@ class FinetuneTrainer:
         """One optimizer step; returns the agreed stop code."""
         progress, started = self.progress, time.perf_counter()
         batch = self.sampler.step(progress.epoch, progress.step_in_epoch)
-        warmup = self.config.optimizer.warmup_steps
-        lr = self.config.optimizer.lr * min(1.0, (progress.step + 1) / max(warmup, 1))
+        lr = learning_rate(self.config.optimizer.schedule, progress.step, self.num_steps)
         try:
             result = self.engine.train_step(batch, lr, self._wish)
         except FloatingPointError as error:

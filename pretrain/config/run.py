@@ -99,15 +99,24 @@ class LoopSamplingSection(Section):
         return self
 
 
-class TrainSection(Section):
+class CommonTrainSection(Section):
+    """What training has in both of its kinds, pretraining and fine-tuning."""
+
+    micro_batch: int = Field(default=8, gt=0)
+    """Sequences per forward pass of one rank."""
+    deterministic: bool = False
+    """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
+    exit_after: float | None = Field(default=None, gt=0)
+    """Minutes after which to save and exit cleanly, resumable. Default: run all steps."""
+
+
+class TrainSection(CommonTrainSection):
     steps: int = Field(default=1000, gt=0)
     """Optimizer steps of the whole run."""
     seq_len: int = Field(default=512, gt=0)
     """Tokens per sequence."""
     global_batch: int = Field(default=64, gt=0)
     """Sequences per step over all ranks."""
-    micro_batch: int = Field(default=8, gt=0)
-    """Sequences per forward pass of one rank."""
     precision: Literal["fp64", "fp32", "bf16"] = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
     recompute: Literal["none", "loop", "layer"] = "none"
@@ -115,8 +124,6 @@ class TrainSection(Section):
     layer."""
     compile: bool = False
     """torch.compile the layers (needs a C++ compiler on a CPU)."""
-    deterministic: bool = False
-    """Only deterministic kernels: two runs of the same configuration are bitwise equal on the same machine."""
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) in the loss."""
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
@@ -124,23 +131,15 @@ class TrainSection(Section):
     max_bad_steps: int = Field(default=10, gt=0)
     """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all
     ranks."""
-    exit_after: float | None = Field(default=None, gt=0)
-    """Minutes after which to save and exit cleanly, resumable. Default: run all steps."""
 
 
-class OptimizerSection(Section):
-    name: Literal["adamw", "adafactor"] = "adamw"
-    """AdamW (fused, state sharded over data-parallel ranks) or Adafactor (torch's; state replicated)."""
+class AdamWSection(Section):
+    """What AdamW needs; fine-tuning has defaults of its own."""
+
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
-    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Final learning rate as a share of the peak."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Learning rate after warm-up; wsd = constant, then a linear decay over the last decay_steps."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps of linear warm-up from 0."""
-    decay_steps: int | None = Field(default=None, gt=0)
-    """Length of the wsd decay, in steps. Default: a fifth of train.steps."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's first moment."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -153,9 +152,20 @@ class OptimizerSection(Section):
     """Largest global gradient norm, shared weights counted once; 0 = no clipping."""
 
 
+class OptimizerSection(AdamWSection):
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """AdamW (fused, state sharded over data-parallel ranks) or Adafactor (torch's; state replicated)."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Learning rate after warm-up; wsd = constant, then a linear decay over the last decay_steps."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Length of the wsd decay, in steps. Default: a fifth of train.steps."""
+
+
 class ValidationSection(Section):
     every: int = Field(default=200, ge=0)
-    """Steps between validation losses; 0 = never."""
+    """Steps between validation losses, and one before a run with checkpoint.init_from trains; 0 = never."""
     num_sequences: int = Field(default=64, gt=0)
     """Sequences of the validation split that are scored each time, the same ones every time."""
     num_loops: tuple[int, ...] = ()
@@ -170,19 +180,24 @@ class ValidationSection(Section):
     """Folder of evaluation data, for tasks that are read from files."""
 
 
-class CheckpointSection(Section):
-    every: int = Field(default=500, ge=0)
-    """Steps between checkpoints; 0 = only at the end and on a signal."""
+class CommonCheckpointSection(Section):
+    """What checkpoints have in both kinds of training."""
+
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
+    init_from: str | None = None
+    """Directory of a run whose newest weights a new run starts from: pretrained, imported or fine-tuned.
+    Default: random weights."""
+
+
+class CheckpointSection(CommonCheckpointSection):
+    every: int = Field(default=500, ge=0)
+    """Steps between checkpoints; 0 = only at the end and on a signal."""
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
     resume: Literal["auto", "never"] = "auto"
     """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has
     any."""
-    init_from: str | None = None
-    """Directory of a run whose newest weights a new run starts from (and validates before it trains). Default: random
-    weights."""
     asynchronous: bool = True
     """Write in the background: the step waits only for the copy out of the training state."""
 

@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.config import FinetuneConfig, FinetuneOptimizerSection
 from pretrain.config.help_page import config_keys
 from pretrain.config.read import read_config, resolved_yaml
-from pretrain.config.run import RunConfig
+from pretrain.config.run import OptimizerSection, RunConfig
 from pretrain.config.section import Section
 from pretrain.train import COMMAND_LINE
 
@@ -321,8 +322,16 @@ def test_help_lists_every_key_within_the_width(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_every_key_is_documented() -> None:
-    assert [key for key, info in config_keys(RunConfig) if "." in key and not info.description] == []
+@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig])
+def test_every_key_is_documented(schema: type[Section]) -> None:
+    assert [key for key, info in config_keys(schema) if "." in key and not info.description] == []
+
+
+def test_a_key_with_another_default_keeps_its_meaning_and_may_have_another() -> None:
+    ours, theirs = OptimizerSection.model_fields, FinetuneOptimizerSection.model_fields
+    assert ours["beta2"].description == theirs["beta2"].description
+    assert (ours["beta2"].default, theirs["beta2"].default) == (0.95, 0.999)
+    assert ours["weight_decay"].description != theirs["weight_decay"].description
 
 
 def test_help_shows_type_range_default_and_meaning() -> None:

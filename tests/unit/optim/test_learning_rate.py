@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.config import FinetuneOptimizerSection
 from pretrain.config.run import OptimizerSection
 from pretrain.optim.learning_rate import learning_rate
 
@@ -77,6 +78,13 @@ def test_values(schedule: str, expected: list[float]) -> None:
         {"lr": 1.0, "schedule": schedule, "warmup_steps": 2, "min_lr_ratio": 0.1, "decay_steps": 2}
     )
     assert rates(config, 6) == pytest.approx(expected)
+
+
+@given(st.floats(1e-6, 1.0), st.integers(0, 50))
+def test_the_rate_of_fine_tuning_is_its_warm_up_and_then_constant(lr: float, warmup: int) -> None:
+    schedule = FinetuneOptimizerSection(lr=lr, warmup_steps=warmup).schedule
+    expected = [lr * min(1.0, (step + 1) / max(warmup, 1)) for step in range(40)]
+    assert rates(schedule, 40) == expected
 
 
 def test_wsd_decays_over_a_fifth_by_default() -> None:
