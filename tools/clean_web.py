@@ -12,7 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pretrain.run.console import positive, run_command
+from pretrain.run.console import run_command
+from pretrain.run.options import positive
 
 MOST_TASKS = 1000
 """Unless --tasks says otherwise; Slurm's usual limit of an array."""

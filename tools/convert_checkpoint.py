@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.run.console import positive, run_command
+from pretrain.run.console import run_command
+from pretrain.run.options import add_run, at_least, positive
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -25,9 +26,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     export = commands.add_parser(
         "export", help="a run -> a folder for transformers", description="Export a checkpoint of a run."
     )
-    export.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
+    add_run(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    export.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the newest good one")
     export.add_argument(
         "--unroll", action="store_true", help="a looped model as a stock one whose layers repeat the shared weights"
     )
@@ -60,13 +60,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     loop.add_argument("--num-loop-layers", type=positive, required=True, metavar="K", help="layers of the loop block")
     loop.add_argument(
-        "--num-prelude-layers", type=int, default=0, metavar="N", help="first layers that stay as they are; default: 0"
+        "--num-prelude-layers",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="first layers that stay as they are; default: 0",
     )
     loop.add_argument(
-        "--num-coda-layers", type=int, default=0, metavar="N", help="last layers that stay as they are; default: 0"
+        "--num-coda-layers",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="last layers that stay as they are; default: 0",
     )
     loop.add_argument(
-        "--block", type=int, metavar="N", help="take this block, numbered from 0; default: the mean of all"
+        "--block", type=at_least(0), metavar="N", help="take this block, numbered from 0; default: the mean of all"
     )
     return parser.parse_args(arguments)
 

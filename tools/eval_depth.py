@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.run.console import run_command
+from pretrain.run.options import add_run, counts, names, positive
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
@@ -23,43 +24,30 @@ if TYPE_CHECKING:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate a run on tasks at several loop counts.")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
+    add_run(parser)
     parser.add_argument(
         "--tasks", type=names, default=[], metavar="A,B", help="tasks and groups; default: what the run was trained on"
     )
     parser.add_argument(
-        "--num-loops", type=counts, metavar="1,2,4", help="loop counts; default: model.num_loops of the run"
+        "--num-loops", type=counts(1), metavar="1,2,4", help="loop counts; default: model.num_loops of the run"
     )
-    parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the newest good one")
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network"
     )
     parser.add_argument(
         "--offline", action="store_true", help="never use the network: tasks without local files are skipped"
     )
-    parser.add_argument("--num-examples", type=int, metavar="N", help="first examples of each task; default: all")
+    parser.add_argument("--num-examples", type=positive, metavar="N", help="first examples of each task; default: all")
     parser.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="sequences run together; changes no result; default: 8"
+        "--batch", type=positive, default=8, metavar="N", help="sequences run together; changes no result; default: 8"
     )
     parser.add_argument("--no-bos", action="store_true", help="texts do not begin with the begin-of-sequence token")
-    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that split each matrix; default: 1")
-    parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages; default: 1")
+    parser.add_argument(
+        "--tensor", type=positive, default=1, metavar="N", help="ranks that split each matrix; default: 1"
+    )
+    parser.add_argument("--pipeline", type=positive, default=1, metavar="N", help="pipeline stages; default: 1")
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows; default: eval/depth.jsonl of the run")
     return parser.parse_args(arguments)
-
-
-def names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def counts(text: str) -> list[int]:
-    try:
-        found = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"needs whole numbers such as 1,2,4, got {text}") from None
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"loop counts start at 1, got {text}")
-    return found
 
 
 def evaluate(options: argparse.Namespace) -> None:

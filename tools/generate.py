@@ -15,14 +15,14 @@ import torch
 from tqdm import tqdm
 
 from pretrain.eval.sampling import Generation, generate
-from pretrain.run.console import positive, run_command
+from pretrain.run.console import run_command
+from pretrain.run.options import add_run, positive
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate text with a pretrained model.")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
-    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint; default: the newest good one")
+    add_run(parser)
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times"

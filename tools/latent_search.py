@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
 from pretrain.run.console import run_command
+from pretrain.run.options import at_least
 
 if TYPE_CHECKING:
     from finetune.search.search_report import SearchReport
@@ -35,7 +36,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too"
     )
     parser.add_argument(
-        "--question", type=int, default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0"
+        "--question", type=at_least(0), default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
     return parser.parse_args(arguments)

@@ -17,7 +17,8 @@ from pretrain.data.manifest import Header
 from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import PrepareProgress
-from pretrain.run.console import positive, run_command
+from pretrain.run.console import run_command
+from pretrain.run.options import positive
 
 REUSED = "reused: nothing to do"
 
@@ -48,10 +49,12 @@ def parse_arguments() -> argparse.Namespace:
         help="key of the text in .jsonl, column in .parquet; default: text",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
     )
-    parser.add_argument("--shard-documents", type=int, metavar="N", help="most documents of a shard; default: no limit")
-    parser.add_argument("--shard-tokens", type=int, metavar="N", help="most tokens of a shard; default: no limit")
+    parser.add_argument(
+        "--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit"
+    )
+    parser.add_argument("--shard-tokens", type=positive, metavar="N", help="most tokens of a shard; default: no limit")
     parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
     share = parser.add_mutually_exclusive_group()
     share.add_argument(

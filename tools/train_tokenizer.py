@@ -19,17 +19,22 @@ from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
 from pretrain.run.console import run_command
+from pretrain.run.options import positive
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a SentencePiece tokenizer on text files.")
     kinds = ".txt, .jsonl (plain or .gz .xz .zst), .parquet"
     parser.add_argument("--input", nargs="+", required=True, metavar="GLOB", help=f"files, globs or URLs: {kinds}")
-    parser.add_argument("--vocab-size", type=int, required=True, metavar="N", help="pieces, special ones included")
+    parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces, special ones included")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="where the tokenizer goes")
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
     parser.add_argument(
-        "--max-sentences", type=int, default=1_000_000, metavar="N", help="lines sampled to train on; default: 1000000"
+        "--max-sentences",
+        type=positive,
+        default=1_000_000,
+        metavar="N",
+        help="lines sampled to train on; default: 1000000",
     )
     parser.add_argument(
         "--text-field",

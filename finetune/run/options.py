@@ -1,22 +1,15 @@
 """Options that the commands on a fine-tuned run share."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from pretrain.run.console import positive
+from pretrain.run.options import add_run, counts, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which run, and which questions: --run, --step, --latents, --num-loops, --split, --data, --num-examples,
     --batch."""
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
-    parser.add_argument(
-        "--step",
-        type=positive,
-        metavar="N",
-        help="of the checkpoint; default: the best of the last stage, or the newest",
-    )
+    add_run(parser, "the best of the last stage, or the newest")
     parser.add_argument(
         "--latents", type=counts(0), metavar="0,1,2", help="numbers of thoughts; default: that of the last stage"
     )
@@ -29,18 +22,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=positive, default=64, metavar="N", help="questions answered together; default: 64"
     )
-
-
-def counts(minimum: int) -> Callable[[str], list[int]]:
-    """Type of an option: whole numbers between commas, none below the minimum; each once, in their order."""
-
-    def parse(text: str) -> list[int]:
-        try:
-            found = list(dict.fromkeys(int(part) for part in text.split(",")))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"needs whole numbers such as 1,2,4, got {text}") from None
-        if min(found) < minimum:
-            raise argparse.ArgumentTypeError(f"needs numbers of at least {minimum}, got {text}")
-        return found
-
-    return parse

@@ -1,20 +1,10 @@
-"""How a command takes a number, and how it ends: an exit code, and one line for what went wrong. A traceback is for
-bugs."""
+"""How a command ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
 
-import argparse
 import sys
 from collections.abc import Callable
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
-def positive(text: str) -> int:
-    """Type of an option: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"needs at least 1, got {number}")
-    return number
 
 
 def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -> int:

@@ -1,0 +1,49 @@
+"""Options that commands share, and the types of options: numbers with a least value, lists of numbers and of names."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_run(parser: argparse.ArgumentParser, default: str = "the newest good one") -> None:
+    """--run and --step: the run whose checkpoint is read; the checkpoint is found by `open_checkpoint`."""
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run")
+    parser.add_argument("--step", type=at_least(0), metavar="N", help=f"of the checkpoint; default: {default}")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Type of an option: a whole number that is not below the minimum."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"needs a whole number, got {text}") from None
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"needs at least {minimum}, got {number}")
+        return number
+
+    return parse
+
+
+positive = at_least(1)
+
+
+def counts(minimum: int) -> Callable[[str], list[int]]:
+    """Type of an option: whole numbers between commas, none below the minimum; each once, in their order."""
+
+    def parse(text: str) -> list[int]:
+        try:
+            numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"needs whole numbers such as 1,2,4, got {text}") from None
+        if min(numbers) < minimum:
+            raise argparse.ArgumentTypeError(f"needs numbers of at least {minimum}, got {text}")
+        return numbers
+
+    return parse
+
+
+def names(text: str) -> list[str]:
+    """Type of an option: names between commas."""
+    return [name for name in text.split(",") if name]

@@ -1,0 +1,48 @@
+"""Numbers and lists on a command line: what is read, and the line that people get when something is wrong."""
+
+import pytest
+
+from tools import convert_checkpoint, eval_coconut, eval_depth
+
+COMMANDS = {"eval_depth": eval_depth.parse, "eval_coconut": eval_coconut.parse}
+every_command = pytest.mark.parametrize("command", COMMANDS)
+
+
+@every_command
+def test_lists_and_numbers_are_read(command: str) -> None:
+    read = COMMANDS[command](["--run", "runs/x", "--num-loops", "4,1,4", "--step", "0", "--num-examples", "3"])
+    assert (read.num_loops, read.step, read.num_examples) == ([4, 1], 0, 3)
+
+
+def test_names_stand_between_commas() -> None:
+    assert eval_depth.parse(["--run", "runs/x", "--tasks", "p_hop,,addition"]).tasks == ["p_hop", "addition"]
+    assert eval_coconut.parse(["--run", "runs/x", "--latents", "0,2"]).latents == [0, 2]
+
+
+@every_command
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--num-examples", "0", "needs at least 1, got 0"),
+        ("--batch", "-3", "needs at least 1, got -3"),
+        ("--batch", "two", "needs a whole number, got two"),
+        ("--step", "-1", "needs at least 0, got -1"),
+        ("--num-loops", "1,x", "needs whole numbers such as 1,2,4, got 1,x"),
+        ("--num-loops", "", "needs whole numbers such as 1,2,4, got "),
+        ("--num-loops", "2,0", "needs numbers of at least 1, got 2,0"),
+    ],
+)
+def test_what_is_no_number_or_too_small_is_named(
+    command: str, option: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS[command](["--run", "runs/x", f"{option}={text}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: argument {option}: {message}")
+
+
+def test_numbers_of_the_loop_command_are_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["loop", "--run", "runs/x", "--out", "runs/y", "--num-loop-layers", "2", "--block", "-1"]
+    with pytest.raises(SystemExit):
+        convert_checkpoint.parse(arguments)
+    assert "argument --block: needs at least 0, got -1" in capsys.readouterr().err
