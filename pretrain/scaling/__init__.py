@@ -1,20 +1,18 @@
-"""From evaluation rows to the scaling plot: what more loops are worth, and how sure that is.
+"""From evaluation rows to the scaling plot: what more loops are worth, with confidence intervals.
 
-Rows in, one room a question, figures out:
-
-    rows.py      read `eval/depth.jsonl`, keep the latest step and one metric a task group
+    rows.py      read `eval/depth.jsonl`, keep the latest step and one metric per task group
     curves.py    average the tasks of a group: value against effective depth, and where it gets worse with depth
     fit.py       value = alpha·log(D) + beta with bootstrap intervals; the ratio of two alphas
     gap.py       how much of the gap between its two baselines a looped model covers
     law.py       the joint law of validation loss over parameters, loops and tokens
     isoplot.py   downstream value against validation loss over training steps
-    analysis.py  all of the above together
-    tables.py    the same as tables, and fit.csv
-    axes.py      what a point can be drawn against
+    analysis.py  runs all of the above on one set of rows
+    tables.py    the results as tables, and fit.csv
+    axes.py      the horizontal axes: effective depth, parameters, FLOPs
     figure.py    PNG and SVG
     page.py      one self-contained HTML page
 
-Nothing here imports torch, so a laptop without it draws the runs of a cluster.
+Nothing here imports torch, so a laptop without it can plot a cluster's runs.
 
 Sources: Saunshi et al. 2025, "Reasoning with latent thoughts: on the power of looped transformers" (arXiv 2502.17416),
 for the line, the gap and the isoplots; Schwethelm et al. 2026, "How much is one recurrence worth?" (arXiv 2604.21106),

@@ -1,4 +1,4 @@
-"""Everything that a set of evaluation rows says about loops, computed once and drawn or printed by others."""
+"""All analyses of a set of evaluation rows, computed once for the tables, the figure and the page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pretrain.scaling.rows import Row, choose_metric, latest
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The results; `fits` goes along with `curves`. `law` is the reason where there is none."""
+    """The results. `fits` has one entry per curve; `law` is a string with the reason if no law could be fitted."""
 
     curves: list[Curve]
     fits: list[Fit | None]
@@ -28,14 +28,10 @@ class Analysis:
 
 
 def analyse(rows: Iterable[Row], metric: str | None = None) -> Analysis:
-    """Analyse evaluation rows.
-
-    Args:
-        rows: of any number of runs and steps.
-        metric: the metric to take where a task group has several.
+    """Analyse the rows of any number of runs and steps; `metric` is the one to use in task groups with several.
 
     Raises:
-        ValueError: if there is no row, or the choice of metric is not one.
+        ValueError: there are no rows, or `choose_metric` refuses the metric.
     """
     rows = list(rows)
     if not rows:

@@ -1,5 +1,4 @@
-"""What is drawn: against effective depth or one of the three kinds of "equal cost" of looped models, and how many
-points."""
+"""Horizontal axes (effective depth and the three kinds of "equal cost" of looped models) and the limit on points."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pretrain.scaling.curves import Curve, Point
 T = TypeVar("T")
 
 MAX_DRAWN = 200
-"""Points of one family in one panel that an eye, a browser and an SVG can still take."""
+"""Most points of one family in one panel: more are unreadable, and slow in a browser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class Axis:
     name: str
     label: str
     base: int
-    """Of its ticks."""
+    """Ticks are at powers of this base."""
     of: Callable[[Point], float]
 
 
@@ -36,12 +35,12 @@ AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
 
 
 def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes on which every point has a place: FLOPs of 0, of an untrained model, have none on a logarithmic one."""
+    """The axes that can show every point: the axes are logarithmic, and an untrained model has 0 training FLOPs."""
     return [axis for axis in AXES if all(axis.of(point) > 0 for curve in curves for point in curve.points)]
 
 
-def telling_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes worth a panel: depth alone if all points are of one model, whose parameters and training they share."""
+def informative_axes(curves: Sequence[Curve]) -> list[Axis]:
+    """The axes worth a panel: only depth if all points come from one model, so parameters and training are equal."""
     if (
         len({point.num_params for curve in curves for point in curve.points}) == 1
         and len({curve.family for curve in curves}) == 1
@@ -50,8 +49,8 @@ def telling_axes(curves: Sequence[Curve]) -> list[Axis]:
     return possible_axes(curves)
 
 
-def thin(points: Sequence[T], limit: int = MAX_DRAWN) -> Sequence[T]:
-    """All of the points, or `limit` evenly spaced ones."""
+def subsample(points: Sequence[T], limit: int = MAX_DRAWN) -> Sequence[T]:
+    """All points, or `limit` evenly spaced ones if there are more."""
     if len(points) <= limit:
         return points
     return [points[index * (len(points) - 1) // (limit - 1)] for index in range(limit)]

@@ -1,7 +1,7 @@
 """Points and curves: the mean of a task group for each run and loop count, by task group and family.
 
-A run is told apart by its name. Runs of the same family and depth are replicates (seeds, as a rule) and stay separate
-points of one curve: their scatter is what the intervals of `fit.py` are made of.
+A run is identified by its name. Runs of the same family and depth are replicates (usually seeds) and stay separate
+points of one curve, because the intervals of `fit.py` come from their scatter.
 """
 
 import math
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pretrain.scaling.rows import Family, Row
 
 LOWER_IS_BETTER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
-"""Metrics of which less is more; of all others more is."""
+"""Metrics where a lower value is better; for all others a higher one is."""
 
 ACCURACIES = frozenset({"acc", "accuracy", "acc_norm", "em", "exact_match"})
-"""Metrics that are the share of right answers, so binomial over examples."""
+"""Metrics that are the share of correct answers, so binomial over examples."""
 
 METRIC_NAMES = {
     "nll": "loss (nats per token)",
@@ -23,16 +23,16 @@ METRIC_NAMES = {
     "exact_match": "exact match",
     "bits_per_byte": "bits per byte",
 }
-"""What a metric is called on an axis; others go by their own name."""
+"""Axis labels of metrics; other metrics are labelled with their name."""
 
 ONE_SIDED_95 = 1.645
-"""Standard errors of a difference that chance exceeds once in twenty times, in one direction."""
+"""Standard errors that a chance difference exceeds in one direction with probability 5%."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run at one loop count: the mean over the tasks of a group. The fields named as in
-    `pretrain.run.rows.EvaluationRow` are the row's."""
+    """One run at one loop count, averaged over a group's tasks; fields of `pretrain.run.rows.EvaluationRow` keep
+    their meaning."""
 
     run: str
     step: int
@@ -45,22 +45,21 @@ class Point:
     eval_flops_per_token: float
     value: float
     stderr: float
-    """Standard error of the mean over examples; 0 where no row knows it."""
+    """Standard error of the mean over examples; 0 if unknown."""
     num_examples: int
-    """Examples of all tasks together."""
+    """Examples summed over the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The points of one task group and family over all runs, by depth."""
+    """The points of one task group and family over all runs, sorted by depth."""
 
     task_group: str
     family: Family
     metric: str
     points: tuple[Point, ...]
-    """By depth."""
     warnings: tuple[str, ...] = ()
-    """What a reader of the curve must know, a line each."""
+    """Caveats about the curve, one line each."""
 
     @property
     def num_depths(self) -> int:
@@ -68,8 +67,7 @@ class Curve:
 
 
 def example_stderr(row: Row) -> float:
-    """Standard error of a row over its examples: as written, binomial for an accuracy that comes without, else 0 (not
-    known)."""
+    """Standard error of a row over its examples: the row's own, else binomial for an accuracy, else 0 (unknown)."""
     if row.stderr is not None:
         return row.stderr
     if row.metric in ACCURACIES and 0 <= row.value <= 1:
@@ -78,7 +76,7 @@ def example_stderr(row: Row) -> float:
 
 
 def mean_point(rows: Sequence[Row]) -> Point:
-    """The point of the rows of a run and loop count, a task each; step and costs are those of the last row by step."""
+    """Average the rows of one run and loop count, one per task; step and costs are those of the row of latest step."""
     last = max(rows, key=lambda row: row.step)
     return Point(
         run=last.run,
@@ -96,13 +94,10 @@ def mean_point(rows: Sequence[Row]) -> Point:
 
 
 def make_curves(rows: Sequence[Row]) -> list[Curve]:
-    """Average the tasks of each group.
+    """Average the tasks of each group; curves are sorted by task group and family.
 
     Args:
-        rows: one metric a task group, one step a run and task (`rows.choose_metric`, `rows.latest`).
-
-    Returns:
-        Curves by task group and family; empty if there are no rows.
+        rows: one metric per task group, one step per run and task (`rows.choose_metric`, `rows.latest`).
     """
     cells: dict[tuple[str, Family], dict[tuple[int, str, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
     tasks: dict[str, set[str]] = defaultdict(set)
@@ -112,8 +107,8 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
     curves = []
     for (group, family), by_model in sorted(cells.items()):
         metric = next(iter(by_model.values()))[0].metric
-        points = tuple(mean_point(found) for _, found in sorted(by_model.items()))
-        incomplete = sum(len(found) < len(tasks[group]) for found in by_model.values())
+        points = tuple(mean_point(task_rows) for _, task_rows in sorted(by_model.items()))
+        incomplete = sum(len(task_rows) < len(tasks[group]) for task_rows in by_model.values())
         warnings = list(_declines(points, metric))
         if incomplete:
             warnings.append(
@@ -125,20 +120,20 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
 
 
 def _declines(points: Sequence[Point], metric: str) -> list[str]:
-    """Where the mean over runs gets worse from one depth to the next by more than chance over examples explains."""
+    """One line for each depth at which the mean over runs is worse than at the depth before, beyond example noise."""
     by_depth: dict[int, list[Point]] = defaultdict(list)
     for point in points:
         by_depth[point.depth].append(point)
     sign = -1 if metric in LOWER_IS_BETTER else 1
     verb = "rises" if metric in LOWER_IS_BETTER else "falls"
-    found, before = [], None
-    for depth, here in sorted(by_depth.items()):
-        mean = math.fsum(point.value for point in here) / len(here)
-        stderr = math.hypot(*(point.stderr for point in here)) / len(here)
+    lines, before = [], None
+    for depth, runs in sorted(by_depth.items()):
+        mean = math.fsum(point.value for point in runs) / len(runs)
+        stderr = math.hypot(*(point.stderr for point in runs)) / len(runs)
         if before is not None and sign * (mean - before[1]) < -max(ONE_SIDED_95 * math.hypot(stderr, before[2]), 1e-12):
             doubt = "" if stderr or before[2] else " (standard errors unknown)"
-            found.append(
+            lines.append(
                 f"{metric} {verb} with depth: {before[1]:.4g} at {before[0]} layers, {mean:.4g} at {depth}{doubt}"
             )
         before = depth, mean, stderr
-    return found
+    return lines

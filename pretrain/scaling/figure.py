@@ -1,4 +1,4 @@
-"""The figure as PNG and SVG: a panel for each task group and axis, then isoplots and the joint law if there are any."""
+"""The figure as PNG and SVG: one panel per task group and axis, then the isoplots and the joint law, if any."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.scaling.analysis import Analysis
-from pretrain.scaling.axes import DEPTH, Axis, telling_axes, thin
+from pretrain.scaling.axes import DEPTH, Axis, informative_axes, subsample
 from pretrain.scaling.curves import LOWER_IS_BETTER, METRIC_NAMES, Curve
 from pretrain.scaling.fit import NO_LINE, Fit
 from pretrain.scaling.isoplot import Isoplot
@@ -19,56 +19,56 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised": ("#009e73", "^")}
-"""Colour and marker of each family; the colours differ for colour-blind readers too."""
+"""Colour (safe for colour-blind readers) and marker of each family."""
 
 MAX_TICKS = 10
 MAX_NUMBERS = 5
-"""Ticks of an axis of long numbers."""
+"""Most ticks on an axis with long numbers."""
 ROUND_NUMBERS = (
     (1.0,),
     (1.0, 2.0, 5.0),
     (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
     tuple(tenths / 10 for tenths in range(10, 100)),
 )
-"""Between two powers of ten, from few to many."""
+"""Candidate ticks within a decade, from few to many."""
 
 MAX_SEARCHED = 100
-"""Points of a panel among which a place for the legend is looked for."""
+"""Most points of a panel for which matplotlib searches the best position of the legend."""
 
 
 def draw(analysis: Analysis, files: Sequence[Path]) -> None:
-    """Draw the figure and save it to every file (the suffix says the format)."""
+    """Draw the figure and save it to every file, in the format of the file's suffix."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    axes = telling_axes(analysis.curves)
-    panels = _panels(analysis, axes)
-    columns = len(axes) if len(axes) > 1 else min(2 if len(panels) == 4 else 3, len(panels))
+    shown = informative_axes(analysis.curves)
+    panels = _panels(analysis, shown)
+    columns = len(shown) if len(shown) > 1 else min(2 if len(panels) == 4 else 3, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         figure = Figure(figsize=(0.6 + 4.6 * columns, 0.3 + 3.7 * num_rows), layout="constrained")
-        places = list(figure.subplots(num_rows, columns, squeeze=False).flat)
-        for place, panel in zip(places, panels, strict=False):
-            place.margins(x=0.06, y=0.12)
-            place.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-            place.set_axisbelow(True)
-            panel(place)
-        for place in places[len(panels) :]:
-            place.remove()
+        all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
+        for axes, panel in zip(all_axes, panels, strict=False):
+            axes.margins(x=0.06, y=0.12)
+            axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+            axes.set_axisbelow(True)
+            panel(axes)
+        for axes in all_axes[len(panels) :]:
+            axes.remove()
         for file in files:
             figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-            figure.set_layout_engine("none")  # the layout stays as it is: making it costs as much as drawing
+            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
 
 
-def _panels(analysis: Analysis, axes: Sequence[Axis]) -> list[Callable[["Axes"], None]]:
+def _panels(analysis: Analysis, shown: Sequence[Axis]) -> list[Callable[["Axes"], None]]:
     panels: list[Callable[[Axes], None]] = []
     for group in analysis.task_groups:
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        panels += [partial(_draw_group, fitted, axis) for axis in axes]
+        panels += [partial(_draw_group, fitted, axis) for axis in shown]
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         panels.append(partial(_draw_isoplot, [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]))
     if isinstance(analysis.law, JointLaw):
@@ -76,19 +76,19 @@ def _panels(analysis: Analysis, axes: Sequence[Axis]) -> list[Callable[["Axes"],
     return panels
 
 
-def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, place: "Axes") -> None:
+def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, axes: "Axes") -> None:
     for curve, fit in fitted:
         colour, marker = STYLES[curve.family]
         label = curve.family
         if axis is DEPTH and fit:
             label += f": {fit.alpha:+.3g} log D {'+' if fit.beta >= 0 else '−'} {abs(fit.beta):.3g}"
             ends = np.array([curve.points[0].depth, curve.points[-1].depth])
-            place.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
+            axes.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
         elif axis is DEPTH:
             label += f" ({NO_LINE})"
-        points = thin(curve.points)
+        points = subsample(curve.points)
         errors = [point.stderr for point in points]
-        place.errorbar(
+        axes.errorbar(
             [axis.of(point) for point in points],
             [point.value for point in points],
             yerr=errors if any(errors) else None,
@@ -101,32 +101,30 @@ def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, place: "
             capsize=2,
             label=label,
         )
-    place.set_xscale("log", base=axis.base)
+    axes.set_xscale("log", base=axis.base)
     if axis is DEPTH:
         ticks = sorted({point.depth for curve, _ in fitted for point in curve.points})
-        place.set_xticks(ticks if len(ticks) <= MAX_TICKS else ticks[:: math.ceil(len(ticks) / MAX_TICKS)])
-        place.xaxis.set_major_formatter("{x:g}")
+        axes.set_xticks(ticks if len(ticks) <= MAX_TICKS else ticks[:: math.ceil(len(ticks) / MAX_TICKS)])
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
-        _few_ticks(place)
+        _few_ticks(axes)
     metric, num_points = fitted[0][0].metric, sum(len(curve.points) for curve, _ in fitted)
-    _name(
-        place, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points
-    )
+    _name(axes, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
 
 
-def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
+def _draw_isoplot(isoplots: Sequence[Isoplot], axes: "Axes") -> None:
     for isoplot in isoplots:
         colour, marker = STYLES[isoplot.family]
-        points = thin(isoplot.points)
+        points = subsample(isoplot.points)
         losses = [point.loss for point in points]
         label = isoplot.family
         if isoplot.line:
             slope, intercept = isoplot.line
             label += f": {slope:+.3g} per nat"
             ends = np.array([min(losses), max(losses)])
-            place.plot(ends, slope * ends + intercept, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
+            axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
         values = [point.value for point in points]
-        place.plot(
+        axes.plot(
             losses,
             values,
             color=colour,
@@ -136,29 +134,29 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], place: "Axes") -> None:
             linestyle="none",
             label=label,
         )
-    place.invert_xaxis()  # training runs to the right
+    axes.invert_xaxis()  # the loss falls in training: time runs to the right
     metric, num_points = isoplots[0].metric, sum(len(isoplot.points) for isoplot in isoplots)
     title, x_label = f"{isoplots[0].task_group} over training", "validation loss (nats per token)"
-    _name(place, title, x_label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
+    _name(axes, title, x_label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
 
 
-def _draw_law(law: JointLaw, place: "Axes") -> None:
+def _draw_law(law: JointLaw, axes: "Axes") -> None:
     loops = sorted(set(law.num_loops))
     named = loops[:: math.ceil(len(loops) / MAX_TICKS)]
     for num_loops in loops:
         chosen = np.array(law.num_loops) == num_loops
         label = f"{num_loops} loop{'s' * (num_loops > 1)}" if num_loops in named else None
-        place.plot(law.predicted[chosen], law.losses[chosen], "o", markersize=5, markeredgecolor="white", label=label)
+        axes.plot(law.predicted[chosen], law.losses[chosen], "o", markersize=5, markeredgecolor="white", label=label)
     ends = [law.losses.min(), law.losses.max()]
-    place.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
+    axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
     title = f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
-    _name(place, title, "loss by the law (nats per token)", "nll", rises=True, num_points=len(law.losses))
+    _name(axes, title, "loss by the law (nats per token)", "nll", rises=True, num_points=len(law.losses))
 
 
-def _few_ticks(place: "Axes") -> None:
-    """Name few values of a logarithmic axis, also on one of less than a decade, where powers of ten alone are none."""
-    low, high = place.get_xlim()
+def _few_ticks(axes: "Axes") -> None:
+    """Label a few values of a logarithmic axis, even if it spans less than a decade and so has no power of ten."""
+    low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for mantissas in ROUND_NUMBERS:
@@ -171,15 +169,15 @@ def _few_ticks(place: "Axes") -> None:
         if len(ticks) > 2:
             break
     ticks = ticks[:: math.ceil(len(ticks) / MAX_NUMBERS) or 1]
-    place.set_xticks(
+    axes.set_xticks(
         ticks, [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks]
     )
-    place.set_xticks([], minor=True)
+    axes.set_xticks([], minor=True)
 
 
-def _name(place: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:
-    place.set_title(title, loc="left", fontweight="bold")
-    place.set_xlabel(x_label)
-    place.set_ylabel(METRIC_NAMES.get(metric, metric))
-    corner = "upper left" if rises else "upper right"  # free, and found without a look at every point
-    place.legend(frameon=False, fontsize=9, loc="best" if num_points <= MAX_SEARCHED else corner)
+def _name(axes: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(METRIC_NAMES.get(metric, metric))
+    corner = "upper left" if rises else "upper right"  # normally free, and costs no search over all points
+    axes.legend(frameon=False, fontsize=9, loc="best" if num_points <= MAX_SEARCHED else corner)

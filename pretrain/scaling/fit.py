@@ -1,18 +1,17 @@
-"""The line value = alpha·log(D) + beta through a curve, with intervals, and the ratio of two families' alphas. log is
-natural.
+"""The line value = alpha·log(D) + beta (natural log) through a curve, its intervals, and the ratio of two alphas.
 
 The line is least squares over all points, replicates included. Its intervals come from a parametric bootstrap with two
 sources of noise:
 
-1. Examples. Every point is scored again on as many examples: binomial for an accuracy, normal with its standard error
-   otherwise.
-2. Seeds. What scatter about the line exceeds the noise over examples is due to the runs. If every run gives one point
-   it is one variance, with n - 2 degrees of freedom. If runs give several points each, a run's common offset and the
-   rest are two (one-way analysis of variance). Each draw first draws the variances (scaled inverse chi-squared), so
-   that few runs give wide intervals, as Student's t would. One run alone cannot tell its seed's share: its intervals
-   hold for that seed.
+1. Examples. Every point is scored again on the same number of examples: binomial for an accuracy, otherwise normal with
+   its standard error.
+2. Seeds. Scatter about the line beyond the example noise is attributed to the runs. With one point per run it is one
+   variance with n - 2 degrees of freedom; with several points per run, a run's common offset and the rest are two
+   variances (one-way analysis of variance). Each bootstrap draw first draws the variances (scaled inverse chi-squared),
+   so few runs give wide intervals, as Student's t would. The effect of a seed cannot be estimated from one run: its
+   intervals hold for that seed only.
 
-Cost: at most `MAX_CELLS` random numbers a curve.
+Cost: at most `MAX_CELLS` random numbers per curve.
 """
 
 from collections.abc import Sequence
@@ -26,12 +25,12 @@ from pretrain.scaling.curves import ACCURACIES, Curve, Point
 Array = NDArray[np.float64]
 
 MIN_DEPTHS = 4
-"""A line through fewer different depths says nothing about a law."""
+"""Fewer distinct depths are not evidence for a law."""
 
 NO_LINE = f"a line needs {MIN_DEPTHS} depths"
 
 NUM_DRAWS, MIN_DRAWS, MAX_CELLS = 2000, 200, 2_000_000
-"""Bootstrap draws of a curve; fewer, down to the second, when draws times points would exceed the third."""
+"""Bootstrap draws per curve; fewer, but not below MIN_DRAWS, if draws times points would exceed MAX_CELLS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +42,14 @@ class Fit:
     alpha_interval: tuple[float, float]
     beta_interval: tuple[float, float]
     held_out_error: float
-    """Root mean square, over depths, of the mean value at a depth minus what the line through all others says."""
+    """Root mean square over depths of: mean value at a depth minus the prediction of the line through all others."""
     alpha_draws: Array
     """alpha of each bootstrap draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """alpha_looped / alpha_baseline of a task group with its 95% interval; None where the interval of alpha_baseline
-    contains 0."""
+    """alpha_looped / alpha_baseline with its 95% interval; None if the interval of alpha_baseline contains 0."""
 
     task_group: str
     value: float
@@ -59,21 +57,13 @@ class Ratio:
 
 
 def least_squares(points: Sequence[Point]) -> tuple[float, float]:
-    """alpha and beta of the least-squares line through points of at least two depths."""
+    """alpha and beta of the least-squares line through points of two or more depths."""
     alpha, beta = np.polyfit(np.log([point.depth for point in points]), [point.value for point in points], deg=1)
     return float(alpha), float(beta)
 
 
 def fit_curve(curve: Curve, seed: int = 0) -> Fit | None:
-    """Fit a curve.
-
-    Args:
-        curve: of any number of runs.
-        seed: of the bootstrap.
-
-    Returns:
-        The fit; None with fewer than `MIN_DEPTHS` different depths.
-    """
+    """Fit a curve, with `seed` for the bootstrap; None if it has fewer than `MIN_DEPTHS` distinct depths."""
     if curve.num_depths < MIN_DEPTHS:
         return None
     alpha, beta = least_squares(curve.points)
@@ -100,13 +90,13 @@ def fit_curve(curve: Curve, seed: int = 0) -> Fit | None:
 
 
 def ratio_of(task_group: str, looped: Fit, baseline: Fit) -> Ratio:
-    """The ratio of two alphas; the families' draws are independent."""
+    """The ratio of two alphas, taking the bootstrap draws of the two families as independent."""
     low, high = baseline.alpha_interval
     value = looped.alpha / baseline.alpha if baseline.alpha else float("nan")
     if low <= 0 <= high:
         return Ratio(task_group=task_group, value=value, interval=None)
     num_draws = min(len(looped.alpha_draws), len(baseline.alpha_draws))
-    # both curves were drawn with the same seed
+    # both curves used the same bootstrap seed: pair their draws in random order
     order = np.random.default_rng(1).permutation(len(baseline.alpha_draws))[:num_draws]
     return Ratio(
         task_group=task_group,
@@ -122,24 +112,23 @@ def interval(draws: Array) -> tuple[float, float]:
 
 
 def _example_noise(rng: np.random.Generator, curve: Curve, values: Array, stderrs: Array, num_draws: int) -> Array:
-    """How far off each point would be if scored on other examples (draws × points)."""
+    """Deviation of each point if it were scored on other examples (draws × points)."""
     if curve.metric not in ACCURACIES or values.min() < 0 or values.max() > 1:
         return rng.normal(0.0, 1.0, (num_draws, len(values))) * stderrs
-    # The mean of several tasks has the variance of a share of this many examples; all right or all wrong knows no
-    # better than all of them.
+    # Effective number of examples: that of a single accuracy with the same variance as the mean over the tasks. With
+    # a variance of 0 (all right or all wrong) it is the number of all examples.
     examples = np.array([point.num_examples for point in curve.points], dtype=float)
     variances = values * (1 - values)
     examples = np.where((stderrs > 0) & (variances > 0), variances / np.where(stderrs > 0, stderrs, 1) ** 2, examples)
     examples = np.maximum(np.rint(examples), 1)
-    shares = (values * examples + 0.5) / (examples + 1)  # half an example towards one half: 100% of 10 is not certainty
+    shares = (values * examples + 0.5) / (examples + 1)  # shrunk towards 1/2: 10 right of 10 is not certainty
     return rng.binomial(examples.astype(np.int64), shares, (num_draws, len(values))) / examples - shares
 
 
 def _run_noise(
     rng: np.random.Generator, residuals: Array, runs: NDArray[np.intp], example_variance: float, num_draws: int
 ) -> Array:
-    """Draws of what runs differ by beyond examples (draws × points), from residuals about the line and each point's run
-    number."""
+    """Differences between runs beyond example noise (draws × points), from the residuals and each point's run."""
     num_points, sizes = len(residuals), np.bincount(runs)
     rest_freedom = num_points - max(len(sizes) + 1, 2)
     if rest_freedom < 1 or len(sizes) == num_points:
@@ -160,14 +149,13 @@ def _run_noise(
 
 
 def _excess(rng: np.random.Generator, squares: float, freedom: int, known_variance: float, num_draws: int) -> Array:
-    """Standard deviations (draws × 1): of the variances that a sum of squares with so much freedom allows, what is
-    beyond the known one."""
+    """Standard deviations (draws × 1): draw variances given a sum of squares, and subtract the known variance."""
     variances = squares / rng.chisquare(freedom, (num_draws, 1))
     return np.sqrt(np.maximum(variances - known_variance, 0.0))
 
 
 def _held_out_error(x: Array, values: Array) -> float:
-    """See `Fit.held_out_error`; `x` is log depth, at least three different ones."""
+    """`Fit.held_out_error`; `x` is log depth, with three or more distinct values."""
     errors = []
     for held_out in np.unique(x):
         kept = x != held_out

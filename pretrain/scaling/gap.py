@@ -2,11 +2,11 @@
 
     % gap = 100 · (looped - iso-parameter) / (iso-FLOP - iso-parameter)
 
-The iso-parameter baseline of k⊗L is an unlooped model with as many parameters (k⊗1), the iso-FLOP baseline one with as
-many FLOPs per token (kL⊗1), both after as many training tokens; "as many" is within `TOLERANCE`. Replicates (seeds) are
-looped models that are equal in parameters, loops, depth, FLOPs and tokens, and baselines that are equal by that rule.
-They are averaged; where there are several, the best of each are compared too, as the paper does for addition, where
-training is noisy and what a model can learn is the question.
+The iso-parameter baseline of k⊗L is an unlooped model with equally many parameters (k⊗1), the iso-FLOP baseline one
+with equally many FLOPs per token (kL⊗1), both after the same number of training tokens, within `TOLERANCE`. Replicates
+(seeds) are looped models of equal parameters, loops, depth, FLOPs and tokens, and baselines equal by the rule above.
+They are averaged. If there are several, the best ones are compared too, as the paper does for addition, where training
+is noisy and the question is what a model can learn.
 """
 
 from collections import defaultdict
@@ -20,19 +20,17 @@ import numpy as np
 from pretrain.scaling.curves import LOWER_IS_BETTER, Curve, Point
 
 TOLERANCE = 0.01
-"""Relative difference of what counts as equal: the norms of k and of kL layers differ, token counts are rounded to
-batches."""
+"""Largest relative difference of "equal" models: k and kL layers have different norms, tokens come in whole batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """One looped model and its baselines in one task group; `iso_param`, `iso_flop` and so `covered_pct` are None where
-    there is none."""
+    """One looped model and its baselines in one task group; values of a missing baseline are None."""
 
     task_group: str
     metric: str
     statistic: Literal["mean", "best"]
-    """What the values are of their replicates."""
+    """How the values summarise the replicates."""
     runs: tuple[str, ...]
     num_loops: int
     depth: int
@@ -49,13 +47,13 @@ class Gap:
 
 
 def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
-    """The gap of every looped model that runs more than one loop, by task group; with one it is its own baseline."""
+    """The gaps of all looped models with two or more loops, by task group; one loop is its own baseline."""
     baselines = {curve.task_group: curve.points for curve in curves if curve.family == "baseline"}
     gaps = []
     for curve in curves:
         if curve.family != "looped":
             continue
-        found = _Baselines(baselines.get(curve.task_group, ()))
+        group_baselines = _Baselines(baselines.get(curve.task_group, ()))
         models: dict[tuple[float, ...], list[Point]] = defaultdict(list)
         for point in curve.points:
             if point.num_loops > 1:
@@ -63,7 +61,8 @@ def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
                 models[key].append(point)
         for _, seeds in sorted(models.items(), reverse=True):
             first = seeds[0]
-            iso_param, iso_flop = found.like(first, "num_params"), found.like(first, "eval_flops_per_token")
+            iso_param = group_baselines.like(first, "num_params")
+            iso_flop = group_baselines.like(first, "eval_flops_per_token")
             values = np.array([point.value for point in seeds])
             statistics: tuple[Literal["mean", "best"], ...] = ("mean", "best") if len(seeds) > 1 else ("mean",)
             for statistic in statistics:
@@ -101,7 +100,7 @@ class _Baselines:
         }
 
     def like(self, point: Point, column: str) -> np.ndarray:
-        """The values of those with the tokens and the `column` of a point."""
+        """The values of the baselines that equal a point in `tokens_seen` and in `column`."""
         return self.columns["value"][self._equal(point, column) & self._equal(point, "tokens_seen")]
 
     def _equal(self, point: Point, column: str) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Isoplots: a downstream value against validation loss (log-perplexity) over the steps of training (arXiv 2502.17416,
-figures 2 and 7).
+"""Isoplots: downstream value against validation loss (log-perplexity) during training (arXiv 2502.17416, figs. 2, 7).
 
-Two models at the same loss that differ downstream differ in something that the loss does not see. Every step at which a
-run has both, at the same loop count, is a point; a straight line is fitted by task group and family.
+Models of equal loss that differ downstream differ in something the loss does not measure. Each step at which a run has
+both values, at the same loop count, is a point; a straight line is fitted for each task group and family.
 """
 
 from collections import defaultdict
@@ -15,7 +14,7 @@ from pretrain.scaling.curves import mean_point
 from pretrain.scaling.rows import Family, Row
 
 MIN_LOSSES = 3
-"""A line through fewer different losses shows nothing."""
+"""Fewest distinct losses for a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +31,22 @@ class IsoPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Isoplot:
-    """The points of a task group and family, by run, loop count and step; `line` is (slope, intercept), None with too
-    few losses."""
+    """The points of a task group and family, sorted by run, loop count and step."""
 
     task_group: str
     family: Family
     metric: str
     points: tuple[IsoPoint, ...]
     line: tuple[float, float] | None
+    """Slope and intercept; None with fewer than `MIN_LOSSES` distinct losses."""
 
 
 def make_isoplots(rows: Sequence[Row], losses: Sequence[Row]) -> list[Isoplot]:
-    """Pair downstream values with losses.
+    """Pair downstream values with losses; isoplots are sorted by task group and family.
 
     Args:
-        rows: rows of all steps, one metric a task group.
-        losses: rows of all steps, among them validation losses.
-
-    Returns:
-        Isoplots by task group and family; none for the validation text itself, whose value is the loss.
+        rows: rows of all steps, one metric per task group; those of the validation text are ignored.
+        losses: rows of all steps, of which the validation losses are used.
     """
     loss_at = {
         (row.run, row.num_loops, row.step): row.value

@@ -2,19 +2,19 @@
 
     loss = E + A·(N_once + r^phi·N_rec)^-a + B·T^-b
 
-N_once are the parameters used once (embeddings and head among them), N_rec those in the loop, r is the number of loops,
-T the number of training tokens. phi is what a loop is worth: 1 if r loops equal r blocks of their own, 0 if they equal
-one.
+N_once is the number of parameters used once (including embeddings and head), N_rec that of the loop block, r the number
+of loops, T the number of training tokens. phi is the worth of a loop: 1 if r loops equal r separate blocks, 0 if they
+equal one block.
 
-Where all runs saw equally many tokens, B·T^-b is part of E and the law is fitted without it.
+If all runs saw the same number of tokens, B·T^-b is part of E and the law is fitted without it.
 
-Fit: least squares. For given (a, b, phi) the law is linear in (E, A, B), so those are solved for exactly and
-Levenberg-Marquardt moves only the three exponents, from the best of a grid. All bootstrap draws are fitted at once, as
-a batch. The interval of phi resamples residuals (scaled by sqrt(n / (n - constants)), six or four), which keeps the
-design of the sweep.
+Fit: least squares. For given (a, b, phi) the law is linear in (E, A, B), so these are solved exactly and
+Levenberg-Marquardt moves only the three exponents, starting from the best points of a grid. All bootstrap draws are
+fitted as one batch. The interval of phi resamples residuals, scaled by sqrt(n / (n - number of constants, 6 or 4)),
+which keeps the design of the sweep.
 
-Points: the latest validation loss of each run at each loop count it was scored at. A model that was trained at one loop
-count should be scored at that one: the law is about models trained for the loops that they run.
+Points: the latest validation loss of each run at each evaluated loop count. A model trained at one loop count should be
+evaluated at that one: the law is about models trained for the loops that they run.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.scaling.axes import thin
+from pretrain.scaling.axes import subsample
 from pretrain.scaling.fit import interval
 from pretrain.scaling.rows import Row
 
@@ -31,9 +31,9 @@ Array = NDArray[np.float64]
 
 MIN_POINTS = 8
 MAX_POINTS = 2000
-"""More than any sweep has runs; of more, evenly spaced ones are fitted."""
+"""Most points that are fitted, evenly spaced ones if there are more."""
 MIN_LEVELS = 3
-"""Different parameter counts, or token counts, that a power law with an offset needs."""
+"""Distinct parameter counts, or token counts, that a power law with an offset needs."""
 
 LOW, HIGH = np.array([0.01, 0.01, -1.0]), np.array([3.0, 3.0, 3.0])
 """Range of the exponents a, b and phi."""
@@ -47,19 +47,19 @@ NUM_STARTS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class JointLaw:
-    """The constants of the law, phi's 95% interval, and the points it was fitted to."""
+    """The constants of the law, phi's 95% interval, and the fitted points."""
 
     offset: float
-    """E, in nats per token; E + B·T^-b where all runs saw equally many tokens."""
+    """E, in nats per token; E + B·T^-b if all runs saw the same number of tokens."""
     a: float
     b: float | None
-    """None where all runs saw equally many tokens."""
+    """None if all runs saw the same number of tokens."""
     phi: float
     phi_interval: tuple[float, float]
     error: float
     """Root mean square residual, in nats per token."""
     at_edge: bool
-    """Whether an exponent ran into the end of its range: the points do not determine the law."""
+    """Whether an exponent reached the end of its range: the points do not determine the law."""
     runs: tuple[str, ...]
     num_loops: tuple[int, ...]
     equivalent_params: Array
@@ -70,26 +70,22 @@ class JointLaw:
 
 
 def law_points(rows: Sequence[Row]) -> list[Row]:
-    """The rows that the law is about: validation losses of trained models."""
+    """The validation losses of trained models among evaluation rows."""
     return [row for row in rows if row.task == "validation" and row.metric == "nll" and row.tokens_seen > 0]
 
 
 def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:
-    """Fit the law.
-
-    Args:
-        rows: the latest rows of each run; only validation losses count.
-        seed: of the bootstrap.
+    """Fit the law to the validation losses among the latest rows of each run, with `seed` for the bootstrap.
 
     Returns:
-        The law, or the reason why these points do not determine one (empty if they have no validation loss at all).
+        The law, or the reason why these points do not determine it (empty if there are no validation losses).
     """
-    found = law_points(rows)
-    if not found:
+    points = law_points(rows)
+    if not points:
         return ""
-    usable = [row for row in found if row.num_loops == 1 or row.num_loop_params is not None]
-    unknown = len(found) - len(usable)
-    chosen = thin(usable, MAX_POINTS)
+    usable = [row for row in points if row.num_loops == 1 or row.num_loop_params is not None]
+    unknown = len(points) - len(usable)
+    chosen = subsample(usable, MAX_POINTS)
     hint = f"; {unknown} of several loops lack num_loop_params and do not count" if unknown else ""
     loops = np.array([row.num_loops for row in chosen], dtype=float)
     total = np.array([row.num_params for row in chosen], dtype=float)
@@ -129,11 +125,11 @@ def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:
 
 
 class _Design:
-    """The fixed part of every fit: what was trained. Batches of exponents are (draws × 3), losses (draws × points)."""
+    """The models of the sweep, fixed in every fit. Exponents are (draws × 3), losses (draws × points)."""
 
     def __init__(self, *, once: Array, recurrent: Array, loops: Array, tokens: Array) -> None:
         self.once, self.recurrent, self.log_loops = once, recurrent, np.log(loops)
-        self.log_scale = float(np.log(once + recurrent).mean())  # columns of order 1, whatever the unit
+        self.log_scale = float(np.log(once + recurrent).mean())  # scales the columns to order 1
         self.log_tokens = np.log(tokens) - np.mean(np.log(tokens))
         self.has_tokens = len(np.unique(tokens)) > 1
 
@@ -142,8 +138,8 @@ class _Design:
         return self.once + np.exp(exponents[:, 2:] * self.log_loops) * self.recurrent
 
     def predict(self, exponents: Array, losses: Array) -> tuple[Array, Array]:
-        """The law with the best E, A, B for these exponents: its values (draws × points), and E, A and, if tokens
-        differ, B (draws × 3) in scaled units."""
+        """Predictions (draws × points) with the best E, A, B for these exponents, and E, A, B in scaled units (draws ×
+        3, or × 2 without B)."""
         powers = np.exp(-exponents[:, :1] * (np.log(self.equivalent(exponents)) - self.log_scale))
         terms = [np.ones_like(powers), powers]
         if self.has_tokens:
@@ -154,14 +150,14 @@ class _Design:
         return (columns @ constants)[..., 0], constants[..., 0]
 
     def search(self, losses: Array) -> Array:
-        """The exponents that fit best (3), from the most promising points of a grid."""
+        """The best-fitting exponents (3), descending from the best points of a grid."""
         grid = np.stack(np.meshgrid(GRID, GRID, GRID_PHI, indexing="ij"), axis=-1).reshape(-1, 3)
         starts = grid[np.argsort(self._costs(grid, losses[None]))[:NUM_STARTS]]
         ends = self.descend(starts, np.tile(losses, (NUM_STARTS, 1)))
         return ends[np.argmin(self._costs(ends, losses[None]))]
 
     def descend(self, exponents: Array, losses: Array) -> Array:
-        """Levenberg-Marquardt on each of a batch, inside the exponents' range."""
+        """Levenberg-Marquardt on each row of a batch, within the range of the exponents."""
         damping = np.full(len(exponents), 1e-3)
         fitted, _ = self.predict(exponents, losses)
         costs = np.sum((losses - fitted) ** 2, axis=1)
@@ -177,7 +173,7 @@ class _Design:
             new_fitted, _ = self.predict(moved, losses)
             new_costs = np.sum((losses - new_fitted) ** 2, axis=1)
             better = new_costs < costs
-            furthest = np.max(np.abs(moved - exponents))  # of refused steps too: their damping shortens the next one
+            furthest = np.max(np.abs(moved - exponents))  # rejected steps count too: the next one is shorter
             exponents, fitted = (
                 np.where(better[:, None], moved, exponents),
                 np.where(better[:, None], new_fitted, fitted),

@@ -1,4 +1,4 @@
-"""The figure as one HTML page that needs nothing else: panels with a choice of axis, values on hover, then tables."""
+"""The figure as one self-contained HTML page: panels with a choice of axis, values on hover, then the tables."""
 
 import html
 import math
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.scaling.analysis import Analysis
-from pretrain.scaling.axes import DEPTH, Axis, possible_axes, thin
+from pretrain.scaling.axes import DEPTH, Axis, possible_axes, subsample
 from pretrain.scaling.curves import METRIC_NAMES, Curve
 from pretrain.scaling.figure import STYLES
 from pretrain.scaling.fit import Fit
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 SYMBOLS = {"looped": "circle", "baseline": "square", "regularised": "triangle-up"}
 MAX_COLUMNS = 3
-PANEL_HEIGHT = 380
-"""Pixels."""
+PANEL_HEIGHT = 380  # pixels
 
 HOVER = (
     "<b>%{customdata[0]}</b>, step %{customdata[1]}<br>%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
@@ -47,13 +46,13 @@ p.note {{ color: #666; margin: .4rem 0; }}
 
 
 def write_page(analysis: Analysis, file: Path) -> None:
-    """Write the page; about 5 MB, nearly all of it the plotting library, inside so that the page works offline."""
+    """Write the page: about 5 MB, mostly the plotting library, which is included so that the page works offline."""
     figures = [_curve_figure(analysis)]
     if analysis.isoplots:
         figures.append(_isoplot_figure(analysis))
     if isinstance(analysis.law, JointLaw):
         figures.append(_law_figure(analysis.law))
-    # nothing leaves the page
+    # without the button that uploads the figure
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=index == 0, div_id=f"figure-{index}", config=config)
@@ -64,7 +63,7 @@ def write_page(analysis: Analysis, file: Path) -> None:
 
 
 def _curve_figure(analysis: Analysis) -> "Figure":
-    """A panel a task group; one menu changes the axis of all."""
+    """One panel per task group, and one menu that changes the axis of all panels."""
     groups = analysis.task_groups
     figure, places = _panels(groups)
     shown_for: list[Axis] = []
@@ -77,7 +76,7 @@ def _curve_figure(analysis: Analysis) -> "Figure":
                 traces.append(_line_trace(curve, fit))
             place = places[groups.index(curve.task_group)]
             for trace in traces:
-                is_new = (axis.name, curve.family) not in named  # a family is in the legend once
+                is_new = (axis.name, curve.family) not in named  # each family appears in the legend once
                 named.add((axis.name, curve.family))
                 figure.add_trace(trace | {"visible": axis is DEPTH, "showlegend": is_new}, row=place[0], col=place[1])
                 shown_for.append(axis)
@@ -113,7 +112,7 @@ def _curve_figure(analysis: Analysis) -> "Figure":
 
 
 def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
-    points = thin(curve.points)
+    points = subsample(curve.points)
     details = [
         (
             point.run, point.step, curve.metric, f"{point.stderr:.2g}" if point.stderr else "unknown", point.depth,
@@ -159,7 +158,7 @@ def _line_trace(curve: Curve, fit: Fit) -> dict[str, Any]:
 
 
 def _mark_depths(figure: "Figure", analysis: Analysis, places: Sequence[tuple[int, int]]) -> None:
-    """Ticks at the depths that occur: between powers of ten there would be none."""
+    """Put ticks at the depths that occur; by default there are none between powers of ten."""
     for group, (row, column) in zip(analysis.task_groups, places, strict=True):
         depths = sorted(
             {point.depth for curve in analysis.curves if curve.task_group == group for point in curve.points}
@@ -175,7 +174,7 @@ def _isoplot_figure(analysis: Analysis) -> "Figure":
     for isoplot in analysis.isoplots:
         row, column = places[groups.index(isoplot.task_group)]
         colour = STYLES[isoplot.family][0]
-        shown = thin(isoplot.points)
+        shown = subsample(isoplot.points)
         losses = [point.loss for point in shown]
         points = {
             "type": "scatter",
@@ -247,7 +246,7 @@ def _law_figure(law: JointLaw) -> "Figure":
 
 
 def _panels(titles: Sequence[str]) -> tuple["Figure", list[tuple[int, int]]]:
-    """An empty figure with a titled panel each, and the panels' places (row and column from 1)."""
+    """An empty figure with one panel per title, and the (row, column) of each panel, from 1."""
     from plotly.subplots import make_subplots
 
     columns = min(MAX_COLUMNS, len(titles))

@@ -1,4 +1,4 @@
-"""Evaluation rows as the scaling plot reads them: checked one by one, the latest step, one metric a task group."""
+"""Read and check evaluation rows, and select the latest step and one metric per task group."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ Family = Literal["looped", "baseline", "regularised"]
 
 
 class Row(BaseModel):
-    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` says what the fields are. Unknown fields are skipped."""
+    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` documents the fields. Unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -34,14 +34,11 @@ class Row(BaseModel):
 
 
 def read_rows(files: Iterable[Path]) -> Iterator[Row]:
-    """Read evaluation rows.
-
-    Args:
-        files: JSON lines in the row schema of `<run>/eval/depth.jsonl`.
+    """Read the rows of JSON lines files such as `<run>/eval/depth.jsonl`.
 
     Raises:
-        ValueError: naming file, line and field of the first row that is not one.
-        OSError: if a file cannot be read.
+        ValueError: a row is malformed; names the file, line and field of the first.
+        OSError: a file cannot be read.
     """
     for file in files:
         with file.open("rb") as lines:
@@ -55,7 +52,7 @@ def read_rows(files: Iterable[Path]) -> Iterator[Row]:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the latest step of each run, task and metric; of two of the same step and loop count, the later."""
+    """The rows of the latest step of each run, task and metric; a later row of the same step and loop count wins."""
     newest: dict[tuple[str, ...], dict[int, Row]] = {}
     steps: dict[tuple[str, ...], int] = {}
     for row in rows:
@@ -68,17 +65,17 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 
 def choose_metric(rows: Sequence[Row], metric: str | None = None) -> list[Row]:
-    """Keep one metric of each task group: its only one, or `metric` where there are several.
+    """Keep one metric of each task group: its only one, or `metric` if it has several.
 
     Raises:
-        ValueError: if a task group has several metrics and none, or one that it does not have, is chosen.
+        ValueError: no row has `metric`, or a task group has several metrics and `metric` is not one of them.
     """
     metrics: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         metrics[row.task_group].add(row.metric)
-    known = sorted(set().union(*metrics.values()))
-    if rows and metric is not None and metric not in known:
-        raise ValueError(f"no row has metric {metric!r}: choose one of {', '.join(known)}")
+    all_metrics = sorted(set().union(*metrics.values()))
+    if rows and metric is not None and metric not in all_metrics:
+        raise ValueError(f"no row has metric {metric!r}: choose one of {', '.join(all_metrics)}")
     for group, names in metrics.items():
         if len(names) > 1 and metric not in names:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The analysis as tables, for the screen and the page, and fit.csv."""
+"""The analysis as tables for the terminal and the page, and as fit.csv."""
 
 import csv
 from collections import Counter
@@ -15,7 +15,7 @@ CSV_FIELDS = ("task_group", "family", "alpha", "beta", "alpha_low", "alpha_high"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A titled table with lines of explanation below; `rows` may be empty."""
+    """A titled table with notes below it; `rows` may be empty."""
 
     title: str
     header: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Table:
 
 
 def write_fits(analysis: Analysis, file: Path) -> None:
-    """Write the table of fits as CSV; the numbers stay empty where no line was fitted."""
+    """Write the fits as CSV; the numbers are empty where no line was fitted."""
     with file.open("w", newline="", encoding="utf-8") as output:
         writer = csv.writer(output, lineterminator="\n")
         writer.writerow(CSV_FIELDS)
@@ -34,7 +34,7 @@ def write_fits(analysis: Analysis, file: Path) -> None:
 
 
 def make_tables(analysis: Analysis) -> list[Table]:
-    """The tables that have something to say, in reading order."""
+    """The tables that are not empty, in reading order."""
     tables = [
         _fit_table(analysis),
         _ratio_table(analysis),
@@ -46,7 +46,7 @@ def make_tables(analysis: Analysis) -> list[Table]:
 
 
 def render(table: Table) -> str:
-    """A table as text: title, aligned columns, notes."""
+    """Format a table as text: title, aligned columns, notes."""
     lines = [table.title]
     if table.rows:
         cells = [table.header, *table.rows]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from pretrain.scaling.axes import MAX_DRAWN, thin
+from pretrain.scaling.axes import MAX_DRAWN, subsample
 from pretrain.scaling.curves import make_curves
 from pretrain.scaling.figure import _few_ticks
 from pretrain.scaling.rows import Row, choose_metric, latest
@@ -246,8 +246,8 @@ def test_every_row_field_is_one_that_runs_write() -> None:
 
 
 def test_of_very_many_points_enough_are_drawn() -> None:
-    assert thin(range(5)) == range(5)
-    drawn = thin(range(12345))
+    assert subsample(range(5)) == range(5)
+    drawn = subsample(range(12345))
     assert (len(set(drawn)), drawn[0], drawn[-1]) == (MAX_DRAWN, 0, 12344)
 
 
