@@ -171,7 +171,7 @@ class FinetuneConfig(EntryConfig):
             "distillation_weight": method.distillation_weight > 0,
         }
         for name, is_set in needs_thoughts.items():
-            if is_set and self.chosen_method.slots != "thought":
+            if is_set and not self.chosen_method.has_thoughts:
                 raise ValueError(
                     f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}"
                 )

@@ -19,8 +19,9 @@ from finetune.answers.results import read_rows
 from finetune.config import FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, StepResult
 from finetune.examples.examples import ExampleSet, load_example_set
-from finetune.examples.sampler import Sampler, StepBatch
+from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
+from finetune.latent.batch import StepBatch
 from finetune.method.curriculum import final_stage, stage_at
 from finetune.run.finetuned_model import BEST, load_stop_classifier
 from finetune.run.rows import FinetuneRow, step_flops

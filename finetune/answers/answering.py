@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch.distributed as dist
-from torch import nn
 
-from finetune.answers.results import CoconutRow, row_of
-from finetune.answers.scoring import Tally, answer_settings, score_examples
+from finetune.answers.results import Cell, CoconutRow, ScoredRun
+from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
+from finetune.latent.stop import StopClassifier
 from finetune.run.start import Start
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
@@ -31,22 +31,19 @@ class Answering:
         self._config, self._start, self._groups, self._agree_to_stop = config, start, groups, agree_to_stop
 
     def score(
-        self, model: LoopedGPT, stop_classifier: nn.Module | None, examples: ExampleSet, stage: int
+        self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int
     ) -> tuple[Tally | None, int]:
         """Answer all questions: the tally of all ranks, None if they agreed to stop; and the stop code. Collective."""
-        size, settings = (
-            self._config.validation.batch,
-            answer_settings(self._config, self._start.tokenizer, stage=stage),
+        size, tokenizer = self._config.validation.batch, self._start.tokenizer
+        settings = answer_settings(self._config, tokenizer, stage=stage)
+        answerer = Answerer(
+            model=model, tokenizer=tokenizer, settings=settings, batch=size, stop_classifier=stop_classifier
         )
         replicas, tally = self._groups.data.size(), Tally()
         for turn in range(0, len(examples.examples), size * replicas):
             first = turn + self._groups.data.rank() * size
-            own = slice(first, first + size)
-            if examples.examples[own]:
-                tally += score_examples(
-                    model, examples.examples[own], examples.encoded[own], examples.form, self._start.tokenizer,
-                    settings, batch=size, stop_classifier=stop_classifier,
-                )  # fmt: skip
+            if first < len(examples.examples):
+                tally += answerer.score(examples.part(first, first + size))
             stop = self._agree_to_stop()
             if stop:
                 return None, stop
@@ -55,12 +52,10 @@ class Answering:
         return sum(shares[1:], start=shares[0]), 0
 
     def row(self, tally: Tally, split: Split, stage: int, *, step: int, epoch: int) -> CoconutRow:
-        """The row of a tally."""
-        settings = answer_settings(self._config, self._start.tokenizer, stage=stage)
-        return row_of(
-            tally, run=self._config.run.name, step=step, epoch=epoch, stage=stage, method=self._config.method.name,
-            split=split, num_thoughts=settings.num_thoughts, num_loops=self._start.run.model.num_loops,
-        )  # fmt: skip
+        """The row of a tally of a stage."""
+        num_slots = answer_settings(self._config, self._start.tokenizer, stage=stage).num_slots
+        subject = ScoredRun(self._config.run.name, step, epoch, stage, self._config.method.name, split)
+        return CoconutRow.of(tally, Cell(num_slots, self._start.run.model.num_loops), subject)
 
 
 def log_row(metrics: RunMetrics, row: CoconutRow) -> None:

@@ -7,22 +7,18 @@ goes on.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
-from finetune.answers.results import CoconutRow, RowKey, append_row, key_of, read_rows, row_of
-from finetune.answers.scoring import answer_settings, score_examples
+from finetune.answers.results import Cell, CoconutRow, RowKey, ScoredRun, append_row, key_of, read_rows
+from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.run.finetuned_model import FinetunedModel
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Split
-
-
-class Cell(NamedTuple):
-    num_thoughts: int
-    num_loops: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +81,15 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
     return [
         Cell(num_thoughts, num_loops)
         for num_loops in loops or [default.num_loops or model.num_loops]
-        for num_thoughts in (latents if latents is not None else [default.num_thoughts])
+        for num_thoughts in (latents if latents is not None else [default.num_slots])
     ]
 
 
-Track = Callable[[Cell, Sequence[Sequence[int]]], Iterable[Sequence[int]]]
+TrackCell = Callable[[Cell, Sequence[Sequence[int]]], Iterable[Sequence[int]]]
 """Wraps the batches of a cell."""
 
 
-def show_progress(cells: Sequence[Cell], num_batches: int) -> Track:
+def show_progress(cells: Sequence[Cell], num_batches: int) -> TrackCell:
     """A bar over the batches of all cells, so many a cell; cells that have rows count as done when the next begins."""
     bar = Progress(len(cells) * num_batches)
 
@@ -115,7 +111,7 @@ def evaluate_cells(
     file: Path,
     *,
     batch: int,
-    track: Track = lambda _, batches: batches,
+    track: TrackCell = lambda _, batches: batches,
 ) -> Iterator[CoconutRow]:
     """The row of every cell, in order: found in the file, or made and appended to it.
 
@@ -132,34 +128,22 @@ def evaluate_cells(
     """
     there = {key_of(row): row for row in read_rows(file)}
     config, trained = finetuned.config, finetuned.trained
+    subject = ScoredRun(
+        config.run.name, trained.step, finetuned.epoch, finetuned.stage, config.method.name, questions.split
+    )
     for cell in cells:
         key = RowKey(config.run.name, trained.step, questions.split, *cell, len(questions.examples))
         if key in there:
             yield there[key]
             continue
-        num_thoughts = cell.num_thoughts if finetuned.has_slots else None
-        settings = answer_settings(config, trained.tokenizer, num_thoughts=num_thoughts, num_loops=cell.num_loops)
-        tally = score_examples(
-            trained.model,
-            questions.examples,
-            questions.encoded,
-            questions.form,
-            trained.tokenizer,
-            settings,
+        num_slots = cell.num_thoughts if finetuned.has_slots else None
+        answerer = Answerer(
+            model=trained.model,
+            tokenizer=trained.tokenizer,
+            settings=answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops),
             batch=batch,
             stop_classifier=finetuned.stop_classifier,
-            track=lambda batches, cell=cell: track(cell, batches),
         )
-        row = row_of(
-            tally,
-            run=config.run.name,
-            step=trained.step,
-            epoch=finetuned.epoch,
-            stage=finetuned.stage,
-            method=config.method.name,
-            split=questions.split,
-            num_thoughts=cell.num_thoughts,
-            num_loops=cell.num_loops,
-        )
+        row = CoconutRow.of(answerer.score(questions, partial(track, cell)), cell, subject)
         append_row(file, row)
         yield row

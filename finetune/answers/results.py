@@ -11,6 +11,24 @@ from typing import NamedTuple
 from finetune.answers.scoring import Tally
 
 
+class ScoredRun(NamedTuple):
+    """What is scored on which examples; the fields are those of `CoconutRow`."""
+
+    run: str
+    step: int
+    epoch: int
+    stage: int
+    method: str
+    split: str
+
+
+class Cell(NamedTuple):
+    """A place in the grid of evaluations; the fields are those of `CoconutRow`."""
+
+    num_thoughts: int
+    num_loops: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class CoconutRow:
     """How well a run answers at one number of thoughts and of loops: a line of `eval/coconut.jsonl`."""
@@ -50,42 +68,23 @@ class CoconutRow:
     examples_by_chain_length: dict[str, int]
     """Examples by the number of reasoning steps."""
 
-
-def row_of(
-    tally: Tally,
-    *,
-    run: str,
-    step: int,
-    epoch: int,
-    stage: int,
-    method: str,
-    split: str,
-    num_thoughts: int,
-    num_loops: int,
-) -> CoconutRow:
-    """The row of a tally of all examples; the arguments are the fields of the same name."""
-    total = tally.total
-    return CoconutRow(
-        run=run,
-        step=step,
-        epoch=epoch,
-        stage=stage,
-        method=method,
-        split=split,
-        num_thoughts=num_thoughts,
-        num_loops=num_loops,
-        accuracy=tally.accuracy,
-        stderr=standard_error(sum(tally.right.values()), total),
-        num_examples=total,
-        new_tokens=(tally.num_thoughts + tally.num_text_tokens) / total,
-        mean_thoughts=tally.num_thoughts / total,
-        seconds_per_example=tally.seconds / total,
-        flops_per_example=tally.flops / total,
-        accuracy_by_chain_length={
-            str(length): tally.right[length] / count for length, count in sorted(tally.num_examples.items())
-        },
-        examples_by_chain_length={str(length): count for length, count in sorted(tally.num_examples.items())},
-    )
+    @classmethod
+    def of(cls, tally: Tally, cell: Cell, subject: ScoredRun) -> "CoconutRow":
+        """The row of a tally of all examples."""
+        total, by_length = tally.total, sorted(tally.num_examples.items())
+        return cls(
+            **subject._asdict(),
+            **cell._asdict(),
+            accuracy=tally.accuracy,
+            stderr=standard_error(tally.right.total(), total),
+            num_examples=total,
+            new_tokens=(tally.num_thoughts + tally.num_text_tokens) / total,
+            mean_thoughts=tally.num_thoughts / total,
+            seconds_per_example=tally.seconds / total,
+            flops_per_example=tally.flops / total,
+            accuracy_by_chain_length={str(length): tally.right[length] / count for length, count in by_length},
+            examples_by_chain_length={str(length): count for length, count in by_length},
+        )
 
 
 def standard_error(num_right: int, num_examples: int) -> float:

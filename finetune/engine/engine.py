@@ -18,12 +18,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
-from torch import nn
 
 from finetune.config import FinetuneConfig
 from finetune.engine.objective import Objective
 from finetune.engine.optimizer_state import MOMENTS, StateSlice, state_slices
-from finetune.examples.sampler import MicroBatch, StepBatch
+from finetune.latent.batch import StepBatch
+from finetune.latent.stop import StopClassifier
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.layout import Layout
@@ -123,7 +123,7 @@ class FinetuneEngine:
         replicas = self.groups.data.size()
         nll = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for number, micro_batch in enumerate(step.micro_batches):
-            loss, plain = self._engine(self._on_device(micro_batch), step)
+            loss, plain = self._engine(micro_batch.to(self.groups.device), step)
             nll += plain
             # DeepSpeed takes means over micro-batches and replicas; the loss is a sum over them.
             self._engine.backward(loss * (replicas * len(step.micro_batches)))
@@ -161,14 +161,14 @@ class FinetuneEngine:
                 moment.zero_()
 
     @contextmanager
-    def whole_model(self) -> Iterator[tuple[LoopedGPT, nn.Linear | None]]:
+    def whole_model(self) -> Iterator[tuple[LoopedGPT, StopClassifier | None]]:
         """The model to answer with, and its stop classifier: this rank's tensor-parallel part, not cut by ZeRO.
         Collective."""
         if self.config.engine.zero_stage < 3:
             yield self.model, self._stop
             return
         model = build_stage(self.run, megatron_config(self.run, DTYPES[self.run.train.precision]), self.groups)
-        stop = None if self._stop is None else nn.Linear(self.run.model.hidden_size, 1)
+        stop = None if self._stop is None else StopClassifier(self.run.model.hidden_size)
         targets = {
             **dict(model.named_parameters()),
             **({} if stop is None else {f"stop/{n}": p for n, p in stop.named_parameters()}),
@@ -237,14 +237,6 @@ class FinetuneEngine:
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         for key, value in (meta or {}).get("loss_scaler", {}).items():
             setattr(scaler, key, value)
-
-    def _on_device(self, micro_batch: MicroBatch) -> MicroBatch:
-        device, teacher = self.groups.device, micro_batch.teacher
-        return MicroBatch(
-            batch=micro_batch.batch.to(device),
-            num_slots=micro_batch.num_slots,
-            teacher=None if teacher is None else teacher.to(device),
-        )
 
     def _agree(self, nll: torch.Tensor, wish: int) -> tuple[float, int]:
         """The sum of the replicas' losses, and the largest wish to stop of all ranks, in one collective."""

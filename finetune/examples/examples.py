@@ -51,6 +51,10 @@ class ExampleSet:
     """The same ones."""
     form: TextForm
 
+    def part(self, start: int, stop: int) -> "ExampleSet":
+        """Those with numbers from `start` to before `stop`."""
+        return ExampleSet(examples=self.examples[start:stop], encoded=self.encoded[start:stop], form=self.form)
+
 
 def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer) -> ExampleSet:
     """Load and encode the examples of a section; arguments and errors as of `load_examples` and `encode_examples`."""

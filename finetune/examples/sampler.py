@@ -12,44 +12,15 @@ micro-batch without a word, as ZeRO-3 and tensor parallelism need.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
-from finetune.latent.forward import LatentBatch
+from finetune.latent.batch import MicroBatch, StepBatch
 from finetune.method.curriculum import Cut, draw_cut
 from pretrain.config.layout import Layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """Rows of one forward pass of this rank."""
-
-    batch: LatentBatch
-    num_slots: int
-    """Most latent slots of a row of any rank at the same turn."""
-    teacher: LatentBatch | None
-    """The same examples with their chain in text, where thoughts learn from it (CODI)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepBatch:
-    """Everything one optimizer step needs, on this rank."""
-
-    micro_batches: tuple[MicroBatch, ...]
-    num_examples: int
-    """Of all ranks, like the following."""
-    num_targets: int
-    """Supervised tokens."""
-    num_teacher_targets: int
-    """Supervised tokens of the teacher's rows."""
-    num_thoughts: int
-    """Latent slots."""
-    num_tokens: int
-    """Positions that are no padding."""
 
 
 class Sampler:
@@ -76,7 +47,8 @@ class Sampler:
 
     def require_length(self, seq_len: int) -> None:
         """Raise a ValueError that names the first example which can be longer than `seq_len` tokens."""
-        most_slots = Cut(0, self._config.curriculum.max_slots if self._maker.has_markers else 0)
+        curriculum = self._config.curriculum
+        most_slots = Cut(0, curriculum.max_slots if curriculum.slots_of(self._config.chosen_method) else 0)
         for number, example in enumerate(self._examples):
             longest = len(self._maker.row(example, most_slots).tokens)
             if longest > seq_len:

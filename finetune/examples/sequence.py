@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch
 
 from finetune.examples.examples import EncodedExample
-from finetune.latent.forward import LatentBatch
+from finetune.latent.batch import LatentBatch
 from finetune.method.curriculum import CurriculumSection, Cut
+from finetune.method.markers import Markers, markers_of
 from finetune.method.methods import Method
+from pretrain.data.stream.batch import IGNORED
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-
-IGNORED = -100
-"""Label of a position that predicts nothing."""
 
 
 class Row(NamedTuple):
@@ -58,39 +57,29 @@ class RowMaker:
     def __init__(
         self, method: Method, curriculum: CurriculumSection, markers_in_first_stage: bool, tokenizer: Tokenizer
     ) -> None:
-        self.method = method
-        self.has_markers = method.slots != "none" and curriculum.max_slots > 0
-        self._markers_in_first_stage = markers_in_first_stage
-        self._specials = (
-            (tokenizer.bot_id, tokenizer.eot_id, tokenizer.latent_id, tokenizer.pause_id)
-            if self.has_markers
-            else (0, 0, 0, 0)
-        )
+        self._method, self._markers_in_first_stage = method, markers_in_first_stage
+        self.markers = markers_of(method, curriculum, tokenizer)
 
-    def prompt(self, question: Sequence[int]) -> tuple[int, ...]:
-        """What stands before the first slot."""
-        return (*question, self._specials[0]) if self.has_markers else tuple(question)
+    def markers_at(self, num_slots: int) -> Markers:
+        """The markers of a row with so many slots."""
+        return self.markers if num_slots or self._markers_in_first_stage else Markers()
 
     def row(self, example: EncodedExample, cut: Cut) -> Row:
         """An example with the front of its chain taken away and slots put in."""
-        _, eot, latent, pause = self._specials
-        head, before = self.prompt(example.question), ()
-        if self.has_markers and (cut.num_slots or self._markers_in_first_stage):
-            before = (latent if self.method.slots == "thought" else pause,) * cut.num_slots + (eot,)
-        elif self.has_markers:
-            head = example.question
-        if self.method.removal == "token":
+        markers = self.markers_at(cut.num_slots)
+        if self._method.removal == "token":
             chain = [token for step in example.steps for token in step][cut.removed :]
         else:
             chain = [token for step in example.steps[cut.removed :] for token in step]
-        num_thoughts = cut.num_slots if self.method.slots == "thought" else 0
-        return _row(head, (*before,), (*chain,), example, num_thoughts)
+        slots = (*[markers.slot] * cut.num_slots, *markers.after)
+        num_thoughts = cut.num_slots if self._method.has_thoughts else 0
+        return _row(markers.prompt(example.question), slots, chain, example, num_thoughts)
 
     def teacher_row(self, example: EncodedExample) -> Row:
         """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the
         answer."""
         chain = (token for step in example.steps[:-1] for token in step)
-        return _row(example.question, (), (*chain,), example, 0)
+        return _row(example.question, (), list(chain), example, 0)
 
 
 def _row(
@@ -105,7 +94,7 @@ EMPTY_ROW = Row((0, 0), 2, 1, 0, -1)
 """Fills the last batch of an epoch: nothing to predict."""
 
 
-def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBatch:
+def collate(rows: Sequence[Row]) -> LatentBatch:
     """Rows as a batch: padded on the left so that all slots begin at one place, and on the right."""
     first_slot = max(row.first_slot for row in rows)
     padding = [first_slot - row.first_slot for row in rows]
@@ -119,7 +108,7 @@ def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBa
         labels[number, shift + row.first_target - 1 : end - 1] = tokens[number, shift + row.first_target : end]
         is_latent[number, first_slot : first_slot + row.num_thoughts] = True
     supervised = (labels >= 0).flatten().nonzero().flatten()
-    batch = LatentBatch(
+    return LatentBatch(
         tokens=tokens,
         labels=labels,
         supervised=supervised,
@@ -130,4 +119,3 @@ def collate(rows: Sequence[Row], device: torch.device | None = None) -> LatentBa
             [shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]
         ),
     )
-    return batch if device is None else batch.to(device)

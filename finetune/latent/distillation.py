@@ -7,7 +7,7 @@ of every layer:
 
     L = Σ over rows of the mean over applications l of mean |student_l - stop(teacher_l)| / std(teacher_l).
 
-The objective adds it, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state
+It is added, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state
 over its width, not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their
 own; a state is taken as it leaves its layer, before the final norm; thoughts re-enter as in Coconut, without a
 projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so that the model and its checkpoints stay what they are.
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.latent.attention import LatentCache
+from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
+from finetune.latent.tokens import Tokens
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Layer
 
@@ -83,3 +85,26 @@ def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Te
     deviation = torch.where(is_compared, theirs.std(dim=-1), 1.0)
     distance = ((ours.to(wide) - theirs).abs().mean(dim=-1) / deviation).mean(dim=0)  # [b]
     return torch.where(is_compared, distance, 0.0).sum()
+
+
+class DistillationTerm:
+    """The part of the loss that the teacher has: its own negative log-likelihood, and the weighted distance to it."""
+
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
+        self._student: WatchedStates = {}
+
+    @contextmanager
+    def watch(self, model: LoopedGPT, batch: LatentBatch) -> Iterator[None]:
+        assert batch.answer is not None
+        with watch_layers(model, batch.answer) as self._student:
+            yield
+
+    def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        batch, teacher = micro_batch.batch, micro_batch.teacher
+        assert batch.answer is not None and teacher is not None and teacher.answer is not None
+        with watch_layers(model, teacher.answer) as taught:
+            teacher_states = Tokens().states(model, teacher, 0)
+        distance = distillation_loss(self._student, taught, batch.answer)
+        teacher_loss, _ = teacher.text_loss(model, teacher_states)
+        return teacher_loss / step.num_teacher_targets + self._weight * distance / step.num_examples

@@ -1,13 +1,10 @@
-"""Forward FLOPs of answering a question, from the passes that generation makes (`finetune/latent/generation.py`); no
-torch.
+"""Forward FLOPs of answering a question, from the passes that generation makes (`finetune/latent/generation.py`).
 
 Every pass over n positions that look at s keys costs n · depth · layer(s), where depth counts each loop, and every look
 at the vocabulary one head (`pretrain/model/count.py`, which says what is counted). It is the cost of the question
-alone: padding of a batch, and positions that a row computes after it has ended, are the batch's affair. The classifier
-of thoughts, a product of d numbers, is left out.
+alone: padding of a batch, and positions that a row computes after it has ended, are not counted. The classifier of
+thoughts, a product of d numbers, is left out.
 """
-
-from collections.abc import Iterator
 
 from finetune.latent.generation import Answer, AnswerSettings
 from pretrain.config.model import ModelSection
@@ -26,30 +23,12 @@ def answer_flops(
         answer: what came out.
         is_stopped: whether a classifier ended its thoughts.
     """
+    count = settings.way.passes(num_prompt_tokens, settings.num_slots, answer.num_thoughts, is_stopped=is_stopped)
     outside, per_key = layer_flops(model, 0), layer_flops(model, 1) - layer_flops(model, 0)
-    layer = sum(
-        positions * (outside + per_key * keys)
-        for positions, keys in _passes(num_prompt_tokens, settings, answer, is_stopped)
-    )
+    layer, num_keys = sum(positions * (outside + per_key * keys) for positions, keys in count.tried), 0
+    num_written = len(answer.text) - (not answer.is_over)  # the last token goes through the model only before eos
+    for positions in (*count.fed, count.pending + len(settings.script), *[1] * num_written):
+        num_keys += positions
+        layer += positions * (outside + per_key * num_keys)
     num_heads = len(answer.text) + answer.is_over
-    if is_stopped and settings.jacobi_passes is None and answer.num_thoughts:
-        num_heads += answer.num_thoughts + 1  # rows may think or write, so the head is asked in every pass
     return model.effective_depth(settings.num_loops) * layer + num_heads * head_flops(model)
-
-
-def _passes(length: int, settings: AnswerSettings, answer: Answer, is_stopped: bool) -> Iterator[tuple[int, int]]:
-    """Positions, and keys that they look at, of each pass; `length` is that of the prompt."""
-    script = len(settings.script)
-    if answer.num_thoughts == 0:
-        together = [length + script]
-    elif settings.jacobi_passes is None:
-        alone = answer.num_thoughts if is_stopped else answer.num_thoughts - 1
-        together = [length, *[1] * alone, answer.num_thoughts - alone + script]
-    else:
-        slots = settings.num_thoughts  # whatever number a classifier leaves of them
-        yield from [(slots - 1, length + slots - 1)] * min(settings.jacobi_passes, slots - 1)
-        together = [length, slots, script] if is_stopped else [length, slots + script]
-    length = 0
-    for positions in (*together, *[1] * (len(answer.text) - (not answer.is_over))):
-        length += positions
-        yield positions, length

@@ -1,22 +1,15 @@
-"""The latent forward of Coconut: thoughts are hidden states that re-enter as input embeddings (Hao et al. 2024, arXiv
-2412.06769, section 3).
+"""The latent forward: passes over the positions of a batch, one segment after the other; the ways of thinking
+(`finetune/latent/sequential.py`, `finetune/latent/jacobi.py`) say which passes, and what goes into the slots.
 
-A row is `question <bot>`, its latent slots, and text (`<eot>`, steps, answer). The input at a latent slot is the state
-after the final norm at the position before. Rows are padded on the left so that all slots of a batch begin at one
-place. Then
-
-    one pass over everything before the first slot; one pass of one position for each slot; one pass over the rest
-
-with keys and values reused, gradients flowing through them (`finetune/latent/attention.py`): every position is computed
-once, and shapes depend on the numbers of positions and slots alone. A row with fewer slots than others has text in
-those positions, which goes through the same passes. On a looped model a thought passes all of its loops. Without slots
-there is one pass.
+A row is `question <bot>`, its latent slots, and text (`<eot>`, steps, answer). Rows are padded on the left so that all
+slots of a batch begin at one place. Keys and values are reused, gradients flowing through them
+(`finetune/latent/attention.py`), and shapes depend on the numbers of positions and slots alone. A row with fewer slots
+than others has text in those positions, which goes through the same passes. On a looped model a thought passes all of
+its loops. Without slots there is one pass.
 
 The first pass is plain causal attention whatever the padding: each row is turned so that its padding comes last, where
 no token looks.
 """
-
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,60 +17,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from finetune.latent.attention import LatentCache, Segment
+from finetune.latent.batch import LatentBatch
 from pretrain.model.gpt import LoopedGPT
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentBatch:
-    """Rows of one length, b of s positions."""
-
-    tokens: Tensor
-    """int64 [b, s]; what stands at padding is not looked at, at latent slots only by Jacobi passes
-    (`finetune/latent/jacobi.py`)."""
-    labels: Tensor
-    """int64 [b, s]: the token to predict after each position, -100 for none."""
-    supervised: Tensor
-    """int64 [n]: where the flattened labels hold a token. Known when the batch is made, so that no kernel waits to
-    count them."""
-    first_token: Tensor
-    """int64 [b]: positions of padding before each row."""
-    is_latent: Tensor
-    """bool [b, s]: the latent slots; in a row they follow each other from `first_slot` on."""
-    first_slot: int
-    """Where the slots of all rows begin; at least one position is before it."""
-    answer: Tensor | None = None
-    """int64 [b]: the position that predicts the first token of the answer, after its mark; -1 for none. Read by
-    self-distillation."""
-
-    def to(self, device: torch.device) -> "LatentBatch":
-        """The batch on a device; the copies need not have ended."""
-        tensors = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
-
-
-def latent_states(model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
-    """Final states of all positions.
-
-    Args:
-        model: on one device, or its tensor-parallel part; not a pipeline stage.
-        batch: the rows.
-        num_slots: passes of one position; at least the largest number of slots of a row. Ranks that must stay in step
-            agree on it.
-        num_loops: L; the configuration's by default.
-
-    Returns:
-        [b, s, d] states after the final norm; what stands at padding means nothing.
-    """
-    passes = Passes(model, batch, num_slots, num_loops)
-    parts = [passes.run_prefix()]
-    for place in range(passes.prefix, passes.end):
-        thought = torch.where(passes.is_latent[:, place, None, None], parts[-1][:, -1:], passes.embed(place, place + 1))
-        parts.append(passes.run("slots", place, place + 1, thought))
-    if num_slots:
-        parts.append(passes.run("last", passes.end, passes.length, passes.embed(passes.end, passes.length)))
-    return passes.join(parts)
 
 
 class Passes:

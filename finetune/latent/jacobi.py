@@ -9,40 +9,61 @@ prefix,
 
 After t refining passes the inputs of the first t + 1 slots are what the sequential forward makes them, gradients
 included: T = n - 1 passes are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses.
+A classifier that ends the thoughts looks at all of them after a pass of their own; those behind the last are forgotten.
 """
 
 import torch
 from torch import Tensor
 
-from finetune.latent.forward import LatentBatch, Passes
+from finetune.latent.batch import LatentBatch
+from finetune.latent.decoding import Decoding
+from finetune.latent.forward import Passes
+from finetune.latent.stop import StopClassifier
+from finetune.latent.thinking import PassCount, Thoughts
+from finetune.method.markers import Markers
 from pretrain.model.gpt import LoopedGPT
 
 
-def jacobi_states(
-    model: LoopedGPT, batch: LatentBatch, num_slots: int, num_passes: int, num_loops: int | None = None
-) -> Tensor:
-    """Final states of all positions.
+class Jacobi:
+    """The methods of `finetune/latent/thinking.py`; the state of the last slot is no input of a slot, so one slot less
+    than there are is refined.
 
     Args:
-        model: on one device, or its tensor-parallel part; not a pipeline stage.
-        batch: the rows, with the token `<latent>` at their slots.
-        num_slots: at least the largest number of slots of a row. Ranks that must stay in step agree on it.
         num_passes: T, at least 0.
-        num_loops: L; the configuration's by default.
-
-    Returns:
-        [b, s, d] states after the final norm; what stands at padding means nothing.
     """
-    passes = Passes(model, batch, num_slots, num_loops)
-    before = passes.run_prefix()
-    if not num_slots:
-        return passes.join([before])
-    start, num_refined = passes.prefix, num_slots - 1  # the state of the last slot is no input of a slot
-    embedded, is_latent = passes.embed(start, passes.length), passes.is_latent[:, start:, None]
-    first = torch.where(is_latent[:, :1], before[:, -1:], embedded[:, :1])
-    inputs = torch.cat((first, embedded[:, 1:]), dim=1)  # [b, s - p, d]
-    for _ in range(min(num_passes, num_refined)):
-        states = passes.run("trial", start, start + num_refined, inputs[:, :num_refined])
-        thoughts = torch.where(is_latent[:, 1:num_slots], states, embedded[:, 1:num_slots])
-        inputs = torch.cat((first, thoughts, embedded[:, num_slots:]), dim=1)
-    return passes.join([before, passes.run("last", start, passes.length, inputs)])
+
+    def __init__(self, num_passes: int) -> None:
+        self._num_passes = num_passes
+
+    def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
+        passes = Passes(model, batch, num_slots, num_loops)
+        before = passes.run_prefix()
+        if not num_slots:
+            return passes.join([before])
+        start, num_refined = passes.prefix, num_slots - 1
+        embedded, is_latent = passes.embed(start, passes.length), passes.is_latent[:, start:, None]
+        first = torch.where(is_latent[:, :1], before[:, -1:], embedded[:, :1])
+        inputs = torch.cat((first, embedded[:, 1:]), dim=1)  # [b, s - p, d]
+        for _ in range(min(self._num_passes, num_refined)):
+            states = passes.run("trial", start, start + num_refined, inputs[:, :num_refined])
+            thoughts = torch.where(is_latent[:, 1:num_slots], states, embedded[:, 1:num_slots])
+            inputs = torch.cat((first, thoughts, embedded[:, num_slots:]), dim=1)
+        return passes.join([before, passes.run("last", start, passes.length, inputs)])
+
+    def think(
+        self, decoding: Decoding, num_slots: int, markers: Markers, stop: StopClassifier | None = None
+    ) -> Thoughts:
+        first, num_refined = decoding.feed(decoding.embed_prompts())[:, -1:], num_slots - 1
+        thoughts = torch.cat((first, decoding.embed_same([markers.slot] * num_refined)), dim=1)  # [b, k, d]
+        for _ in range(min(self._num_passes, num_refined)):
+            states = decoding.branch(thoughts[:, None, :num_refined])[:, 0]
+            thoughts = torch.cat((first, states), dim=1)
+        if stop is None:
+            return Thoughts(thoughts, [num_slots] * len(thoughts), thoughts)
+        return Thoughts(thoughts, stop.end_thoughts(decoding, decoding.feed(thoughts)), thoughts[:, :0])
+
+    def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
+        num_refined = num_slots - 1  # whatever number a classifier leaves of them
+        tried = [(num_refined, num_prompt + num_refined)] * min(self._num_passes, num_refined)
+        fed, pending = ([num_prompt, num_slots], 0) if is_stopped else ([num_prompt], num_slots)
+        return PassCount(fed, pending, tried)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from finetune.method.methods import Method
+from finetune.method.methods import Method, Slots
 from pretrain.config.section import Section
 
 
@@ -45,6 +45,10 @@ class CurriculumSection(Section):
     def max_slots(self) -> int:
         """Slots of the last stages."""
         return self.thoughts_per_step * self.num_stages
+
+    def slots_of(self, method: Method) -> Slots | None:
+        """What fills the slots of a method; None where it has none in any stage."""
+        return method.slots if self.max_slots else None
 
 
 class Cut(NamedTuple):
@@ -81,7 +85,7 @@ def cut_at(curriculum: CurriculumSection, method: Method, stage: int, chain_leng
         extra: tokens removed beyond those of the stage (iCoT's smoothing).
     """
     num_slots = 0
-    if method.slots != "none":
+    if method.slots is not None:
         kept_stage = min(stage, curriculum.num_stages)
         num_slots = curriculum.thoughts_per_step * (
             kept_stage if curriculum.pad_thoughts else min(kept_stage, chain_length)

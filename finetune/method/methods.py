@@ -6,12 +6,26 @@ fills the slots of removed reasoning.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MethodName = Literal[
     "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought"
 ]
-Slots = Literal["none", "thought", "pause"]
+
+
+class Slots(NamedTuple):
+    """What fills slots."""
+
+    noun: str
+    """One of them, for people."""
+    token: str
+    """Name of the token at their positions; where thoughts take its place, it only keeps the place."""
+    thinking: Literal["tokens", "sequential"]
+    """Key of the table in `finetune/latent/ways.py`: tokens are read as any text, all else are latent thoughts."""
+
+
+THOUGHTS = Slots("thought", "<latent>", "sequential")
+PAUSES = Slots("pause", "<pause>", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,19 +33,23 @@ class Method:
     stages: Literal["all", "first", "last"]
     """Stages that are gone through: all in turn, or one of them all the time; the first has the whole chain, the last
     none of it."""
-    slots: Slots
-    """What stands in place of removed reasoning: nothing, latent thoughts, or the embedding of <pause>."""
+    slots: Slots | None
+    """What stands in place of removed reasoning: latent thoughts, the embedding of <pause>, or nothing."""
     removal: Literal["step", "token"] = "step"
     """What a stage removes from the front of the chain."""
 
+    @property
+    def has_thoughts(self) -> bool:
+        return self.slots is not None and self.slots.thinking != "tokens"
+
 
 METHODS: dict[MethodName, Method] = {
-    "coconut": Method(stages="all", slots="thought"),
-    "cot": Method(stages="first", slots="none"),
-    "no_cot": Method(stages="last", slots="none"),
-    "icot": Method(stages="all", slots="none", removal="token"),
-    "pause": Method(stages="last", slots="pause"),
-    "without_curriculum": Method(stages="last", slots="thought"),
-    "without_thought": Method(stages="all", slots="none"),
-    "pause_as_thought": Method(stages="all", slots="pause"),
+    "coconut": Method(stages="all", slots=THOUGHTS),
+    "cot": Method(stages="first", slots=None),
+    "no_cot": Method(stages="last", slots=None),
+    "icot": Method(stages="all", slots=None, removal="token"),
+    "pause": Method(stages="last", slots=PAUSES),
+    "without_curriculum": Method(stages="last", slots=THOUGHTS),
+    "without_thought": Method(stages="all", slots=None),
+    "pause_as_thought": Method(stages="all", slots=PAUSES),
 }

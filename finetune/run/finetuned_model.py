@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from finetune.config import FinetuneConfig
+from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import stage_at
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.model.gpt import LoopedGPT
@@ -28,8 +28,8 @@ class FinetunedModel:
     trained: TrainedModel
     """Model, tokenizer and step."""
     config: FinetuneConfig
-    stop_classifier: nn.Linear | None
-    """Ends thoughts where its output is above 0; None where a fixed number of them ends them."""
+    stop_classifier: StopClassifier | None
+    """Ends thoughts; None where a fixed number of them ends them."""
     run_dir: Path
     """Directory of the run, also for its best checkpoint: where results go."""
     epoch: int
@@ -43,7 +43,7 @@ class FinetunedModel:
     @property
     def has_slots(self) -> bool:
         """Whether thoughts or pauses stand between question and text, so that their number can be chosen."""
-        return self.config.chosen_method.slots != "none" and self.config.curriculum.max_slots > 0
+        return self.config.curriculum.slots_of(self.config.chosen_method) is not None
 
 
 def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = None) -> FinetunedModel:
@@ -72,7 +72,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
     )
 
 
-def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linear | None:
+def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> StopClassifier | None:
     """The classifier that ends the thoughts of a model, on its device, in its precision; None where none was trained.
 
     Raises:
@@ -80,9 +80,8 @@ def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> nn.Linea
     """
     if "stop/weight" not in reader.tensors:
         return None
-    weight, bias = (reader.read_whole(f"stop/{name}") for name in ("weight", "bias"))
-    classifier = nn.Linear(weight.shape[1], 1)
-    classifier.load_state_dict({"weight": weight, "bias": bias})
+    classifier = StopClassifier(model.config.hidden_size)
+    classifier.load_state_dict({name: reader.read_whole(f"stop/{name}") for name in ("weight", "bias")})
     parameter = next(model.parameters())
     return classifier.to(parameter.device, parameter.dtype)
 

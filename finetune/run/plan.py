@@ -34,7 +34,7 @@ def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:
     method, curriculum = config.chosen_method, config.curriculum
     stages = [stage_at(curriculum, method, epoch) for epoch in range(config.train.epochs)]
     unit = f"{method.removal}s"
-    what = {"none": "slots", "thought": "thoughts", "pause": "pauses"}[method.slots]
+    what = f"{method.slots.noun}s" if method.slots else "slots"
     for stage in dict.fromkeys(stages):
         first, last = stages.index(stage), len(stages) - 1 - stages[::-1].index(stage)
         cut = cut_at(curriculum, method, stage, 10**6)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from finetune.examples.sampler import StepBatch
+from finetune.latent.batch import StepBatch
 from pretrain.config.model import ModelSection
 from pretrain.model.count import head_flops, layer_flops
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finetune.latent.generation import AnswerSettings, Rows, think
+from finetune.latent.decoding import Decoding
+from finetune.latent.generation import AnswerSettings, think
 from finetune.search.graph_text import GraphForm
 from finetune.search.search_tree import NodeValue, concepts, node_values
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
@@ -64,14 +65,14 @@ def name_probabilities(
         for place, name in enumerate(row):
             tokens[number, place, : len(name)] = torch.tensor(name)
             is_token[number, place, : len(name)] = True
-    num_new = settings.num_thoughts + len(settings.script) + num_names * longest
-    rows = Rows(model, prompts, num_new, settings.num_loops)
-    tokens, is_token = tokens.to(rows.prompts.device), is_token.to(rows.prompts.device)
-    states = think(rows, settings).states
+    num_new = settings.num_slots + len(settings.script) + num_names * longest
+    decoding = Decoding(model, prompts, num_new, settings.num_loops)
+    tokens, is_token = tokens.to(decoding.prompts.device), is_token.to(decoding.prompts.device)
+    _, states = think(decoding, settings)
     before = states[:, None, None].expand(-1, num_names, 1, -1)  # [b, c, 1, d]
     if longest > 1:
-        embeddings = rows.embed(tokens[..., :-1].flatten(1)).view(len(prompts), num_names, longest - 1, -1)
-        before = torch.cat((before, rows.branch(embeddings)), dim=2)
+        embeddings = decoding.embed(tokens[..., :-1].flatten(1)).view(len(prompts), num_names, longest - 1, -1)
+        before = torch.cat((before, decoding.branch(embeddings)), dim=2)
     found = []
     for number, row in enumerate(names):  # one after the other: the logits of all would be large
         logits = (
@@ -123,7 +124,7 @@ def search_values(
         for question, (graph, row, probabilities) in enumerate(
             zip(graphs[chosen], names, found, strict=True), start=start
         ):
-            values += node_values(question, graph, settings.num_thoughts, dict(zip(row, probabilities, strict=True)))
+            values += node_values(question, graph, settings.num_slots, dict(zip(row, probabilities, strict=True)))
     return values
 
 
@@ -153,14 +154,13 @@ def thought_statistics(
 ) -> ThoughtStatistics:
     """Go through the thoughts of questions and describe them; the arguments are those of `search_values`."""
     assert model.embedding is not None
-    assert settings.slots == "thought" and settings.num_thoughts > 0
     collected: list[Tensor] = []
     top_tokens = []
     for start in range(0, len(prompts), batch):
-        rows = Rows(
-            model, prompts[start : start + batch], settings.num_thoughts + len(settings.script), settings.num_loops
-        )
-        thoughts = think(rows, settings).thoughts  # [b, k, d]
+        num_new = settings.num_slots + len(settings.script)
+        decoding = Decoding(model, prompts[start : start + batch], num_new, settings.num_loops)
+        thoughts = think(decoding, settings)[0].thoughts  # [b, k, d]
+        assert thoughts.shape[1], "slots hold tokens, or there are none"
         collected.append(thoughts.double())
         top_tokens += _likeliest(model, thoughts, tokenizer)
     thoughts = torch.cat(collected)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.answers.evaluation import Questions
 from finetune.answers.results import CoconutRow, standard_error
-from finetune.answers.scoring import answer_examples, answer_settings, is_right, prompt_of
+from finetune.answers.scoring import Answerer, answer_settings, is_right
 from finetune.examples.examples import encode_examples
 from finetune.latent.generation import AnswerSettings
 from finetune.run.finetuned_model import FinetunedModel
@@ -65,8 +65,9 @@ class Searcher:
     def judge(self, num_thoughts: int) -> ProcessBar:
         """Classes of the answers after so many thoughts."""
         settings = self._settings(num_thoughts)
-        name = "pause" if settings.slots == "pause" else "thought"
-        label = f"{num_thoughts} {name}{'s' * (num_thoughts != 1)}"
+        slots = self.finetuned.config.chosen_method.slots
+        assert slots is not None, "a run without slots is refused"
+        label = f"{num_thoughts} {slots.noun}{'s' * (num_thoughts != 1)}"
         return self._judge(self.finetuned, self.questions, settings, is_partial=num_thoughts > 0, label=label)
 
     def judge_other(self, other: FinetunedModel) -> ProcessBar:
@@ -96,21 +97,22 @@ class Searcher:
     def thoughts(self, num_thoughts: int) -> ThoughtStatistics | None:
         """Size, direction and likeliest tokens of so many thoughts; None where slots hold pauses, or there are none."""
         trained, settings = self.finetuned.trained, self._settings(num_thoughts)
-        if settings.slots != "thought" or num_thoughts == 0:
+        if not self.finetuned.config.chosen_method.has_thoughts or num_thoughts == 0:
             return None
         return thought_statistics(trained.model, self._prompts(settings), trained.tokenizer, settings, batch=self.batch)
 
     def _settings(self, num_thoughts: int) -> AnswerSettings:
-        return answer_settings(self.finetuned.config, self.finetuned.trained.tokenizer, num_thoughts=num_thoughts)
+        return answer_settings(self.finetuned.config, self.finetuned.trained.tokenizer, num_slots=num_thoughts)
 
     def _prompts(self, settings: AnswerSettings) -> list[tuple[int, ...]]:
-        return [prompt_of(example, settings, self.finetuned.trained.tokenizer) for example in self.questions.encoded]
+        return [settings.markers.prompt(example.question) for example in self.questions.encoded]
 
     def _judge(
         self, finetuned: FinetunedModel, questions: Questions, settings: AnswerSettings, *, is_partial: bool, label: str
     ) -> ProcessBar:
         trained = finetuned.trained
-        answers = answer_examples(trained.model, questions.encoded, trained.tokenizer, settings, batch=self.batch)
+        answerer = Answerer(model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch)
+        answers = answerer.answer(questions.encoded)
         texts = [trained.tokenizer.decode(answer.text) for answer in answers]
         right = [
             is_right(text, example.answer, questions.form)

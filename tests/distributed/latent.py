@@ -5,39 +5,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from finetune.latent.batch import LatentBatch
 from finetune.latent.distillation import distillation_loss, watch_layers
-from finetune.latent.forward import LatentBatch, latent_states
-from finetune.latent.jacobi import jacobi_states
+from finetune.latent.jacobi import Jacobi
+from finetune.latent.sequential import Sequential
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
-from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import make_groups
 from pretrain.parallel.stage import build_stage, megatron_config
 from tests.distributed.cases import Part, make_part, shake_vectors
 
 
-def supervised_loss(model: LoopedGPT, batch: LatentBatch, states: Tensor) -> Tensor:
-    return loss_sums(model, states.flatten(0, 1)[batch.supervised], batch.labels.flatten()[batch.supervised])[0]
-
-
 def sequential(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:
-    return supervised_loss(model, batch, latent_states(model, batch, num_slots, num_loops))
+    return batch.text_loss(model, Sequential().states(model, batch, num_slots, num_loops))[0]
 
 
 def parallel(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:
-    return supervised_loss(model, batch, jacobi_states(model, batch, num_slots, 2, num_loops))
+    return batch.text_loss(model, Jacobi(2).states(model, batch, num_slots, num_loops))[0]
 
 
 def distilled(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:
     assert batch.answer is not None and teacher.answer is not None
     with watch_layers(model, batch.answer) as student:
-        states = latent_states(model, batch, num_slots, num_loops)
+        states = Sequential().states(model, batch, num_slots, num_loops)
     with watch_layers(model, teacher.answer) as taught:
-        whole = latent_states(model, teacher, 0, num_loops)
+        whole = Sequential().states(model, teacher, 0, num_loops)
     pull = distillation_loss(student, taught, batch.answer)
-    return supervised_loss(model, batch, states) + supervised_loss(model, teacher, whole) + pull
+    return batch.text_loss(model, states)[0] + teacher.text_loss(model, whole)[0] + pull
 
 
 Loss = Callable[[LoopedGPT, LatentBatch, LatentBatch, int, int], Tensor]

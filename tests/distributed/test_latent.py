@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.latent.forward import LatentBatch
+from finetune.latent.batch import LatentBatch
 from pretrain.config.run import RunConfig
 from tests.distributed.cases import VOCAB_SIZE, Reference, tiny_config
 from tests.distributed.latent import Loss, distilled, loss_and_gradients, parallel, sequential

@@ -4,7 +4,7 @@ ranks."""
 import torch
 from torch import Tensor
 
-from finetune.latent.forward import LatentBatch
+from finetune.latent.batch import LatentBatch
 from pretrain.model.gpt import LoopedGPT
 
 IGNORED = -100

@@ -28,13 +28,14 @@ from benchmarks.turns import Contender, Turn, median_ratio, take_turns
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from finetune.latent.forward import LatentBatch, latent_states
+from finetune.latent.batch import LatentBatch
 from finetune.latent.generation import AnswerSettings, generate_with_thoughts
+from finetune.latent.sequential import Sequential
+from finetune.method.markers import Markers
 from pretrain.config.model import ModelSection
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.hf.names import stock_rules
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.loss import loss_sums
 
 EOS, BOT, EOT, LATENT, FIRST_WORD = 0, 1, 2, 3, 4
 QUESTION, THOUGHTS, TEXT, BATCH = 200, 6, 32, 16
@@ -188,10 +189,8 @@ def make_batch(num_thoughts: int) -> LatentBatch:
 
 
 def _our_loss(model: LoopedGPT, batch: LatentBatch, num_thoughts: int) -> Tensor:
-    states = latent_states(model, batch, num_thoughts).flatten(0, 1)
-    return loss_sums(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])[0] / len(
-        batch.supervised
-    )
+    nll, _ = batch.text_loss(model, Sequential().states(model, batch, num_thoughts))
+    return nll / len(batch.supervised)
 
 
 def _published_loss(published: PublishedCoconut, batch: LatentBatch) -> Tensor:
@@ -271,9 +270,9 @@ def _our_answers(model: LoopedGPT, prompts: list[list[int]]) -> list[list[int]]:
         max_new_tokens=NEW_TOKENS,
         vocab_size=MODEL.vocab_size,
         eos_id=EOS,
-        slots="thought",
-        num_thoughts=THOUGHTS,
-        eot_id=EOT,
+        thinking=Sequential(),
+        markers=Markers((BOT,), LATENT, (EOT,)),
+        num_slots=THOUGHTS,
     )
     return [answer.text for answer in generate_with_thoughts(model, prompts, settings)]
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from finetune.latent.batch import LatentBatch
 from finetune.latent.distillation import WatchedStates, distillation_loss, watch_layers
-from finetune.latent.forward import LatentBatch, latent_states
-from finetune.latent.jacobi import jacobi_states
+from finetune.latent.jacobi import Jacobi
+from finetune.latent.sequential import Sequential
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Layer
 from tests.support.latent_cases import SHAPES, gradients, loss_of, make_batch, num_slots_of
@@ -25,14 +26,14 @@ def watched(
     places = batch.answer if places is None else places
     assert places is not None
     with watch_layers(model, places) as found:
-        states = latent_states(model, batch, num_slots_of(batch), num_loops)
+        states = Sequential().states(model, batch, num_slots_of(batch), num_loops)
     return states, found
 
 
 def by_rows(model: LoopedGPT, batch: LatentBatch, num_loops: int) -> Tensor:
     """States [applications, b, s, d] of every layer application, from the outputs of one pass with all embeddings
     known."""
-    states = latent_states(model, batch, num_slots_of(batch), num_loops)
+    states = Sequential().states(model, batch, num_slots_of(batch), num_loops)
     assert model.embedding is not None
     rows = []
     for row, first in enumerate(batch.first_token.tolist()):
@@ -107,7 +108,7 @@ def test_a_student_with_the_teachers_text_is_at_distance_zero() -> None:
 def test_watching_changes_no_bit() -> None:
     """So weight 0 is the plain method: the same states, and the same gradients of a loss on them."""
     model = build(LLAMA, num_loops=2)
-    plain, (seen, _) = latent_states(model, STUDENT, 3), watched(model, STUDENT, 2)
+    plain, (seen, _) = Sequential().states(model, STUDENT, 3), watched(model, STUDENT, 2)
     assert torch.equal(plain, seen)
     ours, theirs = (
         gradients(model, loss_of(model, states.flatten(0, 1), STUDENT.labels.flatten())) for states in (seen, plain)
@@ -120,7 +121,7 @@ def test_refining_passes_are_not_watched() -> None:
     model = build(LLAMA, num_loops=2)
     assert STUDENT.answer is not None
     with watch_layers(model, STUDENT.answer) as parallel:
-        jacobi_states(model, STUDENT, 3, 2)
+        Jacobi(2).states(model, STUDENT, 3)
     _, sequential = watched(model, STUDENT, 2)
     for number, states in sequential.items():
         torch.testing.assert_close(parallel[number], states, rtol=1e-10, atol=1e-10)

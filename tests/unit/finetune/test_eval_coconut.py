@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.answers.evaluation import Cell, choose_cells, evaluate_cells, load_questions
-from finetune.answers.results import CoconutRow, read_rows
-from finetune.answers.scoring import answer_settings, score_examples
+from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions
+from finetune.answers.results import Cell, CoconutRow, read_rows
+from finetune.answers.scoring import Answerer, answer_settings
 from finetune.run.finetuned_model import load_finetuned
 from pretrain.checkpoint.run import save_weights
 from pretrain.config.run import RunConfig
@@ -67,9 +67,9 @@ def test_a_row_is_what_the_library_counts(tmp_path: Path) -> None:
     finetuned = load_finetuned(run, CPU)
     questions = load_questions(finetuned)
     row = next(evaluate_cells(finetuned, questions, [Cell(2, 3)], tmp_path / "rows.jsonl", batch=2))
-    settings = answer_settings(config, finetuned.trained.tokenizer, num_thoughts=2, num_loops=3)
+    settings = answer_settings(config, finetuned.trained.tokenizer, num_slots=2, num_loops=3)
     model, tokenizer = finetuned.trained.model, finetuned.trained.tokenizer
-    tally = score_examples(model, questions.examples, questions.encoded, questions.form, tokenizer, settings, batch=6)
+    tally = Answerer(model=model, tokenizer=tokenizer, settings=settings, batch=6).score(questions)
     assert (row.accuracy, row.flops_per_example) == (tally.accuracy, tally.flops / 6)
     assert row.new_tokens == 2 + tally.num_text_tokens / 6
     assert row.examples_by_chain_length == {str(length): count for length, count in sorted(tally.num_examples.items())}

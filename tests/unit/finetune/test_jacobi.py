@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.latent.forward import latent_states
-from finetune.latent.jacobi import jacobi_states
+from finetune.latent.jacobi import Jacobi
+from finetune.latent.sequential import Sequential
 from tests.support.latent_cases import SHAPES, assert_same_gradients, gradients, loss_of, make_batch, num_slots_of
 from tests.unit.model.test_model import GPT2, LLAMA, build
 
@@ -19,11 +19,11 @@ def test_enough_passes_are_the_sequential_method(family: Any, num_loops: int, sh
     model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
     batch = make_batch(*SHAPES[shape])
     num_slots = num_slots_of(batch)
-    states = latent_states(model, batch, num_slots, num_loops)
+    states = Sequential().states(model, batch, num_slots, num_loops)
     real = torch.arange(batch.tokens.shape[1]) >= batch.first_token[:, None]
     wanted = loss_of(model, states.flatten(0, 1), batch.labels.flatten())
     for num_passes in {max(num_slots - 1, 0), num_slots + 1}:
-        parallel = jacobi_states(model, batch, num_slots, num_passes, num_loops)
+        parallel = Jacobi(num_passes).states(model, batch, num_slots, num_loops)
         torch.testing.assert_close(parallel[real], states[real], rtol=1e-10, atol=1e-10)
         loss = loss_of(model, parallel.flatten(0, 1), batch.labels.flatten())
         torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
@@ -32,9 +32,9 @@ def test_enough_passes_are_the_sequential_method(family: Any, num_loops: int, sh
 
 def test_each_pass_makes_one_more_thought_exact() -> None:
     model, batch = build(LLAMA, num_loops=2), make_batch([2, 3], [6, 6], [2, 1])
-    wanted = latent_states(model, batch, 6)
+    wanted = Sequential().states(model, batch, 6)
     for num_passes in range(6):
-        states = jacobi_states(model, batch, 6, num_passes)
+        states = Jacobi(num_passes).states(model, batch, 6)
         is_exact = (
             torch.isclose(states, wanted, rtol=1e-9, atol=1e-9).all(-1).all(0)[batch.first_slot : batch.first_slot + 6]
         )
@@ -49,12 +49,12 @@ def test_without_passes_only_the_first_slot_is_a_thought() -> None:
     embeddings = model.embedding(batch.tokens).clone()
     embeddings[:, batch.first_slot] = before[:, -1]
     wanted = model(batch.tokens, embeddings=embeddings)[None]
-    torch.testing.assert_close(jacobi_states(model, batch, 4, 0), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(Jacobi(0).states(model, batch, 4), wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_it_takes_as_many_passes_as_asked_for() -> None:
     model, batch = build(LLAMA), make_batch([3, 1], [6, 4], [2, 1])
     positions: list[int] = []
     with model.register_forward_pre_hook(lambda _, inputs: positions.append(inputs[0].shape[1])):
-        jacobi_states(model, batch, 6, 3)
+        Jacobi(3).states(model, batch, 6)
     assert positions == [4, 5, 5, 5, batch.tokens.shape[1] - 4]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from finetune.latent.forward import LatentBatch, latent_states
+from finetune.latent.batch import LatentBatch
+from finetune.latent.sequential import Sequential
 from pretrain.hf.importing import ImportSettings, import_model
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import load_trained_model
@@ -29,7 +30,7 @@ from tests.unit.model.test_model import GPT2, LLAMA, OLMO2, QWEN3, VOCAB, build
 
 def our_loss(model: LoopedGPT, batch: LatentBatch, num_loops: int) -> Tensor:
     """Of supervised positions alone, as a training step takes it."""
-    states = latent_states(model, batch, num_slots_of(batch), num_loops).flatten(0, 1)
+    states = Sequential().states(model, batch, num_slots_of(batch), num_loops).flatten(0, 1)
     return loss_of(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
 
 
@@ -58,7 +59,7 @@ def test_the_gradient_through_thoughts_is_not_small() -> None:
     question."""
     model, batch = build(LLAMA, num_loops=2), make_batch(*SHAPES["six thoughts, ragged"])
     whole = gradients(model, our_loss(model, batch, 2))
-    states = latent_states(model, batch, 6)
+    states = Sequential().states(model, batch, 6)
     with torch.no_grad():
         inputs = torch.cat((states[:, :1], states[:, :-1]), dim=1)
     assert model.embedding is not None
@@ -76,22 +77,24 @@ def test_the_gradient_through_thoughts_is_not_small() -> None:
 def test_more_passes_than_slots_change_nothing() -> None:
     model = build(LLAMA, num_loops=2)
     batch = make_batch([2, 3], [1, 2], [3, 2])
-    wanted = latent_states(model, batch, 2)
+    wanted = Sequential().states(model, batch, 2)
     real = torch.arange(batch.tokens.shape[1]) >= batch.first_token[:, None]
     for num_slots in (3, 4, 9):
-        torch.testing.assert_close(latent_states(model, batch, num_slots)[real], wanted[real], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            Sequential().states(model, batch, num_slots)[real], wanted[real], rtol=1e-12, atol=1e-12
+        )
 
 
 def test_a_thought_is_the_state_before_it_and_depends_on_the_question() -> None:
     model, batch = build(LLAMA, num_loops=2), make_batch([3], [2], [2])
-    before = latent_states(model, batch, 2)
+    before = Sequential().states(model, batch, 2)
     changed = batch.tokens.clone()
     changed[0, 0] = (changed[0, 0] + 1) % VOCAB
-    after = latent_states(model, LatentBatch(**{**vars(batch), "tokens": changed}), 2)
+    after = Sequential().states(model, LatentBatch(**{**vars(batch), "tokens": changed}), 2)
     assert (before[0, 4:] != after[0, 4:]).any(-1).all()
     other = batch.tokens.clone()
     other[batch.is_latent] = 7  # what stands at a slot is not looked at
-    assert torch.equal(latent_states(model, LatentBatch(**{**vars(batch), "tokens": other}), 2), before)
+    assert torch.equal(Sequential().states(model, LatentBatch(**{**vars(batch), "tokens": other}), 2), before)
 
 
 # What it costs
@@ -104,7 +107,7 @@ def passes_of(model: LoopedGPT, batch: LatentBatch, num_slots: int) -> list[tupl
         lambda _, inputs, options: passes.append((inputs[0].shape[1], options.get("mask") is not None)),
         with_kwargs=True,
     ):
-        latent_states(model, batch, num_slots)
+        Sequential().states(model, batch, num_slots)
     return passes
 
 
@@ -127,7 +130,7 @@ def test_nothing_waits_for_a_value(family: Any) -> None:
     """A meta tensor has none: forward and backward pass depend on shapes alone."""
     batch = make_batch(*SHAPES["mixed numbers of thoughts"])
     model, abstract = build(family).to("meta"), batch.to(torch.device("meta"))
-    states = latent_states(model, abstract, num_slots_of(batch))
+    states = Sequential().states(model, abstract, num_slots_of(batch))
     loss = model.logits(states.flatten(0, 1).index_select(0, abstract.supervised)).sum()
     assert gradients(model, loss).keys() == dict(model.named_parameters()).keys()
 
@@ -146,7 +149,7 @@ def test_slots_keep_no_copies_of_the_question() -> None:
         model = build(LLAMA, dtype=torch.float32)
         batch = make_batch([400], [num_slots], [1])
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            states = latent_states(model, batch, num_slots)
+            states = Sequential().states(model, batch, num_slots)
         assert states.requires_grad
         return sum(storages.values()) - sum(parameter.numel() * 4 for parameter in model.parameters())
 

@@ -15,6 +15,7 @@ import torch
 from finetune.answers.evaluation import load_questions
 from finetune.answers.scoring import answer_settings
 from finetune.latent.generation import AnswerSettings
+from finetune.latent.tokens import Tokens
 from finetune.run.finetuned_model import load_finetuned
 from finetune.search.figures import best_for_cost
 from finetune.search.graph_text import Symbols, Words
@@ -30,7 +31,7 @@ from pretrain.tasks.example_file import write_examples
 from pretrain.tasks.task import Example
 from tests.support.finetuned_runs import MODEL, SEQ_LEN, save_run, tokenizer_bytes
 from tests.unit.eval.test_sampling import make_model
-from tests.unit.finetune.test_generation import BOT, EOS, EOT, PAUSE, PROMPTS, VOCAB, by_definition, how
+from tests.unit.finetune.test_generation import BOT, EOT, PAUSE, PROMPTS, VOCAB, by_definition, how
 from tests.unit.finetune.test_scoring import make_row
 from tests.unit.finetune.test_search_tree import GRAPH, QUESTION
 
@@ -45,9 +46,9 @@ def probability(
     """By one whole pass over question, thoughts, forced text and name."""
     assert model.embedding is not None
     thoughts = by_definition(model, prompt, settings)[1]
-    slots = [PAUSE] * settings.num_thoughts if settings.slots == "pause" else []
-    markers = [eot] if settings.slots != "none" else []
-    after = model.embedding(torch.tensor([*slots, *markers, *settings.forced_text, *name]))
+    pauses = [PAUSE] * settings.num_slots if isinstance(settings.thinking, Tokens) else []
+    markers = [eot] if settings.markers.after else []
+    after = model.embedding(torch.tensor([*pauses, *markers, *settings.forced_text, *name]))
     inputs = torch.cat((model.embedding(torch.tensor(prompt)), thoughts, after))[None]
     states = model(torch.zeros(inputs.shape[:2], dtype=torch.int64), settings.num_loops, embeddings=inputs)
     logs = model.all_logits(states)[:, : settings.vocab_size].log_softmax(-1)[-len(name) - 1 : -1]
@@ -59,7 +60,7 @@ def probability(
 def test_the_value_of_a_name_is_the_product_over_its_tokens(family: str, slots: str, num_thoughts: int) -> None:
     model, settings = (
         make_model(family),
-        how(slots=slots, num_thoughts=num_thoughts, num_loops=3, forced_text=(9, 17), max_new_tokens=1),
+        how(slots=slots, num_slots=num_thoughts, num_loops=3, forced_text=(9, 17), max_new_tokens=1),
     )
     found = name_probabilities(model, PROMPTS, NAMES, settings)
     for prompt, names, values in zip(PROMPTS, NAMES, found, strict=True):
@@ -68,7 +69,7 @@ def test_the_value_of_a_name_is_the_product_over_its_tokens(family: str, slots: 
 
 def test_names_of_one_token_sum_to_one_over_the_vocabulary() -> None:
     every = [(token,) for token in range(VOCAB)]
-    for values in name_probabilities(make_model(), PROMPTS, [every] * len(PROMPTS), how(num_thoughts=2)):
+    for values in name_probabilities(make_model(), PROMPTS, [every] * len(PROMPTS), how(num_slots=2)):
         assert sum(values) == pytest.approx(1, rel=1e-9)
 
 
@@ -79,7 +80,7 @@ def test_every_concept_of_every_question_gets_a_value_whatever_the_batch() -> No
     other = "Ab,bc,cd,Ba,?Ada"
     graphs = [GRAPH, form.graph(other)]
     prompts = [[*tokenizer.encode(question), BOT] for question in (QUESTION, other)]
-    settings = how(num_thoughts=2, vocab_size=tokenizer.vocab_size)
+    settings = how(num_slots=2, vocab_size=tokenizer.vocab_size)
     values = search_values(model, prompts, graphs, form, tokenizer, settings, batch=2)
     alone = search_values(model, prompts, graphs, form, tokenizer, settings, batch=1)
     assert [value._replace(value=0) for value in values] == [value._replace(value=0) for value in alone]
@@ -101,9 +102,7 @@ def test_names_are_spelt_as_they_stand_in_a_step() -> None:
 
 def test_statistics_are_those_of_the_thoughts_by_definition() -> None:
     model, tokenizer = make_model(), SymbolTokenizer(write_symbols([chr(33 + number) for number in range(54)]))
-    settings = AnswerSettings(
-        max_new_tokens=1, vocab_size=VOCAB, eos_id=EOS, slots="thought", num_thoughts=3, eot_id=EOT
-    )
+    settings = how(max_new_tokens=1, num_slots=3)
     thoughts = torch.stack([by_definition(model, prompt, settings)[1] for prompt in PROMPTS])  # [questions, k, d]
     found = thought_statistics(model, PROMPTS, tokenizer, settings, batch=3)
     norms = thoughts.norm(dim=-1)
@@ -197,7 +196,7 @@ def test_questions_in_words_are_searched_after_the_word_that_begins_a_step(tmp_p
     trained = searcher.finetuned.trained
     tokenizer, question = trained.tokenizer, searcher.questions.encoded[0].question
     name = tuple(tokenizer.encode(f" {value.name}"))
-    settings = answer_settings(searcher.finetuned.config, tokenizer, num_thoughts=2)
+    settings = answer_settings(searcher.finetuned.config, tokenizer, num_slots=2)
     settings = replace(settings, forced_text=tuple(tokenizer.encode("Every")))
     wanted = probability(trained.model, [*question, tokenizer.bot_id], name, settings, eot=tokenizer.eot_id)
     assert len(name) > 2

@@ -1,6 +1,8 @@
 """Scoring: exact match by hand, sums of shares, rows and their file; FLOPs of answers against torch's own counter."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,28 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.answers.results import CoconutRow, append_row, key_of, read_rows, row_of, standard_error
-from finetune.answers.scoring import (
-    Tally,
-    answer_examples,
-    answer_settings,
-    is_right,
-    prompt_of,
-    score_examples,
-    stated_answer,
+from finetune.answers.results import (
+    Cell,
+    CoconutRow,
+    ScoredRun,
+    append_row,
+    key_of,
+    read_rows,
+    standard_error,
 )
+from finetune.answers.scoring import Answerer, Tally, answer_settings, is_right, stated_answer
 from finetune.config import FinetuneConfig
-from finetune.examples.examples import EncodedExample, TextForm, encode_examples
+from finetune.examples.examples import ExampleSet, TextForm, encode_examples
 from finetune.latent.flops import answer_flops
 from finetune.latent.generation import Answer, AnswerSettings, generate_with_thoughts
+from finetune.latent.sequential import Sequential
+from finetune.latent.stop import StopClassifier
+from finetune.latent.tokens import Tokens
+from finetune.method.markers import Markers
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.tasks.task import Example
 from tests.unit.eval.test_sampling import make_model
+from tests.unit.finetune.test_generation import how
 
 TOKENIZER = SymbolTokenizer(write_symbols([*"abcdefghij0123456789#.,>\n "]))
 EXAMPLES = [
@@ -35,6 +42,16 @@ EXAMPLES = [
     Example("cabd", ("b", "c"), "4"),
 ]
 ENCODED = encode_examples(EXAMPLES, TextForm(), TOKENIZER)
+QUESTIONS = ExampleSet(examples=EXAMPLES, encoded=ENCODED, form=TextForm())
+
+
+def answerer(batch: int, **changes: Any) -> Answerer:
+    """Two thoughts, at most three tokens of text, a model with random weights."""
+    base = {
+        "max_new_tokens": 3, "vocab_size": TOKENIZER.vocab_size, "eos_id": TOKENIZER.eos_id, "num_slots": 2,
+        "thinking": Sequential(), "markers": Markers((TOKENIZER.bot_id,), TOKENIZER.latent_id, (TOKENIZER.eot_id,)),
+    }  # fmt: skip
+    return Answerer(model=make_model(), tokenizer=TOKENIZER, settings=AnswerSettings(**(base | changes)), batch=batch)
 
 
 def config(**sections: Any) -> FinetuneConfig:
@@ -73,20 +90,8 @@ def test_the_mark_of_an_answer_is_that_of_the_form() -> None:
 
 
 def test_tallies_of_shares_add_up_to_that_of_the_whole() -> None:
-    model = make_model()
-    settings = AnswerSettings(
-        max_new_tokens=3,
-        vocab_size=TOKENIZER.vocab_size,
-        eos_id=TOKENIZER.eos_id,
-        slots="thought",
-        num_thoughts=2,
-        eot_id=4,
-    )
-
-    def tally(numbers: slice) -> Tally:
-        return score_examples(model, EXAMPLES[numbers], ENCODED[numbers], TextForm(), TOKENIZER, settings, batch=2)
-
-    whole, parts = tally(slice(None)), tally(slice(0, 1)) + tally(slice(1, 4))
+    ours = answerer(batch=2)
+    whole, parts = ours.score(QUESTIONS), ours.score(QUESTIONS.part(0, 1)) + ours.score(QUESTIONS.part(1, 4))
     assert whole.num_examples == parts.num_examples == {0: 1, 1: 1, 2: 2}
     assert (whole.right, whole.num_text_tokens, whole.flops) == (parts.right, parts.num_text_tokens, parts.flops)
     assert whole.num_thoughts == parts.num_thoughts == 8
@@ -102,29 +107,23 @@ def test_right_answers_are_counted_under_the_length_of_their_chain(monkeypatch: 
         return [Answer(text=TOKENIZER.encode(texts[question]), num_thoughts=1, is_over=True) for question in questions]
 
     monkeypatch.setattr("finetune.answers.scoring.generate_with_thoughts", answer)
-    settings = AnswerSettings(
-        max_new_tokens=9, vocab_size=TOKENIZER.vocab_size, eos_id=2, slots="thought", num_thoughts=1, eot_id=4
-    )
-    tally = score_examples(make_model(), EXAMPLES, ENCODED, TextForm(), TOKENIZER, settings, batch=3)
+    tally = answerer(batch=3, max_new_tokens=9, num_slots=1).score(QUESTIONS)
     assert (tally.right, tally.num_examples) == ({0: 1, 1: 0, 2: 2}, {0: 1, 1: 1, 2: 2})
     assert (tally.accuracy, tally.num_thoughts, tally.num_text_tokens) == (0.75, 4, 5 + 5 + 1 + 7)
-    row = row_of(tally, run="x", step=5, epoch=2, stage=1, method="coconut", split="test", num_thoughts=1, num_loops=1)
+    row = CoconutRow.of(tally, Cell(1, 1), ScoredRun("x", 5, 2, 1, "coconut", "test"))
     assert row.accuracy_by_chain_length == {"0": 1.0, "1": 0.0, "2": 1.0}
     assert (row.new_tokens, row.mean_thoughts, row.num_examples) == (5.5, 1.0, 4)
 
 
 def test_answers_keep_the_order_of_the_examples_in_every_batch_size() -> None:
-    model = make_model()
-    settings = AnswerSettings(
-        max_new_tokens=4, vocab_size=TOKENIZER.vocab_size, eos_id=-2, slots="thought", num_thoughts=2, eot_id=4
-    )
-    wanted = [generate_with_thoughts(model, [prompt_of(row, settings, TOKENIZER)], settings)[0] for row in ENCODED]
+    one = answerer(batch=1, max_new_tokens=4, eos_id=-2)
+    wanted = [generate_with_thoughts(one.model, [prompt], one.settings)[0] for prompt in one.prompts(ENCODED)]
     for batch in (1, 3, 9):
-        assert answer_examples(model, ENCODED, TOKENIZER, settings, batch=batch) == wanted
+        assert replace(one, batch=batch).answer(ENCODED) == wanted
 
 
 @pytest.mark.parametrize(
-    ("name", "curriculum", "stage", "slots", "num_thoughts"),
+    ("name", "curriculum", "stage", "slots", "num_slots"),
     [
         ("coconut", {}, None, "thought", 6),
         ("coconut", {"thoughts_per_step": 2, "num_stages": 3}, 4, "thought", 6),
@@ -137,27 +136,30 @@ def test_answers_keep_the_order_of_the_examples_in_every_batch_size() -> None:
     ],
 )
 def test_a_stage_says_how_its_method_answers(
-    name: str, curriculum: dict, stage: int | None, slots: str, num_thoughts: int
+    name: str, curriculum: dict, stage: int | None, slots: str, num_slots: int
 ) -> None:
     settings = answer_settings(config(method={"name": name}, curriculum=curriculum), TOKENIZER, stage=stage)
-    assert (settings.slots, settings.num_thoughts) == (slots, num_thoughts)
-    assert settings.script == ((TOKENIZER.pause_id,) * num_thoughts if slots == "pause" else ()) + (
-        (TOKENIZER.eot_id,) if slots != "none" else ()
-    )
+    assert settings.num_slots == num_slots
+    if slots == "none":
+        assert settings.markers == Markers() and isinstance(settings.way, Tokens)
+    else:
+        slot, thinking = (TOKENIZER.pause_id, Tokens) if slots == "pause" else (TOKENIZER.latent_id, Sequential)
+        assert settings.markers == Markers((TOKENIZER.bot_id,), slot, (TOKENIZER.eot_id,))
+        assert isinstance(settings.thinking, thinking)
 
 
 def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_asked_for() -> None:
     plain = config(method={"name": "coconut", "markers_in_first_stage": False})
-    assert answer_settings(plain, TOKENIZER, stage=0).slots == "none"
-    assert answer_settings(plain, TOKENIZER, stage=0, num_thoughts=0).script == (TOKENIZER.eot_id,)
-    assert answer_settings(plain, TOKENIZER, stage=1).num_thoughts == 1
-    with pytest.raises(ValueError, match="num_thoughts=3: this method has no slots"):
-        answer_settings(config(method={"name": "cot"}), TOKENIZER, num_thoughts=3)
+    assert answer_settings(plain, TOKENIZER, stage=0).markers == Markers()
+    assert answer_settings(plain, TOKENIZER, stage=0, num_slots=0).script == (TOKENIZER.eot_id,)
+    assert answer_settings(plain, TOKENIZER, stage=1).num_slots == 1
+    with pytest.raises(ValueError, match="num_slots=3: this method has no slots"):
+        answer_settings(config(method={"name": "cot"}), TOKENIZER, num_slots=3)
 
 
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize(
-    ("slots", "num_thoughts", "is_stopped", "jacobi_passes"),
+    ("slots", "num_slots", "is_stopped", "jacobi_passes"),
     [
         *(
             ("thought", 0, False, None),
@@ -171,23 +173,22 @@ def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_
             ("thought", 4, False, 2),
             ("thought", 4, False, 9),
             ("thought", 1, False, 1),
+            ("thought", 4, True, 2),
         ),
     ],
 )
 def test_flops_of_an_answer_are_those_that_torch_counts(
-    slots: Any, num_thoughts: int, is_stopped: bool, jacobi_passes: int | None, num_loops: int
+    slots: str, num_slots: int, is_stopped: bool, jacobi_passes: int | None, num_loops: int
 ) -> None:
     """Two rows of one length, one of which ends the batch: with a mask, attention is the unfused kernel, which torch
     sees on a CPU."""
     model = make_model()
-    settings = AnswerSettings(
-        max_new_tokens=6, vocab_size=50, eos_id=-2, slots=slots, num_thoughts=num_thoughts, eot_id=4, pause_id=5,
-        num_loops=num_loops, jacobi_passes=jacobi_passes, latent_id=6,
-    )  # fmt: skip
+    settings = how(
+        slots, jacobi_passes, max_new_tokens=6, vocab_size=50, eos_id=-2, num_slots=num_slots, num_loops=num_loops
+    )
     classifier = None
     if is_stopped:
-        classifier = nn.Linear(model.config.hidden_size, 1).double()
-        nn.init.zeros_(classifier.weight)
+        classifier = StopClassifier(model.config.hidden_size).double()
         nn.init.constant_(classifier.bias, -1.0)
     prompts = [[7, 8, 9, 10, 11], [12]]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -207,18 +208,10 @@ def test_an_answer_that_ends_costs_less_than_one_that_goes_on() -> None:
 
 
 def make_row(**changes: Any) -> CoconutRow:
-    tally = Tally(right={2: 3}, num_examples={2: 4}, num_thoughts=8, num_text_tokens=12, seconds=2.0, flops=400)
-    base = {
-        "run": "x",
-        "step": 7,
-        "epoch": 2,
-        "stage": 1,
-        "method": "coconut",
-        "split": "test",
-        "num_thoughts": 2,
-        "num_loops": 1,
-    }
-    return row_of(tally, **(base | changes))
+    tally = Tally(
+        right=Counter({2: 3}), num_examples=Counter({2: 4}), num_thoughts=8, num_text_tokens=12, seconds=2.0, flops=400
+    )
+    return replace(CoconutRow.of(tally, Cell(2, 1), ScoredRun("x", 7, 2, 1, "coconut", "test")), **changes)
 
 
 def test_rows_come_back_from_their_file_and_a_line_cut_short_harms_none(tmp_path: Path) -> None:
@@ -245,8 +238,6 @@ def test_the_error_is_that_of_a_share_and_never_nothing() -> None:
 
 
 def test_the_question_gets_its_marker_only_where_there_are_markers() -> None:
-    example = EncodedExample((7, 8), (), (9,))
-    marked = AnswerSettings(max_new_tokens=1, vocab_size=9, eos_id=2, slots="thought", eot_id=4)
-    plain = AnswerSettings(max_new_tokens=1, vocab_size=9, eos_id=2)
-    assert prompt_of(example, marked, TOKENIZER) == (7, 8, TOKENIZER.bot_id)
-    assert prompt_of(example, plain, TOKENIZER) == (7, 8)
+    question = ENCODED[0].question
+    assert answerer(batch=1).prompts(ENCODED)[0] == (*question, TOKENIZER.bot_id)
+    assert answerer(batch=1, markers=Markers(), num_slots=0).prompts(ENCODED)[0] == question

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.examples.examples import EncodedExample
-from finetune.examples.sequence import EMPTY_ROW, IGNORED, Row, RowMaker, collate
-from finetune.latent.forward import latent_states
+from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
+from finetune.latent.sequential import Sequential
 from finetune.method.curriculum import CurriculumSection, cut_at
+from finetune.method.markers import Markers
 from finetune.method.methods import METHODS, MethodName
+from pretrain.data.stream.batch import IGNORED
 from pretrain.data.tokenizers.symbols import SPECIALS, SymbolTokenizer, write_symbols
 from tests.support.latent_cases import loss_of
 from tests.unit.model.test_model import LLAMA, build
@@ -170,8 +172,8 @@ def test_a_row_has_the_same_loss_in_any_batch(many: list[tuple[EncodedExample, i
 
     def loss(chosen: list[Row]) -> torch.Tensor:
         batch = collate(chosen)
-        states = latent_states(model, batch, max(row.num_thoughts for row in chosen)).flatten(0, 1)
-        return loss_of(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
+        states = Sequential().states(model, batch, max(row.num_thoughts for row in chosen)).flatten(0, 1)
+        return loss_of(model, states, batch.labels.flatten())
 
     with torch.no_grad():
         torch.testing.assert_close(
@@ -193,4 +195,4 @@ def test_a_tokenizer_without_marks_is_refused_where_they_are_needed() -> None:
     plain = Plain(write_symbols(["a"]))
     with pytest.raises(ValueError, match="has no <bot>"):
         RowMaker(METHODS["coconut"], CURRICULUM, True, plain)
-    assert not RowMaker(METHODS["cot"], CURRICULUM, True, plain).has_markers
+    assert RowMaker(METHODS["cot"], CURRICULUM, True, plain).markers == Markers()

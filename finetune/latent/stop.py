@@ -1,0 +1,70 @@
+"""The stop classifier: trained to say after each thought whether it was the last one, it ends thoughts in answering."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
+from finetune.latent.decoding import Decoding
+from pretrain.model.gpt import LoopedGPT
+
+
+class StopClassifier(nn.Linear):
+    """From the state [..., d] after a thought to a logit [..., 1]: above 0, that thought was the last one.
+
+    Args:
+        hidden_size: d.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1)
+
+    def reset_parameters(self) -> None:
+        """At first every thought is as likely to be the last as not, on all ranks."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def is_last(self, states: Tensor) -> Tensor:
+        """Whether thoughts were the last ones: states [b, n, d] after them to [b, n]."""
+        return self(states).squeeze(-1) > 0
+
+    def end_thoughts(self, decoding: Decoding, states: Tensor) -> list[int]:
+        """End every row's thoughts after the first that is said to be the last: those behind it are forgotten.
+
+        Args:
+            decoding: the rows; the last thing they were fed are n thoughts.
+            states: [b, n, d] after each of these.
+
+        Returns:
+            Thoughts that are left of each row.
+        """
+        is_last = self.is_last(states)
+        is_last[:, -1] = True
+        num_thoughts = is_last.int().argmax(dim=-1) + 1
+        decoding.forget(states.shape[1] - num_thoughts)
+        return num_thoughts.tolist()
+
+    def loss(self, states: Tensor, batch: LatentBatch) -> Tensor:
+        """Binary cross-entropy, summed over the thoughts of a batch: states [b, s, d] to a scalar."""
+        goes_on = torch.zeros_like(batch.is_latent)
+        goes_on[:, :-1] = batch.is_latent[:, 1:]
+        logits = self(states).float().view_as(batch.is_latent)
+        losses = F.binary_cross_entropy_with_logits(logits, (~goes_on).to(logits.dtype), reduction="none")
+        return (losses * batch.is_latent).sum()
+
+
+class StopTerm:
+    """The classifier's part of the loss: its mean over the thoughts of a step, weighted."""
+
+    def __init__(self, classifier: StopClassifier, weight: float) -> None:
+        self._classifier, self._weight = classifier, weight
+
+    def watch(self, model: LoopedGPT, batch: LatentBatch) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        if not micro_batch.num_slots:
+            return states.new_zeros(())  # no gradient either: the classifier learns from thoughts alone
+        return self._weight * self._classifier.loss(states, micro_batch.batch) / max(step.num_thoughts, 1)
