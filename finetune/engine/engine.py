@@ -8,6 +8,7 @@ and any ZeRO stage reads them.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,28 +77,24 @@ class FinetuneEngine:
         self.config, self.run, self.groups = config, run, groups
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
-        deepspeed_logger.setLevel(logging.WARNING)
         # In fp32 whatever the precision: DeepSpeed narrows the weights itself and keeps wide ones of its own.
         model = build_stage(run, megatron_config(run, torch.float32), groups)
         initialise(model, config.run.seed, groups.tensor.rank())
         objective = Objective(model.to(groups.device), config.method)
         self.model, self._stop = model, objective.stop
-        self._named = dict(model.named_parameters())
-        self._shapes = {name: model.weights[name].shape for name in self._named}
+        self._named = objective.parameters_by_name()
         for name, parameter in self._named.items():  # DeepSpeed's norm counts other weights on one tensor rank alone
-            parameter.tensor_model_parallel = model.split_dim(name) is not None  # type: ignore[attr-defined]
-        for name, parameter in () if objective.stop is None else objective.stop.named_parameters():
-            self._named[f"stop/{name}"], self._shapes[f"stop/{name}"] = parameter, tuple(parameter.shape)
+            parameter.tensor_model_parallel = self._split_dim(name) is not None  # type: ignore[attr-defined]
+        self._shapes = {
+            name: model.weights[name].shape if name in model.weights else tuple(parameter.shape)
+            for name, parameter in self._named.items()
+        }
         settings = config.optimizer
         adamw = torch.optim.AdamW(
             objective.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon,
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
-        # DeepSpeed wants it, also where no launcher has set it
-        os.environ.setdefault("LOCAL_RANK", str(world_from_environment().local_rank))
-        # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for
-        # all others to wait on.
-        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+        _prepare_deepspeed()
         num_parameters = sum(parameter.numel() for parameter in objective.parameters())
         mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
         self._engine: Any = deepspeed.initialize(
@@ -130,7 +127,7 @@ class FinetuneEngine:
             if number < len(step.micro_batches) - 1:
                 self._engine.step()
         total, stop_code = self._agree(nll, wish())
-        if not torch.isfinite(torch.tensor(total)):
+        if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total}")
         plain_norm = self._plain_norm() if isinstance(self._engine.optimizer, torch.optim.Optimizer) else None
         self._engine.step()
@@ -168,16 +165,14 @@ class FinetuneEngine:
             yield self.model, self._stop
             return
         model = build_stage(self.run, megatron_config(self.run, DTYPES[self.run.train.precision]), self.groups)
-        stop = None if self._stop is None else StopClassifier(self.run.model.hidden_size)
-        targets = {
-            **dict(model.named_parameters()),
-            **({} if stop is None else {f"stop/{n}": p for n, p in stop.named_parameters()}),
-        }
+        whole = Objective(model, self.config.method)
+        targets = whole.parameters_by_name()
         with torch.no_grad():
             for name, parameter in self._named.items():
                 with deepspeed.zero.GatheredParameters([parameter]):
                     targets[name].data = parameter.detach().clone()
-        yield model.to(self.groups.device), stop
+        whole.to(self.groups.device)
+        yield whole.model, whole.stop
 
     def weights(self) -> list[Piece]:
         """This rank's fp32 weights, as pieces of a checkpoint."""
@@ -282,6 +277,16 @@ class FinetuneEngine:
 def _stored(name: str) -> str:
     """Name of a parameter in a checkpoint."""
     return name if name.startswith("stop/") else f"weights/{name}"
+
+
+def _prepare_deepspeed() -> None:
+    """Set what DeepSpeed takes from the process and not from its configuration."""
+    deepspeed_logger.setLevel(logging.WARNING)
+    # it refuses to start without, also where no launcher has set it
+    os.environ.setdefault("LOCAL_RANK", str(world_from_environment().local_rank))
+    # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all
+    # others to wait on. This table of those that this machine could have is a cache of its own, filled at first use.
+    deepspeed.ops.__dict__["__compatible_ops__"] = {}
 
 
 def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:

@@ -50,6 +50,13 @@ class Objective(nn.Module):
             self.stop = StopClassifier(model.config.hidden_size).to(parameter.device, parameter.dtype)
             self._terms.append(StopTerm(self.stop, method.stop_weight))
 
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """Those of the model by the names that it gives them, those of the stop classifier under "stop/"."""
+        named = dict(self.model.named_parameters())
+        if self.stop is not None:
+            named |= {f"stop/{name}": parameter for name, parameter in self.stop.named_parameters()}
+        return named
+
     def forward(self, micro_batch: MicroBatch, step: StepBatch) -> tuple[Tensor, Tensor]:
         """The share of a micro-batch in the loss of its step, and in its negative log-likelihood (summed, in nats)."""
         batch = micro_batch.batch
