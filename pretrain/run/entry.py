@@ -52,7 +52,7 @@ def run_entry(
                 print_error(error)
             return BAD_INPUT
         return run(config, layout)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print_error(error, who)
         return exit_code(error)
     except KeyboardInterrupt:

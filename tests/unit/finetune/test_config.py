@@ -132,6 +132,15 @@ def test_the_entry_answers_quickly_and_in_one_line(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (2, "error: nowhere.yaml: No such file or directory\n")
 
 
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deepspeed.py").write_text("raise ModuleNotFoundError(name='deepspeed')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    command = [sys.executable, "finetune/coconut.py", f"run.root={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    line = "error: deepspeed is not installed: run tools/setup.sh with the extra of pyproject.toml that has it\n"
+    assert (ended.returncode, ended.stderr) == (2, line)
+
+
 def test_the_help_page_has_every_key() -> None:
     text = COMMAND_LINE.help_text(100)
     for key in (
