@@ -1,8 +1,8 @@
-"""What the machine can do: number formats, peak matrix-product rate, the yardstick of MFU, and memory in use.
+"""Properties of the device: number formats, peak matrix-product rate (the reference of MFU), and memory in use.
 
-The peak of a known GPU in bf16 is its vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity).
-Everything else, a CPU above all, is measured: the best of a few square matrix products, well under a second on two CPU
-cores. What is measured is the best that the library reaches, so MFU against it is kinder than against a data sheet.
+The bf16 peak of a known GPU is the vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). Every other
+peak, such as a CPU's, is measured: the best of a few square matrix products, well under a second on two CPU cores. The
+measured peak is what the library reaches, so MFU relative to it is higher than relative to a data sheet.
 """
 
 import re
@@ -31,19 +31,11 @@ BF16_DENSE_TFLOPS = (
     ("MI300X", 1307.4),
     ("MI250X", 191.5),
 )
-"""Words of the device's name -> dense bf16 TFLOP/s. The first match counts: "H100 PCIe" stands before "H100"."""
+"""Part of the device's name -> dense bf16 TFLOP/s. The first match counts: "H100 PCIe" is before "H100"."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Peak matrix-product rate of one device, with the threads this process may use.
-
-    Args:
-        device: where the model runs.
-        dtype: of the weights and activations.
-
-    Returns:
-        FLOP/s.
-    """
+    """Peak matrix-product rate of one device in FLOP/s, with the threads of this process, for operands of `dtype`."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, tflops in BF16_DENSE_TFLOPS:
@@ -56,9 +48,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     largest = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
     size, rate = 256, 0.0
-    while (
-        size < largest and 2 * (2 * size) ** 3 < 0.2 * rate
-    ) or not rate:  # formats without instructions are a hundred times slower
+    # grow while the next product takes under 0.2 s: formats that a CPU only emulates are a hundred times slower
+    while (size < largest and 2 * (2 * size) ** 3 < 0.2 * rate) or not rate:
         size *= 2
         rate = _product_rate(size, device, dtype)
     return rate
@@ -84,7 +75,7 @@ def _wait(device: torch.device) -> None:
 
 
 def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:
-    """One line on a precision that this device can only imitate, else None."""
+    """One line if this device can only emulate the precision, else None."""
     if device.type != "cpu" or dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return (
@@ -93,7 +84,7 @@ def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory use so far, in GiB: tensors allocated on a GPU, the resident set of this process on a CPU."""
+    """Peak memory so far, in GiB: allocated tensors on a GPU, resident set of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
@@ -101,7 +92,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """What a rank runs on, for people."""
+    """Name of the device of a rank, for logs."""
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

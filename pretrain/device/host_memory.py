@@ -1,8 +1,8 @@
-"""Keep freed memory in the process, on a CPU: without this, much of a training step goes into page faults.
+"""Keep freed memory in the process on a CPU; otherwise page faults take much of a training step.
 
-glibc takes every block above a threshold (at most 32 MiB) straight from the kernel and gives it back when it is freed,
-so that each activation and gradient is zeroed and mapped page by page again in every step. Served from the heap
-instead, the same pages are used again. The price: the process keeps its peak memory until it ends. Source: mallopt(3).
+glibc maps every block above a threshold (at most 32 MiB) from the kernel and unmaps it when it is freed, so in every
+step the pages of each activation and gradient are mapped and zeroed again. Blocks of the heap reuse the same pages. The
+cost: the process keeps its peak memory until it ends. Source: mallopt(3).
 """
 
 import ctypes
@@ -13,8 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Serve all later allocations of this process from a heap that never shrinks. Returns whether the C library could:
-    glibc alone can."""
+    """Serve all later allocations of this process from a heap that never shrinks; False if libc is not glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,5 +1,5 @@
-"""Which of how many ranks this process is, as its launcher says in the environment: torchrun and deepspeed set RANK,
-WORLD_SIZE and LOCAL_RANK (slurm/rank.sh too), srun its own names. Without torch, so that a dry run can ask."""
+"""Rank and world size of this process, from the environment that its launcher sets: RANK, WORLD_SIZE and LOCAL_RANK
+under torchrun, deepspeed and slurm/rank.sh, SLURM_* under srun. Imports no torch, so that a dry run stays fast."""
 
 import os
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from typing import NamedTuple
 
 class World(NamedTuple):
     rank: int
-    """This process among all, from 0."""
+    """Index of this process among all ranks, from 0."""
     size: int
-    """Ranks in all."""
+    """Number of ranks."""
     local_rank: int
-    """This process among those of its machine, from 0."""
+    """Index of this process among the ranks of its machine, from 0."""
 
 
 def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
-    """The place of this process: what a launcher set, else that of a lone process.
+    """The world that the launcher set, or a world of one process without a launcher.
 
     Raises:
-        ValueError: a variable holds no number, or a rank beyond the number of ranks.
+        ValueError: a variable is not a number, or the rank is not below the number of ranks.
     """
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        # A batch script that is not under srun has Slurm's variables too; it has no rendezvous.
+        # a batch script outside srun has Slurm's variables too, but no MASTER_ADDR
         if names[0] in environment and "MASTER_ADDR" in environment:
             rank, size = _number(environment, names[0], 0), _number(environment, names[1], 1)
             if rank >= size:
@@ -32,10 +32,10 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
 
 
 def planned_world_size(smallest: int, environment: Mapping[str, str] = os.environ) -> int:
-    """Ranks that a dry run plans for if none are given: what the launcher or the job says, else `smallest`.
+    """Number of ranks for a dry run without --world-size: that of the launcher or Slurm job, else `smallest`.
 
     Raises:
-        ValueError: the variable holds no number of ranks.
+        ValueError: the launcher's or Slurm's variable is not a number of ranks.
     """
     names = [name for name in ("WORLD_SIZE", "SLURM_NTASKS") if environment.get(name)]
     return _number(environment, names[0], 1) if names else smallest

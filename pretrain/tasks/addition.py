@@ -1,11 +1,10 @@
-"""n-ary addition: the sum of n numbers of three digits, said at once (Saunshi et al., "Reasoning with latent thoughts:
-on the power of looped transformers", arXiv 2502.17416, section 2.1).
+"""n-ary addition: the sum of n three-digit numbers, answered directly (Saunshi et al., arXiv 2502.17416, section 2.1).
 
     315+120+045+824=1304
 
-Operands are uniform in [0, 999] and padded with zeros, the sum is not padded. The paper trains on a uniform mixture of
-n in {2, 4, 8, 16, 32}, one symbol a character, and scores n in {8, 16, 24, 32} one by one (24 is in no training
-example); there are no steps.
+Operands are uniform in [0, 999] and padded with zeros; the sum is not padded. There are no steps. The paper trains on a
+uniform mixture of n in {2, 4, 8, 16, 32} with one token per character, and scores n = 8, 16, 24 (unseen in training)
+and 32 separately.
 """
 
 import re
@@ -21,9 +20,9 @@ DIGITS = tuple("0123456789")
 
 class AdditionParameters(Section):
     num_operands: tuple[int, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
-    """n: each example draws one of these, all equally likely."""
+    """n: drawn from these for each example, all equally likely."""
     num_digits: int = Field(default=3, ge=1, le=15)
-    """Digits of an operand, padded."""
+    """Digits of an operand, including padding."""
 
     @field_validator("num_operands")
     @classmethod

@@ -1,7 +1,7 @@
 """Examples in files: a JSON list of {question, steps, answer}, plain or gzipped, as ProsQA and ProntoQA are published.
 
-ProsQA's rows also hold the graph (idx_to_symbol, edges, root, target, neg_target). Keys that nobody reads are passed
-over. A file is read whole or refused: the first malformed row is named by file and index.
+ProsQA's rows also hold the graph (idx_to_symbol, edges, root, target, neg_target). Other keys are ignored. A file with
+a malformed row is refused; the error names the file and the index of the row.
 """
 
 import gzip
@@ -52,8 +52,7 @@ def read_examples(path: Path) -> list[Example]:
     """The examples of a .json or .json.gz file.
 
     Raises:
-        ValueError: the file holds no such list, or a row of it is malformed; names the file, and the row by its index
-            from 0.
+        ValueError: the file is not such a list, or a row is malformed; names the file and the row's index from 0.
         OSError: the file cannot be opened.
     """
     return _read(path, lambda row: _ExampleRow.model_validate(row).example())
@@ -63,8 +62,8 @@ def read_graphs(path: Path) -> list[tuple[Example, Graph]]:
     """The examples of a ProsQA file, each with its graph.
 
     Raises:
-        ValueError: as `read_examples`; also if a row has no graph, or its root does not reach the target alone of the
-            two options.
+        ValueError: as `read_examples`; also if a row has no graph, or its root does not reach the target, or reaches
+            the other option.
         OSError: the file cannot be opened.
     """
 
@@ -93,7 +92,7 @@ T = TypeVar("T")
 
 
 def _read(path: Path, parse: Callable[[object], T]) -> list[T]:
-    """Every row of a file, parsed; an error of `parse` is raised as one that names the file and the row."""
+    """Parse every row of a file; errors of `parse` are re-raised with the file and the row."""
     data = path.read_bytes()
     try:
         rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
@@ -116,5 +115,5 @@ def _read(path: Path, parse: Callable[[object], T]) -> list[T]:
 
 def _write(path: Path, rows: list[dict[str, object]]) -> None:
     data = json.dumps(rows).encode()
-    # Without the time of writing: the same examples make the same file.
+    # mtime=0: the same examples give the same bytes
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)

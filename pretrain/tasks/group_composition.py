@@ -4,13 +4,12 @@ al., "Transformers learn shortcuts to automata", 2022).
     symmetric, order 5   [21345][13245][51234]   ->   [52134]
     cyclic, order 60     [59][3]                 ->   [2]
 
-The product is associative, so it can be taken in pairs, pairs of pairs and so on: the theorem has one layer do it in
-ceil(log2 n) loops, with constant precision, for every finite group. The symmetric group of 5 objects is not solvable,
-so that its word problem is complete for NC1 (Barrington's theorem); a cyclic group only needs a sum.
+The product is associative, so it can be computed over pairs, pairs of pairs and so on: by the theorem one layer needs
+ceil(log2 n) loops, at constant precision, for every finite group. The symmetric group of 5 objects is not solvable, so
+its word problem is complete for NC1 (Barrington's theorem); a cyclic group only needs a sum.
 
 A permutation g is written as g(1) g(2) .. g(5); the product g_1 g_2 .. g_n maps i to g_1(g_2(..g_n(i))). Elements are
-uniform, hence so is the answer. One symbol an element. Steps: the products of the first two elements, the first three,
-and so on, but the last.
+uniform, hence so is the answer. Each element is one symbol. Steps: the products of the first 2, 3, ..., n - 1 elements.
 """
 
 import re
@@ -26,16 +25,16 @@ from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 MAX_ORDERS = {"symmetric": 6, "cyclic": 1000}
-"""Largest order of each kind: 720 and 1000 elements, each a symbol."""
+"""Largest order of each kind of group: 720 and 1000 elements, hence symbols."""
 
 
 class GroupCompositionParameters(Section):
     group: Literal["symmetric", "cyclic"] = "symmetric"
     """symmetric = permutations; cyclic = addition modulo order."""
     order: int = Field(default=5, ge=2)
-    """Objects that are permuted, or the modulus."""
+    """Number of permuted objects, or the modulus."""
     num_elements: int = Field(default=16, ge=2)
-    """n: elements of the product."""
+    """n: factors of the product."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "GroupCompositionParameters":
@@ -61,7 +60,7 @@ class GroupComposition(Task[GroupCompositionParameters]):
         else:
             names = [str(element) for element in range(parameters.order)]
         self._symbols = tuple(f"[{name}]" for name in names)
-        self._known = frozenset(self._symbols)
+        self._symbol_set = frozenset(self._symbols)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -77,14 +76,14 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
     def prefix_answers(self, question: str) -> tuple[str, ...]:
         elements = re.findall(r"\[\d+\]", question, re.ASCII)
-        if not elements or "".join(elements) != question or not self._known.issuperset(elements):
+        if not elements or "".join(elements) != question or not self._symbol_set.issuperset(elements):
             raise ValueError(
                 f"not elements of the {self.parameters.group} group of order {self.parameters.order}: {question!r}"
             )
         return tuple(self._products(elements))
 
     def _products(self, elements: list[str]) -> Iterator[str]:
-        """Products of the first element, the first two and so on."""
+        """The products of the first 1, 2, ..., n elements."""
         if self.parameters.group == "symmetric":
             return accumulate(elements, _compose)
         order = self.parameters.order
@@ -93,5 +92,5 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
 @lru_cache(maxsize=1 << 15)  # all pairs of the 120 permutations of 5 objects
 def _compose(first: str, second: str) -> str:
-    """The permutation `second`, then `first`, both as symbols."""
+    """The symbol of the permutation that applies `second`, then `first`."""
     return f"[{''.join([first[int(image)] for image in second[1:-1]])}]"

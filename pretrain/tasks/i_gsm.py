@@ -1,26 +1,25 @@
-"""Symbolic i-GSM: the value of one of many quantities that equations define, modulo 7, said at once (Saunshi et al.,
-arXiv 2502.17416, section 2.1 and appendix A.1, after Ye et al., "Physics of language models: part 2.1", arXiv
-2407.20311).
+"""Symbolic i-GSM: the value, modulo 7, of one of many quantities defined by equations, answered directly.
 
     E#I := 4. E#J := E#I. K#N := 2 * E#I + E#J + F#K. F#K := 3. K#N?
 
-**Multiplication distributes over the whole right-hand side**: `2 * E#I + E#J + F#K` is 2 · (E#I + E#J + F#K), as the
-paper solves its example.
+Sources: Saunshi et al., arXiv 2502.17416, section 2.1 and appendix A.1, after Ye et al., "Physics of language models:
+part 2.1", arXiv 2407.20311.
 
-1. Hierarchy: `num_levels` levels of items, each with its own `max_width` letters (A-D, E-H, I-L, M-P), of which 2 to
-   `max_width` are there.
-2. Structure: edges between items of neighbouring levels, at least one down to every item, `num_edges` in all or as many
-   as there can be. Each edge is a quantity, written `upper#lower`.
-3. Dependencies: the quantities in random order; the first is a constant, each other one a constant with a chance of
-   `constant_share`, else a sum of 1 to `max_terms` earlier ones, half of the time with a multiplier of 2 or more.
-   Numbers are uniform below the modulus.
-4. The question: the equations in random order, those that are not needed too, and one quantity for whose value at least
-   `min_needed` equations must be solved.
+**Multiplication distributes over the whole right-hand side**: `2 * E#I + E#J + F#K` is 2 · (E#I + E#J + F#K), as in the
+paper's solved example.
 
-The paper says: depth 4, modulus 7, no abstract quantities, direct answer; it leaves the sampling to Ye et al. The
-letters follow its example, the widths 2 to 4 and 15 quantities the defaults of Ye et al.; how sums are drawn is a
-choice. Steps: the needed equations, each after those it needs, with numbers put in. Their count is the example's
-difficulty.
+1. Hierarchy: `num_levels` levels of items. Each level has its own `max_width` letters (A-D, E-H, I-L, M-P), of which 2
+   to `max_width` occur.
+2. Structure: edges between items of neighbouring levels, at least one down to every item, `num_edges` in total if
+   possible. Each edge is a quantity, written `upper#lower`.
+3. Dependencies: in a random order of the quantities, the first is a constant. Each other one is a constant with
+   probability `constant_share`, else a sum of 1 to `max_terms` earlier ones, half of the time with a multiplier of 2 or
+   more. Numbers are uniform below the modulus.
+4. Question: all equations in random order, then one quantity that depends on at least `min_needed` equations.
+
+From the paper: depth 4, modulus 7, no abstract quantities, direct answer, and the letters of its example. From the
+defaults of Ye et al.: widths 2 to 4 and 15 quantities. How sums are drawn is our choice. Steps: the needed equations in
+order of dependency, with numbers substituted; their count is the difficulty of the example.
 """
 
 import re
@@ -35,24 +34,24 @@ from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
 MAX_DRAWS = 1000
-"""Problems that are drawn for one that is hard enough."""
+"""Most problems drawn to find one that is hard enough."""
 
 
 class IGSMParameters(Section):
     modulus: int = Field(default=7, ge=3, le=97)
-    """Values are taken modulo this; a prime, so that no multiplier loses anything."""
+    """Values are taken modulo this prime; a prime, so that every multiplier is invertible."""
     num_levels: int = Field(default=4, ge=2)
-    """Levels of the hierarchy of items."""
+    """Levels in the hierarchy of items."""
     max_width: int = Field(default=4, ge=2)
-    """Most items of a level; num_levels · max_width letters in all, at most 26."""
+    """Most items in a level; num_levels · max_width letters in total, at most 26."""
     num_edges: int = Field(default=15, ge=2)
-    """Quantities, and equations: at least one for each item below the first level."""
+    """Number of quantities and equations; at least one for each item below the first level."""
     max_terms: int = Field(default=3, ge=1)
     """Most quantities on a right-hand side."""
     constant_share: float = Field(default=0.25, ge=0, lt=1)
-    """Chance of a quantity to be a constant (the first always is one)."""
+    """Probability that a quantity is a constant; the first always is."""
     min_needed: int = Field(default=2, ge=1)
-    """Fewest equations that the question needs, its own among them; at most num_edges."""
+    """Fewest equations needed for the answer, including the quantity's own; at most num_edges."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "IGSMParameters":
@@ -77,9 +76,9 @@ class Equation(NamedTuple):
 
     name: str
     terms: tuple[str, ...]
-    """Names of other quantities; empty for a constant."""
+    """Names of the summed quantities; empty for a constant."""
     number: int
-    """The multiplier, 1 if none is written; or the constant."""
+    """The multiplier (1 if none is written), or the constant."""
 
     def __str__(self) -> str:
         return f"{self.name} := {self.right_hand_side()}"
@@ -105,11 +104,11 @@ class IGSM(Task[IGSMParameters]):
         for _ in range(MAX_DRAWS):
             equations = self._draw_equations(random)
             values: dict[str, int] = {}
-            needed: dict[str, frozenset[str]] = {}  # all quantities that each one rests on, itself among them
+            needed: dict[str, frozenset[str]] = {}  # all quantities that each one depends on, itself included
             for name, terms, number in equations:
                 values[name] = number * sum([values[term] for term in terms]) % modulus if terms else number
                 needed[name] = frozenset((name,)).union(*[needed[term] for term in terms])
-            names = [name for name, rests_on in needed.items() if len(rests_on) >= min_needed]
+            names = [name for name, dependencies in needed.items() if len(dependencies) >= min_needed]
             if names:
                 asked = random.choice(names)
                 steps = tuple(_write_step(equation, values) for equation in equations if equation.name in needed[asked])
@@ -141,7 +140,7 @@ class IGSM(Task[IGSMParameters]):
         return str(value_of(query[:-1], ()))
 
     def _draw_equations(self, random: Random) -> list[Equation]:
-        """An equation for each quantity, each after those it uses."""
+        """One equation per quantity, in order of dependency."""
         parameters = self.parameters
         names = self._draw_quantities(random)
         random.shuffle(names)
@@ -156,7 +155,7 @@ class IGSM(Task[IGSMParameters]):
         return equations
 
     def _draw_quantities(self, random: Random) -> list[str]:
-        """Edges of a random structure."""
+        """The edges of a random structure, as `upper#lower`."""
         parameters = self.parameters
         levels: list[list[str]] = []
         for level in range(parameters.num_levels):

@@ -1,10 +1,10 @@
-"""Induction copying, a reasoning primitive: words in a row, then some of them again; say the word that followed them.
+"""Induction copying, a reasoning primitive: a sequence of words, some repeated; answer with the word after them.
 
     qbn wxa odt jtp jme pzn odt jtp -> jme
 
-Find a subsequence inside a longer sequence and output the item that follows it: so MidAS (arXiv 2409.19044) describes
-the task, without its prompts; ten random words of three letters and a subsequence of five words are remembered numbers,
-not printed ones. Words differ from each other. There are no steps.
+MidAS (arXiv 2409.19044) describes the task as finding a subsequence inside a longer sequence and printing the item that
+follows it, without giving its prompts. The sizes (ten random words of three letters, a subsequence of five words) are
+not from the paper. All words are distinct. There are no steps.
 """
 
 import re
@@ -19,11 +19,11 @@ from pretrain.tasks.task import Example, Task
 
 class InductionCopyingParameters(Section):
     num_words: int = Field(default=10, ge=2)
-    """Words of the sequence."""
+    """Words in the sequence."""
     num_repeated: int = Field(default=5, ge=1)
-    """Words of the subsequence that is repeated; it begins at a random place and never holds the last word."""
+    """Words in the repeated subsequence; it starts at a random position and never contains the last word."""
     word_length: int = Field(default=3, ge=1, le=10)
-    """Letters of a word."""
+    """Letters in a word."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "InductionCopyingParameters":
@@ -49,7 +49,7 @@ class InductionCopying(Task[InductionCopyingParameters]):
     def make(self, random: Random) -> Example:
         parameters = self.parameters
         length = parameters.word_length
-        words: dict[str, None] = {}  # a set in the order of drawing
+        words: dict[str, None] = {}  # a set that keeps the order of drawing
         while len(words) < parameters.num_words:
             letters = "".join(random.choices(string.ascii_lowercase, k=length * (parameters.num_words - len(words))))
             words.update(dict.fromkeys(letters[start : start + length] for start in range(0, len(letters), length)))

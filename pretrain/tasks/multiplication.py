@@ -1,16 +1,16 @@
-"""Multiplication of numbers of a few digits in the format of the iCoT data (Deng et al., "From explicit CoT to implicit
-CoT", arXiv 2405.14838; files of da03/Internalize_CoT_Step_by_Step, "4_by_4" and "5_by_5").
+"""Multiplication in the format of the iCoT data (Deng et al., "From explicit CoT to implicit CoT", arXiv 2405.14838;
+files "4_by_4" and "5_by_5" of da03/Internalize_CoT_Step_by_Step).
 
     7 6 9 2 * 1 6 3 6||7 6 9 2 0 + 0 2 0 8 7 1 ( 7 8 9 0 8 1 ) + 0 0 1 0 9 8 0 ( 7 8 0 1 7 0 1 ) + 0 0 0 2 0 8 7 1 ####
     7 8 0 3 7 8 8 1
 
-Every number is written with its least significant digit first and spaces between digits. For x · y, digit y_i gives the
-term x · y_i · 10^i in len(x) + 1 + i digits, padded with zeros at the significant end; terms are joined by "+", and
-behind each term but the first and the last stands the sum so far, as wide, in parentheses. The product has len(x) +
-len(y) digits. A step is a term, with its sum where it has one.
+Numbers are written with the least significant digit first and spaces between digits. For x · y, digit y_i gives the
+term x · y_i · 10^i in len(x) + 1 + i digits, padded with zeros at the significant end. Terms are joined by "+"; each
+term except the first and the last is followed by the sum so far, of the same width, in parentheses. The product has
+len(x) + len(y) digits. A step is a term with its sum, if any.
 
-The released lines are reproduced from their operands, character by character; their train files cannot be had, so this
-makes them. Operands are uniform among the numbers of exactly that many digits.
+The released lines are reproduced from their operands, character by character; the released train files are not
+available. Operands are uniform among the numbers with exactly the configured number of digits.
 """
 
 import re
@@ -26,7 +26,7 @@ class MultiplicationParameters(Section):
     num_left_digits: int = Field(default=4, ge=1, le=20)
     """Digits of x."""
     num_right_digits: int = Field(default=4, ge=1, le=20)
-    """Digits of y, and terms of the sum."""
+    """Digits of y, hence terms of the sum."""
 
 
 class Multiplication(Task[MultiplicationParameters]):

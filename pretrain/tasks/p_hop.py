@@ -1,22 +1,23 @@
-"""p-hop induction: follow p induction hops back from the last symbol and say the symbol found there (Saunshi et al.,
-arXiv 2502.17416, definition A.1; Sanford et al., arXiv 2402.09268).
+"""p-hop induction: follow p induction hops back from the last symbol and answer with the symbol reached.
+
+Sources: Saunshi et al., arXiv 2502.17416, definition A.1; Sanford et al., arXiv 2402.09268.
 
 For a sequence v_1 .. v_n: find_1(i) = max({0} ∪ {j <= i : v_{j-1} = v_i}),  find_p(i) = find_1(find_{p-1}(i)),  answer
-v_{find_p(n)}. One hop goes to the symbol after the previous occurrence of the current one. Where v_{i-1} = v_i the hop
-stays at i, and so do all others: this can happen at the first hop only, since the symbol after an occurrence of v_i
-that is the last before i is not v_i again.
+v_{find_p(n)}. One hop goes to the symbol after the previous occurrence of the current one. If v_{i-1} = v_i, this and
+all further hops stay at i. That is only possible at the first hop: the symbol after the last occurrence of v_i before i
+is not v_i again.
 
 Two ways to draw a sequence in which all p hops exist:
 
-forced   the paper's, of which no code was released: 1. draw the p + 1 symbols s_0 .. s_p that are visited, neighbours
-         unlike; 2. the piece "s_t s_{t+1}" of each hop and all other places, the fillers, are shuffled, pieces kept in
-         order from s_p (left) to s_0, the last symbol; 3. each filler is uniform over the symbols but the one that the
-         hop over it looks for. The chain spans the whole sequence.
-uniform  independent uniform symbols, drawn again if a hop is missing. A substitute of much shorter range: with 4
-         symbols a quarter of the examples stay at the last symbol, and the others go back 4 places a hop on average.
+forced   as in the paper, whose code was not released: 1. draw the p + 1 visited symbols s_0 .. s_p, neighbours differ;
+         2. shuffle the pair "s_t s_{t+1}" of each hop among the other positions (the fillers), keeping the pairs in
+         order from s_p (left) to s_0, the last symbol; 3. draw each filler uniformly from all symbols except the one
+         that the hop across it searches for. The chain spans the whole sequence.
+uniform  independent uniform symbols, drawn again if a hop is missing. Its range is much shorter: with 4 symbols a
+         quarter of the examples stay at the last symbol, and the others go back 4 positions per hop on average.
 
-The paper: 4 symbols, n = 256, p = 16 or 32, accuracy of the last position. By its corollary 5.3 floor(log2 p) + 2 loops
-of one layer suffice.
+The paper uses 4 symbols, n = 256, p = 16 or 32, and scores the last position. By its corollary 5.3 floor(log2 p) + 2
+loops of one layer suffice.
 """
 
 import string
@@ -34,11 +35,11 @@ class PHopParameters(Section):
     num_hops: int = Field(default=16, ge=1)
     """p: hops back from the last symbol."""
     length: int = Field(default=256, ge=2)
-    """n: symbols of the sequence; forced sampling needs 2p + 1."""
+    """n: symbols in the sequence; forced sampling needs at least 2p + 1."""
     alphabet_size: int = Field(default=4, ge=2, le=26)
-    """Different symbols, the first letters of the alphabet."""
+    """Number of distinct symbols, the first letters of the alphabet."""
     sampling: Literal["forced", "uniform"] = "forced"
-    """forced = hops planted all over the sequence, as in the paper; uniform = independent symbols."""
+    """forced = hops placed across the whole sequence, as in the paper; uniform = independent symbols."""
 
     @model_validator(mode="after")
     def _check_length(self) -> "PHopParameters":
@@ -60,14 +61,14 @@ class PHop(Task[PHopParameters]):
         super().__init__(parameters)
         self._symbols = string.ascii_lowercase[: parameters.alphabet_size]
         size = parameters.alphabet_size
-        # Tables of 256 entries: byte b becomes symbol b mod size; or one of all symbols but the avoided one, by b mod
-        # (size - 1).
+        # Translation tables: byte b becomes symbol b mod size, or, for each symbol to avoid, one of the others by
+        # b mod (size - 1).
         self._any_symbol = bytes(ord(self._symbols[byte % size]) for byte in range(256))
         self._another = [
             bytes(ord(self._symbols[(avoided + 1 + byte % (size - 1)) % size]) for byte in range(256))
             for avoided in range(size)
         ]
-        self._pieces = [[(first + second).encode() for second in self._symbols] for first in self._symbols]
+        self._pairs = [[(first + second).encode() for second in self._symbols] for first in self._symbols]
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ class PHop(Task[PHopParameters]):
     def make(self, random: Random) -> Example:
         if self.parameters.sampling == "forced":
             return self._make_forced(random)
-        while True:  # at least one sequence in `alphabet_size` has all hops: those whose first hop stays
+        while True:  # one sequence in `alphabet_size` has all hops because its first hop stays in place
             question = "".join(random.choices(self._symbols, k=self.parameters.length))
             place = self._follow(question)
             if place:
@@ -91,8 +92,7 @@ class PHop(Task[PHopParameters]):
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...]:
         self._check(question)
-        # Places after h hops from each place, for h = 1, 2, 4, ...; those of the binary digits of p, one after the
-        # other, make p hops.
+        # Repeated squaring: `power` maps each place to the one 1, 2, 4, ... hops away; p picks by its binary digits.
         power, places = self._first_hops(question), list(range(len(question) + 1))
         num_hops = self.parameters.num_hops
         while num_hops:
@@ -107,14 +107,14 @@ class PHop(Task[PHopParameters]):
         num_fillers = self.parameters.length - 2 * p - 1
         moves = [1 + byte % (size - 1) for byte in _draw_bytes(random, p, size - 1)]
         visited = [symbol % size for symbol in accumulate(moves, initial=int(random.random() * size))]  # s_0 .. s_p
-        order = sorted(random.sample(range(num_fillers + p), p))  # places of the pieces among pieces and fillers
-        # Nothing is looked for left of the last hop's piece: all symbols are possible.
+        order = sorted(random.sample(range(num_fillers + p), p))  # positions of the pairs among pairs and fillers
+        # left of the last hop's pair no hop searches: all symbols are allowed
         parts = [_draw_bytes(random, order[0], size).translate(self._any_symbol)]
         fillers, start = _draw_bytes(random, num_fillers - order[0], size - 1), 0
         for hop, (place, following) in zip(range(p - 1, -1, -1), pairwise([*order, num_fillers + p]), strict=True):
             end = start + following - place - 1
             parts += (
-                self._pieces[visited[hop]][visited[hop + 1]],
+                self._pairs[visited[hop]][visited[hop + 1]],
                 fillers[start:end].translate(self._another[visited[hop]]),
             )
             start = end
@@ -122,7 +122,7 @@ class PHop(Task[PHopParameters]):
         return Example(question, (), self._symbols[visited[p]])
 
     def _follow(self, question: str) -> int:
-        """find_p(n), 1-indexed; 0 if there is none."""
+        """find_p(n), from 1; 0 if there are fewer than p hops."""
         hops, place = self._first_hops(question), len(question)
         for _ in range(self.parameters.num_hops):
             place = hops[place]
@@ -130,8 +130,8 @@ class PHop(Task[PHopParameters]):
 
     @staticmethod
     def _first_hops(question: str) -> list[int]:
-        """find_1 of 0 .. n, places counted from 1; 0, no place, goes to itself."""
-        after: dict[str, int] = {}  # place after the last occurrence of each symbol so far
+        """find_1 of 0 .. n, where 0 means no place and maps to itself."""
+        after: dict[str, int] = {}  # symbol -> place after its last occurrence so far
         hops = [0]
         for place, symbol in enumerate(question, start=1):
             hops.append(after.get(symbol, 0))
@@ -144,8 +144,7 @@ class PHop(Task[PHopParameters]):
 
 
 def _draw_bytes(random: Random, count: int, size: int) -> bytes:
-    """`count` random bytes whose remainders mod `size` are uniform: bytes beyond the last multiple of `size` are drawn
-    again."""
+    """`count` random bytes, uniform mod `size`: bytes beyond the last multiple of `size` are drawn again."""
     beyond = bytes(range(256 - 256 % size, 256))
     drawn = b""
     while len(drawn) < count:

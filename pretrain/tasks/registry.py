@@ -1,4 +1,4 @@
-"""The tasks by name, and one of them at a given difficulty."""
+"""All tasks by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,18 +31,14 @@ _TASKS = (
     ProntoQA,
 )
 TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in _TASKS}
-"""Every task, by the name it has in configurations."""
+"""Every task by its name in configurations."""
 
 
 def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
-    """A task at a difficulty.
-
-    Args:
-        name: a key of TASKS.
-        parameters: fields of the task's `parameters_type`; the others keep their defaults.
+    """Make a task of `TASKS` with some fields of its `parameters_type` set; the others keep their defaults.
 
     Raises:
-        ValueError: there is no such task or parameter (the nearest is named), or a value does not fit.
+        ValueError: the task or a parameter is unknown (the nearest name is suggested), or a value is invalid.
     """
     if name not in TASKS:
         raise ValueError(f"task {name}: no such task{did_you_mean(name, TASKS)}")
@@ -55,7 +51,7 @@ def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
         return task(task.parameters_type.model_validate(dict(parameters)))
     except ValidationError as error:
         first = error.errors()[0]
-        # A check of ours across parameters names them itself.
+        # An error without a location comes from a check across parameters, whose message names them.
         where = "".join(f"{part}: " for part in first["loc"][:1])
         raise ValueError(
             f"task {name}: {where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"

@@ -1,18 +1,17 @@
-"""Variable assignment, a reasoning primitive: say the value of a variable that was set 0, 1 or 2 assignments away from
-a number.
+"""Variable assignment, a reasoning primitive: the value of a variable 0, 1 or 2 copies away from a number.
 
     depth 0   a=1, b=2, c=6, b=?
     depth 1   a=1, b=2, c=a, d=b, d=?
-    depth 2   one more level of the same
+    depth 2   one more level of copies
 
-The examples of depth 0 and 1, and the two wordings, code and math, are of Saunshi et al., arXiv 2502.17416, section
-3.1, who take the task from MidAS (arXiv 2409.19044) and score it with five shots. Neither prints its prompts: five
-variables a level (so that a guess among the numbers seen is right in one of five, as their models are at depth 1),
-distinct numbers below 26 and the layout of the code are choices.
+Depths 0 and 1 and the two wordings (code, math) are those of Saunshi et al., arXiv 2502.17416, section 3.1, who take
+the task from MidAS (arXiv 2409.19044) and score it with five shots. Neither paper prints its prompts. Our choices: five
+variables per level (guessing among the numbers shown is then right one time in five, like their models at depth 1),
+distinct numbers below 26, and the layout of the code.
 
-Each level sets as many variables, and each of its variables copies another one of the level before, so every number is
-named once a level and nothing but the chain tells them apart. Letters are drawn at random. Steps: the assignments from
-the one asked for down to the number.
+Each level sets the same number of variables, and each of them copies a different variable of the level before, so only
+the chain of copies tells the numbers apart. Letters are drawn at random. Steps: the assignments from the variable asked
+for down to the number.
 """
 
 import re
@@ -30,12 +29,11 @@ class VariableAssignmentParameters(Section):
     depth: int = Field(default=0, ge=0, le=2)
     """Copies between the variable asked for and its number."""
     wording: Literal["code", "math"] = "math"
-    """code = a small Python program that prints the variable; math = assignments in one line, the last to be
-    completed."""
+    """code = a small Python program that prints the variable; math = assignments in one line, the last incomplete."""
     num_variables: int = Field(default=5, ge=2)
-    """Variables of a level; num_variables · (depth + 1) letters in all, at most 26."""
+    """Variables per level; num_variables · (depth + 1) letters in total, at most 26."""
     num_values: int = Field(default=26, ge=2)
-    """Numbers are drawn from 0 to num_values - 1, all different."""
+    """Numbers are distinct and drawn from 0 to num_values - 1."""
 
     @model_validator(mode="after")
     def _check_letters(self) -> "VariableAssignmentParameters":
@@ -63,7 +61,7 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
         sources = [str(value) for value in random.sample(range(parameters.num_values), size)]
         lines: list[str] = []
         steps: tuple[str, ...] = ()
-        asked = int(random.random() * size)  # the chain, as its place in the level at hand
+        asked = int(random.random() * size)  # index, in the current level, of the variable on the chain
         answer = sources[asked]
         for start in range(0, len(letters), size):
             level = letters[start : start + size]
@@ -71,7 +69,7 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
             steps = (written[asked], *steps)
             order = random.sample(range(size), size)
             lines += [written[place] for place in order]
-            # In another order, so that a variable does not stand below the one it copies.
+            # the next level starts from the shuffled order, so that a variable is not below the one it copies
             sources, asked = [level[place] for place in order], order.index(asked)
         query = sources[asked]
         if parameters.wording == "code":

@@ -1,23 +1,22 @@
-"""ProntoQA: is it true or false that a person has a property? A chain of rules says it, among rules that lead nowhere.
+"""ProntoQA: is it true or false that a person has a property? A chain of rules gives the answer, among distractors.
 
-    Brimpuses are grimpuses. Each vumpus is a brimpus. Grimpuses are not wooden. ... Max is a vumpus. True or false: Max
-    is wooden. steps Max is a vumpus. Each vumpus is a brimpus. / Max is a brimpus. Brimpuses are grimpuses. / ... / Max
-    is not wooden. answer False
+    Brimpuses are grimpuses. Each vumpus is a brimpus. ... Max is a vumpus. True or false: Max is wooden.
+    steps     Max is a vumpus. Each vumpus is a brimpus. / Max is a brimpus. Brimpuses are ... / Max is not wooden.
+    answer    False
 
-Source: Saparov and He, arXiv 2210.01240; the set-up is that of Hao et al., arXiv 2412.06769: 5 hops, fictional
-concepts, sentences in random order, relevant distractors, two sentences of the proof a step. All of 10,000 examples of
-that set-up have the same skeleton:
+Source: Saparov and He, arXiv 2210.01240, in the set-up of Hao et al., arXiv 2412.06769: 5 hops, fictional concepts,
+sentences in random order, relevant distractors, two sentences of the proof per step. All 10,000 examples of that set-up
+have the same skeleton:
 
 - a chain of `num_hops` concepts: the person is the first, each is the next, and the last has the property asked for;
-- beside each concept of the chain a second one that it is too, with a property; the last has one more, without a
-  property;
-- each concept of the chain but the last has a property of its own;
-- the person is also a concept outside, which has a property and is another concept;
-- a concept that nobody is has the opposite of the property asked for, so that matching words does not tell the answer.
+- each concept of the chain is also a concept off the chain, which has a property; the last is one more, without one;
+- each concept of the chain except the last has a property of its own;
+- the person is also a concept outside the chain, which has a property and is another concept;
+- a concept that the person is not has the opposite of the property asked for, so matching words does not help.
 
-Properties of one family (red, blue) are never in the same example, bar the one asked for and its opposite. How often a
-property is negated is measured on those 10,000 (they differ by place as the original draws again where it gets stuck);
-a test compares it.
+Properties of one family (red, blue) are never in the same example, except the one asked for and its opposite. The
+shares of negated properties are measured on those 10,000 examples, and a test compares them; they differ by position
+because the original draws again when it gets stuck.
 """
 
 import re
@@ -54,13 +53,13 @@ FAMILIES = (
     ("slow", "moderate", "fast"),
     ("windy", "sunny", "overcast", "rainy", "snowy"),
 )
-"""Properties of which a thing has one."""
+"""Families of mutually exclusive properties."""
 
 NEGATED_ON_CHAIN, NEGATED_ASKED, NEGATED_BESIDE = 0.273, 0.466, 0.328
-"""Share of negated properties: of concepts of the chain, of its last (the one asked for), and of concepts beside it."""
+"""Share of negated properties: on the chain, of its last concept (the property asked for), and off the chain."""
 
 Fact = tuple[str, bool]
-"""A concept or property, and whether it holds; if not, its opposite does."""
+"""A concept or property, and whether it is affirmed (True) or negated."""
 
 _EACH = re.compile(r"(?:Each|Every) ([a-z]+pus) is (not )?(?:an? )?([a-z]+)\.")
 _PLURAL = re.compile(r"([A-Z][a-z]*pus)es are (not )?([a-z]+?)(?:(?<=pus)es)?\.")
@@ -69,7 +68,7 @@ _PERSON = re.compile(r"([A-Z][a-z]+) is (not )?(?:an? )?([a-z]+)\.")
 
 class ProntoQAParameters(Section):
     num_hops: int = Field(default=5, ge=1, le=6)
-    """Rules of the proof: num_hops - 1 from concept to concept and one to the property."""
+    """Rules in the proof: num_hops - 1 from concept to concept and one to the property."""
 
 
 class ProntoQA(Task[ProntoQAParameters]):
@@ -113,11 +112,10 @@ class ProntoQA(Task[ProntoQAParameters]):
         return self.solve_in_steps(question).answer
 
     def solve_in_steps(self, question: str) -> Example:
-        """The question with its answer and the shortest proof, by forward chaining over concepts, properties and their
-        opposites.
+        """The question with its answer and the shortest proof, found by forward chaining.
 
         Raises:
-            ValueError: a sentence is of another form, or the facts prove both the statement and its opposite or none.
+            ValueError: a sentence has another form, or the statement and its opposite both follow, or neither does.
         """
         text, _, statement = question.partition(" True or false: ")
         asked = _PERSON.fullmatch(statement)
@@ -135,36 +133,34 @@ class ProntoQA(Task[ProntoQAParameters]):
             elif subject == person:
                 proofs[fact] = ()
         agenda = list(proofs)
-        for fact in agenda:  # it grows: nearer facts stand before farther ones
+        for fact in agenda:  # grows during iteration: breadth first
             for conclusion, rule in rules[fact[0]] if fact[1] else ():
                 if conclusion not in proofs:
                     proofs[conclusion] = (*proofs[fact], f"{_write_fact(person, fact)} {rule}")
                     agenda.append(conclusion)
         opposite = (wanted[0], not wanted[1])
         if (wanted in proofs) == (opposite in proofs):
-            found = (
-                "both the statement and its opposite follow"
-                if wanted in proofs
-                else "neither the statement nor its opposite follows"
-            )
-            raise ValueError(f"{found}: {statement!r}")
+            verdict = "both the statement and its opposite follow"
+            if wanted not in proofs:
+                verdict = "neither the statement nor its opposite follows"
+            raise ValueError(f"{verdict}: {statement!r}")
         proved = wanted if wanted in proofs else opposite
         return Example(question, (*proofs[proved], _write_fact(person, proved)), str(proved == wanted))
 
 
 def _read_sentence(sentence: str) -> tuple[str, Fact]:
-    """Subject (concepts in lower case, in the singular) and what is said of it."""
+    """Subject (a concept in lower-case singular, or a person) and the fact stated about it."""
     rule = _EACH.fullmatch(sentence) or _PLURAL.fullmatch(sentence)
-    found = rule or _PERSON.fullmatch(sentence)
-    if not found:
+    match = rule or _PERSON.fullmatch(sentence)
+    if not match:
         raise ValueError(
             f"not of the form 'Max is a vumpus.', 'Each vumpus is red.' or 'Vumpuses are not red.': {sentence!r}"
         )
-    return found[1].lower() if rule else found[1], (found[3], not found[2])
+    return match[1].lower() if rule else match[1], (match[3], not match[2])
 
 
 def _write_rule(concept: str, fact: Fact, random: Random) -> str:
-    """ "Each vumpus is an impus.", "Every vumpus is not red." or, in half of the cases, "Vumpuses are impuses."."""
+    """Such as "Each vumpus is an impus.", "Every vumpus is not red." or, half of the time, "Vumpuses are impuses."."""
     if random.random() < 0.5:
         word = fact[0] + "es" if fact[0] in CONCEPTS else fact[0]
         return f"{concept.capitalize()}es are {'' if fact[1] else 'not '}{word}."
@@ -172,7 +168,7 @@ def _write_rule(concept: str, fact: Fact, random: Random) -> str:
 
 
 def _write_fact(subject: str, fact: Fact) -> str:
-    """ "Max is a vumpus.", "Max is an impus." or "Max is not red."."""
+    """Such as "Max is a vumpus.", "Max is an impus." or "Max is not red."."""
     word, holds = fact
     article = "" if word not in CONCEPTS else "an " if word[0] in "aeiou" else "a "
     return f"{subject} is {'' if holds else 'not '}{article}{word}."

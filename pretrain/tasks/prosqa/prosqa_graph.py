@@ -1,9 +1,9 @@
-"""The graph behind a ProsQA question: who is what, and which kind is a kind of which.
+"""The graph behind a ProsQA question: persons, concepts, and the "is a" edges between them.
 
-A node is a person ("Sally") or a concept ("gerpus"), an edge from a to b is one sentence: "Sally is a gerpus." where a
-is a person, "Every gerpus is a terpus." where it is a concept. The question asks which of two concepts a person is; the
-answer is the one that can be reached. The text of a question holds the whole graph but for the numbers of its nodes, so
-`Graph.parse` gives the graph of any example.
+A node is a person ("Sally") or a concept ("gerpus"). An edge from a to b is one sentence: "Sally is a gerpus." if a is
+a person, "Every gerpus is a terpus." if it is a concept. The question asks which of two concepts a person is; the
+answer is the one that the person reaches. The text of a question holds the whole graph except the numbers of its nodes,
+so `Graph.parse` works for any example.
 """
 
 import re
@@ -18,18 +18,18 @@ _QUERY = re.compile(r"Is ([A-Z][a-z]*) a ([a-z]+) or ([a-z]+)\?")
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """An acyclic graph with the question that is asked of it; the fields are those of the released files."""
+    """An acyclic graph with a question about it; the fields are those of the released files."""
 
     idx_to_symbol: tuple[str, ...]
     """Name of each node."""
     edges: tuple[tuple[int, int], ...]
-    """(from, to) of every sentence of facts."""
+    """(from, to) of every sentence."""
     root: int
-    """The person who is asked about."""
+    """The person the question is about."""
     target: int
-    """The concept that is the answer: reached from the root."""
+    """The concept that is the answer, reachable from the root."""
     neg_target: int
-    """The concept that is offered beside it: not reached."""
+    """The other concept offered, not reachable from the root."""
 
     def __post_init__(self) -> None:
         size = len(self.idx_to_symbol)
@@ -45,12 +45,10 @@ class Graph:
 
     @classmethod
     def parse(cls, question: str) -> "Graph":
-        """The graph of a question, computed from its text.
-
-        Nodes are numbered in the order in which the text first names them; released files number them as drawn.
+        """The graph of a question, with nodes numbered by first mention (released files number them as drawn).
 
         Raises:
-            ValueError: a sentence is of another form, or not exactly one of the options is reached.
+            ValueError: a sentence has another form, or the root does not reach exactly one of the options.
         """
         facts, cut, query = question.rpartition(" Is ")
         asked = _QUERY.fullmatch("Is " + query)
@@ -71,19 +69,19 @@ class Graph:
     def asked(
         cls, idx_to_symbol: tuple[str, ...], edges: Sequence[tuple[int, int]], root: int, options: tuple[int, int]
     ) -> "Graph":
-        """The graph of a question that offers two options; the one that the root reaches is the target.
+        """The graph of a question with two options; the target is the one that the root reaches.
 
         Raises:
-            ValueError: not exactly one of the options is reached.
+            ValueError: the root does not reach exactly one of the options.
         """
-        reached = _distances(_children(len(idx_to_symbol), edges), root)
-        # Both or neither: the check of the new graph says so.
-        target, neg_target = options if reached[options[0]] is not None else options[::-1]
+        distances = _distances(_children(len(idx_to_symbol), edges), root)
+        # if the root reaches both or neither, __post_init__ raises
+        target, neg_target = options if distances[options[0]] is not None else options[::-1]
         return cls(idx_to_symbol=idx_to_symbol, edges=tuple(edges), root=root, target=target, neg_target=neg_target)
 
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes with an edge to each node, in the order of `edges`."""
+        """For each node, the nodes with an edge to it, in the order of `edges`."""
         parents: list[list[int]] = [[] for _ in self.idx_to_symbol]
         for parent, child in self.edges:
             parents[child].append(parent)
@@ -91,15 +89,15 @@ class Graph:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes with an edge from each node, in the order of `edges`."""
+        """For each node, the nodes its edges lead to, in the order of `edges`."""
         return _children(len(self.idx_to_symbol), self.edges)
 
     def distances(self, start: int) -> tuple[int | None, ...]:
-        """Edges on a shortest path from `start` to each node, None where there is no path."""
+        """Number of edges on a shortest path from `start` to each node; None for unreachable nodes."""
         return _distances(self.children, start)
 
     def shortest_paths(self) -> list[tuple[int, ...]]:
-        """All shortest paths from root to target, as nodes, both ends included."""
+        """All shortest paths from root to target, as nodes including both ends."""
         distances = self.distances(self.root)
         paths = [(self.target,)]
         while paths[0][0] != self.root:
@@ -126,7 +124,7 @@ class Graph:
 
 
 def _is_before(distances: tuple[int | None, ...], parent: int, child: int) -> bool:
-    """Whether the edge to `child` is the last of a shortest path."""
+    """Whether the edge from `parent` is the last edge of a shortest path to `child`."""
     near, far = distances[parent], distances[child]
     return near is not None and far is not None and near + 1 == far
 

@@ -1,12 +1,11 @@
-"""ProsQA without words: the same graphs (`pretrain/tasks/prosqa/prosqa.py`), one symbol a node, three an edge.
+"""ProsQA without words: the same graphs (`pretrain/tasks/prosqa/prosqa.py`), one symbol per node, three per edge.
 
     Dk,ab,Ak,ka,bc,Bf,...?Acf      is A, who is a k, a c or an f?
     steps     Ak, ka, ac           (a shortest path)
     answer    =Ac
 
-For small models: a question of 36 edges is 111 tokens instead of 250 or so. Upper-case letters up to Q are persons, the
-other symbols concepts. The tokenised graphs of Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) are of this
-kind.
+For small models: a question of 36 edges is 111 tokens instead of about 250. Upper-case letters up to Q are persons, the
+other symbols concepts. Zhu et al. ("Reasoning by superposition", arXiv 2505.12514) use tokenised graphs of this kind.
 """
 
 import re
@@ -58,18 +57,18 @@ class ProsQASymbolic(Task[ProsQAParameters]):
 
 
 def parse_graph(question: str) -> Graph:
-    """The graph of a question, its nodes numbered in the order in which the text first names them.
+    """The graph of a question, with nodes numbered in the order of their first mention.
 
     Raises:
-        ValueError: the text is of another form, or not exactly one of the options is reached.
+        ValueError: the text has another form, or the root does not reach exactly one of the options.
     """
-    found = _QUESTION.fullmatch(question)
-    if not found:
+    match = _QUESTION.fullmatch(question)
+    if not match:
         raise ValueError(f"not of the form 'Ab,bc,de,?Ace': {question[-60:]!r}")
     nodes: dict[str, int] = {}
     edges = [
         (nodes.setdefault(edge[0], len(nodes)), nodes.setdefault(edge[1], len(nodes)))
-        for edge in found[1][:-1].split(",")
+        for edge in match[1][:-1].split(",")
     ]
-    root, first, second = (nodes.setdefault(symbol, len(nodes)) for symbol in found.groups()[1:])
+    root, first, second = (nodes.setdefault(symbol, len(nodes)) for symbol in match.groups()[1:])
     return Graph.asked(tuple(nodes), edges, root, (first, second))
