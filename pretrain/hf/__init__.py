@@ -1,1 +1,1 @@
-"""Hugging Face: weights and tokenizers in and out."""
+"""Hugging Face: import and export of weights and tokenizers."""

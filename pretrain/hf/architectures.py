@@ -1,7 +1,7 @@
-"""Published architectures: which of our shapes each one holds, and its configuration file, read and written.
+"""Published architectures: which model sections each one can express, and reading and writing its config.json.
 
-A folder's config.json is read by transformers' own configuration classes (they know the defaults of their model), never
-by code from the folder. What this model cannot compute is refused by name; nothing is passed over.
+A folder's config.json is read with transformers' own configuration classes, which know the defaults of their model,
+never with code from the folder. Every feature that this model cannot compute is refused by name, never ignored.
 """
 
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ _LLAMA_LIKE: dict[str, Any] = {"positions": "rope", "activation": "swiglu"}
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A class of transformers that computes what a looped GPT of certain fields computes."""
+    """A class of transformers that computes the same as an unrolled looped GPT with certain fields."""
 
     name: str
-    """Its class for causal language models."""
+    """Name of the class for causal language models."""
     model_type: str
-    """What its config.json calls it."""
+    """`model_type` in config.json."""
     fields: dict[str, Any]
-    """Fields of the model section that it fixes."""
+    """Values of the model section's fields that the architecture fixes."""
     has_free_head_size: bool = False
-    """Its heads may have another width than hidden_size / num_attention_heads."""
+    """Whether the head width may differ from hidden_size / num_attention_heads."""
     fixed_epsilon: float | None = None
-    """The norm epsilon, where it is not configurable."""
+    """The norm epsilon if it is not configurable."""
 
     def holds(self, model: ModelSection) -> bool:
-        """Whether it computes exactly this model, unrolled."""
+        """Whether this architecture computes exactly this model, unrolled."""
         return (
             all(getattr(model, name) == value for name, value in self.fields.items())
             and (self.has_free_head_size or model.head_dim * model.num_attention_heads == model.hidden_size)
@@ -75,8 +75,8 @@ ARCHITECTURES = (
     ),
 )  # fmt: skip
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
-_BY_TYPE["mistral"] = _BY_TYPE["llama"]  # without its sliding window it is Llama
-_FORBIDDEN = {  # fields of a configuration that change the computation, and what they are when they do not
+_BY_TYPE["mistral"] = _BY_TYPE["llama"]  # Mistral without a sliding window is Llama
+_FORBIDDEN = {  # unsupported feature -> its configuration fields, with the values that turn it off
     "sliding windows": {"sliding_window": None},
     "clipped queries, keys and values": {"clip_qkv": None},
     "mixture of experts": {"num_experts": None, "num_local_experts": None, "n_routed_experts": None},
@@ -89,21 +89,18 @@ _FORBIDDEN = {  # fields of a configuration that change the computation, and wha
 
 
 def stock_architecture(model: ModelSection) -> Architecture | None:
-    """The class of transformers that computes this model when it is unrolled, or None."""
+    """The class of transformers that computes this model unrolled, or None."""
     return next((architecture for architecture in ARCHITECTURES if architecture.holds(model)), None)
 
 
 def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
-    """Read a folder's config.json.
-
-    Args:
-        folder: of a published model.
+    """Read config.json in the folder of a published model.
 
     Returns:
-        Type of the model ("llama", ...), our shape of it, and its longest sequence in tokens.
+        Model type ("llama", ...), model section, and longest sequence in tokens.
 
     Raises:
-        ValueError: naming what this model cannot compute, or what is wrong with the file.
+        ValueError: the file is missing or invalid, or names a feature that this model cannot compute.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -202,14 +199,7 @@ def _gpt2_shape(path: Path, config: Any, architecture: Architecture) -> ModelSec
 
 
 def stock_config(architecture: Architecture, model: ModelSection, num_loops: int, seq_len: int) -> dict[str, Any]:
-    """config.json of an unrolled model, without its token ids and dtype.
-
-    Args:
-        architecture: one that `holds` the model.
-        model: its shape.
-        num_loops: L to unroll.
-        seq_len: longest sequence, in tokens.
-    """
+    """config.json, without token ids and dtype, of a model unrolled to `num_loops` loops; the architecture holds it."""
     common = {
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
@@ -237,8 +227,7 @@ def stock_config(architecture: Architecture, model: ModelSection, num_loops: int
 
 
 def looped_config(model: ModelSection, seq_len: int) -> dict[str, Any]:
-    """config.json of the compact looped model, without its token ids and dtype; `modeling_looped_gpt.py` lies beside
-    it."""
+    """config.json, without token ids and dtype, of the looped model of `modeling_looped_gpt.py`."""
     module = "modeling_looped_gpt"
     return {
         "architectures": [LOOPED],

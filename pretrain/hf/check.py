@@ -1,7 +1,6 @@
-"""The converter's own check: a published folder, run by transformers, against our model, on random tokens.
+"""The check of a conversion: compares logits of transformers and of our model on random tokens.
 
-Both run in fp32 with the weights as the folder stores them, so what is compared is the conversion and not a rounding of
-the weights.
+Both run in fp32 with the weights as stored in the folder, so rounding of the weights does not affect the comparison.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalL
 from pretrain.model.gpt import LoopedGPT
 
 TOLERANCE = 1e-5
-"""Largest difference of two logits, in units of the largest logit (or 1)."""
+"""Largest allowed difference of logits, relative to the larger of 1 and the largest logit."""
 _BATCH, _LENGTH = 2, 64
 _TEXTS = (
     "KING HENRY. Once more unto the breach, dear friends,\n",
@@ -28,11 +27,11 @@ _TEXTS = (
 
 
 def load_published(folder: Path, model_type: str) -> Any:
-    """The model of a folder in fp32, as transformers computes it; no code of the folder is run.
+    """Load the model of a folder with transformers in fp32; code in the folder is not run.
 
     Args:
-        folder: with config.json and safetensors (or torch's files, read without unpickling objects).
-        model_type: as config.json says.
+        folder: config.json and safetensors (or torch's files, read without unpickling objects).
+        model_type: the value in config.json.
     """
     from transformers import AutoModelForCausalLM
 
@@ -41,13 +40,7 @@ def load_published(folder: Path, model_type: str) -> Any:
 
 
 def build(model: ModelSection, seq_len: int, weight: Callable[[str], Tensor]) -> LoopedGPT:
-    """Our model in fp32.
-
-    Args:
-        model: its shape.
-        seq_len: rows of the table of learned positions.
-        weight: gives a tensor by its name.
-    """
+    """Build our model in fp32; `weight` returns the tensor of a name."""
     with torch.device("meta"):
         ours = LoopedGPT(model, seq_len)
     ours = ours.to_empty(device="cpu")
@@ -68,12 +61,12 @@ def largest_difference(
     Args:
         ours: our model.
         theirs: a causal language model of transformers.
-        seq_len: longest sequence that both take.
-        vocab_size: tokens to draw from; logits are compared over these.
-        num_loops: L of ours (theirs is unrolled for it, or has it as default). Default: the configuration's.
+        seq_len: longest sequence that both support.
+        vocab_size: number of tokens to draw from and to compare logits of.
+        num_loops: L of `ours`; `theirs` is unrolled to it or has it as default. Default: the configuration's.
 
     Returns:
-        Largest difference of two logits over the larger of 1 and the largest logit.
+        Largest difference of logits, relative to the larger of 1 and the largest logit.
     """
     tokens = torch.randint(vocab_size, (_BATCH, min(_LENGTH, seq_len)), generator=torch.Generator().manual_seed(0))
     mine = ours.logits(ours(tokens, num_loops))[:, :vocab_size]
@@ -82,7 +75,7 @@ def largest_difference(
 
 
 def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
-    """Raise a ValueError unless transformers, in the folder, gives the ids of `tokenizer` for texts of every kind."""
+    """Raise a ValueError unless the folder's tokenizer, loaded by transformers, gives the same ids as `tokenizer`."""
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -96,10 +89,10 @@ def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def require_equal(difference: float, what: str) -> str:
-    """The line that says how near the logits are.
+    """Return a line that reports the difference of logits.
 
     Raises:
-        ValueError: they are further apart than TOLERANCE.
+        ValueError: the difference exceeds TOLERANCE.
     """
     if not difference <= TOLERANCE:
         raise ValueError(

@@ -1,11 +1,10 @@
-"""Export: a checkpoint of a run to a folder that stock software loads.
+"""Export a checkpoint of a run to a folder that standard software loads.
 
 1. Choose the form: the class of transformers that computes the unlooped (or, on request, unrolled) model, else the
-   compact looped model with its own modelling file.
-2. Write the weights, one tensor after the other, in files of a few GiB; a block that is unrolled is written once for
-   each loop.
-3. Write configuration, tokenizer, and a report of every tensor.
-4. Load all of it with transformers and compare logits; only then the folder gets its name.
+   looped model with its own modelling file.
+2. Write the weights, one tensor at a time, in files of a few GiB; an unrolled block is written once per loop.
+3. Write configuration, tokenizer, and a report on every tensor.
+4. Load the result with transformers and compare logits; only then rename the folder to its final name.
 """
 
 import json
@@ -33,30 +32,30 @@ from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 4 << 30
-"""A file of weights holds at most so much, or one tensor."""
+"""Most bytes of a weights file that holds more than one tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     run: Path
-    """Directory of the run."""
+    """Run directory."""
     out: Path
-    """Folder to make."""
+    """New folder."""
     step: int | None = None
-    """Of the checkpoint. Default: the newest good one."""
+    """Step of the checkpoint. Default: the newest good one."""
     unroll: bool = False
-    """Write a looped model as a stock one whose layers repeat the shared weights."""
+    """Write a looped model as a stock model whose layers repeat the shared weights."""
     num_loops: int | None = None
-    """L to unroll for, and the default of the compact form. Default: that of the run."""
+    """L to unroll to, or the default of the looped form. Default: the run's."""
     dtype: str = "float32"
-    """Of the weights: float32 keeps those of the checkpoint exactly."""
+    """Type of the written weights; float32 keeps the checkpoint's exactly."""
 
 
 def export_run(settings: ExportSettings) -> list[str]:
-    """Export a checkpoint; returns lines that say what was made.
+    """Export a checkpoint; returns lines that describe the result.
 
     Raises:
-        ValueError: the run or the form will not do, or the check failed (then there is no folder).
+        ValueError: the run cannot be exported in this form, or the check failed; no folder is left.
         OSError: reading or writing failed.
     """
     if settings.out.exists():
@@ -83,7 +82,7 @@ def export_run(settings: ExportSettings) -> list[str]:
 
 
 def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Architecture | None:
-    """The stock architecture to write, or None for the compact looped model."""
+    """The stock architecture to write, or None for the looped model."""
     model = config.model
     if num_loops != model.num_loops and model.num_blocks > 1:
         raise ValueError("a block-regularised model has no loops to vary: leave out --num-loops")
@@ -129,7 +128,7 @@ def _write(
 
 
 def _write_weights(folder: Path, rules: list[Rule], reader: CheckpointReader, dtype: torch.dtype) -> list[Fate]:
-    """Write all tensors; several files get an index."""
+    """Write all tensors, with an index if there are several files."""
     files: list[dict[str, Tensor]] = []
     fates: list[Fate] = []
     sizes: list[int] = []
@@ -150,7 +149,7 @@ def _write_weights(folder: Path, rules: list[Rule], reader: CheckpointReader, dt
 
 
 def _flush(folder: Path, files: list[dict[str, Tensor]]) -> None:
-    """Write the newest file and keep its names only."""
+    """Write the last file and free its tensors, keeping their names."""
     if files:
         save_file(files[-1], _part(folder, len(files) - 1), metadata={"format": "pt"})
         files[-1] = {name: tensor.new_empty(0) for name, tensor in files[-1].items()}

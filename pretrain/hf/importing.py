@@ -1,11 +1,11 @@
-"""Import: the folder of a published model to a run, which loads at any tensor, pipeline and data parallelism.
+"""Import a published model from its folder as a run, which loads at any tensor, pipeline and data parallelism.
 
-1. Read the shape; what this model cannot compute is refused by name.
-2. Read the tokenizer, and add <bot> <eot> <latent> <pause> unless told not to. Their rows in embedding and head are the
-   mean of all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), as are rows that
-   fill up to a multiple of 8, so that tensor parallelism can split them.
-3. Map every tensor; one that no rule names is dropped, with the reason, or refused if that would change the model.
-4. Compare logits of what will be saved with those of transformers on the folder, and save.
+1. Read the shape; features that this model cannot compute are refused by name.
+2. Read the tokenizer and, by default, add <bot> <eot> <latent> <pause>. Their rows in embedding and head are the mean
+   of all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), as are the rows that
+   pad the table to a multiple of 8, so that tensor parallelism can split it.
+3. Map every tensor; one without a rule is dropped, with the reason, or refused if that would change the model.
+4. Compare logits with those of transformers on the folder, and save.
 """
 
 import re
@@ -29,26 +29,25 @@ from pretrain.hf.weights_run import run_config, write_run
 
 ROWS_MULTIPLE = 8
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
-"""Constants that old versions of transformers saved with the weights."""
+"""Names of constants that old versions of transformers saved with the weights."""
 _GROWING = ("embedding.weight", "head.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
     folder: Path
-    """Of the published model."""
+    """Folder of the published model."""
     run: Path
-    """Directory of the run to make."""
+    """New run directory."""
     new_tokens: bool = True
     """Add the tokens for latent thoughts."""
 
 
 def import_model(settings: ImportSettings) -> list[str]:
-    """Import a published model; returns lines that say what was made.
+    """Import a published model; returns lines that describe the result.
 
     Raises:
-        ValueError: the folder holds what this model cannot compute, is damaged, or the check failed (then there is no
-            run).
+        ValueError: the model is not supported, the folder is damaged, or the check failed; no run is left.
         OSError: reading or writing failed.
     """
     if settings.run.exists():
@@ -58,7 +57,7 @@ def import_model(settings: ImportSettings) -> list[str]:
     content = _tokenizer(settings.folder, shape.vocab_size, settings.new_tokens)
     tokenizer = Tokenizer.from_bytes(content)
     rows = shape.vocab_size
-    if tokenizer.vocab_size > rows:  # it grew
+    if tokenizer.vocab_size > rows:  # tokens were added
         rows = -(-tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
     model = shape.model_copy(update={"vocab_size": rows})
     is_looped = model_type == LoopedGPTConfig.model_type
@@ -84,13 +83,13 @@ def import_model(settings: ImportSettings) -> list[str]:
 
 
 def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
-    """Our own tokenizer if the folder has one (an export of a run), else a published one."""
+    """Content of our own tokenizer if the folder has one (an export of a run), else of a published one."""
     path = folder / "tokenizer.model"
     if path.is_file():
         try:
             return SentencePieceTokenizer(path.read_bytes()).model
         except ValueError:
-            pass  # SentencePiece, but not of this project
+            pass  # a SentencePiece model, but not one of this project
     return import_tokenizer(folder, new_tokens=new_tokens, first_new_id=num_rows if new_tokens else None)
 
 
@@ -132,23 +131,18 @@ def _map(rules: list[Rule], published: PublishedWeights) -> tuple[dict[str, Tens
 
 
 def _present_names(rules: list[Rule], published: PublishedWeights) -> dict[str, str]:
-    """Names of the stored tensors by the names that rules use; the model alone is stored without the prefix of its
-    class."""
+    """Stored name of each tensor by its name in the rules; files of the bare model lack the prefix of the class."""
     stems = {rule.theirs.split(".")[0] for rule in rules} & {"model", "transformer"}
-    wanted = {rule.theirs for rule in rules}
-    found = {}
+    rule_names = {rule.theirs for rule in rules}
+    stored_names = {}
     for name in published.names:
-        whole = next((f"{stem}.{name}" for stem in stems if f"{stem}.{name}" in wanted), name)
-        found[whole] = name
-    return found
+        whole = next((f"{stem}.{name}" for stem in stems if f"{stem}.{name}" in rule_names), name)
+        stored_names[whole] = name
+    return stored_names
 
 
 def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tensor]) -> str:
-    """The reason why a tensor is not needed.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The reason why a tensor is not needed; raises a ValueError if it is."""
     if _BUFFERS.fullmatch(name):
         return "a constant of the computation"
     if name == "lm_head.weight" and torch.equal(published.read(name).float(), weights["embedding.weight"]):
@@ -159,7 +153,7 @@ def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tens
 
 
 def _grow(name: str, table: Tensor, rows: int) -> tuple[Tensor, Fate]:
-    """Append rows that are the mean of the others."""
+    """Append rows equal to the mean of the existing ones, up to `rows` in total."""
     number = rows - table.shape[0]
     whole = torch.cat((table, table.mean(0, keepdim=True).expand(number, -1)))
     detail = f"rows {table.shape[0]} to {rows - 1}: {number}"

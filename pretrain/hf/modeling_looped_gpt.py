@@ -1,27 +1,24 @@
-"""The looped GPT for transformers: prelude, a block of k layers applied L times with shared weights, coda. One file, on
-its own.
+"""The looped GPT for transformers: prelude, a block of k layers applied L times with shared weights, coda.
 
-It imports torch and transformers alone, so a copy of it beside config.json and model.safetensors is all that a model
-needs:
+This file imports only torch and transformers, so a copy of it beside config.json and model.safetensors is all that a
+model needs:
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model.generate(**tokenizer("KING HENRY.", return_tensors="pt"), max_new_tokens=50, num_loops=6)
 
-`num_loops` is an argument of `forward` and of `generate`; the configuration holds its default. Forward, top to bottom:
+`num_loops` is an argument of `forward` and of `generate`; the configuration has its default. The forward pass:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add`
-   adds the state before the loop);
+3. L times: the k layers of the loop block with the same weights (from the second loop on, `input_injection: add` adds
+   the state before the loop);
 4. coda layers, final norm, head.
-Every application of a layer has its own keys and values, so a cache holds effective depth = prelude + k·L + coda
-entries.
-Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Names of the weights are those of the training code.
+Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries.
+Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Weights are named as in the training code.
 
-Needs transformers 5. Saved models also load and generate with 4.57, but without static caches; a configuration made
-there has to say `tied_head` itself.
+Requires transformers 5. Saved models also load and generate with 4.57, without static caches; a configuration made with
+4.57 must set `tied_head` explicitly.
 
-Legend of shapes: b batch, s positions of this call, d hidden width, h heads, g key/value heads, e head width, v
-vocabulary.
+Shapes: b batch, s positions of this call, d hidden width, h heads, g key/value heads, e head width, v vocabulary.
 """
 
 import copy
@@ -66,15 +63,15 @@ class LoopedGPTConfig(PretrainedConfig):
     num_coda_layers: int = 0
     """Layers after the loop, with weights of their own."""
     num_loops: int = 1
-    """L: how often the loop block is applied where a call does not say."""
+    """L: applications of the loop block in calls without `num_loops`."""
     input_injection: Literal["none", "add"] = "none"
-    """What re-enters at the start of every loop but the first: nothing, or the state before the loop, added."""
+    """Whether every loop but the first adds the state before the loop to its input."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm, LayerNorm with weight and bias, or LayerNorm without either."""
     norm_epsilon: float = 1e-5
     """Added to the variance inside the norm."""
     norm_place: Literal["before", "after"] = "before"
-    """The norm is on the input of attention and feed-forward, or on their output before it is added."""
+    """Whether the norm is on the input of attention and feed-forward, or on their output before it is added."""
     positions: Literal["rope", "learned"] = "rope"
     """Rotary positions, or a learned table of max_position_embeddings rows."""
     rope_theta: float = 10000.0
@@ -84,14 +81,13 @@ class LoopedGPTConfig(PretrainedConfig):
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
     bias: Literal["none", "qkv", "all"] = "none"
-    """Linear layers with a bias: none, those of query, key and value, or all of attention and feed-forward."""
+    """Linear layers with a bias: none, only query, key and value, or all in attention and feed-forward."""
     qk_norm: Literal["none", "head", "all"] = "none"
-    """RMSNorm of queries and keys before the rotation: none, of each head, or of all heads together."""
+    """RMSNorm of queries and keys before the rotation: none, per head, or over all heads together."""
     tied_head: bool = False
     """Use the embedding as output head."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections into the residual stream get init_std / sqrt(2 · effective
-    depth)."""
+    """Standard deviation of initial weights; divided by sqrt(2 · effective depth) for residual projections."""
     use_cache: bool = True
     """Keep keys and values for the next call, outside training."""
 
@@ -105,7 +101,7 @@ class LoopedGPTConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers that transformers sees: applications, each with keys and values of its own."""
+        """Layers as transformers counts them: applications, each with its own keys and values."""
         return self.effective_depth()
 
     def effective_depth(self, num_loops: int | None = None) -> int:
@@ -113,7 +109,7 @@ class LoopedGPTConfig(PretrainedConfig):
         return self.num_prelude_layers + self.num_loop_layers * (num_loops or self.num_loops) + self.num_coda_layers
 
     def check(self) -> None:
-        """Raise a ValueError that names the field if the shape is not one of a looped GPT."""
+        """Raise a ValueError that names the field if the configuration is invalid."""
         for name, hint in LoopedGPTConfig.__annotations__.items():
             choices = get_args(hint)
             if choices and all(isinstance(choice, str) for choice in choices) and getattr(self, name) not in choices:
@@ -154,20 +150,13 @@ def make_norm(config: LoopedGPTConfig) -> nn.Module:
 
 
 class ResidualLinear(nn.Linear):
-    """A projection into the residual stream; a class of its own because its initial weights are smaller."""
+    """A projection into the residual stream, whose initial weights are smaller."""
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation of each position (Su et al. 2021), computed in fp64 and rounded once.
+    """Cosine and sine, [b or 1, s, 1, e/2] each, of the rotation of positions [b or 1, s] (Su et al. 2021).
 
-    Args:
-        positions: [b or 1, s] integers.
-        head_dim: e, even.
-        theta: base of the wavelengths.
-        dtype: of the result.
-
-    Returns:
-        Two tensors [b or 1, s, 1, e/2].
+    Computed in fp64 and rounded once to `dtype`; `theta` is the base of the wavelengths.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
     exponents = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device) / head_dim
@@ -183,23 +172,23 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, tokens: Tensor) -> Tensor | None:
-    """Where queries may look.
+    """The attention mask of the queries.
 
     Args:
-        attention_mask: [b, past + s] nonzero at tokens and 0 at padding, or None where there is no padding.
+        attention_mask: [b, past + s], nonzero at tokens and 0 at padding, or None without padding.
         cache: keys and values of earlier tokens.
         past: number of tokens in the cache.
         tokens: [b, s, d] embedded tokens of this call.
 
     Returns:
-        [b or 1, 1, s, past + s] True where a query may look, or None if it may look at itself and every token before
-        it, and the first query is the first token or the only one.
+        [b or 1, 1, s, past + s], True where a query may attend; None if plain causal attention without a mask is
+        right: no padding, and the first query is the first token or the only one.
 
     Raises:
-        ValueError: the mask covers another number of tokens.
+        ValueError: the length of `attention_mask` is not past + s.
     """
     num_new = tokens.shape[1]
-    # a static cache hands out slots that are not filled yet
+    # a static cache returns positions that are not filled yet
     has_spare_slots = cache is not None and cache.is_compileable
     if attention_mask is None and (past == 0 or num_new == 1) and not has_spare_slots:
         return None
@@ -212,20 +201,19 @@ def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, to
                 f"attention_mask has {attention_mask.shape[-1]} columns for {past} cached "
                 f"and {num_new} new tokens: give one for each"
             )
-        itself = keys == queries  # padding looks at itself: a query without keys has no softmax
+        itself = keys == queries  # padding attends to itself: softmax over no keys would be NaN
         visible = visible & attention_mask.to(visible.device, torch.bool)[:, None] | itself
     return visible[:, None]
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e]: [b, h, s, e]; mask as of
-    `visibility`."""
+    """Attention of queries [b, h, s, e] over keys and values [b, g, keys, e], masked by `visibility`: [b, h, s, e]."""
     groups = queries.shape[1] // keys.shape[1]
-    is_causal = queries.shape[2] > 1 and mask is None  # in this order a plain bool, also under torch.compile
-    if mask is not None and groups > 1:  # the fused kernels take a mask or grouped heads, not both
+    is_causal = queries.shape[2] > 1 and mask is None  # this order gives a plain bool under torch.compile too
+    if mask is not None and groups > 1:  # the fused kernels support a mask or grouped heads, not both
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     if mask is not None and mask.dtype == torch.bool:
-        mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))  # nobody looks at the spare slots of a static cache
+        mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))  # mask the unfilled positions of a static cache
     enable_gqa = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa
@@ -251,7 +239,7 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(kv_width if is_whole else config.head_dim, config.norm_epsilon)
 
     def _heads(self, projected: Tensor, norm: RMSNorm | None = None) -> Tensor:
-        """[b, s, heads·e] -> [b, s, heads, e], each run of `norm.width` numbers normed."""
+        """[b, s, heads·e] -> [b, s, heads, e], normed in groups of `norm.width` numbers."""
         if norm is not None:
             projected = norm(projected.unflatten(-1, (-1, norm.width))).flatten(-2)
         return projected.unflatten(-1, (-1, self.head_dim))
@@ -294,8 +282,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or the norms outside, x +=
-    norm(attention(x))."""
+    """x += attention(norm(x)); x += ffn(norm(x)); with `norm_place: after`, x += norm(attention(x)) and so on."""
 
     def __init__(self, config: LoopedGPTConfig) -> None:
         super().__init__()
@@ -311,7 +298,7 @@ class Layer(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         slot: int,
-        past_key_values: Cache | None = None,  # transformers' name: recomputation takes the cache away by it
+        past_key_values: Cache | None = None,  # gradient checkpointing removes the cache by this name
     ) -> Tensor:
         if self.is_norm_first:
             states = states + self.attention(self.attention_norm(states), rotary, mask, past_key_values, slot)
@@ -321,10 +308,10 @@ class Layer(GradientCheckpointingLayer):
 
 
 class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
-    """The looped GPT with its head; `num_loops` may be given to every call.
+    """The looped GPT with its head; every call accepts `num_loops`.
 
     Raises:
-        ValueError: the configuration is not one of a looped GPT.
+        ValueError: the configuration is invalid.
     """
 
     config: LoopedGPTConfig
@@ -350,8 +337,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the training code does, but from torch's global generator; transformers skips what it has
-        loaded."""
+        """Initialise like the training code, but from torch's global generator; transformers skips loaded weights."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             is_residual = isinstance(module, ResidualLinear)
             scale = 1 / math.sqrt(2 * self.config.effective_depth()) if is_residual else 1
@@ -393,25 +379,26 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [b, s] tokens; with a cache, those after the cached ones.
-            attention_mask: [b, cached + s] 0 at padding; or [b or 1, 1, s, keys], True (or 0, added) where a query may
-                look.
-            position_ids: [b or 1, s]; by default counted within each row, padding left out.
+            attention_mask: [b, cached + s], 0 at padding; or [b or 1, 1, s, keys], True (or 0, added) where a query may
+                attend.
+            position_ids: [b or 1, s]. Default: counted within each row without padding.
             past_key_values: cache of earlier calls with the same `num_loops`, extended in place.
-            inputs_embeds: [b, s, d] instead of `input_ids`.
-            labels: [b, s] the tokens again, -100 where not supervised; gives the mean loss of the next token.
-            use_cache: return a cache. Default: as configured, and not in training.
-            num_loops: L; the configuration's by default.
-            logits_to_keep: number of last positions to give logits for (0: all), or their indices.
-            output_hidden_states: return what enters each application of a layer, and the states after the final norm.
-            cache: what transformers calls past_key_values from 5.24 on; either name will do.
-            kwargs: given to the loss.
+            inputs_embeds: [b, s, d], instead of `input_ids`.
+            labels: [b, s] the tokens again, -100 where not supervised.
+            use_cache: return a cache. Default: the configuration's, and False in training.
+            num_loops: L. Default: the configuration's.
+            logits_to_keep: number of last positions to return logits for (0: all), or their indices.
+            output_hidden_states: return the input of each layer application, and the states after the final norm.
+            cache: another name of past_key_values, used by transformers from 5.24 on.
+            kwargs: passed to the loss.
 
         Returns:
-            loss (mean over supervised tokens, if there are labels), logits [b, s, v], past_key_values, hidden_states.
+            loss of the next token (mean over supervised ones, with labels), logits [b, s, v], past_key_values,
+            hidden_states.
 
         Raises:
-            ValueError: both or none of input_ids and inputs_embeds, a loop count below 1, a cache of another loop
-                count, a mask of another length, or a position past the learned table.
+            ValueError: both or none of input_ids and inputs_embeds, num_loops below 1, a cache of another loop count, a
+                mask of another length, or a position beyond the learned table.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -441,7 +428,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        # 5.24 takes this name undeclared
+        # transformers 5.24 accepts this name without declaring it
         cached: dict[str, Any] = {"past_key_values": past_key_values if use_cache else None}
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached
@@ -456,7 +443,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         num_loops: int,
         trace: list[Tensor] | None,
     ) -> Tensor:
-        """All layers and the final norm: [b, s, d] -> [b, s, d]; `trace` gets what enters each layer."""
+        """All layers and the final norm: [b, s, d] -> [b, s, d]; appends the input of each layer to `trace`."""
         rotary = None
         if self.position_embedding is not None:
             self._check_positions(positions)
@@ -480,7 +467,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return self.final_norm(run(self.coda, states))
 
     def _positions(self, attention_mask: Tensor | None, past: int, states: Tensor) -> Tensor:
-        """[b or 1, s] positions of the new tokens in their rows; padding does not count."""
+        """Positions [b or 1, s] of the new tokens in their rows, not counting padding."""
         num_new = states.shape[1]
         if attention_mask is not None and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -num_new:]
@@ -495,7 +482,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
     def _check_cache(self, cache: Cache, num_loops: int) -> None:
-        # it would fill the same slot again and again
+        # a static cache of transformers 4 would overwrite the same position in every call
         if cache.is_compileable and transformers.__version__.startswith("4."):
             raise ValueError(
                 f"a static cache needs transformers 5, this is {transformers.__version__}: use a DynamicCache"
@@ -512,10 +499,10 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Called by `generate`: its cache gets an entry for each layer application of the loop count in use."""
+        """Called by `generate`: give the cache an entry for each layer application of the call's loop count."""
         user = self
         if model_kwargs.get("num_loops") is not None:
-            # the cache is sized from the configuration of the model that asks; other threads may read ours
+            # the cache is sized from the model's configuration; change a copy, since other threads may read this one
             user = copy.copy(self)
             user.config = copy.copy(self.config)
             user.config.num_loops = model_kwargs["num_loops"]

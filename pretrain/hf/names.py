@@ -1,7 +1,8 @@
-"""Names of weights: ours beside those of a published architecture, tensor by tensor.
+"""Names of weights: the mapping between our tensors and those of a published architecture.
 
-A rule says which tensors of ours one of theirs holds: laid end to end along their outputs, and transposed where theirs
-stores [inputs, outputs] (GPT-2). A looped model unrolled has the same tensors of ours under several of theirs.
+A rule lists the tensors of ours that one published tensor holds, concatenated along their outputs, and transposed if
+the published one is [inputs, outputs] (GPT-2). In an unrolled looped model several published tensors hold the same one
+of ours.
 """
 
 from dataclasses import dataclass
@@ -45,38 +46,38 @@ _GPT2_ENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One tensor of theirs."""
+    """One published tensor and the tensors of ours that it holds."""
 
     theirs: str
-    """Its name."""
+    """Name of the published tensor."""
     ours: tuple[str, ...]
-    """Names of the tensors of ours that it holds, in order."""
+    """Names of our tensors, in order."""
     shapes: tuple[tuple[int, ...], ...]
-    """Their shapes."""
+    """Shapes of our tensors."""
     transposed: bool = False
-    """Theirs is [inputs, outputs]."""
+    """Whether the published tensor is [inputs, outputs]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of theirs."""
+        """Shape of the published tensor."""
         rows = sum(shape[0] for shape in self.shapes)
         whole = (rows, *self.shapes[0][1:])
         return whole[::-1] if self.transposed else whole
 
     def join(self, ours: list[Tensor]) -> Tensor:
-        """Theirs, in memory of its own."""
+        """The published tensor, made of a copy of ours."""
         whole = torch.cat(ours) if len(ours) > 1 else ours[0]
         return (whole.t() if self.transposed else whole).clone(memory_format=torch.contiguous_format)
 
     def split(self, theirs: Tensor) -> list[Tensor]:
-        """Ours, each in memory of its own."""
+        """Our tensors, as copies of the parts of the published one."""
         whole = theirs.t() if self.transposed else theirs
         parts = whole.split([shape[0] for shape in self.shapes])
         return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def layer_prefixes(model: ModelSection, num_loops: int) -> list[str]:
-    """Our layers in the order in which a token passes them, the loop block once for each loop."""
+    """Name prefixes of our layers in the order of application, the loop block once per loop."""
     block = [f"loop.{number}" for number in range(model.num_loop_layers)]
     return [
         *(f"prelude.{number}" for number in range(model.num_prelude_layers)),
@@ -86,14 +87,7 @@ def layer_prefixes(model: ModelSection, num_loops: int) -> list[str]:
 
 
 def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: int) -> list[Rule]:
-    """All tensors of a stock model.
-
-    Args:
-        model_type: of the architecture, which holds the model.
-        model: our shape.
-        num_loops: L that it is unrolled for.
-        seq_len: rows of the table of learned positions.
-    """
+    """The rules of all tensors of a stock architecture, which holds the model unrolled to `num_loops` loops."""
     is_gpt2 = model_type == "gpt2"
     ends = _GPT2_ENDS if is_gpt2 else _LLAMA_ENDS
     rules = []
@@ -115,6 +109,6 @@ def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: i
 
 
 def looped_rules(model: ModelSection, seq_len: int) -> list[Rule]:
-    """All tensors of the compact looped model, which have our names."""
+    """The rules of all tensors of the exported looped model, whose names are ours."""
     weights = stage_weights(model, seq_len)
     return [Rule(theirs=name, ours=(name,), shapes=(weight.shape,)) for name, weight in weights.items()]

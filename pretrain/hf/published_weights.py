@@ -13,10 +13,10 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class PublishedWeights:
-    """Tensors by name, each read when asked for; files may be several, listed in an index.
+    """Tensors by name, read on request, from one file or from several that an index lists.
 
     Raises:
-        ValueError: there are none, or a file is damaged; the message names it.
+        ValueError: the folder has no weights, or a file, which is named, is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,12 +29,12 @@ class PublishedWeights:
         return self._files.keys()
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored, on the CPU."""
+        """The stored tensor, on the CPU."""
         file = self._file(self._files[name])
         return file.get_tensor(name) if hasattr(file, "get_tensor") else file[name]
 
     def _list(self) -> dict[str, str]:
-        """File of each tensor."""
+        """File name of each tensor."""
         for name in _FILES:
             index = self.folder / f"{name}.index.json"
             if index.is_file():
@@ -63,9 +63,7 @@ class PublishedWeights:
                 raise ValueError(f"{path}: this part of the weights is missing") from None
             except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-            except (
-                Exception
-            ) as error:  # torch's unpickler has errors of its own, which are no subclass of anything narrower
+            except Exception as error:  # torch's unpickler raises its own errors, direct subclasses of Exception
                 raise ValueError(
                     f"{path}: holds more than tensors, which is not read ({type(error).__name__})"
                 ) from None

@@ -1,4 +1,4 @@
-"""The report of a conversion: what became of every tensor, one line each."""
+"""The report of a conversion, with one line per tensor."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Fate:
     what: str
     """"mapped", "dropped" or "made"."""
     target: str
-    """Name where it went; empty if dropped."""
+    """Name of the written tensor; empty if dropped."""
     source: str
-    """Name where it came from; how it was made, if it has no source."""
+    """Name of the source tensor, or how a tensor without a source was made."""
     detail: str
-    """Shape and type, or the reason."""
+    """Shape and type, or the reason for dropping."""
 
     def __str__(self) -> str:
         arrow = f"{self.target} <- {self.source}" if self.target else self.source
@@ -30,7 +30,7 @@ def describe(shape: tuple[int, ...], dtype: object) -> str:
 
 
 def write_report(folder: Path, title: str, fates: list[Fate]) -> str:
-    """Write `conversion.txt` into a folder; returns the line of totals."""
+    """Write `conversion.txt` into a folder; returns the line with the totals."""
     counts = Counter(fate.what for fate in fates)
     totals = ", ".join(f"{counts[what]} tensors {what}" for what in ("mapped", "made", "dropped") if counts[what])
     lines = [title, totals, "", *map(str, fates)]

@@ -1,8 +1,8 @@
-"""Surgery: a looped model k⊗L from an unlooped one of prelude + k·L + coda layers, to be healed by further training.
+"""Surgery: make a looped model k⊗L from an unlooped one of prelude + k·L + coda layers, as a start for more training.
 
-The first layers become the prelude, the last the coda; what is between is cut into L blocks of k layers. The loop block
-gets, tensor by tensor, the mean of the blocks or one of them. Everything outside the layers stays. (Bae et al. 2024,
-arXiv 2410.20672, compare such starts: there the mean and a pick of single layers are "average" and "stepwise".)
+The first layers become the prelude, the last the coda; the layers between are cut into L blocks of k layers. Each
+tensor of the loop block is the mean of those of the blocks, or that of one block. Everything outside the layers is
+kept. Bae et al. 2024 (arXiv 2410.20672) compare such initialisations, as "average" and, with single layers, "stepwise".
 """
 
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ from pretrain.run.trained_model import tokenizer_file
 @dataclass(frozen=True, kw_only=True)
 class SurgerySettings:
     source: Path
-    """Directory of the run of the unlooped model."""
+    """Run directory of the unlooped model."""
     run: Path
-    """Directory of the run to make."""
+    """New run directory."""
     num_loop_layers: int
-    """k."""
+    """k: layers of the loop block."""
     num_prelude_layers: int = 0
     num_coda_layers: int = 0
     block: int | None = None
-    """Which of the blocks to take, from 0. Default: the mean of all."""
+    """Index of the block to use, from 0. Default: the mean of all blocks."""
 
 
 def loop_model(settings: SurgerySettings) -> list[str]:
-    """Make the looped model; returns lines that say what was made.
+    """Make the looped model; returns lines that describe it.
 
     Raises:
-        ValueError: the run is looped already, or its layers cannot be cut so.
+        ValueError: the run is already looped, or its layers cannot be cut into such blocks.
         OSError: reading or writing failed.
     """
     if settings.run.exists():
@@ -101,7 +101,7 @@ def _looped_shape(model: ModelSection, settings: SurgerySettings) -> ModelSectio
 
 
 def _sources(name: str, unlooped: ModelSection, settings: SurgerySettings, num_loops: int) -> list[str]:
-    """The tensors of the unlooped model that one of the looped model is made of."""
+    """Names of the unlooped model's tensors that a tensor of the looped model is made of."""
     part, _, rest = name.partition(".")
     if part not in ("prelude", "loop", "coda"):
         return [name]

@@ -1,25 +1,23 @@
-"""A tokenizer for the outside world: a folder that `transformers.AutoTokenizer` reads, and what is built on it (vLLM,
-lm-eval).
+"""Export of a tokenizer to a folder that `transformers.AutoTokenizer` reads, and so vLLM and lm-eval.
 
 Ours, a SentencePiece model, becomes a tokenizer.json that gives the same ids:
 
-1. Pieces are written with a plain space for SentencePiece's mark, and there is no normaliser, so that a literal U+2581
-   is in no piece and falls back to its bytes, as ours writes it. Newlines and tabs that are pieces by decree become
-   added tokens.
-2. A byte-pair model's merges are all splits of a piece into two pieces, ranked as SentencePiece ranks them: by the
-   score of what they make. Splits of one piece tie in SentencePiece, where the leftmost goes first, and cannot tie
-   here; no text is known for which that matters.
-3. A unigram model keeps its scores. The library's model would find a special piece in text that spells it, which
-   SentencePiece never does: those pieces get a score below any other way to write the text. Where two cuts of a text
-   are equally likely (odd runs of newlines, long runs of spaces), SentencePiece's rounding decides, which the library
-   does not share: there the ids may differ, the text never does.
-4. Decoding gives our text, but for a run of byte pieces that is not UTF-8 as a whole: the library writes U+FFFD for
-   each of its bytes, ours keeps the characters in it that are whole.
+1. Pieces are written with a plain space for SentencePiece's mark and without a normaliser, so no piece contains a
+   literal U+2581 and it falls back to its bytes, as in ours. Newlines and tabs defined as pieces become added tokens.
+2. The merges of a byte-pair model are all splits of a piece into two pieces, ranked by the score of the merged piece,
+   as in SentencePiece. There, splits of one piece tie and the leftmost is first; here ties are impossible. No text is
+   known for which this matters.
+3. A unigram model keeps its scores. The library would match a special piece in text that spells it, which SentencePiece
+   never does, so these pieces get a score below that of any other segmentation. Between equally likely segmentations
+   (odd runs of newlines, long runs of spaces) SentencePiece's rounding decides and the library's may differ: then the
+   ids differ, the text never does.
+4. Decoding gives the same text, except for a run of byte pieces that is not valid UTF-8 as a whole: the library writes
+   U+FFFD for each of its bytes, ours keeps the valid characters in it.
 
-With `add_special_tokens` (the default of transformers) a text begins with the bos, as the documents of pretraining did.
-Special tokens in text stay text (`split_special_tokens`).
+With `add_special_tokens` (the default of transformers) a text begins with bos, as documents do in pretraining. Special
+tokens written in text stay text (`split_special_tokens`).
 
-A published tokenizer is written as it came; with tokens for latent thoughts, these are added to it under their ids.
+A published tokenizer is written unchanged, except that tokens for latent thoughts are added under their ids.
 """
 
 import json
@@ -35,21 +33,20 @@ from pretrain.data.tokenizers.sentencepiece import SPACE_MARK, SPECIALS, WHITESP
 from pretrain.data.tokenizers.symbols import SymbolTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
-# The class without rules of its own in every version of transformers: it takes tokenizer.json as it is. Only next to a
-# config.json of type qwen2 does transformers 5 not ask for it, and splits text by Qwen's rules, wrong for ours.
+# The class that uses tokenizer.json unchanged in every version of transformers. Exception: beside a config.json of type
+# qwen2, transformers 5 ignores the class and splits text by Qwen's rules, which is wrong for our tokenizer.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, and for ours tokenizer.model, the SentencePiece model itself
-    (llama.cpp reads it).
+    """Write tokenizer.json, tokenizer_config.json and, for llama.cpp, our SentencePiece model as tokenizer.model.
 
     Args:
         tokenizer: ours or a published one.
-        folder: where to; made if missing, other files in it stay.
+        folder: created if missing; other files in it are kept.
 
     Raises:
-        ValueError: the new tokens of a published one cannot be written under their ids, or it is a list of symbols.
+        ValueError: the tokenizer is a list of symbols, or tokens added to a published one would change their ids.
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +69,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _build(tokenizer: SentencePieceTokenizer) -> Backend:
-    """The `tokenizers` library's equal of a SentencePiece model."""
+    """The equivalent of a SentencePiece model in the `tokenizers` library."""
     processor = tokenizer.processor
     pieces = [processor.IdToPiece(number).replace(SPACE_MARK, " ") for number in range(tokenizer.vocab_size)]
     scores = {
@@ -80,7 +77,7 @@ def _build(tokenizer: SentencePieceTokenizer) -> Backend:
         for number, piece in enumerate(pieces)
         if number >= len(SPECIALS) and piece not in WHITESPACE_PIECES and not processor.IsByte(number)
     }
-    # The byte-pair trainer scores its merges 0, -1, -2, ...; logarithms of probabilities are no whole numbers.
+    # byte-pair scores are 0, -1, -2, ...; unigram scores are log probabilities, which are not integers
     backend = (
         _byte_pair(pieces, scores) if all(score.is_integer() for score in scores.values()) else _unigram(pieces, scores)
     )
@@ -95,7 +92,7 @@ def _build(tokenizer: SentencePieceTokenizer) -> Backend:
 
 
 def _byte_pair(pieces: list[str], scores: dict[str, float]) -> Backend:
-    """Args: pieces: of all ids; scores: of those that merge."""
+    """`pieces` are those of all ids, `scores` those of the pieces made by merges."""
     merges = [
         (piece[:cut], piece[cut:])
         for piece in sorted(scores, key=scores.__getitem__, reverse=True)
@@ -107,30 +104,30 @@ def _byte_pair(pieces: list[str], scores: dict[str, float]) -> Backend:
 
 
 def _unigram(pieces: list[str], scores: dict[str, float]) -> Backend:
-    """Args: pieces: of all ids; scores: of those learned."""
-    never = (1 + max(map(len, SPECIALS))) * min(scores.values()) - 1  # below a special name written letter by letter
+    """`pieces` are those of all ids, `scores` those of the learned pieces."""
+    never = (1 + max(map(len, SPECIALS))) * min(scores.values()) - 1  # below a special name spelled letter by letter
     backend = Backend(
         models.Unigram([(piece, scores.get(piece, never)) for piece in pieces], SPECIALS.index("<unk>"), True)
     )
-    # A letter that no longer piece holds is cut off, so that a name with a letter unknown to the model, or a byte's
-    # name, is not found.
+    # Characters of these names that are in no longer piece are split off, so that the names of special and byte pieces
+    # never match.
     alone = set("".join((*SPECIALS, "<0x>"))) - set("".join(piece for piece in scores if len(piece) > 1))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{re.escape(''.join(sorted(alone)))}]"), "isolated")
     return backend
 
 
 def _with_new_tokens(tokenizer: PublishedTokenizer) -> str:
-    """Text of the published tokenizer.json with the added tokens in it, unchanged if there are none."""
+    """Text of the published tokenizer.json with the added tokens, if any."""
     if not tokenizer.new_tokens:
         return tokenizer.original
-    # The library numbers added tokens one after the other, so rows of the embedding that have no token get one each.
+    # the library numbers added tokens consecutively, so every embedding row without a token gets an unused one
     content = json.loads(tokenizer.original)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     names = {number: name for name, number in tokenizer.new_tokens.items()}
-    known = 1 + max(Backend.from_str(tokenizer.original).get_vocab().values())
+    first_free = 1 + max(Backend.from_str(tokenizer.original).get_vocab().values())
     content.setdefault("added_tokens", []).extend(
         {"id": number, "content": names.get(number, f"<unused_{number}>"), **flags}
-        for number in range(known, tokenizer.vocab_size)
+        for number in range(first_free, tokenizer.vocab_size)
     )
     text = json.dumps(content, ensure_ascii=False, indent=2)
     written = Backend.from_str(text)

@@ -1,5 +1,5 @@
-"""A run of weights alone, as import and surgery make it. Sampling, evaluation, fine-tuning and `checkpoint.init_from`
-take it so."""
+"""A run directory with only weights, made by import and surgery and accepted by sampling, evaluation, fine-tuning and
+`checkpoint.init_from`."""
 
 import hashlib
 import shutil
@@ -17,15 +17,7 @@ from pretrain.model.weights import stage_weights
 
 
 def run_config(directory: Path, model: ModelSection, seq_len: int, precision: str, tokenizer_name: str) -> RunConfig:
-    """The configuration of such a run: its model and tokenizer, the defaults for the rest.
-
-    Args:
-        directory: of the run.
-        model: shape of the model.
-        seq_len: longest sequence, in tokens.
-        precision: train.precision.
-        tokenizer_name: file name of the tokenizer in `directory`.
-    """
+    """The configuration of such a run: defaults except for the model, tokenizer (a file in `directory`) and shape."""
     return RunConfig.model_validate(
         {
             "run": {"name": directory.name, "root": str(directory.parent)},
@@ -39,24 +31,21 @@ def run_config(directory: Path, model: ModelSection, seq_len: int, precision: st
 def write_run(
     directory: Path, config: RunConfig, tokenizer: bytes, weights: Mapping[str, Tensor], fates: list[Fate], title: str
 ) -> str:
-    """Write configuration, tokenizer, checkpoint of step 0 and report; all or nothing.
+    """Write configuration, tokenizer, checkpoint of step 0 and report; returns the report's line with the totals.
 
     Args:
-        directory: of the run, new.
-        config: as of `run_config`.
-        tokenizer: bytes of its file.
+        directory: new run directory.
+        config: result of `run_config`.
+        tokenizer: content of the tokenizer file.
         weights: every tensor of the model by name.
-        fates: what became of every tensor.
+        fates: every tensor's line of the report.
         title: first line of the report.
 
-    Returns:
-        The line of totals.
-
     Raises:
-        OSError: writing failed; nothing stays.
+        OSError: writing failed; the directory is removed.
     """
     names = set(stage_weights(config.model, config.train.seq_len))
-    assert names == set(weights), f"weights that are missing or too many: {sorted(names ^ set(weights))}"
+    assert names == set(weights), f"missing or unexpected weights: {sorted(names ^ set(weights))}"
     meta = {"config": config.model_dump(mode="json"), "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest()}
     directory.mkdir(parents=True)
     try:
