@@ -1,8 +1,9 @@
 """Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,coconut,plot} [--json
 FILE]`.
 
-Prints the machine and a table of figures, each beside its target and what it was measured against in the same run, and
-writes them as JSON. What is measured and how: the module of the same name in `tools/benchmarks/`.
+Prints the machine and a table of figures, each with its target and the reference measured in the same run, and writes
+them as JSON. The module of the same name in `tools/benchmarks/` documents what is measured: it has
+`add_arguments(parser)`, and `run(arguments)`, which returns rows of name, value, unit, target and against.
 """
 
 import argparse
@@ -21,7 +22,7 @@ BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths"
 
 
 def parse_arguments() -> tuple[argparse.Namespace, str]:
-    """The options, those of the chosen benchmark among them, and its name."""
+    """The options, including those of the chosen benchmark, and the benchmark's name."""
     parser = argparse.ArgumentParser(description="Measure this machine.", add_help=False)
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
     parser.add_argument(
@@ -44,14 +45,14 @@ def machine() -> str:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass  # not Linux: the platform's own name will do
+        pass  # not Linux: keep the name from `platform`
     devices = [f"{name}, {torch.get_num_threads()} threads"]
     devices += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return f"{'; '.join(devices)}; torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     lines = ["| figure | value | target | against |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['target']} | {row['against']} |")

@@ -1,9 +1,8 @@
-"""Clean web archives into shards: `python tools/clean_web.py --input 'crawl/*.warc.wet.gz' --language-model lid.176.bin
---tokenizer ...`.
+"""Clean web archives into shards: `python tools/clean_web.py --input 'crawl/*.warc.wet.gz' --output ...`.
 
-Text of HTML, one language, quality filters, near duplicates, shards; then a table of what was dropped and why, also in
-`report.txt` of the output folder. Can be interrupted at any time; the same command continues. With --slurm the stages
-are jobs. The work: `pretrain/data/web`.
+Extracts text from HTML, keeps one language, applies quality filters, removes near duplicates and writes shards; then
+prints a table of what was dropped and why, also in `report.txt` of the output folder. An interrupted command can be
+repeated and resumes. With --slurm the stages are jobs. Implementation: `pretrain/data/web`.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from pretrain.run.console import run_command
 from pretrain.run.options import positive
 
 MOST_TASKS = 1000
-"""Unless --tasks says otherwise; Slurm's usual limit of an array."""
+"""Most tasks without --tasks; Slurm's usual limit on arrays."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    # datatrove and what it brings take seconds: help and errors are quick
+    # datatrove takes seconds to import: not before --help and errors of options
     from pretrain.data.prepare.documents import find_files
     from pretrain.data.web.runs import run_here, submit
     from pretrain.data.web.stages import REPORT_NAME, CleanSettings

@@ -1,8 +1,7 @@
 """Compare fine-tuned runs: `python tools/coconut_table.py runs/prosqa_*_small-seed*`.
 
-Prints a table in Markdown of the test rows of the runs (`eval/coconut.jsonl`), a line for each method and number of
-thoughts and loops: accuracy as mean ± standard deviation over runs of different seeds, new tokens, seconds and FLOPs of
-an example, as means.
+Prints a Markdown table of the runs' test rows (`eval/coconut.jsonl`), one line per method and number of thoughts and
+loops: accuracy as mean ± standard deviation over seeds, and mean new tokens, time and FLOPs per example.
 """
 
 import argparse
@@ -28,8 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def newest_rows(runs: Sequence[Path], split: str) -> dict[Key, list[CoconutRow]]:
-    """The newest row of every run at every number of thoughts and loops, by method (in the order of METHODS), thoughts
-    and loops."""
+    """The newest row of every run, by method (its index in METHODS), number of thoughts and number of loops."""
     newest: dict[tuple[str, int, int], CoconutRow] = {}
     for run in runs:
         file = run if run.is_file() else run / "eval" / "coconut.jsonl"
@@ -41,10 +39,11 @@ def newest_rows(runs: Sequence[Path], split: str) -> dict[Key, list[CoconutRow]]
         newest.update(
             {(row.run, row.num_thoughts, row.num_loops): row for row in sorted(rows, key=lambda row: row.step)}
         )
-    found: dict[Key, list[CoconutRow]] = {}
+    rows_by_key: dict[Key, list[CoconutRow]] = {}
     for row in newest.values():
-        found.setdefault((list(METHODS).index(row.method), row.num_thoughts, row.num_loops), []).append(row)  # type: ignore[arg-type]
-    return dict(sorted(found.items()))
+        key = (list(METHODS).index(row.method), row.num_thoughts, row.num_loops)  # type: ignore[arg-type]
+        rows_by_key.setdefault(key, []).append(row)
+    return dict(sorted(rows_by_key.items()))
 
 
 def line_of(rows: Sequence[CoconutRow]) -> tuple[str, ...]:

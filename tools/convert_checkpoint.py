@@ -1,11 +1,11 @@
-"""Weights in and out: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
+"""Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
     export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
-    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export) -> a run of weights
-    loop    an unlooped run -> a run of a looped model k⊗L, to be healed by training with checkpoint.init_from
+    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export) -> a run directory
+    loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
 
-What is written was loaded again with the target's own code and its logits compared. Every tensor's fate: conversion.txt
-beside the result. The work: `pretrain/hf/`.
+Exports and imports are checked by comparing logits with transformers. conversion.txt in the result lists every tensor.
+Implementation: `pretrain/hf/`.
 """
 
 import argparse
@@ -80,8 +80,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert(options: argparse.Namespace) -> list[str]:
-    """Do the work; returns lines to print."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # folders only: a mistyped one must not become a download
+    """Convert; returns the lines to print."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # folders only: a mistyped one must not be taken for a model to download
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return WORK[options.command](options)
@@ -102,7 +102,7 @@ def export(options: argparse.Namespace) -> list[str]:
     )
 
 
-def take_in(options: argparse.Namespace) -> list[str]:
+def import_published(options: argparse.Namespace) -> list[str]:
     from pretrain.hf.importing import ImportSettings, import_model
 
     return import_model(ImportSettings(folder=options.model, run=options.run, new_tokens=not options.no_new_tokens))
@@ -119,7 +119,7 @@ def loop(options: argparse.Namespace) -> list[str]:
     )  # fmt: skip
 
 
-WORK: dict[str, Callable[[Any], list[str]]] = {"export": export, "import": take_in, "loop": loop}
+WORK: dict[str, Callable[[Any], list[str]]] = {"export": export, "import": import_published, "loop": loop}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

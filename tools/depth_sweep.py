@@ -1,10 +1,9 @@
-"""Train, evaluate and plot a family of models over depth: `python tools/depth_sweep.py
-configs/sweeps/p_hop_small.yaml`.
+"""Train, evaluate and plot a family of models: `python tools/depth_sweep.py configs/sweeps/p_hop_small.yaml`.
 
-Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures beside them. A sweep that was stopped continues
-where it was: a run resumes from its checkpoint, a task that is evaluated is left out. --print shows the commands and
-runs none; --dry-run plans the training runs; --slurm submits a job array for training, one for evaluation, each task of
-which waits for its run, and a plot that waits for all of them. The family: `pretrain/config/sweep.py`.
+Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures to the folder above. A repeated command resumes the
+sweep: runs resume from their checkpoints, evaluated tasks are skipped. --print only shows the commands; --dry-run plans
+the training runs; --slurm submits a job array for training, one for evaluation, whose tasks wait for their runs, and a
+plot job that waits for all of them. `pretrain/config/sweep.py` documents the configuration.
 """
 
 import argparse
@@ -84,7 +83,7 @@ def plot_command(family: Sequence[Cell], root: Path) -> Command:
 
 
 def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, list[Command]]:
-    """The commands of each stage, in order."""
+    """The commands of each stage of the sweep, in order."""
     return {
         "train": [train_command(sweep, cell, root) for cell in family],
         "eval": [eval_command(sweep, cell, root) for cell in family],
@@ -93,8 +92,7 @@ def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, 
 
 
 def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[Command]:
-    """The three jobs of a sweep; the second and third wait for the id that the one before it prints, and end if that
-    fails."""
+    """The sbatch commands of the three jobs; "{job}" is the id of the job before, whose failure cancels the next."""
 
     def job(stage: str, after: str = "", ranks: int = 1, array: bool = True) -> Command:
         log = root / f"slurm-{stage}-{'%A_%a' if array else '%j'}.out"
@@ -107,9 +105,9 @@ def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[
 
 
 def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Command], root: Path) -> None:
-    for cell in family:  # what training would refuse is refused before the queue is joined
+    for cell in family:  # report invalid layouts before submitting
         check_layout(read_config(Path(sweep.config), RunConfig, run_overrides(cell, root)), sweep.ranks)
-    root.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for the logs
+    root.mkdir(parents=True, exist_ok=True)  # Slurm does not create the folder of its logs
     job = ""
     for command in commands:
         try:
@@ -145,7 +143,7 @@ def work(options: argparse.Namespace) -> None:
             if options.print:
                 print(shlex.join(command))
                 continue
-            if is_launched() and len(chosen) == 1:  # a rank of srun becomes its command, so that signals reach that
+            if is_launched() and len(chosen) == 1:  # replace this rank by its command, so that signals reach the latter
                 os.execv(command[0], command)
             if not options.dry_run:
                 print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)

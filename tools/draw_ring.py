@@ -1,9 +1,8 @@
-"""Draws the figure of the README: the ring of pipeline stages, and the timeline of one step against a pipeline without
-loops.
+"""Draw the README's figure: the ring of pipeline stages, and the timeline of a step beside a pipeline without loops.
 
-The timeline is computed, not sketched: every stage takes its forward and backward passes in the order of the
-(interleaved) 1F1B schedule, each as soon as its input is there; a backward pass takes twice the time of a forward pass.
-Both pipelines have the same layers in all: L passes over k layers, or one pass over k·L layers.
+The timeline is simulated: every stage runs its forward and backward passes in the order of the (interleaved) 1F1B
+schedule, each as soon as its input has arrived; a backward pass takes twice as long as a forward pass. Both pipelines
+have the same depth: L passes over k layers, or one pass over k·L layers.
 
     python tools/draw_ring.py [--output FILE.svg]
 """
@@ -23,15 +22,14 @@ if TYPE_CHECKING:
 NUM_STAGES, NUM_LOOPS, NUM_MICRO_BATCHES = 4, 3, 4
 FORWARD = ("#9ecae1", "#4292c6", "#08519c")
 BACKWARD = ("#fdd0a2", "#fd8d3c", "#d94801")
-"""Colours of the loops, first to last."""
+"""Colours of the passes by loop, first to last."""
 
 INK, QUIET = "#22303c", "#7a8793"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A forward or backward pass of one micro-batch through one stage in one loop; times in forward passes of a
-    loop."""
+    """A pass of one micro-batch through one stage in one loop; the unit of time is a forward pass of one loop."""
 
     stage: int
     micro_batch: int
@@ -42,8 +40,7 @@ class Pass:
 
 
 def stage_order(stage: int, num_stages: int, num_loops: int, num_micro_batches: int) -> list[tuple[bool, int, int]]:
-    """The passes of one stage as (is_forward, micro-batch, loop), in 1F1B order; micro-batches travel in groups of
-    `num_stages`."""
+    """The passes of one stage, (is_forward, micro-batch, loop), in 1F1B order with groups of `num_stages` batches."""
     total = num_loops * num_micro_batches
     forward = [
         (group * num_stages + index, loop)
@@ -61,13 +58,9 @@ def stage_order(stage: int, num_stages: int, num_loops: int, num_micro_batches: 
 
 
 def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_time: float) -> list[Pass]:
-    """Start every pass of a step as soon as its stage is free and its input has arrived.
+    """All passes of a step, in no particular order, each started when its stage is free and its input has arrived.
 
-    Args:
-        forward_time: time of a forward pass through one stage in one loop; a backward pass takes twice as long.
-
-    Returns:
-        All passes, in no particular order.
+    `forward_time` is the time of a forward pass through one stage in one loop; a backward pass takes twice as long.
     """
     ends: dict[tuple[bool, int, int], float] = {}
     queues = [stage_order(stage, num_stages, num_loops, num_micro_batches) for stage in range(num_stages)]
@@ -76,7 +69,7 @@ def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_ti
         for stage, queue in enumerate(queues):
             while queue:
                 is_forward, micro_batch, loop = queue[0]
-                place = loop * num_stages + stage  # where along the unrolled depth
+                place = loop * num_stages + stage  # index along the unrolled depth
                 if is_forward:
                     source = (True, micro_batch, place - 1) if place else None
                 elif place == num_loops * num_stages - 1:
@@ -103,7 +96,7 @@ def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_ti
 
 
 def draw_ring(axes: "Axes") -> None:
-    """The stages on a circle, the way of a micro-batch through them, and where it enters and leaves."""
+    """Draw the stages in a ring, the path of a micro-batch through them, and where it enters and leaves."""
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     def box(x: float, y: float, text: str, colour: str, width: float = 1.0, height: float = 0.5) -> None:
@@ -143,8 +136,7 @@ def draw_ring(axes: "Axes") -> None:
 
 
 def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
-    """One step on every stage: forward passes blue, backward passes orange, darker in later loops, the micro-batch's
-    number inside."""
+    """Draw one step of every stage: forward passes blue, backward orange, darker in later loops, with batch numbers."""
     passes = simulate(NUM_STAGES, num_loops, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS / num_loops)
     for item in passes:
         shade = item.loop if num_loops > 1 else 1
@@ -173,8 +165,7 @@ def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
 
 
 def draw(file: Path) -> None:
-    """Draw the ring on the left, both timelines on the right on one scale of time, and save them; the suffix says the
-    format."""
+    """Draw the ring on the left and both timelines on the right, and save them in the format of the file's suffix."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,9 +1,8 @@
-"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6
---num-loops 1,2`.
+"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2 --num-loops 1`.
 
-Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, new tokens, seconds
-and FLOPs of an example. Rows go to <run>/eval/coconut.jsonl as each is done; the same command continues after the last
-one. The best checkpoint of the last stage is taken where there is one. The work: `finetune/answers/evaluation.py`.
+Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, and new tokens,
+seconds and FLOPs per example. Each finished row is appended to <run>/eval/coconut.jsonl; a repeated command resumes.
+Uses the best checkpoint of the last stage if there is one. Implementation: `finetune/answers/evaluation.py`.
 """
 
 import argparse
@@ -52,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def table(rows: Sequence["CoconutRow"]) -> str:
-    """The rows for people."""
+    """Format rows as a table with aligned columns."""
     cells = [HEADER]
     for row in rows:
         accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.stderr:.1f}"

@@ -1,9 +1,9 @@
 """Evaluate a run at several loop counts: `python tools/eval_depth.py --run runs/p_hop_small --num-loops 1,2,4,8`.
 
-One pass scores all loop counts. Tasks: those of the paper by group (closed_book open_book math_word_problems
-primitives), generators of pretrain/tasks, and whatever the evaluation harness knows. With --data-dir, files there are
-used instead of the network. Rows go to <run>/eval/depth.jsonl as each task ends; the same command continues after the
-last one that did. Under torchrun, --tensor and --pipeline split the model, and the other ranks share out the examples.
+One pass scores all loop counts. Tasks are those of the paper by group (closed_book open_book math_word_problems
+primitives), the generators of pretrain/tasks, and any task of the evaluation harness. --data-dir replaces the network
+by local files. The rows of each finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under
+torchrun, --tensor and --pipeline split the model, and the remaining factor of ranks splits the examples.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # downloads have bars of their own
+        os.environ["TQDM_DISABLE"] = "1"  # for the progress bars of downloads
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
@@ -89,15 +89,15 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def progress(windows: Sequence[object]) -> Sequence[object]:
-    """A bar over the batches of one request of the harness, gone when it is answered."""
+    """A temporary progress bar over the batches of one request of the harness."""
     from tqdm import tqdm
 
-    screen = sys.__stderr__  # sys.stderr is closed to the harness
+    screen = sys.__stderr__  # sys.stderr is redirected while the harness runs
     return tqdm(windows, unit="batch", leave=False, file=screen, disable=screen is None or not screen.isatty())  # type: ignore[return-value]
 
 
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:
-    """The part of rank 0."""
+    """Evaluate on rank 0, while the other ranks serve the scorer."""
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
@@ -115,10 +115,10 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     loader = partial(evaluation.load, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
     results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)
-    num_there = 0
+    num_reused = 0
     for number, (task, rows) in enumerate(results, start=1):
         if not rows:
-            num_there += 1
+            num_reused += 1
             print(f"{file} has {task.name} already", file=sys.stderr)
             continue
         evaluation.append_rows(file, rows)
@@ -129,7 +129,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
                 f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: "
                 f"{row.metric} {row.value:.4f}{error} ({row.num_examples})"
             )
-    print(f"{file}: {len(wanted) - num_there} tasks evaluated, {num_there} were there, {len(skipped)} skipped")
+    print(f"{file}: {len(wanted) - num_reused} tasks evaluated, {num_reused} were there, {len(skipped)} skipped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
-"""Generate text with a pretrained model: `python tools/generate.py --run runs/quickstart --prompt "KING HENRY."
---num-loops 6`.
+"""Sample from a pretrained model: `python tools/generate.py --run runs/quickstart --prompt 'KING HENRY.'`.
 
-Prints each prompt with its continuation. Prompts are worked on in batches; the text of a prompt depends on it, its
-number, the model and the settings, not on the batch. The work: `pretrain/eval/sampling.py`.
+Prints each prompt with its continuation, which depends on the prompt and its number, the model and the settings, but
+not on the batch it is in. Implementation: `pretrain/eval/sampling.py`.
 """
 
 import argparse
@@ -81,7 +80,7 @@ def texts(trained: TrainedModel, prompts: list[str], settings: Generation, batch
 
 
 def progress(settings: Generation) -> Callable[[Iterator[list[int]]], Iterable[list[int]]]:
-    """A bar on a terminal that goes when the batch is done."""
+    """A temporary progress bar over the tokens of a batch, only on a terminal."""
     return partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=not sys.stderr.isatty())
 
 

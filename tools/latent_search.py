@@ -1,17 +1,16 @@
-"""How latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut --latents 0,1,2,3,4,5,6
---num-loops 1,2`.
+"""Analyse how latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut`.
 
-Figures (PNG and SVG) and numbers in <run>/analysis/, after section 5 of the Coconut paper, on questions of ProsQA in
-words or symbols:
+Writes figures (PNG and SVG) and numbers to <run>/analysis/, after section 5 of the Coconut paper, for questions of
+ProsQA in words or symbols:
 
-    process      right answers and classes of the reasoning at every number of thoughts, and of other runs (--compare)
-    parallelism  how much of the value the best one, two, three nodes have together, over the questions
-    height       value of the nodes that lead to the target and of those that do not, against their height
-    tree         one question (--question), its nodes shaded by their value
-    thoughts     size and direction of thoughts, and the tokens they decode to
-    grid         accuracy at every number of thoughts and loops against the FLOPs of an answer
+    process      correct answers and classes of reasoning for each number of thoughts, and for other runs (--compare)
+    parallelism  share of the value on the best one, two, three nodes, over the questions
+    height       value of nodes that lead to the target and of those that do not, against their height
+    tree         the graph of one question (--question), nodes shaded by their value
+    thoughts     norm and direction of thoughts, and the tokens they decode to
+    grid         accuracy for each number of thoughts and loops against FLOPs per answer
 
-The work: `finetune/search/search_report.py`; the definitions: `finetune/search/search_tree.py`.
+Implementation: `finetune/search/search_report.py`; definitions: `finetune/search/search_tree.py`.
 """
 
 import argparse
@@ -96,7 +95,7 @@ def search(options: argparse.Namespace) -> None:
 
 
 def summary(report: "SearchReport") -> str:
-    """The numbers worth reading, as text."""
+    """The main numbers of the report, as text."""
     from finetune.search.search_tree import frontier_share, top_values
 
     lines = [

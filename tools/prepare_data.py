@@ -1,10 +1,9 @@
-"""Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl.gz' --tokenizer data/tokenizer.model --output
-data/shards`.
+"""Prepare shards: `python tools/prepare_data.py --input 'text/*.jsonl' --tokenizer FILE --output data/shards`.
 
-Writes a source of WebDataset tars of token ids (or of text, with --keep-text). Can be interrupted at any time; the same
-command continues. On many machines: the same command with `--part 1/16`, ..., `--part 16/16`, in any order, then with
-`--merge 16`; `slurm/prepare_data.sh` does that. The result is bytewise that of one command. `--index DIR` makes a
-source of a folder of foreign WebDataset tars of text instead. The work: `pretrain/data/prepare/prepare.py`,
+Writes a source of WebDataset tars of token ids (or of text, with --keep-text). An interrupted command can be repeated
+and resumes. On several machines: run it with `--part 1/16`, ..., `--part 16/16`, in any order, then with `--merge 16`,
+as `slurm/prepare_data.sh` does; the result is byte-identical to that of one command. `--index DIR` instead makes a
+source of a folder of existing WebDataset tars of text. Implementation: `pretrain/data/prepare/prepare.py`,
 `foreign.py`.
 """
 
@@ -24,7 +23,7 @@ REUSED = "reused: nothing to do"
 
 
 def part(text: str) -> Part:
-    """Type of an option: 3/16."""
+    """Parse the value of --part, such as 3/16."""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise argparse.ArgumentTypeError(f"needs a part and their number, as 3/16, got {text!r}")
@@ -95,10 +94,10 @@ def describe(header: Header) -> str:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Do the work; returns the line to print."""
+    """Prepare, merge or index; returns the line to print."""
     if arguments.index is not None:
         with PrepareProgress("index") as progress:
-            # it brings torch, which the workers of a preparation need not load
+            # imports torch, which the worker processes do not need
             from pretrain.data.prepare.foreign import index_folder
 
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"

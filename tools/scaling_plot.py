@@ -1,7 +1,7 @@
-"""Accuracy or loss against effective depth, from evaluation rows, with fitted laws: the command of `pretrain/scaling`.
+"""Plot accuracy or loss against effective depth, with fitted laws, from evaluation rows: command of `pretrain/scaling`.
 
-Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Cost:
-seconds, nearly all of it drawing.
+Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Takes
+seconds, mostly for drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric NAME]
 """

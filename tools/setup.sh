@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the project into it with the extras named:
+# Creates .venv and installs the project into it with the given extras:
 #
 #   bash tools/setup.sh [clean] [finetune] [eval] [plot] [dev]
 #
-# A stamp in .venv records what it was made from (folder, pyproject.toml, extras), so a second run does nothing; extras add up.
-# A machine without an NVIDIA GPU gets the CPU build of torch: the default build for Linux brings gigabytes of CUDA libraries.
-# PYTHON names the interpreter to use; the default is the first python3 that is new enough. Works with the bash 3.2 of macOS.
+# A stamp in .venv records its folder, pyproject.toml and extras, so a repeated command does nothing; extras accumulate.
+# A machine without an NVIDIA GPU gets the CPU build of torch: the default build for Linux includes gigabytes of CUDA libraries.
+# PYTHON selects the interpreter; the default is the first python3 that is new enough. Works with the bash 3.2 of macOS.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -39,7 +39,7 @@ find_python() {
   fail "Python 3.11 or newer is needed, $wanted is $("$wanted" -V 2>/dev/null || echo absent); name one: PYTHON=/path/to/python3"
 }
 
-# Usable here: it runs, it has pip, and its scripts point to this folder (a copied or moved checkout must not use the old one).
+# Whether .venv runs, has pip, and was made for this folder (not copied or moved with the checkout).
 is_usable() {
   .venv/bin/python -m pip --version >/dev/null 2>&1 && grep -qF "$(pwd -P)/.venv" .venv/pyvenv.cfg
 }
@@ -59,7 +59,7 @@ install_torch() {
   [[ ${installed%%+*} == "$TORCH" ]] && return
   echo "set-up: installing torch $TORCH"
   if [[ $(uname -s) == Linux ]] && ! nvidia-smi -L >/dev/null 2>&1; then
-    # The default package index has no CPU build for Linux; a configured folder of wheels may, and uv knows where it is published.
+    # PyPI has no CPU build for Linux; a configured folder of wheels may have one, and uv knows the index that publishes it.
     quietly .venv/bin/pip install "torch==$TORCH+cpu" && return
     quietly .venv/bin/pip install uv && quietly .venv/bin/uv pip install --python .venv --torch-backend=cpu "torch==$TORCH" && return
   fi

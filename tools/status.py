@@ -1,7 +1,7 @@
-"""How runs stand: `python tools/status.py runs/` prints a line a run. What the states mean: `pretrain/run/status.py`.
+"""Status of runs: `python tools/status.py runs/` prints one line per run; `pretrain/run/status.py` defines the states.
 
-`req` counts requeues, `checkpoint` is the step of the newest one and its age. Errors that do not fit beside the rest
-come below it.
+`req` counts requeues, `checkpoint` is the step and the age of the newest one. Errors too long for the table are printed
+below it.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pretrain.run.status import RunStatus, find_runs, read_queue, read_status
 
 HEADINGS = ("run", "state", "step", "loss", "tok/s", "MFU", "ETA", "req", "checkpoint")
 RIGHT = (2, 3, 4, 5, 6, 7, 8)
-"""Columns of numbers."""
+"""Right-aligned columns, those of numbers."""
 LEAST_NAME, LEAST_ERROR = 10, 28
-"""Characters; with less room the errors get lines of their own below the table."""
+"""Least width of the columns in characters; with less space, errors are printed below the table."""
 
 
 def span(seconds: float | None) -> str:
-    """A time for people: 45s, 12m, 3h20m, 2d4h."""
+    """Format a duration: 45s, 12m, 3h20m, 2d4h."""
     if seconds is None:
         return ""
     minutes = round(seconds / 60)
@@ -35,7 +35,7 @@ def span(seconds: float | None) -> str:
 
 
 def short(number: float | None) -> str:
-    """Three digits or four: 950, 9.5k, 1.25M."""
+    """Format a number with three or four digits: 950, 9.5k, 1.25M."""
     if number is None:
         return ""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -60,14 +60,9 @@ def cells(run: RunStatus) -> list[str]:
 
 
 def table(runs: list[RunStatus], width: int | None) -> str:
-    """The lines to print.
-
-    Args:
-        runs: in order.
-        width: of the terminal, in characters; None for no limit.
-    """
+    """The lines to print for a terminal of `width` characters (None: no limit)."""
     rows = [list(HEADINGS), *(cells(run) for run in runs)]
-    # A column that says nothing of any run is left out.
+    # columns that are empty for all runs are left out
     shown = [number for number in range(len(HEADINGS)) if number < 3 or any(row[number] for row in rows[1:])]
     widths = {number: max(len(row[number]) for row in rows) for number in shown}
     errors = max(len(run.error) for run in runs)
@@ -90,10 +85,10 @@ def table(runs: list[RunStatus], width: int | None) -> str:
 
 
 def run(folder: Path) -> None:
-    found, queue = find_runs(folder), read_queue()
-    names = [str(path.relative_to(folder)) if path != folder else path.resolve().name for path in found]
+    paths, queue = find_runs(folder), read_queue()
+    names = [str(path.relative_to(folder)) if path != folder else path.resolve().name for path in paths]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
-    print(table([read_status(path, name, queue) for path, name in zip(found, names, strict=True)], width))
+    print(table([read_status(path, name, queue) for path, name in zip(paths, names, strict=True)], width))
 
 
 def main() -> int:

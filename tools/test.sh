@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project: set-up, lint, types, import contracts, tests, and those on a real Slurm. Stops at the first part that fails.
-# Arguments go to pytest, and leave out Slurm:
+# Runs all checks: set-up, lint, types, import contracts, tests, and tests on a real Slurm. Stops at the first failure. Arguments are passed
+# to pytest, and then the tests on Slurm are skipped:
 #
 #   bash tools/test.sh [-k name] [-m gpu] [tests/unit/test_x.py] ...
 set -euo pipefail

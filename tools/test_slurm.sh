@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The batch scripts on a real Slurm that the tests start on this machine, two node daemons and all; arguments go to pytest. Installs Slurm
-# where that can be done. Where it cannot, the tests are skipped with the reason, and fail if REQUIRE_SLURM is set, as it is in CI.
+# Tests the batch scripts on a real Slurm with two node daemons on this machine; arguments are passed to pytest. Installs Slurm if
+# possible. Otherwise the tests are skipped with the reason, or fail if REQUIRE_SLURM is set, as in CI.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

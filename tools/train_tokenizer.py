@@ -1,9 +1,7 @@
-"""Train the tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output
-data/tokenizer.model`.
+"""Train a tokenizer: `python tools/train_tokenizer.py --input 'text/*.jsonl' --vocab-size 32000 --output FILE`.
 
-Reads what tools/prepare_data.py reads, holds every tenth document back (up to 4 MiB) and prints the bytes per token on
-those.
-The work: `pretrain/data/tokenizers/train.py`.
+Reads the same inputs as tools/prepare_data.py, holds out every tenth document (up to 4 MiB) and prints the bytes per
+token on these. Implementation: `pretrain/data/tokenizers/train.py`.
 """
 
 import argparse
@@ -46,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_texts(files: list[InputFile], text_field: str, report: Report) -> Iterator[str]:
-    """The texts of all documents, with progress."""
+    """Iterate over the texts of all documents, reporting progress."""
     report(Started(total_bytes=sum(file.size for file in files), done_bytes=0))
     for file in files:
         (piece,) = split_file(file, max(file.size, 1))
@@ -62,7 +60,6 @@ def read_texts(files: list[InputFile], text_field: str, report: Report) -> Itera
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Read, train, write and report."""
     files = find_inputs(arguments.input)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with PrepareProgress("read") as progress:
@@ -87,7 +84,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    # SentencePiece holds on to its process until it is done: a process of its own lets Ctrl-C end it.
+    # SentencePiece cannot be interrupted: in a separate process Ctrl-C can end it
     process = multiprocessing.get_context("spawn").Process(target=child, args=(parse_arguments(),), daemon=True)
     with without_interrupts():
         process.start()

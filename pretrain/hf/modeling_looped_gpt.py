@@ -253,11 +253,7 @@ class Attention(nn.Module):
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
         # [b, h or g, s, e]
-        queries, keys, values = (
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-        )
+        queries, keys, values = (queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         if cache is not None:
             keys, values = cache.update(keys, values, slot)
         return self.output(attend(queries, keys, values, mask).transpose(1, 2).flatten(2))

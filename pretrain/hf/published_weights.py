@@ -63,7 +63,7 @@ class PublishedWeights:
                 raise ValueError(f"{path}: this part of the weights is missing") from None
             except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-            except Exception as error:  # torch's unpickler raises its own errors, direct subclasses of Exception
+            except Exception as error:  # errors of torch's unpickler have no narrower base class
                 raise ValueError(
                     f"{path}: holds more than tensors, which is not read ({type(error).__name__})"
                 ) from None

@@ -1,11 +1,11 @@
 """How fast checkpoints are saved and loaded, and what an asynchronous save costs training.
 
-1. --checkpoint-gib of state. Each figure stands beside the same bytes moved plainly, on the same disk, in the same run;
-   rounds alternate and the medians are compared: a save beside one write and fsync, a load (with its verification)
-   beside one read, both with the page cache emptied of the file; the stall beside one copy in memory.
-2. A model in training (`small_run.py`, fp32) saves its own state while it trains. In steps without a save: how
-   long training stands still, and how much longer the steps take in all until the checkpoint is on disk. On CPUs writer
-   and steps share the cores.
+1. --checkpoint-gib of state. Each figure is compared with a plain transfer of the same bytes, on the same disk, by
+   medians over alternating rounds: a save with a write and fsync, a load (including verification) with a read, both
+   after dropping the file from the page cache, and the stall with a copy in memory.
+2. A model (`small_run.py`, fp32) saves its state while it trains. In units of a step without a save: how long training
+   stalls, and how much longer the steps take in total until the checkpoint is on disk. On a CPU the writer and the
+   steps share the cores.
 """
 
 import argparse
@@ -31,7 +31,6 @@ _STEPS_BEFORE_SAVE = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument(
         "--checkpoint-directory", type=Path, default=Path(), help="folder on the disk to measure (default: here)"
     )
@@ -42,14 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     with tempfile.TemporaryDirectory(dir=args.checkpoint_directory) as folder:
         return [*_measure_store(Path(folder), args), *_measure_training(Path(folder), args.checkpoint_rounds)]
 
@@ -64,15 +55,15 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, obj
     plain.mkdir()
     copy = torch.zeros(num_tensors, _TENSOR_BYTES // 4)
     store = _store(directory)
-    _save(store, 0, pieces)  # the first save takes the staging buffer's memory
+    _save(store, 0, pieces)  # the first save allocates the staging buffer
     for step in range(1, args.checkpoint_rounds + 1):
         newest, older = plain / f"{step}", plain / f"{step - 1}"
         times["copy"].append(_timed(_copy, state, copy))
-        # in turns: the second finds the disk busy with the first
+        # in alternating order: the second finds the disk still busy with the first
         for kind in ("write", "save") if step % 2 else ("save", "write"):
             if kind == "write":
                 times["write"].append(_timed(_write, newest, copy))
-                # after the newest is there, as with a checkpoint: both find as many free pages
+                # removed after the newest is written, as with checkpoints, so that both find equally many free pages
                 older.unlink(missing_ok=True)
                 continue
             result = _save(store, step, pieces)
@@ -124,7 +115,7 @@ def _measure_training(folder: Path, num_rounds: int) -> list[dict[str, object]]:
             while not results:
                 engine.train_step(rows, 1, LR)
                 results, num_steps = store.poll(), num_steps + 1
-            if number:  # the first save takes the staging buffer's memory
+            if number:  # the first save allocates the staging buffer
                 stalls.append(results[0].stall_s / before)
                 costs.append((time.perf_counter() - started) / before - num_steps)
                 seconds.append(before)

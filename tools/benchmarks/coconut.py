@@ -1,18 +1,17 @@
-"""What latent thoughts cost: beside Coconut as published, and beside the same tokens as plain text.
+"""Cost of latent thoughts compared with Coconut as published, and with the same tokens as plain text.
 
-One GPT-2 of width 256 with 4 layers and 512 tokens, its weights given to this project's model as an import gives them.
-Rows have 200 tokens of question, `<bot>`, 6 thoughts, `<eot>` and 32 tokens of text; 16 in a training step, fp32,
-AdamW, no dropout. First both must have the same loss, and write the same text. Then, each contender in a process of its
-own, in turns:
+The model is a GPT-2 of width 256 with 4 layers and 512 tokens, whose weights our model gets as in an import. Rows have
+200 tokens of question, `<bot>`, 6 thoughts, `<eot>` and 32 tokens of text; a training step has 16, in fp32, with AdamW
+and without dropout. First both must have the same loss and write the same text. Then, each contender in its own
+process, in turns:
 
-1. a training step with 6 thoughts, beside the published algorithm (`published_coconut.py`) and beside the same tokens
-   in one pass (CoT);
-2. the memory that steps take: growth of the resident set over the built model, at its highest;
-3. generation, 64 tokens of text each (the published limit for GSM8k): 64 examples together, beside a few of them one at
-   a time, which is all the published code can do.
+1. a training step with 6 thoughts, compared with the published algorithm (`published_coconut.py`) and with the same
+   tokens in one pass (CoT);
+2. the memory of steps: peak growth of the resident set over the built model;
+3. generation of 64 tokens of text each (the published limit for GSM8k): 64 examples together, compared with one at a
+   time, since the published code cannot batch.
 
-This model's process keeps its freed memory, as a fine-tuning run does (`pretrain/device/host_memory.py`); for 2.
-neither does.
+Our process keeps freed memory, as a fine-tuning run does (`pretrain/device/host_memory.py`), except in 2.
 """
 
 import argparse
@@ -47,13 +46,12 @@ MODEL = ModelSection(
     norm="layer", positions="learned", activation="gelu", bias="all", tied_head=True,
 )  # fmt: skip
 NUM_EXAMPLES, NUM_ONE_BY_ONE = 64, 4
-"""Examples that are answered together; how many of them the published way answers in a turn, to find its rate."""
+"""Examples answered together by our model, and one by one by the published code in a turn."""
 TOLERANCE = 1e-5
-"""Of the losses of both, relative."""
+"""Largest relative difference of the two losses."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument(
         "--coconut-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)"
     )
@@ -61,17 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-
-    Raises:
-        ValueError: the contenders do not compute the same.
-    """
+    """Measure; raises a ValueError if the contenders do not compute the same."""
     rounds, threads = args.coconut_rounds, args.coconut_threads
     check_equal()
 
@@ -122,11 +110,7 @@ def _row(name: str, value: float, target: str, against: str) -> dict[str, object
 
 
 def check_equal() -> None:
-    """Both compute the same loss of one batch, and write the same text after the same questions.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise a ValueError unless both compute the same loss of a batch and write the same answers."""
     batch = make_batch(THOUGHTS)
     ours, theirs = _our_loss(make_our_model(), batch, THOUGHTS).item(), _published_loss(make_published(), batch).item()
     if abs(ours - theirs) > TOLERANCE * theirs:
@@ -152,7 +136,7 @@ def make_published() -> PublishedCoconut:
     )  # fmt: skip
     model = GPT2LMHeadModel(shape)
     with torch.no_grad():
-        model.transformer.wte.weight[[EOS, EOT]] = 0.0  # never the likeliest, so that every text has all of its tokens
+        model.transformer.wte.weight[[EOS, EOT]] = 0.0  # never the likeliest, so that every text has full length
     return PublishedCoconut(model, LATENT, EOS)
 
 
@@ -169,7 +153,7 @@ def make_our_model() -> LoopedGPT:
 
 
 def make_batch(num_thoughts: int) -> LatentBatch:
-    """Rows of random words. Without thoughts there are words in their places, and they are supervised all the same."""
+    """Rows of random words; without thoughts, supervised words take their positions."""
     words = torch.randint(FIRST_WORD, MODEL.vocab_size, (BATCH, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     words[:, QUESTION], words[:, QUESTION + 1 + THOUGHTS] = BOT, EOT
     is_latent = torch.zeros(BATCH, SEQ_LEN, dtype=torch.bool)
@@ -195,12 +179,12 @@ def _our_loss(model: LoopedGPT, batch: LatentBatch, num_thoughts: int) -> Tensor
 
 def _published_loss(published: PublishedCoconut, batch: LatentBatch) -> Tensor:
     positions = torch.arange(SEQ_LEN).expand(BATCH, -1)
-    targets = torch.cat((torch.full((BATCH, 1), IGNORED), batch.labels[:, :-1]), dim=1)  # each at its own token's place
+    targets = torch.cat((torch.full((BATCH, 1), IGNORED), batch.labels[:, :-1]), dim=1)  # at their tokens' positions
     return published.loss(batch.tokens, torch.ones_like(batch.tokens), positions, targets)
 
 
 def make_our_step(num_thoughts: int, threads: int) -> Turn:
-    """Contender: seconds of a training step of this project."""
+    """Contender: seconds of our training step."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     return _our_step(num_thoughts)
@@ -213,7 +197,7 @@ def make_published_step(threads: int) -> Turn:
 
 
 def make_memory(which: str, threads: int) -> Turn:
-    """Contender: bytes by which the resident set of this process has grown beyond the built model, at its highest."""
+    """Contender: bytes of peak growth of this process's resident set over the built model."""
     torch.set_num_threads(threads)
     step = _our_step(THOUGHTS) if which == "ours" else _published_step()
     built = _resident("VmRSS")
@@ -226,7 +210,7 @@ def make_memory(which: str, threads: int) -> Turn:
 
 
 def _resident(entry: str) -> int:
-    """Bytes of the resident set of this process: now (VmRSS), or at its highest (VmHWM). Linux alone counts them."""
+    """Bytes of this process's resident set: current (VmRSS) or peak (VmHWM). Linux only."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.findall(rf"{entry}:\s+(\d+) kB", status)[0]) * 1024
 
@@ -258,7 +242,7 @@ def _training_step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Turn:
 
 
 def _prompts() -> list[list[int]]:
-    """Questions with `<bot>`."""
+    """Random questions, each followed by `<bot>`."""
     words = torch.randint(
         FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=torch.Generator().manual_seed(1)
     )
@@ -282,7 +266,7 @@ def _published_answer(published: PublishedCoconut, prompt: list[int]) -> list[in
 
 
 def make_our_generation(threads: int) -> Turn:
-    """Contender: examples/s of this project, all together."""
+    """Contender: examples/s of our model in one batch."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     model = make_our_model()
@@ -296,7 +280,7 @@ def make_our_generation(threads: int) -> Turn:
 
 
 def make_published_generation(threads: int) -> Turn:
-    """Contender: examples/s of the published way, one example at a time."""
+    """Contender: examples/s of the published code, one example at a time."""
     torch.set_num_threads(threads)
     published = make_published()
 

@@ -1,10 +1,8 @@
-"""How fast text becomes shards, beside bare SentencePiece, and how fast the loader serves them.
+"""Speed of preparing shards, compared with bare SentencePiece, and of the loader that reads them.
 
-1. Documents come from --text files, or are made: pseudo-English of random syllables, word frequencies by Zipf's law.
-2. Preparation: encoding every document with the bare processor, in one thread, and `prepare` in one process, in turns
-   on the same text.
-3. Loader: shards of tokens and their raw-text twin with 0, 1 and 2 workers, in turns, with nothing that consumes
-   between the batches.
+1. Documents come from --text files, or are pseudo-English of random syllables with word frequencies by Zipf's law.
+2. Preparation: encoding all documents with the bare processor in one thread, and `prepare` in one process, in turns.
+3. Loader: shards of tokens and of the same text, with 0, 1 and 2 workers, in turns, with no work between the batches.
 
 Each figure is the median of --data-rounds turns.
 """
@@ -35,7 +33,6 @@ NUM_WORKERS = (0, 1, 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument(
         "--text", nargs="+", default=[], metavar="GLOB", help="text files to measure on (default: made pseudo-English)"
     )
@@ -47,14 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     texts = _first_mib(_read_texts(args.text) if args.text else _make_texts(), args.data_mib)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,7 +57,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[dict[str, object]]:
-    """Leaves the sources `tokens` and `text` in `folder`."""
+    """Measure the preparation; leaves the sources `tokens` and `text` in `folder` for the loader."""
     processor = SentencePieceProcessor()
     processor.LoadFromFile(str(folder / "tokenizer.model"))
     mib = sum(len(text.encode()) for text in texts) / 2**20
@@ -85,7 +74,7 @@ def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[di
 
 
 def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
-    """Seconds that one process takes."""
+    """Seconds of a preparation in one process."""
     settings = PrepareSettings(
         inputs=(str(folder / "text.jsonl"),), output=folder / output, tokenizer=tokenizer, num_workers=0
     )
@@ -121,7 +110,7 @@ def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None)
 
 def _tokens_per_s(data: DataSection) -> float:
     with Loader(data, seed=0, seq_len=SEQ_LEN, global_batch=GLOBAL_BATCH) as loader:
-        for _ in range(data.prefetch_batches + 3):  # what the workers made while they were not asked
+        for _ in range(data.prefetch_batches + 3):  # skip the batches prefetched before the first request
             loader.next_batch()
         started, batches = time.perf_counter(), 0
         while time.perf_counter() - started < TURN_S:
@@ -137,7 +126,7 @@ def _read_texts(patterns: list[str]) -> Iterator[str]:
 
 
 def _make_texts() -> Iterator[str]:
-    """Documents without end."""
+    """Endless pseudo-English documents."""
     source = random.Random(0)
     syllables = [
         first + vowel + last for first in "bcdfglmnprstvw" for vowel in "aeiou" for last in ("", "n", "r", "s", "t")

@@ -1,8 +1,7 @@
-"""What scoring at many depths costs: six loop counts in one pass beside the deepest alone.
+"""Cost of scoring at several depths: six loop counts in one pass compared with only the deepest.
 
-A 2⊗L model of width 512 with a coda layer scores pairs of 192 tokens of context and 16 of continuation, as an
-evaluation does, at 1, 2, 3, 4, 6 and 8 loops together and at 8 alone, in turns. The figure is the median over turns of
-the ratio of their times.
+A 2⊗L model of width 512 with a coda layer scores pairs of 192 tokens of context and 16 of continuation, as in an
+evaluation, at 1, 2, 3, 4, 6 and 8 loops together and at 8 alone, in turns. The figure is the median ratio of the times.
 """
 
 import argparse
@@ -27,19 +26,10 @@ NUM_PAIRS, CONTEXT, CONTINUATION, BATCH = 32, 192, 16, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--depths-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     tokens = torch.randint(
         MODEL.vocab_size, (NUM_PAIRS, CONTEXT + CONTINUATION), generator=torch.Generator().manual_seed(0)
     ).tolist()

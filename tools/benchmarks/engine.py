@@ -1,9 +1,8 @@
-"""What the parallel engine costs where it has nothing to do: a step on one rank beside a bare torch loop of the same
-model.
+"""Overhead of the parallel engine on one rank, compared with a bare torch loop of the same model.
 
-The bare loop does what a step has to do and nothing more: forward and backward of each micro-batch, clipping, fused
-AdamW, and in bf16 fp32 master weights. Both train the same model on the same micro-batches, in turns, and which of them
-goes first changes from turn to turn. The overhead is the median over turns of engine time / bare time, less 1.
+The bare loop does only what a step requires: forward and backward of each micro-batch, clipping, fused AdamW, and fp32
+master weights for bf16. Both train the same model on the same micro-batches, in turns that alternate which one is
+first. The overhead is the median over turns of engine time / bare time, minus 1.
 """
 
 import argparse
@@ -28,19 +27,10 @@ TARGET_PCT = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--engine-rounds", type=int, default=9, help="turns, of which the median is taken (default: 9)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     with one_rank() as device:
         return [
             row for precision in ("fp32", "bf16") for row in _measure(small_run(precision), device, args.engine_rounds)
@@ -51,7 +41,7 @@ def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[d
     engine = Engine(config, make_groups(config.parallel, device), SEPARATORS)
     bare = _BareLoop(config, device)
     rows = random_rows(config)
-    losses = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warms up, and shows that both do the same
+    losses = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warm-up, and check that both are the same
     assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], (
         f"engine and bare loop do not train the same model: losses {losses}"
     )
@@ -87,7 +77,7 @@ def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[d
 
 
 class _BareLoop:
-    """A training loop as one would write it for one device."""
+    """A plain training loop for one device."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config = config
@@ -108,7 +98,7 @@ class _BareLoop:
         self.device = device
 
     def train_step(self, rows: Tensor, lr: float) -> float:
-        """Update once; the loss per supervised token."""
+        """Update once; returns the mean loss per supervised token."""
         micro_batches = [
             make_inputs(part, SEPARATORS, False) for part in rows.to(self.device).split(self.config.train.micro_batch)
         ]

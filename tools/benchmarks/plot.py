@@ -1,8 +1,7 @@
-"""How long the scaling plot takes for a hundred thousand rows, as a command of its own: reading, fits, intervals,
-figures and page.
+"""Time of tools/scaling_plot.py for 100,000 rows: reading, fits, intervals, figures and page.
 
 Twenty models and five tasks in two groups; once with ten seeds of a hundred steps, once with a thousand seeds of one
-step, where every row is a point of its own. Nothing is compared: the figures are seconds of this machine.
+step, where every row is a separate point. There is no reference: the figures are seconds on this machine.
 """
 
 import argparse
@@ -18,23 +17,14 @@ from statistics import median
 ROOT = Path(__file__).parents[2]
 MODELS = [("looped", 4, loops) for loops in range(1, 11)] + [("baseline", 4 * loops, 1) for loops in range(1, 11)]
 SHAPES = {"of many steps": (10, 100), "each a point of a run": (1000, 1)}
-"""Name -> seeds, steps; with the models and five tasks 100,000 rows each."""
+"""Name -> number of seeds and steps; with the models and tasks, 100,000 rows each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--plot-rounds", type=int, default=3, help="runs, of which the median is taken (default: 3)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     figures: list[dict[str, object]] = []
     for name, (num_seeds, num_steps) in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:

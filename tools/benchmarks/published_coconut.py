@@ -1,14 +1,14 @@
-"""Coconut as published, on transformers' GPT-2: what `tools/benchmarks/coconut.py` measures against.
+"""Coconut as published, on transformers' GPT-2: the reference of `tools/benchmarks/coconut.py`.
 
-Written from the description of the algorithm (Hao et al. 2024, arXiv 2412.06769) and of how its released code runs it:
+Written from the description of the algorithm (Hao et al. 2024, arXiv 2412.06769) and of its released code:
 
-- training: n + 1 passes over keys and values cached so far, all hidden states kept, logits of the whole vocabulary at
-  every position; after each pass the input embeddings are taken apart into one vector a position, the thoughts put in,
-  and put together again;
-- generation: one example at a time; the thoughts as in training, then text without a cache, the whole sequence again
-  for every token.
+- training: n + 1 passes with a cache of keys and values, keeping all hidden states, with logits of the whole vocabulary
+  at every position; after each pass the input embeddings are split into one vector per position, the thoughts are
+  inserted, and the vectors are stacked again;
+- generation: one example at a time; the thoughts as in training, then text without a cache, recomputing the whole
+  sequence for every token.
 
-The released code was written for the caches of its time, tuples of tensors; here the cache is today's `DynamicCache`.
+The released code used caches of tuples of tensors; here the cache is `DynamicCache`.
 """
 
 import torch
@@ -20,13 +20,7 @@ IGNORED = -100
 
 
 class PublishedCoconut:
-    """Training loss and generation.
-
-    Args:
-        model: in evaluation mode for figures without dropout.
-        latent_id: token of a latent slot.
-        eos_id: ends a generated text.
-    """
+    """Training loss and generation; slots of thoughts hold the token `latent_id`."""
 
     def __init__(self, model: GPT2LMHeadModel, latent_id: int, eos_id: int) -> None:
         self.model, self.latent_id, self.eos_id = model, latent_id, eos_id
@@ -35,16 +29,16 @@ class PublishedCoconut:
         """Mean negative log-likelihood of the labels that are not -100.
 
         Args:
-            tokens: [b, s], slots of all rows beginning at one place.
+            tokens: [b, s]; the slots of all rows begin at the same position.
             attention_mask: [b, s], 0 at padding.
-            positions: [b, s] of each token in its row.
-            labels: [b, s], each at the place of its own token.
+            positions: [b, s], position of each token in its row.
+            labels: [b, s], each at the position of its own token, not shifted.
         """
         logits, _ = self.think(tokens, attention_mask, positions)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     def think(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [b, s, v] of all positions, and the input embeddings [b, s, d] with the thoughts in them."""
+        """Logits [b, s, v] of all positions, and the input embeddings [b, s, d] with the thoughts inserted."""
         slots = [(row == self.latent_id).nonzero().flatten().tolist() for row in tokens]
         num_passes = max(map(len, slots))
         length = tokens.shape[1]
@@ -74,7 +68,7 @@ class PublishedCoconut:
 
     @torch.no_grad()
     def generate(self, prompt: list[int], max_new_tokens: int) -> list[int]:
-        """Likeliest continuation of a prompt with its slots and `<eot>`, without the end-of-sequence token."""
+        """Greedy continuation, without eos, of a prompt that includes its slots and `<eot>`."""
         tokens = torch.tensor([prompt])
         positions = torch.arange(len(prompt))[None]
         logits, embeddings = self.think(tokens, torch.ones_like(tokens), positions)

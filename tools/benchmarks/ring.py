@@ -1,16 +1,16 @@
-"""How long pipeline ranks stand idle: the ring beside its formula and beside plain 1F1B of the same depth.
+"""Idle share of pipeline ranks: the ring compared with its formula and with plain 1F1B of the same depth.
 
-Idle share = 1 - (time computing / time of the step), averaged over the ranks; computing = CPU time of the rank's thread
-+ time asleep in layers. What is left is waiting for messages, which takes no CPU time. Formulas, for P stages, L loops
-and M micro-batches:
+Idle share = 1 - (computing time / step time), averaged over the ranks; computing time = CPU time of the rank's thread +
+time sleeping in layers. The rest is waiting for messages, which takes no CPU time. Formulas, for P stages, L loops and
+M micro-batches:
 
-    ring, k⊗L:               (P-1) / (L·M + P-1)
-    1F1B, k·L layers of own: (P-1) / (M + P-1)
+    ring, k⊗L:                 (P-1) / (L·M + P-1)
+    1F1B, k·L separate layers: (P-1) / (M + P-1)
 
-1. Each layout runs under torchrun, one thread a rank, with the training engine.
-2. "real" layers compute. They need a core for each rank, so a layout with more ranks than cores is left out.
-3. "timed" layers are tiny and sleep as well, for so long forward and twice as long backward, as a rank does whose GPU
-   computes. Any machine has room for them, so they show the schedule and its messages alone.
+1. Each layout runs under torchrun, one thread per rank, with the training engine.
+2. "real" layers compute. They need one core per rank, so layouts with more ranks than cores are skipped.
+3. "timed" layers are tiny and also sleep, `LAYER_S` forward and twice as long backward, like a rank whose GPU computes.
+   They run on any machine and show only the schedule and its messages.
 
 Each figure is the median of --ring-rounds steps.
 """
@@ -45,22 +45,11 @@ TIMEOUT_S = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--ring-rounds", type=int, default=3, help="steps, of which the median is taken (default: 3)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-
-    Raises:
-        OSError: the ranks of a layout failed; the message ends with their last line.
-    """
+    """Measure; raises an OSError that ends with the last line of the ranks' output if a layout fails."""
     rows: list[dict[str, object]] = []
     for num_stages in (2, 4):
         for layers in SHAPES:
@@ -91,7 +80,7 @@ def _rows(num_stages: int, layers: str, num_rounds: int) -> list[dict[str, objec
 
 
 def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> float:
-    """Idle share of a layout, measured by ranks of its own."""
+    """Idle share of a layout, measured in new processes."""
     command = [
         sys.executable,
         "-m",
@@ -112,7 +101,7 @@ def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> fl
 
 
 class _Sleep:
-    """Hooks of a layer that sleep, and count for how long."""
+    """Hooks that sleep after a layer's passes and add up the time slept."""
 
     def __init__(self, layer: nn.Module, seconds: float) -> None:
         self.seconds, self.slept = seconds, 0.0
@@ -132,7 +121,7 @@ class _Sleep:
 
 
 def _rank(num_loops: int, layers: str, num_rounds: int) -> None:
-    """One rank of a layout; rank 0 prints the idle share."""
+    """Run one rank of a layout; rank 0 prints the idle share."""
     device = start_world()
     num_stages = dist.get_world_size()
     config = RunConfig.model_validate(

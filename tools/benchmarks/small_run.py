@@ -1,4 +1,4 @@
-"""What the benchmarks of a whole step train: an 8-layer model of width 512 on random tokens, on one rank."""
+"""The run that benchmarks of whole steps train: an 8-layer model of width 512 on random tokens, on one rank."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def small_run(precision: str) -> RunConfig:
 
 
 def random_rows(config: RunConfig) -> Tensor:
-    """A global batch of token rows without document borders, int64 [global_batch, seq_len + 1]."""
+    """A global batch of token rows without document boundaries, int64 [global_batch, seq_len + 1]."""
     shape = (config.train.global_batch, config.train.seq_len + 1)
     return torch.randint(
         SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def random_rows(config: RunConfig) -> Tensor:
 
 @contextmanager
 def one_rank() -> Iterator[torch.device]:
-    """A world of one process, on two threads where there is no GPU."""
+    """A process group of one rank, with `NUM_THREADS` threads if there is no GPU."""
     threads = torch.get_num_threads()
     device = start_world()
     if device.type == "cpu":

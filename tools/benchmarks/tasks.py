@@ -1,8 +1,8 @@
-"""How many examples a second each reasoning task makes, in one process, at the difficulty of the papers.
+"""Examples per second of each reasoning task, in one process, at the difficulty of the papers.
 
-Tasks go in turns, each makes --task-examples new examples a turn; the figure is the median of --task-rounds turns.
-Beside it, how many of the same questions its solver answers a second. An example of a held-out split costs 16 of these
-on average.
+In each of --task-rounds turns, each task makes --task-examples new examples; the figure is the median over turns,
+printed with the number of questions that the task's solver answers per second. An example of a held-out split costs 16
+examples on average.
 """
 
 import argparse
@@ -28,24 +28,15 @@ SETTINGS: tuple[tuple[str, dict[str, object], int | None], ...] = (
     ("prosqa", {}, None),
     ("prontoqa", {}, None),
 )
-"""Task, parameters, and the examples/s that are wanted of it."""
+"""Task, parameters, and target in examples/s."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--task-examples", type=int, default=2000, help="examples of a turn (default: 2000)")
     parser.add_argument("--task-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     tasks = [make_task(name, parameters) for name, parameters, _ in SETTINGS]
     figures: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for turn in range(args.task_rounds):

@@ -1,14 +1,13 @@
-"""How fast a training step is: against the machine's peak, against transformers' Llama, and looped against unlooped.
+"""Speed of a training step: relative to the machine's peak and to transformers' Llama, and looped against unlooped.
 
 1. The model of the targets (8 layers of width 512, vocabulary 8192, untied head, 4 sequences of 512 tokens, fused
-   AdamW): FLOP/s by `pretrain/model/count.py` over the peak matrix product of the same dtype, and step time beside
-   Llama's of the same shape, both as they come (eager) and with torch.compile.
-2. 2⊗4 beside 8⊗1: tokens/s, and bytes of weights and optimizer. With a small tied vocabulary, so that the layers are
-   the memory.
+   AdamW): FLOP/s by `pretrain/model/count.py` over the peak matrix product of the same dtype, and step time relative to
+   a Llama of the same shape, both eager and with torch.compile.
+2. 2⊗4 relative to 8⊗1: tokens/s, and bytes of weights and optimizer. The vocabulary is small and tied, so that layers
+   dominate the memory.
 3. On a GPU, the 1.5B shape in bf16 with sequences of 2048: MFU, at the largest micro-batch that fits.
 
-On a CPU this model's process keeps its freed memory, as a training run does (`pretrain/device/host_memory.py`); Llama's
-runs as it comes.
+On a CPU our process keeps freed memory, as a training run does (`pretrain/device/host_memory.py`); Llama's does not.
 """
 
 import argparse
@@ -38,7 +37,6 @@ LLAMA_TARGETS = {torch.float32: ">= 1.15", torch.bfloat16: "> 1"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument(
         "--train-rounds", type=int, default=15, help="turns, of which the median is taken (default: 15)"
     )
@@ -46,14 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure.
-
-    Args:
-        args: the options of `add_arguments`.
-
-    Returns:
-        Rows with name, value, unit, target, and what the value is measured against.
-    """
     rounds, threads = args.train_rounds, args.train_threads
     rows = [row for dtype in UTILISATION_TARGETS for row in _measure_small(dtype, rounds, threads)]
     rows += _measure_loops(rounds, threads)
@@ -137,7 +127,7 @@ def make_peak(dtype: torch.dtype, threads: int) -> Turn:
 def make_looped(
     config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, threads: int | None, compiled: bool
 ) -> Turn:
-    """Contender: seconds of a training step of this model."""
+    """Contender: seconds of our training step."""
     if not torch.cuda.is_available():
         keep_freed_memory()
     model = LoopedGPT(config, seq_len)
@@ -154,7 +144,7 @@ def make_looped(
 
 
 def make_llama(config: ModelSection, dtype: torch.dtype, threads: int, compiled: bool) -> Turn:
-    """Contender: seconds of a training step of transformers' Llama of the same shape."""
+    """Contender: seconds of a training step of a Llama of the same shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(

@@ -1,8 +1,8 @@
-"""Contenders in processes of their own, measured in turns.
+"""Measure contenders in separate processes, in turns.
 
-Each contender is built once in a fresh process (so that allocator and thread settings of one do not help or hurt
-another), and then does one turn in every round while the others wait. What disturbs the machine disturbs a whole round:
-ratios are taken within rounds, and their median is the result.
+Each contender is built once in a new process, so that its allocator and thread settings do not affect the others, and
+does one turn per round while the others wait. Disturbances of the machine affect whole rounds, so ratios are computed
+within rounds, and their median is the result.
 """
 
 import multiprocessing
@@ -21,24 +21,18 @@ class Contender:
     """Something to measure."""
 
     make: Callable[..., Turn]
-    """Function of a module, called in the contender's process: returns what does one turn and gives its figure."""
+    """Module-level function, called in the contender's process; returns a function that does a turn and measures it."""
     arguments: tuple[object, ...] = ()
-    """Of `make`; picklable."""
+    """Arguments of `make`; picklable."""
 
 
 def take_turns(
     title: str, contenders: Mapping[str, Contender], num_rounds: int, num_warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Measure all contenders.
-
-    Args:
-        title: what is measured, for the progress bar.
-        contenders: by name.
-        num_rounds: rounds that count.
-        num_warm_up: rounds before them that do not.
+    """Measure all contenders, by name, after `num_warm_up` rounds that do not count; `title` labels the progress bar.
 
     Returns:
-        The figures of each contender, one a round. One that failed is left out, and named on standard error.
+        The figures of each contender, one per round, without contenders that failed; these are reported on stderr.
     """
     context = multiprocessing.get_context("spawn")
     progress = Progress(num_warm_up + num_rounds)
@@ -76,7 +70,7 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def _ask(connection: Connection) -> float | str:
-    """The figure of one turn, or why there is none."""
+    """The figure of one turn, or the reason of a failure."""
     try:
         connection.send(None)
         return connection.recv()
@@ -94,7 +88,7 @@ def _serve(connection: Connection, contender: Contender) -> None:
         try:
             turn = turn or contender.make(*contender.arguments)
             connection.send(turn())
-        except Exception as error:  # of any kind: the report goes to the parent, which leaves this contender out
+        except Exception as error:  # any error is reported to the parent, which leaves this contender out
             connection.send(
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             )
