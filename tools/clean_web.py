@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of shards/, report.txt, logs and what lies between",
+        help="folder for shards/, report.txt, logs and intermediate files",
     )
     parser.add_argument("--language", default="en", metavar="CODE", help="the language to keep; default: en")
     model = parser.add_mutually_exclusive_group(required=True)
@@ -46,11 +46,11 @@ def parse_arguments() -> argparse.Namespace:
         "--tasks",
         type=positive,
         metavar="N",
-        help=f"tasks to divide the files into; default: one a file, at most {MOST_TASKS}",
+        help=f"tasks to divide the files into; default: one per file, at most {MOST_TASKS}",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
     )
     where.add_argument(
         "--slurm",

@@ -38,7 +38,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="loops to unroll, or default of the compact form; default: the run's",
     )
     kinds = ("float32", "bfloat16", "float16")
-    export.add_argument("--dtype", choices=kinds, default="float32", help="of the weights; default: float32, exact")
+    export.add_argument(
+        "--dtype", choices=kinds, default="float32", help="type of the weights; default: float32, exact"
+    )
 
     take = commands.add_parser(
         "import", help="a published model -> a run", description="Import a published model as a run."

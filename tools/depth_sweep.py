@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--dry-run", action="store_true", help="print the plans of the training runs and run none")
     how.add_argument("--slurm", action="store_true", help="submit job arrays instead of running here")
     parser.add_argument(
-        "--stage", choices=("train", "eval", "plot"), help="only this part; a job array runs its parts so"
+        "--stage", choices=("train", "eval", "plot"), help="only this part of the sweep, as in a job array"
     )
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
     return parser.parse_args(arguments)
@@ -115,7 +115,7 @@ def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Comman
                 [word.replace("{job}", job) for word in command], capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
-            raise ValueError("--slurm: there is no sbatch here; run without it, or on a login node") from None
+            raise ValueError("--slurm: sbatch not found; run without --slurm, or on a login node") from None
         if done.returncode:
             raise OSError(f"sbatch refused the job: {done.stderr.strip()}")
         job = done.stdout.strip().split(";")[0]

@@ -129,7 +129,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
                 f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: "
                 f"{row.metric} {row.value:.4f}{error} ({row.num_examples})"
             )
-    print(f"{file}: {len(wanted) - num_reused} tasks evaluated, {num_reused} were there, {len(skipped)} skipped")
+    print(f"{file}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
         "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times"
     )
     parser.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line, empty lines left out"
+        "--prompt-file", type=Path, metavar="FILE", help="more prompts, one per line; empty lines are skipped"
     )
     parser.add_argument(
         "--num-loops",
@@ -48,10 +48,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="P",
         help="mass of the likeliest tokens to draw from; default: 0.95",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
-    parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="prompts worked on at once; default: 16"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default: 0")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="prompts per batch; default: 16")
     return parser.parse_args()
 
 

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too"
     )
     parser.add_argument(
-        "--question", type=at_least(0), default=0, metavar="N", help="the one whose tree is drawn, from 0; default: 0"
+        "--question", type=at_least(0), default=0, metavar="N", help="question whose tree is drawn; default: 0"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
     return parser.parse_args(arguments)

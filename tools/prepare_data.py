@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         help="key of the text in .jsonl, column in .parquet; default: text",
     )
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
     )
     parser.add_argument(
         "--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit"

@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     kinds = ".txt, .jsonl (plain or .gz .xz .zst), .parquet"
     parser.add_argument("--input", nargs="+", required=True, metavar="GLOB", help=f"files, globs or URLs: {kinds}")
     parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces, special ones included")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="where the tokenizer goes")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="tokenizer to write")
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
     parser.add_argument(
         "--max-sentences",

@@ -106,7 +106,7 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: no config.json there; name the folder of a Hugging Face model")
+        raise ValueError(f"{folder}: no config.json in it; give the folder of a Hugging Face model")
     values, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
     kind = str(values.get("model_type"))
     if kind == LoopedGPTConfig.model_type:

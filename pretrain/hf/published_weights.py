@@ -44,7 +44,7 @@ class PublishedWeights:
                     raise ValueError(f"{index}: not an index of weights ({error})") from None
                 for file in set(files.values()):
                     if Path(file).name != file:
-                        raise ValueError(f"{index}: names a file {file!r} that is not of its folder")
+                        raise ValueError(f"{index}: names a file {file!r} outside its folder")
                 return files
             if (self.folder / name).is_file():
                 opened = self._file(name)

@@ -97,9 +97,9 @@ def _read(path: Path, parse: Callable[[object], T]) -> list[T]:
     try:
         rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: no JSON: {error}") from None
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: holds no list of examples but a {type(rows).__name__}")
+        raise ValueError(f"{path}: expected a list of examples, got {type(rows).__name__}")
     parsed = []
     for index, row in enumerate(rows):
         try:

@@ -115,7 +115,7 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(
     assert eval_depth.main([*wanted, "--tasks", "primitives"]) == 0
     printed = capsys.readouterr()
     assert "has variable_assignment_code_depth0 already" in printed.err
-    assert "3 tasks evaluated, 1 were there, 0 skipped" in printed.out
+    assert "3 tasks evaluated, 1 already done, 0 skipped" in printed.out
     assert len(file.read_text().splitlines()) == 2 * 4
     for arguments, message in (
         (["--run", str(run), "--tasks", "svam"], "error: task svam: no such task or group, did you mean svamp?"),
