@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.plan.pipeline import stage_order
 from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
@@ -37,24 +38,6 @@ class Pass:
     is_forward: bool
     start: float
     duration: float
-
-
-def stage_order(stage: int, num_stages: int, num_loops: int, num_micro_batches: int) -> list[tuple[bool, int, int]]:
-    """The passes of one stage, (is_forward, micro-batch, loop), in 1F1B order with groups of `num_stages` batches."""
-    total = num_loops * num_micro_batches
-    forward = [
-        (group * num_stages + index, loop)
-        for group in range(num_micro_batches // num_stages)
-        for loop in range(num_loops)
-        for index in range(num_stages)
-    ]
-    backward = [(micro_batch, num_loops - 1 - loop) for micro_batch, loop in forward]
-    ahead = num_stages - stage - 1 if num_loops == 1 else 2 * (num_stages - stage - 1) + (num_loops - 1) * num_stages
-    ahead = min(ahead, total)
-    order = [(True, *forward[i]) for i in range(ahead)]
-    for i in range(total - ahead):
-        order += [(True, *forward[ahead + i]), (False, *backward[i])]
-    return order + [(False, *backward[i]) for i in range(total - ahead, total)]
 
 
 def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_time: float) -> list[Pass]:

@@ -67,8 +67,7 @@ def evaluate(options: argparse.Namespace) -> None:
     parallel = ParallelSection(tensor=options.tensor, pipeline=options.pipeline)
     config = RunConfig.model_validate(saved.model_copy(update={"parallel": parallel}).model_dump())
     loops = options.num_loops or [config.model.num_loops]
-    if config.model.num_blocks > 1 and loops != [1]:
-        raise ValueError("--num-loops: a block-regularised model has no loops to vary")
+    config.model.require_loops("--num-loops", loops)
     device = start_world()
     try:
         from pretrain.eval.scorer import Scorer

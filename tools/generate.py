@@ -89,8 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
     for problem in trained.problems:
         print(f"warning: {problem}", file=sys.stderr)
     model = trained.config.model
-    if arguments.num_loops is not None and model.num_blocks > 1:
-        raise ValueError("--num-loops: a block-regularised model has no loops to vary")
+    if arguments.num_loops is not None:
+        model.require_loops("--num-loops", [arguments.num_loops])
     settings = Generation(
         max_new_tokens=arguments.max_new_tokens,
         vocab_size=trained.tokenizer.vocab_size,

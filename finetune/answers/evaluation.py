@@ -76,8 +76,7 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
             f"latents: method {finetuned.config.method.name} of {finetuned.run_dir} "
             "has no slots, so no number of them but 0"
         )
-    if loops and model.num_blocks > 1:
-        raise ValueError("num_loops: a block-regularised model has no loops to vary")
+    model.require_loops("num_loops", loops or ())
     return [
         Cell(num_thoughts, num_loops)
         for num_loops in loops or [default.num_loops or model.num_loops]

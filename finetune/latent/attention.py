@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pretrain.model.layers import KeyValueCache, attend
+from pretrain.model.loop.recurrence import Application
 
 Segment = Literal["whole", "prefix", "slots", "trial", "last"]
 """The whole is the only segment. A trial attends as slots do, but later segments do not see it."""
@@ -71,25 +72,28 @@ class LatentCache(KeyValueCache):
     (`finetune/latent/distillation.py`)."""
     _prefixes: dict[int, _Prefix] = field(default_factory=dict)
 
-    def attend(self, slot: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        number = application.number
         if self.segment == "whole":
             return attend(queries, keys, values, mask)
         if self.segment == "prefix":
             keys, values, left = keys.contiguous(), values.contiguous(), []
-            self._prefixes[slot] = _Prefix(
+            self._prefixes[number] = _Prefix(
                 keys=keys, values=values, left=left, order=_Collect.apply(keys, values, left)
             )
             return attend(queries, keys, values, mask)
         assert mask is not None
-        prefix = self._prefixes[slot]
-        if slot in self.entries:
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.entries[slot], (keys, values), strict=True))
+        prefix = self._prefixes[number]
+        if number in self.entries:
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.entries[number], (keys, values), strict=True))
         if self.segment == "last" and not _is_short(queries, keys):
             return attend(
                 queries, torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2), mask
             )
         if self.segment == "slots":
-            self.entries[slot] = keys, values
+            self.entries[number] = keys, values
         return _Look.apply(queries, keys, values, mask, prefix, prefix.order)
 
 

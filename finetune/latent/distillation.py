@@ -47,7 +47,8 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
     watched: WatchedStates = {}
 
     def keep(_: nn.Module, inputs: tuple[Any, ...], states: Tensor) -> None:
-        _, context, slot = inputs
+        _, context, application = inputs
+        number = application.number
         cache = context.cache
         assert isinstance(cache, LatentCache) and cache.places is not None, "only a latent forward can be watched"
         if cache.segment == "trial":
@@ -55,7 +56,7 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
         # [b, s], at most one in a row, in one segment alone
         is_place = (cache.places == places[:, None]).to(states.dtype)
         picked = torch.bmm(is_place[:, None], states.view(context.batch, -1, states.shape[-1]))[:, 0]
-        watched[slot] = watched[slot] + picked if slot in watched else picked
+        watched[number] = watched[number] + picked if number in watched else picked
 
     handles = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, Layer)]
     try:
@@ -78,7 +79,7 @@ def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Te
     """
     assert student.keys() == teacher.keys(), "teacher and student pass the same layers"
     # [applications, b, d]
-    ours, theirs = (torch.stack([states[slot] for slot in sorted(student)]) for states in (student, teacher))
+    ours, theirs = (torch.stack([states[number] for number in sorted(student)]) for states in (student, teacher))
     wide = torch.promote_types(ours.dtype, torch.float32)
     theirs = theirs.detach().to(wide)
     is_compared = places >= 0

@@ -38,8 +38,7 @@ def start_of(config: FinetuneConfig) -> Start:
         saved = RunConfig.model_validate(reader.meta["config"])
     model = config.model if saved is None else saved.model
     if config.train.num_loops is not None:
-        if model.num_blocks > 1:
-            raise ValueError("train.num_loops: a block-regularised model has no loops to choose")
+        model.require_loops("train.num_loops", [config.train.num_loops])
         model = model.model_copy(update={"num_loops": config.train.num_loops})
     seq_len = config.train.seq_len or (saved.train.seq_len if saved else 0)
     if saved is not None and model.positions == "learned" and seq_len != saved.train.seq_len:

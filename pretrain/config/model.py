@@ -1,6 +1,7 @@
 """The shape of the model as configuration: typed, strict, documented line by line. The rest of a run:
 `pretrain/config/run.py`."""
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -84,7 +85,7 @@ class ModelSection(Section):
 
     @property
     def pass_layers(self) -> int:
-        """Layers of one trip round the ring: the loop block, or one regularised block of an unlooped model."""
+        """Layers of one pass through the loop part: the loop block, or one block of a block-regularised model."""
         return self.loop_regulariser.block_size or self.num_loop_layers
 
     @property
@@ -93,9 +94,22 @@ class ModelSection(Section):
         one."""
         return self.num_loop_layers // self.pass_layers
 
+    def num_passes(self, num_loops: int | None = None) -> int:
+        """Passes of a token through the loop part: L (by default num_loops), or once through each block of a
+        block-regularised model."""
+        return self.num_blocks if self.num_blocks > 1 else num_loops or self.num_loops
+
     def effective_depth(self, num_loops: int | None = None) -> int:
-        """Layers a token passes: prelude + k·L + coda."""
-        return self.num_prelude_layers + self.num_loop_layers * (num_loops or self.num_loops) + self.num_coda_layers
+        """Applications of layers to a token: prelude + k·L + coda."""
+        return self.num_prelude_layers + self.pass_layers * self.num_passes(num_loops) + self.num_coda_layers
+
+    def require_loops(self, key: str, loops: Collection[int]) -> None:
+        """Raise a ValueError that names `key` unless the model can run at each of these loop counts."""
+        given = f"{key}={', '.join(map(str, loops))}"
+        if any(count < 1 for count in loops):
+            raise ValueError(f"{given}: loop counts start at 1")
+        if self.num_blocks > 1 and any(count != 1 for count in loops):
+            raise ValueError(f"{given}: a block-regularised model has no loops to vary: its only count is 1")
 
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelSection":

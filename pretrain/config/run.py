@@ -274,12 +274,8 @@ class RunConfig(EntryConfig):
                 f"train.global_batch / train.micro_batch = {train.global_batch // train.micro_batch} micro-batches are "
                 f"fewer than parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
             )
-        if model.num_blocks > 1:
-            if train.loop_sampling.distribution != "fixed" or set(self.validation_loops) != {1}:
-                raise ValueError(
-                    "a block-regularised model has no loops to vary: "
-                    "use train.loop_sampling.distribution=fixed, validation.num_loops=[]"
-                )
+        model.require_loops("train.loop_sampling.maximum", [self.max_loops])
+        model.require_loops("validation.num_loops", self.validation.num_loops)
         if (
             self.validation.tasks_every
             and not self.validation.tasks
@@ -289,8 +285,6 @@ class RunConfig(EntryConfig):
                 f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: "
                 "name validation.tasks"
             )
-        if any(loops < 1 for loops in self.validation.num_loops):
-            raise ValueError(f"validation.num_loops={list(self.validation.num_loops)}: loop counts start at 1")
         if self.optimizer.warmup_steps >= train.steps > 1:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"

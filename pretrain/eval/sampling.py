@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import KeyValueCache
+from pretrain.model.loop.recurrence import Application
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,25 +230,26 @@ class GenerationCache(KeyValueCache):
         """Args: capacity, tokens of the longest row, padding included."""
         super().__init__()
         self._capacity = capacity
-        self._filled: dict[int, int] = {}
+        self._filled: dict[int, int] = {}  # positions of each application, in order
 
     @property
     def length(self) -> int:
-        return self._filled.get(0, 0)
+        return next(iter(self._filled.values()), 0)
 
     def rewind(self, length: int) -> None:
         """Forget what came after the first `length` positions."""
         self._filled = dict.fromkeys(self._filled, length)
 
-    def extend(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if slot not in self.entries:
+    def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        number = application.number
+        if number not in self.entries:
             batch, heads, _, width = keys.shape
-            self.entries[slot] = (
+            self.entries[number] = (
                 keys.new_empty(batch, heads, self._capacity, width),
                 values.new_empty(batch, heads, self._capacity, width),
             )
-        start = self._filled.get(slot, 0)
-        stop = self._filled[slot] = start + keys.shape[2]
-        all_keys, all_values = self.entries[slot]
+        start = self._filled.get(number, 0)
+        stop = self._filled[number] = start + keys.shape[2]
+        all_keys, all_values = self.entries[number]
         all_keys[:, :, start:stop], all_values[:, :, start:stop] = keys, values
         return all_keys[:, :, :stop], all_values[:, :, :stop]

@@ -28,6 +28,7 @@ from pretrain.hf.check import build, largest_difference, load_published, require
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
+from pretrain.model.loop.injection import INJECTIONS
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,13 +85,15 @@ def export_run(settings: ExportSettings) -> list[str]:
 def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Architecture | None:
     """The stock architecture to write, or None for the looped model."""
     model = config.model
-    if num_loops != model.num_loops and model.num_blocks > 1:
-        raise ValueError("a block-regularised model has no loops to vary: leave out --num-loops")
+    model.require_loops("--num-loops", [num_loops])
     stock = stock_architecture(model)
     if not settings.unroll:
         return stock if num_loops == 1 else None
-    if model.input_injection != "none" and num_loops > 1:
-        raise ValueError("a model with input_injection=add cannot be unrolled into a stock one: leave out --unroll")
+    if num_loops > 1 and not INJECTIONS[model.input_injection].can_unroll:
+        raise ValueError(
+            f"a model with input_injection={model.input_injection} cannot be unrolled into a stock one: "
+            "leave out --unroll"
+        )
     if stock is None:
         raise ValueError(
             "no class of transformers computes these layers (norms, positions, biases): leave out --unroll"

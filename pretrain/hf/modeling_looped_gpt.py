@@ -9,8 +9,8 @@ model needs:
 `num_loops` is an argument of `forward` and of `generate`; the configuration has its default. The forward pass:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: the k layers of the loop block with the same weights (from the second loop on, `input_injection: add` adds
-   the state before the loop);
+3. L times: add what `input_injection` carries from before the loop, then run the k layers of the loop block with the
+   same weights;
 4. coda layers, final norm, head.
 Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries.
 Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Weights are named as in the training code.
@@ -245,7 +245,12 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (-1, self.head_dim))
 
     def forward(
-        self, states: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, slot: int
+        self,
+        states: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: Cache | None,
+        application: int,
     ) -> Tensor:
         queries = self._heads(self.query(states), self.query_norm)
         keys = self._heads(self.key(states), self.key_norm)
@@ -255,7 +260,7 @@ class Attention(nn.Module):
         # [b, h or g, s, e]
         queries, keys, values = (queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         if cache is not None:
-            keys, values = cache.update(keys, values, slot)
+            keys, values = cache.update(keys, values, application)
         return self.output(attend(queries, keys, values, mask).transpose(1, 2).flatten(2))
 
 
@@ -293,13 +298,13 @@ class Layer(GradientCheckpointingLayer):
         states: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        slot: int,
+        application: int,
         past_key_values: Cache | None = None,  # gradient checkpointing removes the cache by this name
     ) -> Tensor:
         if self.is_norm_first:
-            states = states + self.attention(self.attention_norm(states), rotary, mask, past_key_values, slot)
+            states = states + self.attention(self.attention_norm(states), rotary, mask, past_key_values, application)
             return states + self.ffn(self.ffn_norm(states))
-        states = states + self.attention_norm(self.attention(states, rotary, mask, past_key_values, slot))
+        states = states + self.attention_norm(self.attention(states, rotary, mask, past_key_values, application))
         return states + self.ffn_norm(self.ffn(states))
 
 
@@ -446,21 +451,28 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             states = states + self.position_embedding(positions)
         else:
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, states.dtype)
-        slots = itertools.count()
+        numbers = itertools.count()
 
         def run(layers: nn.ModuleList, states: Tensor) -> Tensor:
             for layer in layers:
                 if trace is not None:
                     trace.append(states)
-                states = layer(states, rotary, mask, next(slots), past_key_values=cache)
+                states = layer(states, rotary, mask, next(numbers), past_key_values=cache)
             return states
 
-        states = start = run(self.prelude, states)
+        states = run(self.prelude, states)
+        carried = self.carry(states)
         for loop in range(num_loops):
-            if loop and self.config.input_injection == "add":
-                states = states + start
-            states = run(self.loop, states)
+            states = run(self.loop, self.enter(states, carried, loop))
         return self.final_norm(run(self.coda, states))
+
+    def carry(self, states: Tensor) -> Tensor | None:
+        """What `enter` needs of the states before the loop."""
+        return states if self.config.input_injection == "add" else None
+
+    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
+        """The states with which a loop, from 0, begins."""
+        return states if carried is None or loop == 0 else states + carried
 
     def _positions(self, attention_mask: Tensor | None, past: int, states: Tensor) -> Tensor:
         """Positions [b or 1, s] of the new tokens in their rows, not counting padding."""

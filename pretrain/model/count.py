@@ -25,6 +25,9 @@ from pretrain.config.model import ModelSection
 from pretrain.model.weights import Weight, final_weights, layer_weights, stage_weights
 
 Recompute = Literal["none", "loop", "layer"]
+LOSS_BLOCK_TOKENS = 2048
+"""Tokens whose logits the loss of a whole head holds at a time (`pretrain/model/kernels/head_loss.py`). Fewer save
+memory; but each block reads and writes the whole [v, d] gradient of the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,8 @@ def train_flops_per_token(
         return flops
     layers = units = model.effective_depth(num_loops)
     if recompute == "loop":
-        layers -= model.num_prelude_layers + model.num_coda_layers
-        units = layers // model.pass_layers
+        units = model.num_passes(num_loops)
+        layers = units * model.pass_layers
     # a unit's last output is not needed again, so torch stops before it
     last_product = 2 * model.ffn_size * model.hidden_size
     return flops + layers * layer_flops(model, seq_len) - units * last_product

@@ -3,14 +3,14 @@
 Forward, top to bottom:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: the k layers of the loop block, always the same weights (from the second loop on, `input_injection: add`
-   adds the state before the loop);
+3. L times: what `input_injection` brings back from before the loop, then the k layers of the loop block, always the
+   same weights;
 4. coda layers, final norm; then the head gives logits or the loss.
 
-A pipeline stage builds the same class with its share of the layers (`Stage`); the ring calls the same methods piece by
-piece (`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its
-own weights.
-The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
+Which layer is applied when, and what re-enters, is said in `pretrain/model/loop/`. A pipeline stage builds the same
+class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
+(`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its own
+weights. The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
 Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
 """
 
@@ -22,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.model import ModelSection
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
+from pretrain.model.loop.injection import INJECTIONS
+from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
 from pretrain.model.modules import PLAIN, Modules
-from pretrain.model.weights import WHOLE, Stage, aliases, check_parameters, final_weights, stage_weights, under
+from pretrain.model.weights import aliases, check_parameters, final_weights, stage_weights, under
 
 
 class LoopedGPT(nn.Module):
@@ -50,14 +52,18 @@ class LoopedGPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.modules_used, self.stage, self.recompute = config, modules, stage, recompute
+        self.recurrence = Recurrence(config=config, stage=stage)
         self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
         self.embedding = self.position_embedding = None
         if stage.is_first:
             self.embedding = modules.embedding(under(self.weights, "embedding"))
             if config.positions == "learned":
                 self.position_embedding = modules.embedding(under(self.weights, "position_embedding"))
+        self.injection = None
+        if stage.is_first:
+            self.injection = INJECTIONS[config.input_injection](modules, under(self.weights, "injection"))
         self.prelude, self.loop, self.coda = (
-            self._layers(part, numbers) for part, numbers in stage.all_layers(config).items()
+            self._layers(part, numbers) for part, numbers in self.recurrence.layers().items()
         )
         self.final_norm = self.head = None
         if stage.is_last:
@@ -111,17 +117,11 @@ class LoopedGPT(nn.Module):
             [t, d] states, rows in the order of the flattened tokens.
         """
         context = self.context(tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache)
-        states = start = self.begin(tokens, context, positions, embeddings)
-        for loop in range(self.num_passes(num_loops)):
-            if loop and self.config.input_injection == "add":
-                states = states + start
-            states = self.run_loop(states, context, loop)
-        return self.finish(states, context, self.num_passes(num_loops))
-
-    def num_passes(self, num_loops: int | None = None) -> int:
-        """Trips of a token through the loop part: L, or the number of blocks of an unlooped model."""
-        blocks = self.config.num_blocks
-        return blocks if blocks > 1 else num_loops or self.config.num_loops
+        num_passes = self.config.num_passes(num_loops)
+        states, carried = self.begin(tokens, context, positions, embeddings)
+        for loop in range(num_passes):
+            states = self.run_loop(self.enter(states, carried, loop), context, loop)
+        return self.finish(states, context, num_passes)
 
     def context(
         self,
@@ -150,9 +150,10 @@ class LoopedGPT(nn.Module):
 
     def begin(
         self, tokens: Tensor, context: Context, positions: Tensor | None = None, embeddings: Tensor | None = None
-    ) -> Tensor:
-        """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop."""
-        assert self.embedding is not None, "only the first stage embeds"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop, and what
+        `enter` needs of them in every loop, if anything."""
+        assert self.embedding is not None and self.injection is not None, "only the first stage embeds"
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
         if self.position_embedding is not None:
             if positions is None:
@@ -160,20 +161,21 @@ class LoopedGPT(nn.Module):
                 positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
             states = states + self.position_embedding(positions)
         states = self.modules_used.scatter(states.flatten(0, 1))
-        for number, layer in self.prelude.items():
-            states = self._run(layer, states, context, int(number))
-        return states
+        for number, application in self.recurrence.in_prelude():
+            states = self._run(self.prelude[str(number)], states, context, application)
+        return states, self.injection.carry(states)
+
+    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
+        """The states [t, d] with which this stage begins a loop: on the first stage, `carried` comes in."""
+        return states if self.injection is None else self.injection.enter(states, carried, loop)
 
     def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
         """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d]
         -> [t, d]."""
-        block = loop if self.config.num_blocks > 1 else 0
-        numbers = self.stage.layers(self.config, block)
-        slot = self.config.num_prelude_layers + loop * self.config.pass_layers + numbers.start % self.config.pass_layers
 
         def run(states: Tensor) -> Tensor:
-            for offset, number in enumerate(numbers):
-                states = self._run(self.loop[str(number)], states, context, slot + offset)
+            for number, application in self.recurrence.in_loop(loop):
+                states = self._run(self.loop[str(number)], states, context, application)
             return states
 
         if self.recompute == "loop" and torch.is_grad_enabled():
@@ -183,9 +185,8 @@ class LoopedGPT(nn.Module):
     def finish(self, states: Tensor, context: Context, num_passes: int) -> Tensor:
         """Coda and final norm: [t, d] -> [t, d]."""
         assert self.final_norm is not None, "only the last stage has coda and head"
-        slot = self.config.num_prelude_layers + num_passes * self.config.pass_layers
-        for number, layer in self.coda.items():
-            states = self._run(layer, states, context, slot + int(number))
+        for number, application in self.recurrence.in_coda(num_passes):
+            states = self._run(self.coda[str(number)], states, context, application)
         return self.final_norm(states)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -197,10 +198,10 @@ class LoopedGPT(nn.Module):
         """[t, d] final states -> [t, vocabulary] logits, whole on every tensor-parallel rank."""
         return self.modules_used.gather_columns(self.logits(states))
 
-    def _run(self, layer: nn.Module, states: Tensor, context: Context, slot: int) -> Tensor:
+    def _run(self, layer: nn.Module, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.recompute == "layer" and torch.is_grad_enabled():
-            return checkpoint(layer, states, context, slot, use_reentrant=False, preserve_rng_state=False)
-        return layer(states, context, slot)
+            return checkpoint(layer, states, context, application, use_reentrant=False, preserve_rng_state=False)
+        return layer(states, context, application)
 
 
 def document_mask(segment_ids: Tensor) -> Tensor:

@@ -18,35 +18,39 @@ from torch import Tensor, nn
 from pretrain.config.model import ModelSection
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
+from pretrain.model.loop.recurrence import Application
 from pretrain.model.modules import Modules
 from pretrain.model.weights import Weight, Weights, under
 
 
 @dataclass(kw_only=True)
 class KeyValueCache:
-    """Keys and values of every application of every layer, in order of application; gradients flow through it.
+    """Keys and values of every application of the layers held here, in order of application; gradients flow through it.
 
-    A looped layer has one entry for each loop, so a cache serves one loop count. `length` counts the cached positions.
+    A looped layer has one entry for each loop, so a cache serves one loop count. `length` counts the cached positions,
+    by the first application on this stage.
     """
 
     entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
-        return self.entries[0][0].shape[2] if self.entries else 0
+        return next((keys.shape[2] for keys, _ in self.entries.values()), 0)
 
-    def extend(self, slot: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values [b, g, s, e] to the entry of one layer application and return the whole."""
-        if slot in self.entries:
-            old_keys, old_values = self.entries[slot]
+        if application.number in self.entries:
+            old_keys, old_values = self.entries[application.number]
             keys, values = torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
-        self.entries[slot] = (keys, values)
+        self.entries[application.number] = (keys, values)
         return keys, values
 
-    def attend(self, slot: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too:
         [b, h, s, e]."""
-        return attend(queries, *self.extend(slot, keys, values), mask)
+        return attend(queries, *self.extend(application, keys, values), mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +180,7 @@ class Attention(nn.Module):
                 for name in ("query_norm.weight", "key_norm.weight")
             )
 
-    def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
+    def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         states = self.modules_used.enter(states)
         heads = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
         queries, keys, values = self.query(states), self.key(states), self.value(states).view(heads)
@@ -195,7 +199,7 @@ class Attention(nn.Module):
         if context.cache is None:
             mixed = attend(queries, keys, values, context.mask)
         else:
-            mixed = context.cache.attend(slot, queries, keys, values, context.mask)
+            mixed = context.cache.attend(application, queries, keys, values, context.mask)
         return self.output(mixed.transpose(1, 2).reshape(states.shape[0], -1))
 
 
@@ -241,9 +245,9 @@ class Layer(nn.Module):
         self.ffn = FeedForward(config, modules, under(weights, "ffn"))
         self.norms_after = {"before": False, "after": True}[config.norm_place]
 
-    def forward(self, states: Tensor, context: Context, slot: int) -> Tensor:
+    def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.norms_after:
-            states = states + self.attention_norm(self.attention(states, context, slot))
+            states = states + self.attention_norm(self.attention(states, context, application))
             return states + self.ffn_norm(self.ffn(states))
-        states = states + self.attention(self.attention_norm(states), context, slot)
+        states = states + self.attention(self.attention_norm(states), context, application)
         return states + self.ffn(self.ffn_norm(states))

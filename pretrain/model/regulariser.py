@@ -5,7 +5,7 @@ For each kind G of weight matrix: R_G = mean over layers i of cos(W_G^(i), W_G^(
 prints loss + λ·mean_G R_G, which would push the blocks apart; its text wants them together (λ -> ∞ is a looped model).
 So the loss gains λ · mean_G mean_i (1 - cos), which is 0 for a looped model and has the gradient of -λ·mean cos.
 
-Layers i and i+k lie on the same pipeline stage (`Stage.layers`), so a stage sums its own pairs and only tensor
+Layers i and i+k lie on the same pipeline stage (`Recurrence.block`), so a stage sums its own pairs and only tensor
 parallelism has to reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
 """
 
@@ -36,7 +36,7 @@ def regularisation(model: LoopedGPT) -> Tensor:
     pairs = [
         (_weight(model, number, path), _weight(model, number + settings.block_size, path))
         for block in range(config.num_blocks - 1)
-        for number in model.stage.layers(config, block)
+        for number in model.recurrence.block(block)
         for path in present
     ]
     products = torch.stack([torch.stack((_dot(a, b), _dot(a, a), _dot(b, b))) for a, b in pairs])  # [pairs, 3]

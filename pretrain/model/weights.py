@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pretrain.config.model import ModelSection
+from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 
 Init = Literal["normal", "residual", "ones", "zeros"]
 PartialUnder = Literal["never", "tensor", "sequence"]
@@ -50,39 +51,6 @@ Weights: TypeAlias = Mapping[str, Weight]
 """Weights by name: the path inside their module, as in the state dict."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Which part of the model a pipeline rank holds: stage `index` of `count`, each with 1/count of every block."""
-
-    index: int = 0
-    count: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        return self.index == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.count - 1
-
-    def layers(self, config: ModelSection, block: int) -> range:
-        """Global numbers of the loop layers of one block that this stage holds."""
-        share = config.pass_layers // self.count
-        first = block * config.pass_layers + self.index * share
-        return range(first, first + share)
-
-    def all_layers(self, config: ModelSection) -> dict[str, list[int]]:
-        """Global numbers of all layers that this stage holds, by part of the model."""
-        return {
-            "prelude": list(range(config.num_prelude_layers * self.is_first)),
-            "loop": [number for block in range(config.num_blocks) for number in self.layers(config, block)],
-            "coda": list(range(config.num_coda_layers * self.is_last)),
-        }
-
-
-WHOLE = Stage()
-
-
 def under(weights: Weights, name: str) -> dict[str, Weight]:
     """The weights of one module, by their path inside it."""
     prefix = f"{name}."
@@ -94,14 +62,14 @@ def stage_weights(model: ModelSection, seq_len: int, stage: Stage = WHOLE) -> di
 
     A tied head is the embedding itself where one stage holds both, and then not listed.
     """
-    parts = embedding_weights(model, seq_len) if stage.is_first else {}
+    parts = embedding_weights(model, seq_len) | injection_weights(model) if stage.is_first else {}
     if stage.is_last:
         parts |= final_weights(model)
     if stage.is_first:
         for copy in aliases(model):
             parts.pop(copy, None)
     layer = layer_weights(model)
-    for part, numbers in stage.all_layers(model).items():
+    for part, numbers in Recurrence(config=model, stage=stage).layers().items():
         parts |= {f"{part}.{number}.{name}": weight for number in numbers for name, weight in layer.items()}
     return parts
 
@@ -122,6 +90,11 @@ def embedding_weights(model: ModelSection, seq_len: int) -> dict[str, Weight]:
     )
     tables = {"rope": {}, "learned": {"position_embedding.weight": position_table}}[model.positions]
     return {"embedding.weight": token_table, **tables}
+
+
+def injection_weights(model: ModelSection) -> dict[str, Weight]:
+    """Weights of what re-enters at the start of a loop (`pretrain/model/loop/injection.py`)."""
+    return _named({"injection": {"none": {}, "add": {}}[model.input_injection]})
 
 
 def final_weights(model: ModelSection) -> dict[str, Weight]:

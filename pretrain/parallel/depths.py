@@ -40,6 +40,18 @@ Visit = Callable[[int, int, Tensor], None]
 """(number of the batch, loop count, final states [t, d] as the last stage holds them)."""
 
 
+@dataclass(kw_only=True)
+class _BatchState:
+    """Where a batch stands on this stage."""
+
+    batch: Batch
+    context: Context
+    states: Tensor | None = None
+    """After the newest loop; where there are other stages they arrive by message instead."""
+    carried: Tensor | None = None
+    """From before the loop, on the first stage (`LoopedGPT.begin`)."""
+
+
 class DepthRing:
     """Runs a model, or its stages, forward.
 
@@ -50,7 +62,7 @@ class DepthRing:
     """
 
     def __init__(self, model: LoopedGPT, groups: Groups, *, sequence_parallel: bool = False) -> None:
-        self.model, self.onward, self.back = model, groups.pipeline, groups.tied
+        self.model, self.onward, self.back = model, groups.pipeline, groups.ends
         self.split = groups.tensor.size() if sequence_parallel else 1
         self.stage, self.num_stages = groups.pipeline.rank(), groups.pipeline.size()
 
@@ -66,55 +78,50 @@ class DepthRing:
         """
         model = self.model
         assert len(loops) == 1 or all(batch.cache is None for batch in batches), "a cache serves one loop count"
-        asked = {model.num_passes(num_loops): num_loops for num_loops in loops}
-        contexts = [
-            model.context(
-                batch.tokens,
-                positions=batch.positions,
-                mask=batch.mask,
-                segment_ids=batch.segment_ids,
-                cache=batch.cache,
+        asked = {model.config.num_passes(num_loops): num_loops for num_loops in loops}
+        under_way = [
+            _BatchState(
+                batch=batch,
+                context=model.context(
+                    batch.tokens,
+                    positions=batch.positions,
+                    mask=batch.mask,
+                    segment_ids=batch.segment_ids,
+                    cache=batch.cache,
+                ),
             )
             for batch in batches
         ]
-        starts: list[Tensor] = []
-        kept: list[Tensor] = []  # without other stages, the states of each batch after the last loop
         sent: list[dist.Work] = []
         for loop in range(max(asked)):
-            for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
-                states = self._enter(batch, context, loop, number, starts, kept)
-                states = model.run_loop(states, context, loop)
+            for number, current in enumerate(under_way):
+                states = self._arriving(current, loop)
+                states = model.run_loop(model.enter(states, current.carried, loop), current.context, loop)
                 if self.num_stages == 1:
-                    kept[number : number + 1] = [states]
+                    current.states = states
                 elif self.stage < self.num_stages - 1 or loop < max(asked) - 1:
                     sent.append(self._send(states))
                 if model.stage.is_last and loop + 1 in asked:
-                    visit(number, asked[loop + 1], model.finish(states, context, loop + 1))
+                    visit(number, asked[loop + 1], model.finish(states, current.context, loop + 1))
         for work in sent:
             work.wait()
 
-    def _enter(
-        self, batch: Batch, context: Context, loop: int, number: int, starts: list[Tensor], kept: list[Tensor]
-    ) -> Tensor:
-        """The states with which this stage begins a loop."""
-        model = self.model
+    def _arriving(self, current: _BatchState, loop: int) -> Tensor:
+        """The states [t, d] that come to this stage for a loop."""
+        model, batch = self.model, current.batch
         if loop == 0 and model.stage.is_first:
-            states = model.begin(batch.tokens, context, batch.positions)
-            starts.append(states)
+            states, current.carried = model.begin(batch.tokens, current.context, batch.positions)
             return states
-        if self.num_stages == 1:
-            states = kept[number]
+        if current.states is not None:
+            return current.states
+        weight = next(model.parameters())
+        states = torch.empty(
+            batch.tokens.numel() // self.split, model.config.hidden_size, dtype=weight.dtype, device=weight.device
+        )
+        if model.stage.is_first:
+            dist.recv(states, group=self.back, group_src=1)
         else:
-            weight = next(model.parameters())
-            states = torch.empty(
-                batch.tokens.numel() // self.split, model.config.hidden_size, dtype=weight.dtype, device=weight.device
-            )
-            if model.stage.is_first:
-                dist.recv(states, group=self.back, group_src=1)
-            else:
-                dist.recv(states, group=self.onward, group_src=self.stage - 1)
-        if model.stage.is_first and model.config.input_injection == "add":
-            states = states + starts[number]
+            dist.recv(states, group=self.onward, group_src=self.stage - 1)
         return states
 
     def _send(self, states: Tensor) -> dist.Work:

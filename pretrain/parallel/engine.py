@@ -209,9 +209,9 @@ class Engine:
             dist.all_reduce(flat, group=self.groups.tensor)
             for gradient, part in zip(partial, flat.split([gradient.numel() for gradient in partial]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        if self.groups.tied is not None:
+        if self.groups.ends is not None:
             for copy, original in self.model.aliases.items():
-                dist.all_reduce(main_grad(named[copy if copy in named else original]), group=self.groups.tied)
+                dist.all_reduce(main_grad(named[copy if copy in named else original]), group=self.groups.ends)
 
     @property
     def _owns_loss(self) -> bool:

@@ -27,7 +27,7 @@ class Groups:
     pipeline: ProcessGroup
     alone: ProcessGroup
     """This rank only; stands for the axes that are not used (context parallelism)."""
-    tied: ProcessGroup | None
+    ends: ProcessGroup | None
     """First and last pipeline stage of this rank's column, in this order, if this is one of the two and there are
     several stages."""
     device: torch.device
@@ -73,16 +73,16 @@ def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
     alone = _own_group([[rank] for rank in range(world)])
     assert alone is not None
-    tied = None
+    ends = None
     if parallel.pipeline > 1:
         ranks = mesh.mesh.reshape(parallel.pipeline, -1)
-        tied = _own_group([[int(first), int(last)] for first, last in zip(ranks[0], ranks[-1], strict=True)])
+        ends = _own_group([[int(first), int(last)] for first, last in zip(ranks[0], ranks[-1], strict=True)])
     return Groups(
         tensor=mesh.get_group("tensor"),
         data=mesh.get_group("data"),
         pipeline=mesh.get_group("pipeline"),
         alone=alone,
-        tied=tied,
+        ends=ends,
         device=device,
     )
 

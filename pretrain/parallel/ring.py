@@ -14,7 +14,7 @@ Facts of megatron-core 0.16.1 that shape this file:
   mix, so the interleaved schedule must use `overlap_p2p_comm`, never `batch_p2p_comm`; with one chunk it is the other
   way round;
 - any M >= P works if the group of micro-batches that run through a chunk together is chosen as in
-  `pretrain.plan.plan.group_size`.
+  `pretrain.plan.pipeline.group_size`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,49 +33,64 @@ from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
-from pretrain.plan.plan import group_size
+from pretrain.plan.pipeline import group_size
 
 
-class _Injection:
-    """The states before the loop of each micro-batch, kept on the first stage for `input_injection: add`.
+class _Carried:
+    """What each micro-batch carries from before the loop into every loop (`LoopedGPT.begin`), kept on the first stage.
 
     The chunks of a stage have backward passes of their own, the later loops' first. A later loop uses a detached copy,
-    whose gradient collects here and joins the gradient of the original when chunk 0 runs backward.
+    whose gradient collects here and joins that of the original when chunk 0 runs backward.
     """
 
     def __init__(self) -> None:
-        self.copies: dict[int, Tensor] = {}
+        self._copies: dict[int, Tensor] = {}
 
-    def keep(self, micro_batch: int, states: Tensor) -> Tensor:
-        self.copies[micro_batch] = states.detach().requires_grad_(states.requires_grad)
-        return _JoinGradient.apply(states, self.copies, micro_batch)  # type: ignore[no-any-return]
+    def keep(self, micro_batch: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Keep a copy for the later loops; returns states and what is carried as loop 0 uses them."""
+        if carried is None:
+            return states, None
+        copy = self._copies[micro_batch] = carried.detach().requires_grad_(carried.requires_grad)
+        return _JoinGradient.apply(states, carried, [copy])  # type: ignore[no-any-return]
+
+    def get(self, micro_batch: int) -> Tensor | None:
+        return self._copies.get(micro_batch)
 
 
 class _JoinGradient(torch.autograd.Function):
-    """Identity; backward adds the gradient that a detached copy has collected. The copy is no input: it must not wait
-    for this."""
+    """Identity of states and what is carried; backward adds the gradient that the copy of the latter has collected.
+
+    Whichever of the two loop 0 uses, backward comes here. The copy is in a list, for it is not an input: it must not
+    wait for this.
+    """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, copies: dict[int, Tensor], micro_batch: int) -> Tensor:
-        ctx.copy = copies[micro_batch]
-        return states.view_as(states)
+    def forward(ctx: Any, states: Tensor, carried: Tensor, copy: list[Tensor]) -> tuple[Tensor, Tensor]:
+        (ctx.copy,) = copy
+        ctx.set_materialize_grads(False)
+        return states.view_as(states), carried.view_as(carried)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return grads[0] + ctx.copy.grad, None, None
+    def backward(  # type: ignore[override]
+        ctx: Any, of_states: Tensor | None, of_carried: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        collected = ctx.copy.grad
+        if collected is not None and of_carried is not None:
+            collected = of_carried + collected
+        return of_states, of_carried if collected is None else collected, None
 
 
 class Chunk(nn.Module):
     """One loop on one stage; owns no parameters."""
 
     def __init__(
-        self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, injection: _Injection
+        self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, carried: _Carried
     ) -> None:
         super().__init__()
         self.model_type = ModelType.encoder_or_decoder
         self.vp_stage = loop if num_passes > 1 else None
         self.config = config
-        self.loop, self.num_passes, self.injection = loop, num_passes, injection
+        self.loop, self.num_passes, self.carried = loop, num_passes, carried
         self.received: Tensor | None = None
         self.num_seen = 0
         self._stage = [model]  # in a list, so that the parameters are not registered here
@@ -89,17 +104,12 @@ class Chunk(nn.Module):
         next stage."""
         (model,) = self._stage
         context = model.context(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
-        injects = model.config.input_injection == "add" and model.stage.is_first and self.num_passes > 1
         if self.received is None:
-            states = model.begin(inputs.tokens, context, inputs.positions)
-            if injects:
-                states = self.injection.keep(self.num_seen, states)
+            states, carried = self.carried.keep(self.num_seen, *model.begin(inputs.tokens, context, inputs.positions))
         else:
-            states = self.received.flatten(0, 1)
-            if injects:
-                states = states + self.injection.copies[self.num_seen]
+            states, carried = self.received.flatten(0, 1), self.carried.get(self.num_seen)
         self.num_seen += 1
-        states = model.run_loop(states, context, self.loop)
+        states = model.run_loop(model.enter(states, carried, self.loop), context, self.loop)
         if model.stage.is_last and self.loop == self.num_passes - 1:
             return model.finish(states, context, self.num_passes)
         return states.unsqueeze(1)
@@ -155,14 +165,14 @@ class Ring:
             ValueError: fewer micro-batches than stages.
         """
         num_stages = self.groups.pipeline.size()
-        num_passes = self.model.num_passes(num_loops)
+        num_passes = self.model.config.num_passes(num_loops)
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
         chunks: list[nn.Module]
         if num_stages == 1:
             chunks = [Whole(self.model, config, num_loops)]
         else:
-            injection = _Injection()
-            chunks = [Chunk(self.model, config, loop, num_passes, injection) for loop in range(num_passes)]
+            carried = _Carried()
+            chunks = [Chunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
 
         def forward_step(batches: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
             inputs = next(batches)
@@ -193,7 +203,6 @@ class Ring:
     def _schedule_config(self, num_stages: int, num_passes: int, num_micro_batches: int) -> TransformerConfig:
         """The configuration that schedules; the one that builds layers must not know of virtual stages."""
         config = replace(self.config)
-        config.hidden_size = self.config.hidden_size
         if num_stages == 1:
             return config
         interleaved = num_passes > 1

@@ -10,7 +10,7 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.weights import Stage
+from pretrain.model.loop.recurrence import Stage
 from pretrain.parallel.cpu import use_cpu
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.tensor import tensor_parallel_modules

@@ -1,10 +1,5 @@
 """The dry run: what a configuration costs on a number of ranks, computed without a process group, a GPU or torch.
 
-Pipeline. A stage visits L chunks (loops) for each of M micro-batches, so it works L·M visits, forward and backward. The
-first visit reaches the last stage after P-1 others, and the last gradient comes back as late: a step takes L·M + P-1
-visits, of which P-1 are idle. Idle share = (P-1)/(L·M + P-1), if all visits take equally long; prelude, coda and head
-make them unequal, see `balance`.
-
 Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 4)):
 
     weights p, gradients w (one buffer over micro-batches and loops)
@@ -13,20 +8,20 @@ Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 
     one that is not, over whole matrices: weights w, a copy of the gradients w, its states (Adafactor: rows + columns)
 
 Activations are what autograd keeps of the chunks in flight (`Activations`), each a share of one micro-batch; working
-space is what the backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. Not
-counted: statistics of one number a token, communication buffers, document masks, attention's scratch space on a CPU
-(some MiB), the loop regulariser (it works when no activations are held), the framework's own memory, fragmentation.
+space is what the backward pass adds at its worst: the loss, or the gradients of a layer and what it recomputes. How
+much is in flight at a time follows from the timetable (`pretrain/plan/pipeline.py`). Not counted: statistics of one
+number a token, communication buffers, document masks, attention's scratch space on a CPU (some MiB), the loop
+regulariser (it works when no activations are held), the framework's own memory, fragmentation.
 torch.compile may keep less.
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pretrain.config.layout import Layout, check_layout
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.model.count import (
+    LOSS_BLOCK_TOKENS,
     ParameterCount,
     count,
     count_parameters,
@@ -34,34 +29,13 @@ from pretrain.model.count import (
     layer_flops,
     train_flops_per_token,
 )
-from pretrain.model.weights import Stage, stage_weights
+from pretrain.model.loop.recurrence import Recurrence, Stage
+from pretrain.model.weights import stage_weights
 from pretrain.optim.loop_count import mean_loops
 from pretrain.optim.optimizers import is_sharded, optimizer_kind
+from pretrain.plan.pipeline import peak_in_flight
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
-LOSS_ROWS = 2048
-"""Tokens whose logits the loss of a whole head holds at a time, as in `pretrain/model/kernels/head_loss.py`."""
-
-
-def group_size(num_micro_batches: int, num_stages: int) -> int:
-    """Micro-batches that run through one chunk before the next chunk starts: the smallest N >= P with M mod N = 0 or M
-    mod N >= P.
-
-    Raises:
-        ValueError: fewer micro-batches than stages.
-    """
-    if num_micro_batches < num_stages:
-        raise ValueError(f"{num_micro_batches} micro-batches are fewer than the {num_stages} pipeline stages")
-    return next(
-        n
-        for n in range(num_stages, num_micro_batches + 1)
-        if num_micro_batches % n == 0 or num_micro_batches % n >= num_stages
-    )
-
-
-def idle_share(num_passes: int, num_micro_batches: int, num_stages: int) -> float:
-    """Share of a step in which a stage waits: (P-1)/(L·M + P-1)."""
-    return (num_stages - 1) / (num_passes * num_micro_batches + num_stages - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +97,7 @@ class Activations:
         if self.config.parallel.tensor > 1:
             return 4 * logits * wide / self.config.parallel.tensor
         narrow = self._size if self._size < wide else 0  # a second copy in the type of the weights
-        return model.vocab_size * (min(self._tokens, LOSS_ROWS) + model.hidden_size) * (wide + narrow)
+        return model.vocab_size * (min(self._tokens, LOSS_BLOCK_TOKENS) + model.hidden_size) * (wide + narrow)
 
     @property
     def _tail(self) -> float:
@@ -148,7 +122,7 @@ class Activations:
         chunks = [self.chunk(stage, index, num_passes) for index in range(num_passes)]
         if self.config.parallel.pipeline == 1:
             return sum(chunks)
-        return _peak_in_flight(chunks, stage, self.config.parallel.pipeline, num_micro_batches)
+        return peak_in_flight(chunks, stage, self.config.parallel.pipeline, num_micro_batches)
 
     def working(self, stage: int) -> float:
         """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a
@@ -164,33 +138,6 @@ class Activations:
         if stage < num_stages - 1:
             return unit
         return max(unit - (self._tail if config.train.recompute == "loop" else self.head), self._loss_working)
-
-
-def _peak_in_flight(chunks: Sequence[float], stage: int, num_stages: int, num_micro_batches: int) -> float:
-    """Walk the 1F1B schedule of a stage: warm-up forward passes, then one forward and one backward in turn.
-
-    Interleaved over several chunks, groups of N micro-batches go through chunk after chunk, backward passes through the
-    chunks in reverse; a stage warms up with 2·(P-1-stage) + (L-1)·N passes. With one chunk this is plain 1F1B,
-    P-1-stage passes.
-    """
-    group = group_size(num_micro_batches, num_stages)
-    behind = num_stages - 1 - stage
-    warm_up = behind if len(chunks) == 1 else 2 * behind + (len(chunks) - 1) * group
-
-    order = list(_chunk_order(num_micro_batches, len(chunks), group))
-    in_flight = peak = 0.0
-    for step, chunk in enumerate(order):
-        in_flight += chunks[chunk]
-        peak = max(peak, in_flight)
-        if step >= warm_up:
-            in_flight -= chunks[-1 - order[step - warm_up]]
-    return peak
-
-
-def _chunk_order(num_micro_batches: int, num_chunks: int, group: int) -> Iterator[int]:
-    for start in range(0, num_micro_batches, group):
-        for chunk in range(num_chunks):
-            yield from [chunk] * min(group, num_micro_batches - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,19 +227,13 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         states = sum(math.prod(shape) for w in weights for shape in states_of(w.shape).values())
         optimizer = wide * (2 * count(weights) + states)
     activations = Activations(config=config)
-    num_layers = model.pass_layers // parallel.pipeline * num_passes(model, model.num_loops)
-    num_layers += stage.is_first * model.num_prelude_layers + stage.is_last * model.num_coda_layers
+    work = Recurrence(config=model, stage=stage).num_applications() * layer_flops(model, train.seq_len)
     return StagePlan(
         parameters=count(weights),
-        forward_flops=num_layers * layer_flops(model, train.seq_len) + stage.is_last * head_flops(model),
+        forward_flops=work + (head_flops(model) if stage.is_last else 0),
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,
-        activations=activations.peak(index, layout.micro_batches, num_passes(model, config.max_loops)),
+        activations=activations.peak(index, layout.micro_batches, model.num_passes(config.max_loops)),
         working=activations.working(index),
     )
-
-
-def num_passes(model: ModelSection, num_loops: int) -> int:
-    """Trips of a micro-batch round the ring: the loops, or the blocks of an unlooped model."""
-    return model.num_blocks if model.num_blocks > 1 else num_loops

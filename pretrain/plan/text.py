@@ -6,7 +6,8 @@ from pretrain.config.model import ModelSection
 from pretrain.config.read import resolved_yaml
 from pretrain.config.section import Section
 from pretrain.model.count import ParameterCount, forward_flops_per_token, train_flops_per_token
-from pretrain.plan.plan import Plan, idle_share, num_passes
+from pretrain.plan.pipeline import idle_share
+from pretrain.plan.plan import Plan
 
 GIB = 2**30
 
@@ -93,7 +94,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
 def _idle_row(plan: Plan, loop_counts: list[int]) -> Row:
     num_micro_batches, num_stages = plan.layout.micro_batches, plan.config.parallel.pipeline
     shares = (
-        f"{idle_share(num_passes(plan.config.model, loops), num_micro_batches, num_stages):.1%} at "
+        f"{idle_share(plan.config.model.num_passes(loops), num_micro_batches, num_stages):.1%} at "
         f"{plural(loops, 'loop')}"
         for loops in loop_counts
     )

@@ -57,13 +57,13 @@ def test_between_stages_only_states_travel(pool: RankPool, family: str, pipeline
     """A tied head adds one sum of the embedding's gradient over first and last stage; there is nothing else but
     messages of states."""
     config = tiny_config(family, pipeline=pipeline, train={"precision": "fp32"})
-    tied = Message(operation="allreduce", group="tied", num_bytes=4 * VOCAB_SIZE * config.model.hidden_size)
+    tied = Message(operation="allreduce", group="ends", num_bytes=4 * VOCAB_SIZE * config.model.hidden_size)
     micro_batches = 4
     state_bytes = 4 * config.train.seq_len * config.model.hidden_size
     for rank, of_rank in enumerate(_count(config, pool)):
         holds_tied = config.model.tied_head and rank in (0, pipeline - 1)
         for num_loops, messages in zip(LOOP_COUNTS, of_rank, strict=True):
-            assert _of_group(messages, "pipeline", "tied") == Counter({tied: 1} if holds_tied else {})
+            assert _of_group(messages, "pipeline", "ends") == Counter({tied: 1} if holds_tied else {})
             sends = [message for message in messages if message.operation == "send"]
             assert {message.num_bytes for message in sends} == {state_bytes}
             crossings = (num_loops if rank < pipeline - 1 else num_loops - 1) + (num_loops if rank else num_loops - 1)

@@ -20,7 +20,7 @@ class Message:
 
     operation: str
     group: str
-    """tensor, data, pipeline, tied or world."""
+    """tensor, data, pipeline, ends or world."""
     num_bytes: int
     """Of all tensors in and out."""
 
@@ -36,7 +36,7 @@ class Traffic(TorchDispatchMode):
             "tensor": groups.tensor,
             "data": groups.data,
             "pipeline": groups.pipeline,
-            "tied": groups.tied,
+            "ends": groups.ends,
             "world": dist.group.WORLD,
         }
         self._names = {group.group_name: name for name, group in named.items() if group is not None}

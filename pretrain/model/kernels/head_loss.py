@@ -2,8 +2,9 @@
 
 For each block: logits, softmax, losses; then at once, in the same memory, the gradient of its logits,
 softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales
-those two. Cost: the matrix products of head and loss apart, less memory traffic, and `BLOCK_ROWS` · v logits instead of
-several copies of [t, v]. For a head that one device holds whole; the tensor-parallel path is `Modules.token_losses`.
+those two. Cost: the matrix products of head and loss apart, less memory traffic, and `LOSS_BLOCK_TOKENS` · v logits
+instead of several copies of [t, v]. For a head that one device holds whole; the tensor-parallel path is
+`Modules.token_losses`.
 The idea is that of Hsu et al. 2024 (Liger kernel, arXiv 2410.10989, section 3.2).
 """
 
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-BLOCK_ROWS = 2048
-"""Tokens of a block. Fewer save memory; but each block reads and writes the whole [v, d] gradient of the head."""
+from pretrain.model.count import LOSS_BLOCK_TOKENS
 
 
 def head_loss(states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float) -> tuple[Tensor, Tensor]:
@@ -45,8 +45,8 @@ class _HeadLoss(torch.autograd.Function):
                 torch.zeros_like(weight, dtype=wide),
             )
             ctx.save_for_backward(*gradients)
-        for first in range(0, states.shape[0], BLOCK_ROWS):
-            rows = slice(first, first + BLOCK_ROWS)
+        for first in range(0, states.shape[0], LOSS_BLOCK_TOKENS):
+            rows = slice(first, first + LOSS_BLOCK_TOKENS)
             block = states[rows]
             loss = _BlockLoss(torch.mm(block, weight.t()).to(wide), labels[rows], z_loss_weight)
             total += loss.total

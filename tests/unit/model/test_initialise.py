@@ -9,8 +9,9 @@ import torch
 from pretrain.config.model import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
+from pretrain.model.loop.recurrence import WHOLE, Stage
 from pretrain.model.modules import PLAIN, Modules
-from pretrain.model.weights import WHOLE, Stage, Weights
+from pretrain.model.weights import Weights
 
 CONFIG = ModelSection(
     vocab_size=256,

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -120,7 +121,7 @@ def test_rotation() -> None:
 @pytest.mark.parametrize("block_rows", [1, 2, 100])
 @pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
 def test_head_loss_gradients(monkeypatch: pytest.MonkeyPatch, block_rows: int, z_loss_weight: float) -> None:
-    monkeypatch.setattr(fused, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(fused, "LOSS_BLOCK_TOKENS", block_rows)
     labels = torch.tensor([1, -100, 3, 0, 8])
     assert gradcheck(
         lambda states, head: fused.head_loss(states, head, labels, z_loss_weight)[0],
@@ -150,6 +151,7 @@ def test_compiled_layers_equal_eager_ones() -> None:
     )
     tokens = torch.arange(24).view(2, 12) % 16
     results = []
+    counters.clear()
     for compiled in (False, True):
         model = LoopedGPT(config, 12)
         initialise(model, seed=0)
@@ -159,6 +161,8 @@ def test_compiled_layers_equal_eager_ones() -> None:
                 layer.compile(backend="aot_eager", fullgraph=True)
         loss = model(tokens).square().sum()
         results.append((loss, torch.autograd.grad(loss, list(model.loop.parameters()))))
+        model(tokens, 5).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1, "a layer is traced again in another loop"
     (loss, gradients), (compiled_loss, compiled_gradients) = results
     torch.testing.assert_close(compiled_loss, loss)
     for gradient, expected in zip(compiled_gradients, gradients, strict=True):

@@ -13,6 +13,7 @@ from pretrain.config.model import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache
+from pretrain.model.loop.recurrence import Application
 from pretrain.model.loss import loss_sums
 
 VOCAB, SEQ = 64, 12
@@ -86,11 +87,12 @@ def unrolled_loss(model: LoopedGPT, copies: LoopedGPT, num_loops: int, injection
     hand."""
     tokens, block = random_tokens(), model.config.num_loop_layers
     context = model.context(tokens)
-    states = start = model.begin(tokens, context)
+    states, _ = model.begin(tokens, context)
+    start = states
     for number in range(num_loops * block):
         if number and number % block == 0 and injection == "add":
             states = states + start
-        states = copies.loop[str(number)](states, context, 0)
+        states = copies.loop[str(number)](states, context, Application(number, None))
     return loss_sums(model, model.finish(states, context, num_loops), tokens.roll(-1, 1))[0]
 
 

@@ -1,4 +1,4 @@
-"""The plan against measurement: bytes that autograd and the engine hold, and the schedule that Megatron runs."""
+"""The plan against measurement: bytes that autograd and the engine hold."""
 
 import subprocess
 import sys
@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config.run import RunConfig
@@ -19,12 +16,13 @@ from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.model.count import count
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels import blocked_attention, head_loss
+from pretrain.model.loop.recurrence import Stage
 from pretrain.model.loss import loss_sums
-from pretrain.model.weights import Stage, stage_weights
+from pretrain.model.weights import stage_weights
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan import plan as plan_module
-from pretrain.plan.plan import Activations, Plan, group_size, idle_share, make_plan
+from pretrain.plan.plan import Activations, Plan, make_plan
 from pretrain.plan.text import plan_rows
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
@@ -104,17 +102,13 @@ def test_activations_are_those_that_torch_allocates(
 def test_working_space_of_the_loss_is_that_which_torch_allocates(
     rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_loss, "BLOCK_ROWS", rows)
-    monkeypatch.setattr(plan_module, "LOSS_ROWS", rows)
+    for module in (head_loss, plan_module):
+        monkeypatch.setattr(module, "LOSS_BLOCK_TOKENS", rows)
     run = config({"vocab_size": 4096, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
     plan = Activations(config=run)
     _, peak = measured_bytes(run)
     assert plan.working(0) > 0.25 * peak
     assert plan.peak(0, 4, 1) + plan.working(0) == pytest.approx(peak, rel=0.1)
-
-
-def test_rows_of_the_loss_are_those_of_the_model() -> None:
-    assert plan_module.LOSS_ROWS == head_loss.BLOCK_ROWS
 
 
 @pytest.fixture
@@ -162,73 +156,6 @@ def test_parameters_of_a_stage_are_those_of_the_module(shape: dict, num_stages: 
         built = LoopedGPT(run.model, run.train.seq_len, stage=stage)
         numel = sum(parameter.numel() for parameter in built.parameters())
         assert count(stage_weights(run.model, run.train.seq_len, stage).values()) == numel
-
-
-# --- the schedule -----------------------------------------------------------------------------------------------------
-
-
-def passes_of_stage(num_loops: int, num_micro_batches: int, stage: int, num_stages: int) -> list[tuple[bool, int, int]]:
-    """Megatron's order of work on a stage: (is forward, micro-batch, chunk), from its own table."""
-    group = group_size(num_micro_batches, num_stages)
-    table = get_schedule_table(num_micro_batches, num_loops, group)
-    behind = num_stages - 1 - stage
-    warm_up = min(len(table), behind if num_loops == 1 else 2 * behind + (num_loops - 1) * group)
-    forward = [(True, micro_batch, chunk) for micro_batch, chunk in table]
-    backward = [(False, micro_batch, num_loops - 1 - chunk) for micro_batch, chunk in table]
-    steady = [work for pair in zip(forward[warm_up:], backward, strict=False) for work in pair]
-    return forward[:warm_up] + steady + backward[len(table) - warm_up :]
-
-
-@given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 9), st.data())
-@settings(deadline=None, max_examples=100)
-def test_in_flight_is_what_megatrons_schedule_holds(
-    num_loops: int, num_stages: int, extra: int, data: st.DataObject
-) -> None:
-    num_micro_batches = num_stages + extra
-    run = config(
-        {"num_loop_layers": 2 * num_stages, "num_loops": num_loops, "num_prelude_layers": 1, "num_coda_layers": 1},
-        parallel={"pipeline": num_stages},
-        train={"global_batch": num_micro_batches, "micro_batch": 1},
-    )
-    plan = Activations(config=run)
-    stage = data.draw(st.integers(0, num_stages - 1))
-    held = peak = 0.0
-    for is_forward, _, chunk in passes_of_stage(num_loops, num_micro_batches, stage, num_stages):
-        held += plan.chunk(stage, chunk, num_loops) * (1 if is_forward else -1)
-        peak = max(peak, held)
-    assert held == pytest.approx(0)
-    assert plan.peak(stage, num_micro_batches, num_loops) == pytest.approx(peak)
-
-
-def step_time(num_loops: int, num_micro_batches: int, num_stages: int) -> int:
-    """Length of a step in which every pass takes one unit and waits for the pass it depends on."""
-    queues = [passes_of_stage(num_loops, num_micro_batches, stage, num_stages) for stage in range(num_stages)]
-    visits = num_loops * num_stages
-    done: dict[tuple[bool, int, int], int] = {}  # (is forward, micro-batch, visit number along the ring) -> end
-    clocks = [0] * num_stages
-    while any(queues):
-        for stage, queue in enumerate(queues):
-            while queue:
-                is_forward, micro_batch, chunk = queue[0]
-                visit = chunk * num_stages + stage
-                needs = (True, micro_batch, visit - 1) if is_forward else (False, micro_batch, visit + 1)
-                if not is_forward and visit == visits - 1:
-                    needs = (True, micro_batch, visit)
-                if needs not in done and not (is_forward and visit == 0):
-                    break
-                clocks[stage] = max(clocks[stage], done.get(needs, 0)) + 1
-                done[is_forward, micro_batch, visit] = clocks[stage]
-                queue.pop(0)
-    return max(clocks)
-
-
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
-@settings(deadline=None, max_examples=60)
-def test_idle_share_is_that_of_the_schedule(num_loops: int, num_stages: int, num_groups: int) -> None:
-    num_micro_batches = num_groups * num_stages
-    work = 2 * num_loops * num_micro_batches
-    time = step_time(num_loops, num_micro_batches, num_stages)
-    assert idle_share(num_loops, num_micro_batches, num_stages) == pytest.approx(1 - work / time)
 
 
 # --- the plan as a whole ----------------------------------------------------------------------------------------------

@@ -1,0 +1,96 @@
+"""The way of a token through the layers: prelude, L passes over the shared block, coda. Numbers only, no torch.
+
+A layer of the block is applied once in every pass, so layers and their applications are counted apart. Applications are
+numbered from 0 in the order in which a token meets them: prelude, pass after pass, coda. Keys and values are cached by
+this number, on every pipeline stage. One of P stages holds 1/P of the block and does 1/P of every pass. In a
+block-regularised model pass i goes through block i, which has weights of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pretrain.config.model import ModelSection
+
+
+class Application(NamedTuple):
+    """One application of a layer to a token."""
+
+    number: int
+    """From 0, in the order in which a token meets the layers."""
+    loop: int | None
+    """The pass it is part of, from 0; None in prelude and coda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Which part of the model a pipeline rank holds: stage `index` of `count`, each with 1/count of every block."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+WHOLE = Stage()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrence:
+    """The layers that a stage holds, and when it applies them."""
+
+    config: ModelSection
+    stage: Stage = WHOLE
+
+    @property
+    def num_prelude_layers(self) -> int:
+        return self.config.num_prelude_layers if self.stage.is_first else 0
+
+    @property
+    def num_coda_layers(self) -> int:
+        return self.config.num_coda_layers if self.stage.is_last else 0
+
+    @property
+    def num_pass_layers(self) -> int:
+        """Layers of one pass that the stage holds."""
+        return self.config.pass_layers // self.stage.count
+
+    def layers(self) -> dict[str, list[int]]:
+        """Numbers of the layers that the stage holds, by part of the model; each has weights of its own."""
+        return {
+            "prelude": list(range(self.num_prelude_layers)),
+            "loop": [number for block in range(self.config.num_blocks) for number in self.block(block)],
+            "coda": list(range(self.num_coda_layers)),
+        }
+
+    def num_applications(self, num_loops: int | None = None) -> int:
+        """Applications of these layers to a token, at L = `num_loops` (the configuration's by default)."""
+        looped = self.config.num_passes(num_loops) * self.num_pass_layers
+        return self.num_prelude_layers + looped + self.num_coda_layers
+
+    def block(self, number: int) -> range:
+        """The layers of block `number` that the stage holds, by their numbers in the whole loop part."""
+        first = number * self.config.pass_layers + self.stage.index * self.num_pass_layers
+        return range(first, first + self.num_pass_layers)
+
+    def in_prelude(self) -> Iterator[tuple[int, Application]]:
+        """Layers of the prelude on the stage, with their applications, in order."""
+        return ((layer, Application(layer, None)) for layer in range(self.num_prelude_layers))
+
+    def in_loop(self, loop: int) -> Iterator[tuple[int, Application]]:
+        """The stage's part of a pass: numbers of the layers, with their applications, in order."""
+        first = self.config.num_prelude_layers + loop * self.config.pass_layers
+        first += self.stage.index * self.num_pass_layers
+        block = self.block(loop if self.config.num_blocks > 1 else 0)
+        return ((layer, Application(first + offset, loop)) for offset, layer in enumerate(block))
+
+    def in_coda(self, num_passes: int) -> Iterator[tuple[int, Application]]:
+        """Layers of the coda on the stage, with their applications after so many passes, in order."""
+        first = self.config.num_prelude_layers + num_passes * self.config.pass_layers
+        return ((layer, Application(first + layer, None)) for layer in range(self.num_coda_layers))
