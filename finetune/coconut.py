@@ -19,7 +19,7 @@ from pretrain.run.entry import run_entry
 
 COMMAND_LINE = CommandLine(
     schema=FinetuneConfig,
-    default_config=Path("configs/finetune/prosqa_coconut_small.yaml"),
+    default_config=Path("configs/finetune/prosqa_small.yaml"),
     program="deepspeed finetune/coconut.py",
     title="Fine-tune a model to reason in latent thoughts: Coconut, and the methods it is compared with.",
     examples="train.epochs=10, method.name=cot",

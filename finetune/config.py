@@ -1,7 +1,7 @@
 """The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is
 (`pretrain/config/read.py`).
 
-    deepspeed finetune/coconut.py --config configs/finetune/prosqa_coconut.yaml [a.b=c ...]
+    deepspeed finetune/coconut.py --config configs/finetune/prosqa.yaml [a.b=c ...]
 
 The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). Every field is documented by
 the line below it.

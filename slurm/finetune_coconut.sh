@@ -13,12 +13,12 @@
 #
 #   bash slurm/submit.sh slurm/finetune_coconut.sh [--nodes=2 --gpus-per-node=8 ...] [CONFIG.yaml] [--init runs/12x2] [a.b=c ...]
 #
-# Without arguments: ProsQA, configs/finetune/prosqa_coconut.yaml. As slurm/pretrain_looped.sh in everything else.
+# Without arguments: ProsQA, configs/finetune/prosqa.yaml. As slurm/pretrain_looped.sh in everything else.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 source slurm/common.sh
 
-config=configs/finetune/prosqa_coconut.yaml
+config=configs/finetune/prosqa.yaml
 if [[ ${1:-} == *.yaml ]]; then
   config=$1
   shift

@@ -5,16 +5,16 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@180
 #
-# One job of a sweep, as `python tools/depth_sweep.py FILE --slurm` submits it: FILE and the stage (train, eval, plot). In an array the task
-# is the run.
+# One job of a sweep, as `python tools/sweep.py FILE --slurm` submits it: FILE and the stage. In an array (train, eval) the task is the run;
+# without one (plot, table) the job is for all runs.
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?submit a sweep with: python tools/depth_sweep.py FILE --slurm}"
+cd "${SLURM_SUBMIT_DIR:?submit a sweep with: python tools/sweep.py FILE --slurm}"
 source slurm/common.sh
 
-command=("$PYTHON" tools/depth_sweep.py "$1" --stage "$2" ${SLURM_ARRAY_TASK_ID:+--cell "$SLURM_ARRAY_TASK_ID"})
-if [[ $2 == plot ]]; then
+command=("$PYTHON" tools/sweep.py "$1" --stage "$2" ${SLURM_ARRAY_TASK_ID:+--cell "$SLURM_ARRAY_TASK_ID"})
+if [[ -z ${SLURM_ARRAY_TASK_ID:-} ]]; then
   exec "${ranks[@]}" "${command[@]}"
 fi
-plan_run "$PYTHON" tools/depth_sweep.py "$1" --cell "$SLURM_ARRAY_TASK_ID"
+plan_run "$PYTHON" tools/sweep.py "$1" --cell "$SLURM_ARRAY_TASK_ID"
 [[ $2 == train ]] || evaluation_of "$run_dir"
 run_until_done "${command[@]}"

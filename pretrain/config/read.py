@@ -4,7 +4,8 @@
    each a small YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
 2. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and
    line.
-3. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
+3. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
+4. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
 
 YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a
 number, `name: 1e5` is a name and `steps: true` an error.
@@ -42,6 +43,7 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
         settings.read(node, str(file))
     for override in overrides:
         settings.read(_override_node(override), FROM_COMMAND_LINE)
+    settings.fill_in_name()
     if not settings.problems:
         try:
             return schema.model_validate(settings.values)
@@ -82,6 +84,26 @@ class _Settings:
     def read(self, node: yaml.Node, source: str) -> None:
         """Lay one document over the values read so far."""
         self._section(node, self.schema, (), source, self.values)
+
+    def fill_in_name(self) -> None:
+        """Replace each `{a.b}` in run.name by the value of that key, a default included."""
+        run = self.values.get("run", {})
+        if isinstance(name := run.get("name"), str):
+            run["name"] = re.sub(r"{([^{}]*)}", lambda match: self._named(match[1]), name)
+
+    def _named(self, key: str) -> str:
+        known, path = dict(config_keys(self.schema)), tuple(key.split("."))
+        is_section = key in known and section_in(known[key].annotation)[0] is not None
+        if key not in known or is_section:
+            hint = _did_you_mean((*path, "") if is_section else path, self.schema)
+            self.problems.append(f"{self.origins['run', 'name']}: run.name: {{{key}}}: unknown key{hint}")
+            return ""
+        value: Any = self.values
+        for part in path:
+            if part not in value:
+                return inline(known[key].get_default(call_default_factory=True))
+            value = value[part]
+        return value if isinstance(value, str) else inline(value)
 
     def _section(
         self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]

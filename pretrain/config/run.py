@@ -22,7 +22,7 @@ SYMBOLS_PREFIX = "symbols:"
 
 class RunSection(Section):
     name: str = Field(default="looped", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Name of the run; its directory is <run.root>/<run.name>."""
+    """Name of the run; its directory is <run.root>/<run.name>. {a.b} in it stands for the value of key a.b."""
     root: str = "runs"
     """Folder that holds the run directories."""
     seed: int = Field(default=0, ge=0)

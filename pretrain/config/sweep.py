@@ -1,14 +1,16 @@
-"""A sweep: a family of models over depth, from one file. Each is trained, then evaluated at its own loop count, then
-all are plotted.
+"""A sweep: runs of one configuration that are compared, from one file: a family of models over depth, or methods of
+fine-tuning.
 
 For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly
-(iso-FLOP), and k⊗1, with the same weights applied once (iso-parameter). A cell is one of them with one seed, and a run
-of its own.
+(iso-FLOP), and k⊗1, with the same weights applied once (iso-parameter). Each is trained, then evaluated at its own loop
+count, then all are plotted. Methods are trained, which ends with their test questions, then all are put in a table.
+A cell is one model or method with one seed, and a run of its own.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
 
@@ -38,43 +40,60 @@ class SweepConfig(Section):
     """Configuration that all runs share."""
     overrides: tuple[str, ...] = ()
     """Overrides of it for all runs, such as train.steps=1000."""
-    models: tuple[SweepModel, ...] = Field(min_length=1)
-    """Looped models of the family."""
+    models: tuple[SweepModel, ...] = ()
+    """Looped models of a family over depth; the configuration is one of pretraining."""
     baselines: bool = True
     """Add kL⊗1 and k⊗1 for every k⊗L."""
+    methods: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Instead of models: values of method.name, each with overrides for it alone; the configuration is one of
+    fine-tuning."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Values of run.seed; each model is trained with all of them."""
+    """Values of run.seed; each model or method is trained with all of them."""
     ranks: int = Field(default=1, gt=0)
     """Ranks of a run, on this machine under torchrun."""
     evaluation: SweepEvaluation = SweepEvaluation()
-    """What the runs are scored on."""
+    """What models are scored on."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "SweepConfig":
+        if bool(self.models) == bool(self.methods):
+            raise ValueError("a sweep compares models or methods: give one of the two")
+        if self.methods and self.evaluation != SweepEvaluation():
+            raise ValueError("evaluation: is for models; methods are scored on data.test of their configuration")
+        return self
 
 
 class Cell(NamedTuple):
-    """One run of a sweep."""
+    """A run of a sweep."""
 
     name: str
     """run.name."""
     overrides: tuple[str, ...]
     """All of its overrides, run.name and run.root left out."""
-    num_loops: int
-    """L that it is trained and scored with."""
+    num_loops: int | None = None
+    """L that a model is trained and scored with."""
 
 
 def cells(sweep: SweepConfig) -> list[Cell]:
     """The runs of a sweep, each once, in the order of the file."""
     found: dict[str, Cell] = {}
+    for name, overrides, num_loops in [*_models(sweep), *_methods(sweep)]:
+        for seed in sweep.seeds:
+            cell = Cell(f"{name}-seed{seed}", (*sweep.overrides, *overrides, f"run.seed={seed}"), num_loops)
+            found.setdefault(cell.name, cell)
+    return list(found.values())
+
+
+def _models(sweep: SweepConfig) -> Iterator[Cell]:
     for model in sweep.models:
         k, loops = model.num_loop_layers, model.num_loops
+        kind = "".join(f"-{text.split('.')[-1].replace('=', '')}" for text in model.overrides)
         shapes = [(k, loops), *([(k * loops, 1), (k, 1)] if sweep.baselines and loops > 1 else [])]
         for layers, count in shapes:
-            for seed in sweep.seeds:
-                shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}", f"run.seed={seed}")
-                kind = (
-                    ""
-                    if not model.overrides
-                    else "-" + "-".join(text.split(".")[-1].replace("=", "") for text in model.overrides)
-                )
-                name = f"{layers}x{count}{kind}-seed{seed}"
-                found.setdefault(name, Cell(name, (*sweep.overrides, *model.overrides, *shape), count))
-    return list(found.values())
+            shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}")
+            yield Cell(f"{layers}x{count}{kind}", (*model.overrides, *shape), count)
+
+
+def _methods(sweep: SweepConfig) -> Iterator[Cell]:
+    for method, overrides in sweep.methods.items():
+        yield Cell(method, (f"method.name={method}", *overrides))

@@ -19,7 +19,7 @@ EXACT = ("step", "epoch", "stage", "loss", "grad_norm")
 
 
 def start(cluster: Cluster, name: str, **variables: str) -> Job:
-    arguments = ["configs/finetune/prosqa_coconut_small.yaml", *SMALL, f"run.name={name}"]
+    arguments = ["configs/finetune/prosqa_small.yaml", *SMALL, f"run.name={name}"]
     return cluster.submit("slurm/finetune_coconut.sh", ["--nodes=2", "--ntasks-per-node=1"], arguments, **variables)
 
 

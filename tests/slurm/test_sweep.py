@@ -24,7 +24,7 @@ evaluation: {num_examples: 10}
 def jobs(cluster: Cluster) -> list[Job]:
     """The three jobs of the sweep, when the last has ended."""
     (cluster.project / "grid.yaml").write_text(SWEEP)
-    printed = cluster.run(".venv/bin/python", "tools/depth_sweep.py", "grid.yaml", "--slurm")
+    printed = cluster.run(".venv/bin/python", "tools/sweep.py", "grid.yaml", "--slurm")
     submitted = [Job(cluster, line.split()[1].rstrip(":")) for line in printed.splitlines()]
     submitted[-1].wait("COMPLETED", 600)
     return submitted

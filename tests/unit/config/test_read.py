@@ -63,6 +63,11 @@ def test_a_base_is_relative_to_the_file_that_names_it(write: Write, tmp_path: Pa
     assert load_config(write("base: ../base.yaml", "inner/run.yaml")).run.name == "base"
 
 
+def test_values_of_other_keys_stand_in_the_name_of_a_run(write: Write) -> None:
+    path = write("run:\n  name: '{model.num_loop_layers}x{model.num_loops}-seed{run.seed}'\nmodel: {num_loops: 3}")
+    assert [read_config(path, RunConfig, more).run.name for more in ([], ["run.seed=2"])] == ["8x3-seed0", "8x3-seed2"]
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet", "model:\n  # num_loops: 3\ntrain: ~", "{}"])
 def test_empty_files_and_sections_leave_the_defaults(write: Write, text: str) -> None:
     assert load_config(write(text)) == RunConfig()
@@ -147,6 +152,8 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("train.precision=fp8", "train.precision: needs one of fp64, fp32 or bf16, got fp8"),
         ("run.name=../x", "run.name: needs letters, digits and ._+- only, the first a letter or digit, got ../x"),
         ("run.name=[]", "run.name: needs text, got []"),
+        ("run.name=a{model.num_loop}", "run.name: {model.num_loop}: unknown key, did you mean model.num_loops?"),
+        ("run.name=a{parallel}", "run.name: {parallel}: unknown key; parallel has tensor, pipeline, sequence"),
         ("validation.num_loops=3", "validation.num_loops: needs a list, such as [1, 2], got 3"),
         ("validation.num_loops=[1, x]", "validation.num_loops[1]: needs a whole number, got x"),
         ("model.num_loop=3", "model.num_loop: unknown key, did you mean model.num_loops?"),

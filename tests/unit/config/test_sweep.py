@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.config import FinetuneConfig
+from finetune.method.methods import METHODS
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
@@ -21,6 +23,13 @@ overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidd
 models: [{num_loop_layers: 1, num_loops: 2}]
 baselines: false
 evaluation: {num_examples: 10}
+"""
+TINY_METHODS = f"""
+config: {ROOT}/configs/finetune/prosqa_small.yaml
+overrides: [model.hidden_size=16, model.num_attention_heads=2, model.ffn_size=16, model.num_loop_layers=1,
+  data.train.num_examples=16, data.validation.num_examples=4, data.test.num_examples=4, curriculum.num_stages=1,
+  curriculum.first_stage_epochs=1, train.epochs=3, train.effective_batch=8, train.micro_batch=4, logging.wandb=disabled]
+methods: {{coconut: [curriculum.thoughts_per_step=2], no_cot: []}}
 """
 
 
@@ -45,16 +54,29 @@ def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     sweep = read_config(path, SweepConfig)
     for cell in cells(sweep):
-        config = read_config(Path(sweep.config), RunConfig, [*cell.overrides, f"run.name={cell.name}"])
-        assert config.model.num_loops == cell.num_loops
+        overrides = [*cell.overrides, f"run.name={cell.name}"]
+        if sweep.methods:
+            assert read_config(Path(sweep.config), FinetuneConfig, overrides).method.name == cell.name.split("-")[0]
+        else:
+            assert read_config(Path(sweep.config), RunConfig, overrides).model.num_loops == cell.num_loops
+
+
+def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
+    sweeps = {path.stem: read_config(path, SweepConfig) for path in SWEEPS}
+    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods}
+    assert set(found) == {f"{task}{size}" for task in ("prosqa", "prontoqa", "gsm8k") for size in ("", "_small")}
+    for name, sweep in found.items():
+        assert sweep.config == f"configs/finetune/{name}.yaml" and set(sweep.methods) == set(METHODS)
+        assert {method for method, overrides in sweep.methods.items() if overrides} == {"icot"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{config: CONFIG, models: []}", "1: models: Tuple should have at least 1 item"),
+        ("{config: CONFIG, models: []}", " a sweep compares models or methods: give one of the two"),
+        ("{config: CONFIG, methods: {cot: []}, models: [{num_loop_layers: 1}]}", " a sweep compares models or methods"),
+        ("{config: CONFIG, methods: {cot: []}, evaluation: {num_examples: 9}}", " evaluation: is for models"),
         ("{config: CONFIG, model: [{num_loop_layers: 1}]}", "1: model: unknown key, did you mean models?"),
-        ("{config: CONFIG}", " models: is missing"),
         (
             "config: CONFIG\nmodels:\n - {num_loop_layers: 0}",
             r"3: models\[0\]\.num_loop_layers: must be larger than 0, got 0",
@@ -68,7 +90,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "depth_sweep.py"), "tiny.yaml", *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "sweep.py"), "tiny.yaml", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -108,3 +130,39 @@ def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path:
         assert [(row["task"], row["metric"], row["num_loops"], row["step"]) for row in rows] == [("p_hop", "acc", 2, 3)]
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert "has p_hop already" in done.stderr
+
+
+def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY_METHODS)
+    for name in ("tools", "finetune"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    lines = sweep(tmp_path, "--print").stdout.splitlines()
+    assert [line.count("finetune/coconut.py --config") for line in lines[:2]] == [1, 1]
+    assert "coconut_table.py" in lines[2] and "--array=0-1" in lines[-2] and "afterok" in lines[-1]
+    done = sweep(tmp_path)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "runs" / "sweeps" / "tiny"
+    files = [root / f"{method}-seed0" / "eval" / "coconut.jsonl" for method in ("coconut", "no_cot")]
+    rows = [json.loads(file.read_text().splitlines()[-1]) for file in files]
+    found = [(row["method"], row["split"], row["num_thoughts"]) for row in rows]
+    assert found == [("coconut", "test", 2), ("no_cot", "test", 0)]
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if "%" not in line][-2:] == [
+        "| coconut",
+        "| no_cot",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "arguments", "message"),
+    [
+        ("no_cot", "no_cott", ["--print"], "method.name: needs one of coconut, cot"),
+        ("no_cot", "no_cot", ["--stage", "plot"], "--stage plot: the stages of this sweep are train, table"),
+        ("methods:", "ranks: 4\nmethods:", ["--slurm"], "train.effective_batch=8 is not divisible by"),
+    ],
+)
+def test_what_a_sweep_over_methods_cannot_train_is_refused_first(
+    tmp_path: Path, before: str, after: str, arguments: list[str], message: str
+) -> None:
+    write(tmp_path / "tiny.yaml", TINY_METHODS.replace(before, after))
+    refused = sweep(tmp_path, *arguments)
+    assert (refused.returncode, refused.stdout) == (2, "") and message in refused.stderr

@@ -5,7 +5,9 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,17 +16,39 @@ from finetune.config import FinetuneConfig
 from finetune.examples.examples import encode_examples, load_examples, read_lines
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import cut_at, final_stage
-from finetune.method.methods import METHODS
 from finetune.run.plan import plan_rows
 from finetune.run.start import start_of
 from pretrain.config.read import read_config, resolved_yaml
+from pretrain.config.sweep import SweepConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.finetuned_runs import save_run
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
-SCRATCH = [path for path in FILES if path.stem.endswith("_small") and not path.stem.startswith("gsm8k")]
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+SMALL = ROOT / "configs" / "finetune" / "prosqa_small.yaml"
+
+
+class Case(NamedTuple):
+    """A shipped configuration, with what its sweep changes for a method."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    run_name: str
+
+
+def shipped() -> Iterator[Case]:
+    for path in FILES:
+        sweep = ROOT / "configs" / "sweeps" / path.name
+        if not sweep.exists():
+            yield Case(path, (), path.stem)
+            continue
+        task, _, size = path.stem.partition("_")
+        for method, overrides in read_config(sweep, SweepConfig).methods.items():
+            yield Case(path, (f"method.name={method}", *overrides), f"{task}_{method}{size and '_' + size}")
+
+
+CASES = list(shipped())
+FROM_SCRATCH = [case for case in CASES if "small" in case.path.stem and not case.path.stem.startswith("gsm8k")]
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +59,25 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_every_method_of_every_task_is_shipped_in_two_sizes() -> None:
-    names = {
-        f"{task}_{method}{size}"
-        for task in ("prosqa", "prontoqa", "gsm8k")
-        for method in METHODS
-        for size in ("", "_small")
-    }
-    assert {path.stem for path in FILES} == names
-
-
-@every_file
-def test_a_configuration_plans_round_trips_and_is_what_its_name_says(
-    path: Path, tmp_path: Path, other_run: str
-) -> None:
-    config = read_config(path, FinetuneConfig)
-    assert config.run.name == path.stem
-    assert config.method.name == path.stem.removesuffix("_small").partition("_")[2]
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.run_name)
+def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp_path: Path, other_run: str) -> None:
+    config = read_config(case.path, FinetuneConfig, case.overrides)
+    assert config.run.name == case.run_name
     if config.checkpoint.init_from is None:
         resolved = tmp_path / "config.yaml"
         resolved.write_text(resolved_yaml(config))
         assert read_config(resolved, FinetuneConfig) == config
     else:
-        config = read_config(path, FinetuneConfig, [f"checkpoint.init_from={other_run}"])
+        config = read_config(case.path, FinetuneConfig, [*case.overrides, f"checkpoint.init_from={other_run}"])
     plan = plan_rows(config, 1)
     assert dict(plan)["step"].endswith(f"= {config.train.effective_batch}")
     last = final_stage(config.curriculum, config.chosen_method)
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
-@pytest.mark.parametrize("path", SCRATCH, ids=lambda path: path.stem)
-def test_examples_fit_tokenizer_length_and_answer(path: Path) -> None:
-    config = read_config(path, FinetuneConfig)
+@pytest.mark.parametrize("case", FROM_SCRATCH, ids=lambda case: case.run_name)
+def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
+    config = read_config(case.path, FinetuneConfig, case.overrides)
     start = start_of(config)
     section = config.data.train.model_copy(update={"num_examples": 100})
     examples, form = load_examples(section, "train", 0)
@@ -99,7 +110,7 @@ def test_examples_fit_tokenizer_length_and_answer(path: Path) -> None:
 )
 def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        COMMAND_LINE.parse(["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), *overrides])
+        COMMAND_LINE.parse(["--config", str(SMALL), *overrides])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -111,9 +122,7 @@ def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> No
     ],
 )
 def test_a_start_that_does_not_fit_is_refused_by_the_dry_run(overrides: list[str], message: str) -> None:
-    command = COMMAND_LINE.parse(
-        ["--config", str(ROOT / "configs/finetune/prosqa_coconut_small.yaml"), "--dry-run", *overrides]
-    )
+    command = COMMAND_LINE.parse(["--config", str(SMALL), "--dry-run", *overrides])
     with pytest.raises(ValueError) as caught:
         plan_rows(command.config, 1)
     assert message in str(caught.value)
@@ -197,9 +206,7 @@ def test_the_released_files_are_read() -> None:
 
 def test_parts_are_encoded_by_themselves() -> None:
     tokenizer = Tokenizer.load("symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?=")
-    section = read_config(SCRATCH[0].parent / "prosqa_coconut_small.yaml", FinetuneConfig).data.train.model_copy(
-        update={"num_examples": 3}
-    )
+    section = read_config(SMALL, FinetuneConfig).data.train.model_copy(update={"num_examples": 3})
     examples, form = load_examples(section, "train", 0)
     for example, encoded in zip(examples, encode_examples(examples, form, tokenizer), strict=True):
         assert encoded.question == (tokenizer.bos_id, *tokenizer.encode(example.question))

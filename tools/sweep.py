@@ -1,9 +1,12 @@
-"""Train, evaluate and plot a family of models: `python tools/depth_sweep.py configs/sweeps/p_hop_small.yaml`.
+"""Train and compare a family of models, or methods of fine-tuning: `python tools/sweep.py
+configs/sweeps/p_hop_small.yaml`.
 
-Runs go to runs/sweeps/<name of the file>/<model and seed>/, figures to the folder above. A repeated command resumes the
-sweep: runs resume from their checkpoints, evaluated tasks are skipped. --print only shows the commands; --dry-run plans
-the training runs; --slurm submits a job array for training, one for evaluation, whose tasks wait for their runs, and a
-plot job that waits for all of them. `pretrain/config/sweep.py` documents the configuration.
+Models are trained, evaluated and plotted; methods are trained, which scores their test questions, and listed in a
+table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the folder above. A repeated
+command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped. --print only shows the
+commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose tasks wait for those of
+the stage before, and a last job for the plot or table that waits for all. `pretrain/config/sweep.py` documents the
+configuration.
 """
 
 import argparse
@@ -11,10 +14,12 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import finetune.config
+from finetune.config import FinetuneConfig
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
@@ -24,18 +29,20 @@ from pretrain.run.console import run_command
 
 SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"
+SUMMARIES = ("plot", "table")
+"""Stages that are one command for all runs."""
 Command = list[str]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train, evaluate and plot a family of models over depth.")
+    parser = argparse.ArgumentParser(description="Train and compare models over depth, or methods of fine-tuning.")
     parser.add_argument("sweep", type=Path, metavar="FILE", help="configs/sweeps/<name>.yaml")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", help="show the commands and run none")
     how.add_argument("--dry-run", action="store_true", help="print the plans of the training runs and run none")
     how.add_argument("--slurm", action="store_true", help="submit job arrays instead of running here")
     parser.add_argument(
-        "--stage", choices=("train", "eval", "plot"), help="only this part of the sweep, as in a job array"
+        "--stage", choices=("train", "eval", *SUMMARIES), help="only this part of the sweep, as in a job array"
     )
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
     return parser.parse_args(arguments)
@@ -45,16 +52,29 @@ def run_overrides(cell: Cell, root: Path) -> list[str]:
     return [*cell.overrides, f"run.root={root}", f"run.name={cell.name}"]
 
 
+def entry_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+    entry = ["finetune/coconut.py"] if sweep.methods else ["-m", "pretrain.train"]
+    return [*entry, "--config", sweep.config, *run_overrides(cell, root)]
+
+
 def train_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"]
     if sweep.ranks == 1 or is_launched():
         launch = []
-    return [sys.executable, *launch, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root)]
+    return [sys.executable, *launch, *entry_command(sweep, cell, root)]
 
 
 def plan_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
-    plan = ["--dry-run", "--world-size", str(sweep.ranks)]
-    return [sys.executable, "-m", "pretrain.train", "--config", sweep.config, *run_overrides(cell, root), *plan]
+    return [sys.executable, *entry_command(sweep, cell, root), "--dry-run", "--world-size", str(sweep.ranks)]
+
+
+def check(sweep: SweepConfig, cell: Cell, root: Path) -> None:
+    """Refuse what training would refuse."""
+    file, overrides = Path(sweep.config), run_overrides(cell, root)
+    if sweep.methods:
+        finetune.config.check_layout(read_config(file, FinetuneConfig, overrides), sweep.ranks)
+    else:
+        check_layout(read_config(file, RunConfig, overrides), sweep.ranks)
 
 
 def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
@@ -82,31 +102,35 @@ def plot_command(family: Sequence[Cell], root: Path) -> Command:
     ]
 
 
+def table_command(family: Sequence[Cell], root: Path) -> Command:
+    return [sys.executable, "tools/coconut_table.py", *(str(root / cell.name) for cell in family)]
+
+
 def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, list[Command]]:
     """The commands of each stage of the sweep, in order."""
-    return {
-        "train": [train_command(sweep, cell, root) for cell in family],
-        "eval": [eval_command(sweep, cell, root) for cell in family],
-        "plot": [plot_command(family, root)],
-    }
+    train = [train_command(sweep, cell, root) for cell in family]
+    if sweep.methods:
+        return {"train": train, "table": [table_command(family, root)]}
+    evaluate = [eval_command(sweep, cell, root) for cell in family]
+    return {"train": train, "eval": evaluate, "plot": [plot_command(family, root)]}
 
 
-def submissions(sweep: SweepConfig, file: Path, count: int, root: Path) -> list[Command]:
-    """The sbatch commands of the three jobs; "{job}" is the id of the job before, whose failure cancels the next."""
+def submissions(planned: Iterable[str], file: Path, count: int, ranks: int, root: Path) -> list[Command]:
+    """The sbatch commands of the stages; "{job}" is the id of the job before, whose failure cancels the next."""
+    jobs: list[Command] = []
+    for stage in planned:
+        is_array = stage not in SUMMARIES
+        log = root / f"slurm-{stage}-{'%A_%a' if is_array else '%j'}.out"
+        command = ["sbatch", "--parsable", f"--job-name={file.stem}-{stage}", f"--output={log}"]
+        command += [f"--ntasks={ranks if stage == 'train' else 1}"]
+        command += [f"--array=0-{count - 1}"] if is_array else []
+        after = "aftercorr" if is_array else "afterok"
+        command += [f"--dependency={after}:{{job}}", "--kill-on-invalid-dep=yes"] if jobs else []
+        jobs.append([*command, JOB, str(file), stage])
+    return jobs
 
-    def job(stage: str, after: str = "", ranks: int = 1, array: bool = True) -> Command:
-        log = root / f"slurm-{stage}-{'%A_%a' if array else '%j'}.out"
-        command = ["sbatch", "--parsable", f"--job-name={file.stem}-{stage}", f"--output={log}", f"--ntasks={ranks}"]
-        command += [f"--array=0-{count - 1}"] if array else []
-        command += [f"--dependency={after}:{{job}}", "--kill-on-invalid-dep=yes"] if after else []
-        return [*command, JOB, str(file), stage]
 
-    return [job("train", ranks=sweep.ranks), job("eval", after="aftercorr"), job("plot", after="afterok", array=False)]
-
-
-def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Command], root: Path) -> None:
-    for cell in family:  # report invalid layouts before submitting
-        check_layout(read_config(Path(sweep.config), RunConfig, run_overrides(cell, root)), sweep.ranks)
+def submit(commands: Sequence[Command], root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)  # Slurm does not create the folder of its logs
     job = ""
     for command in commands:
@@ -125,20 +149,23 @@ def submit(sweep: SweepConfig, family: Sequence[Cell], commands: Sequence[Comman
 def work(options: argparse.Namespace) -> None:
     sweep = read_config(options.sweep, SweepConfig)
     family, root = cells(sweep), SWEEPS / options.sweep.stem
+    planned = stages(sweep, family, root)
     if options.cell is not None and not 0 <= options.cell < len(family):
         raise ValueError(f"--cell {options.cell}: the sweep has {len(family)} runs, numbered from 0")
-    planned = (
-        {"plan": [plan_command(sweep, cell, root) for cell in family]}
-        if options.dry_run
-        else stages(sweep, family, root)
-    )
+    if options.stage not in (None, *planned):
+        raise ValueError(f"--stage {options.stage}: the stages of this sweep are {', '.join(planned)}")
+    for cell in family:  # all of them before the first is trained, or joins a queue
+        check(sweep, cell, root)
+    jobs = submissions(planned, options.sweep, len(family), sweep.ranks, root)
     if options.slurm:
-        submit(sweep, family, submissions(sweep, options.sweep, len(family), root), root)
+        submit(jobs, root)
         return
+    if options.dry_run:
+        planned = {"plan": [plan_command(sweep, cell, root) for cell in family]}
     for stage, commands in planned.items():
         if options.stage not in (None, stage) and not options.dry_run:
             continue
-        chosen = commands if options.cell is None or stage == "plot" else [commands[options.cell]]
+        chosen = commands if options.cell is None or stage in SUMMARIES else [commands[options.cell]]
         for number, command in enumerate(chosen, start=1):
             if options.print:
                 print(shlex.join(command))
@@ -153,15 +180,7 @@ def work(options: argparse.Namespace) -> None:
                     f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command continues from here"
                 )
     if options.print:
-        print(
-            "\n".join(
-                [
-                    "",
-                    "# with --slurm:",
-                    *(" ".join(command) for command in submissions(sweep, options.sweep, len(family), root)),
-                ]
-            )
-        )
+        print("\n".join(["", "# with --slurm:", *map(" ".join, jobs)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
