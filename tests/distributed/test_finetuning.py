@@ -139,6 +139,11 @@ def test_a_signal_during_validation_leaves_it_to_the_next_start(root: Path, pool
     assert [row["step"] for row in rows(root, "validating", "eval/coconut.jsonl")] == [3, 6]
 
 
+def test_a_run_stops_after_its_minutes(root: Path, pool: RankPool) -> None:
+    assert len(run(pool, finetune_config(root, "timed", train={"exit_after": 1e-9}), 2)) == 1
+    assert (root / "runs" / "timed" / "state").read_text() == "stopped by train.exit_after\n"
+
+
 def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None:
     config = finetune_config(root, "best", method={"stop": "classifier"}, train={"epochs": 5})
     run(pool, config, 2)
@@ -163,7 +168,11 @@ def test_moments_start_again_as_configured(root: Path, pool: RankPool, reset: st
     run(
         pool,
         finetune_config(
-            root, name, optimizer={"reset": reset, "lr": 1e-3}, train={"epochs": 5}, checkpoint={"every": 1}
+            root,
+            name,
+            optimizer={"reset": reset, "lr": 1e-3, "beta1": 0.8},
+            train={"epochs": 5},
+            checkpoint={"every": 1},
         ),
         1,
     )
@@ -175,10 +184,11 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
     first = tensors(root, reference)
     config = finetune_config(
         root, "from-run", checkpoint={"init_from": str(root / "runs" / reference)}, method={"name": "cot"},
-        train={"epochs": 1, "seq_len": None}, optimizer={"lr": 1e-9},
+        train={"epochs": 1, "seq_len": None, "num_loops": 3}, optimizer={"lr": 1e-9},
     )  # fmt: skip
     (step, *_) = run(pool, config, 1)
     assert math.isfinite(step.loss)
+    assert {row["num_loops"] for row in rows(root, "from-run", "eval/coconut.jsonl")} == {3}
     for key, tensor in tensors(root, "from-run").items():
         if key.startswith("weights/"):
             torch.testing.assert_close(tensor, first[key], rtol=0, atol=1e-6)
@@ -188,6 +198,7 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
     "method",
     [
         {"jacobi_passes": 2},
+        {"stop": "classifier", "stop_weight": 0.5},
         {"distillation_weight": 1.0},
         {"name": "pause"},
         {"name": "icot"},

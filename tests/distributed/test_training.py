@@ -56,7 +56,11 @@ def reference(root: Path, pool: RankPool) -> str:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str) -> None:
-    changes = {"parallel": {"pipeline": 2}, "train": {"precision": precision, "deterministic": True}}
+    changes = {
+        "parallel": {"pipeline": 2},
+        "train": {"precision": precision, "deterministic": True},
+        "checkpoint": {"every": 5, "keep_last": 1, "asynchronous": precision == "fp32"},
+    }
     whole, cut = (training_config(root, f"{name}-{precision}", **changes) for name in ("whole", "cut"))
     pool.run(train, whole, world_size=2)
     interruption = Interruption(rank=1, method="train_step", call=6, signal=signal.SIGTERM)
@@ -66,6 +70,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert exact_rows(root, cut.run.name) == exact_rows(root, whole.run.name)
     ours, theirs = tensors(root, cut.run.name), tensors(root, whole.run.name)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    kept = (root / "runs" / cut.run.name / "checkpoints").glob("step-*")
+    assert [folder.name for folder in kept] == ["step-00000012"]
     validations = [
         [(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")]
         for name in (cut.run.name, whole.run.name)
@@ -95,6 +101,13 @@ def test_a_signal_during_validation_ends_the_run_at_once(root: Path, pool: RankP
     assert not (root / "runs" / config.run.name / "eval" / "depth.jsonl").read_text()
     reader, _ = newest_good(root / "runs" / config.run.name / "checkpoints")
     assert reader is not None and reader.step == 4
+
+
+def test_a_run_stops_after_its_minutes(root: Path, pool: RankPool) -> None:
+    config = training_config(root, "timed", train={"exit_after": 1e-9})
+    assert pool.run(train, config, world_size=2) == [0, 0]
+    assert rows(root, "timed")[-1]["step"] == 1
+    assert (root / "runs" / "timed" / "state").read_text() == "stopped by train.exit_after\n"
 
 
 def test_validation_does_not_depend_on_the_layout(root: Path, pool: RankPool, reference: str) -> None:

@@ -19,7 +19,7 @@ def wandb_service() -> int:
 
 
 def main(run_dir: Path, resumed_step: int, kill: bool) -> None:
-    config = RunConfig.model_validate({"run": {"name": "test"}, "logging": {"wandb": "offline"}})
+    config = RunConfig.model_validate({"run": {"name": "test"}, "logging": {"wandb_project": "of-tests"}})
     with RunMetrics(config, run_dir, num_steps=1000, resumed_step=resumed_step) as metrics:
         if kill:
             os.kill(wandb_service(), signal.SIGKILL)

@@ -61,6 +61,12 @@ def test_the_state_is_the_one_that_torch_makes(name: str) -> None:
             assert torch.equal(tensor, torchs[key])
 
 
+def test_settings_are_those_of_the_configuration() -> None:
+    settings = OptimizerSection(beta1=0.8, beta2=0.9, epsilon=1e-3)
+    (group,) = make_optimizer([{"params": [torch.nn.Parameter(torch.ones(2))]}], settings).param_groups
+    assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-3)
+
+
 def test_a_group_keeps_its_share_of_the_learning_rate() -> None:
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizer = make_optimizer([{"params": weights[:1]}, {"params": weights[1:], "lr_scale": 0.5}], OptimizerSection())

@@ -215,7 +215,8 @@ def test_wandb_offline_for_real(tmp_path: Path) -> None:
     assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])
     run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
     assert run_id.startswith("test-")
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))) == 2
+    files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
+    assert len(files) == 2 and any(b"of-tests" in file.read_bytes() for file in files)  # the project
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
 
 

@@ -1,0 +1,86 @@
+"""Every key of the configurations is used: a shipped configuration sets it, or a test works with another value than its
+default."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from pretrain.config.help_page import config_keys, section_in
+from pretrain.config.read import read_config
+from pretrain.config.run import RunConfig
+from pretrain.config.section import Section
+from pretrain.config.sweep import SweepConfig, cells
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs"
+TESTED = {
+    RunConfig: {
+        "run.root": "tests/distributed/training.py",
+        "model.head_size": "tests/distributed/cases.py",
+        "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
+        "train.deterministic": "tests/distributed/test_training.py",
+        "train.exit_after": "tests/distributed/test_training.py",
+        "train.max_bad_steps": "tests/distributed/test_training.py",
+        "train.loop_sampling.sigma": "tests/unit/optim/test_loop_count.py",
+        "optimizer.beta1": "tests/unit/optim/test_optimizers.py",
+        "optimizer.clip_grad_norm": "tests/distributed/test_optimizer.py",
+        "optimizer.epsilon": "tests/distributed/test_optimizer.py",
+        "checkpoint.keep_last": "tests/distributed/test_training.py",
+        "checkpoint.resume": "tests/distributed/test_training.py",
+        "checkpoint.asynchronous": "tests/distributed/test_training.py",
+        "logging.wandb": "tests/distributed/training.py",
+        "logging.wandb_project": "tests/support/wandb_child.py",
+    },
+    FinetuneConfig: {
+        "method.stop_weight": "tests/distributed/test_finetuning.py",
+        "curriculum.smoothing": "tests/unit/finetune/test_curriculum.py",
+        "train.num_loops": "tests/distributed/test_finetuning.py",
+        "train.deterministic": "tests/distributed/test_finetuning.py",
+        "train.exit_after": "tests/distributed/test_finetuning.py",
+        "optimizer.beta1": "tests/distributed/test_finetuning.py",
+        "optimizer.epsilon": "tests/distributed/test_finetuning.py",
+        "optimizer.reset": "tests/distributed/test_finetuning.py",
+        "engine.tensor": "tests/distributed/test_finetuning.py",
+        "checkpoint.keep_last": "tests/golden/finetuned.yaml",
+    },
+}
+"""Keys that no shipped configuration sets, and a file of the tests that does."""
+
+
+def shipped(schema: type[Section]) -> Iterator[Section]:
+    """The shipped configurations of a kind, and the runs of the sweeps over them."""
+    folders = ("finetune",) if schema is FinetuneConfig else ("pretrain", "tasks")
+    for path in (path for folder in folders for path in (CONFIGS / folder).glob("*.yaml")):
+        yield read_config(path, schema)
+    for sweep in (read_config(path, SweepConfig) for path in (CONFIGS / "sweeps").glob("*.yaml")):
+        if bool(sweep.methods) == (schema is FinetuneConfig):
+            yield from (read_config(ROOT / sweep.config, schema, cell.overrides) for cell in cells(sweep))
+
+
+def keys_set(section: Section, prefix: str = "") -> Iterator[str]:
+    """Keys whose value is not the default."""
+    for name, info in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        inner, in_list = section_in(info.annotation)
+        for item in () if inner is None else value if in_list else (value,):
+            yield from keys_set(item, f"{prefix}{name}{'[]' if in_list else ''}.")
+        if value != info.get_default(call_default_factory=True):
+            yield prefix + name
+
+
+@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig])
+def test_every_key_is_set_by_a_shipped_configuration_or_by_a_test(schema: type[Section]) -> None:
+    found = {key for config in shipped(schema) for key in keys_set(config)}
+    keys = {key for key, info in config_keys(schema) if section_in(info.annotation)[0] is None}
+    if schema is FinetuneConfig:  # the other sections of these names are the same classes, and the model is the same
+        keys = {key for key in keys if not key.startswith(("run.", "model.", "logging."))}
+    assert sorted(keys - found) == sorted(TESTED[schema])
+
+
+@pytest.mark.parametrize(("key", "file"), [pair for table in TESTED.values() for pair in table.items()])
+def test_the_file_of_a_key_sets_it(key: str, file: str) -> None:
+    text, name = (ROOT / file).read_text(encoding="utf-8"), key.rpartition(".")[2]
+    assert any(f"{name}{sign}" in text for sign in ('": ', "=", ": ")), f"{file} does not set {key}"
