@@ -301,7 +301,7 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     weights.unlink()
     with pytest.raises(ValueError, match=r"no weights there: it needs model\.safetensors or pytorch_model\.bin"):
         import_model(settings)
-    with pytest.raises(ValueError, match=r"no config\.json there"):
+    with pytest.raises(ValueError, match=r"no config\.json in it"):
         import_model(ImportSettings(folder=tmp_path / "absent", run=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
