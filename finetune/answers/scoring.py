@@ -140,12 +140,8 @@ class Answerer:
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: list[Answer] = [Answer()] * len(prompts)
         for numbers in track([order[start : start + self.batch] for start in range(0, len(order), self.batch)]):
-            found = generate_with_thoughts(
-                self.model,
-                [prompts[number] for number in numbers],
-                self.settings,
-                stop_classifier=self.stop_classifier,
-            )
+            asked = [prompts[number] for number in numbers]
+            found = generate_with_thoughts(self.model, asked, self.settings, stop_classifier=self.stop_classifier)
             for number, answer in zip(numbers, found, strict=True):
                 answers[number] = answer
         return answers

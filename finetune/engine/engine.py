@@ -319,7 +319,7 @@ def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int
 
 
 class _ModelParallel:
-    """Our process groups as DeepSpeed asks for them."""
+    """Our process groups as DeepSpeed asks for them: parts of it by one name, parts by the other."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
@@ -333,14 +333,9 @@ class _ModelParallel:
     def get_model_parallel_world_size(self) -> int:
         return self._groups.tensor.size()
 
-    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
-        return self._groups.tensor
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        return self._groups.tensor.rank()
-
-    def get_tensor_model_parallel_world_size(self) -> int:
-        return self._groups.tensor.size()
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
     def get_tensor_model_parallel_src_rank(self) -> int:
         return dist.get_process_group_ranks(self._groups.tensor)[0]

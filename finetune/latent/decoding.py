@@ -44,10 +44,6 @@ class Decoding:
         one = torch.tensor(tokens, dtype=torch.int64, device=self.prompts.device)
         return self.embed(one.expand(len(self.prompts), -1))
 
-    def embed_prompts(self) -> Tensor:
-        """Embeddings [b, n, d] of the prompts."""
-        return self.embed(self.prompts)
-
     def feed(self, embeddings: Tensor) -> Tensor:
         """Run the model over the next n places: [b, n, d] inputs to [b, n, d] states after the final norm."""
         start = self._cache.length

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from finetune.latent.attention import LatentCache
 from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Tokens
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Layer
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
-from finetune.latent.thinking import Thinking, Thoughts
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Thinking, Thoughts, Tokens
 from finetune.method.markers import Markers
 from pretrain.eval.sampling import check_prompts
 from pretrain.model.gpt import LoopedGPT
@@ -126,7 +125,7 @@ def think(
     Returns:
         The thoughts, and the states [b, d] that predict the first token of the text.
     """
-    thoughts = settings.way.think(decoding, settings.num_slots, settings.markers, stop_classifier)
+    thoughts = settings.way.think(decoding, settings.num_slots, settings.markers.slot, stop_classifier)
     script = decoding.embed_same(settings.script)
     states = decoding.feed(torch.cat((thoughts.pending, script), dim=1))
     return thoughts, states[:, -1]

@@ -20,7 +20,6 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.forward import Passes
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import PassCount, Thoughts
-from finetune.method.markers import Markers
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -50,11 +49,9 @@ class Jacobi:
             inputs = torch.cat((first, thoughts, embedded[:, num_slots:]), dim=1)
         return passes.join([before, passes.run("last", start, passes.length, inputs)])
 
-    def think(
-        self, decoding: Decoding, num_slots: int, markers: Markers, stop: StopClassifier | None = None
-    ) -> Thoughts:
-        first, num_refined = decoding.feed(decoding.embed_prompts())[:, -1:], num_slots - 1
-        thoughts = torch.cat((first, decoding.embed_same([markers.slot] * num_refined)), dim=1)  # [b, k, d]
+    def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
+        first, num_refined = decoding.feed(decoding.embed(decoding.prompts))[:, -1:], num_slots - 1
+        thoughts = torch.cat((first, decoding.embed_same([slot] * num_refined)), dim=1)  # [b, k, d]
         for _ in range(min(self._num_passes, num_refined)):
             states = decoding.branch(thoughts[:, None, :num_refined])[:, 0]
             thoughts = torch.cat((first, states), dim=1)

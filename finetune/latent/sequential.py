@@ -17,7 +17,6 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.forward import Passes
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import PassCount, Thoughts
-from finetune.method.markers import Markers
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -35,10 +34,8 @@ class Sequential:
             parts.append(passes.run("last", passes.end, passes.length, passes.embed(passes.end, passes.length)))
         return passes.join(parts)
 
-    def think(
-        self, decoding: Decoding, num_slots: int, markers: Markers, stop: StopClassifier | None = None
-    ) -> Thoughts:
-        states = [decoding.feed(decoding.embed_prompts())[:, -1:]]  # each is the next thought
+    def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
+        states = [decoding.feed(decoding.embed(decoding.prompts))[:, -1:]]  # each is the next thought
         if stop is None:
             for _ in range(num_slots - 1):
                 states.append(decoding.feed(states[-1]))

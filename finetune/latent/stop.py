@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,17 +45,9 @@ class StopClassifier(nn.Linear):
         decoding.forget(states.shape[1] - num_thoughts)
         return num_thoughts.tolist()
 
-    def loss(self, states: Tensor, batch: LatentBatch) -> Tensor:
-        """Binary cross-entropy, summed over the thoughts of a batch: states [b, s, d] to a scalar."""
-        goes_on = torch.zeros_like(batch.is_latent)
-        goes_on[:, :-1] = batch.is_latent[:, 1:]
-        logits = self(states).float().view_as(batch.is_latent)
-        losses = F.binary_cross_entropy_with_logits(logits, (~goes_on).to(logits.dtype), reduction="none")
-        return (losses * batch.is_latent).sum()
-
 
 class StopTerm:
-    """The classifier's part of the loss: its mean over the thoughts of a step, weighted."""
+    """The classifier's part of the loss: its weighted binary cross-entropy, the mean over the thoughts of a step."""
 
     def __init__(self, classifier: StopClassifier, weight: float) -> None:
         self._classifier, self._weight = classifier, weight
@@ -67,4 +58,8 @@ class StopTerm:
     def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
         if not micro_batch.num_slots:
             return states.new_zeros(())  # no gradient either: the classifier learns from thoughts alone
-        return self._weight * self._classifier.loss(states, micro_batch.batch) / max(step.num_thoughts, 1)
+        is_latent = micro_batch.batch.is_latent
+        is_last = ~F.pad(is_latent[:, 1:], (0, 1))
+        logits = self._classifier(states).float().view_as(is_latent)
+        losses = F.binary_cross_entropy_with_logits(logits, is_last.to(logits.dtype), reduction="none")
+        return self._weight * (losses * is_latent).sum() / max(step.num_thoughts, 1)

@@ -1,15 +1,16 @@
 """What a way of thinking is: how the slots of a row are filled, in training and in answering, and what that costs.
-Each is a file of its own; `finetune/latent/ways.py` lists them.
+Each way with thoughts is a file of its own; `finetune/latent/ways.py` lists them.
 """
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from finetune.latent.batch import LatentBatch
 from finetune.latent.decoding import Decoding
+from finetune.latent.forward import Passes
 from finetune.latent.stop import StopClassifier
-from finetune.method.markers import Markers
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -52,16 +53,14 @@ class Thinking(Protocol):
         """
         ...
 
-    def think(
-        self, decoding: Decoding, num_slots: int, markers: Markers, stop: StopClassifier | None = None
-    ) -> Thoughts:
+    def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
         """Answering: take the prompts in and fill the slots.
 
         Args:
             decoding: the rows, none of which has gone through the model yet.
             num_slots: k; with a classifier the largest number of thoughts.
-            markers: know the token of a slot.
-            stop: ends the thoughts, after at least one. Default: all k are thought.
+            slot: the token of a slot.
+            stop: ends the thoughts, after at least one; None: all k are thought.
         """
         ...
 
@@ -75,3 +74,19 @@ class Thinking(Protocol):
             is_stopped: whether a classifier ended them.
         """
         ...
+
+
+class Tokens:
+    """No thoughts: slots hold tokens (pauses), or there are none; one pass over everything."""
+
+    def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
+        assert num_slots == 0, "rows without thoughts have no latent slots"
+        return Passes(model, batch, 0, num_loops).run_prefix()
+
+    def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
+        slots = decoding.embed_same([slot] * num_slots)
+        inputs = torch.cat((decoding.embed(decoding.prompts), slots), dim=1)
+        return Thoughts(inputs[:, :0], [0] * len(inputs), inputs)
+
+    def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
+        return PassCount([], num_prompt + num_slots, [])

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from finetune.config import MethodSection
 from finetune.latent.jacobi import Jacobi
 from finetune.latent.sequential import Sequential
-from finetune.latent.thinking import Thinking
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Thinking, Tokens
 from finetune.method.methods import METHODS
 
 WAYS: dict[str, Callable[[MethodSection], Thinking]] = {

@@ -4,8 +4,7 @@ Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first 
 tree 5 and 6, parallelism 7, height 8.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ from finetune.answers.results import CoconutRow
 from finetune.search.latent_search import ThoughtStatistics
 from finetune.search.search_tree import HeightValue, Process, ProcessBar
 from finetune.search.tree_layout import TreeView
+from pretrain.scaling.figure import draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, RED, YELLOW, SKY, PINK, GREY = (
@@ -32,23 +31,10 @@ PROCESS_COLOURS = {
     Process.INCORRECT_LABEL: PINK,
 }
 LOOP_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+LINE: dict[str, Any] = {"marker": "o", "linewidth": 1.3, "capsize": 2}
+"""A line through points with error bars."""
 MAX_PANELS = 4
 """Numbers of thoughts side by side."""
-
-
-@contextmanager
-def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure, in inches, that is saved at the end."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        for file in files:
-            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
@@ -56,13 +42,8 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
     with new_figure(files, 10.5, 1.6 + 0.36 * len(bars)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
         places = range(len(bars))
-        left.barh(
-            places,
-            [100 * bar.accuracy for bar in bars],
-            xerr=[100 * bar.stderr for bar in bars],
-            color=GREY,
-            error_kw={"capsize": 2},
-        )
+        accuracies, errors = [100 * bar.accuracy for bar in bars], [100 * bar.stderr for bar in bars]
+        left.barh(places, accuracies, xerr=errors, color=GREY, error_kw={"capsize": 2})
         left.set_yticks(places, [bar.label for bar in bars])
         left.invert_yaxis()
         left.set_xlim(0, 104)
@@ -72,13 +53,8 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         for process in Process:
             shares = [100 * bar.shares[process] for bar in bars]
             drawn = right.barh(places, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
-            right.bar_label(
-                drawn,
-                [f"{share:.0f}" if share >= 5 else "" for share in shares],
-                label_type="center",
-                fontsize=8,
-                color="white",
-            )
+            numbers = [f"{share:.0f}" if share >= 5 else "" for share in shares]
+            right.bar_label(drawn, numbers, label_type="center", fontsize=8, color="white")
             before = [start + share for start, share in zip(before, shares, strict=True)]
         right.set_xlim(0, 100)
         right.set_xlabel("answers (%)")
@@ -106,7 +82,7 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
                 below = curve
             place.set_xlim(0, 100)
             place.set_ylim(0, 1.02)
-            _grid(place)
+            draw_grid_lines(place)
             place.set_xlabel("percentile of the questions")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
         panels[0].set_ylabel("value together")
@@ -123,21 +99,13 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
                 (False, RED, "s", "does not lead there"),
             ):
                 chosen = [group for group in groups if group.is_right is is_right]
-                place.errorbar(
-                    [group.height for group in chosen],
-                    [group.mean for group in chosen],
-                    yerr=[group.stderr for group in chosen],
-                    color=colour,
-                    marker=marker,
-                    markeredgecolor="white",
-                    linewidth=1.3,
-                    capsize=2,
-                    label=label,
-                )
+                xs, means = [group.height for group in chosen], [group.mean for group in chosen]
+                look = LINE | {"color": colour, "marker": marker, "markeredgecolor": "white", "label": label}
+                place.errorbar(xs, means, [group.stderr for group in chosen], **look)
             place.xaxis.get_major_locator().set_params(integer=True)
             place.margins(x=0.12)
             place.set_ylim(bottom=0)
-            _grid(place)
+            draw_grid_lines(place)
             place.set_xlabel("height: steps to the nearest leaf")
             place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
         panels[0].set_ylabel("mean value of a frontier node")
@@ -187,16 +155,7 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
     places = list(range(1, num_thoughts + 1))
     with new_figure(files, 11.5, 3.4) as figure:
         size, turn, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
-        size.errorbar(
-            places,
-            found.norms,
-            yerr=found.norm_deviations,
-            color=BLUE,
-            marker="o",
-            linewidth=1.3,
-            capsize=2,
-            label="thoughts",
-        )
+        size.errorbar(places, found.norms, found.norm_deviations, color=BLUE, label="thoughts", **LINE)
         low, high = found.token_norm - found.token_norm_deviation, found.token_norm + found.token_norm_deviation
         size.axhspan(low, high, color=GREY, alpha=0.3, linewidth=0)
         size.axhline(found.token_norm, color=GREY, linewidth=1.3, label="token embeddings")
@@ -204,9 +163,7 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         size.set_ylabel("length of the vector")
         size.set_title("Size", loc="left", fontweight="bold")
         size.legend(frameon=False, fontsize=9)
-        turn.errorbar(
-            places[1:], found.cosines, yerr=found.cosine_deviations, color=BLUE, marker="o", linewidth=1.3, capsize=2
-        )
+        turn.errorbar(places[1:], found.cosines, found.cosine_deviations, color=BLUE, **LINE)
         turn.axhline(0, color=GREY, linewidth=1)
         turn.set_ylim(-1.05, 1.05)
         turn.set_ylabel("cosine with the thought before")
@@ -215,7 +172,7 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
             place.set_xlabel("thought")
             place.set_xlim(0.5, num_thoughts + 0.5)
             place.set_xticks(places)
-            _grid(place)
+            draw_grid_lines(place)
         words.set_axis_off()
         words.set_title(f"Likeliest tokens, question {question}", loc="left", fontweight="bold")
         cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens[question]]
@@ -236,18 +193,8 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
             chosen = sorted((row for row in rows if row.num_loops == num_loops), key=lambda row: row.num_thoughts)
             spent, accuracies = [row.flops_per_example for row in chosen], [100 * row.accuracy for row in chosen]
             colour, label = LOOP_COLOURS[number % len(LOOP_COLOURS)], f"{num_loops} loop{'s' * (num_loops > 1)}"
-            errors = [100 * row.stderr for row in chosen]
-            cost.errorbar(
-                spent,
-                accuracies,
-                yerr=errors,
-                color=colour,
-                marker="o",
-                markersize=5,
-                linewidth=1.2,
-                elinewidth=0.8,
-                label=label,
-            )
+            look: dict[str, Any] = {"color": colour, "label": label, "marker": "o", "markersize": 5, "linewidth": 1.2}
+            cost.errorbar(spent, accuracies, [100 * row.stderr for row in chosen], elinewidth=0.8, **look)
             for row in chosen:
                 where = (row.flops_per_example, 100 * row.accuracy)
                 cost.annotate(
@@ -255,22 +202,15 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
                 )
         best = best_for_cost(rows)
         ends = [*best, (max(row.flops_per_example for row in rows), best[-1][1])]
-        cost.step(
-            *zip(*ends, strict=True),
-            where="post",
-            color=GREY,
-            linestyle=":",
-            linewidth=1.3,
-            zorder=0,
-            label="best for the cost",
-        )
+        look = {"color": GREY, "linestyle": ":", "linewidth": 1.3, "zorder": 0, "label": "best for the cost"}
+        cost.step(*zip(*ends, strict=True), where="post", **look)
         if len(loops) > 1:
             cost.set_xscale("log")
             is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
             cost.xaxis.set_major_locator(LogLocator(base=10, numticks=6) if is_wide else MaxNLocator(nbins=5))
             cost.xaxis.set_minor_locator(NullLocator())
         cost.xaxis.set_major_formatter(EngFormatter(sep=""))
-        _grid(cost)
+        draw_grid_lines(cost)
         cost.set_xlabel("forward FLOPs of an answer (number at a point: thoughts)")
         cost.set_ylabel("right answers (%)")
         cost.set_title("Accuracy against cost", loc="left", fontweight="bold")
@@ -301,11 +241,6 @@ def _draw_cells(place: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int],
     place.set_xlabel("thoughts")
     place.set_ylabel("loops")
     place.set_title("Right answers (%)", loc="left", fontweight="bold")
-
-
-def _grid(place: "Axes") -> None:
-    place.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    place.set_axisbelow(True)
 
 
 def _after(num_thoughts: int) -> str:

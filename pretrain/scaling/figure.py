@@ -1,7 +1,8 @@
 """The figure as PNG and SVG: one panel per task group and axis, then the isoplots and the joint law, if any."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pretrain.scaling.law import JointLaw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised": ("#009e73", "^")}
 """Colour (safe for colour-blind readers) and marker of each family."""
@@ -36,30 +38,42 @@ MAX_SEARCHED = 100
 """Most points of a panel for which matplotlib searches the best position of the legend."""
 
 
-def draw(analysis: Analysis, files: Sequence[Path]) -> None:
-    """Draw the figure and save it to every file, in the format of the file's suffix."""
+@contextmanager
+def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure, in inches, that is saved to every file at the end, in the format of the file's suffix."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for file in files:
+            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
+
+
+def draw_grid_lines(axes: "Axes") -> None:
+    """Light horizontal lines behind what is drawn."""
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw(analysis: Analysis, files: Sequence[Path]) -> None:
+    """Draw the figure and save it to every file."""
     shown = informative_axes(analysis.curves)
     panels = _panels(analysis, shown)
     columns = len(shown) if len(shown) > 1 else min(2 if len(panels) == 4 else 3, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(0.6 + 4.6 * columns, 0.3 + 3.7 * num_rows), layout="constrained")
+    with new_figure(files, 0.6 + 4.6 * columns, 0.3 + 3.7 * num_rows) as figure:
         all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
         for axes, panel in zip(all_axes, panels, strict=False):
             axes.margins(x=0.06, y=0.12)
-            axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-            axes.set_axisbelow(True)
+            draw_grid_lines(axes)
             panel(axes)
         for axes in all_axes[len(panels) :]:
             axes.remove()
-        for file in files:
-            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
 
 
 def _panels(analysis: Analysis, shown: Sequence[Axis]) -> list[Callable[["Axes"], None]]:

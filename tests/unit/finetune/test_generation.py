@@ -14,7 +14,7 @@ from finetune.latent.generation import Answer, AnswerSettings, generate_with_tho
 from finetune.latent.jacobi import Jacobi
 from finetune.latent.sequential import Sequential
 from finetune.latent.stop import StopClassifier
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Tokens
 from finetune.method.curriculum import CurriculumSection, Cut
 from finetune.method.markers import Markers
 from finetune.method.methods import METHODS

@@ -15,7 +15,7 @@ import torch
 from finetune.answers.evaluation import load_questions
 from finetune.answers.scoring import answer_settings
 from finetune.latent.generation import AnswerSettings
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Tokens
 from finetune.run.finetuned_model import load_finetuned
 from finetune.search.figures import best_for_cost
 from finetune.search.graph_text import Symbols, Words

@@ -27,7 +27,7 @@ from finetune.latent.flops import answer_flops
 from finetune.latent.generation import Answer, AnswerSettings, generate_with_thoughts
 from finetune.latent.sequential import Sequential
 from finetune.latent.stop import StopClassifier
-from finetune.latent.tokens import Tokens
+from finetune.latent.thinking import Tokens
 from finetune.method.markers import Markers
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.tasks.task import Example
