@@ -31,7 +31,8 @@ class OptimizerKind:
     counts_steps: bool
     """Whether "step", the number of updates, is kept for each weight too."""
     shards: bool
-    """Whether each element is updated by itself, so that data-parallel ranks can each keep and update a flat range."""
+    """Whether data-parallel ranks can each keep and update a flat range of the weights: an optimizer of single elements
+    that Megatron's distributed optimizer takes, which is Adam's family alone."""
 
 
 def _adamw(groups: list[Group], settings: OptimizerSection) -> "Optimizer":

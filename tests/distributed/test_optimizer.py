@@ -124,17 +124,17 @@ def _sgd(groups: list[dict[str, Any]], settings: OptimizerSection) -> torch.opti
 
 
 @contextmanager
-def registered(shards: bool) -> Iterator[None]:
+def registered() -> Iterator[None]:
     """The table of optimizers has one more, "sgd", which keeps no count of its steps."""
-    sgd = OptimizerKind(make=_sgd, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=shards)
+    sgd = OptimizerKind(make=_sgd, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(OPTIMIZERS, "sgd", sgd)
         yield
 
 
-def train_and_resume(config: RunConfig, shards: bool, folder: str) -> tuple[Trained, Trained]:
+def train_and_resume(config: RunConfig, folder: str) -> tuple[Trained, Trained]:
     """The steps of `train` with it: without a stop, and stopped and resumed before the last."""
-    with registered(shards):
+    with registered():
         straight = train(config)
         engine, groups = make_engine(config)
         for seed, loops in enumerate(LOOPS[:-1]):
@@ -146,19 +146,17 @@ def train_and_resume(config: RunConfig, shards: bool, folder: str) -> tuple[Trai
         return straight, _held(resumed, [resumed.train_step(rows, LOOPS[-1], LR)])
 
 
-@pytest.mark.parametrize(
-    ("shards", "layout", "data"), [(False, {}, 1), (False, {"tensor": 2}, 1), (False, {}, 2), (True, {}, 2)]
-)
+@pytest.mark.parametrize(("layout", "data"), [({}, 1), ({"tensor": 2}, 1), ({}, 2)])
 def test_an_optimizer_of_the_table_alone_trains_and_resumes(
-    pool: RankPool, tmp_path: Path, shards: bool, layout: dict, data: int
+    pool: RankPool, tmp_path: Path, layout: dict, data: int
 ) -> None:
     """A new entry of the table is all that a new optimizer takes: it equals torch's, with its rate for each group, and
     resumes bitwise."""
     config = tiny_config("gpt2", **layout, train={"precision": "fp32"}, optimizer=OPTIMIZER)
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "sgd"})})
-    with registered(shards):
+    with registered():
         wanted, _ = _train_plainly(config)
-    trained = pool.run(train_and_resume, config, shards, str(tmp_path), world_size=world_size(config, data))
+    trained = pool.run(train_and_resume, config, str(tmp_path), world_size=world_size(config, data))
     for straight, resumed in trained:
         for part in straight.weights:
             scale = wanted[part.name].abs().max().clamp_min(config.model.init_std)
