@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint.format import step_name
+from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import OptimizerSection, RunConfig
 from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
