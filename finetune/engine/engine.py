@@ -85,6 +85,9 @@ class FinetuneEngine:
         self._named = objective.parameters_by_name()
         for name, parameter in self._named.items():  # DeepSpeed's norm counts other weights on one tensor rank alone
             parameter.tensor_model_parallel = self._split_dim(name) is not None  # type: ignore[attr-defined]
+        for name, weight in model.weights.items():  # DeepSpeed would leave each rank its part of the gradient
+            if weight.partial_under == "tensor" and groups.tensor.size() > 1:
+                self._named[name].register_hook(self._sum_over_tensor_ranks)
         self._shapes = {
             name: model.weights[name].shape if name in model.weights else tuple(parameter.shape)
             for name, parameter in self._named.items()
@@ -145,6 +148,11 @@ class FinetuneEngine:
                 squares += parameter.grad.float().square().sum()
         dist.all_reduce(squares, group=self.groups.tensor)
         return float(squares.sqrt())
+
+    def _sum_over_tensor_ranks(self, gradient: torch.Tensor) -> torch.Tensor:
+        whole = gradient.clone()
+        dist.all_reduce(whole, group=self.groups.tensor)
+        return whole
 
     def agree_to_stop(self, wish: int) -> int:
         """The largest wish to stop of all ranks. Collective."""

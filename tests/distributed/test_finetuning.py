@@ -54,16 +54,17 @@ def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def reference(root: Path, pool: RankPool) -> str:
-    """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the
-    gradient."""
+    """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the gradient;
+    norms of heads are weights that every tensor-parallel rank holds and uses for heads of its own."""
     run(pool, smooth(root, "reference"), 1)
     return "reference"
 
 
 def smooth(root: Path, name: str, **engine: int) -> FinetuneConfig:
     return finetune_config(
-        root, name, optimizer={"lr": 0.1, "epsilon": 1.0}, engine={"zero_stage": 0, **engine}, train={"epochs": 3}
-    )
+        root, name, model={"qk_norm": "head"}, optimizer={"lr": 0.1, "epsilon": 1.0},
+        engine={"zero_stage": 0, **engine}, train={"epochs": 3},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
