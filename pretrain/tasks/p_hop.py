@@ -75,8 +75,10 @@ class PHop(Task[PHopParameters]):
         return tuple(self._symbols)
 
     def make(self, random: Random) -> Example:
-        if self.parameters.sampling == "forced":
-            return self._make_forced(random)
+        make = {"forced": self._make_forced, "uniform": self._make_uniform}[self.parameters.sampling]
+        return make(random)
+
+    def _make_uniform(self, random: Random) -> Example:
         while True:  # one sequence in `alphabet_size` has all hops because its first hop stays in place
             question = "".join(random.choices(self._symbols, k=self.parameters.length))
             place = self._follow(question)

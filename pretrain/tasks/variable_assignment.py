@@ -48,6 +48,13 @@ class VariableAssignmentParameters(Section):
         return self
 
 
+WORDINGS = {
+    "code": (" = ", "\n", "print({})", r"([a-z]) = ([a-z]|\d+)", r"print\(([a-z])\)"),
+    "math": ("=", ", ", "{}=?", r"([a-z])=([a-z]|\d+)", r"([a-z])=\?"),
+}
+"""Sign of an assignment, what separates lines, query, and the patterns of an assignment and of the query."""
+
+
 class VariableAssignment(Task[VariableAssignmentParameters]):
     name = "variable_assignment"
     parameters_type = VariableAssignmentParameters
@@ -55,8 +62,8 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
 
     def make(self, random: Random) -> Example:
         parameters = self.parameters
+        sign, separator, query, *_ = WORDINGS[parameters.wording]
         size = parameters.num_variables
-        sign = " = " if parameters.wording == "code" else "="
         letters = random.sample(string.ascii_lowercase, size * (parameters.depth + 1))
         sources = [str(value) for value in random.sample(range(parameters.num_values), size)]
         lines: list[str] = []
@@ -71,18 +78,11 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
             lines += [written[place] for place in order]
             # the next level starts from the shuffled order, so that a variable is not below the one it copies
             sources, asked = [level[place] for place in order], order.index(asked)
-        query = sources[asked]
-        if parameters.wording == "code":
-            return Example("\n".join([*lines, f"print({query})"]), steps, answer)
-        return Example(", ".join([*lines, f"{query}=?"]), steps, answer)
+        return Example(separator.join([*lines, query.format(sources[asked])]), steps, answer)
 
     def solve(self, question: str) -> str:
-        if self.parameters.wording == "code":
-            *lines, query = question.split("\n")
-            line, last = r"([a-z]) = ([a-z]|\d+)", r"print\(([a-z])\)"
-        else:
-            *lines, query = question.split(", ")
-            line, last = r"([a-z])=([a-z]|\d+)", r"([a-z])=\?"
+        _, separator, _, line, last = WORDINGS[self.parameters.wording]
+        *lines, query = question.split(separator)
         asked = re.fullmatch(last, query)
         values: dict[str, str] = {}
         for text in lines:

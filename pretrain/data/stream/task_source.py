@@ -8,6 +8,7 @@ of the seed and the number, so resuming costs nothing and no number of ranks cha
 
 import hashlib
 import json
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +44,11 @@ class TaskSource:
         tokenizer: Tokenizer,
     ) -> None:
         self.task = make_task(description["task"], description.get("parameters", {}))
-        self._supervise = description.get("supervise", "answer")
+        self._entries = {
+            "answer": partial(self._sequence, with_steps=False),
+            "steps": partial(self._sequence, with_steps=True),
+            "prefixes": self._prefixes,
+        }[description.get("supervise", "answer")]
         self._split: Literal["train", "validation"] = split
         self._seed, self._seq_len, self._tokenizer = seed, seq_len, tokenizer
         self.fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -56,7 +61,7 @@ class TaskSource:
         """Example `number` of the split, int64 [seq_len + 1]."""
         example = self.task.pick(self._split, self._seed, number)
         try:
-            entries = self._prefixes(example) if self._supervise == "prefixes" else self._sequence(example)
+            entries = self._entries(example)
         except ValueError as error:
             raise ValueError(f"task {self.task.name}: {error}: data.tokenizer is not made for it") from None
         if len(entries) > self._seq_len + 1:
@@ -70,10 +75,10 @@ class TaskSource:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _sequence(self, example: Example) -> list[int]:
+    def _sequence(self, example: Example, with_steps: bool) -> list[int]:
         """An entry is supervised if the token after it is."""
         tokens, is_target = [self._tokenizer.bos_id], [False]
-        for piece in self.task.render(example, with_steps=self._supervise == "steps"):
+        for piece in self.task.render(example, with_steps=with_steps):
             ids = self._tokenizer.encode(piece.text)
             tokens += ids
             is_target += [piece.kind != "question"] * len(ids)
