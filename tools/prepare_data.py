@@ -17,7 +17,7 @@ from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.run.console import run_command
-from pretrain.run.options import positive
+from pretrain.run.options import at_least, positive
 
 REUSED = "reused: nothing to do"
 
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         help="key of the text in .jsonl, column in .parquet; default: text",
     )
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
+        "--workers", type=at_least(0), default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
     )
     parser.add_argument(
         "--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit"

@@ -189,7 +189,7 @@ def test_when_no_page_is_left_the_report_is_there(tmp_path: Path) -> None:
         ({"inputs": ("a.jsonl",)}, r"a\.jsonl: not a \.warc or \.wet file"),
         (
             {"language_model": Path("none.bin")},
-            r"needs fasttext-numpy2-wheel|none\.bin: no such file; it is to be fastText's model",
+            r"needs fasttext-numpy2-wheel|none\.bin: no such file; give fastText's language model",
         ),
         (
             {"language": "english"},
