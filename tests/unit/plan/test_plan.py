@@ -21,8 +21,9 @@ from pretrain.model.loss import loss_sums
 from pretrain.model.weights import stage_weights
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
-from pretrain.plan import plan as plan_module
-from pretrain.plan.plan import Activations, Plan, make_plan
+from pretrain.plan import memory
+from pretrain.plan.memory import Activations
+from pretrain.plan.plan import Plan, make_plan
 from pretrain.plan.text import plan_rows
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
@@ -102,7 +103,7 @@ def test_activations_are_those_that_torch_allocates(
 def test_working_space_of_the_loss_is_that_which_torch_allocates(
     rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (head_loss, plan_module):
+    for module in (head_loss, memory):
         monkeypatch.setattr(module, "LOSS_BLOCK_TOKENS", rows)
     run = config({"vocab_size": 4096, "num_loops": 1}, train={"precision": precision, "seq_len": 64})
     plan = Activations(config=run)
