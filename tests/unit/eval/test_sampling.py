@@ -243,7 +243,7 @@ def test_a_run_is_loaded_at_its_newest_or_at_a_chosen_step(run_dir: Path) -> Non
 def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint of step 15; there are step-00000020, step-00000010"):
         load_trained_model(run_dir, torch.device("cpu"), step=15)
-    with pytest.raises(ValueError, match="no checkpoints there; it is to be the directory of a run"):
+    with pytest.raises(ValueError, match="no checkpoints there: give the directory of a run"):
         load_trained_model(tmp_path, torch.device("cpu"))
     with pytest.raises(ValueError, match="no such tokenizer file"):
         load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "missing.model")
@@ -294,7 +294,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
     for arguments, message in (
         (
             ["--run", tmp_path / "nothing", "--prompt", "x"],
-            f"{tmp_path / 'nothing'}: no checkpoints there; it is to be the directory",
+            f"{tmp_path / 'nothing'}: no checkpoints there: give the directory",
         ),
         (["--run", tmp_path], "no prompt: give --prompt TEXT or --prompt-file FILE"),
         (["--run", tmp_path, "--prompt-file", tmp_path / "binary"], f"{tmp_path / 'binary'}: not UTF-8 text: byte 4"),
