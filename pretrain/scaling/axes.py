@@ -20,7 +20,12 @@ class Axis:
     label: str
     base: int
     """Ticks are at powers of this base."""
-    of: Callable[[Point], float]
+    of: Callable[[Point], float | None]
+
+    def placed(self, points: Sequence[Point]) -> list[tuple[float, Point]]:
+        """Places and points, without those that have no place: it is unknown, or 0 as of an untrained model, and the
+        axes are logarithmic."""
+        return [(place, point) for point in points if (place := self.of(point))]
 
 
 DEPTH = Axis(name="effective depth", label="effective depth D (layers)", base=2, of=lambda point: point.depth)
@@ -35,8 +40,8 @@ AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
 
 
 def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes that can show every point: the axes are logarithmic, and an untrained model has 0 training FLOPs."""
-    return [axis for axis in AXES if all(axis.of(point) > 0 for curve in curves for point in curve.points)]
+    """The axes on which any point has a place."""
+    return [axis for axis in AXES if any(axis.placed(curve.points) for curve in curves)]
 
 
 def informative_axes(curves: Sequence[Curve]) -> list[Axis]:

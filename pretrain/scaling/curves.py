@@ -36,8 +36,8 @@ class Point:
 
     run: str
     step: int
-    tokens_seen: int
-    train_flops: float
+    tokens_seen: int | None
+    train_flops: float | None
     num_params: int
     num_loops: int
     depth: int

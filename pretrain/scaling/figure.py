@@ -100,11 +100,11 @@ def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, axes: "A
             axes.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
         elif axis is DEPTH:
             label += f" ({NO_LINE})"
-        points = subsample(curve.points)
-        errors = [point.stderr for point in points]
+        points = subsample(axis.placed(curve.points))
+        errors = [point.stderr for _, point in points]
         axes.errorbar(
-            [axis.of(point) for point in points],
-            [point.value for point in points],
+            [place for place, _ in points],
+            [point.value for _, point in points],
             yerr=errors if any(errors) else None,
             color=colour,
             marker=marker,

@@ -57,7 +57,8 @@ def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
         models: dict[tuple[float, ...], list[Point]] = defaultdict(list)
         for point in curve.points:
             if point.num_loops > 1:
-                key = (point.num_params, point.depth, point.num_loops, point.eval_flops_per_token, point.tokens_seen)
+                tokens = -1 if point.tokens_seen is None else point.tokens_seen
+                key = (point.num_params, point.depth, point.num_loops, point.eval_flops_per_token, tokens)
                 models[key].append(point)
         for _, seeds in sorted(models.items(), reverse=True):
             first = seeds[0]
@@ -104,5 +105,5 @@ class _Baselines:
         return self.columns["value"][self._equal(point, column) & self._equal(point, "tokens_seen")]
 
     def _equal(self, point: Point, column: str) -> np.ndarray:
-        wanted = getattr(point, column)
+        wanted = np.nan if getattr(point, column) is None else getattr(point, column)  # what is unknown equals nothing
         return np.abs(self.columns[column] - wanted) <= TOLERANCE * wanted

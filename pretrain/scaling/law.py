@@ -71,7 +71,7 @@ class JointLaw:
 
 def law_points(rows: Sequence[Row]) -> list[Row]:
     """The validation losses of trained models among evaluation rows."""
-    return [row for row in rows if row.task == "validation" and row.metric == "nll" and row.tokens_seen > 0]
+    return [row for row in rows if row.task == "validation" and row.metric == "nll" and row.tokens_seen]
 
 
 def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:

@@ -26,7 +26,7 @@ PANEL_HEIGHT = 380  # pixels
 HOVER = (
     "<b>%{customdata[0]}</b>, step %{customdata[1]}<br>%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
     "effective depth %{customdata[4]}, loops %{customdata[5]}<br>"
-    "%{customdata[6]:.4s} parameters, %{customdata[7]:.4s} tokens<br>%{customdata[8]:.3e} training FLOPs<br>"
+    "%{customdata[6]:.4s} parameters, tokens %{customdata[7]}<br>training FLOPs %{customdata[8]}<br>"
     "%{customdata[9]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
 )
 
@@ -112,22 +112,23 @@ def _curve_figure(analysis: Analysis) -> "Figure":
 
 
 def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
-    points = subsample(curve.points)
+    points = subsample(axis.placed(curve.points))
     details = [
         (
             point.run, point.step, curve.metric, f"{point.stderr:.2g}" if point.stderr else "unknown", point.depth,
-            point.num_loops, point.num_params, point.tokens_seen, point.train_flops, point.eval_flops_per_token,
+            point.num_loops, point.num_params, _known(point.tokens_seen), _known(point.train_flops),
+            point.eval_flops_per_token,
         )
-        for point in points
+        for _, point in points
     ]  # fmt: skip
-    errors = [point.stderr for point in points]
+    errors = [point.stderr for _, point in points]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": curve.family,
         "legendgroup": curve.family,
-        "x": [axis.of(point) for point in points],
-        "y": [point.value for point in points],
+        "x": [place for place, _ in points],
+        "y": [point.value for _, point in points],
         "error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1},
         "marker": {
             "color": STYLES[curve.family][0],
@@ -138,6 +139,10 @@ def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
         "customdata": details,
         "hovertemplate": HOVER,
     }
+
+
+def _known(count: float | None) -> str:
+    return "unknown" if count is None else f"{count:.4g}"
 
 
 def _line_trace(curve: Curve, fit: Fit) -> dict[str, Any]:

@@ -17,8 +17,8 @@ class Row(BaseModel):
 
     run: str
     step: int = Field(ge=0)
-    tokens_seen: int = Field(ge=0)
-    train_flops: float = Field(ge=0)
+    tokens_seen: int | None = Field(ge=0)
+    train_flops: float | None = Field(ge=0)
     num_params: int = Field(ge=1)
     num_loop_params: int | None = Field(default=None, ge=0)
     task: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.scaling.analysis import Analysis
-from pretrain.scaling.axes import MAX_DRAWN
+from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
 
 CSV_FIELDS = ("task_group", "family", "alpha", "beta", "alpha_low", "alpha_high", "num_depths")
@@ -67,6 +67,12 @@ def _fit_table(analysis: Analysis) -> Table:
             notes.append(
                 f"{curve.task_group}, {curve.family}: {MAX_DRAWN} of {len(curve.points)} points are drawn; "
                 "the line is through all"
+            )
+        unplaced = len(curve.points) - len(TRAINING.placed(curve.points))
+        if unplaced:
+            notes.append(
+                f"{curve.task_group}, {curve.family}: training FLOPs of {unplaced} of {len(curve.points)} points are "
+                "unknown or 0, so they are not drawn against these"
             )
         notes += [f"{curve.task_group}, {curve.family}: {warning}" for warning in curve.warnings]
     if not any(analysis.fits):

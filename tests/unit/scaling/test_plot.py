@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from pretrain.scaling.axes import MAX_DRAWN, subsample
+from pretrain.scaling.analysis import analyse
+from pretrain.scaling.axes import DEPTH, MAX_DRAWN, TRAINING, possible_axes, subsample
 from pretrain.scaling.curves import make_curves
-from pretrain.scaling.figure import _few_ticks
+from pretrain.scaling.figure import _few_ticks, draw
+from pretrain.scaling.law import law_points
+from pretrain.scaling.page import write_page
 from pretrain.scaling.rows import Row, choose_metric, latest
+from pretrain.scaling.tables import make_tables
 from tests.support.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
 from tools.scaling_plot import main
 
@@ -243,6 +247,25 @@ def test_every_row_field_is_one_that_runs_write() -> None:
     from pretrain.run.rows import EvaluationRow
 
     assert set(Row.model_fields) == set(EvaluationRow.__dataclass_fields__)
+
+
+def test_a_point_of_unknown_cost_has_no_place_on_its_axis_and_no_share_in_what_needs_it(tmp_path: Path) -> None:
+    unknown = {"tokens_seen": None, "train_flops": None}
+    looped = [
+        make_row(run=f"k{n}", num_loops=n, effective_depth=2 * n, **(unknown if n > 2 else {})) for n in (1, 2, 3)
+    ]
+    analysis = analyse([*looped, make_row(run="deep", family="baseline", num_params=3000, effective_depth=6)])
+    curve = analysis.curves[-1]
+    assert [point.run for _, point in DEPTH.placed(curve.points)] == ["k1", "k2", "k3"]
+    assert [point.run for _, point in TRAINING.placed(curve.points)] == ["k1", "k2"]
+    assert TRAINING in possible_axes(analysis.curves)
+    assert [gap.iso_param for gap in analysis.gaps if gap.runs == ("k3",)] == [None]
+    assert [row.run for row in law_points(looped)] == ["k1", "k2"]
+    notes = [note for table in make_tables(analysis) for note in table.notes]
+    assert any("looped: training FLOPs of 1 of 3 points are unknown or 0" in note for note in notes)
+    draw(analysis, [tmp_path / "figure.svg"])
+    write_page(analysis, tmp_path / "figure.html")
+    assert "unknown" in (tmp_path / "figure.html").read_text().rpartition("Plotly.newPlot")[2]
 
 
 def test_of_very_many_points_enough_are_drawn() -> None:
