@@ -22,6 +22,7 @@ from pretrain.config.run import (
     EntryConfig,
     LoggingSection,
     OptimizerSection,
+    ParallelSection,
 )
 from pretrain.config.section import Section
 
@@ -148,6 +149,11 @@ class FinetuneConfig(EntryConfig):
     @property
     def ranks_per_replica(self) -> int:
         return self.engine.tensor
+
+    @property
+    def parallel(self) -> ParallelSection:
+        """How the ranks split the model."""
+        return ParallelSection(tensor=self.engine.tensor)
 
     @property
     def chosen_method(self) -> Method:

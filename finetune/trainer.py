@@ -4,17 +4,18 @@
                   best/ (a run directory of weights alone: the best checkpoint of the last stage)
 
 What an epoch trains on is a function of (seed, epoch, step), and everything else is in the checkpoint, so a run that
-was killed anywhere goes on from its newest checkpoint as if nothing had happened: bitwise on the same ranks.
+was killed anywhere goes on from its newest checkpoint as if nothing had happened: bitwise on the same ranks. What
+surrounds the loop: `pretrain/run/session.py`.
 """
 
-import os
+import hashlib
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from finetune.answers.answering import Answering, log_row
+from finetune.answers.answering import StageAnswerer, log_row
 from finetune.answers.results import read_rows
 from finetune.config import FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, StepResult
@@ -23,25 +24,33 @@ from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import StepBatch
 from finetune.method.curriculum import final_stage, stage_at
+from finetune.run.counters import FinetuneCounters
 from finetune.run.finetuned_model import BEST, load_stop_classifier
+from finetune.run.origin import Origin, resolve_origin
 from finetune.run.rows import FinetuneRow, step_flops
-from finetune.run.saving import Saving
-from finetune.run.start import Start, start_of
+from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.run import open_checkpoint
+from pretrain.checkpoint.store import open_store
 from pretrain.config.layout import Layout
-from pretrain.config.run import ParallelSection
-from pretrain.device.hardware import DTYPES, device_name, peak_flops, peak_memory_gib, precision_warning
-from pretrain.device.host_memory import keep_freed_memory
+from pretrain.device.hardware import peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.parallel.groups import Groups, make_groups, start_world
+from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
-from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
-from pretrain.run.logger import RunMetrics
-from pretrain.run.signals import StopSignal, decode_reason, encode_reason
+from pretrain.run.resume import Resumable
+from pretrain.run.session import RunSession, join_world
+from pretrain.run.signals import StopSignal
 from pretrain.tasks.task import Split
 
 RESULTS = "coconut.jsonl"
 """Evaluation rows, in `eval/` of the run directory."""
+RESUMABLE = Resumable(
+    training="fine-tuning", mark="finetune", config="finetune",
+    must_equal=(
+        "run.seed", "train.effective_batch", "train.seq_len", "train.num_loops", "model", "data", "method",
+        "curriculum",
+    ),
+)  # fmt: skip
+"""What may not change when a run goes on."""
 
 
 def run(config: FinetuneConfig, layout: Layout) -> int:
@@ -50,216 +59,182 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
     Raises:
         ValueError: naming what in configuration, data or run directory does not fit.
         OSError: storage failed.
+        RunFailed: either of these, after the run had begun.
     """
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    start = start_of(config)
-    with StopSignal() as signals:
-        device = start_world()
-        if device.type == "cpu":
-            keep_freed_memory()
-        groups = make_groups(ParallelSection(tensor=config.engine.tensor), device)
-        with FinetuneTrainer(config, layout, groups, start, signals) as trainer:
-            code = trainer.run()
-        # Not after an error: the other ranks notice that this one is gone, and should do so after it has said why.
-        dist.destroy_process_group()
-        return code
+    origin = resolve_origin(config)
+    with (
+        join_world(config.parallel, deterministic=config.train.deterministic) as (groups, signals),
+        open_session(config, layout, groups, origin, signals) as session,
+    ):
+        return FinetuneTrainer(config, origin, session).run()
+
+
+def open_session(
+    config: FinetuneConfig, layout: Layout, groups: Groups, origin: Origin, signals: StopSignal
+) -> RunSession:
+    """The shell of a fine-tuning run."""
+    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, results=RESULTS)
+    session.warnings += origin.problems
+    return session
 
 
 class FinetuneTrainer:
-    """One rank of a run. A context manager that ends logs and unfinished saves."""
+    """One rank of a run."""
 
-    def __init__(
-        self, config: FinetuneConfig, layout: Layout, groups: Groups, start: Start, signals: StopSignal
-    ) -> None:
-        self.config, self.layout, self.groups, self.start, self.signals = config, layout, groups, start, signals
-        self.rank, self.started, self.outcome = dist.get_rank(), time.monotonic(), ""
-        self.directory = run_directory(config.run)
+    def __init__(self, config: FinetuneConfig, origin: Origin, session: RunSession) -> None:
+        self.config, self.session, self.groups = config, session, session.groups
+        layout, groups, tokenizer = session.layout, session.groups, session.tokenizer
         train, self.validation = self._examples("train"), self._examples("validation")
-        maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, start.tokenizer)
+        self.examples_sha256 = hashlib.sha256(repr(list(train.encoded)).encode()).hexdigest()
+        maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
-        self.sampler.require_length(start.run.train.seq_len)
-        self.num_steps = config.train.epochs * self.sampler.steps_per_epoch
-        self.saving = Saving(config, start, self.directory, train.encoded)
-        self.engine = FinetuneEngine(config, start.run, layout, groups)
-        self.answering = Answering(config, start, groups, lambda: self.engine.agree_to_stop(self._wish()))
-        self.progress, problems = self.saving.resume(self.engine)
-        dtype = DTYPES[start.run.train.precision]
-        self.peak_flops = peak_flops(groups.device, dtype) * layout.world_size
-        self.metrics = None
-        if self.rank == 0:  # only now: a configuration that does not fit the run leaves no trace in it
-            self._describe(self.directory)
-            write_state(self.directory, "running")
-            resumed = self.progress.step
-            self.metrics = RunMetrics(
-                config, self.directory, num_steps=self.num_steps, resumed_step=resumed, results=RESULTS
-            )
-        for problem in (*start.problems, *problems, precision_warning(groups.device, dtype)):
-            if problem:
-                self._say(f"warning: {problem}")
-
-    def __enter__(self) -> "FinetuneTrainer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
-            if self.outcome:
-                self._say(self.outcome)
+        self.sampler.require_length(origin.saved.seq_len)
+        self.engine = FinetuneEngine(config, origin.saved, layout, groups)
+        self.answering = StageAnswerer(config, origin.saved, tokenizer, groups, session.vote)
+        self.counters = FinetuneCounters()
+        self._resume(origin)
+        num_steps = config.train.epochs * self.sampler.steps_per_epoch
+        session.begin(self.counters, num_steps, note=f", {ledger(config, layout)}")
 
     def run(self) -> int:
-        """Train until the last epoch or until a rank is asked to stop; returns the exit code."""
-        config, progress, stop = self.config, self.progress, 0
-        how = "resumed" if progress.step else "started"
-        self._say(f"step {progress.step} of {self.num_steps}: {how} {self.directory}, {ledger(config, self.layout)}")
-        while progress.epoch < config.train.epochs and not stop:
-            if progress.step_in_epoch == 0 and self._begins_anew():
+        """Train until the last epoch or until the ranks vote to stop; returns the exit code."""
+        config, counters, session, vote = self.config, self.counters, self.session, self.session.vote
+        while counters.epoch < config.train.epochs and not vote.reason:
+            if counters.step_in_epoch == 0 and self._begins_anew():
                 self.engine.reset_optimizer()
-            while progress.step_in_epoch < self.sampler.steps_per_epoch and not stop:
-                stop = self._train_step()
-                is_last = progress.step_in_epoch == self.sampler.steps_per_epoch
-                if (
-                    not is_last
-                    and not stop
-                    and config.checkpoint.every
-                    and progress.step % config.checkpoint.every == 0
-                ):
-                    self.saving.save(self.engine, progress)
-                self._report_saves()
-            stop = stop or self._validate()
-            if not stop:
-                progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-            self.saving.save(self.engine, progress)
-        return self._finish(decode_reason(stop or self._test()))
+            while counters.step_in_epoch < self.sampler.steps_per_epoch and not vote.reason:
+                try:
+                    self._train_step()
+                except FloatingPointError as error:
+                    return session.fail(
+                        f"step {counters.step + 1}: {error}: lower optimizer.lr or set optimizer.clip_grad_norm; "
+                        "the same command goes on from the newest checkpoint"
+                    )
+                is_last = counters.step_in_epoch == self.sampler.steps_per_epoch
+                every = config.checkpoint.every
+                if every and counters.step % every == 0 and not is_last and not vote.reason:
+                    self._save()
+                session.report_saves()
+            self._validate()
+            if not vote.reason:
+                counters.epoch, counters.step_in_epoch = counters.epoch + 1, 0
+            self._save()
+        self._test()
+        return session.finish()
 
     def _begins_anew(self) -> bool:
         """Whether the moments start from zero at this epoch."""
-        reset, epoch = self.config.optimizer.reset, self.progress.epoch
+        reset, epoch = self.config.optimizer.reset, self.counters.epoch
         return epoch > 0 and (reset == "epoch" or (reset == "stage" and self._stage(epoch) != self._stage(epoch - 1)))
 
     def _stage(self, epoch: int) -> int:
         return stage_at(self.config.curriculum, self.config.chosen_method, epoch)
 
-    def _train_step(self) -> int:
-        """One optimizer step; returns the agreed stop code."""
-        progress, started = self.progress, time.perf_counter()
-        batch = self.sampler.step(progress.epoch, progress.step_in_epoch)
-        lr = learning_rate(self.config.optimizer.schedule, progress.step, self.num_steps)
-        try:
-            result = self.engine.train_step(batch, lr, self._wish)
-        except FloatingPointError as error:
-            raise ValueError(
-                f"step {progress.step + 1}: {error}: lower optimizer.lr or set optimizer.clip_grad_norm; "
-                "the same command goes on from the newest checkpoint"
-            ) from None
-        progress.step_in_epoch += 1
-        progress.step += 1
-        progress.skipped += result.skipped
-        self._log(batch, result, lr, time.perf_counter() - started)
-        return result.stop_code
+    def _train_step(self) -> None:
+        """One optimizer step.
 
-    def _wish(self) -> int:
-        """This rank's wish to stop."""
-        minutes = self.config.train.exit_after
-        if self.signals.requested is None and minutes is not None and time.monotonic() - self.started > 60 * minutes:
-            return encode_reason("train.exit_after")
-        return encode_reason(self.signals.requested)
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        counters, started = self.counters, time.perf_counter()
+        batch = self.sampler.step(counters.epoch, counters.step_in_epoch)
+        lr = learning_rate(self.config.optimizer.schedule, counters.step, self.session.num_steps)
+        result = self.engine.train_step(batch, lr, self.session.vote)
+        counters.step_in_epoch += 1
+        flops = step_flops(self.session.saved.model, batch)
+        counters.count_step(tokens=batch.num_tokens, flops=flops, skipped=result.skipped)
+        self._log(batch, result, lr, flops, time.perf_counter() - started)
 
-    def _log(self, batch: StepBatch, result: StepResult, lr: float, step_time_s: float) -> None:
-        if self.metrics is None:
+    def _log(self, batch: StepBatch, result: StepResult, lr: float, flops: float, step_time_s: float) -> None:
+        if self.session.metrics is None:
             return
-        flops_per_s = step_flops(self.start.run.model, batch) / step_time_s
-        self.metrics.log_step(
+        self.session.metrics.log_step(
             FinetuneRow(
-                step=self.progress.step,
-                epoch=self.progress.epoch,
-                stage=self._stage(self.progress.epoch),
+                step=self.counters.step,
+                epoch=self.counters.epoch,
+                stage=self._stage(self.counters.epoch),
                 loss=result.loss,
                 grad_norm=result.grad_norm,
                 lr=lr,
                 thoughts_per_example=batch.num_thoughts / batch.num_examples,
                 examples_per_s=batch.num_examples / step_time_s,
                 tokens_per_s=batch.num_tokens / step_time_s,
-                flops_per_s=flops_per_s,
-                mfu_pct=100 * flops_per_s / self.peak_flops,
+                flops_per_s=flops / step_time_s,
+                mfu_pct=100 * flops / step_time_s / self.session.peak_flops,
                 step_time_s=step_time_s,
                 memory_gib=peak_memory_gib(self.groups.device),
-                skipped=self.progress.skipped,
+                skipped=self.counters.skipped,
             )
         )
 
-    def _validate(self) -> int:
-        """Answer the validation questions as the stage of this epoch does, and keep the weights if they are the best of
-        the last stage.
-
-        Returns the agreed stop code.
-        """
-        config, progress = self.config, self.progress
-        is_last = progress.epoch + 1 == config.train.epochs
-        if (progress.epoch + 1) % config.validation.every and not is_last:
-            return 0
-        stage = self._stage(progress.epoch)
+    def _validate(self) -> None:
+        """Answer the validation questions as the stage of this epoch does, if it is time, and keep the weights if they
+        are the best of the last stage."""
+        config, counters = self.config, self.counters
+        done = counters.epoch + 1
+        if self.session.vote.reason or (done % config.validation.every and done != config.train.epochs):
+            return
+        stage = self._stage(counters.epoch)
         with self.engine.whole_model() as (model, stop_classifier):
-            tally, stop = self.answering.score(model, stop_classifier, self.validation, stage)
+            tally = self.answering.score(model, stop_classifier, self.validation, stage)
         if tally is None:
-            return stop
-        row = self.answering.row(tally, "validation", stage, step=progress.step, epoch=progress.epoch)
-        if self.metrics is not None:
-            log_row(self.metrics, row)
-        if stage == final_stage(config.curriculum, config.chosen_method) and row.accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_step = row.accuracy, progress.step
-            self.saving.save_best(self.engine, progress)
-            if self.rank == 0:
-                self._describe(self.directory / BEST)
-        return 0
+            return
+        row = self.answering.row(tally, "validation", stage, step=counters.step, epoch=counters.epoch)
+        if self.session.metrics is not None:
+            log_row(self.session.metrics, row)
+        if stage == final_stage(config.curriculum, config.chosen_method) and row.accuracy > counters.best_accuracy:
+            counters.best_accuracy, counters.best_step = row.accuracy, counters.step
+            self._save_best()
 
-    def _test(self) -> int:
-        """Answer the test questions with the best weights, once; returns the agreed stop code."""
-        config, progress = self.config, self.progress
-        if not config.data.test.is_given or progress.epoch < config.train.epochs or progress.best_accuracy < 0:
-            return 0
-        rows = read_rows(self.directory / "eval" / RESULTS)
-        found = any((row.split, row.step) == ("test", progress.best_step) for row in rows)
+    def _test(self) -> None:
+        """Answer the test questions with the best weights, once, at the end of the run."""
+        config, counters = self.config, self.counters
+        is_over = counters.epoch == config.train.epochs and not self.session.vote.reason
+        if not config.data.test.is_given or not is_over or counters.best_accuracy < 0:
+            return
+        rows = read_rows(self.session.directory / "eval" / RESULTS)
+        found = any((row.split, row.step) == ("test", counters.best_step) for row in rows)
         is_there = torch.tensor(int(found), device=self.groups.device)
         dist.broadcast(is_there, src=0)  # rank 0 writes the rows, and others may not see them yet
         if is_there:
-            return 0
-        reader, _ = open_checkpoint(self.directory / BEST, progress.best_step)
-        model = load_stage(self.start.run, self.groups, reader)
+            return
+        reader, _ = open_checkpoint(self.session.directory / BEST, counters.best_step)
+        model = load_stage(self.session.saved, config.parallel, self.groups, reader)
         stage = final_stage(config.curriculum, config.chosen_method)
-        tally, stop = self.answering.score(model, load_stop_classifier(reader, model), self._examples("test"), stage)
-        if tally is not None and self.metrics is not None:
-            log_row(
-                self.metrics, self.answering.row(tally, "test", stage, step=progress.best_step, epoch=progress.epoch)
-            )
-        return stop
+        tally = self.answering.score(model, load_stop_classifier(reader, model), self._examples("test"), stage)
+        if tally is not None and self.session.metrics is not None:
+            row = self.answering.row(tally, "test", stage, step=counters.best_step, epoch=counters.epoch)
+            log_row(self.session.metrics, row)
 
     def _examples(self, split: Split) -> ExampleSet:
-        return load_example_set(getattr(self.config.data, split), split, self.config.run.seed, self.start.tokenizer)
+        return load_example_set(getattr(self.config.data, split), split, self.config.run.seed, self.session.tokenizer)
 
-    def _describe(self, directory: Path) -> None:
-        describe_run(
-            directory, self.config,
-            ranks=f"{self.layout.world_size} = {self.groups.describe()}, ZeRO stage {self.config.engine.zero_stage}",
-            device=device_name(self.groups.device),
-            tokenizer=self.start.tokenizer_bytes,
-            tokenizer_path=tokenizer_copy(directory, self.start.run),
-        )  # fmt: skip
+    def _meta(self) -> dict[str, Any]:
+        return {"finetune": self.config.model_dump(mode="json"), "examples_sha256": self.examples_sha256}
 
-    def _finish(self, reason: str | None) -> int:
-        self.saving.store.wait()
-        self._report_saves()
-        what = f"stopped by {reason}, the same command continues it" if reason else "complete"
-        self.outcome = f"step {self.progress.step} of {self.num_steps}: {what}"
-        if self.rank == 0:
-            write_state(self.directory, f"stopped by {reason}" if reason else "complete")
-        return 0
+    def _save(self) -> None:
+        """Start saving everything that a resumed run needs."""
+        self.session.save(self.engine.pieces(), {**self._meta(), **self.engine.meta()})
 
-    def _report_saves(self) -> None:
-        for result in self.saving.store.poll():
-            if self.rank == 0 and not result.is_durable:
-                self._say(f"warning: {result.message}")
+    def _save_best(self) -> None:
+        """Save the weights alone, in place of those that were best until now."""
+        directory = self.session.directory / BEST
+        store = open_store(directory / CHECKPOINTS, keep_last=1, keep_every=0, asynchronous=False)
+        store.save(self.counters.step, self.engine.weights(), self.session.meta(self._meta()))
+        store.wait()
+        if self.session.rank == 0:
+            self.session.describe(directory)
 
-    def _say(self, text: str) -> None:
-        if self.metrics is not None:
-            self.metrics.message(text)
+    def _resume(self, origin: Origin) -> None:
+        """Go on from the newest good checkpoint, or start from the weights of another run, or from random ones."""
+        reader = self.session.resume(RESUMABLE)
+        if reader is None:
+            if origin.weights is not None:
+                self.engine.load(origin.weights)
+            return
+        if reader.meta["examples_sha256"] != self.examples_sha256:
+            raise ValueError(
+                f"data.train: not the examples that {self.session.directory} was trained on: choose another run.name"
+            )
+        self.engine.load(reader, reader.meta)
+        self.counters = FinetuneCounters.read(reader.meta)

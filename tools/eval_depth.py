@@ -58,22 +58,23 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
-    from pretrain.config.run import ParallelSection, RunConfig
+    from pretrain.config.run import ParallelSection
+    from pretrain.config.saved_model import SavedModel
     from pretrain.parallel.groups import make_groups, start_world
     from pretrain.parallel.stage import load_stage
 
     reader, problems = open_checkpoint(options.run, options.step)
-    saved = RunConfig.model_validate(reader.meta["config"])
+    saved = SavedModel.read(reader.meta)
     parallel = ParallelSection(tensor=options.tensor, pipeline=options.pipeline)
-    config = RunConfig.model_validate(saved.model_copy(update={"parallel": parallel}).model_dump())
-    loops = options.num_loops or [config.model.num_loops]
-    config.model.require_loops("--num-loops", loops)
+    saved.model.require_split(("--tensor", options.tensor), ("--pipeline", options.pipeline))
+    loops = options.num_loops or [saved.model.num_loops]
+    saved.model.require_loops("--num-loops", loops)
     device = start_world()
     try:
         from pretrain.eval.scorer import Scorer
 
         groups = make_groups(parallel, device)
-        scorer = Scorer(load_stage(config, groups, reader), groups, batch_size=options.batch, track=progress)
+        scorer = Scorer(load_stage(saved, parallel, groups, reader), groups, batch_size=options.batch, track=progress)
         if dist.get_rank():
             scorer.serve()
             return
@@ -100,17 +101,18 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
+    from pretrain.run.scored_model import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
-    subject = evaluation.Subject.of(reader)
-    tokenizer = load_tokenizer(tokenizer_file(options.run, subject.config), reader)
+    subject = ScoredModel.of(reader)
+    tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     file = options.out or options.run / "eval" / "depth.jsonl"
-    resolved = tasks_of(subject.config, options.tasks, options.data_dir, allow_network=not options.offline)
+    resolved = tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline)
     skipped = [task for task in resolved if isinstance(task, SkippedTask)]
     for task in skipped:
         print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
     wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
-    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.config.train.seq_len, add_bos=not options.no_bos)
+    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=not options.no_bos)
     loader = partial(evaluation.load, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
     results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)

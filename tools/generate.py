@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
     for problem in trained.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    model = trained.config.model
+    model = trained.saved.model
     if arguments.num_loops is not None:
         model.require_loops("--num-loops", [arguments.num_loops])
     settings = Generation(

@@ -80,7 +80,7 @@ def search(options: argparse.Namespace) -> None:
         step=finetuned.trained.step,
         split=questions.split,
         num_examples=len(questions.examples),
-        num_loops=finetuned.config.train.num_loops or finetuned.trained.config.model.num_loops,
+        num_loops=finetuned.config.train.num_loops or finetuned.trained.saved.model.num_loops,
         bars=bars,
         values=values,
         thoughts=searcher.thoughts(max(latents)),

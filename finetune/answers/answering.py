@@ -1,6 +1,5 @@
 """Answering the questions of a run on all of its ranks: its validations, and the test of its best weights."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch.distributed as dist
@@ -10,31 +9,36 @@ from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
 from finetune.latent.stop import StopClassifier
-from finetune.run.start import Start
+from pretrain.config.saved_model import SavedModel
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.stop_vote import StopVote
 from pretrain.run.logger import RunMetrics
 from pretrain.tasks.task import Split
 
 
-class Answering:
+class StageAnswerer:
     """Answers sets of questions as a stage of the curriculum does.
 
     Args:
         config: of the run.
-        start: its model and tokenizer.
+        saved: its model.
+        tokenizer: of the model.
         groups: data-parallel ranks share out the questions.
-        agree_to_stop: asked between batches, on all ranks: the agreed stop code.
+        vote: to stop, held between batches.
     """
 
-    def __init__(self, config: FinetuneConfig, start: Start, groups: Groups, agree_to_stop: Callable[[], int]) -> None:
-        self._config, self._start, self._groups, self._agree_to_stop = config, start, groups, agree_to_stop
+    def __init__(
+        self, config: FinetuneConfig, saved: SavedModel, tokenizer: Tokenizer, groups: Groups, vote: StopVote
+    ) -> None:
+        self._config, self._saved, self._tokenizer, self._groups, self._vote = config, saved, tokenizer, groups, vote
 
     def score(
         self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int
-    ) -> tuple[Tally | None, int]:
-        """Answer all questions: the tally of all ranks, None if they agreed to stop; and the stop code. Collective."""
-        size, tokenizer = self._config.validation.batch, self._start.tokenizer
+    ) -> Tally | None:
+        """Answer all questions: the tally of all ranks, None if they voted to stop. Collective."""
+        size, tokenizer = self._config.validation.batch, self._tokenizer
         settings = answer_settings(self._config, tokenizer, stage=stage)
         answerer = Answerer(
             model=model, tokenizer=tokenizer, settings=settings, batch=size, stop_classifier=stop_classifier
@@ -44,18 +48,18 @@ class Answering:
             first = turn + self._groups.data.rank() * size
             if first < len(examples.examples):
                 tally += answerer.score(examples.part(first, first + size))
-            stop = self._agree_to_stop()
-            if stop:
-                return None, stop
+            self._vote.hold()
+            if self._vote.reason:
+                return None
         shares: list[Tally] = [tally] * replicas
         dist.all_gather_object(shares, tally, group=self._groups.data)
-        return sum(shares[1:], start=shares[0]), 0
+        return sum(shares[1:], start=shares[0])
 
     def row(self, tally: Tally, split: Split, stage: int, *, step: int, epoch: int) -> CoconutRow:
         """The row of a tally of a stage."""
-        num_slots = answer_settings(self._config, self._start.tokenizer, stage=stage).num_slots
+        num_slots = answer_settings(self._config, self._tokenizer, stage=stage).num_slots
         subject = ScoredRun(self._config.run.name, step, epoch, stage, self._config.method.name, split)
-        return CoconutRow.of(tally, Cell(num_slots, self._start.run.model.num_loops), subject)
+        return CoconutRow.of(tally, Cell(num_slots, self._saved.model.num_loops), subject)
 
 
 def log_row(metrics: RunMetrics, row: CoconutRow) -> None:

@@ -69,7 +69,7 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
     Raises:
         ValueError: the run's method has no slots, or its model no loops to vary.
     """
-    model = finetuned.trained.config.model
+    model = finetuned.trained.saved.model
     default = answer_settings(finetuned.config, finetuned.trained.tokenizer)
     if latents and any(latents) and not finetuned.has_slots:
         raise ValueError(

@@ -10,7 +10,7 @@ and any ZeRO stage reads them.
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from finetune.latent.stop import StopClassifier
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.layout import Layout
-from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.device.hardware import DTYPES
 from pretrain.device.ranks import world_from_environment
 from pretrain.model.gpt import LoopedGPT
@@ -36,7 +36,7 @@ from pretrain.model.initialise import initialise
 from pretrain.optim.make import set_lr
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import build_stage, megatron_config
-from pretrain.run.signals import REASONS
+from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
 LARGEST_BUCKET = 200_000_000
 """Elements that are reduced or gathered together at most."""
@@ -54,8 +54,6 @@ class StepResult:
     """Before clipping; NaN where DeepSpeed skipped the update."""
     skipped: bool
     """fp16 overflowed: no update, a smaller scale."""
-    stop_code: int
-    """Largest stop code that any rank handed in."""
 
 
 class FinetuneEngine:
@@ -63,7 +61,7 @@ class FinetuneEngine:
 
     Args:
         config: of the run.
-        run: model, sequence length and precision, as a pretraining run has them.
+        saved: the model to train, as checkpoints describe it.
         layout: how the effective batch lies on the ranks.
         groups: the process groups of this rank.
 
@@ -71,14 +69,14 @@ class FinetuneEngine:
         ValueError: DeepSpeed does not have the precision on this device.
     """
 
-    def __init__(self, config: FinetuneConfig, run: RunConfig, layout: Layout, groups: Groups) -> None:
+    def __init__(self, config: FinetuneConfig, saved: SavedModel, layout: Layout, groups: Groups) -> None:
         if config.train.precision == "fp16" and groups.device.type == "cpu":
             raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs alone; use bf16 or fp32")
-        self.config, self.run, self.groups = config, run, groups
+        self.config, self.saved, self.groups = config, saved, groups
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         # In fp32 whatever the precision: DeepSpeed narrows the weights itself and keeps wide ones of its own.
-        model = build_stage(run, megatron_config(run, torch.float32), groups)
+        model = self._build(torch.float32)
         initialise(model, config.run.seed, groups.tensor.rank())
         objective = Objective(model.to(groups.device), config.method)
         self.model, self._stop = model, objective.stop
@@ -108,13 +106,13 @@ class FinetuneEngine:
             dist_init_required=False,
         )[0]
 
-    def train_step(self, step: StepBatch, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
+    def train_step(self, step: StepBatch, lr: float, vote: StopVote | None = None) -> StepResult:
         """One optimizer step.
 
         Args:
             step: the micro-batches of this rank.
             lr: learning rate.
-            wish: gives this rank's wish to stop, 0 for none.
+            vote: held when the gradients are there, so that a signal during the step counts.
 
         Raises:
             FloatingPointError: the loss is not finite; the weights are those from before the step.
@@ -129,7 +127,8 @@ class FinetuneEngine:
             self._engine.backward(loss * (replicas * len(step.micro_batches)))
             if number < len(step.micro_batches) - 1:
                 self._engine.step()
-        total, stop_code = self._agree(nll, wish())
+        share = (nll / self.groups.tensor.size()).view(1)  # tensor-parallel ranks hold the same
+        (total,) = sum_over_ranks(share) if vote is None else vote.sum(share)
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total}")
         plain_norm = self._plain_norm() if isinstance(self._engine.optimizer, torch.optim.Optimizer) else None
@@ -137,7 +136,7 @@ class FinetuneEngine:
         norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
         grad_norm = float("nan") if skipped else float(norm)
-        return StepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped, stop_code=stop_code)
+        return StepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
 
     def _plain_norm(self) -> float:
         """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""
@@ -154,10 +153,6 @@ class FinetuneEngine:
         dist.all_reduce(whole, group=self.groups.tensor)
         return whole
 
-    def agree_to_stop(self, wish: int) -> int:
-        """The largest wish to stop of all ranks. Collective."""
-        return self._agree(torch.zeros((), dtype=torch.float64, device=self.groups.device), wish)[1]
-
     def reset_optimizer(self) -> None:
         """Moments and their count of updates start from zero again."""
         for piece in self._slices():
@@ -172,7 +167,7 @@ class FinetuneEngine:
         if self.config.engine.zero_stage < 3:
             yield self.model, self._stop
             return
-        model = build_stage(self.run, megatron_config(self.run, DTYPES[self.run.train.precision]), self.groups)
+        model = self._build(DTYPES[self.saved.precision])
         whole = Objective(model, self.config.method)
         targets = whole.parameters_by_name()
         with torch.no_grad():
@@ -241,14 +236,11 @@ class FinetuneEngine:
         for key, value in (meta or {}).get("loss_scaler", {}).items():
             setattr(scaler, key, value)
 
-    def _agree(self, nll: torch.Tensor, wish: int) -> tuple[float, int]:
-        """The sum of the replicas' losses, and the largest wish to stop of all ranks, in one collective."""
-        values = torch.zeros(1 + len(REASONS), dtype=torch.float64, device=self.groups.device)
-        values[0] = nll / self.groups.tensor.size()  # tensor-parallel ranks hold the same
-        values[1 + wish] = 1
-        dist.all_reduce(values)
-        total, *wishes = values.tolist()
-        return total, max(code for code, count in enumerate(wishes) if count)
+    def _build(self, dtype: torch.dtype) -> LoopedGPT:
+        """This rank's tensor-parallel part of the model, without values."""
+        config, model = self.config, self.saved.model
+        megatron = megatron_config(model, config.parallel, dtype, deterministic=config.train.deterministic)
+        return build_stage(model, self.saved.seq_len, megatron, self.groups)
 
     def _slices(self) -> Iterator[StateSlice]:
         return state_slices(self._engine.optimizer, self._named.items())

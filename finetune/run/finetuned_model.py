@@ -2,19 +2,19 @@
 ends its thoughts.
 
 The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/run/trained_model.py`)
-whose `meta` also holds the fine-tuning configuration and the epoch; the classifier is under "stop/". `<run>/best` is a
+whose `meta` also holds the fine-tuning configuration; the classifier is under "stop/". `<run>/best` is a
 run directory of its own with the weights that did best in the last stage, so it is taken where it is there.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from finetune.config import FinetuneConfig
 from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import stage_at
+from finetune.run.counters import last_epoch
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import TrainedModel, load_trained_model
@@ -68,7 +68,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
         config=FinetuneConfig.model_validate(meta["finetune"]),
         stop_classifier=load_stop_classifier(trained.checkpoint, trained.model),
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
-        epoch=_last_epoch(meta),
+        epoch=last_epoch(meta),
     )
 
 
@@ -84,10 +84,3 @@ def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> StopClas
     classifier.load_state_dict({name: reader.read_whole(f"stop/{name}") for name in ("weight", "bias")})
     parameter = next(model.parameters())
     return classifier.to(parameter.device, parameter.dtype)
-
-
-def _last_epoch(meta: dict[str, Any]) -> int:
-    """The epoch that was trained last: a checkpoint to go on from names the one to train next, unless it is in the
-    middle of it."""
-    is_next = "progress" in meta and meta["progress"]["step_in_epoch"] == 0
-    return max(meta["epoch"] - is_next, 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from finetune.config import FinetuneConfig, check_layout, ledger
 from finetune.method.curriculum import cut_at, stage_at
-from finetune.run.start import start_of
+from finetune.run.origin import resolve_origin
 from pretrain.model.count import count_parameters
 from pretrain.plan.text import Row, model_rows
 
@@ -18,11 +18,11 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         OSError: a file cannot be read.
     """
     layout = check_layout(config, world_size)
-    start = start_of(config)
+    origin = resolve_origin(config)
     sizes = f"tensor {config.engine.tensor} × data {layout.data_parallel}, ZeRO stage {config.engine.zero_stage}"
     return [
-        *model_rows(start.run.model, count_parameters(start.run.model, start.run.train.seq_len)),
-        ("weights", "random" if start.weights is None else f"of {config.checkpoint.init_from}"),
+        *model_rows(origin.saved.model, count_parameters(origin.saved.model, origin.saved.seq_len)),
+        ("weights", "random" if origin.weights is None else f"of {config.checkpoint.init_from}"),
         ("ranks", f"{layout.world_size} = {sizes}"),
         ("step", ledger(config, layout)),
         *_stage_rows(config),

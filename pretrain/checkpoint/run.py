@@ -69,11 +69,7 @@ def save_weights(run_dir: Path, weights: Mapping[str, Tensor], meta: dict[str, A
     store.wait()
 
 
-def require_training_state(reader: CheckpointReader) -> None:
-    """Raise a ValueError that says what to do unless the checkpoint is one of training."""
-    if "next_sample" not in reader.meta:
-        run_dir = reader.path.parents[1]
-        raise ValueError(
-            f"{run_dir} holds weights alone, no state of training to resume: choose another run.name and start it with "
-            f"checkpoint.init_from={run_dir}"
-        )
+def require_tokenizer(reader: CheckpointReader, name: str | Path, sha256: str, advice: str = "") -> None:
+    """Raise a ValueError unless the tokenizer of this name and hash is that of a checkpoint's run."""
+    if reader.meta["tokenizer_sha256"] != sha256:
+        raise ValueError(f"{name} is not the tokenizer that {reader.path.parents[1]} was trained with{advice}")

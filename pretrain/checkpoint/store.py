@@ -79,7 +79,7 @@ def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous
         The arguments: as of `CheckpointStore`.
 
     Raises:
-        OSError: the directory cannot be made or cleaned.
+        OSError: the directory cannot be cleaned.
     """
     nonce = [secrets.token_hex(6)]
     dist.broadcast_object_list(nonce, src=0, device=torch.device("cpu"))
@@ -99,7 +99,7 @@ class CheckpointStore:
     """The checkpoints of a run, as one rank writes them. All ranks make the same calls.
 
     Args:
-        directory: folder of checkpoints, seen by all ranks; rank 0 makes it.
+        directory: folder of checkpoints, seen by all ranks; the first save makes it.
         rank: this rank.
         world_size: ranks that save.
         nonce: letters, digits, - and _; the same on all ranks and new each time the job starts.
@@ -109,7 +109,7 @@ class CheckpointStore:
         timeout_s: how long ranks wait for each other after they have written their own file.
 
     Raises:
-        OSError: the directory cannot be made or cleaned.
+        OSError: the directory cannot be cleaned.
     """
 
     def __init__(
@@ -135,8 +135,7 @@ class CheckpointStore:
         self._thread: threading.Thread | None = None
         self._results: SimpleQueue[SaveResult] = SimpleQueue()
         self._latest: SaveResult | None = None
-        if rank == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and self._directory.exists():
             clean_leftovers(self._directory, nonce=nonce, num_ended=0)
             settle_replacements(self._directory)
 

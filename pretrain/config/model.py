@@ -111,6 +111,16 @@ class ModelSection(Section):
         if self.num_blocks > 1 and any(count != 1 for count in loops):
             raise ValueError(f"{given}: a block-regularised model has no loops to vary: its only count is 1")
 
+    def require_split(self, tensor: tuple[str, int], pipeline: tuple[str, int]) -> None:
+        """Raise a ValueError unless the matrices and the loop block can be split over ranks: the key, or option, of the
+        tensor-parallel and of the pipeline size, and its value."""
+        require_divides("model.vocab_size", self.vocab_size, *tensor)
+        require_divides("model.num_attention_heads", self.num_attention_heads, *tensor)
+        require_divides("model.num_key_value_heads", self.kv_heads, *tensor)
+        require_divides("model.ffn_size", self.ffn_size, *tensor)
+        name = "model.loop_regulariser.block_size" if self.loop_regulariser.block_size else "model.num_loop_layers"
+        require_divides(name, self.pass_layers, *pipeline)
+
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelSection":
         if self.head_size is None:

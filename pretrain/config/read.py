@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -55,7 +55,13 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
     raise ValueError("\n".join(settings.problems))
 
 
-def resolved_yaml(config: Section) -> str:
+class Dumpable(Protocol):
+    """A configuration, of whatever class."""
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]: ...
+
+
+def resolved_yaml(config: Dumpable) -> str:
     """The whole configuration as YAML that `read_config` reads back as an equal one."""
     return "".join(f"{line}\n" for line in _yaml_lines(config.model_dump(mode="json"), ""))
 

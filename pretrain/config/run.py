@@ -251,12 +251,7 @@ class RunConfig(EntryConfig):
     @model_validator(mode="after")
     def _check_together(self) -> "RunConfig":
         model, parallel, train = self.model, self.parallel, self.train
-        require_divides("model.vocab_size", model.vocab_size, "parallel.tensor", parallel.tensor)
-        require_divides("model.num_attention_heads", model.num_attention_heads, "parallel.tensor", parallel.tensor)
-        require_divides("model.num_key_value_heads", model.kv_heads, "parallel.tensor", parallel.tensor)
-        require_divides("model.ffn_size", model.ffn_size, "parallel.tensor", parallel.tensor)
-        name = "model.loop_regulariser.block_size" if model.loop_regulariser.block_size else "model.num_loop_layers"
-        require_divides(name, model.pass_layers, "parallel.pipeline", parallel.pipeline)
+        model.require_split(("parallel.tensor", parallel.tensor), ("parallel.pipeline", parallel.pipeline))
         if parallel.sequence:
             if parallel.tensor == 1:
                 raise ValueError(

@@ -10,64 +10,23 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lm_eval import evaluator
 from lm_eval.api.task import Task
 
-from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config.run import RunConfig
 from pretrain.eval.groups import ResolvedTask, load_tasks
 from pretrain.eval.harness import LoopedLM
-from pretrain.model.count import count_parameters, forward_flops_per_token
-from pretrain.run.rows import EvaluationRow, model_family
+from pretrain.run.rows import EvaluationRow
+from pretrain.run.scored_model import ScoredModel
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is no mean."""
 FEWSHOT_SEED = 1234
 """Of the choice of solved examples in a prompt, the same at every loop count and step; the harness's own default."""
 _COUNTS = ("alias", "name", "sample_len", "sample_count")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is evaluated, as rows describe it."""
-
-    config: RunConfig
-    step: int
-    train_flops: float
-
-    @classmethod
-    def of(cls, reader: CheckpointReader) -> "Subject":
-        """The model of a checkpoint; one that was not trained here has no training FLOPs."""
-        config = RunConfig.model_validate(reader.meta["config"])
-        return cls(config=config, step=reader.step, train_flops=float(reader.meta.get("train_flops", 0.0)))
-
-    def row(
-        self, task: ResolvedTask, num_loops: int, metric: str, value: float, stderr: float | None, num_examples: int
-    ) -> EvaluationRow:
-        config = self.config
-        parameters = count_parameters(config.model, config.train.seq_len)
-        return EvaluationRow(
-            run=config.run.name,
-            step=self.step,
-            tokens_seen=self.step * config.train.global_batch * config.train.seq_len,
-            train_flops=self.train_flops,
-            num_params=parameters.total,
-            num_loop_params=parameters.loop,
-            task=task.name,
-            task_group=task.group,
-            metric=metric,
-            value=value,
-            stderr=stderr,
-            num_examples=num_examples,
-            num_loops=num_loops,
-            effective_depth=config.model.effective_depth(num_loops),
-            eval_flops_per_token=forward_flops_per_token(config.model, config.train.seq_len, num_loops),
-            family=model_family(config),
-        )
 
 
 def prepare_harness() -> None:
@@ -87,7 +46,7 @@ def load(task: ResolvedTask, data_dir: Path | None, num_examples: int | None) ->
 
 def evaluate(
     lm: LoopedLM,
-    subject: Subject,
+    subject: ScoredModel,
     tasks: Sequence[ResolvedTask],
     loader: Callable[[ResolvedTask], list[Task]],
     *,
@@ -124,7 +83,7 @@ def evaluate(
 
 
 def _rows(
-    lm: LoopedLM, subject: Subject, task: ResolvedTask, loaded: Task, num_loops: int, num_examples: int | None
+    lm: LoopedLM, subject: ScoredModel, task: ResolvedTask, loaded: Task, num_loops: int, num_examples: int | None
 ) -> list[EvaluationRow]:
     name = loaded.task_name
     task_dict: Any = {"tasks": {name: loaded}, "groups": {}, "group_map": {}}
@@ -145,19 +104,25 @@ def _rows(
         shown = metric if way in ("", "none") else f"{metric} ({way})"
         rows.append(
             subject.row(
-                task, num_loops, shown, float(value), float(error) if isinstance(error, (int, float)) else None, size
+                task.name,
+                task.group,
+                shown,
+                float(value),
+                num_loops=num_loops,
+                num_examples=size,
+                stderr=float(error) if isinstance(error, (int, float)) else None,
             )
         )
     return rows
 
 
-def scored_examples(file: Path, subject: Subject) -> dict[tuple[str, int], set[int]]:
+def scored_examples(file: Path, subject: ScoredModel) -> dict[tuple[str, int], set[int]]:
     """How many examples the rows of a file were scored on, for each task and loop count of this run at this step."""
     found: dict[tuple[str, int], set[int]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             row = json.loads(line)
-            if row["run"] == subject.config.run.name and row["step"] == subject.step:
+            if row["run"] == subject.saved.run and row["step"] == subject.counters.step:
                 found.setdefault((row["task"], row["num_loops"]), set()).add(row["num_examples"])
         except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a crash: whoever reads the file for good says so

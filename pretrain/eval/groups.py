@@ -16,7 +16,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from pretrain.config.choice import did_you_mean
-from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.eval.own_tasks import harness_task
 from pretrain.eval.tasks.files import find_file
 from pretrain.tasks.registry import TASKS as GENERATORS
@@ -143,12 +143,12 @@ def resolve(
 
 
 def tasks_of(
-    config: RunConfig, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
+    saved: SavedModel, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
 ) -> list[ResolvedTask | SkippedTask]:
     """What to evaluate a run on.
 
     Args:
-        config: of the run.
+        saved: the model of the run.
         names: as for `resolve`; the name of a task that the run is trained on means it at the run's difficulty, and no
             name at all means all of these.
         data_dir: as for `resolve`.
@@ -157,9 +157,9 @@ def tasks_of(
     Raises:
         ValueError: a name is unknown, or there is none and the run is trained on no task.
     """
-    trained = {task.name: task for task in trained_tasks(config)}
+    trained = {task.name: task for task in trained_tasks(saved)}
     if not names and not trained:
-        raise ValueError(f"run {config.run.name} is trained on no task: name some to evaluate it on")
+        raise ValueError(f"run {saved.run} is trained on no task: name some to evaluate it on")
     found: dict[str, ResolvedTask | SkippedTask] = {}
     for name in names or trained:
         own = trained.get(name) if name not in GROUPS or not names else None
@@ -168,7 +168,7 @@ def tasks_of(
     return list(found.values())
 
 
-def trained_tasks(config: RunConfig) -> list[ResolvedTask]:
+def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
     """The tasks that a run was trained on, at its difficulties. Of several difficulties of a task, the later ones'
     names are numbered."""
     forms: dict[str, Literal["answer", "steps", "symbol"]] = {
@@ -177,16 +177,16 @@ def trained_tasks(config: RunConfig) -> list[ResolvedTask]:
         "prefixes": "symbol",
     }
     found: list[ResolvedTask] = []
-    for source in config.data.sources:
-        if source.task is not None:
-            earlier = sum(task.generator == source.task for task in found)
-            name = f"{source.task}_{earlier + 1}" if earlier else source.task
-            found.append(
-                ResolvedTask(
-                    name=name, group=source.task, source="generator", harness_name=name, generator=source.task,
-                    num_fewshot=0, parameters=source.parameters, form=forms[source.supervise],
-                )
-            )  # fmt: skip
+    for source in saved.tasks:
+        assert source.task is not None, "a task, no folder of shards"
+        earlier = sum(task.generator == source.task for task in found)
+        name = f"{source.task}_{earlier + 1}" if earlier else source.task
+        found.append(
+            ResolvedTask(
+                name=name, group=source.task, source="generator", harness_name=name, generator=source.task,
+                num_fewshot=0, parameters=source.parameters, form=forms[source.supervise],
+            )
+        )  # fmt: skip
     return found
 
 

@@ -17,14 +17,17 @@ import torch.distributed as dist
 from lm_eval.api.task import Task
 
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.eval.evaluate import Subject, evaluate, load, prepare_harness
+from pretrain.eval.evaluate import evaluate, load, prepare_harness
 from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.stop_vote import StopVote
 from pretrain.run.rows import EvaluationRow
+from pretrain.run.scored_model import ScoredModel
 
 
 class TaskEvaluation:
@@ -36,7 +39,7 @@ class TaskEvaluation:
         groups: process groups.
         tokenizer: of the run.
         file: rows of the run, looked up for tasks that are done.
-        wish: gives this rank's wish to stop, 0 for none.
+        vote: of the run, to stop.
 
     Raises:
         ValueError: a task is unknown, or a file of one is malformed.
@@ -44,16 +47,16 @@ class TaskEvaluation:
 
     def __init__(
         self, config: RunConfig, model: LoopedGPT, groups: Groups, tokenizer: Tokenizer, file: Path,
-        wish: Callable[[], int],
+        vote: StopVote,
     ) -> None:  # fmt: skip
         settings = config.validation
         self.config, self.tokenizer, self.file = config, tokenizer, file
         self.loops = tuple(dict.fromkeys(config.validation_loops))
         self.scorer = Scorer(
-            model, groups, batch_size=config.train.micro_batch, sequence_parallel=config.parallel.sequence, wish=wish
+            model, groups, batch_size=config.train.micro_batch, sequence_parallel=config.parallel.sequence, vote=vote
         )  # fmt: skip
         data_dir = None if settings.data_dir is None else Path(settings.data_dir)
-        found = tasks_of(config, settings.tasks, data_dir, allow_network=False)
+        found = tasks_of(SavedModel.of(config), settings.tasks, data_dir, allow_network=False)
         self.skipped = [task for task in found if isinstance(task, SkippedTask)]
         """Tasks that cannot be run here, for the report."""
         self.tasks = [task for task in found if isinstance(task, ResolvedTask)]
@@ -63,28 +66,21 @@ class TaskEvaluation:
             with contextlib.redirect_stderr(io.StringIO()):  # bars
                 self.loaded = {task.name: load(task, data_dir, settings.num_examples) for task in self.tasks}
 
-    def run(self, step: int, train_flops: float, report: Callable[[list[EvaluationRow]], None]) -> int:
-        """Score the tasks that have no rows of this step yet. Collective.
+    def run(self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None]) -> None:
+        """Score the tasks that have no rows of this step yet, or until the ranks vote to stop. Collective.
 
         Args:
-            step: steps done.
-            train_flops: of all these steps.
+            subject: the model as it is now.
             report: takes the rows of each task as it ends, on rank 0.
-
-        Returns:
-            The agreed stop code, 0 if all tasks are done.
         """
-        try:
+        with contextlib.suppress(Stopped):
             if dist.get_rank():
                 self.scorer.serve()
             else:
-                self._score(Subject(config=self.config, step=step, train_flops=train_flops), report)
+                self._score(subject, report)
                 self.scorer.close()
-        except Stopped as stopped:
-            return stopped.code
-        return 0
 
-    def _score(self, subject: Subject, report: Callable[[list[EvaluationRow]], None]) -> None:
+    def _score(self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None]) -> None:
         lm = LoopedLM(self.scorer, self.tokenizer, self.loops, max_length=self.config.train.seq_len)
         num_examples = self.config.validation.num_examples
         results = evaluate(

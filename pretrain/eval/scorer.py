@@ -4,8 +4,8 @@ Rank 0 calls `likelihoods`, `continuations` and, at the end, `close`; every othe
 request goes to all ranks; the data-parallel replicas share out its sequences, longest first, each over its tensor and
 pipeline ranks; the results return to rank 0. So whoever asks (the evaluation harness) knows one model and no ranks.
 
-Where `wish` is given, the ranks agree before each batch whether one of them wants to stop; then `Stopped` is raised on
-all of them at once, out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
+Where a `vote` is given, the ranks vote before each batch on whether to stop; then `Stopped` is raised on all of them at
+once, out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
 
 Sequences of a batch are padded on the right for likelihoods: attention is causal, so no token sees padding, and the
 batch changes no value. All loop counts come from one pass (`pretrain/parallel/depths.py`). The head is applied to
@@ -25,6 +25,7 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import KeyValueCache
 from pretrain.parallel.depths import Batch, DepthRing
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.stop_vote import StopVote
 
 HEAD_ROWS = 1024
 """Tokens whose logits exist at a time."""
@@ -42,12 +43,7 @@ class Likelihood(NamedTuple):
 
 
 class Stopped(Exception):  # noqa: N818
-    """No error: a rank wished to stop, and all ranks have left the request."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"stopped with code {code}")
-        self.code = code
-        """The largest wish of all ranks."""
+    """No error: the ranks voted to stop, and all of them have left the request."""
 
 
 class Scorer:
@@ -59,18 +55,18 @@ class Scorer:
         batch_size: sequences that a replica runs together.
         sequence_parallel: whether the model was built so.
         track: wraps the batches of a request on rank 0; to show progress.
-        wish: gives this rank's wish to stop, 0 for none; all ranks have one or none has.
+        vote: to stop; all ranks have one or none has.
     """
 
     def __init__(
         self, model: LoopedGPT, groups: Groups, *, batch_size: int, sequence_parallel: bool = False,
-        track: Callable[[Sequence[Any]], Iterable[Any]] = iter, wish: Callable[[], int] | None = None,
+        track: Callable[[Sequence[Any]], Iterable[Any]] = iter, vote: StopVote | None = None,
     ) -> None:  # fmt: skip
         self.model, self.groups, self.batch_size = model, groups, batch_size
         self.depths = DepthRing(model, groups, sequence_parallel=sequence_parallel)
         # tokens of a batch are split over so many ranks
         self.multiple = groups.tensor.size() if sequence_parallel else 1
-        self.track, self.wish = track, wish
+        self.track, self.vote = track, vote
 
     def likelihoods(self, pairs: Sequence[Pair], loops: Sequence[int]) -> list[list[Likelihood]]:
         """Score continuations at several loop counts; rank 0 asks.
@@ -125,7 +121,7 @@ class Scorer:
         found: dict[int, Any] = {}
         share = math.ceil(len(items) / self.groups.data.size())  # the largest one
         for window in self._windows(own, share, kind):
-            self._stop_if_wished()
+            self._stop_if_voted()
             if window:
                 found |= work(items, window, *arguments)
         return self._gather(found, len(items))
@@ -139,14 +135,11 @@ class Scorer:
         windows = [batches[start : start + at_once] for start in range(0, math.ceil(share / size), at_once)]
         return self.track(windows) if dist.get_rank() == 0 else windows
 
-    def _stop_if_wished(self) -> None:
-        """Agree on the wishes to stop."""
-        if self.wish is None:
-            return
-        code = torch.tensor(self.wish(), device=self.groups.device)
-        dist.all_reduce(code, op=dist.ReduceOp.MAX)
-        if code:
-            raise Stopped(int(code))
+    def _stop_if_voted(self) -> None:
+        if self.vote is not None:
+            self.vote.hold()
+            if self.vote.reason:
+                raise Stopped
 
     def _score(self, pairs: list[Pair], window: list[list[int]], loops: tuple[int, ...]) -> dict[int, list[Likelihood]]:
         batches = [self._batch([pairs[number] for number in numbers]) for numbers in window]

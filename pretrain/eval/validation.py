@@ -1,7 +1,7 @@
 """Validation loss at several loop counts in one pass: the same held-out sequences every time, whatever the layout."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.stop_vote import StopVote
 
 
 class Validation:
@@ -41,14 +42,14 @@ class Validation:
         self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
         self.num_sequences = wanted
 
-    def losses(self, engine: Engine, loops: Sequence[int], wish: Callable[[], int]) -> tuple[list[float], int]:
-        """Mean negative log-likelihood per token in nats over all ranks, for each loop count, and the agreed stop code,
-        which ends the pass. Collective.
+    def losses(self, engine: Engine, loops: Sequence[int], vote: StopVote) -> list[float] | None:
+        """Mean negative log-likelihood per token in nats over all ranks, for each loop count; None where the ranks
+        voted to stop before the end. Collective.
         """
-        totals, tokens, code = [0.0] * len(loops), 0, 0
+        totals, tokens = [0.0] * len(loops), 0
         for rows in self.batches:
-            sums, count, code = engine.evaluate(rows, loops, wish)
+            sums, count = engine.evaluate(rows, loops, vote)
+            if vote.reason:
+                return None
             totals, tokens = [total + nll for total, nll in zip(totals, sums, strict=True)], tokens + count
-            if code:
-                break
-        return [total / max(tokens, 1) for total in totals], code
+        return [total / max(tokens, 1) for total in totals]

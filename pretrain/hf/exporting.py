@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config.run import RunConfig
+from pretrain.config.model import ModelSection
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf import modeling_looped_gpt
 from pretrain.hf.architectures import Architecture, looped_config, stock_architecture, stock_config
@@ -62,15 +63,15 @@ def export_run(settings: ExportSettings) -> list[str]:
     if settings.out.exists():
         raise ValueError(f"{settings.out} exists: name a new folder")
     reader, problems = open_checkpoint(settings.run, settings.step)
-    config = RunConfig.model_validate(reader.meta["config"])
-    num_loops = settings.num_loops or config.model.num_loops
-    architecture = _choose(config, settings, num_loops)
-    tokenizer = load_tokenizer(tokenizer_file(settings.run, config), reader)
+    saved = SavedModel.read(reader.meta)
+    num_loops = settings.num_loops or saved.model.num_loops
+    architecture = _choose(saved.model, settings, num_loops)
+    tokenizer = load_tokenizer(tokenizer_file(settings.run, saved), reader)
     unfinished = settings.out.with_name(settings.out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        lines = _write(unfinished, reader, config, architecture, num_loops, tokenizer, DTYPES[settings.dtype])
+        lines = _write(unfinished, reader, saved, architecture, num_loops, tokenizer, DTYPES[settings.dtype])
         unfinished.rename(settings.out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -82,9 +83,8 @@ def export_run(settings: ExportSettings) -> list[str]:
     ]
 
 
-def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Architecture | None:
+def _choose(model: ModelSection, settings: ExportSettings, num_loops: int) -> Architecture | None:
     """The stock architecture to write, or None for the looped model."""
-    model = config.model
     model.require_loops("--num-loops", [num_loops])
     stock = stock_architecture(model)
     if not settings.unroll:
@@ -102,10 +102,10 @@ def _choose(config: RunConfig, settings: ExportSettings, num_loops: int) -> Arch
 
 
 def _write(
-    folder: Path, reader: CheckpointReader, config: RunConfig, architecture: Architecture | None, num_loops: int,
+    folder: Path, reader: CheckpointReader, saved: SavedModel, architecture: Architecture | None, num_loops: int,
     tokenizer: Tokenizer, dtype: torch.dtype,
 ) -> list[str]:  # fmt: skip
-    model, seq_len = config.model, config.train.seq_len
+    model, seq_len = saved.model, saved.seq_len
     if architecture is None:
         name, rules = "LoopedGPTForCausalLM", looped_rules(model, seq_len)
         values = looped_config(model.model_copy(update={"num_loops": num_loops}), seq_len)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.published import import_tokenizer
 from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.published_weights import PublishedWeights
 from pretrain.hf.report import Fate, describe
-from pretrain.hf.weights_run import run_config, write_run
+from pretrain.hf.weights_run import write_run
 
 ROWS_MULTIPLE = 8
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
@@ -72,9 +73,12 @@ def import_model(settings: ImportSettings) -> list[str]:
     check = require_equal(difference, f"{settings.folder}")
     precision = "bf16" if dtypes == {torch.bfloat16} else "fp32"
     suffix = ".model" if isinstance(tokenizer, SentencePieceTokenizer) else ".json"
-    config = run_config(settings.run, model, seq_len, precision, f"tokenizer{suffix}")
+    saved = SavedModel(
+        run=settings.run.name, model=model, seq_len=seq_len, precision=precision, max_loops=model.num_loops,
+        tokenizer=str(settings.run / f"tokenizer{suffix}"),
+    )  # fmt: skip
     totals = write_run(
-        settings.run, config, content, weights, fates, f"{settings.run} <- {settings.folder} ({model_type})"
+        settings.run, saved, content, weights, fates, f"{settings.run} <- {settings.folder} ({model_type})"
     )
     return [
         f"{settings.run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}",

@@ -14,9 +14,9 @@ from torch import Tensor
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.model import LoopRegulariserSection, ModelSection
-from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.hf.report import Fate, describe
-from pretrain.hf.weights_run import run_config, write_run
+from pretrain.hf.weights_run import write_run
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import tokenizer_file
 
@@ -45,12 +45,11 @@ def loop_model(settings: SurgerySettings) -> list[str]:
     if settings.run.exists():
         raise ValueError(f"{settings.run} exists: name a new run directory")
     reader, problems = open_checkpoint(settings.source)
-    config = RunConfig.model_validate(reader.meta["config"])
-    model = _looped_shape(config.model, settings)
-    seq_len = config.train.seq_len
+    saved = SavedModel.read(reader.meta)
+    model, seq_len = _looped_shape(saved.model, settings), saved.seq_len
     weights, fates = {}, []
     for name, weight in stage_weights(model, seq_len).items():
-        sources = _sources(name, config.model, settings, model.num_loops)
+        sources = _sources(name, saved.model, settings, model.num_loops)
         weights[name] = _combine(reader, sources)
         source = sources[0] if len(sources) == 1 else f"mean of {', '.join(sources)}"
         fates.append(
@@ -63,12 +62,15 @@ def loop_model(settings: SurgerySettings) -> list[str]:
         )
     if settings.block is not None:
         used = {fate.source for fate in fates}
-        for name, weight in stage_weights(config.model, seq_len).items():
+        for name, weight in stage_weights(saved.model, seq_len).items():
             if name not in used:
                 reason = f"of another block than {settings.block}, {describe(weight.shape, 'float32')}"
                 fates.append(Fate(what="dropped", target="", source=name, detail=reason))
-    tokenizer = tokenizer_file(settings.source, config)
-    made = run_config(settings.run, model, seq_len, config.train.precision, f"tokenizer{tokenizer.suffix}")
+    tokenizer = tokenizer_file(settings.source, saved)
+    made = SavedModel(
+        run=settings.run.name, model=model, seq_len=seq_len, precision=saved.precision, max_loops=model.num_loops,
+        tokenizer=str(settings.run / f"tokenizer{tokenizer.suffix}"),
+    )  # fmt: skip
     what = "mean of the blocks" if settings.block is None else f"block {settings.block}"
     shape = f"{model.num_loop_layers}⊗{model.num_loops}"
     around = f"{model.num_prelude_layers} layers before and {model.num_coda_layers} after"

@@ -9,33 +9,20 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain.checkpoint.run import save_weights
-from pretrain.config.model import ModelSection
 from pretrain.config.read import resolved_yaml
-from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.hf.report import Fate, write_report
 from pretrain.model.weights import stage_weights
 
 
-def run_config(directory: Path, model: ModelSection, seq_len: int, precision: str, tokenizer_name: str) -> RunConfig:
-    """The configuration of such a run: defaults except for the model, tokenizer (a file in `directory`) and shape."""
-    return RunConfig.model_validate(
-        {
-            "run": {"name": directory.name, "root": str(directory.parent)},
-            "model": model.model_dump(),
-            "data": {"tokenizer": str(directory / tokenizer_name)},
-            "train": {"seq_len": seq_len, "precision": precision},
-        }
-    )
-
-
 def write_run(
-    directory: Path, config: RunConfig, tokenizer: bytes, weights: Mapping[str, Tensor], fates: list[Fate], title: str
+    directory: Path, saved: SavedModel, tokenizer: bytes, weights: Mapping[str, Tensor], fates: list[Fate], title: str
 ) -> str:
     """Write configuration, tokenizer, checkpoint of step 0 and report; returns the report's line with the totals.
 
     Args:
         directory: new run directory.
-        config: result of `run_config`.
+        saved: what the run says of its model; its tokenizer is a file in `directory`.
         tokenizer: content of the tokenizer file.
         weights: every tensor of the model by name.
         fates: every tensor's line of the report.
@@ -44,13 +31,13 @@ def write_run(
     Raises:
         OSError: writing failed; the directory is removed.
     """
-    names = set(stage_weights(config.model, config.train.seq_len))
+    names = set(stage_weights(saved.model, saved.seq_len))
     assert names == set(weights), f"missing or unexpected weights: {sorted(names ^ set(weights))}"
-    meta = {"config": config.model_dump(mode="json"), "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest()}
+    meta = {"saved_model": saved.model_dump(mode="json"), "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest()}
     directory.mkdir(parents=True)
     try:
-        (directory / Path(config.data.tokenizer).name).write_bytes(tokenizer)
-        (directory / "config.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+        (directory / Path(saved.tokenizer).name).write_bytes(tokenizer)
+        (directory / "config.yaml").write_text(resolved_yaml(saved), encoding="utf-8")
         totals = write_report(directory, title, fates)
         save_weights(directory, {name: tensor.float() for name, tensor in weights.items()}, meta)
     except BaseException:

@@ -13,7 +13,7 @@ A step:
 CPU with gloo and GPU with NCCL run the same code; one process is a world of one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,7 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.stage import build_stage, megatron_config
-
-NUM_STOP_CODES = 8
+from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +50,6 @@ class StepResult:
     """Before clipping; a shared weight counts once."""
     skipped: bool
     """Loss or gradient was not finite: no update was made."""
-    stop_code: int
-    """Largest stop code that any rank handed in."""
 
 
 class Engine:
@@ -69,8 +66,9 @@ class Engine:
         self.dtype = DTYPES[config.train.precision]
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.megatron = megatron_config(config, self.dtype)
-        self.model = build_stage(config, self.megatron, groups)
+        model, train = config.model, config.train
+        self.megatron = megatron_config(model, config.parallel, self.dtype, deterministic=train.deterministic)
+        self.model = build_stage(model, train.seq_len, self.megatron, groups, train.recompute)
         initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)
         if config.train.compile:
@@ -82,15 +80,14 @@ class Engine:
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
         self.num_updates = 0
 
-    def train_step(self, rows: Tensor, num_loops: int, lr: float, wish: Callable[[], int] = lambda: 0) -> StepResult:
+    def train_step(self, rows: Tensor, num_loops: int, lr: float, vote: StopVote | None = None) -> StepResult:
         """One optimizer step.
 
         Args:
             rows: [n, s + 1] token rows of this data-parallel rank, n = micro-batches · train.micro_batch.
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
-            wish: gives this rank's wish to stop, 0 for none; asked when the gradients are there, so that a signal
-                during the step counts.
+            vote: held when the gradients are there, so that a signal during the step counts.
 
         Returns:
             The agreed result.
@@ -111,31 +108,27 @@ class Engine:
             regularisation if owns_weights else zero,
             self.optimizer.squared_norm(),
         ]
-        (loss, regularisation, squared_norm), code = self._agree(parts, wish())
+        loss, regularisation, squared_norm = self._sum(parts, vote)
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
         skipped = not (torch.isfinite(torch.tensor([loss, regularisation, grad_norm])).all())
         if not skipped:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
             self.num_updates += 1
-        return StepResult(
-            loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped, stop_code=code
-        )
+        return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped)
 
     @torch.no_grad()
-    def evaluate(
-        self, rows: Tensor, loops: Sequence[int], wish: Callable[[], int] = lambda: 0
-    ) -> tuple[list[float], int, int]:
+    def evaluate(self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None) -> tuple[list[float], int]:
         """Score rows at several loop counts, without training.
 
         Args:
             rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding.
             loops: loop counts, all different.
-            wish: as in `train_step`.
+            vote: held at the end.
 
         Returns:
             Negative log-likelihood summed over the rows of all ranks in nats, for each loop count; number of supervised
-            tokens; agreed stop code.
+            tokens.
         """
         micro_batches = self.micro_batches(rows)
         num_supervised = int(self._num_supervised(micro_batches).item())
@@ -150,8 +143,7 @@ class Engine:
         self.depths.run(batches, loops, visit)
         if not self._owns_loss:
             sums.zero_()
-        totals, code = self._agree(list(sums), wish())
-        return totals, num_supervised, code
+        return self._sum(list(sums), vote), num_supervised
 
     def micro_batches(self, rows: Tensor) -> list[Inputs]:
         """Rows [n, s + 1] -> inputs of train.micro_batch sequences each, on the device."""
@@ -218,11 +210,7 @@ class Engine:
         """Whether this rank's part of a loss is the one that counts among its tensor and pipeline ranks."""
         return self.groups.is_last_stage and self.groups.tensor.rank() == 0
 
-    def _agree(self, parts: Sequence[Tensor], stop_code: int) -> tuple[list[float], int]:
-        """Sum scalars over all ranks and find the largest stop code, in one all-reduce."""
-        codes = torch.zeros(NUM_STOP_CODES, dtype=torch.float64, device=self.groups.device)
-        codes[stop_code] = 1
-        values = torch.cat((torch.stack([part.double() for part in parts]), codes))
-        dist.all_reduce(values)
-        sums, counts = values.tolist()[: len(parts)], values.tolist()[len(parts) :]
-        return sums, max(code for code, count in enumerate(counts) if count)
+    def _sum(self, parts: Sequence[Tensor], vote: StopVote | None) -> list[float]:
+        """Sum scalars over all ranks, and vote, in one all-reduce."""
+        values = torch.stack([part.double() for part in parts])
+        return sum_over_ranks(values) if vote is None else vote.sum(values)

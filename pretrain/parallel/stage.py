@@ -7,7 +7,9 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config.run import RunConfig
+from pretrain.config.model import ModelSection
+from pretrain.config.run import ParallelSection
+from pretrain.config.saved_model import SavedModel
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.recurrence import Stage
@@ -16,25 +18,29 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.tensor import tensor_parallel_modules
 
 
-def build_stage(config: RunConfig, megatron: TransformerConfig, groups: Groups) -> LoopedGPT:
-    """The part of the model that this rank holds, without values."""
+def build_stage(
+    model: ModelSection, seq_len: int, megatron: TransformerConfig, groups: Groups, recompute: str = "none"
+) -> LoopedGPT:
+    """The part of a model that this rank holds, without values."""
     use_cpu()
     modules = tensor_parallel_modules(megatron, groups.tensor)
     stage = Stage(index=groups.pipeline.rank(), count=groups.pipeline.size())
-    return LoopedGPT(config.model, config.train.seq_len, modules, stage, config.train.recompute)
+    return LoopedGPT(model, seq_len, modules, stage, recompute)
 
 
 @torch.no_grad()
-def load_stage(config: RunConfig, groups: Groups, reader: CheckpointReader) -> LoopedGPT:
+def load_stage(saved: SavedModel, parallel: ParallelSection, groups: Groups, reader: CheckpointReader) -> LoopedGPT:
     """The part of a saved model that this rank holds, in the precision it was trained in, whatever layout saved it.
 
     Args:
-        config: of the run, with the layout of this world in its `parallel` section.
-        groups: process groups.
+        saved: what the checkpoint says of the model.
+        parallel: the layout of this world.
+        groups: its process groups.
         reader: the checkpoint.
     """
-    dtype = DTYPES[config.train.precision]
-    model = build_stage(config, megatron_config(config, dtype), groups).to(groups.device, dtype)
+    dtype = DTYPES[saved.precision]
+    megatron = megatron_config(saved.model, parallel, dtype)
+    model = build_stage(saved.model, saved.seq_len, megatron, groups).to(groups.device, dtype)
     count, index = groups.tensor.size(), groups.tensor.rank()
     for name, parameter in model.named_parameters():
         dim = model.split_dim(name)
@@ -44,9 +50,10 @@ def load_stage(config: RunConfig, groups: Groups, reader: CheckpointReader) -> L
     return model.eval()
 
 
-def megatron_config(config: RunConfig, dtype: torch.dtype) -> TransformerConfig:
-    """megatron-core's view of the configuration: sizes, dtypes, and everything it could do on its own switched off."""
-    parallel, model = config.parallel, config.model
+def megatron_config(
+    model: ModelSection, parallel: ParallelSection, dtype: torch.dtype, *, deterministic: bool = False
+) -> TransformerConfig:
+    """megatron-core's view of model and layout: sizes, dtypes, and everything it could do on its own switched off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return TransformerConfig(
@@ -65,5 +72,5 @@ def megatron_config(config: RunConfig, dtype: torch.dtype) -> TransformerConfig:
             gradient_accumulation_fusion=False,
             calculate_per_token_loss=True,
             deallocate_pipeline_outputs=False,
-            deterministic_mode=config.train.deterministic,
+            deterministic_mode=deterministic,
         )

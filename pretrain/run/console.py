@@ -29,16 +29,26 @@ def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -
     return 0
 
 
+class RunFailed(Exception):  # noqa: N818
+    """An error ended a run that had begun; the message is for people."""
+
+
 def exit_code(error: Exception) -> int:
-    """BAD_INPUT, which fails again however often it is tried, or FAILED for storage or a process, which may not."""
-    return FAILED if isinstance(error, OSError) and not isinstance(error, _MISSING) else BAD_INPUT
+    """BAD_INPUT, which fails again however often it is tried, or FAILED for storage, a process or a run that had begun,
+    which may not."""
+    may_pass = isinstance(error, (OSError, RunFailed)) and not isinstance(error, _MISSING)
+    return FAILED if may_pass else BAD_INPUT
 
 
 def print_error(error: Exception, who: str = "") -> None:
     """One line of standard error for each line of the message; `who` stands before each."""
-    text = str(error)
+    print("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()), file=sys.stderr)
+
+
+def describe_error(error: Exception) -> str:
+    """What went wrong, for people."""
     if isinstance(error, OSError) and error.filename:
-        text = f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, ImportError):
-        text = f"{error.name} is not installed: run tools/setup.sh with the extra of pyproject.toml that has it"
-    print("\n".join(f"error: {who}{line}" for line in text.splitlines()), file=sys.stderr)
+        return f"{error.name} is not installed: run tools/setup.sh with the extra of pyproject.toml that has it"
+    return str(error)

@@ -13,9 +13,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pretrain.config.read import resolved_yaml
-from pretrain.config.run import SYMBOLS_PREFIX, RunConfig, RunSection
-from pretrain.config.section import Section
+from pretrain.config.read import Dumpable, resolved_yaml
+from pretrain.config.run import SYMBOLS_PREFIX, RunSection
 
 _PACKAGES = (
     "torch",
@@ -35,14 +34,13 @@ def run_directory(run: RunSection) -> Path:
     return Path(run.root) / run.name
 
 
-def tokenizer_copy(run_dir: Path, config: RunConfig) -> Path:
-    """Where a run keeps its copy of the tokenizer."""
-    is_file = not config.data.tokenizer.startswith(SYMBOLS_PREFIX)
-    return run_dir / f"tokenizer{Path(config.data.tokenizer).suffix if is_file else '.json'}"
+def tokenizer_copy(run_dir: Path, tokenizer: str) -> Path:
+    """Where a run keeps its copy of the tokenizer that it was given by this name."""
+    return run_dir / f"tokenizer{'.json' if tokenizer.startswith(SYMBOLS_PREFIX) else Path(tokenizer).suffix}"
 
 
 def describe_run(
-    folder: Path, config: Section, *, ranks: str, device: str, tokenizer: bytes, tokenizer_path: Path
+    folder: Path, config: Dumpable, *, ranks: str, device: str, tokenizer: bytes, tokenizer_path: Path
 ) -> None:
     """Write the resolved configuration, the environment and a copy of the tokenizer into the run directory, which is
     made if absent.

@@ -8,7 +8,7 @@ from pretrain.config.command import CommandLine, Config
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, render
-from pretrain.run.console import BAD_INPUT, INTERRUPTED, exit_code, print_error
+from pretrain.run.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error
 from pretrain.run.directory import run_directory
 
 
@@ -52,7 +52,7 @@ def run_entry(
                 print_error(error)
             return BAD_INPUT
         return run(config, layout)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RunFailed) as error:
         print_error(error, who)
         return exit_code(error)
     except KeyboardInterrupt:

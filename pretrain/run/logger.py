@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TextIO
 
+from pretrain.config.read import Dumpable
 from pretrain.config.run import LoggingSection, RunSection
 from pretrain.run.progress import Progress
 from pretrain.run.rows import EvaluationRow, RowFile
@@ -20,7 +21,7 @@ WANDB_START_SECONDS = 30
 """How long the start of a run waits for an online wandb server."""
 
 
-class LoggedConfig(Protocol):
+class LoggedConfig(Dumpable, Protocol):
     """What logging needs of a configuration, of pretraining or of fine-tuning."""
 
     @property
@@ -28,8 +29,6 @@ class LoggedConfig(Protocol):
 
     @property
     def logging(self) -> LoggingSection: ...
-
-    def model_dump(self) -> dict[str, Any]: ...
 
 
 class StepRow(Protocol):

@@ -17,9 +17,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pretrain.config.run import RunConfig
-from pretrain.model.count import count_parameters
-
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsRow:
@@ -55,6 +52,7 @@ class MetricsRow:
         cls,
         *,
         step: int,
+        tokens_seen: int,
         loss: float,
         grad_norm: float,
         lr: float,
@@ -77,7 +75,7 @@ class MetricsRow:
         flops_per_s = flops_per_step / step_time_s
         return cls(
             step=step,
-            tokens_seen=step * tokens_per_step,
+            tokens_seen=tokens_seen,
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
@@ -106,10 +104,10 @@ class EvaluationRow:
     """Name of the run."""
     step: int
     """Steps done when the model was scored."""
-    tokens_seen: int
-    """Training tokens until then."""
-    train_flops: float
-    """Training FLOPs until then."""
+    tokens_seen: int | None
+    """Tokens that the run trained on until then; null where nobody counted them, as for imported weights."""
+    train_flops: float | None
+    """FLOPs of the run's training until then; null where nobody counted them."""
     num_params: int
     """Parameters, each shared one counted once."""
     task: str
@@ -131,50 +129,10 @@ class EvaluationRow:
     eval_flops_per_token: float
     """Forward FLOPs per token at that depth."""
     family: Literal["looped", "baseline", "regularised"]
-    """Kind of model; see `model_family`."""
+    """Kind of model; see `SavedModel.family`."""
     num_loop_params: int | None = None
     """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
     needs it."""
-
-
-def model_family(config: RunConfig) -> Literal["looped", "baseline", "regularised"]:
-    """Looped if training applies the block more than once, regularised if blocks are pulled together, else baseline."""
-    if config.max_loops > 1:
-        return "looped"
-    return "regularised" if config.model.loop_regulariser.weight else "baseline"
-
-
-def validation_row(
-    config: RunConfig,
-    *,
-    step: int,
-    train_flops: float,
-    num_params: int,
-    num_loops: int,
-    nll: float,
-    stderr: float | None,
-    num_examples: int,
-    eval_flops_per_token: float,
-) -> EvaluationRow:
-    """The row of a validation loss; the arguments are the fields of the same name, `nll` is in nats per token."""
-    return EvaluationRow(
-        run=config.run.name,
-        step=step,
-        tokens_seen=step * config.train.global_batch * config.train.seq_len,
-        train_flops=train_flops,
-        num_params=num_params,
-        task="validation",
-        task_group="validation",
-        metric="nll",
-        value=nll,
-        stderr=stderr,
-        num_examples=num_examples,
-        num_loops=num_loops,
-        effective_depth=config.model.effective_depth(num_loops),
-        eval_flops_per_token=eval_flops_per_token,
-        family=model_family(config),
-        num_loop_params=count_parameters(config.model, config.train.seq_len).loop,
-    )
 
 
 class RowFile:

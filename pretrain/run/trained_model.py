@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config.run import RunConfig
+from pretrain.checkpoint.run import open_checkpoint, require_tokenizer
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
@@ -19,8 +19,8 @@ class TrainedModel:
     """A model as a checkpoint has it."""
 
     model: LoopedGPT
-    config: RunConfig
-    """Of the training that made the checkpoint."""
+    saved: SavedModel
+    """What the checkpoint says of it."""
     tokenizer: Tokenizer
     step: int
     """Steps done when it was saved."""
@@ -46,21 +46,21 @@ def load_trained_model(
         OSError: a file cannot be read.
     """
     reader, problems = open_checkpoint(run_dir, step)
-    config = RunConfig.model_validate(reader.meta["config"])
-    text = load_tokenizer(tokenizer or tokenizer_file(run_dir, config), reader)
-    model = LoopedGPT(config.model, config.train.seq_len).to(device, DTYPES[config.train.precision])
+    saved = SavedModel.read(reader.meta)
+    text = load_tokenizer(tokenizer or tokenizer_file(run_dir, saved), reader)
+    model = LoopedGPT(saved.model, saved.seq_len).to(device, DTYPES[saved.precision])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.read_whole(f"weights/{name}"))
     return TrainedModel(
-        model=model.eval(), config=config, tokenizer=text, step=reader.step, checkpoint=reader, problems=problems
+        model=model.eval(), saved=saved, tokenizer=text, step=reader.step, checkpoint=reader, problems=problems
     )
 
 
-def tokenizer_file(run_dir: Path, config: RunConfig) -> Path:
+def tokenizer_file(run_dir: Path, saved: SavedModel) -> Path:
     """The tokenizer of a run: the copy in its directory, or the file that it was trained with if that copy is gone."""
-    copy = tokenizer_copy(run_dir, config)
-    return copy if copy.is_file() else Path(config.data.tokenizer)
+    copy = tokenizer_copy(run_dir, saved.tokenizer)
+    return copy if copy.is_file() else Path(saved.tokenizer)
 
 
 def load_tokenizer(path: Path, reader: CheckpointReader) -> Tokenizer:
@@ -70,6 +70,5 @@ def load_tokenizer(path: Path, reader: CheckpointReader) -> Tokenizer:
         ValueError: there is no such file, or it is of another tokenizer.
     """
     tokenizer = Tokenizer.load(path)
-    if tokenizer.sha256 != reader.meta["tokenizer_sha256"]:
-        raise ValueError(f"{path} is not the tokenizer that {reader.path.parents[1]} was trained with")
+    require_tokenizer(reader, path, tokenizer.sha256)
     return tokenizer

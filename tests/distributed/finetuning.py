@@ -12,9 +12,8 @@ import torch.distributed as dist
 
 from finetune.config import FinetuneConfig, check_layout
 from finetune.engine.engine import StepResult
-from finetune.run.start import start_of
-from finetune.trainer import FinetuneTrainer
-from pretrain.config.run import ParallelSection
+from finetune.run.origin import resolve_origin
+from finetune.trainer import FinetuneTrainer, open_session
 from pretrain.parallel.groups import make_groups
 from pretrain.run.signals import StopSignal
 from tests.distributed.training import Interruption, interrupt
@@ -31,12 +30,14 @@ def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -
     """Run the trainer to its end, or until the interruption; returns its exit code and the results of its steps."""
     _forget_world()
     torch.use_deterministic_algorithms(False)
-    groups = make_groups(ParallelSection(tensor=config.engine.tensor), torch.device("cpu"))
+    groups = make_groups(config.parallel, torch.device("cpu"))
     results: list[StepResult] = []
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignal())
         layout = check_layout(config, dist.get_world_size())
-        trainer = stack.enter_context(FinetuneTrainer(config, layout, groups, start_of(config), signals))
+        origin = resolve_origin(config)
+        session = stack.enter_context(open_session(config, layout, groups, origin, signals))
+        trainer = FinetuneTrainer(config, origin, session)
         step = trainer.engine.train_step
 
         def keep(*args: Any, **kwargs: Any) -> StepResult:

@@ -44,7 +44,8 @@ def loss_and_gradients(
 ) -> tuple[float, list[Part]]:
     """On every rank of a world of `parallel.tensor` ranks: the loss, and this rank's part of every gradient."""
     groups, dtype = make_groups(config.parallel, torch.device("cpu")), DTYPES[config.train.precision]
-    model = build_stage(config, megatron_config(config, dtype), groups)
+    megatron = megatron_config(config.model, config.parallel, dtype)
+    model = build_stage(config.model, config.train.seq_len, megatron, groups)
     rank, size = groups.tensor.rank(), groups.tensor.size()
     initialise(model, config.run.seed, rank)
     model.to(dtype)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
+from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.verify import newest_good
+from pretrain.run.scored_model import ScoredModel
 from pretrain.run.trained_model import load_trained_model
 from tests.distributed.finetuning import finetune, finetune_config
 from tests.distributed.pool import RankError, RankPool
@@ -50,6 +52,12 @@ def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
     reader, problems = newest_good(root / "runs" / name / "checkpoints")
     assert reader is not None and not problems
     return {key: reader.read_whole(key) for key in reader.tensors}
+
+
+def tokens(root: Path, name: str, last_step: int) -> int:
+    """Tokens of the first steps, as their rows have them."""
+    steps = [row for row in rows(root, name) if row["step"] <= last_step]
+    return sum(round(row["tokens_per_s"] * row["step_time_s"]) for row in steps)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +117,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
     assert any(key.startswith("optimizer/exp_avg_sq/") for key in ours)
     assert scores(root, names[0]) == scores(root, names[1])
+    counted = [ScoredModel.of(open_checkpoint(root / "runs" / name)[0]).counters for name in names]
+    assert counted[0] == counted[1] and counted[0].tokens_seen == tokens(root, names[0], last_step=9)
 
 
 def test_fp16_without_a_gpu_is_refused_by_its_key(root: Path, pool: RankPool) -> None:
@@ -154,9 +164,13 @@ def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None
     best = next(row for row in last if row["accuracy"] == max(other["accuracy"] for other in last))
     assert (found[-1]["split"], found[-1]["step"]) == ("test", best["step"])
     folder = root / "runs" / "best" / "best"
+    steps = [row for row in rows(root, "best") if row["step"] <= best["step"]]
     assert load_trained_model(folder, torch.device("cpu")).step == best["step"]
     reader, _ = newest_good(folder / "checkpoints")
-    assert reader is not None and {"stop/weight", "stop/bias"} <= reader.tensors.keys()
+    assert reader is not None
+    counters, flops = ScoredModel.of(reader).counters, sum(row["flops_per_s"] * row["step_time_s"] for row in steps)
+    assert counters.tokens_seen == tokens(root, "best", best["step"]) and counters.train_flops == pytest.approx(flops)
+    assert {"stop/weight", "stop/bias"} <= reader.tensors.keys()
     assert not any(key.startswith("optimizer/") for key in reader.tensors)
     assert (root / "runs" / "best" / "state").read_text() == "complete\n"
     assert run(pool, config, 2) == []  # nothing is left to do, and nothing is written twice
@@ -217,5 +231,5 @@ def test_what_a_run_was_trained_with_stays(root: Path, pool: RankPool, reference
     changed = smooth(root, reference)
     for section, key, value in (("curriculum", "thoughts_per_step", 1), ("run", "seed", 1)):
         other = changed.model_copy(update={section: getattr(changed, section).model_copy(update={key: value})})
-        with pytest.raises(RankError, match=f"{section}.{key}={value}, but .* was trained with"):
+        with pytest.raises(RankError, match=f"{section}.{key}={value}, but .* was made with"):
             run(pool, other, 1)

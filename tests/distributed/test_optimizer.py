@@ -18,6 +18,7 @@ from pretrain.config.run import OptimizerSection, RunConfig
 from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
 from pretrain.optim.optimizers import OPTIMIZERS, OptimizerKind
 from pretrain.parallel.engine import Engine, StepResult
+from pretrain.parallel.stop_vote import StopVote
 from tests.distributed.cases import (
     Part,
     Reference,
@@ -250,14 +251,28 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
             assert clean.values.tobytes() == disturbed.values.tobytes(), clean.name
 
 
-def hand_in_stop_codes(config: RunConfig, codes: list[int]) -> tuple[int, int]:
-    """The agreed code of a step and of an evaluation."""
+def vote(config: RunConfig, wishes: list[str | None]) -> list[str | None]:
+    """The reason to stop after a step, an evaluation and a vote alone; each begins without one, and keeps it."""
     engine, groups = make_engine(config)
-    rows, code = own_rows(make_rows(NUM_ROWS), groups), codes[torch.distributed.get_rank()]
-    return engine.train_step(rows, 1, 0.0, lambda: code).stop_code, engine.evaluate(rows, (1,), lambda: code)[2]
+    rows, rank = own_rows(make_rows(NUM_ROWS), groups), torch.distributed.get_rank()
+    votes = [StopVote(iter([wishes[rank], None]).__next__, groups.device) for _ in range(3)]
+    engine.train_step(rows, 1, 0.0, votes[0])
+    engine.evaluate(rows, (1,), votes[1])
+    votes[2].hold()
+    for each in votes:
+        each.hold()
+    return [each.reason for each in votes]
 
 
-@pytest.mark.parametrize("codes", [[0, 0, 0, 0], [0, 0, 0, 1], [3, 0, 1, 0], [2, 2, 7, 2]])
-def test_the_largest_stop_code_is_agreed_on(pool: RankPool, codes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("wishes", "reason"),
+    [
+        ([None, None, None, None], None),
+        ([None, None, None, "train.exit_after"], "train.exit_after"),
+        (["SIGTERM", None, "train.exit_after", None], "SIGTERM"),
+        (["SIGINT", "SIGINT", "SIGUSR1", "SIGINT"], "SIGUSR1"),
+    ],
+)
+def test_all_ranks_stop_for_the_weightiest_reason(pool: RankPool, wishes: list[str | None], reason: str | None) -> None:
     config = tiny_config(pipeline=2, train={"precision": "fp32"})
-    assert pool.run(hand_in_stop_codes, config, codes, world_size=4) == [(max(codes), max(codes))] * 4
+    assert pool.run(vote, config, wishes, world_size=4) == [[reason] * 3] * 4

@@ -128,9 +128,9 @@ def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, flo
     rows."""
     engine, groups = make_engine(config)
     own = own_rows(rows, groups)
-    totals, num_tokens, _ = engine.evaluate(own, DEPTHS)
+    totals, num_tokens = engine.evaluate(own, DEPTHS)
     assert num_tokens == (rows[:, 1:] != SEPARATORS.bos_id).sum()
-    padded, num_padded, _ = engine.evaluate(torch.cat((own, torch.full((2, SEQ_LEN + 1), -1))), DEPTHS)
+    padded, num_padded = engine.evaluate(torch.cat((own, torch.full((2, SEQ_LEN + 1), -1))), DEPTHS)
     assert num_padded == num_tokens
     trained = [engine.train_step(own, num_loops, 0.0).loss for num_loops in DEPTHS]
     return [

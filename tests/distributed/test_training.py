@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.verify import newest_good
+from pretrain.run.scored_model import ScoredModel
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config
 from tests.support.corpus import make_texts, make_tokenizer, write_source
@@ -72,6 +74,9 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     kept = (root / "runs" / cut.run.name / "checkpoints").glob("step-*")
     assert [folder.name for folder in kept] == ["step-00000012"]
+    runs = [root / "runs" / name for name in (cut.run.name, whole.run.name)]
+    counted = [ScoredModel.of(open_checkpoint(run)[0]).counters for run in runs]
+    assert counted[0] == counted[1] and counted[0].tokens_seen == 12 * 8 * 16 and counted[0].train_flops
     validations = [
         [(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")]
         for name in (cut.run.name, whole.run.name)
@@ -125,6 +130,7 @@ def test_bad_steps_are_skipped_and_end_the_run(root: Path, pool: RankPool) -> No
     written = rows(root, "bad")
     assert written[-1]["skipped"] == 3 and written[-1]["loss"] is None
     assert [row["skipped"] for row in written[-4:]] == [0, 1, 2, 3]
+    assert (root / "runs" / "bad" / "state").read_text().startswith("failed: loss or gradient was not finite")
 
 
 def test_what_defines_the_run_may_not_change_on_resume(root: Path, pool: RankPool, reference: str) -> None:

@@ -17,8 +17,9 @@ from pretrain.config.layout import check_layout
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.groups import make_groups
+from pretrain.run.console import RunFailed
 from pretrain.run.signals import StopSignal
-from pretrain.trainer import Trainer
+from pretrain.trainer import Trainer, open_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ def train(config: RunConfig, interruption: Interruption | None = None) -> int:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignal())
-        trainer = stack.enter_context(Trainer(config, layout, groups, tokenizer, signals))
+        session = stack.enter_context(open_session(config, layout, groups, tokenizer, signals))
+        trainer = stack.enter_context(Trainer(config, session))
         if interruption is not None and interruption.rank == dist.get_rank():
             interrupt(trainer, interruption)
         return trainer.run()
@@ -53,7 +55,7 @@ def train_aloud(config: RunConfig) -> str:
     with contextlib.redirect_stderr(printed):
         try:
             train(config)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RunFailed) as error:
             printed.write(f"error: {error}\n")
     return printed.getvalue()
 

@@ -33,7 +33,15 @@ def main(run_dir: Path, resumed_step: int, kill: bool) -> None:
                 "step_time_s": 0.5,
             }
             metrics.log_step(
-                MetricsRow.of_step(step=step, num_loops=2, tokens_per_step=9, memory_gib=1.0, skipped=0, **numbers)
+                MetricsRow.of_step(
+                    step=step,
+                    tokens_seen=9 * step,
+                    num_loops=2,
+                    tokens_per_step=9,
+                    memory_gib=1.0,
+                    skipped=0,
+                    **numbers,
+                )
             )
 
 

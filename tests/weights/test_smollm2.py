@@ -151,7 +151,7 @@ def test_surgery_makes_a_looped_model_of_it(imported: Imported, tmp_path: Path) 
         )
     )
     looped = load_trained_model(tmp_path / "looped", torch.device("cpu"))
-    assert (looped.config.model.num_loops, looped.config.model.effective_depth()) == (2, 30)
+    assert (looped.saved.model.num_loops, looped.saved.model.effective_depth()) == (2, 30)
     text = torch.tensor([imported.ours.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 4)])
     nll = [
         F.cross_entropy(model.logits(model(text[:, :-1])), text[0, 1:]).item()

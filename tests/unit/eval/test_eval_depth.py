@@ -1,6 +1,7 @@
 """Evaluating a run: the same prompts at every loop count, rows that are written once, and the command."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ import pytest
 
 from pretrain import train
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.eval.evaluate import Subject, append_rows, evaluate, load
+from pretrain.eval.evaluate import append_rows, evaluate, load
 from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation
+from pretrain.run.counters import Counters
+from pretrain.run.scored_model import ScoredModel
 from tests.support.corpus import make_tokenizer
 from tests.unit.hf.test_convert import make_run
-from tools import eval_depth
+from tools import eval_depth, scaling_plot
 
+ROOT = Path(__file__).parents[3]
 LETTERS = SymbolTokenizer(write_symbols([chr(code) for code in range(32, 127)] + ["\n"]))
 
 
@@ -46,9 +51,10 @@ def listen(
     """Evaluate on a task at one and two loops."""
     listener = Listener()
     lm = LoopedLM(listener, tokenizer, (1, 2), max_length=max_length)  # type: ignore[arg-type]
-    tasks = [found for found in tasks_of(config, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
+    saved = SavedModel.of(config)
+    tasks = [found for found in tasks_of(saved, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
     loader = partial(load, data_dir=None, num_examples=num_examples)
-    subject = Subject(config=config, step=1, train_flops=0.0)
+    subject = ScoredModel(saved=saved, counters=Counters(step=1))
     for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=file):
         append_rows(file, rows)
     return listener
@@ -81,14 +87,14 @@ def test_a_prompt_that_fits_with_its_answer_is_not_cut(tmp_path: Path) -> None:
 
 def test_a_name_means_the_difficulty_that_the_run_is_trained_at() -> None:
     sources = [{"task": "p_hop", "parameters": {"num_hops": hops}} for hops in (2, 3)]
-    config = RunConfig.model_validate({"data": {"sources": sources}})
+    saved = SavedModel.of(RunConfig.model_validate({"data": {"sources": sources}}))
     for names in ([], ["p_hop", "p_hop_2"]):
-        found = [task for task in tasks_of(config, names, None) if isinstance(task, ResolvedTask)]
+        found = [task for task in tasks_of(saved, names, None) if isinstance(task, ResolvedTask)]
         assert [(task.name, task.parameters) for task in found] == [
             ("p_hop", {"num_hops": 2}),
             ("p_hop_2", {"num_hops": 3}),
         ]
-    (other,) = tasks_of(config, ["induction_copying"], None, allow_network=False)
+    (other,) = tasks_of(saved, ["induction_copying"], None, allow_network=False)
     assert isinstance(other, ResolvedTask) and other.parameters == {}
 
 
@@ -124,6 +130,21 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(
     ):
         assert eval_depth.main([*arguments, "--offline"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_nobody_counted_is_null_and_can_be_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fine-tuned run from before tokens and FLOPs of fine-tuning were counted."""
+    run = tmp_path / "finetuned"
+    shutil.copytree(ROOT / "tests" / "golden" / "finetuned", run)
+    wanted = ["--tasks", "prosqa_symbolic", "--num-examples", "2", "--offline", "--num-loops", "1,2"]
+    assert eval_depth.main(["--run", str(run), *wanted]) == 0
+    file = run / "eval" / "depth.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 2 and all((row["tokens_seen"], row["train_flops"]) == (None, None) for row in rows)
+    assert all(row["step"] == 4 and row["run"] == "finetuned" and row["family"] == "looped" for row in rows)
+    capsys.readouterr()
+    assert scaling_plot.main([str(file), "--out", str(tmp_path)]) == 0
+    assert "training FLOPs of 2 of 2 points are unknown or 0" in capsys.readouterr().out
 
 
 def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:

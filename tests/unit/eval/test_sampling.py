@@ -233,7 +233,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_loaded_at_its_newest_or_at_a_chosen_step(run_dir: Path) -> None:
     for step, wanted in ((None, 20), (10, 10)):
         trained = load_trained_model(run_dir, torch.device("cpu"), step=step)
-        expected = LoopedGPT(trained.config.model, SEQ_LEN)
+        expected = LoopedGPT(trained.saved.model, SEQ_LEN)
         initialise(expected, seed=wanted)
         assert (trained.step, trained.problems) == (wanted, [])
         for name, parameter in trained.model.named_parameters():

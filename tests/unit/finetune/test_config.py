@@ -16,8 +16,8 @@ from finetune.config import FinetuneConfig
 from finetune.examples.examples import encode_examples, load_examples, read_lines
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import cut_at, final_stage
+from finetune.run.origin import resolve_origin
 from finetune.run.plan import plan_rows
-from finetune.run.start import start_of
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.sweep import SweepConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -78,12 +78,12 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
 @pytest.mark.parametrize("case", FROM_SCRATCH, ids=lambda case: case.run_name)
 def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
     config = read_config(case.path, FinetuneConfig, case.overrides)
-    start = start_of(config)
+    origin = resolve_origin(config)
     section = config.data.train.model_copy(update={"num_examples": 100})
     examples, form = load_examples(section, "train", 0)
-    maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, start.tokenizer)
+    maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, origin.tokenizer)
     assert config.train.seq_len is not None
-    for example in encode_examples(examples, form, start.tokenizer):
+    for example in encode_examples(examples, form, origin.tokenizer):
         for stage in range(config.curriculum.last_stage + 1):
             length = len(example.steps) if config.chosen_method.removal == "step" else sum(map(len, example.steps))
             row = maker.row(example, cut_at(config.curriculum, config.chosen_method, stage, length))

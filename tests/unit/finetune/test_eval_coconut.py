@@ -90,7 +90,7 @@ def test_a_run_that_started_from_other_weights_is_loaded(tmp_path: Path) -> None
     run = tmp_path / "tiny"
     save_run(run, checkpoint={"init_from": "runs/other"})
     finetuned = load_finetuned(run, CPU)
-    assert (finetuned.config.checkpoint.init_from, finetuned.trained.config.model.hidden_size) == ("runs/other", 16)
+    assert (finetuned.config.checkpoint.init_from, finetuned.trained.saved.model.hidden_size) == ("runs/other", 16)
 
 
 def test_a_classifier_that_was_trained_ends_the_thoughts(tmp_path: Path) -> None:

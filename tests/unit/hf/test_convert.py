@@ -156,7 +156,7 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
     import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
     trained = load_trained_model(tmp_path / "run", torch.device("cpu"))
     # 300 + 4, a multiple of 8
-    assert trained.config.train.precision == "bf16" and trained.config.model.vocab_size == 304
+    assert trained.saved.precision == "bf16" and trained.saved.model.vocab_size == 304
     assert [trained.tokenizer.thought_id(name) for name in THOUGHT_TOKENS] == [300, 301, 302, 303]
     published = load_file(folder / "model.safetensors")
     for ours, theirs in (("embedding.weight", "model.embed_tokens.weight"), ("head.weight", "lm_head.weight")):
@@ -168,7 +168,7 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
     assert_bitwise(kept, published)
     import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))  # the new tokens are there already
     again = load_trained_model(tmp_path / "again", torch.device("cpu"))
-    assert again.config.model == trained.config.model and again.tokenizer.bot_id == 300
+    assert again.saved.model == trained.saved.model and again.tokenizer.bot_id == 300
 
 
 @pytest.mark.parametrize("case", OURS)
@@ -345,7 +345,7 @@ def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokeniz
     loop_model(SurgerySettings(source=run, run=tmp_path / "looped", **shape, block=block))
     before, after = saved_weights(run), saved_weights(tmp_path / "looped")
     trained = load_trained_model(tmp_path / "looped", torch.device("cpu"))
-    assert (trained.config.model.num_loops, trained.config.model.effective_depth()) == (3, 8)
+    assert (trained.saved.model.num_loops, trained.saved.model.effective_depth()) == (3, 8)
     assert torch.equal(after["weights/prelude.0.ffn.up.weight"], before["weights/loop.0.ffn.up.weight"])
     assert torch.equal(after["weights/coda.0.ffn.up.weight"], before["weights/loop.7.ffn.up.weight"])
     for number in range(2):

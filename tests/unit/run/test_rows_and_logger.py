@@ -22,12 +22,15 @@ from pretrain.config.run import (
     RunSection,
     TrainSection,
 )
+from pretrain.config.saved_model import SavedModel
 from pretrain.device import hardware
 from pretrain.device.hardware import peak_flops, peak_memory_gib, precision_warning
 from pretrain.model.count import count_parameters
+from pretrain.run.counters import Counters
 from pretrain.run.logger import RunMetrics
 from pretrain.run.progress import Progress
-from pretrain.run.rows import EvaluationRow, MetricsRow, RowFile, model_family, validation_row
+from pretrain.run.rows import EvaluationRow, MetricsRow, RowFile
+from pretrain.run.scored_model import ScoredModel
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,7 +45,7 @@ def row(step: int, **changes: float) -> MetricsRow:
         "step_time_s": 0.5,
         "memory_gib": 1.0,
     }
-    whole = {"num_loops": 2, "tokens_per_step": 1000, "skipped": 0}
+    whole = {"num_loops": 2, "tokens_seen": 1000 * step, "tokens_per_step": 1000, "skipped": 0}
     return MetricsRow.of_step(step=step, **(values | whole | changes))  # pyright: ignore[reportArgumentType]
 
 
@@ -53,8 +56,9 @@ def config(wandb: str = "disabled", *, every: int = 1, steps: int = 10) -> RunCo
 
 
 def evaluation(step: int, num_loops: int, nll: float = 3.0) -> EvaluationRow:
-    counts = {"train_flops": 1e9, "num_params": 1234, "num_examples": 64, "eval_flops_per_token": 1e6}
-    return validation_row(config(), step=step, num_loops=num_loops, nll=nll, stderr=0.1, **counts)  # pyright: ignore[reportArgumentType]
+    counters = Counters(step=step, tokens_seen=640, train_flops=1e9)
+    model = ScoredModel(saved=SavedModel.of(config()), counters=counters)
+    return model.row("validation", "validation", "nll", nll, num_loops=num_loops, num_examples=64, stderr=0.1)
 
 
 def rows_in(path: Path) -> list[dict[str, object]]:
@@ -73,7 +77,7 @@ def test_rates_of_a_step() -> None:
 def test_a_validation_row_holds_all_that_the_plot_needs() -> None:
     found = evaluation(5, 3)
     assert (found.run, found.task, found.metric, found.value) == ("test", "validation", "nll", 3.0)
-    assert (found.tokens_seen, found.num_loops, found.effective_depth) == (5 * 8 * 16, 3, 24)
+    assert (found.tokens_seen, found.train_flops, found.num_loops, found.effective_depth) == (640, 1e9, 3, 24)
     assert found.num_loop_params == count_parameters(config().model, 16).loop
 
 
@@ -81,7 +85,7 @@ def test_families() -> None:
     looped = RunConfig(model=ModelSection(num_loops=3))
     sampled = RunConfig(train=TrainSection(loop_sampling=LoopSamplingSection(distribution="uniform", maximum=4)))
     regularised = RunConfig(model=ModelSection(loop_regulariser=LoopRegulariserSection(weight=1.0, block_size=4)))
-    families = [model_family(config) for config in (looped, sampled, regularised, RunConfig())]
+    families = [SavedModel.of(config).family for config in (looped, sampled, regularised, RunConfig())]
     assert families == ["looped", "looped", "regularised", "baseline"]
 
 

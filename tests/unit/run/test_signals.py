@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from pretrain.run.signals import REASONS, STOP_SIGNALS, StopSignal, decode_reason, encode_reason
+from pretrain.parallel.stop_vote import REASONS
+from pretrain.run.signals import STOP_SIGNALS, StopSignal
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -33,14 +34,5 @@ def test_handlers_come_back_after_an_error() -> None:
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_the_maximum_of_all_wishes_names_one_reason() -> None:
-    assert encode_reason(None) == 0
-    assert decode_reason(0) is None
-    for reason in REASONS[1:]:
-        assert decode_reason(encode_reason(reason)) == reason
-    wishes = [None, "train.exit_after", "SIGTERM", None]
-    assert decode_reason(max(encode_reason(wish) for wish in wishes)) == "SIGTERM"
-
-
-def test_every_stop_signal_has_a_code() -> None:
+def test_every_stop_signal_is_a_reason() -> None:
     assert {number.name for number in STOP_SIGNALS} < set(REASONS)

@@ -34,8 +34,8 @@ def make_run(
         file = RowFile(folder / "metrics.jsonl", 0)
         for step in range(1, steps + 1):
             made = MetricsRow.of_step(
-                step=step, loss=5 - step / 100, grad_norm=1.0, lr=1e-3, num_loops=2, tokens_per_step=1000,
-                flops_per_step=1e9, peak_flops=1e10, step_time_s=2.0, memory_gib=1.0, skipped=0,
+                step=step, tokens_seen=1000 * step, loss=5 - step / 100, grad_norm=1.0, lr=1e-3, num_loops=2,
+                tokens_per_step=1000, flops_per_step=1e9, peak_flops=1e10, step_time_s=2.0, memory_gib=1.0, skipped=0,
             )  # fmt: skip
             file.append(asdict(made) | row)
         file.close()

@@ -1,0 +1,68 @@
+"""What a checkpoint says of its model: all that a tool needs to run, export or train it, whoever made the checkpoint.
+
+Pretraining, fine-tuning and import store it as `meta["saved_model"]`. Checkpoints from before it existed store a whole
+pretraining configuration as `meta["config"]`, made up by fine-tuning and import.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pretrain.config.model import ModelSection
+from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.section import Section
+
+Family = Literal["looped", "baseline", "regularised"]
+"""Kind of model, as the scaling plot tells them apart."""
+
+
+class SavedModel(Section):
+    run: str
+    """Name of the run that made the checkpoint."""
+    model: ModelSection
+    """Shape of the model; its `num_loops` is the default of every tool."""
+    seq_len: int
+    """Longest sequence it was trained on, in tokens."""
+    precision: Literal["fp64", "fp32", "bf16"]
+    """Type of weights and activations in training; tools use the same."""
+    tokenizer: str
+    """Its file, or "symbols:...", as the run was given it; the run directory has a copy."""
+    max_loops: int
+    """Largest loop count that training could draw."""
+    tasks: tuple[SourceSection, ...] = ()
+    """Reasoning tasks that it was pretrained on, with their difficulty: what it is evaluated on by default."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "SavedModel":
+        """The model that a pretraining run saves."""
+        return cls(
+            run=config.run.name,
+            model=config.model,
+            seq_len=config.train.seq_len,
+            precision=config.train.precision,
+            tokenizer=config.data.tokenizer,
+            max_loops=config.max_loops,
+            tasks=tuple(source for source in config.data.sources if source.task is not None),
+        )
+
+    @classmethod
+    def read(cls, meta: Mapping[str, Any]) -> "SavedModel":
+        """The model of a checkpoint, from its `meta`."""
+        if "saved_model" in meta:
+            return cls.model_validate(meta["saved_model"])
+        return cls.of(RunConfig.model_validate(meta["config"]))
+
+    @property
+    def family(self) -> Family:
+        """Looped if training applies the block more than once, regularised if blocks are pulled together, else
+        baseline."""
+        if self.max_loops > 1:
+            return "looped"
+        return "regularised" if self.model.loop_regulariser.weight else "baseline"
+
+
+def require_vocabulary(model: ModelSection, tokenizer: str, num_tokens: int) -> None:
+    """Raise a ValueError unless the model has a row for every token of the tokenizer of this name."""
+    if num_tokens > model.vocab_size:
+        raise ValueError(
+            f"{tokenizer} has {num_tokens} tokens, more than model.vocab_size={model.vocab_size}: raise the latter"
+        )

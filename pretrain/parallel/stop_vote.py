@@ -1,0 +1,48 @@
+"""The vote to stop: all ranks end after the same piece of work, for the same reason.
+
+Each rank puts its wish into a sum over all ranks that the work does anyway; a signal that comes later counts in the
+next one. Where ranks have several reasons, the weightiest wins. Cost: a few numbers in a collective.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+REASONS = ("train.exit_after", "SIGINT", "SIGUSR1", "SIGTERM")
+"""Why a run stops before its last step, the weakest first."""
+
+
+class StopVote:
+    """One rank's part of the vote.
+
+    Args:
+        wish: why this rank wants to stop now: one of REASONS, or None.
+        device: where the collectives of the world work.
+    """
+
+    def __init__(self, wish: Callable[[], str | None], device: torch.device) -> None:
+        self._wish, self._device = wish, device
+        self.reason: str | None = None
+        """Why all ranks stop, the same on each; None while they go on."""
+
+    def sum(self, values: Tensor) -> list[float]:
+        """Sum numbers [n] over all ranks, and vote in the same collective."""
+        wish = self._wish()
+        ballot = [float(reason == wish) for reason in REASONS]
+        ballots = torch.tensor(ballot, dtype=torch.float64, device=self._device)
+        totals = sum_over_ranks(torch.cat((values.double(), ballots)))
+        chosen = [reason for reason, count in zip(REASONS, totals[len(values) :], strict=True) if count]
+        self.reason = chosen[-1] if chosen else self.reason
+        return totals[: len(values)]
+
+    def hold(self) -> None:
+        """Vote in a collective of its own, for work that has none."""
+        self.sum(torch.zeros(0, device=self._device))
+
+
+def sum_over_ranks(values: Tensor) -> list[float]:
+    """Sums of fp64 numbers [n] over all ranks. Collective."""
+    dist.all_reduce(values)
+    return values.tolist()

@@ -1,0 +1,238 @@
+"""The shell of a run, the same for pretraining and fine-tuning: everything around the training loop.
+
+    with join_world(...) as (groups, signals), RunSession(...) as session:
+        reader = session.resume(...)    # None: a new run
+        session.begin(counters, ...)    # until here nothing is on disk, and an error is bad input
+        ...                             # train, session.vote, session.save(...)
+        return session.finish()         # or session.fail(why)
+
+An error after `begin` ends the run as `session.fail` does: file `state` says failed, and why, and the exit code is 1.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.names import CHECKPOINTS
+from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.checkpoint.run import require_tokenizer
+from pretrain.checkpoint.store import open_store
+from pretrain.config.layout import Layout
+from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
+from pretrain.config.saved_model import SavedModel
+from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
+from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_warning
+from pretrain.device.host_memory import keep_freed_memory
+from pretrain.parallel.groups import Groups, make_groups, start_world
+from pretrain.parallel.stop_vote import StopVote
+from pretrain.run.console import FAILED, RunFailed, describe_error
+from pretrain.run.counters import Counters
+from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
+from pretrain.run.logger import LoggedConfig, RunMetrics
+from pretrain.run.resume import Resumable, newest_on_all_ranks
+from pretrain.run.signals import StopSignal
+
+
+class SessionConfig(LoggedConfig, Protocol):
+    """What a session needs of a configuration, of pretraining or of fine-tuning."""
+
+    @property
+    def train(self) -> CommonTrainSection: ...
+
+    @property
+    def checkpoint(self) -> CommonCheckpointSection: ...
+
+
+@contextmanager
+def join_world(parallel: ParallelSection, *, deterministic: bool) -> Iterator[tuple[Groups, StopSignal]]:
+    """Join the ranks of this world, listening for stop signals. Every rank calls it."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with StopSignal() as signals:
+        device = start_world()
+        if device.type == "cpu":
+            keep_freed_memory()
+        yield make_groups(parallel, device), signals
+        # Not after an error: the other ranks notice that this one is gone, and should do so after it has said why.
+        dist.destroy_process_group()
+
+
+class RunSession:
+    """One rank of a run. A context manager that ends logs and says how the run ended. All ranks make the same calls.
+
+    Args:
+        config: of the run.
+        layout: how a step lies on the ranks.
+        groups: process groups of this rank.
+        signals: stop signals that this rank got.
+        saved: the model, as checkpoints describe it.
+        tokenizer: of the model.
+        results: name of the file of evaluation rows.
+        keep_every: every checkpoint at a multiple of this step count is kept; 0 = none.
+        asynchronous: checkpoints are written in the background.
+
+    Raises:
+        OSError: what an earlier start left unfinished cannot be cleaned up.
+    """
+
+    def __init__(
+        self, config: SessionConfig, layout: Layout, groups: Groups, signals: StopSignal, saved: SavedModel,
+        tokenizer: Tokenizer, *, results: str, keep_every: int = 0, asynchronous: bool = True,
+    ) -> None:  # fmt: skip
+        self.config, self.layout, self.groups, self.saved, self.tokenizer = config, layout, groups, saved, tokenizer
+        self.rank, self.directory = dist.get_rank(), run_directory(config.run)
+        self.vote = StopVote(self._wish, groups.device)
+        self.warnings: list[str] = []
+        """Said when the run begins."""
+        self.counters, self.num_steps = Counters(), 0
+        self.metrics: RunMetrics | None = None
+        """On rank 0, from `begin` on."""
+        self.peak_flops = peak_flops(groups.device, DTYPES[saved.precision]) * layout.world_size
+        """FLOP/s of all ranks' devices together."""
+        self._signals, self._started, self._results = signals, time.monotonic(), results
+        self._has_begun, self._outcome = False, ""
+        self._store = open_store(
+            self.directory / CHECKPOINTS, keep_last=config.checkpoint.keep_last, keep_every=keep_every,
+            asynchronous=asynchronous,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+            if self._outcome:  # only now: the progress display is gone
+                self.say(self._outcome)
+        if self._has_begun and isinstance(error, (ValueError, OSError)):
+            why = describe_error(error)
+            with contextlib.suppress(OSError):  # what failed may be this very folder
+                write_state(self.directory, f"failed: {why.partition(chr(10))[0]}")
+            raise RunFailed(why) from error
+
+    def resume(self, resumable: Resumable) -> CheckpointReader | None:
+        """The newest good checkpoint, to go on from; None where there is none. The random state is the saved one.
+
+        Raises:
+            ValueError: no checkpoint is good, or the newest one is not of this run.
+            OSError: a checkpoint cannot be read.
+        """
+        reader, problems = newest_on_all_ranks(self.directory, keep_verdicts=True)
+        if reader is None:
+            if problems:
+                advice = "move the folder away to start from step 0, or choose another run.name"
+                raise ValueError(
+                    "\n".join([*problems, f"{self.directory / CHECKPOINTS}: no good checkpoint is left; {advice}"])
+                )
+            return None
+        resumable.require_same(reader, self.config)
+        require_tokenizer(reader, self.saved.tokenizer, self.tokenizer.sha256)
+        torch.set_rng_state(reader.read_whole("rng/cpu"))
+        self.warnings += problems
+        return reader
+
+    def begin(self, counters: Counters, num_steps: int, note: str = "") -> None:
+        """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
+
+        Args:
+            counters: of the run, which the loop goes on to count with.
+            num_steps: steps of the whole run.
+            note: said with the first line.
+
+        Raises:
+            OSError: the run directory cannot be written.
+        """
+        self.counters, self.num_steps = counters, num_steps
+        if self.rank == 0:
+            self.describe(self.directory)
+            write_state(self.directory, "running")
+        self._has_begun = True
+        if self.rank == 0:
+            self.metrics = RunMetrics(
+                self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results
+            )
+        for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
+            if warning:
+                self.say(f"warning: {warning}")
+        how = "resumed" if counters.step else "started"
+        self.say(f"step {counters.step} of {num_steps}: {how} {self.directory}{note}")
+
+    def describe(self, directory: Path) -> None:
+        """Write configuration, environment and tokenizer into a run directory.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        describe_run(
+            directory, self.config,
+            ranks=f"{self.layout.world_size} = {self.groups.describe()}",
+            device=device_name(self.groups.device),
+            tokenizer=read_tokenizer(self.saved.tokenizer),
+            tokenizer_path=tokenizer_copy(directory, self.saved.tokenizer),
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Show a line, on rank 0."""
+        if self.metrics is not None:
+            self.metrics.message(text)
+
+    def save(self, pieces: list[Piece], meta: dict[str, Any]) -> None:
+        """Start saving everything that a resumed run needs.
+
+        Args:
+            pieces: this rank's tensors.
+            meta: what else is needed, as JSON values.
+        """
+        if self.rank == 0:
+            pieces.append(Piece.whole("rng/cpu", torch.get_rng_state()))
+        self._store.save(self.counters.step, pieces, self.meta(meta))
+
+    def meta(self, more: dict[str, Any]) -> dict[str, Any]:
+        """What every checkpoint says of the run and its model, and more."""
+        return {
+            "counters": asdict(self.counters),
+            "saved_model": self.saved.model_dump(mode="json"),
+            "tokenizer_sha256": self.tokenizer.sha256,
+            **more,
+        }
+
+    def report_saves(self) -> None:
+        """Say which checkpoints have been saved, or not, since the last call."""
+        for result in self._store.poll():
+            self.say(result.message if result.is_durable else f"warning: {result.message}")
+
+    def finish(self) -> int:
+        """End the run as complete, or as stopped if the ranks voted so; returns the exit code."""
+        reason = self.vote.reason
+        state = f"stopped by {reason}" if reason else "complete"
+        advice = ", the same command continues it" if reason else ""
+        self._end(state, f"step {self.counters.step} of {self.num_steps}: {state}{advice}")
+        return 0
+
+    def fail(self, why: str) -> int:
+        """End the run as failed, for a reason that all ranks found; returns the exit code."""
+        self._end(f"failed: {why}", f"error: {why}")
+        return FAILED
+
+    def _end(self, state: str, outcome: str) -> None:
+        self._store.wait()
+        self.report_saves()
+        self._outcome = outcome
+        if self.rank == 0:
+            write_state(self.directory, state)
+
+    def _wish(self) -> str | None:
+        """Why this rank wants to stop."""
+        minutes = self.config.train.exit_after
+        if self._signals.requested is None and minutes is not None and time.monotonic() - self._started > 60 * minutes:
+            return "train.exit_after"
+        return self._signals.requested
