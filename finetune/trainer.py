@@ -18,7 +18,7 @@ import torch.distributed as dist
 from finetune.answers.answering import StageAnswerer, log_row
 from finetune.answers.results import read_rows
 from finetune.config import FinetuneConfig, ledger
-from finetune.engine.engine import FinetuneEngine, StepResult
+from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
 from finetune.examples.examples import ExampleSet, load_example_set
 from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
@@ -145,7 +145,7 @@ class FinetuneTrainer:
         counters.count_step(tokens=batch.num_tokens, flops=flops, skipped=result.skipped)
         self._log(batch, result, lr, flops, time.perf_counter() - started)
 
-    def _log(self, batch: StepBatch, result: StepResult, lr: float, flops: float, step_time_s: float) -> None:
+    def _log(self, batch: StepBatch, result: FinetuneStepResult, lr: float, flops: float, step_time_s: float) -> None:
         if self.session.metrics is None:
             return
         self.session.metrics.log_step(

@@ -23,7 +23,7 @@ from finetune.config import FinetuneConfig
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
-from pretrain.config.sweep import Cell, SweepConfig, cells
+from pretrain.config.sweep import SweepCell, SweepConfig, cells
 from pretrain.device.ranks import is_launched
 from pretrain.run.console import run_command
 
@@ -48,27 +48,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_overrides(cell: Cell, root: Path) -> list[str]:
+def run_overrides(cell: SweepCell, root: Path) -> list[str]:
     return [*cell.overrides, f"run.root={root}", f"run.name={cell.name}"]
 
 
-def entry_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+def entry_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     entry = ["finetune/coconut.py"] if sweep.methods else ["-m", "pretrain.train"]
     return [*entry, "--config", sweep.config, *run_overrides(cell, root)]
 
 
-def train_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+def train_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"]
     if sweep.ranks == 1 or is_launched():
         launch = []
     return [sys.executable, *launch, *entry_command(sweep, cell, root)]
 
 
-def plan_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+def plan_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     return [sys.executable, *entry_command(sweep, cell, root), "--dry-run", "--world-size", str(sweep.ranks)]
 
 
-def check(sweep: SweepConfig, cell: Cell, root: Path) -> None:
+def check(sweep: SweepConfig, cell: SweepCell, root: Path) -> None:
     """Refuse what training would refuse."""
     file, overrides = Path(sweep.config), run_overrides(cell, root)
     if sweep.methods:
@@ -77,7 +77,7 @@ def check(sweep: SweepConfig, cell: Cell, root: Path) -> None:
         check_layout(read_config(file, RunConfig, overrides), sweep.ranks)
 
 
-def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
+def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     evaluation = sweep.evaluation
     command = [
         sys.executable,
@@ -92,7 +92,7 @@ def eval_command(sweep: SweepConfig, cell: Cell, root: Path) -> Command:
     return command + (["--data-dir", evaluation.data_dir] if evaluation.data_dir else [])
 
 
-def plot_command(family: Sequence[Cell], root: Path) -> Command:
+def plot_command(family: Sequence[SweepCell], root: Path) -> Command:
     return [
         sys.executable,
         "tools/scaling_plot.py",
@@ -102,11 +102,11 @@ def plot_command(family: Sequence[Cell], root: Path) -> Command:
     ]
 
 
-def table_command(family: Sequence[Cell], root: Path) -> Command:
+def table_command(family: Sequence[SweepCell], root: Path) -> Command:
     return [sys.executable, "tools/coconut_table.py", *(str(root / cell.name) for cell in family)]
 
 
-def stages(sweep: SweepConfig, family: Sequence[Cell], root: Path) -> dict[str, list[Command]]:
+def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[str, list[Command]]:
     """The commands of each stage of the sweep, in order."""
     train = [train_command(sweep, cell, root) for cell in family]
     if sweep.methods:

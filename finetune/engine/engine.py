@@ -45,7 +45,7 @@ FIRST_LOSS_SCALE_POWER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepResult:
+class FinetuneStepResult:
     """What a step did, the same on every rank."""
 
     loss: float
@@ -106,7 +106,7 @@ class FinetuneEngine:
             dist_init_required=False,
         )[0]
 
-    def train_step(self, step: StepBatch, lr: float, vote: StopVote | None = None) -> StepResult:
+    def train_step(self, step: StepBatch, lr: float, vote: StopVote | None = None) -> FinetuneStepResult:
         """One optimizer step.
 
         Args:
@@ -136,7 +136,7 @@ class FinetuneEngine:
         norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
         grad_norm = float("nan") if skipped else float(norm)
-        return StepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
+        return FinetuneStepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
 
     def _plain_norm(self) -> float:
         """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample
-from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
+from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
 from finetune.latent.batch import MicroBatch, StepBatch
 from finetune.method.curriculum import Cut, draw_cut
 from pretrain.config.layout import Layout
@@ -93,16 +93,16 @@ class Sampler:
             self._order = epoch, generator.permutation(len(self._examples))
         return self._order[1]
 
-    def _row(self, epoch: int, number: int) -> Row:
+    def _row(self, epoch: int, number: int) -> TrainingRow:
         config = self._config
         cut = draw_cut(
             config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number]
         )
         return self._maker.row(self._examples[number], cut)
 
-    def _teacher_row(self, number: int) -> Row:
+    def _teacher_row(self, number: int) -> TrainingRow:
         return self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW
 
 
-def _kind(row: Row) -> tuple[int, int]:
+def _kind(row: TrainingRow) -> tuple[int, int]:
     return row.num_thoughts, len(row.tokens)

@@ -22,7 +22,7 @@ from pretrain.data.stream.batch import IGNORED
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 
-class Row(NamedTuple):
+class TrainingRow(NamedTuple):
     """One sequence."""
 
     tokens: tuple[int, ...]
@@ -64,7 +64,7 @@ class RowMaker:
         """The markers of a row with so many slots."""
         return self.markers if num_slots or self._markers_in_first_stage else Markers()
 
-    def row(self, example: EncodedExample, cut: Cut) -> Row:
+    def row(self, example: EncodedExample, cut: Cut) -> TrainingRow:
         """An example with the front of its chain taken away and slots put in."""
         markers = self.markers_at(cut.num_slots)
         if self._method.removal == "token":
@@ -75,7 +75,7 @@ class RowMaker:
         num_thoughts = cut.num_slots if self._method.has_thoughts else 0
         return _row(markers.prompt(example.question), slots, chain, example, num_thoughts)
 
-    def teacher_row(self, example: EncodedExample) -> Row:
+    def teacher_row(self, example: EncodedExample) -> TrainingRow:
         """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the
         answer."""
         chain = (token for step in example.steps[:-1] for token in step)
@@ -84,17 +84,17 @@ class RowMaker:
 
 def _row(
     head: Sequence[int], slots: Sequence[int], chain: Sequence[int], example: EncodedExample, num_thoughts: int
-) -> Row:
+) -> TrainingRow:
     tokens = (*head, *slots, *chain, *example.answer)
     answer = len(tokens) - len(example.answer) + example.num_mark_tokens - 1
-    return Row(tokens, len(head) + len(slots), len(head), num_thoughts, answer)
+    return TrainingRow(tokens, len(head) + len(slots), len(head), num_thoughts, answer)
 
 
-EMPTY_ROW = Row((0, 0), 2, 1, 0, -1)
+EMPTY_ROW = TrainingRow((0, 0), 2, 1, 0, -1)
 """Fills the last batch of an epoch: nothing to predict."""
 
 
-def collate(rows: Sequence[Row]) -> LatentBatch:
+def collate(rows: Sequence[TrainingRow]) -> LatentBatch:
     """Rows as a batch: padded on the left so that all slots begin at one place, and on the right."""
     first_slot = max(row.first_slot for row in rows)
     padding = [first_slot - row.first_slot for row in rows]

@@ -63,7 +63,7 @@ class SweepConfig(Section):
         return self
 
 
-class Cell(NamedTuple):
+class SweepCell(NamedTuple):
     """A run of a sweep."""
 
     name: str
@@ -74,26 +74,26 @@ class Cell(NamedTuple):
     """L that a model is trained and scored with."""
 
 
-def cells(sweep: SweepConfig) -> list[Cell]:
+def cells(sweep: SweepConfig) -> list[SweepCell]:
     """The runs of a sweep, each once, in the order of the file."""
-    found: dict[str, Cell] = {}
+    found: dict[str, SweepCell] = {}
     for name, overrides, num_loops in [*_models(sweep), *_methods(sweep)]:
         for seed in sweep.seeds:
-            cell = Cell(f"{name}-seed{seed}", (*sweep.overrides, *overrides, f"run.seed={seed}"), num_loops)
+            cell = SweepCell(f"{name}-seed{seed}", (*sweep.overrides, *overrides, f"run.seed={seed}"), num_loops)
             found.setdefault(cell.name, cell)
     return list(found.values())
 
 
-def _models(sweep: SweepConfig) -> Iterator[Cell]:
+def _models(sweep: SweepConfig) -> Iterator[SweepCell]:
     for model in sweep.models:
         k, loops = model.num_loop_layers, model.num_loops
         kind = "".join(f"-{text.split('.')[-1].replace('=', '')}" for text in model.overrides)
         shapes = [(k, loops), *([(k * loops, 1), (k, 1)] if sweep.baselines and loops > 1 else [])]
         for layers, count in shapes:
             shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}")
-            yield Cell(f"{layers}x{count}{kind}", (*model.overrides, *shape), count)
+            yield SweepCell(f"{layers}x{count}{kind}", (*model.overrides, *shape), count)
 
 
-def _methods(sweep: SweepConfig) -> Iterator[Cell]:
+def _methods(sweep: SweepConfig) -> Iterator[SweepCell]:
     for method, overrides in sweep.methods.items():
-        yield Cell(method, (f"method.name={method}", *overrides))
+        yield SweepCell(method, (f"method.name={method}", *overrides))

@@ -37,7 +37,7 @@ class Example(NamedTuple):
     """The exact text of the answer."""
 
 
-class Span(NamedTuple):
+class TextPart(NamedTuple):
     """A part of an example's text."""
 
     kind: Literal["question", "step", "answer"]
@@ -126,11 +126,11 @@ class Task(ABC, Generic[P]):
         """Endless iterator over `pick` of 0, 1, 2, ..."""
         return (self.pick(split, seed, number) for number in count())
 
-    def render(self, example: Example, *, with_steps: bool = True) -> tuple[Span, ...]:
+    def render(self, example: Example, *, with_steps: bool = True) -> tuple[TextPart, ...]:
         """The text of an example as consecutive spans; the trainer adds bos and eos."""
         steps = example.steps if with_steps else ()
         return (
-            Span("question", example.question + self.question_end),
-            *(Span("step", step + self.step_end) for step in steps),
-            Span("answer", self.answer_start + example.answer),
+            TextPart("question", example.question + self.question_end),
+            *(TextPart("step", step + self.step_end) for step in steps),
+            TextPart("answer", self.answer_start + example.answer),
         )

@@ -23,6 +23,7 @@ PYTHON_FILES = sorted(
 )
 SHELL_FILES = [*sorted((ROOT / "tools").glob("*.sh")), *sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci/run"]
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
 TRAVELS_ALONE = ROOT / "pretrain/hf/modeling_looped_gpt.py"
 """A copy of it lies beside exported weights, so it imports nothing of the project and cannot be cut."""
 
@@ -62,6 +63,21 @@ def test_imports_are_absolute_and_tools_are_scripts(path: Path) -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not {name.split(".")[0] for name in names} & {"tools", "tests"}, f"line {node.lineno}"
+
+
+def test_functions_are_short_and_no_two_classes_share_a_name() -> None:
+    """A name stands for one thing in the whole product; the file that travels alone repeats the model's."""
+    classes: dict[str, Path] = {}
+    for path in PYTHON_FILES:
+        if path == TRAVELS_ALONE or path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or 0) - node.lineno + 1
+                assert num_lines <= MAX_FUNCTION_LINES, f"{name_of(path)}: {node.name} has {num_lines} lines"
+            elif isinstance(node, ast.ClassDef):
+                assert node.name not in classes, f"{node.name}: {name_of(path)} and {name_of(classes[node.name])}"
+                classes[node.name] = path
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=name_of)

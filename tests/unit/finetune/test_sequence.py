@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.examples.examples import EncodedExample
-from finetune.examples.sequence import EMPTY_ROW, Row, RowMaker, collate
+from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
 from finetune.latent.sequential import Sequential
 from finetune.method.curriculum import CurriculumSection, cut_at
 from finetune.method.markers import Markers
@@ -47,14 +47,14 @@ def make_row(
     *,
     curriculum: CurriculumSection = CURRICULUM,
     markers: bool = True,
-) -> Row:
+) -> TrainingRow:
     """A row of a method at a stage."""
     method = METHODS[name]
     length = sum(map(len, example.steps)) if method.removal == "token" else len(example.steps)
     return RowMaker(method, curriculum, markers, TOKENIZER).row(example, cut_at(curriculum, method, stage, length))
 
 
-def text_of(row: Row) -> tuple[int, ...]:
+def text_of(row: TrainingRow) -> tuple[int, ...]:
     """The tokens that have a label."""
     return row.tokens[row.first_target :]
 
@@ -170,7 +170,7 @@ def test_a_row_has_the_same_loss_in_any_batch(many: list[tuple[EncodedExample, i
     model = build(LLAMA)
     rows = [make_row("coconut", example, stage) for example, stage in many]
 
-    def loss(chosen: list[Row]) -> torch.Tensor:
+    def loss(chosen: list[TrainingRow]) -> torch.Tensor:
         batch = collate(chosen)
         states = Sequential().states(model, batch, max(row.num_thoughts for row in chosen)).flatten(0, 1)
         return loss_of(model, states, batch.labels.flatten())
@@ -184,7 +184,7 @@ def test_a_row_has_the_same_loss_in_any_batch(many: list[tuple[EncodedExample, i
 def test_the_teacher_reads_the_chain_but_for_its_last_step() -> None:
     example = EncodedExample((10, 11), ((12,), (13, 14), (15,)), (16, 17, TOKENIZER.eos_id), 1)
     row = RowMaker(METHODS["coconut"], CURRICULUM, True, TOKENIZER).teacher_row(example)
-    assert row == Row((10, 11, 12, 13, 14, 16, 17, TOKENIZER.eos_id), 2, 2, 0, 5)
+    assert row == TrainingRow((10, 11, 12, 13, 14, 16, 17, TOKENIZER.eos_id), 2, 2, 0, 5)
 
 
 def test_a_tokenizer_without_marks_is_refused_where_they_are_needed() -> None:
