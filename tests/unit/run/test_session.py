@@ -48,10 +48,10 @@ def test_a_run_that_diverges_ends_as_failed(tmp_path: Path, command: list[str], 
 
 
 def test_an_error_in_training_ends_the_run_as_failed(tmp_path: Path) -> None:
-    """A damaged shard that the first batch meets."""
+    """A damaged shard that a batch meets."""
     tokenizer = make_tokenizer(tmp_path / "tokenizer.model")
-    folder = write_source(tmp_path / "shards", make_texts(40), 1, tokenizer)
-    shard = folder / Manifest.open(folder)[0].shard
+    folder = write_source(tmp_path / "shards", make_texts(40), 2, tokenizer)
+    shard = folder / Manifest.open(folder)[1].shard  # the start looks at a document of the first one
     shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
     data = f"{{tokenizer: {tmp_path}/tokenizer.model, num_workers: 0, sources: [{{path: {folder}}}]}}"
     shape = ["model.vocab_size=320", "train.seq_len=16", "validation.every=0"]
