@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from finetune.config import FinetuneConfig, check_layout
-from finetune.engine.engine import StepResult
+from finetune.engine.engine import FinetuneStepResult
 from finetune.run.origin import resolve_origin
 from finetune.trainer import FinetuneTrainer, open_session
 from pretrain.parallel.groups import make_groups
@@ -26,12 +26,12 @@ _UNTOUCHED = {
 }
 
 
-def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -> tuple[int, list[StepResult]]:
+def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -> tuple[int, list[FinetuneStepResult]]:
     """Run the trainer to its end, or until the interruption; returns its exit code and the results of its steps."""
     _forget_world()
     torch.use_deterministic_algorithms(False)
     groups = make_groups(config.parallel, torch.device("cpu"))
-    results: list[StepResult] = []
+    results: list[FinetuneStepResult] = []
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignal())
         layout = check_layout(config, dist.get_world_size())
@@ -40,7 +40,7 @@ def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -
         trainer = FinetuneTrainer(config, origin, session)
         step = trainer.engine.train_step
 
-        def keep(*args: Any, **kwargs: Any) -> StepResult:
+        def keep(*args: Any, **kwargs: Any) -> FinetuneStepResult:
             results.append(step(*args, **kwargs))
             return results[-1]
 
