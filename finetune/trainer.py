@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from finetune.answers.answering import StageAnswerer, log_row
-from finetune.answers.results import read_rows
+from finetune.answers.results import CoconutRow
 from finetune.config import FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
 from finetune.examples.examples import ExampleSet, load_example_set
@@ -36,7 +36,9 @@ from pretrain.device.hardware import peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.resume import Resumable
+from pretrain.run.rows import StepCost
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
 from pretrain.tasks.task import Split
@@ -148,6 +150,7 @@ class FinetuneTrainer:
     def _log(self, batch: StepBatch, result: FinetuneStepResult, lr: float, flops: float, step_time_s: float) -> None:
         if self.session.metrics is None:
             return
+        cost = StepCost(tokens=batch.num_tokens, flops=flops, seconds=step_time_s, peak_flops=self.session.peak_flops)
         self.session.metrics.log_step(
             FinetuneRow(
                 step=self.counters.step,
@@ -158,10 +161,10 @@ class FinetuneTrainer:
                 lr=lr,
                 thoughts_per_example=batch.num_thoughts / batch.num_examples,
                 examples_per_s=batch.num_examples / step_time_s,
-                tokens_per_s=batch.num_tokens / step_time_s,
-                flops_per_s=flops / step_time_s,
-                mfu_pct=100 * flops / step_time_s / self.session.peak_flops,
-                step_time_s=step_time_s,
+                tokens_per_s=cost.tokens_per_s,
+                flops_per_s=cost.flops_per_s,
+                mfu_pct=cost.mfu_pct,
+                step_time_s=cost.seconds,
                 memory_gib=peak_memory_gib(self.groups.device),
                 skipped=self.counters.skipped,
             )
@@ -192,7 +195,7 @@ class FinetuneTrainer:
         is_over = counters.epoch == config.train.epochs and not self.session.vote.reason
         if not config.data.test.is_given or not is_over or counters.best_accuracy < 0:
             return
-        rows = read_rows(self.session.directory / "eval" / RESULTS)
+        rows = JsonLines(self.session.directory / "eval" / RESULTS).read(CoconutRow)
         found = any((row.split, row.step) == ("test", counters.best_step) for row in rows)
         is_there = torch.tensor(int(found), device=self.groups.device)
         dist.broadcast(is_there, src=0)  # rank 0 writes the rows, and others may not see them yet

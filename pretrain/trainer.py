@@ -31,7 +31,7 @@ from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups
 from pretrain.run.counters import Counters
 from pretrain.run.resume import Resumable, newest_on_all_ranks
-from pretrain.run.rows import EvaluationRow, MetricsRow
+from pretrain.run.rows import EvaluationRow, MetricsRow, StepCost
 from pretrain.run.scored_model import ScoredModel
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
@@ -145,18 +145,21 @@ class Trainer:
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         if session.metrics is None:
             return
+        seconds = time.perf_counter() - started
+        cost = StepCost(tokens=tokens, flops=flops, seconds=seconds, peak_flops=session.peak_flops)
         session.metrics.log_step(
-            MetricsRow.of_step(
+            MetricsRow(
                 step=counters.step,
                 tokens_seen=counters.tokens_seen or 0,
                 loss=result.loss,
+                regularisation=result.regularisation,
                 grad_norm=result.grad_norm,
                 lr=lr,
                 num_loops=num_loops,
-                tokens_per_step=tokens,
-                flops_per_step=flops,
-                peak_flops=session.peak_flops,
-                step_time_s=time.perf_counter() - started,
+                tokens_per_s=cost.tokens_per_s,
+                flops_per_s=cost.flops_per_s,
+                mfu_pct=cost.mfu_pct,
+                step_time_s=cost.seconds,
                 memory_gib=peak_memory_gib(self.groups.device),
                 skipped=counters.skipped,
             )

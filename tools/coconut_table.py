@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from finetune.answers.results import CoconutRow, read_rows
+from finetune.answers.results import CoconutRow
 from finetune.method.methods import METHODS
-from pretrain.run.console import run_command
+from pretrain.run.console import print_warnings, run_command
+from pretrain.run.jsonl import JsonLines
 
 HEADER = ("method", "thoughts", "loops", "accuracy %", "new tokens", "ms/example", "MFLOP/example", "runs")
 Key = tuple[int, int, int]
@@ -30,11 +31,12 @@ def newest_rows(runs: Sequence[Path], split: str) -> dict[Key, list[CoconutRow]]
     """The newest row of every run, by method (its index in METHODS), number of thoughts and number of loops."""
     newest: dict[tuple[str, int, int], CoconutRow] = {}
     for run in runs:
-        file = run if run.is_file() else run / "eval" / "coconut.jsonl"
-        rows = [row for row in read_rows(file) if row.split == split]
+        file = JsonLines(run if run.is_file() else run / "eval" / "coconut.jsonl")
+        rows = [row for row in file.read(CoconutRow) if row.split == split]
+        print_warnings(file.problems)
         if not rows:
             raise ValueError(
-                f"{file}: no rows of split {split}; a finished run has them, and tools/eval_coconut.py writes some"
+                f"{file.path}: no rows of split {split}; a finished run has them, and tools/eval_coconut.py writes some"
             )
         newest.update(
             {(row.run, row.num_thoughts, row.num_loops): row for row in sorted(rows, key=lambda row: row.step)}

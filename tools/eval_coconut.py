@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
-from pretrain.run.console import run_command
+from pretrain.run.console import print_warnings, run_command
+from pretrain.run.jsonl import JsonLines
 
 if TYPE_CHECKING:
     from finetune.answers.results import CoconutRow
@@ -36,18 +37,18 @@ def evaluate(options: argparse.Namespace) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finetuned = load_finetuned(options.run, device, step=options.step)
-    for problem in finetuned.trained.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    print_warnings(finetuned.trained.problems)
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
     cells = choose_cells(finetuned, options.latents, options.num_loops)
-    file = finetuned.run_dir / "eval" / "coconut.jsonl"
+    file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
     num_batches = -(-len(questions.examples) // options.batch)
     rows = evaluate_cells(
         finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches)
     )
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
     print(table(list(rows)))
-    print(f"rows: {file}")
+    print_warnings(file.problems)
+    print(f"rows: {file.path}")
 
 
 def table(rows: Sequence["CoconutRow"]) -> str:

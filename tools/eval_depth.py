@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.run.console import run_command
+from pretrain.run.console import print_warnings, run_command
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.options import add_run, counts, names, positive
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def evaluate(options: argparse.Namespace) -> None:
             scorer.serve()
             return
         try:
-            for problem in problems:
-                print(f"warning: {problem}", file=sys.stderr)
+            print_warnings(problems)
             score(options, reader, scorer, loops)
         finally:
             scorer.close()
@@ -106,7 +106,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
 
     subject = ScoredModel.of(reader)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
-    file = options.out or options.run / "eval" / "depth.jsonl"
+    file = JsonLines(options.out or options.run / "eval" / "depth.jsonl")
     resolved = tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline)
     skipped = [task for task in resolved if isinstance(task, SkippedTask)]
     for task in skipped:
@@ -120,9 +120,9 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     for number, (task, rows) in enumerate(results, start=1):
         if not rows:
             num_reused += 1
-            print(f"{file} has {task.name} already", file=sys.stderr)
+            print(f"{file.path} has {task.name} already", file=sys.stderr)
             continue
-        evaluation.append_rows(file, rows)
+        file.append(rows)
         print(f"[{number}/{len(wanted)}] {task.name} ({task.group})")
         for row in rows:
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
@@ -130,7 +130,8 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
                 f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: "
                 f"{row.metric} {row.value:.4f}{error} ({row.num_examples})"
             )
-    print(f"{file}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
+    print_warnings(file.problems)
+    print(f"{file.path}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

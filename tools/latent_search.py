@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
-from pretrain.run.console import run_command
+from pretrain.run.console import print_warnings, run_command
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.options import at_least
 
 if TYPE_CHECKING:
@@ -59,10 +60,11 @@ def search(options: argparse.Namespace) -> None:
     latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
     cells = choose_cells(finetuned, latents, options.num_loops)
     num_batches = -(-len(questions.examples) // options.batch)
-    file = finetuned.run_dir / "eval" / "coconut.jsonl"
+    file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
     grid = list(
         evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches))
     )
+    print_warnings(file.problems)
     bar = Progress(2 * len(latents) + len(others))
     bars, values = [], {}
     for number, num_thoughts in enumerate(latents):

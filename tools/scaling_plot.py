@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.run.console import run_command
+from pretrain.run.jsonl import JsonLines
+from pretrain.run.rows import EvaluationRow
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import read_rows
 from pretrain.scaling.tables import make_tables, render, write_fits
 
 DEFAULT_FILES = "runs/*/eval/depth.jsonl"
@@ -42,7 +43,7 @@ def plot(options: argparse.Namespace) -> None:
         raise ValueError(
             f"nothing to plot: no file matches {DEFAULT_FILES}; train with validation.every > 0, or name files of rows"
         )
-    rows = list(read_rows(files))
+    rows = [row for file in files for row in JsonLines(file).read(EvaluationRow, strict=True)]
     if not rows:
         raise ValueError(f"nothing to plot: no rows in {', '.join(map(str, files))}")
     analysis = analyse(rows, options.metric)

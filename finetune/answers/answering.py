@@ -1,7 +1,5 @@
 """Answering the questions of a run on all of its ranks: its validations, and the test of its best weights."""
 
-from dataclasses import asdict
-
 import torch.distributed as dist
 
 from finetune.answers.results import Cell, CoconutRow, ScoredRun
@@ -67,6 +65,5 @@ def log_row(metrics: RunMetrics, row: CoconutRow) -> None:
     accuracy, error = 100 * row.accuracy, 100 * row.stderr
     line = f"step {row.step}, stage {row.stage}: {row.split} accuracy {accuracy:.1f}% ± {error:.1f}, "
     line += f"{row.new_tokens:.1f} new tokens"
-    metrics.log_result(
-        asdict(row), line, {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens}
-    )
+    charted = {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens}
+    metrics.log_result(row, row.step, line, charted)

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from finetune.answers.results import Cell, CoconutRow, RowKey, ScoredRun, append_row, key_of, read_rows
+from finetune.answers.results import Cell, CoconutRow, RowKey, ScoredRun, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.run.finetuned_model import FinetunedModel
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Split
@@ -107,7 +108,7 @@ def evaluate_cells(
     finetuned: FinetunedModel,
     questions: Questions,
     cells: Sequence[Cell],
-    file: Path,
+    file: JsonLines,
     *,
     batch: int,
     track: TrackCell = lambda _, batches: batches,
@@ -118,14 +119,14 @@ def evaluate_cells(
         finetuned: the run.
         questions: what it is asked.
         cells: at how many thoughts and loops.
-        file: of rows.
+        file: of rows, read before the first cell.
         batch: questions answered together; changes no answer.
         track: wraps the batches of a cell that is not there yet; to show progress.
 
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.
     """
-    there = {key_of(row): row for row in read_rows(file)}
+    there = {key_of(row): row for row in file.read(CoconutRow)}
     config, trained = finetuned.config, finetuned.trained
     subject = ScoredRun(
         config.run.name, trained.step, finetuned.epoch, finetuned.stage, config.method.name, questions.split
@@ -144,5 +145,5 @@ def evaluate_cells(
             stop_classifier=finetuned.stop_classifier,
         )
         row = CoconutRow.of(answerer.score(questions, partial(track, cell)), cell, subject)
-        append_row(file, row)
+        file.append([row])
         yield row

@@ -1,11 +1,8 @@
 """Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts
 and loops."""
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetune.answers.scoring import Tally
@@ -107,29 +104,3 @@ class RowKey(NamedTuple):
 
 def key_of(row: CoconutRow) -> RowKey:
     return RowKey(*(getattr(row, name) for name in RowKey._fields))
-
-
-def append_row(file: Path, row: CoconutRow) -> None:
-    """Add a row to a file, in one write, on a line of its own also after one that a crash cut short.
-
-    Raises:
-        OSError: the disk is full, say.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(row)).encode() + b"\n"
-    with file.open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, 2)
-            line = line if stream.read() == b"\n" else b"\n" + line
-        stream.write(line)
-
-
-def read_rows(file: Path) -> Iterator[CoconutRow]:
-    """The rows of a file; lines that hold none, as one cut short by a crash, are skipped. No file has no rows."""
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            yield CoconutRow(**json.loads(line))
-        except (ValueError, TypeError):
-            continue

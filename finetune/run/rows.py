@@ -3,52 +3,28 @@
 
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from finetune.latent.batch import StepBatch
 from pretrain.config.model import ModelSection
 from pretrain.model.count import head_flops, layer_flops
+from pretrain.run.rows import StepRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRow:
-    """One optimizer step; a number that is not finite is null in the file."""
+class FinetuneRow(StepRow):
+    """One optimizer step."""
 
-    step: int
-    """Steps done, this one included."""
     epoch: int
     """From 0."""
     stage: int
     """Of the curriculum."""
-    loss: float
-    """Mean loss per supervised token, in nats."""
-    grad_norm: float
-    """Global gradient norm before clipping."""
-    lr: float
-    """Learning rate of this step."""
     thoughts_per_example: float
     """Mean number of latent slots."""
     examples_per_s: float
     """Examples per second over all ranks."""
-    tokens_per_s: float
-    """Positions, padding not counted, per second over all ranks."""
-    flops_per_s: float
-    """Model FLOP/s over all ranks, for the loops that were run."""
-    mfu_pct: float
-    """Share of the peak of all ranks' devices, in percent."""
-    step_time_s: float
-    """Wall time of this step."""
-    memory_gib: float
-    """Largest memory use of rank 0 so far."""
-    skipped: int
-    """Steps skipped so far because fp16 overflowed."""
 
     def describe(self) -> str:
-        """The few numbers worth watching, on one line."""
-        rate = tqdm.format_sizeof(self.tokens_per_s)
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        speed = f"{rate} tok/s, MFU {self.mfu_pct:.1f}%"
-        return f"epoch {self.epoch}, stage {self.stage}, loss {self.loss:.4f}, {speed}{skipped}"
+        where = f"epoch {self.epoch}, stage {self.stage}"
+        return f"{where}, loss {self.loss:.4f}, {self.describe_speed()}{self.describe_skipped()}"
 
 
 def step_flops(model: ModelSection, step: StepBatch) -> float:

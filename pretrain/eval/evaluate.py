@@ -1,16 +1,17 @@
 """Evaluating a run on tasks: every task at every loop count, row by row, continued where an earlier call stopped.
 
-The rows of a task are written together when all its loop counts are done, so a task is in the file whole or not at all,
-and the next call leaves out what is there on as many examples.
+The rows of a task are given together when all its loop counts are done, and the next call leaves out a task that has
+them on as many examples. If a crash cut their writing short, a loop count lacks rows: the task is run again, and gives
+those that are not there.
 """
 
 import contextlib
 import io
-import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lm_eval.api.task import Task
 
 from pretrain.eval.groups import ResolvedTask, load_tasks
 from pretrain.eval.harness import LoopedLM
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.rows import EvaluationRow
 from pretrain.run.scored_model import ScoredModel
 
@@ -27,6 +29,22 @@ BOOTSTRAP_SAMPLES = 1000
 FEWSHOT_SEED = 1234
 """Of the choice of solved examples in a prompt, the same at every loop count and step; the harness's own default."""
 _COUNTS = ("alias", "name", "sample_len", "sample_count")
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """What tells the row of one result from those of others."""
+
+    run: str
+    step: int
+    task: str
+    num_loops: int
+    metric: str
+    num_examples: int
+
+    @classmethod
+    def of(cls, row: EvaluationRow) -> "ResultKey":
+        return cls(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
 
 
 def prepare_harness() -> None:
@@ -51,9 +69,9 @@ def evaluate(
     loader: Callable[[ResolvedTask], list[Task]],
     *,
     num_examples: int | None,
-    file: Path,
+    file: JsonLines,
 ) -> Iterator[tuple[ResolvedTask, list[EvaluationRow]]]:
-    """Run tasks one after the other, each at every loop count of `lm`.
+    """Run tasks one after the other, each at every loop count of `lm`; gives the rows that the file lacks.
 
     Args:
         lm: the model.
@@ -61,25 +79,45 @@ def evaluate(
         tasks: what to run.
         loader: gives the harness's objects of a task: `load`.
         num_examples: first examples of each task that are run; None runs them whole.
-        file: rows of earlier calls; a task that is done there is not run, and has no rows here.
+        file: rows of earlier calls, read before the first task; a task that is done there is not run.
 
     Raises:
         ValueError: a file of a task is malformed.
         Stopped: a rank wished to stop.
     """
-    done = scored_examples(file, subject)
+    there = Counter(file.read(ResultKey))
     for task in tasks:
         rows: list[EvaluationRow] = []
         lm.forget()
         parts = loader(task)
         sizes = {min(len(part.eval_docs), num_examples or len(part.eval_docs)) for part in parts}
-        if not all(done.get((task.name, num_loops), set()) >= sizes for num_loops in lm.loops):
+        if not _is_done(there, subject, task, lm.loops, sizes):
             for part in parts:
                 for num_loops in lm.loops:
                     with lm.at(num_loops):
                         rows += _rows(lm, subject, task, part, num_loops, num_examples)
         lm.forget()
-        yield task, rows
+        rows.sort(key=lambda row: lm.loops.index(row.num_loops))  # a write that is cut short leaves a loop count out
+        missing = []
+        for row in rows:
+            if there[ResultKey.of(row)]:
+                there[ResultKey.of(row)] -= 1
+            else:
+                missing.append(row)
+        yield task, missing
+
+
+def _is_done(
+    there: Counter[ResultKey], subject: ScoredModel, task: ResolvedTask, loops: Sequence[int], sizes: set[int]
+) -> bool:
+    """Whether there are rows of a task on so many examples, of the same metrics at every loop count."""
+    found: dict[int, set[tuple[str, int]]] = {num_loops: set() for num_loops in loops}
+    for key in there:
+        is_ours = (key.run, key.step, key.task) == (subject.saved.run, subject.counters.step, task.name)
+        if is_ours and key.num_loops in found and key.num_examples in sizes:
+            found[key.num_loops].add((key.metric, key.num_examples))
+    first = found[loops[0]]
+    return {size for _, size in first} == sizes and all(results == first for results in found.values())
 
 
 def _rows(
@@ -114,27 +152,3 @@ def _rows(
             )
         )
     return rows
-
-
-def scored_examples(file: Path, subject: ScoredModel) -> dict[tuple[str, int], set[int]]:
-    """How many examples the rows of a file were scored on, for each task and loop count of this run at this step."""
-    found: dict[tuple[str, int], set[int]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line)
-            if row["run"] == subject.saved.run and row["step"] == subject.counters.step:
-                found.setdefault((row["task"], row["num_loops"]), set()).add(row["num_examples"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a line cut short by a crash: whoever reads the file for good says so
-    return found
-
-
-def append_rows(file: Path, rows: Sequence[EvaluationRow]) -> None:
-    """Add rows to a file, all in one write.
-
-    Raises:
-        OSError: the disk is full, say.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))

@@ -26,6 +26,7 @@ from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.rows import EvaluationRow
 from pretrain.run.scored_model import ScoredModel
 
@@ -50,7 +51,7 @@ class TaskEvaluation:
         vote: StopVote,
     ) -> None:  # fmt: skip
         settings = config.validation
-        self.config, self.tokenizer, self.file = config, tokenizer, file
+        self.config, self.tokenizer, self.file = config, tokenizer, JsonLines(file)
         self.loops = tuple(dict.fromkeys(config.validation_loops))
         self.scorer = Scorer(
             model, groups, batch_size=config.train.micro_batch, sequence_parallel=config.parallel.sequence, vote=vote

@@ -1,7 +1,7 @@
 """How a command ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -38,6 +38,11 @@ def exit_code(error: Exception) -> int:
     which may not."""
     may_pass = isinstance(error, (OSError, RunFailed)) and not isinstance(error, _MISSING)
     return FAILED if may_pass else BAD_INPUT
+
+
+def print_warnings(problems: Iterable[str]) -> None:
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def print_error(error: Exception, who: str = "") -> None:

@@ -8,14 +8,17 @@ a `RunMetrics`.
 import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from pretrain.config.read import Dumpable
 from pretrain.config.run import LoggingSection, RunSection
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.progress import Progress
-from pretrain.run.rows import EvaluationRow, RowFile
+from pretrain.run.rows import EvaluationRow, StepRow
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WANDB_START_SECONDS = 30
 """How long the start of a run waits for an online wandb server."""
@@ -29,19 +32,6 @@ class LoggedConfig(Dumpable, Protocol):
 
     @property
     def logging(self) -> LoggingSection: ...
-
-
-class StepRow(Protocol):
-    """A dataclass about one training step."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def step(self) -> int: ...
-
-    def describe(self) -> str:
-        """The few numbers worth watching, on one line."""
-        ...
 
 
 class RunMetrics:
@@ -83,14 +73,12 @@ class RunMetrics:
         self._progress.update(row.step, row.describe())
         if row.step % self._every and row.step != self._num_steps:
             return
-        values = asdict(row)
-        self._append(self._steps, values)
-        self._to_wandb({f"train/{key}": value for key, value in values.items() if key != "step"}, row.step)
+        self._append(self._steps, [row])
+        self._to_wandb({f"train/{key}": value for key, value in vars(row).items() if key != "step"}, row.step)
 
     def log_evaluation(self, rows: Sequence[EvaluationRow]) -> None:
         """Show and keep evaluation rows, all of one step."""
-        for row in rows:
-            self._append(self._evaluations, asdict(row))
+        self._append(self._evaluations, rows)
         for task, metric in dict.fromkeys((row.task, row.metric) for row in rows):
             chosen = [row for row in rows if (row.task, row.metric) == (task, metric)]
             values = ", ".join(f"{row.value:.4f} at {row.num_loops} loop{'s' * (row.num_loops > 1)}" for row in chosen)
@@ -100,11 +88,11 @@ class RunMetrics:
                 {f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step
             )
 
-    def log_result(self, row: dict[str, Any], line: str, charted: Mapping[str, float]) -> None:
+    def log_result(self, row: "DataclassInstance", step: int, line: str, charted: Mapping[str, float]) -> None:
         """Keep an evaluation row of another schema, show its line, and chart some of its numbers."""
-        self._append(self._evaluations, row)
+        self._append(self._evaluations, [row])
         self.message(line)
-        self._to_wandb(dict(charted), row["step"])
+        self._to_wandb(dict(charted), step)
 
     def message(self, text: str) -> None:
         """Show a line that stays, without tearing the progress bar."""
@@ -115,7 +103,7 @@ class RunMetrics:
         self._progress.close()
         for file in (self._steps, self._evaluations):
             try:
-                file.close()
+                file.flush()
             except OSError as error:
                 self.message(f"warning: {file.path}: {error.strerror}; its last rows are lost")
         if self._wandb is not None:
@@ -124,15 +112,16 @@ class RunMetrics:
             except Exception as error:
                 self._lose_wandb("did not finish", error)
 
-    def _open(self, path: Path, resumed_step: int) -> RowFile:
-        file = RowFile(path, resumed_step)
+    def _open(self, path: Path, resumed_step: int) -> JsonLines:
+        file = JsonLines(path)
+        file.cut(resumed_step)
         for problem in file.problems:
             self.message(f"warning: {problem}")
         return file
 
-    def _append(self, file: RowFile, values: dict[str, Any]) -> None:
+    def _append(self, file: JsonLines, rows: "Sequence[DataclassInstance]") -> None:
         try:
-            file.append(values)
+            file.append(rows)
             self._held_back = False
         except OSError as error:
             if not self._held_back:

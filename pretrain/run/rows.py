@@ -1,41 +1,62 @@
-"""Rows that a run writes, and the files of them.
+"""Rows that a run writes; `pretrain/run/jsonl.py` is their files.
 
-- `MetricsRow`: one training step, a line of `<run>/metrics.jsonl`.
+- `MetricsRow`: one training step, a line of `<run>/metrics.jsonl`; fine-tuning adds other numbers to `StepRow`.
 - `EvaluationRow`: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses
   are such rows.
-- `RowFile`: appends rows, each in the file once `append` returns. No step is in a file twice: opening it for a run that
-  continues after step s cuts the later rows, which the run is about to write again, and the lines that a kill or a full
-  disk left unfinished.
 """
 
-import json
-import math
-import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated
 
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from tqdm import tqdm
+
+from pretrain.config.saved_model import Family
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricsRow:
+class StepCost:
+    """What a step took; rates and MFU are computed here and nowhere else."""
+
+    tokens: int
+    """Tokens of the global batch."""
+    flops: float
+    """Model FLOPs of the global batch, forward and backward, for the loops that were run."""
+    seconds: float
+    """Wall time."""
+    peak_flops: float
+    """FLOP/s of all ranks' devices together."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.flops / self.seconds
+
+    @property
+    def mfu_pct(self) -> float:
+        return 100 * self.flops_per_s / self.peak_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow(ABC):
     """One training step; a number that is not finite is null in the file."""
 
     step: int
     """Steps done, this one included: the first row of a run has 1, as the checkpoint after it would."""
-    tokens_seen: int
-    """Tokens of all steps so far, over all ranks."""
     loss: float
-    """Mean loss per token, in nats."""
+    """Mean loss per supervised token, in nats."""
     grad_norm: float
     """Global gradient norm before clipping."""
     lr: float
     """Learning rate of this step."""
-    num_loops: int
-    """Loops run in this step."""
     tokens_per_s: float
-    """Tokens per second over all ranks."""
+    """Tokens per second over all ranks; fine-tuning does not count padding."""
     flops_per_s: float
     """Model FLOP/s over all ranks, for the loops that were run."""
     mfu_pct: float
@@ -45,70 +66,52 @@ class MetricsRow:
     memory_gib: float
     """Largest memory use of rank 0 so far."""
     skipped: int
-    """Steps skipped so far because loss or gradient was not finite."""
+    """Steps skipped so far because loss or gradient was not finite, or because fp16 overflowed."""
 
-    @classmethod
-    def of_step(
-        cls,
-        *,
-        step: int,
-        tokens_seen: int,
-        loss: float,
-        grad_norm: float,
-        lr: float,
-        num_loops: int,
-        tokens_per_step: int,
-        flops_per_step: float,
-        peak_flops: float,
-        step_time_s: float,
-        memory_gib: float,
-        skipped: int,
-    ) -> "MetricsRow":
-        """The row of a step from what was measured; rates and MFU are computed here and nowhere else.
-
-        Args:
-            tokens_per_step: tokens of the global batch.
-            flops_per_step: model FLOPs of the global batch, forward and backward, for `num_loops` loops.
-            peak_flops: FLOP/s of all ranks' devices together.
-            The others: as the fields of the same name.
-        """
-        flops_per_s = flops_per_step / step_time_s
-        return cls(
-            step=step,
-            tokens_seen=tokens_seen,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            num_loops=num_loops,
-            tokens_per_s=tokens_per_step / step_time_s,
-            flops_per_s=flops_per_s,
-            mfu_pct=100 * flops_per_s / peak_flops,
-            step_time_s=step_time_s,
-            memory_gib=memory_gib,
-            skipped=skipped,
-        )
-
+    @abstractmethod
     def describe(self) -> str:
         """The few numbers worth watching, on one line."""
-        rate = tqdm.format_sizeof(self.tokens_per_s)
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        speed = f"{rate} tok/s, MFU {self.mfu_pct:.1f}%"
-        return f"loss {self.loss:.4f}, loops {self.num_loops}, {speed}, lr {self.lr:.2e}{skipped}"
+
+    def describe_speed(self) -> str:
+        return f"{tqdm.format_sizeof(self.tokens_per_s)} tok/s, MFU {self.mfu_pct:.1f}%"
+
+    def describe_skipped(self) -> str:
+        """To end a line with; empty if no step was skipped."""
+        return f", {self.skipped} skipped" if self.skipped else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsRow(StepRow):
+    """One step of pretraining."""
+
+    tokens_seen: int
+    """Tokens of all steps so far, over all ranks."""
+    num_loops: int
+    """Loops run in this step."""
+    regularisation: float = 0.0
+    """What the loop regulariser added to the loss, in nats; 0 without one."""
+
+    def describe(self) -> str:
+        loss = f"loss {self.loss:.4f}"
+        if self.regularisation:
+            loss += f" (regulariser {self.regularisation:+.4f})"
+        return f"{loss}, loops {self.num_loops}, {self.describe_speed()}, lr {self.lr:.2e}{self.describe_skipped()}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One number about one model at one loop count; all that tools/scaling_plot.py needs."""
+    """One number about one model at one loop count; all that tools/scaling_plot.py needs. The types are checked when a
+    row is read."""
 
     run: str
     """Name of the run."""
-    step: int
+    step: NonNegativeInt
     """Steps done when the model was scored."""
-    tokens_seen: int | None
+    tokens_seen: NonNegativeInt | None
     """Tokens that the run trained on until then; null where nobody counted them, as for imported weights."""
-    train_flops: float | None
+    train_flops: NonNegative | None
     """FLOPs of the run's training until then; null where nobody counted them."""
-    num_params: int
+    num_params: PositiveInt
     """Parameters, each shared one counted once."""
     task: str
     """What was scored; "validation" for the held-out text of the run."""
@@ -116,93 +119,20 @@ class EvaluationRow:
     """Tasks that are averaged in a plot."""
     metric: str
     """Name of the number; "nll" is nats per token."""
-    value: float
+    value: FiniteFloat
     """The number."""
-    stderr: float | None
+    stderr: NonNegative | None
     """Its standard error over examples, where known."""
-    num_examples: int
+    num_examples: PositiveInt
     """Examples scored."""
-    num_loops: int
+    num_loops: PositiveInt
     """Loops the model was run with."""
-    effective_depth: int
+    effective_depth: PositiveInt
     """Layers a token passed."""
-    eval_flops_per_token: float
+    eval_flops_per_token: NonNegative
     """Forward FLOPs per token at that depth."""
-    family: Literal["looped", "baseline", "regularised"]
+    family: Family
     """Kind of model; see `SavedModel.family`."""
-    num_loop_params: int | None = None
+    num_loop_params: NonNegativeInt | None = None
     """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
     needs it."""
-
-
-class RowFile:
-    """A file of JSON rows, one a line, each with a `step`; append-only apart from the cut when it is opened."""
-
-    def __init__(self, path: Path, last_step: int) -> None:
-        """
-        Args:
-            path: of the file; it and its folder are made if absent.
-            last_step: rows of later steps are removed, as are lines that hold no row; `problems` names the latter.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.problems = _cut_rows(path, last_step) if path.exists() else []
-        self._file = path.open("ab", buffering=0)
-        self._unwritten = b""
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a row out.
-
-        Raises:
-            OSError: it cannot be written, because the disk is full say; what is left of it goes first at the next call.
-        """
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
-        self._unwritten += json.dumps(finite, allow_nan=False).encode() + b"\n"
-        self._write_out()
-
-    def close(self) -> None:
-        """Close the file, after a last try to write what `append` could not.
-
-        Raises:
-            OSError: it failed again.
-        """
-        with self._file:
-            self._write_out()
-
-    def _write_out(self) -> None:
-        while self._unwritten:
-            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-
-
-def _cut_rows(path: Path, last_step: int) -> list[str]:
-    """Remove rows after `last_step` and lines without a row, atomically; say which lines had none."""
-    broken, changed = [], False
-    scratch = path.with_name(path.name + ".tmp")
-    with path.open("rb") as old, scratch.open("wb") as new:
-        for number, line in enumerate(old, start=1):
-            step = _step_of(line)
-            if step is None:
-                broken.append(number)
-            elif step <= last_step:
-                new.write(line)
-                continue
-            changed = True
-        new.flush()
-        os.fsync(new.fileno())
-    if changed:
-        scratch.replace(path)
-    else:
-        scratch.unlink()
-    return [f"{path}:{number}: an unfinished row, removed" for number in broken]
-
-
-def _step_of(line: bytes) -> int | None:
-    """The step of a complete row, None for anything else."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None

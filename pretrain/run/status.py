@@ -8,14 +8,14 @@ it runs, and nothing of it has changed for a long time: killed, or hanging).
 Cost: a few small reads a run, whatever its length; two milliseconds. Knows no torch.
 """
 
-import json
+import contextlib
 import math
 import os
 import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
+from pretrain.run.jsonl import JsonLines
 
 TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
 """Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""
@@ -36,6 +37,18 @@ AT_ONCE = 0.1
 WORKING_STATES = ("RUNNING", "COMPLETING")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
 RANK_LABEL = re.compile(r"^(\s*\d+: )?(\[rank\d+\]: )?(error: )?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedStep:
+    """What is read of a row of metrics.jsonl, of pretraining or of fine-tuning."""
+
+    step: int
+    epoch: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    mfu_pct: float | None = None
+    step_time_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,26 +125,27 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     config, problem = _read_config(run / "config.yaml")
     train, logging = (section if isinstance(section := config.get(key), dict) else {} for key in ("train", "logging"))
     epochs = train.get("epochs")
-    rows = _tail_rows(run / "metrics.jsonl", EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
-    last, recent = (rows[-1] if rows else {}), rows[-RATE_ROWS:]
+    rows: list[LoggedStep] = []
+    with contextlib.suppress(OSError):
+        rows = JsonLines(run / "metrics.jsonl").tail(LoggedStep, EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
+    recent = rows[-RATE_ROWS:]
     checkpoint = _newest_checkpoint(run)
-    step = max(last.get("step", 0), checkpoint[0] if checkpoint else 0)
-    step_time = _median(recent, "step_time_s")
+    step = max(rows[-1].step if rows else 0, checkpoint[0] if checkpoint else 0)
+    step_time = _median(row.step_time_s for row in recent)
     said = _read_line(run / "state")
     job = _newest_job(run)
     patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (logging.get("every") or 1))
     state = _state(said, job, queue, silent_for=(now - _last_sign(run, job)) / patience, has_begun=bool(rows))
     num_steps = train.get("steps") or (step if state == "complete" else _steps_of_epochs(rows, epochs))
     requeues = _lines(run / "requeues.txt")
-    loss = last.get("loss", math.nan) if last else None
     return RunStatus(
         name=name,
         state=state,
         step=step,
         num_steps=num_steps,
-        loss=math.nan if last and loss is None else loss,
-        tokens_per_s=_median(recent, "tokens_per_s"),
-        mfu_pct=_median(recent, "mfu_pct"),
+        loss=(math.nan if rows[-1].loss is None else rows[-1].loss) if rows else None,
+        tokens_per_s=_median(row.tokens_per_s for row in recent),
+        mfu_pct=_median(row.mfu_pct for row in recent),
         eta_s=(num_steps - step) * step_time if state == "running" and num_steps and step_time else None,
         requeues=len(requeues),
         checkpoint_step=checkpoint[0] if checkpoint else None,
@@ -171,19 +185,6 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return (config, "") if isinstance(config, dict) else ({}, "config.yaml: not a configuration")
 
 
-def _tail_rows(path: Path, num_bytes: int) -> list[dict[str, Any]]:
-    """The last rows of a file of rows. Lines without one, the unfinished last say, are left out."""
-    rows = []
-    for line in _tail(path, num_bytes).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
 def _tail(path: Path, num_bytes: int) -> str:
     try:
         with path.open("rb") as file:
@@ -202,14 +203,14 @@ def _read_line(path: Path) -> str:
     return next(iter(_lines(path)), "").strip()
 
 
-def _median(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    values = [value for row in rows if isinstance(value := row.get(key), int | float)]
-    return statistics.median(values) if values else None
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
-def _steps_of_epochs(rows: Sequence[dict[str, Any]], epochs: int | None) -> int | None:
+def _steps_of_epochs(rows: Sequence[LoggedStep], epochs: int | None) -> int | None:
     """Steps of a run that counts epochs: step s in epoch e (from 0) means e * n < s <= (e + 1) * n steps an epoch."""
-    known = [(row["step"], row["epoch"]) for row in rows if isinstance(row.get("epoch"), int)]
+    known = [(row.step, row.epoch) for row in rows if row.epoch is not None]
     least = max((-(-step // (epoch + 1)) for step, epoch in known), default=0)
     most = min(((step - 1) // epoch for step, epoch in known if epoch), default=0)
     return epochs * least if epochs and least == most else None

@@ -1,6 +1,6 @@
 """From evaluation rows to the scaling plot: what more loops are worth, with confidence intervals.
 
-    rows.py      read `eval/depth.jsonl`, keep the latest step and one metric per task group
+    rows.py      of the rows of `eval/depth.jsonl`, keep the latest step and one metric per task group
     curves.py    average the tasks of a group: value against effective depth, and where it gets worse with depth
     fit.py       value = alpha·log(D) + beta with bootstrap intervals; the ratio of two alphas
     gap.py       how much of the gap between its two baselines a looped model covers

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pretrain.run.rows import EvaluationRow
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
 from pretrain.scaling.gap import Gap, find_gaps
 from pretrain.scaling.isoplot import Isoplot, make_isoplots
 from pretrain.scaling.law import JointLaw, fit_law
-from pretrain.scaling.rows import Row, choose_metric, latest
+from pretrain.scaling.rows import choose_metric, latest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Analysis:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
 
 
-def analyse(rows: Iterable[Row], metric: str | None = None) -> Analysis:
+def analyse(rows: Iterable[EvaluationRow], metric: str | None = None) -> Analysis:
     """Analyse the rows of any number of runs and steps; `metric` is the one to use in task groups with several.
 
     Raises:

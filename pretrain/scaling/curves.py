@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.scaling.rows import Family, Row
+from pretrain.config.saved_model import Family
+from pretrain.run.rows import EvaluationRow
 
 LOWER_IS_BETTER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 """Metrics where a lower value is better; for all others a higher one is."""
@@ -66,7 +67,7 @@ class Curve:
         return len({point.depth for point in self.points})
 
 
-def example_stderr(row: Row) -> float:
+def example_stderr(row: EvaluationRow) -> float:
     """Standard error of a row over its examples: the row's own, else binomial for an accuracy, else 0 (unknown)."""
     if row.stderr is not None:
         return row.stderr
@@ -75,7 +76,7 @@ def example_stderr(row: Row) -> float:
     return 0.0
 
 
-def mean_point(rows: Sequence[Row]) -> Point:
+def mean_point(rows: Sequence[EvaluationRow]) -> Point:
     """Average the rows of one run and loop count, one per task; step and costs are those of the row of latest step."""
     last = max(rows, key=lambda row: row.step)
     return Point(
@@ -93,13 +94,15 @@ def mean_point(rows: Sequence[Row]) -> Point:
     )
 
 
-def make_curves(rows: Sequence[Row]) -> list[Curve]:
+def make_curves(rows: Sequence[EvaluationRow]) -> list[Curve]:
     """Average the tasks of each group; curves are sorted by task group and family.
 
     Args:
         rows: one metric per task group, one step per run and task (`rows.choose_metric`, `rows.latest`).
     """
-    cells: dict[tuple[str, Family], dict[tuple[int, str, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[tuple[str, Family], dict[tuple[int, str, int], list[EvaluationRow]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     tasks: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         cells[row.task_group, row.family][row.effective_depth, row.run, row.num_loops].append(row)

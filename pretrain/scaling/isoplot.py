@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.config.saved_model import Family
+from pretrain.run.rows import EvaluationRow
 from pretrain.scaling.curves import mean_point
-from pretrain.scaling.rows import Family, Row
 
 MIN_LOSSES = 3
 """Fewest distinct losses for a line."""
@@ -41,7 +42,7 @@ class Isoplot:
     """Slope and intercept; None with fewer than `MIN_LOSSES` distinct losses."""
 
 
-def make_isoplots(rows: Sequence[Row], losses: Sequence[Row]) -> list[Isoplot]:
+def make_isoplots(rows: Sequence[EvaluationRow], losses: Sequence[EvaluationRow]) -> list[Isoplot]:
     """Pair downstream values with losses; isoplots are sorted by task group and family.
 
     Args:
@@ -53,7 +54,9 @@ def make_isoplots(rows: Sequence[Row], losses: Sequence[Row]) -> list[Isoplot]:
         for row in losses
         if row.task == "validation" and row.metric == "nll"
     }
-    cells: dict[tuple[str, Family], dict[tuple[str, int, int], dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[tuple[str, Family], dict[tuple[str, int, int], dict[str, EvaluationRow]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for row in rows:
         where = row.run, row.num_loops, row.step
         if row.task != "validation" and where in loss_at:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.run.rows import EvaluationRow
 from pretrain.scaling.axes import subsample
 from pretrain.scaling.fit import interval
-from pretrain.scaling.rows import Row
 
 Array = NDArray[np.float64]
 
@@ -69,12 +69,12 @@ class JointLaw:
     predicted: Array
 
 
-def law_points(rows: Sequence[Row]) -> list[Row]:
+def law_points(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """The validation losses of trained models among evaluation rows."""
     return [row for row in rows if row.task == "validation" and row.metric == "nll" and row.tokens_seen]
 
 
-def fit_law(rows: Sequence[Row], seed: int = 0) -> JointLaw | str:
+def fit_law(rows: Sequence[EvaluationRow], seed: int = 0) -> JointLaw | str:
     """Fit the law to the validation losses among the latest rows of each run, with `seed` for the bootstrap.
 
     Returns:

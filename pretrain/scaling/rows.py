@@ -1,59 +1,14 @@
-"""Read and check evaluation rows, and select the latest step and one metric per task group."""
+"""Select of evaluation rows the latest step and one metric per task group."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-Family = Literal["looped", "baseline", "regularised"]
+from pretrain.run.rows import EvaluationRow
 
 
-class Row(BaseModel):
-    """One line of `eval/depth.jsonl`; `pretrain/run/rows.py` documents the fields. Unknown fields are ignored."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    run: str
-    step: int = Field(ge=0)
-    tokens_seen: int | None = Field(ge=0)
-    train_flops: float | None = Field(ge=0)
-    num_params: int = Field(ge=1)
-    num_loop_params: int | None = Field(default=None, ge=0)
-    task: str
-    task_group: str
-    metric: str
-    value: float
-    stderr: float | None = Field(ge=0)
-    num_examples: int = Field(ge=1)
-    num_loops: int = Field(ge=1)
-    effective_depth: int = Field(ge=1)
-    eval_flops_per_token: float = Field(ge=0)
-    family: Family
-
-
-def read_rows(files: Iterable[Path]) -> Iterator[Row]:
-    """Read the rows of JSON lines files such as `<run>/eval/depth.jsonl`.
-
-    Raises:
-        ValueError: a row is malformed; names the file, line and field of the first.
-        OSError: a file cannot be read.
-    """
-    for file in files:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield Row.model_validate_json(line)
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    field = ".".join(map(str, first["loc"]))
-                    raise ValueError(f"{file}:{number}: {field + ': ' if field else ''}{first['msg']}") from None
-
-
-def latest(rows: Iterable[Row]) -> list[Row]:
+def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
     """The rows of the latest step of each run, task and metric; a later row of the same step and loop count wins."""
-    newest: dict[tuple[str, ...], dict[int, Row]] = {}
+    newest: dict[tuple[str, ...], dict[int, EvaluationRow]] = {}
     steps: dict[tuple[str, ...], int] = {}
     for row in rows:
         key = (row.run, row.task_group, row.task, row.metric)
@@ -64,7 +19,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return [row for by_loops in newest.values() for row in by_loops.values()]
 
 
-def choose_metric(rows: Sequence[Row], metric: str | None = None) -> list[Row]:
+def choose_metric(rows: Sequence[EvaluationRow], metric: str | None = None) -> list[EvaluationRow]:
     """Keep one metric of each task group: its only one, or `metric` if it has several.
 
     Raises:

@@ -56,6 +56,18 @@ def reference(root: Path, pool: RankPool) -> str:
     return "reference"
 
 
+def test_what_the_regulariser_adds_is_in_the_rows(root: Path, pool: RankPool, reference: str) -> None:
+    changes = {
+        "model": {"num_loop_layers": 4, "num_loops": 1, "loop_regulariser": {"weight": 2.0, "block_size": 2}},
+        "train": {"steps": 2, "loop_sampling": {"distribution": "fixed"}},
+        "optimizer": {"warmup_steps": 0},
+        "validation": {"every": 0, "num_loops": []},
+    }
+    assert pool.run(train, training_config(root, "regularised", **changes), world_size=2) == [0, 0]
+    assert all(0 < row["regularisation"] < 4 for row in rows(root, "regularised"))
+    assert {row["regularisation"] for row in rows(root, reference)} == {0.0}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str) -> None:
     changes = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.scaling.rows import Row
+from pretrain.run.rows import EvaluationRow
 
 FIELDS = {
     "run": "a", "step": 10, "tokens_seen": 100, "train_flops": 1e9, "num_params": 1000, "task": "validation",
@@ -20,8 +20,8 @@ LAYER_PARAMS = 1_000_000
 EMBEDDING_PARAMS = 2_000_000
 
 
-def make_row(**fields: object) -> Row:
-    return Row.model_validate(FIELDS | fields)
+def make_row(**fields: object) -> EvaluationRow:
+    return EvaluationRow(**(FIELDS | fields))  # pyright: ignore[reportArgumentType]
 
 
 def write_rows(file: Path, *rows: dict[str, object]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretrain.config.run import RunConfig
 from pretrain.run.logger import RunMetrics
-from pretrain.run.rows import MetricsRow
+from tests.support.run_rows import step_row
 
 
 def wandb_service() -> int:
@@ -24,25 +24,7 @@ def main(run_dir: Path, resumed_step: int, kill: bool) -> None:
         if kill:
             os.kill(wandb_service(), signal.SIGKILL)
         for step in (resumed_step + 1, resumed_step + 2):
-            numbers = {
-                "loss": 3.5,
-                "grad_norm": 0.5,
-                "lr": 1e-3,
-                "flops_per_step": 2e9,
-                "peak_flops": 8e9,
-                "step_time_s": 0.5,
-            }
-            metrics.log_step(
-                MetricsRow.of_step(
-                    step=step,
-                    tokens_seen=9 * step,
-                    num_loops=2,
-                    tokens_per_step=9,
-                    memory_gib=1.0,
-                    skipped=0,
-                    **numbers,
-                )
-            )
+            metrics.log_step(step_row(step))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.eval.evaluate import append_rows, evaluate, load
+from pretrain.eval.evaluate import evaluate, load
 from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation
 from pretrain.run.counters import Counters
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.scored_model import ScoredModel
 from tests.support.corpus import make_tokenizer
 from tests.unit.hf.test_convert import make_run
@@ -55,8 +56,9 @@ def listen(
     tasks = [found for found in tasks_of(saved, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
     loader = partial(load, data_dir=None, num_examples=num_examples)
     subject = ScoredModel(saved=saved, counters=Counters(step=1))
-    for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=file):
-        append_rows(file, rows)
+    rows_file = JsonLines(file)
+    for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=rows_file):
+        rows_file.append(rows)
     return listener
 
 
@@ -73,6 +75,35 @@ def test_a_task_is_done_when_it_was_scored_on_as_many_examples(tmp_path: Path) -
     ask = partial(listen, LETTERS, RunConfig(), "variable_assignment_math_depth0", max_length=2000, file=file)
     assert [bool(ask(num_examples=count).prompts) for count in (3, 3, 5, 3)] == [True, False, True, False]
     assert len(file.read_text().splitlines()) == 4
+
+
+def test_a_write_that_was_cut_short_loses_no_row_and_doubles_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    names = [f"variable_assignment_math_depth{depth}" for depth in (0, 1)]
+    ask = partial(listen, LETTERS, RunConfig(), *names, num_examples=2, max_length=2000, file=file)
+    ask()
+    whole = file.read_bytes()
+    lines = whole.splitlines()
+    assert [(json.loads(line)["task"], json.loads(line)["num_loops"]) for line in lines] == [
+        (name, loops) for name in names for loops in (1, 2)
+    ]
+    last = len(whole) - len(lines[-1])
+    for offset in (
+        0,
+        1,
+        len(lines[0]),
+        len(lines[0]) + 1,
+        last - 3,
+        last - 2,
+        last - 1,
+        last,
+        last + 9,
+        len(whole) - 1,
+    ):
+        file.write_bytes(whole[:offset])
+        asked = ask().prompts
+        assert (offset, sorted(file.read_bytes().splitlines())) == (offset, sorted(lines))
+        assert bool(asked) == (offset < len(whole) - 1)
 
 
 def test_a_prompt_that_fits_with_its_answer_is_not_cut(tmp_path: Path) -> None:

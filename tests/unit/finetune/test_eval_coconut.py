@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions
-from finetune.answers.results import Cell, CoconutRow, read_rows
+from finetune.answers.evaluation import Questions, choose_cells, evaluate_cells, load_questions
+from finetune.answers.results import Cell, CoconutRow
 from finetune.answers.scoring import Answerer, answer_settings
-from finetune.run.finetuned_model import load_finetuned
+from finetune.run.finetuned_model import FinetunedModel, load_finetuned
 from pretrain.checkpoint.run import save_weights
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
+from pretrain.run.jsonl import JsonLines
 from pretrain.tasks.example_file import write_examples
 from tests.support.finetuned_runs import MODEL, save_run
 
@@ -36,6 +37,10 @@ def without_time(row: CoconutRow) -> dict[str, Any]:
     return {key: value for key, value in vars(row).items() if key != "seconds_per_example"}
 
 
+def first_row(finetuned: FinetunedModel, questions: Questions, cell: Cell, folder: Path, *, batch: int) -> CoconutRow:
+    return next(evaluate_cells(finetuned, questions, [cell], JsonLines(folder / "rows.jsonl"), batch=batch))
+
+
 def test_the_command_scores_every_cell_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,7 +52,7 @@ def test_the_command_scores_every_cell_once(
     assert out[0] == f"{run}, step 7, 6 examples of test"
     assert [line.split()[:3] for line in out[2:-1]] == [["coconut", k, loops] for loops in "13" for k in "023"]
     file = run / "eval" / "coconut.jsonl"
-    rows = list(read_rows(file))
+    rows = JsonLines(file).read(CoconutRow)
     assert [(row.num_loops, row.num_thoughts) for row in rows] == [(loops, k) for loops in (1, 3) for k in (0, 2, 3)]
     assert {(row.run, row.step, row.epoch, row.stage, row.method, row.split, row.num_examples) for row in rows} == {
         ("tiny", 7, 8, 1, "coconut", "test", 6)
@@ -57,7 +62,8 @@ def test_the_command_scores_every_cell_once(
     file.write_text("\n".join([*whole[:3], whole[3][:20]]))  # stopped in the middle of the fourth row
     assert command(monkeypatch, *arguments) == 0
     assert [json.loads(line) for line in file.read_text().splitlines()[:3]] == [json.loads(line) for line in whole[:3]]
-    again = list(read_rows(file))
+    assert f"warning: {file}:4: Invalid JSON" in capsys.readouterr().err
+    again = JsonLines(file).read(CoconutRow, strict=True)
     assert [without_time(row) for row in again] == [without_time(row) for row in rows]
 
 
@@ -66,7 +72,7 @@ def test_a_row_is_what_the_library_counts(tmp_path: Path) -> None:
     config = save_run(run)
     finetuned = load_finetuned(run, CPU)
     questions = load_questions(finetuned)
-    row = next(evaluate_cells(finetuned, questions, [Cell(2, 3)], tmp_path / "rows.jsonl", batch=2))
+    row = first_row(finetuned, questions, Cell(2, 3), tmp_path, batch=2)
     settings = answer_settings(config, finetuned.trained.tokenizer, num_slots=2, num_loops=3)
     model, tokenizer = finetuned.trained.model, finetuned.trained.tokenizer
     tally = Answerer(model=model, tokenizer=tokenizer, settings=settings, batch=6).score(questions)
@@ -99,7 +105,9 @@ def test_a_classifier_that_was_trained_ends_the_thoughts(tmp_path: Path) -> None
     finetuned = load_finetuned(run, CPU)
     assert finetuned.stop_classifier is not None
     assert finetuned.stop_classifier.weight.shape == (1, 16)
-    row = next(evaluate_cells(finetuned, load_questions(finetuned), [Cell(6, 1)], tmp_path / "rows.jsonl", batch=3))
+    row = next(
+        evaluate_cells(finetuned, load_questions(finetuned), [Cell(6, 1)], JsonLines(tmp_path / "rows.jsonl"), batch=3)
+    )
     assert 1 <= row.mean_thoughts < 6 == row.num_thoughts
 
 
@@ -108,7 +116,9 @@ def test_a_method_without_slots_has_one_cell(tmp_path: Path) -> None:
     save_run(run, method={"name": "cot"})
     finetuned = load_finetuned(run, CPU)
     assert choose_cells(finetuned, None, [1, 2]) == [Cell(0, 1), Cell(0, 2)]
-    row = next(evaluate_cells(finetuned, load_questions(finetuned), [Cell(0, 1)], tmp_path / "rows.jsonl", batch=3))
+    row = next(
+        evaluate_cells(finetuned, load_questions(finetuned), [Cell(0, 1)], JsonLines(tmp_path / "rows.jsonl"), batch=3)
+    )
     assert (row.method, row.mean_thoughts) == ("cot", 0)
     with pytest.raises(ValueError, match=r"method cot of .* has no slots"):
         choose_cells(finetuned, [0, 1], None)

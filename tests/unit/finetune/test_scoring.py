@@ -1,6 +1,5 @@
 """Scoring: exact match by hand, sums of shares, rows and their file; FLOPs of answers against torch's own counter."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,7 @@ from finetune.answers.results import (
     Cell,
     CoconutRow,
     ScoredRun,
-    append_row,
     key_of,
-    read_rows,
     standard_error,
 )
 from finetune.answers.scoring import Answerer, Tally, answer_settings, is_right, stated_answer
@@ -30,6 +27,7 @@ from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Tokens
 from finetune.method.markers import Markers
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.run.jsonl import JsonLines
 from pretrain.tasks.task import Example
 from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import how
@@ -214,15 +212,10 @@ def make_row(**changes: Any) -> CoconutRow:
     return replace(CoconutRow.of(tally, Cell(2, 1), ScoredRun("x", 7, 2, 1, "coconut", "test")), **changes)
 
 
-def test_rows_come_back_from_their_file_and_a_line_cut_short_harms_none(tmp_path: Path) -> None:
-    file, rows = tmp_path / "eval" / "coconut.jsonl", [make_row(num_thoughts=number) for number in range(3)]
-    assert list(read_rows(file)) == []
-    append_row(file, rows[0])
-    with file.open("a") as stream:
-        stream.write(json.dumps({"run": "x"})[:5])
-    append_row(file, rows[1])
-    append_row(file, rows[2])
-    assert list(read_rows(file)) == rows
+def test_rows_come_back_from_their_file_and_tell_what_was_counted(tmp_path: Path) -> None:
+    file, rows = JsonLines(tmp_path / "coconut.jsonl"), [make_row(num_thoughts=number) for number in range(3)]
+    file.append(rows)
+    assert file.read(CoconutRow, strict=True) == rows
     assert len({key_of(row) for row in rows}) == 3
     assert (rows[0].accuracy, rows[0].new_tokens, rows[0].seconds_per_example, rows[0].flops_per_example) == (
         0.75,

@@ -3,11 +3,8 @@
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,24 +26,12 @@ from pretrain.model.count import count_parameters
 from pretrain.run.counters import Counters
 from pretrain.run.logger import RunMetrics
 from pretrain.run.progress import Progress
-from pretrain.run.rows import EvaluationRow, MetricsRow, RowFile
+from pretrain.run.rows import EvaluationRow, StepCost
 from pretrain.run.scored_model import ScoredModel
+from tests.support.run_rows import step_row
+from tests.unit.run.test_jsonl import full_disk
 
 ROOT = Path(__file__).parents[3]
-
-
-def row(step: int, **changes: float) -> MetricsRow:
-    values = {
-        "loss": 3.5,
-        "grad_norm": 0.5,
-        "lr": 1e-3,
-        "flops_per_step": 2e9,
-        "peak_flops": 8e9,
-        "step_time_s": 0.5,
-        "memory_gib": 1.0,
-    }
-    whole = {"num_loops": 2, "tokens_seen": 1000 * step, "tokens_per_step": 1000, "skipped": 0}
-    return MetricsRow.of_step(step=step, **(values | whole | changes))  # pyright: ignore[reportArgumentType]
 
 
 def config(wandb: str = "disabled", *, every: int = 1, steps: int = 10) -> RunConfig:
@@ -70,8 +55,14 @@ def steps_in(path: Path) -> list[object]:
 
 
 def test_rates_of_a_step() -> None:
-    found = row(3)
-    assert (found.tokens_seen, found.tokens_per_s, found.flops_per_s, found.mfu_pct) == (3000, 2000, 4e9, 50)
+    cost = StepCost(tokens=1000, flops=2e9, seconds=0.5, peak_flops=8e9)
+    assert (cost.tokens_per_s, cost.flops_per_s, cost.mfu_pct) == (2000, 4e9, 50)
+
+
+def test_what_the_regulariser_adds_is_shown_where_there_is_one() -> None:
+    assert step_row(1).describe() == "loss 3.5000, loops 2, 2.00k tok/s, MFU 50.0%, lr 1.00e-03"
+    regularised = step_row(1, regularisation=-0.25, skipped=2).describe()
+    assert regularised == "loss 3.5000 (regulariser -0.2500), loops 2, 2.00k tok/s, MFU 50.0%, lr 1.00e-03, 2 skipped"
 
 
 def test_a_validation_row_holds_all_that_the_plot_needs() -> None:
@@ -91,7 +82,7 @@ def test_families() -> None:
 
 def test_rows_are_on_disk_at_once_and_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
-        metrics.log_step(row(1, loss=float("nan"), grad_norm=float("inf"), skipped=1))
+        metrics.log_step(step_row(1, loss=float("nan"), grad_norm=float("inf"), skipped=1))
         (found,) = rows_in(tmp_path / "metrics.jsonl")
     assert (found["loss"], found["grad_norm"], found["skipped"], found["lr"]) == (None, None, 1, 1e-3)
 
@@ -99,7 +90,7 @@ def test_rows_are_on_disk_at_once_and_numbers_that_are_not_finite_are_null(tmp_p
 def test_only_every_nth_row_and_the_last_one_are_kept(tmp_path: Path) -> None:
     with RunMetrics(config(every=4), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
         for step in range(1, 11):
-            metrics.log_step(row(step))
+            metrics.log_step(step_row(step))
     assert steps_in(tmp_path / "metrics.jsonl") == [4, 8, 10]
 
 
@@ -107,56 +98,33 @@ def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
     for resumed_step, last in ((0, 7), (5, 10)):
         with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=resumed_step, stream=io.StringIO()) as metrics:
             for step in range(resumed_step + 1, last + 1):
-                metrics.log_step(row(step))
+                metrics.log_step(step_row(step))
                 metrics.log_evaluation([evaluation(step, 1), evaluation(step, 2)])
     assert steps_in(tmp_path / "metrics.jsonl") == list(range(1, 11))
     found = [(row["step"], row["num_loops"]) for row in rows_in(tmp_path / "eval" / "depth.jsonl")]
     assert found == [(step, loops) for step in range(1, 11) for loops in (1, 2)]
 
 
-@pytest.mark.parametrize("kept_bytes", [1, 30, -1])
-def test_a_row_torn_by_a_kill_is_removed_and_named(tmp_path: Path, kept_bytes: int) -> None:
+def test_a_row_torn_by_a_kill_is_removed_and_named(tmp_path: Path) -> None:
     path, stream = tmp_path / "metrics.jsonl", io.StringIO()
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
         for step in (1, 2, 3):
-            metrics.log_step(row(step))
-    first, second, third = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(first + second + third[:kept_bytes])
+            metrics.log_step(step_row(step))
+    path.write_bytes(path.read_bytes()[:-30])
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=3, stream=stream) as metrics:
-        metrics.log_step(row(4))
+        metrics.log_step(step_row(4))
     assert steps_in(path) == [1, 2, 4]
     assert stream.getvalue().splitlines()[0] == f"warning: {path}:3: an unfinished row, removed"
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_opening_a_whole_file_leaves_it_alone(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n')
-    before = path.stat().st_ino
-    file = RowFile(path, 2)
-    file.close()
-    assert (path.stat().st_ino, file.problems) == (before, [])
-
-
-@contextmanager
-def full_disk(allowed_bytes: int) -> Iterator[None]:
-    """Writes beyond a file size fail, as they do on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (allowed_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     stream, path = io.StringIO(), tmp_path / "metrics.jsonl"
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
-        with full_disk(300):
+        with full_disk(400):
             for step in (1, 2, 3):
-                metrics.log_step(row(step))
-        assert path.stat().st_size == 300
-        metrics.log_step(row(4))
+                metrics.log_step(step_row(step))
+        assert steps_in(path) == [1]
+        metrics.log_step(step_row(4))
         assert steps_in(path) == [1, 2, 3, 4]
     assert stream.getvalue().count("its rows are held back until there is room") == 1
 
@@ -193,7 +161,7 @@ def test_a_terminal_gets_one_bar_and_whole_messages(tmp_path: Path) -> None:
     stream = Terminal()
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=4, stream=stream) as metrics:
         for step in range(5, 8):
-            metrics.log_step(row(step))
+            metrics.log_step(step_row(step))
         metrics.log_evaluation([evaluation(7, 1, 3.25), evaluation(7, 2, 3.125)])
     frames = stream.getvalue().replace("\n", "\r").split("\r")
     assert "step 7: validation nll 3.2500 at 1 loop, 3.1250 at 2 loops" in frames
@@ -228,7 +196,7 @@ def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("in the way")
     stream = io.StringIO()
     with RunMetrics(config("offline"), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
-        metrics.log_step(row(1))
+        metrics.log_step(step_row(1))
     assert stream.getvalue().startswith("warning: wandb did not start (")
     assert stream.getvalue().count("\n") == 2
     assert steps_in(tmp_path / "metrics.jsonl") == [1]

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.run.directory import write_state
-from pretrain.run.rows import MetricsRow, RowFile
+from pretrain.run.jsonl import JsonLines
 from pretrain.run.status import RunStatus, find_runs, read_status
+from tests.support.run_rows import step_row
 
 ROOT = Path(__file__).parents[3]
 NOW = time.time()
@@ -31,14 +32,11 @@ def make_run(
     )
     (folder / "config.yaml").write_text(resolved_yaml(config))
     if steps:
-        file = RowFile(folder / "metrics.jsonl", 0)
-        for step in range(1, steps + 1):
-            made = MetricsRow.of_step(
-                step=step, tokens_seen=1000 * step, loss=5 - step / 100, grad_norm=1.0, lr=1e-3, num_loops=2,
-                tokens_per_step=1000, flops_per_step=1e9, peak_flops=1e10, step_time_s=2.0, memory_gib=1.0, skipped=0,
-            )  # fmt: skip
-            file.append(asdict(made) | row)
-        file.close()
+        made = (
+            step_row(step, **{"loss": 5 - step / 100, "mfu_pct": 5.0, "tokens_per_s": 500.0, "step_time_s": 2.0} | row)
+            for step in range(1, steps + 1)
+        )
+        JsonLines(folder / "metrics.jsonl").append(made)
     if state:
         write_state(folder, state)
     if job:
@@ -167,19 +165,8 @@ def test_steps_of_a_fine_tuning_run_follow_from_its_epochs(tmp_path: Path, steps
     """Its configuration has epochs; here one is 10 steps. The first is over when a row of the second is there."""
     run = make_run(tmp_path / "a")
     (run / "config.yaml").write_text("train:\n  epochs: 5\n")
-    file = RowFile(run / "metrics.jsonl", 0)
-    for step in range(1, steps + 1):
-        file.append(
-            {
-                "step": step,
-                "epoch": (step - 1) // 10,
-                "loss": 1.0,
-                "tokens_per_s": 10.0,
-                "mfu_pct": None,
-                "step_time_s": 1.0,
-            }
-        )
-    file.close()
+    lines = [f'{{"step": {step}, "epoch": {(step - 1) // 10}, "step_time_s": 1.0}}\n' for step in range(1, steps + 1)]
+    (run / "metrics.jsonl").write_text("".join(lines))
     write_state(run, "running")
     found = status(run)
     assert found.num_steps == expected

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.run.rows import EvaluationRow
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, fit_curve, ratio_of
 from pretrain.scaling.gap import find_gaps
 from pretrain.scaling.isoplot import make_isoplots
 from pretrain.scaling.law import JointLaw, fit_law
-from pretrain.scaling.rows import Row
 from pretrain.scaling.tables import make_tables, render
 from tests.support.scaling_rows import EMBEDDING_PARAMS, LAYER_PARAMS, make_row, model_fields, sweep
 
@@ -111,7 +112,7 @@ def offset_runs(rng: np.random.Generator) -> Curve:
         for run, offset in enumerate(offsets)
         for index, depth in enumerate(DEPTHS)
     ]
-    return make_curves([row.model_copy(update={"stderr": 0.01}) for row in rows])[0]
+    return make_curves([replace(row, stderr=0.01) for row in rows])[0]
 
 
 @pytest.mark.parametrize("make", [examples_only, examples_and_seeds, unknown_noise, offset_runs])
@@ -172,7 +173,7 @@ def test_ratio_of_two_alphas_and_its_interval() -> None:
     assert ratio_of("t", looped, flat).interval is None
 
 
-def table_3_rows() -> list[Row]:
+def table_3_rows() -> list[EvaluationRow]:
     return [
         make_row(
             **model_fields("looped" if loops > 1 else "baseline", layers, loops, 10**9),
@@ -209,8 +210,7 @@ def test_a_gap_needs_both_baselines_with_as_many_tokens() -> None:
     rows = [row for row in table_3_rows() if row.task == "math"]
     others = [row for row in rows if (row.family, row.effective_depth) != ("baseline", 24)]
     later = [
-        row.model_copy(update={"tokens_seen": 2 * 10**9}) if row.effective_depth == 24 and row.num_loops == 1 else row
-        for row in rows
+        replace(row, tokens_seen=2 * 10**9) if row.effective_depth == 24 and row.num_loops == 1 else row for row in rows
     ]
     for lacking in (others, later):
         gaps = find_gaps(make_curves(lacking))
@@ -224,7 +224,7 @@ def test_seeds_of_a_model_are_one_gap() -> None:
         make_row(**model_fields("looped", 4, 6, 10**9, seed=1), task="math", task_group="math", value=26.8),
         make_row(**model_fields("baseline", 24, 1, 10**9, seed=1), task="math", task_group="math", value=31.3),
     ]
-    rows = [row.model_copy(update={"metric": "acc"}) for row in rows if row.task == "math"]
+    rows = [replace(row, metric="acc") for row in rows if row.task == "math"]
     mean, best = [gap for gap in find_gaps(make_curves(rows)) if gap.num_loops == 6]
     assert (mean.statistic, best.statistic) == ("mean", "best") and len(mean.runs) == len(best.runs) == 2
     assert mean.covered_pct == pytest.approx(100 * (25.8 - 9.7) / (30.3 - 9.7))
@@ -250,7 +250,7 @@ def test_the_best_of_seeds_is_the_lowest_loss() -> None:
 
 def law_rows(
     phi: float, noise: float, seed: int, tokens: tuple[int, ...] = (10**8, 4 * 10**8, 16 * 10**8, 64 * 10**8)
-) -> list[Row]:
+) -> list[EvaluationRow]:
     """Runs of a law with known constants: r loops of 16/r to 64/r layers, so with and without loops at equal depth."""
     rng, rows = np.random.default_rng(seed), []
     for depth in (16, 32, 64):
@@ -295,9 +295,9 @@ def test_joint_law_needs_enough_different_runs() -> None:
     rows = law_rows(0.46, 0.003, 0)
     assert "needs 8 validation losses" in str(fit_law(rows[:5]))
     assert "there are 48, 1, 2 and 4" in str(
-        fit_law([row.model_copy(update={"num_loops": 1, "num_params": row.num_params % 3 + 1}) for row in rows])
+        fit_law([replace(row, num_loops=1, num_params=row.num_params % 3 + 1) for row in rows])
     )
-    unknown = [row.model_copy(update={"num_loop_params": None}) for row in rows]
+    unknown = [replace(row, num_loop_params=None) for row in rows]
     assert "36 of several loops lack num_loop_params" in str(fit_law(unknown))
     assert fit_law([make_row(task="other", task_group="other")]) == ""
 

@@ -20,7 +20,7 @@ from pretrain.scaling.curves import make_curves
 from pretrain.scaling.figure import _few_ticks, draw
 from pretrain.scaling.law import law_points
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import Row, choose_metric, latest
+from pretrain.scaling.rows import choose_metric, latest
 from pretrain.scaling.tables import make_tables
 from tests.support.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
 from tools.scaling_plot import main
@@ -241,12 +241,6 @@ def test_page_opens_in_a_browser_without_console_errors(page: Path, tmp_path: Pa
     assert result.stdout.count('class="main-svg"') >= 3, "a figure was not drawn"
     assert "inference FLOPs" in result.stdout, "the choice of axis is missing"
     assert "Share" not in re.sub(r"(?s)<script.*?</script>", "", result.stdout), "a button that uploads"
-
-
-def test_every_row_field_is_one_that_runs_write() -> None:
-    from pretrain.run.rows import EvaluationRow
-
-    assert set(Row.model_fields) == set(EvaluationRow.__dataclass_fields__)
 
 
 def test_a_point_of_unknown_cost_has_no_place_on_its_axis_and_no_share_in_what_needs_it(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Files of rows: JSON objects, one a line, each a dataclass when it is written or read.
+
+A kill, a full disk or a power cut can leave the last line unfinished. Nobody loses another row to it:
+- `append` first completes such a line if only its end is missing, or removes it; what cannot be written, all of the
+  call, is written first by the next call;
+- `cut` leaves whole rows of the steps that a resumed run does not repeat, so no step is in a file twice;
+- `read` passes over damaged lines and names them in `problems`, or raises at the first.
+"""
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
+
+class JsonLines:
+    """A file of rows, open only while it is read or written; it need not be there.
+
+    Args:
+        path: of the file; `append` and `cut` make it and its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        """Damaged lines that the last `read` or `cut` met: a message each, naming file and line."""
+        self._unwritten = b""
+        self._is_healed = False
+
+    def append(self, rows: "Iterable[DataclassInstance]") -> None:
+        """Write rows, in one write; a number that is not finite becomes null.
+
+        Raises:
+            OSError: they cannot be written, for example because the disk is full; the next call writes them first.
+        """
+        self._unwritten += b"".join(to_json(row, inf_nan_mode="null") + b"\n" for row in rows)
+        self.flush()
+
+    def flush(self) -> None:
+        """Try again to write what `append` could not.
+
+        Raises:
+            OSError: it failed again.
+        """
+        if not self._unwritten:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+", buffering=0) as file:
+            if not self._is_healed:
+                _heal(file)
+                self._is_healed = True
+            size, written = file.seek(0, os.SEEK_END), 0
+            try:
+                while written < len(self._unwritten):
+                    written += file.write(self._unwritten[written:])
+            except OSError:
+                file.truncate(size)  # no reader meets half a row, and the next call begins on a line of its own
+                raise
+        self._unwritten = b""
+
+    def read(self, record: type[T], *, strict: bool = False) -> list[T]:
+        """The rows of the file, in order.
+
+        Args:
+            record: dataclass of a row; keys that it does not have are ignored.
+            strict: raise for a missing file or a damaged line. Default: a missing file has no rows, and damaged lines
+                are in `problems` alone.
+
+        Raises:
+            ValueError: naming file, line and field, if strict.
+            OSError: the file cannot be read.
+        """
+        self.problems = []
+        if not strict and not self.path.exists():
+            return []
+        parse, rows = _adapter(record).validate_json, []
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    rows.append(parse(line, strict=True))
+                except ValidationError as error:
+                    first = error.errors(include_url=False)[0]
+                    field = ".".join(map(str, first["loc"]))
+                    problem = f"{self.path}:{number}: {field + ': ' if field else ''}{first['msg']}"
+                    if strict:
+                        raise ValueError(problem) from None
+                    self.problems.append(problem)
+        return rows
+
+    def tail(self, record: type[T], num_bytes: int) -> list[T]:
+        """The rows in the last bytes of the file, in order, without damaged lines.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        rows = []
+        with self.path.open("rb") as lines:
+            start = max(0, lines.seek(0, os.SEEK_END) - num_bytes)
+            lines.seek(start)
+            if start:
+                lines.readline()  # the end of a row, most likely
+            for line in lines:
+                with contextlib.suppress(ValidationError):
+                    rows.append(_adapter(record).validate_json(line, strict=True))
+        return rows
+
+    def cut(self, last_step: int) -> None:
+        """Remove rows whose `step` is after `last_step`, and lines that hold no row; atomically.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
+        self.problems, changed = [], False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        scratch = self.path.with_name(self.path.name + ".tmp")
+        with self.path.open("rb") as old, scratch.open("wb") as new:
+            for number, line in enumerate(old, start=1):
+                step = _object_in(line).get("step")
+                if not isinstance(step, int):
+                    self.problems.append(f"{self.path}:{number}: an unfinished row, removed")
+                kept = line.removesuffix(b"\n") + b"\n" if isinstance(step, int) and step <= last_step else b""
+                new.write(kept)
+                changed |= kept != line
+            new.flush()
+            os.fsync(new.fileno())
+        self._is_healed = True
+        if changed:
+            scratch.replace(self.path)
+        else:
+            scratch.unlink()
+
+
+def _heal(file: io.FileIO) -> None:
+    """Complete a last row that lacks its line end alone; remove one that was cut short."""
+    file.seek(0)
+    last = file.read().rpartition(b"\n")[2]
+    if _object_in(last):
+        file.write(b"\n")
+    else:
+        file.truncate(file.tell() - len(last))
+
+
+def _object_in(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; empty if it holds none."""
+    try:
+        found = from_json(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@functools.cache
+def _adapter(record: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(record)
