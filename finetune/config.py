@@ -7,7 +7,7 @@ The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, sect
 the line below it.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -135,6 +135,8 @@ class FinetuneCheckpointSection(CommonCheckpointSection):
 class FinetuneConfig(EntryConfig):
     """The whole configuration of a fine-tuning run."""
 
+    variants_of: ClassVar[str | None] = "method.name"
+
     model: ModelSection = ModelSection()
     data: FinetuneDataSection = FinetuneDataSection()
     method: MethodSection = MethodSection()
@@ -181,6 +183,11 @@ class FinetuneConfig(EntryConfig):
                 raise ValueError(
                     f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}"
                 )
+        if self.chosen_method.removal == "token" and "tokens_per_stage" not in self.curriculum.model_fields_set:
+            raise ValueError(
+                f"method.name={method.name} removes tokens, not steps: set curriculum.tokens_per_stage, and num_stages "
+                "so that the stages remove the chain; under variants: of the file they are for this method alone"
+            )
         if self.train.effective_batch < self.train.micro_batch:
             batch, micro_batch = self.train.effective_batch, self.train.micro_batch
             raise ValueError(f"train.effective_batch={batch} is smaller than train.micro_batch={micro_batch}")

@@ -2,10 +2,12 @@
 
 1. Read the YAML file, and before it the file it names as `base:` (relative to itself), and so on; then the overrides,
    each a small YAML document. Later values replace earlier ones, key by key; a list is replaced as a whole.
-2. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and
+2. Between files and overrides, read what the files hold under `variants:` for the chosen value of the key that the
+   configuration has them for (`EntryConfig.variants_of`), so that a choice comes with the settings that it needs.
+3. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and
    line.
-3. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
-4. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
+4. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
+5. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
 
 YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a
 number, `name: 1e5` is a name and `steps: true` an error.
@@ -17,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -26,8 +28,12 @@ from pretrain.config.help_page import config_keys, inline, section_in
 from pretrain.config.section import Section
 
 FROM_COMMAND_LINE = "command line"
+VARIANTS = "variants"
+"""Key of a file that holds settings by the value of another key."""
 
 KeyPath = tuple[str | int, ...]
+Document = tuple[str, yaml.Node]
+"""Where settings come from, and they themselves."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -38,11 +44,14 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
         ValueError: one line for each problem: `file:line: key: what is wrong, got value`.
         OSError: a file cannot be read.
     """
-    settings = _Settings(schema=schema)
-    for file, node in _with_bases(path):
-        settings.read(node, str(file))
-    for override in overrides:
-        settings.read(_override_node(override), FROM_COMMAND_LINE)
+    files = [(str(file), node) for file, node in _with_bases(path)]
+    commands = [(FROM_COMMAND_LINE, _override_node(override)) for override in overrides]
+    settings, chooser, chosen = _Settings(schema=schema), getattr(schema, "variants_of", None), []
+    if chooser is not None:
+        variants = [(file, value) for file, node in files if (value := _take(node, VARIANTS)) is not None]
+        chosen = settings.variants(chooser, variants, [*files, *commands])
+    for source, node in (*files, *chosen, *commands):
+        settings.read(node, source)
     settings.fill_in_name()
     if not settings.problems:
         try:
@@ -90,6 +99,35 @@ class _Settings:
     def read(self, node: yaml.Node, source: str) -> None:
         """Lay one document over the values read so far."""
         self._section(node, self.schema, (), source, self.values)
+
+    def variants(self, chooser: str, variants: Sequence[Document], documents: Sequence[Document]) -> list[Document]:
+        """Those of the variants that belong to the value which the documents give the key `chooser`. The others are
+        checked for unknown keys too."""
+        field = dict(config_keys(self.schema))[chooser]
+        given = [value for _, node in documents if (value := _at(node, chooser.split("."))) is not None]
+        chosen: list[Document] = []
+        for file, node in variants:
+            if not isinstance(node, yaml.MappingNode):
+                self.problems.append(
+                    f"{_where(node, file)}: {VARIANTS}: needs values of {chooser}, got {_short(_value(node))}"
+                )
+                continue
+            names = [name.value for name, _ in node.value]
+            for name, settings in node.value:
+                where = f"{_where(name, file)}: {VARIANTS}.{name.value}"
+                if name.value not in get_args(field.annotation):
+                    self.problems.append(
+                        f"{where}: unknown; {chooser} is one of {', '.join(get_args(field.annotation))}"
+                    )
+                elif names.count(name.value) > 1:
+                    self.problems.append(f"{where}: given twice; keep one")
+                elif name.value == (given[-1] if given else field.default):
+                    chosen.append((file, settings))
+                else:
+                    other = _Settings(schema=self.schema)
+                    other.read(settings, file)
+                    self.problems += other.problems
+        return chosen
 
     def fill_in_name(self) -> None:
         """Replace each `{a.b}` in run.name by the value of that key, a default included."""
@@ -182,16 +220,31 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
             ) from None
         node = _compose(text, str(wanted))
         documents.insert(0, (wanted, node))
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        bases = [pair for pair in pairs if pair[0].value == "base"]
-        if not bases:
+        base_node = _take(node, "base")
+        if base_node is None:
             return documents
-        pairs.remove(bases[0])  # a second `base` stays, and is reported as an unknown key
-        origin = _where(bases[0][0], str(wanted))
-        base = _value(bases[0][1])
+        origin, base = _where(base_node, str(wanted)), _value(base_node)
         if not isinstance(base, str):
             raise ValueError(f"{origin}: base: needs the name of a YAML file, got {_short(base)}")
         wanted = wanted.parent / base
+
+
+def _take(node: yaml.Node, key: str) -> yaml.Node | None:
+    """Take the value of a key out of a document; a second such key stays, and is reported as unknown."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    taken = next((pair for pair in pairs if pair[0].value == key), None)
+    if taken is None:
+        return None
+    pairs.remove(taken)
+    return taken[1]
+
+
+def _at(node: yaml.Node, path: Sequence[str]) -> Any:
+    """The value at a path of keys; None where a document does not have it."""
+    for key in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in pairs if name.value == key), yaml.ScalarNode("", ""))
+    return _value(node)
 
 
 def _override_node(override: str) -> yaml.Node:

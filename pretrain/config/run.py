@@ -9,7 +9,7 @@ Reading files, overrides and error messages for people: `pretrain/config/read.py
 `pretrain/config/layout.py`.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -213,6 +213,9 @@ class LoggingSection(Section):
 
 class EntryConfig(Section):
     """What the configurations of all entry points have."""
+
+    variants_of: ClassVar[str | None] = None
+    """Key whose values may each have settings of their own under `variants:` of a file (`pretrain/config/read.py`)."""
 
     run: RunSection = RunSection()
 

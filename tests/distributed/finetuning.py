@@ -71,7 +71,7 @@ def finetune_config(root: Path, name: str, **changes: dict[str, Any]) -> Finetun
         },
         "curriculum": {
             "num_stages": 2, "first_stage_epochs": 1, "epochs_per_stage": 1, "thoughts_per_step": 2,
-            "uniform_prob": 0.5,
+            "tokens_per_stage": 8, "uniform_prob": 0.5,
         },
         "train": {"epochs": 4, "effective_batch": 8, "micro_batch": 2, "seq_len": 96, "deterministic": True},
         "optimizer": {"lr": 1e-2},

@@ -201,6 +201,11 @@ def test_a_source_is_a_folder_or_a_task(write: Write) -> None:
         (b"run:\n  name: caf\xe9", "run.yaml: not UTF-8 text: byte 16 is 0xe9"),
         ("base: none.yaml", "run.yaml:1: base: none.yaml: No such file or directory"),
         ("\nbase: [a]", "run.yaml:2: base: needs the name of a YAML file, got [a]"),
+        (
+            "variants: {adam: {}}",
+            "run.yaml:1: variants: unknown key; sections are run, model, parallel, data, train, "
+            "optimizer, validation, checkpoint, logging",
+        ),
         ("base: run.yaml", "run.yaml:1: base: goes in a circle: run.yaml -> run.yaml"),
     ],
 )

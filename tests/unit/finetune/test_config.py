@@ -15,21 +15,23 @@ from finetune.coconut import COMMAND_LINE
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import encode_examples, load_examples, read_lines
 from finetune.examples.sequence import RowMaker
-from finetune.method.curriculum import cut_at, final_stage
+from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
+from finetune.method.methods import METHODS
 from finetune.run.origin import resolve_origin
 from finetune.run.plan import plan_rows
 from pretrain.config.read import read_config, resolved_yaml
-from pretrain.config.sweep import SweepConfig
+from pretrain.config.sweep import SweepConfig, cells
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.finetuned_runs import save_run
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+BASES = sorted(f"{task}{size}.yaml" for task in ("prosqa", "prontoqa", "gsm8k") for size in ("", "_small"))
 SMALL = ROOT / "configs" / "finetune" / "prosqa_small.yaml"
 
 
 class Case(NamedTuple):
-    """A shipped configuration, with what its sweep changes for a method."""
+    """A shipped configuration with a method."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -38,13 +40,12 @@ class Case(NamedTuple):
 
 def shipped() -> Iterator[Case]:
     for path in FILES:
-        sweep = ROOT / "configs" / "sweeps" / path.name
-        if not sweep.exists():
-            yield Case(path, (), path.stem)
-            continue
         task, _, size = path.stem.partition("_")
-        for method, overrides in read_config(sweep, SweepConfig).methods.items():
-            yield Case(path, (f"method.name={method}", *overrides), f"{task}_{method}{size and '_' + size}")
+        is_base = path.name in BASES
+        for method in METHODS if is_base else ():
+            yield Case(path, (f"method.name={method}",), f"{task}_{method}{size and '_' + size}")
+        if not is_base:
+            yield Case(path, (), path.stem)
 
 
 CASES = list(shipped())
@@ -73,6 +74,55 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert dict(plan)["step"].endswith(f"= {config.train.effective_batch}")
     last = final_stage(config.curriculum, config.chosen_method)
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_method_is_the_same_run_in_a_sweep_and_on_the_command_line(name: str) -> None:
+    base = ROOT / "configs" / "finetune" / name
+    sweep = read_config(ROOT / "configs" / "sweeps" / name, SweepConfig)
+    assert set(sweep.methods) == set(METHODS)
+    for cell in cells(sweep):
+        method, seed = cell.name.split("-seed")
+        command = COMMAND_LINE.parse(["--config", str(base), f"method.name={method}", f"run.seed={seed}"])
+        assert command.config == read_config(ROOT / sweep.config, FinetuneConfig, cell.overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "curriculum"),
+    [
+        ("prosqa", {"num_stages": 8, "tokens_per_stage": 8, "first_stage_epochs": 5, "epochs_per_stage": 4}),
+        ("prosqa_small", {"num_stages": 3, "tokens_per_stage": 3, "first_stage_epochs": 3, "epochs_per_stage": 1}),
+        ("prontoqa", {"num_stages": 12, "tokens_per_stage": 8, "first_stage_epochs": 5, "epochs_per_stage": 3}),
+        ("prontoqa_small", {"num_stages": 4, "tokens_per_stage": 24, "first_stage_epochs": 3, "epochs_per_stage": 1}),
+        ("gsm8k", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
+        ("gsm8k_12x2", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
+        ("gsm8k_small", {"num_stages": 4, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
+    ],
+)
+def test_icot_comes_with_its_curriculum_and_no_other_method_has_it(
+    name: str, curriculum: dict[str, int], other_run: str
+) -> None:
+    """Of every data set: the chain goes by tokens, as in Deng et al. 2024; what is on the command line counts more."""
+    path, start = ROOT / "configs" / "finetune" / f"{name}.yaml", [f"checkpoint.init_from={other_run}"]
+    start = start if "small" not in name or "gsm8k" in name else []
+    icot = read_config(path, FinetuneConfig, ["method.name=icot", *start])
+    assert icot.curriculum.model_dump() | curriculum == icot.curriculum.model_dump()
+    assert any(f" {curriculum['tokens_per_stage']} tokens removed, 0 slots" in text for _, text in plan_rows(icot, 1))
+    others = [read_config(path, FinetuneConfig, [f"method.name={method}"]) for method in METHODS if method != "icot"]
+    assert all(other.curriculum == others[0].curriculum != icot.curriculum for other in others)
+    changed = read_config(path, FinetuneConfig, ["curriculum.num_stages=2", "method.name=icot"])
+    assert changed.curriculum == icot.curriculum.model_copy(update={"num_stages": 2})
+
+
+def test_icot_without_a_curriculum_of_tokens_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("data: {train: {path: a.json}, validation: {path: a.json}}\ncheckpoint: {init_from: runs/x}\n")
+    assert read_config(path, FinetuneConfig).curriculum == CurriculumSection()
+    with pytest.raises(
+        ValueError, match=r"method\.name=icot removes tokens, not steps: set curriculum\.tokens_per_stage"
+    ):
+        read_config(path, FinetuneConfig, ["method.name=icot"])
+    read_config(path, FinetuneConfig, ["method.name=icot", "curriculum.tokens_per_stage=8"])
 
 
 @pytest.mark.parametrize("case", FROM_SCRATCH, ids=lambda case: case.run_name)
