@@ -7,7 +7,6 @@ epoch, number of the example): nothing is stored, no rank or worker shows in it,
 uninterrupted one would have seen.
 """
 
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from finetune.method.methods import Method, Slots
 from pretrain.config.section import Section
+from pretrain.keyed_hash import uniform
 
 
 class CurriculumSection(Section):
@@ -111,14 +111,10 @@ def draw_cut(
         chain_length: its steps, or tokens.
     """
     stage = stage_at(curriculum, method, epoch)
-    mixes, which, smooth = (_uniform(seed, epoch, example, purpose) for purpose in ("mix", "stage", "smooth"))
+    mixes, which, smooth = (
+        uniform(f"curriculum/{purpose}/{seed}/{epoch}/{example}") for purpose in ("mix", "stage", "smooth")
+    )
     if method.stages == "all" and mixes < curriculum.uniform_prob:
         stage = int(which * (1 + min(chain_length, curriculum.num_stages)))
     extra = int(-math.log(1 - smooth) / curriculum.smoothing) if method.removal == "token" else 0
     return cut_at(curriculum, method, stage, chain_length, extra)
-
-
-def _uniform(seed: int, epoch: int, example: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
-    digest = hashlib.blake2b(f"curriculum/{purpose}/{seed}/{epoch}/{example}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53

@@ -14,7 +14,6 @@ A row gives the logits that it gives alone up to the rounding of matrix products
 in low precision that can decide between two tokens of nearly equal probability.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pretrain.keyed_hash import open_uniform
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loop.recurrence import Application
@@ -151,7 +151,9 @@ def _decode(
     logits = decoder(tokens, settings.num_loops, positions=positions[:, :longest], mask=mask, cache=cache)
     for position in range(settings.max_new_tokens):
         uniforms = torch.tensor(
-            [draw_uniform(settings.seed, row, position) for row in row_numbers], dtype=torch.float64, device=device
+            [draw_uniform(settings.seed, row, position) for row in row_numbers],
+            dtype=torch.float64,
+            device=device,
         )
         chosen = choose_tokens(logits[:, : settings.vocab_size], settings, uniforms)
         new = chosen.tolist()
@@ -218,8 +220,7 @@ def choose_tokens(logits: Tensor, settings: Generation, uniforms: Tensor) -> Ten
 
 def draw_uniform(seed: int, row: int, position: int) -> float:
     """A number strictly between 0 and 1 that depends on its arguments alone."""
-    digest = hashlib.blake2b(f"sampling/{seed}/{row}/{position}".encode(), digest_size=8).digest()
-    return ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+    return open_uniform(f"sampling/{seed}/{row}/{position}")
 
 
 class GenerationCache(KeyValueCache):

@@ -6,12 +6,12 @@ into the residual stream ("residual") are scaled by 1/sqrt(2·D), D the effectiv
 each to the stream (Radford et al. 2019, section 2.3, with applications counted instead of layers).
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 
+from pretrain.keyed_hash import bits
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -38,5 +38,5 @@ def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
 
 def draw(shape: Sequence[int], seed: int, name: str) -> torch.Tensor:
     """Standard normal fp32 tensor, on the CPU, that depends on (seed, name) alone."""
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
+    key = bits(f"{seed}/{name}", "little") >> 1
     return torch.randn(shape, generator=torch.Generator().manual_seed(key))

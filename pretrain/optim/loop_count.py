@@ -11,7 +11,6 @@ between its versions.
   [minimum, maximum]. The cut moves the mean a little when much of the tail lies outside.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from statistics import NormalDist
 from pretrain.config.choice import choose
 from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection
+from pretrain.keyed_hash import bits, open_uniform
 
 
 def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
@@ -55,15 +55,15 @@ class Distribution:
 
 def _uniform(_model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
     num_counts = sampling.maximum - sampling.minimum + 1
-    return sampling.minimum + (_hash(seed, step, "uniform") * num_counts >> 64)
+    return sampling.minimum + (bits(f"loops/uniform/{seed}/{step}") * num_counts >> 64)
 
 
 def _poisson_lognormal(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
     if model.num_loops == 1:
         return max(1, sampling.minimum)
-    spread = NormalDist().inv_cdf(_unit(_hash(seed, step, "rate")))
+    spread = NormalDist().inv_cdf(open_uniform(f"loops/rate/{seed}/{step}"))
     log_rate = math.log(model.num_loops - 1) - sampling.sigma**2 / 2 + sampling.sigma * spread
-    count = 1 + _poisson(log_rate, _unit(_hash(seed, step, "count")), sampling.maximum - 1)
+    count = 1 + _poisson(log_rate, open_uniform(f"loops/count/{seed}/{step}"), sampling.maximum - 1)
     return max(count, sampling.minimum)
 
 
@@ -72,16 +72,6 @@ DISTRIBUTIONS = {
     "uniform": Distribution(draw=_uniform, mean=lambda _, sampling: (sampling.minimum + sampling.maximum) / 2),
     "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda model, _: float(model.num_loops)),
 }
-
-
-def _hash(seed: int, step: int, purpose: str) -> int:
-    """64 uniform bits for one purpose in one step."""
-    return int.from_bytes(hashlib.blake2b(f"loops/{purpose}/{seed}/{step}".encode(), digest_size=8).digest(), "big")
-
-
-def _unit(bits: int) -> float:
-    """64 bits as a number strictly between 0 and 1: the middle of one of 2^52 equal cells."""
-    return ((bits >> 12) + 0.5) / 2**52
 
 
 def _poisson(log_rate: float, uniform: float, largest: int) -> int:

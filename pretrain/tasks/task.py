@@ -19,6 +19,7 @@ from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pretrain.config.section import Section
+from pretrain.keyed_hash import bits
 
 Split = Literal["train", "validation", "test"]
 
@@ -63,9 +64,7 @@ class Task(ABC, Generic[P]):
     def __init__(self, parameters: P) -> None:
         self.parameters = parameters
         # Defaults are left out, so that a parameter added later does not change the examples where it is not set.
-        self._hash = hashlib.blake2b(
-            f"{self.name}\0{parameters.model_dump_json(exclude_defaults=True)}".encode(), digest_size=8
-        )
+        self._key = f"{self.name}\0{parameters.model_dump_json(exclude_defaults=True)}"
 
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
@@ -95,9 +94,7 @@ class Task(ABC, Generic[P]):
 
     def generate(self, seed: int, number: int) -> Example:
         """The example of a seed and a number, a pure function of these and the parameters."""
-        state = self._hash.copy()
-        state.update(b"\0%d\0%d" % (seed, number))
-        return self.make(Random(int.from_bytes(state.digest(), "little")))
+        return self.make(Random(bits(f"{self._key}\0{seed}\0{number}", "little")))
 
     @staticmethod
     def split_of(example: Example) -> Split:

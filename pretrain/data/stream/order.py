@@ -16,12 +16,12 @@ Rogaway 2002, "Ciphers with arbitrary finite domains"). The grid exceeds the siz
 is rare. The hash is SplitMix64 (Steele, Lea and Flood 2014). Cost: about 2 µs per element in blocks of hundreds.
 """
 
-import hashlib
 import math
-import struct
 from typing import NamedTuple
 
 import numpy as np
+
+from pretrain.keyed_hash import bits
 
 ROUNDS = 6
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -42,7 +42,7 @@ class StreamUnit(NamedTuple):
 def make_key(*words: int | str) -> int:
     """A 64-bit key from integers and names; different words give unrelated keys."""
     text = "\0".join(f"{type(word).__name__}:{word}" for word in words)
-    return struct.unpack("<Q", hashlib.blake2b(text.encode(), digest_size=8).digest())[0]
+    return bits(text, "little")
 
 
 def mix(value: np.ndarray) -> np.ndarray:
