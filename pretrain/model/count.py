@@ -102,12 +102,8 @@ def train_flops_per_token(
             with the run's own mode this is the work the machine does.
     """
     flops = 3 * forward_flops_per_token(model, seq_len, num_loops)
-    if recompute == "none":
-        return flops
-    layers = units = model.effective_depth(num_loops)
-    if recompute == "loop":
-        units = model.num_passes(num_loops)
-        layers = units * model.pass_layers
+    depth, passes = model.effective_depth(num_loops), model.num_passes(num_loops)
+    layers, units = {"none": (0, 0), "loop": (passes * model.pass_layers, passes), "layer": (depth, depth)}[recompute]
     # a unit's last output is not needed again, so torch stops before it
     last_product = 2 * model.ffn_size * model.hidden_size
     return flops + layers * layer_flops(model, seq_len) - units * last_product
