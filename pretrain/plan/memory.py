@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.config.run import RunConfig
 from pretrain.model.count import LOSS_BLOCK_TOKENS
+from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.plan.pipeline import peak_in_flight
 
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
@@ -18,7 +19,7 @@ BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes of the tensors that one rank's autograd keeps, chunk by chunk, for one micro-batch.
+    """Bytes of the tensors that autograd keeps on one rank of a stage, chunk by chunk, for one micro-batch.
 
     A layer keeps the input and output of both norms, queries, keys, values and the mixed values, and in the
     feed-forward what its products and its activation need: 4 tensors of its width for SwiGLU (gate, silu(gate), up,
@@ -27,6 +28,11 @@ class Activations:
     """
 
     config: RunConfig
+    stage: Stage = WHOLE
+
+    @property
+    def _held(self) -> Recurrence:
+        return Recurrence(config=self.config.model, stage=self.stage)
 
     @property
     def _tokens(self) -> int:
@@ -37,15 +43,19 @@ class Activations:
         return BYTES[self.config.train.precision]
 
     @property
-    def state(self) -> float:
-        """One residual state, [tokens held, width]."""
-        split = self.config.parallel.tensor if self.config.parallel.sequence else 1
-        return self._tokens * self.config.model.hidden_size * self._size / split
+    def _wide(self) -> int:
+        return max(4, self._size)
 
     @property
-    def _whole_state(self) -> int:
-        """A state behind a norm: gathered before split weights meet it."""
+    def whole_state(self) -> int:
+        """A state behind a norm, [tokens, width]: gathered before split weights meet it."""
         return self._tokens * self.config.model.hidden_size * self._size
+
+    @property
+    def state(self) -> float:
+        """One residual state, [tokens held, width]."""
+        parallel = self.config.parallel
+        return self.whole_state / (parallel.tensor if parallel.sequence else 1)
 
     @property
     def layer(self) -> float:
@@ -53,66 +63,68 @@ class Activations:
         model = self.config.model
         attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
         ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
-        return (
-            2 * (self.state + self._whole_state)
-            + self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
-        )
+        split = self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
+        return 2 * (self.state + self.whole_state) + split
 
     @property
     def head(self) -> float:
         """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and
         logits."""
-        model, wide = self.config.model, max(4, self._size)
-        kept = model.hidden_size if self.config.parallel.tensor == 1 else self._tokens / self.config.parallel.tensor
-        return self.state + self._whole_state + model.vocab_size * kept * wide
+        model, num_ranks = self.config.model, self.config.parallel.tensor
+        kept = model.hidden_size if num_ranks == 1 else self._tokens / num_ranks
+        return self.state + self.whole_state + model.vocab_size * kept * self._wide
 
     @property
     def _loss_working(self) -> float:
         """What the loss adds at its worst: a whole head a block of logits and its share of the weight's gradient, a
         split one logits."""
-        model, wide = self.config.model, max(4, self._size)
-        logits = self._tokens * model.vocab_size
-        if self.config.parallel.tensor > 1:
-            return 4 * logits * wide / self.config.parallel.tensor
-        narrow = self._size if self._size < wide else 0  # a second copy in the type of the weights
-        return model.vocab_size * (min(self._tokens, LOSS_BLOCK_TOKENS) + model.hidden_size) * (wide + narrow)
+        model, num_ranks = self.config.model, self.config.parallel.tensor
+        if num_ranks > 1:
+            return 4 * self._tokens * model.vocab_size * self._wide / num_ranks
+        narrow = self._size if self._size < self._wide else 0  # a second copy in the type of the weights
+        return model.vocab_size * (min(self._tokens, LOSS_BLOCK_TOKENS) + model.hidden_size) * (self._wide + narrow)
+
+    @property
+    def _outside(self) -> float:
+        """One layer outside the loop."""
+        return self.state if self.config.train.recompute == "layer" else self.layer
 
     @property
     def _tail(self) -> float:
         """What follows the loop on the last stage."""
-        layer = self.state if self.config.train.recompute == "layer" else self.layer
-        return self.config.model.num_coda_layers * layer + self.head
+        return self._held.num_coda_layers * self._outside + self.head
 
-    def chunk(self, stage: int, index: int, num_passes: int) -> float:
-        """Chunk `index` of `num_passes` on a stage: its part of the loop, with prelude, or coda, norm and logits, if
-        they are there."""
-        config, num_stages = self.config, self.config.parallel.pipeline
-        num_looped, recompute = config.model.pass_layers // num_stages, config.train.recompute
-        kept = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}[recompute]
-        if stage == 0 and index == 0:
-            kept += config.model.num_prelude_layers * (self.state if recompute == "layer" else self.layer)
-        if stage == num_stages - 1 and index == num_passes - 1:
+    def chunk(self, index: int, num_passes: int) -> float:
+        """Chunk `index` of `num_passes`: its part of the loop, with the prelude, or coda, norm and logits, where the
+        stage has them."""
+        num_looped = self._held.num_pass_layers
+        by_mode = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}
+        kept = by_mode[self.config.train.recompute]
+        if index == 0:
+            kept += self._held.num_prelude_layers * self._outside
+        if self.stage.is_last and index == num_passes - 1:
             return kept + self._tail
-        return kept + (self.state if num_stages > 1 else 0)  # the output, held until its gradient comes back
+        return kept + (self.state if self.stage.count > 1 else 0)  # the output, held until its gradient comes back
 
-    def peak(self, stage: int, num_micro_batches: int, num_passes: int) -> float:
-        """The most that is in flight on a stage at one time."""
-        chunks = [self.chunk(stage, index, num_passes) for index in range(num_passes)]
-        if self.config.parallel.pipeline == 1:
+    def peak(self, num_micro_batches: int, num_passes: int) -> float:
+        """The most that is in flight at one time."""
+        chunks = [self.chunk(index, num_passes) for index in range(num_passes)]
+        if self.stage.count == 1:
             return sum(chunks)
-        return peak_in_flight(chunks, stage, self.config.parallel.pipeline, num_micro_batches)
+        return peak_in_flight(chunks, self.stage.index, self.stage.count, num_micro_batches)
 
-    def working(self, stage: int) -> float:
+    @property
+    def working(self) -> float:
         """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a
         feed-forward.
 
         By the time the last stage comes to its first unit, what follows that unit has gone.
         """
-        config, num_stages = self.config, self.config.parallel.pipeline
-        num_layers = {"none": 0, "loop": config.model.pass_layers // num_stages, "layer": 1}[config.train.recompute]
-        num_gradients = {"swiglu": 2, "gelu": 1}[config.model.activation]
-        gradients = num_gradients * self._tokens * config.model.ffn_size * self._size / config.parallel.tensor
+        model, recompute = self.config.model, self.config.train.recompute
+        num_layers = {"none": 0, "loop": self._held.num_pass_layers, "layer": 1}[recompute]
+        num_gradients = {"swiglu": 2, "gelu": 1}[model.activation]
+        gradients = num_gradients * self._tokens * model.ffn_size * self._size / self.config.parallel.tensor
         unit = num_layers * self.layer + gradients
-        if stage < num_stages - 1:
+        if not self.stage.is_last:
             return unit
-        return max(unit - (self._tail if config.train.recompute == "loop" else self.head), self._loss_working)
+        return max(unit - (self._tail if recompute == "loop" else self.head), self._loss_working)

@@ -117,7 +117,7 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
     else:
         states = sum(math.prod(shape) for w in weights for shape in states_of(w.shape).values())
         optimizer = wide * (2 * count(weights) + states)
-    activations = Activations(config=config)
+    activations = Activations(config=config, stage=stage)
     work = Recurrence(config=model, stage=stage).num_applications() * layer_flops(model, train.seq_len)
     return StagePlan(
         parameters=count(weights),
@@ -125,6 +125,6 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,
-        activations=activations.peak(index, layout.micro_batches, model.num_passes(config.max_loops)),
-        working=activations.working(index),
+        activations=activations.peak(layout.micro_batches, model.num_passes(config.max_loops)),
+        working=activations.working,
     )

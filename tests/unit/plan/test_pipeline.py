@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
 
 from pretrain.plan.pipeline import Visit, group_size, idle_share, peak_in_flight, stage_order
+from tools.draw_ring import simulate
 
 
 @given(st.integers(1, 64), st.integers(1, 16))
@@ -60,32 +61,12 @@ def test_order_and_what_is_in_flight_are_megatrons(
     assert peak_in_flight(sizes, stage, num_stages, num_micro_batches) == max(held)
 
 
-def step_time(num_loops: int, num_micro_batches: int, num_stages: int) -> int:
-    """Length of a step in which every pass takes one unit and waits for the pass it depends on."""
-    queues = [stage_order(stage, num_stages, num_loops, num_micro_batches) for stage in range(num_stages)]
-    visits = num_loops * num_stages
-    done: dict[tuple[bool, int, int], int] = {}  # (is forward, micro-batch, visit number along the ring) -> end
-    clocks = [0] * num_stages
-    while any(queues):
-        for stage, queue in enumerate(queues):
-            while queue:
-                is_forward, micro_batch, chunk = queue[0]
-                visit = chunk * num_stages + stage
-                needs = (True, micro_batch, visit - 1) if is_forward else (False, micro_batch, visit + 1)
-                if not is_forward and visit == visits - 1:
-                    needs = (True, micro_batch, visit)
-                if needs not in done and not (is_forward and visit == 0):
-                    break
-                clocks[stage] = max(clocks[stage], done.get(needs, 0)) + 1
-                done[is_forward, micro_batch, visit] = clocks[stage]
-                queue.pop(0)
-    return max(clocks)
-
-
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
 @settings(deadline=None, max_examples=60)
 def test_idle_share_is_that_of_the_schedule(num_loops: int, num_stages: int, num_groups: int) -> None:
     num_micro_batches = num_groups * num_stages
-    work = 2 * num_loops * num_micro_batches
-    time = step_time(num_loops, num_micro_batches, num_stages)
+    passes = simulate(num_stages, num_loops, num_micro_batches, forward_time=1)
+    time = max(item.start + item.duration for item in passes)
+    work = sum(item.duration for item in passes) / num_stages
+    assert work == 3 * num_loops * num_micro_batches
     assert idle_share(num_loops, num_micro_batches, num_stages) == pytest.approx(1 - work / time)
