@@ -1,4 +1,4 @@
-"""Settings that a file has for single values of a key: where they lie between files and overrides, and what is refused."""
+"""Settings that a file has for single values of a key: they lie between files and overrides; bad ones are refused."""
 
 from pathlib import Path
 
@@ -21,7 +21,9 @@ def test_settings_of_a_chosen_value_lie_between_files_and_overrides(tmp_path: Pa
         f"{data}variants:\n  cot: {{train: {{epochs: 2, micro_batch: 3}}}}\n  pause: {{train: {{epochs: 5}}}}",
         "base.yaml",
     )
-    path = write("base: base.yaml\ntrain: {epochs: 9}\nmethod: {name: cot}\nvariants: {cot: {train: {micro_batch: 4}}}")
+    path = write(
+        tmp_path, "base: base.yaml\ntrain: {epochs: 9}\nmethod: {name: cot}\nvariants: {cot: {train: {micro_batch: 4}}}"
+    )
 
     def batch_and_epochs(*overrides: str) -> tuple[int, int]:
         train = read_config(path, FinetuneConfig, overrides).train
