@@ -11,7 +11,6 @@ import importlib
 import json
 import platform
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,21 +20,16 @@ from pretrain.run.console import run_command
 BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
 
 
-def parse_arguments() -> tuple[argparse.Namespace, str]:
-    """The options, including those of the chosen benchmark, and the benchmark's name."""
+def parse_arguments() -> argparse.Namespace:
+    """The options, including those of the chosen benchmark."""
     parser = argparse.ArgumentParser(description="Measure this machine.", add_help=False)
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where to write the rows (default: runs/bench/<benchmark>.json)"
-    )
-    chosen = parser.parse_known_args()[0].benchmark if any(word in BENCHMARKS for word in sys.argv[1:]) else None
-    if chosen:
-        importlib.import_module(f"benchmarks.{chosen}").add_arguments(parser)
-    parser.add_argument(
-        "-h", "--help", action="help", help="show this and exit; after a benchmark's name, its options too"
-    )
-    arguments = parser.parse_args()
-    return arguments, arguments.benchmark
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows; default: runs/bench/<benchmark>.json")
+    if any(word in BENCHMARKS for word in sys.argv[1:]):
+        benchmark = parser.parse_known_args()[0].benchmark
+        importlib.import_module(f"benchmarks.{benchmark}").add_arguments(parser)
+    parser.add_argument("-h", "--help", action="help", help="show this; after a benchmark's name, its options too")
+    return parser.parse_args()
 
 
 def machine() -> str:
@@ -53,26 +47,26 @@ def machine() -> str:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Format rows as a Markdown table."""
-    lines = ["| figure | value | target | against |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['target']} | {row['against']} |")
-    return "\n".join(lines)
+    lines = [
+        f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['target']} | {row['against']} |" for row in rows
+    ]
+    return "\n".join(["| figure | value | target | against |", "|---|---|---|---|", *lines])
 
 
-def measure(arguments: argparse.Namespace, name: str) -> None:
-    path = arguments.json or Path("runs/bench") / f"{name}.json"
+def measure(arguments: argparse.Namespace) -> None:
+    path = arguments.json or Path("runs/bench") / f"{arguments.benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)
-    rows = importlib.import_module(f"benchmarks.{name}").run(arguments)
+    rows = importlib.import_module(f"benchmarks.{arguments.benchmark}").run(arguments)
     print(table(rows))
-    path.write_text(
-        json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
     print(f"written to {path}")
 
 
 def main() -> int:
-    return run_command(partial(measure, *parse_arguments()))
+    arguments = parse_arguments()
+    return run_command(lambda: measure(arguments))
 
 
 if __name__ == "__main__":

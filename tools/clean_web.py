@@ -23,40 +23,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="GLOB", help="files, globs or URLs: .warc or .wet, plain or .gz"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for shards/, report.txt, logs and intermediate files",
-    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for shards, report, logs and more")
     parser.add_argument("--language", default="en", metavar="CODE", help="the language to keep; default: en")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
-        "--language-model",
-        type=Path,
-        metavar="FILE",
-        help="fastText's lid.176.bin or lid.176.ftz, from the fastText site; nothing is fetched",
+        "--language-model", type=Path, metavar="FILE", help="fastText's lid.176.bin or .ftz, from its site, not fetched"
     )
     model.add_argument("--no-language-filter", action="store_true", help="keep all languages")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
     target.add_argument("--keep-text", action="store_true", help="shards of text; the loader tokenises it")
-    parser.add_argument(
-        "--tasks",
-        type=positive,
-        metavar="N",
-        help=f"tasks to divide the files into; default: one per file, at most {MOST_TASKS}",
-    )
+    tasks = f"tasks to divide the files into; default: one per file, at most {MOST_TASKS}"
+    parser.add_argument("--tasks", type=positive, metavar="N", help=tasks)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
-    )
-    where.add_argument(
-        "--slurm",
-        metavar="PARTITION",
-        help="submit jobs instead; other options by sbatch's variables (SBATCH_ACCOUNT, ...)",
-    )
+    cores = os.cpu_count() or 1
+    where.add_argument("--workers", type=positive, default=cores, metavar="N", help="default: one per core")
+    where.add_argument("--slurm", metavar="PARTITION", help="submit jobs; their options by SBATCH_ACCOUNT and so on")
     return parser.parse_args()
 
 

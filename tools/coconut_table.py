@@ -35,12 +35,10 @@ def newest_rows(runs: Sequence[Path], split: str) -> dict[Key, list[CoconutRow]]
         rows = [row for row in file.read(CoconutRow) if row.split == split]
         print_warnings(file.problems)
         if not rows:
-            raise ValueError(
-                f"{file.path}: no rows of split {split}; a finished run has them, and tools/eval_coconut.py writes some"
-            )
-        newest.update(
-            {(row.run, row.num_thoughts, row.num_loops): row for row in sorted(rows, key=lambda row: row.step)}
-        )
+            hint = "a finished run has them, and tools/eval_coconut.py writes some"
+            raise ValueError(f"{file.path}: no rows of split {split}; {hint}")
+        by_step = sorted(rows, key=lambda row: row.step)
+        newest.update({(row.run, row.num_thoughts, row.num_loops): row for row in by_step})
     rows_by_key: dict[Key, list[CoconutRow]] = {}
     for row in newest.values():
         key = (list(METHODS).index(row.method), row.num_thoughts, row.num_loops)  # type: ignore[arg-type]
@@ -52,11 +50,8 @@ def line_of(rows: Sequence[CoconutRow]) -> tuple[str, ...]:
     """One line of the table."""
     accuracies = [100 * row.accuracy for row in rows]
     spread = f" ± {statistics.stdev(accuracies):.1f}" if len(rows) > 1 else ""
-    means = [
-        statistics.mean(getattr(row, name) for row in rows)
-        for name in ("new_tokens", "seconds_per_example", "flops_per_example")
-    ]
-    tokens, seconds, flops = means
+    means = ("new_tokens", "seconds_per_example", "flops_per_example")
+    tokens, seconds, flops = (statistics.mean(getattr(row, name) for row in rows) for name in means)
     return (
         rows[0].method, str(rows[0].num_thoughts), str(rows[0].num_loops), f"{statistics.mean(accuracies):.1f}{spread}",
         f"{tokens:.1f}", f"{1000 * seconds:.2f}", f"{flops / 1e6:.1f}", str(len(rows)),

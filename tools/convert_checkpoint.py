@@ -28,32 +28,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_run(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    export.add_argument(
-        "--unroll", action="store_true", help="a looped model as a stock one whose layers repeat the shared weights"
-    )
-    export.add_argument(
-        "--num-loops",
-        type=positive,
-        metavar="L",
-        help="loops to unroll, or default of the compact form; default: the run's",
-    )
+    export.add_argument("--unroll", action="store_true", help="as a stock model whose layers repeat the shared weights")
+    loops = "loops to unroll, or default of the compact form; default: the run's"
+    export.add_argument("--num-loops", type=positive, metavar="L", help=loops)
     kinds = ("float32", "bfloat16", "float16")
-    export.add_argument(
-        "--dtype", choices=kinds, default="float32", help="type of the weights; default: float32, exact"
-    )
+    export.add_argument("--dtype", choices=kinds, default="float32", help="of the weights; default: float32, exact")
 
     take = commands.add_parser(
         "import", help="a published model -> a run", description="Import a published model as a run."
     )
-    take.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="its folder: config.json, weights, tokenizer"
-    )
+    take.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder: config, weights, tokenizer")
     take.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run to make")
-    take.add_argument(
-        "--no-new-tokens",
-        action="store_true",
-        help="leave the vocabulary as it is, without <bot> <eot> <latent> <pause>",
-    )
+    take.add_argument("--no-new-tokens", action="store_true", help="do not add <bot> <eot> <latent> <pause>")
 
     loop = commands.add_parser(
         "loop", help="an unlooped run -> a looped one", description="Make a looped model of an unlooped one."
@@ -61,23 +47,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loop.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the unlooped run")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     loop.add_argument("--num-loop-layers", type=positive, required=True, metavar="K", help="layers of the loop block")
-    loop.add_argument(
-        "--num-prelude-layers",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="first layers that stay as they are; default: 0",
-    )
-    loop.add_argument(
-        "--num-coda-layers",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="last layers that stay as they are; default: 0",
-    )
-    loop.add_argument(
-        "--block", type=at_least(0), metavar="N", help="take this block, numbered from 0; default: the mean of all"
-    )
+    for option, which in (("--num-prelude-layers", "first"), ("--num-coda-layers", "last")):
+        kept = f"{which} layers that stay as they are; default: 0"
+        loop.add_argument(option, type=at_least(0), default=0, metavar="N", help=kept)
+    loop.add_argument("--block", type=at_least(0), metavar="N", help="block to take, from 0; default: the mean of all")
     return parser.parse_args(arguments)
 
 
@@ -94,14 +67,10 @@ def export(options: argparse.Namespace) -> list[str]:
 
     return export_run(
         ExportSettings(
-            run=options.run,
-            out=options.out,
-            step=options.step,
-            unroll=options.unroll,
-            num_loops=options.num_loops,
+            run=options.run, out=options.out, step=options.step, unroll=options.unroll, num_loops=options.num_loops,
             dtype=options.dtype,
         )
-    )
+    )  # fmt: skip
 
 
 def import_published(options: argparse.Namespace) -> list[str]:

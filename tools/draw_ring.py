@@ -10,11 +10,10 @@ have the same depth: L passes over k layers, or one pass over k·L layers.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretrain.plan.pipeline import stage_order
+from pretrain.plan.pipeline import Visit, stage_order
 from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
@@ -28,14 +27,11 @@ BACKWARD = ("#fdd0a2", "#fd8d3c", "#d94801")
 INK, QUIET = "#22303c", "#7a8793"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """A pass of one micro-batch through one stage in one loop; the unit of time is a forward pass of one loop."""
+class Pass(NamedTuple):
+    """A visit of one micro-batch to one stage in one loop; the unit of time is a forward pass of one loop."""
 
     stage: int
-    micro_batch: int
-    loop: int
-    is_forward: bool
+    visit: Visit
     start: float
     duration: float
 
@@ -64,17 +60,7 @@ def simulate(num_stages: int, num_loops: int, num_micro_batches: int, forward_ti
                 start = max(free[stage], ends[source] if source else 0.0)
                 duration = forward_time * (1 if is_forward else 2)
                 free[stage] = ends[is_forward, micro_batch, place] = start + duration
-                passes.append(
-                    Pass(
-                        stage=stage,
-                        micro_batch=micro_batch,
-                        loop=loop,
-                        is_forward=is_forward,
-                        start=start,
-                        duration=duration,
-                    )
-                )
-                queue.pop(0)
+                passes.append(Pass(stage, queue.pop(0), start, duration))
     return passes
 
 
@@ -83,21 +69,17 @@ def draw_ring(axes: "Axes") -> None:
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     def box(x: float, y: float, text: str, colour: str, width: float = 1.0, height: float = 0.5) -> None:
-        style = "round,pad=0.02,rounding_size=0.08"
-        axes.add_patch(
-            FancyBboxPatch(
-                (x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, edgecolor="none"
-            )
-        )
+        style: dict[str, Any] = {
+            "boxstyle": "round,pad=0.02,rounding_size=0.08",
+            "facecolor": colour,
+            "edgecolor": "none",
+        }
+        axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
         axes.text(x, y, text, ha="center", va="center", color="white", fontsize=9, linespacing=1.35)
 
     def arrow(start: tuple[float, float], end: tuple[float, float], bend: float, colour: str = INK) -> None:
-        curve = f"arc3,rad={bend}"
-        axes.add_patch(
-            FancyArrowPatch(
-                start, end, connectionstyle=curve, arrowstyle="-|>", mutation_scale=13, linewidth=1.8, color=colour
-            )
-        )
+        style: dict[str, Any] = {"connectionstyle": f"arc3,rad={bend}", "arrowstyle": "-|>", "color": colour}
+        axes.add_patch(FancyArrowPatch(start, end, mutation_scale=13, linewidth=1.8, **style))
 
     centres = [(-1.2, 1.2), (1.2, 1.2), (1.2, -1.2), (-1.2, -1.2)]
     for stage, (x, y) in enumerate(centres):
@@ -119,24 +101,15 @@ def draw_ring(axes: "Axes") -> None:
 
 
 def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
-    """Draw one step of every stage: forward passes blue, backward orange, darker in later loops, with batch numbers."""
+    """Draw one step of every stage, in the colours of the legend."""
     passes = simulate(NUM_STAGES, num_loops, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS / num_loops)
-    for item in passes:
-        shade = item.loop if num_loops > 1 else 1
-        colour = (FORWARD if item.is_forward else BACKWARD)[shade]
-        axes.barh(
-            item.stage, item.duration, left=item.start, height=0.86, color=colour, edgecolor="white", linewidth=0.8
-        )
-        ink = INK if shade == 0 or (shade == 1 and not item.is_forward) else "white"
-        axes.text(
-            item.start + item.duration / 2,
-            item.stage,
-            str(item.micro_batch + 1),
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=ink,
-        )
+    for stage, visit, start, duration in passes:
+        shade = visit.chunk if num_loops > 1 else 1
+        colour = (FORWARD if visit.is_forward else BACKWARD)[shade]
+        axes.barh(stage, duration, left=start, height=0.86, color=colour, edgecolor="white", linewidth=0.8)
+        ink = INK if shade == 0 or (shade == 1 and not visit.is_forward) else "white"
+        number = str(visit.micro_batch + 1)
+        axes.text(start + duration / 2, stage, number, ha="center", va="center", fontsize=7.5, color=ink)
     total = max(item.start + item.duration for item in passes)
     idle = 1 - sum(item.duration for item in passes) / (NUM_STAGES * total)
     axes.axvline(total, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -169,9 +142,7 @@ def draw(file: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the ring of pipeline stages and its timeline.")
     default = Path(__file__).parent / "figures" / "ring.svg"
-    parser.add_argument(
-        "--output", type=Path, default=default, help="figure to write, .svg or .png (default: tools/figures/ring.svg)"
-    )
+    parser.add_argument("--output", type=Path, default=default, help=".svg or .png; default: tools/figures/ring.svg")
     options = parser.parse_args(arguments)
 
     def work() -> None:

@@ -22,9 +22,7 @@ HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Evaluate a fine-tuned run at several numbers of latent thoughts and loops."
-    )
+    parser = argparse.ArgumentParser(description="Evaluate a fine-tuned run at several numbers of thoughts and loops.")
     add_options(parser)
     return parser.parse_args(arguments)
 
@@ -42,9 +40,8 @@ def evaluate(options: argparse.Namespace) -> None:
     cells = choose_cells(finetuned, options.latents, options.num_loops)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
     num_batches = -(-len(questions.examples) // options.batch)
-    rows = evaluate_cells(
-        finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches)
-    )
+    track = show_progress(cells, num_batches)
+    rows = evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=track)
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
     print(table(list(rows)))
     print_warnings(file.problems)
@@ -52,7 +49,6 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def table(rows: Sequence["CoconutRow"]) -> str:
-    """Format rows as a table with aligned columns."""
     cells = [HEADER]
     for row in rows:
         accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.stderr:.1f}"
@@ -63,10 +59,8 @@ def table(rows: Sequence["CoconutRow"]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(
-        partial(evaluate, parse(arguments)),
-        interrupted="interrupted; finished rows are kept: the same command continues",
-    )
+    interrupted = "interrupted; finished rows are kept: the same command continues"
+    return run_command(partial(evaluate, parse(arguments)), interrupted=interrupted)
 
 
 if __name__ == "__main__":

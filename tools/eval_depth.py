@@ -26,28 +26,17 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate a run on tasks at several loop counts.")
     add_run(parser)
-    parser.add_argument(
-        "--tasks", type=names, default=[], metavar="A,B", help="tasks and groups; default: what the run was trained on"
-    )
-    parser.add_argument(
-        "--num-loops", type=counts(1), metavar="1,2,4", help="loop counts; default: model.num_loops of the run"
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network"
-    )
-    parser.add_argument(
-        "--offline", action="store_true", help="never use the network: tasks without local files are skipped"
-    )
-    parser.add_argument("--num-examples", type=positive, metavar="N", help="first examples of each task; default: all")
-    parser.add_argument(
-        "--batch", type=positive, default=8, metavar="N", help="sequences run together; changes no result; default: 8"
-    )
-    parser.add_argument("--no-bos", action="store_true", help="texts do not begin with the begin-of-sequence token")
-    parser.add_argument(
-        "--tensor", type=positive, default=1, metavar="N", help="ranks that split each matrix; default: 1"
-    )
-    parser.add_argument("--pipeline", type=positive, default=1, metavar="N", help="pipeline stages; default: 1")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="rows; default: eval/depth.jsonl of the run")
+    option = parser.add_argument
+    option("--tasks", type=names, default=[], metavar="A,B", help="tasks, groups; default: what the run trained on")
+    option("--num-loops", type=counts(1), metavar="1,2,4", help="loop counts; default: model.num_loops of the run")
+    option("--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network")
+    option("--offline", action="store_true", help="never use the network: tasks without local files are skipped")
+    option("--num-examples", type=positive, metavar="N", help="first examples of each task; default: all")
+    option("--batch", type=positive, default=8, metavar="N", help="sequences run together, any number; default: 8")
+    option("--no-bos", action="store_true", help="texts do not begin with the begin-of-sequence token")
+    option("--tensor", type=positive, default=1, metavar="N", help="ranks that split each matrix; default: 1")
+    option("--pipeline", type=positive, default=1, metavar="N", help="pipeline stages; default: 1")
+    option("--out", type=Path, metavar="FILE", help="rows; default: eval/depth.jsonl of the run")
     return parser.parse_args(arguments)
 
 
@@ -61,6 +50,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from pretrain.checkpoint.run import open_checkpoint
     from pretrain.config.run import ParallelSection
     from pretrain.config.saved_model import SavedModel
+    from pretrain.eval.scorer import Scorer
     from pretrain.parallel.groups import make_groups, start_world
     from pretrain.parallel.stage import load_stage
 
@@ -72,8 +62,6 @@ def evaluate(options: argparse.Namespace) -> None:
     saved.model.require_loops("--num-loops", loops)
     device = start_world()
     try:
-        from pretrain.eval.scorer import Scorer
-
         groups = make_groups(parallel, device)
         scorer = Scorer(load_stage(saved, parallel, groups, reader), groups, batch_size=options.batch, track=progress)
         if dist.get_rank():

