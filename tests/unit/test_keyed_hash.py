@@ -32,5 +32,5 @@ def test_initial_weights() -> None:
 
 
 def test_examples_of_a_task() -> None:
-    task = make_task("addition", {"num_operands": 2, "num_digits": 3})
+    task = make_task("addition", {"num_operands": [2]})
     assert task.generate(3, 5).question.strip() == "396+099="
