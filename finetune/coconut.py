@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.config import FinetuneConfig, check_layout
-from pretrain.config.command import CommandLine, KeyOption
+from pretrain.command.command_line import CommandLine, KeyOption
+from pretrain.command.entry import run_entry
 from pretrain.config.layout import Layout
 from pretrain.plan.text import Row
-from pretrain.run.entry import run_entry
 
 COMMAND_LINE = CommandLine(
     schema=FinetuneConfig,

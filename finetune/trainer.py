@@ -36,9 +36,9 @@ from pretrain.device.hardware import peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.step import StepCost
 from pretrain.run.resume import Resumable
-from pretrain.run.rows import StepCost
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
 from pretrain.tasks.task import Split

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.config.command import CommandLine
+from pretrain.command.command_line import CommandLine
+from pretrain.command.entry import run_entry
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import Row, plan_rows
-from pretrain.run.entry import run_entry
 
 COMMAND_LINE = CommandLine(
     schema=RunConfig,

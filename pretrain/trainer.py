@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints
 from pretrain.checkpoint.run import require_tokenizer
@@ -29,10 +30,9 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups
-from pretrain.run.counters import Counters
+from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.step import MetricsRow, StepCost
 from pretrain.run.resume import Resumable, newest_on_all_ranks
-from pretrain.run.rows import EvaluationRow, MetricsRow, StepCost
-from pretrain.run.scored_model import ScoredModel
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
 

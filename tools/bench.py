@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.run.console import run_command
+from pretrain.command.console import run_command
 
 BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
 

@@ -11,8 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pretrain.run.console import run_command
-from pretrain.run.options import positive
+from pretrain.command.console import run_command
+from pretrain.command.options import positive
 
 MOST_TASKS = 1000
 """Most tasks without --tasks; Slurm's usual limit on arrays."""

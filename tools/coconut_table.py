@@ -13,8 +13,8 @@ from pathlib import Path
 
 from finetune.answers.results import CoconutRow
 from finetune.method.methods import METHODS
-from pretrain.run.console import print_warnings, run_command
-from pretrain.run.jsonl import JsonLines
+from pretrain.command.console import print_warnings, run_command
+from pretrain.rows.jsonl import JsonLines
 
 HEADER = ("method", "thoughts", "loops", "accuracy %", "new tokens", "ms/example", "MFLOP/example", "runs")
 Key = tuple[int, int, int]

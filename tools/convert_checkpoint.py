@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.run.console import run_command
-from pretrain.run.options import add_run, at_least, positive
+from pretrain.command.console import run_command
+from pretrain.command.options import add_run, at_least, positive
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

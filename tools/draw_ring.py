@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pretrain.command.console import run_command
 from pretrain.plan.pipeline import Visit, stage_order
-from pretrain.run.console import run_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
-from pretrain.run.console import print_warnings, run_command
-from pretrain.run.jsonl import JsonLines
+from pretrain.command.console import print_warnings, run_command
+from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
     from finetune.answers.results import CoconutRow

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.run.console import print_warnings, run_command
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.options import add_run, counts, names, positive
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import add_run, counts, names, positive
+from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
@@ -89,10 +89,10 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
-    from pretrain.run.scored_model import ScoredModel
+    from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
-    subject = ScoredModel.of(reader)
+    subject = ScoredModel.of(reader.meta, reader.step)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     file = JsonLines(options.out or options.run / "eval" / "depth.jsonl")
     resolved = tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import add_run, positive
 from pretrain.eval.sampling import Generation, generate
-from pretrain.run.console import print_warnings, run_command
-from pretrain.run.options import add_run, positive
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 
 

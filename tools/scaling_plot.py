@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pretrain.run.console import run_command
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.rows import EvaluationRow
+from pretrain.command.console import run_command
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page

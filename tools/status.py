@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pretrain.run.console import run_command
+from pretrain.command.console import run_command
 from pretrain.run.status import RunStatus, find_runs, read_queue, read_status
 
 HEADINGS = ("run", "state", "step", "loss", "tok/s", "MFU", "ETA", "req", "checkpoint")

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import finetune.config
 from finetune.config import FinetuneConfig
+from pretrain.command.console import run_command
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepCell, SweepConfig, cells
 from pretrain.device.ranks import is_launched
-from pretrain.run.console import run_command
 
 SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"

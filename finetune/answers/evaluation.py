@@ -16,7 +16,7 @@ from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.run.finetuned_model import FinetunedModel
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Split

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.run.counters import Counters
+from pretrain.checkpoint.counters import Counters
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pretrain.run.options import add_run, counts, positive
+from pretrain.command.options import add_run, counts, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune.latent.batch import StepBatch
 from pretrain.config.model import ModelSection
 from pretrain.model.count import head_flops, layer_flops
-from pretrain.run.rows import StepRow
+from pretrain.rows.step import StepRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ Reading files, overrides and error messages for people: `pretrain/config/read.py
 `pretrain/config/layout.py`.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -27,6 +28,11 @@ class RunSection(Section):
     """Folder that holds the run directories."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights, of the data order and of the loop counts. Never combined with a rank."""
+
+    @property
+    def directory(self) -> Path:
+        """<run.root>/<run.name>."""
+        return Path(self.root) / self.name
 
 
 class ParallelSection(Section):

@@ -20,9 +20,8 @@ from lm_eval.api.task import Task
 
 from pretrain.eval.groups import ResolvedTask, load_tasks
 from pretrain.eval.harness import LoopedLM
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.rows import EvaluationRow
-from pretrain.run.scored_model import ScoredModel
+from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.jsonl import JsonLines
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is no mean."""

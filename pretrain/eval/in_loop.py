@@ -26,9 +26,8 @@ from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.rows import EvaluationRow
-from pretrain.run.scored_model import ScoredModel
+from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.jsonl import JsonLines
 
 
 class TaskEvaluation:

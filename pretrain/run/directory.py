@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pretrain.config.read import Dumpable, resolved_yaml
-from pretrain.config.run import SYMBOLS_PREFIX, RunSection
+from pretrain.config.run import SYMBOLS_PREFIX
 
 _PACKAGES = (
     "torch",
@@ -27,11 +27,6 @@ _PACKAGES = (
     "safetensors",
     "pydantic",
 )
-
-
-def run_directory(run: RunSection) -> Path:
-    """The directory of a run: <run.root>/<run.name>."""
-    return Path(run.root) / run.name
 
 
 def tokenizer_copy(run_dir: Path, tokenizer: str) -> Path:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.checkpoint.names import newest_step
-from pretrain.run.console import run_command
+from pretrain.command.console import run_command
 
 
 def main() -> int:

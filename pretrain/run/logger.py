@@ -1,6 +1,6 @@
 """Where a run's numbers go: its files, Weights & Biases, the screen.
 
-`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/run/rows.py`) and are always complete. wandb gets
+`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows`) and are always complete. wandb gets
 the same numbers, offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes
 a `RunMetrics`.
 """
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from pretrain.config.read import Dumpable
 from pretrain.config.run import LoggingSection, RunSection
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.step import StepRow
 from pretrain.run.progress import Progress
-from pretrain.run.rows import EvaluationRow, StepRow
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

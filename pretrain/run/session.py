@@ -21,11 +21,13 @@ from typing import Any, Protocol, Self
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import require_tokenizer
 from pretrain.checkpoint.store import open_store
+from pretrain.command.console import FAILED, RunFailed, describe_error
 from pretrain.config.layout import Layout
 from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
 from pretrain.config.saved_model import SavedModel
@@ -34,9 +36,7 @@ from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
-from pretrain.run.console import FAILED, RunFailed, describe_error
-from pretrain.run.counters import Counters
-from pretrain.run.directory import describe_run, run_directory, tokenizer_copy, write_state
+from pretrain.run.directory import describe_run, tokenizer_copy, write_state
 from pretrain.run.logger import LoggedConfig, RunMetrics
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
@@ -89,7 +89,7 @@ class RunSession:
         tokenizer: Tokenizer, *, results: str, keep_every: int = 0, asynchronous: bool = True,
     ) -> None:  # fmt: skip
         self.config, self.layout, self.groups, self.saved, self.tokenizer = config, layout, groups, saved, tokenizer
-        self.rank, self.directory = dist.get_rank(), run_directory(config.run)
+        self.rank, self.directory = dist.get_rank(), config.run.directory
         self.vote = StopVote(self._wish, groups.device)
         self.warnings: list[str] = []
         """Said when the run begins."""

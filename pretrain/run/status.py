@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 
 TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
 """Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""

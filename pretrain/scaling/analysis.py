@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
 from pretrain.scaling.gap import Gap, find_gaps

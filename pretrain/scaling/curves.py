@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.config.saved_model import Family
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 
 LOWER_IS_BETTER = frozenset({"nll", "ppl", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
 """Metrics where a lower value is better; for all others a higher one is."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.config.saved_model import Family
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.curves import mean_point
 
 MIN_LOSSES = 3

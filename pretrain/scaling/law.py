@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.axes import subsample
 from pretrain.scaling.fit import interval
 

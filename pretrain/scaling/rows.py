@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 
 
 def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:

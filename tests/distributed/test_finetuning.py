@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.verify import newest_good
-from pretrain.run.scored_model import ScoredModel
+from pretrain.rows.evaluation import ScoredModel
 from pretrain.run.trained_model import load_trained_model
 from tests.distributed.finetuning import finetune, finetune_config
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.training import Interruption
+from tests.support.run_rows import scored
 
 EXACT = ("step", "epoch", "stage", "loss", "grad_norm", "lr", "thoughts_per_example", "skipped")
 
@@ -117,7 +117,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
     assert any(key.startswith("optimizer/exp_avg_sq/") for key in ours)
     assert scores(root, names[0]) == scores(root, names[1])
-    counted = [ScoredModel.of(open_checkpoint(root / "runs" / name)[0]).counters for name in names]
+    counted = [scored(root / "runs" / name).counters for name in names]
     assert counted[0] == counted[1] and counted[0].tokens_seen == tokens(root, names[0], last_step=9)
 
 
@@ -168,7 +168,10 @@ def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None
     assert load_trained_model(folder, torch.device("cpu")).step == best["step"]
     reader, _ = newest_good(folder / "checkpoints")
     assert reader is not None
-    counters, flops = ScoredModel.of(reader).counters, sum(row["flops_per_s"] * row["step_time_s"] for row in steps)
+    counters, flops = (
+        ScoredModel.of(reader.meta, reader.step).counters,
+        sum(row["flops_per_s"] * row["step_time_s"] for row in steps),
+    )
     assert counters.tokens_seen == tokens(root, "best", best["step"]) and counters.train_flops == pytest.approx(flops)
     assert {"stop/weight", "stop/bias"} <= reader.tensors.keys()
     assert not any(key.startswith("optimizer/") for key in reader.tensors)

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.verify import newest_good
-from pretrain.run.scored_model import ScoredModel
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config
 from tests.support.corpus import make_texts, make_tokenizer, write_source
+from tests.support.run_rows import scored
 
 EXACT = ("step", "loss", "grad_norm", "lr", "num_loops", "tokens_seen", "skipped")
 
@@ -87,7 +86,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     kept = (root / "runs" / cut.run.name / "checkpoints").glob("step-*")
     assert [folder.name for folder in kept] == ["step-00000012"]
     runs = [root / "runs" / name for name in (cut.run.name, whole.run.name)]
-    counted = [ScoredModel.of(open_checkpoint(run)[0]).counters for run in runs]
+    counted = [scored(run).counters for run in runs]
     assert counted[0] == counted[1] and counted[0].tokens_seen == 12 * 8 * 16 and counted[0].train_flops
     validations = [
         [(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pretrain.command.console import RunFailed
 from pretrain.config.layout import check_layout
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.groups import make_groups
-from pretrain.run.console import RunFailed
 from pretrain.run.signals import StopSignal
 from pretrain.trainer import Trainer, open_session
 

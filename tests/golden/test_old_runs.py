@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.run.scored_model import ScoredModel
+from tests.support.run_rows import scored
 
 GOLDEN = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -47,12 +46,12 @@ def test_an_old_run_resumes_to_the_same_losses(tmp_path: Path, name: str, newest
         assert now["loss"] == pytest.approx(then["loss"], rel=2e-5)
         assert now["grad_norm"] == pytest.approx(then["grad_norm"], rel=2e-4)
         assert now.get("tokens_seen") == then.get("tokens_seen")
-    counters = ScoredModel.of(open_checkpoint(tmp_path / name)[0]).counters
+    counters = scored(tmp_path / name).counters
     assert counters.tokens_seen == rows(GOLDEN / name)[-1].get("tokens_seen")  # what was not counted stays unknown
 
 
 def test_what_an_old_checkpoint_counted_is_read_or_unknown() -> None:
-    pretrained, finetuned = (ScoredModel.of(open_checkpoint(GOLDEN / name)[0]) for name in ("pretrained", "finetuned"))
+    pretrained, finetuned = (scored(GOLDEN / name) for name in ("pretrained", "finetuned"))
     assert pretrained.counters.tokens_seen == rows(GOLDEN / "pretrained")[-1]["tokens_seen"] == 8 * 8 * 64
     assert pretrained.counters.train_flops and pretrained.saved.model.input_injection == "add"
     assert (finetuned.counters.tokens_seen, finetuned.counters.train_flops) == (None, None)

@@ -1,8 +1,11 @@
-"""Rows of a training step for tests."""
+"""Rows of a training step, and what a checkpoint says that it counted, for tests."""
 
+from pathlib import Path
 from typing import Any
 
-from pretrain.run.rows import MetricsRow
+from pretrain.checkpoint.run import open_checkpoint
+from pretrain.rows.evaluation import ScoredModel
+from pretrain.rows.step import MetricsRow
 
 FIELDS = {
     "tokens_seen": 1000, "loss": 3.5, "grad_norm": 0.5, "lr": 1e-3, "num_loops": 2, "tokens_per_s": 2000.0,
@@ -12,3 +15,9 @@ FIELDS = {
 
 def step_row(step: int, **changes: Any) -> MetricsRow:
     return MetricsRow(step=step, **(FIELDS | changes))  # pyright: ignore[reportArgumentType]
+
+
+def scored(run: Path) -> ScoredModel:
+    """The model of the newest checkpoint of a run, as evaluation rows describe it."""
+    reader, _ = open_checkpoint(run)
+    return ScoredModel.of(reader.meta, reader.step)

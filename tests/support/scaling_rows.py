@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 
 FIELDS = {
     "run": "a", "step": 10, "tokens_seen": 100, "train_flops": 1e9, "num_params": 1000, "task": "validation",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain import train
+from pretrain.checkpoint.counters import Counters
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
@@ -17,9 +18,8 @@ from pretrain.eval.evaluate import evaluate, load
 from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation
-from pretrain.run.counters import Counters
-from pretrain.run.jsonl import JsonLines
-from pretrain.run.scored_model import ScoredModel
+from pretrain.rows.evaluation import ScoredModel
+from pretrain.rows.jsonl import JsonLines
 from tests.support.corpus import make_tokenizer
 from tests.unit.hf.test_convert import make_run
 from tools import eval_depth, scaling_plot

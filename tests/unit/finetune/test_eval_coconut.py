@@ -18,7 +18,7 @@ from pretrain.checkpoint.run import save_weights
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 from pretrain.tasks.example_file import write_examples
 from tests.support.finetuned_runs import MODEL, save_run
 

@@ -27,7 +27,7 @@ from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Tokens
 from finetune.method.markers import Markers
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 from pretrain.tasks.task import Example
 from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import how

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.checkpoint.counters import Counters
 from pretrain.config.model import LoopRegulariserSection, ModelSection
 from pretrain.config.run import (
     LoggingSection,
@@ -23,13 +24,12 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.device import hardware
 from pretrain.device.hardware import peak_flops, peak_memory_gib, precision_warning
 from pretrain.model.count import count_parameters
-from pretrain.run.counters import Counters
+from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.step import StepCost
 from pretrain.run.logger import RunMetrics
 from pretrain.run.progress import Progress
-from pretrain.run.rows import EvaluationRow, StepCost
-from pretrain.run.scored_model import ScoredModel
 from tests.support.run_rows import step_row
-from tests.unit.run.test_jsonl import full_disk
+from tests.unit.rows.test_jsonl import full_disk
 
 ROOT = Path(__file__).parents[3]
 

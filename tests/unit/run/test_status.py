@@ -13,8 +13,8 @@ import pytest
 
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig
+from pretrain.rows.jsonl import JsonLines
 from pretrain.run.directory import write_state
-from pretrain.run.jsonl import JsonLines
 from pretrain.run.status import RunStatus, find_runs, read_status
 from tests.support.run_rows import step_row
 
@@ -215,6 +215,6 @@ def test_bad_folders_are_one_line_and_torch_is_not_loaded(tmp_path: Path) -> Non
         2,
         f"error: {tmp_path}: holds no run (a folder with config.yaml or metrics.jsonl)\n",
     )
-    code = "import sys; import pretrain.run.status, pretrain.run.console; "
+    code = "import sys; import pretrain.run.status, pretrain.command.console; "
     code += "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.run.rows import EvaluationRow
+from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, fit_curve, ratio_of

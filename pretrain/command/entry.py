@@ -4,12 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from pretrain.config.command import CommandLine, Config
+from pretrain.command.command_line import CommandLine, Config
+from pretrain.command.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, render
-from pretrain.run.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error
-from pretrain.run.directory import run_directory
 
 
 def run_entry(
@@ -41,7 +40,7 @@ def run_entry(
             config = command.config
             if command.dry_run:
                 rows = plan(config, command.world_size or planned_world_size(config.ranks_per_replica))
-                print(render(config, [*rows, ("run directory", str(run_directory(config.run)))]), end="")
+                print(render(config, [*rows, ("run directory", str(config.run.directory))]), end="")
                 return 0
             layout = check_layout(config, world.size)
         except BrokenPipeError:  # the reader of the plan has seen enough

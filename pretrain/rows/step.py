@@ -1,20 +1,10 @@
-"""Rows that a run writes; `pretrain/run/jsonl.py` is their files.
-
-- `MetricsRow`: one training step, a line of `<run>/metrics.jsonl`; fine-tuning adds other numbers to `StepRow`.
-- `EvaluationRow`: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses
-  are such rows.
-"""
+"""Rows of training steps, lines of `<run>/metrics.jsonl`: `MetricsRow` of pretraining; fine-tuning has its own numbers
+beside those of `StepRow`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from tqdm import tqdm
-
-from pretrain.config.saved_model import Family
-
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,43 +86,3 @@ class MetricsRow(StepRow):
         if self.regularisation:
             loss += f" (regulariser {self.regularisation:+.4f})"
         return f"{loss}, loops {self.num_loops}, {self.describe_speed()}, lr {self.lr:.2e}{self.describe_skipped()}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRow:
-    """One number about one model at one loop count; all that tools/scaling_plot.py needs. The types are checked when a
-    row is read."""
-
-    run: str
-    """Name of the run."""
-    step: NonNegativeInt
-    """Steps done when the model was scored."""
-    tokens_seen: NonNegativeInt | None
-    """Tokens that the run trained on until then; null where nobody counted them, as for imported weights."""
-    train_flops: NonNegative | None
-    """FLOPs of the run's training until then; null where nobody counted them."""
-    num_params: PositiveInt
-    """Parameters, each shared one counted once."""
-    task: str
-    """What was scored; "validation" for the held-out text of the run."""
-    task_group: str
-    """Tasks that are averaged in a plot."""
-    metric: str
-    """Name of the number; "nll" is nats per token."""
-    value: FiniteFloat
-    """The number."""
-    stderr: NonNegative | None
-    """Its standard error over examples, where known."""
-    num_examples: PositiveInt
-    """Examples scored."""
-    num_loops: PositiveInt
-    """Loops the model was run with."""
-    effective_depth: PositiveInt
-    """Layers a token passed."""
-    eval_flops_per_token: NonNegative
-    """Forward FLOPs per token at that depth."""
-    family: Family
-    """Kind of model; see `SavedModel.family`."""
-    num_loop_params: NonNegativeInt | None = None
-    """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
-    needs it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""Evaluation rows: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses
+are such rows. `ScoredModel.row` is the one place that makes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+
+from pretrain.checkpoint.counters import Counters
+from pretrain.config.saved_model import Family, SavedModel
+from pretrain.model.count import count_parameters, forward_flops_per_token
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """One number about one model at one loop count; all that tools/scaling_plot.py needs. The types are checked when a
+    row is read."""
+
+    run: str
+    """Name of the run."""
+    step: NonNegativeInt
+    """Steps done when the model was scored."""
+    tokens_seen: NonNegativeInt | None
+    """Tokens that the run trained on until then; null where nobody counted them, as for imported weights."""
+    train_flops: NonNegative | None
+    """FLOPs of the run's training until then; null where nobody counted them."""
+    num_params: PositiveInt
+    """Parameters, each shared one counted once."""
+    task: str
+    """What was scored; "validation" for the held-out text of the run."""
+    task_group: str
+    """Tasks that are averaged in a plot."""
+    metric: str
+    """Name of the number; "nll" is nats per token."""
+    value: FiniteFloat
+    """The number."""
+    stderr: NonNegative | None
+    """Its standard error over examples, where known."""
+    num_examples: PositiveInt
+    """Examples scored."""
+    num_loops: PositiveInt
+    """Loops the model was run with."""
+    effective_depth: PositiveInt
+    """Layers a token passed."""
+    eval_flops_per_token: NonNegative
+    """Forward FLOPs per token at that depth."""
+    family: Family
+    """Kind of model; see `SavedModel.family`."""
+    num_loop_params: NonNegativeInt | None = None
+    """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
+    needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredModel:
+    saved: SavedModel
+    counters: Counters
+    """Of its training."""
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any], step: int) -> "ScoredModel":
+        """The model of a checkpoint, from its `meta` and step."""
+        return cls(saved=SavedModel.read(meta), counters=replace(Counters.read(meta), step=step))
+
+    def row(
+        self, task: str, task_group: str, metric: str, value: float, *, num_loops: int, num_examples: int,
+        stderr: float | None = None,
+    ) -> EvaluationRow:  # fmt: skip
+        """The row of a number; the arguments are the fields of the same name."""
+        model, seq_len = self.saved.model, self.saved.seq_len
+        parameters = count_parameters(model, seq_len)
+        return EvaluationRow(
+            run=self.saved.run,
+            step=self.counters.step,
+            tokens_seen=self.counters.tokens_seen,
+            train_flops=self.counters.train_flops,
+            num_params=parameters.total,
+            num_loop_params=parameters.loop,
+            task=task,
+            task_group=task_group,
+            metric=metric,
+            value=value,
+            stderr=stderr,
+            num_examples=num_examples,
+            num_loops=num_loops,
+            effective_depth=model.effective_depth(num_loops),
+            eval_flops_per_token=forward_flops_per_token(model, seq_len, num_loops),
+            family=self.saved.family,
+        )
