@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pretrain.command.console import run_command
 from pretrain.command.options import add_input, positive
-from pretrain.data.manifest import write_atomically
 from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
 from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
+from pretrain.storage import write_atomically
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from finetune.config import ExamplesSection
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import read_file
 from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Example, Split, Task
@@ -94,7 +95,7 @@ def read_lines(path: Path) -> list[Example]:
         ValueError: a line of another form, named by its number from 0, or no text.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (EOFError, OSError, UnicodeDecodeError) as error:

@@ -15,9 +15,11 @@ from finetune.config import FinetuneConfig
 from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import stage_at
 from finetune.run.counters import last_epoch
+from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import TrainedModel, load_trained_model
+from pretrain.storage import is_there
 
 BEST = "best"
 """Folder of the best checkpoint in a run directory."""
@@ -58,7 +60,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
         ValueError: there is no such run or checkpoint, it is damaged, or it was not fine-tuned.
         OSError: a file cannot be read.
     """
-    has_best = (run_dir / BEST / "checkpoints").is_dir()
+    has_best = is_there(run_dir / BEST / CHECKPOINTS)
     trained = load_trained_model(run_dir / BEST if has_best and step is None else run_dir, device, step=step)
     meta = trained.checkpoint.meta
     if "finetune" not in meta:

@@ -33,7 +33,8 @@ from pretrain.checkpoint.format import Contents, FileEntry, describe, unseal
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step, rank_name, step_name
 from pretrain.checkpoint.verify import is_sound
-from pretrain.checkpoint.writer import Staged, flush_folder, publish, write_tensors
+from pretrain.checkpoint.writer import Staged, publish, write_tensors
+from pretrain.storage import clear_away, is_there, naming, require_missing, sync_folder
 
 _LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")
 _REPLACED = ".replaced"
@@ -82,7 +83,7 @@ class SaveAttempt:
         except Exception as error:  # whatever it is, the other ranks must hear of it, and training continues
             raise OSError(self.give_up(describe(error))) from error
         if self.rank != 0:  # its part is there, rank 0 may be about to commit it: nothing is cleared any more
-            self._wait_for(lambda: not self.folder.exists(), lambda: "rank 0 did not commit")
+            self._wait_for(lambda: not is_there(self.folder), lambda: "rank 0 did not commit")
             self._stop_if_given_up()
 
     def give_up(self, reason: str) -> str:
@@ -94,7 +95,7 @@ class SaveAttempt:
             partial = self.note.with_name(f"{self.note.name}.{self.rank}")
             partial.write_text(reason, encoding="utf-8")
             partial.rename(self.note)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            clear_away(self.folder)
         except OSError:
             pass  # the other ranks still see the folder, and their time limit ends their wait
         return reason
@@ -107,16 +108,16 @@ class SaveAttempt:
         for path in indexes:
             path.unlink()
         publish(self.folder / CONTENTS_NAME, contents)
-        flush_folder(self.folder)
+        sync_folder(self.folder)
         replaced = self.final.with_name(self.final.name + _REPLACED)
-        if self.final.exists():
+        if is_there(self.final):
             self.final.rename(replaced)
         try:
             self.folder.rename(self.final)
         except OSError:
             settle_replacements(self.directory)
             raise
-        flush_folder(self.directory)
+        sync_folder(self.directory)
 
     def _index_path(self, rank: int) -> Path:
         return (self.folder / rank_name(rank)).with_suffix(".json")
@@ -164,7 +165,7 @@ def settle_replacements(directory: Path) -> None:
         if not path.name.endswith(_REPLACED) or parse_step(path.name) is None:
             continue
         successor = path.with_name(path.name.removesuffix(_REPLACED))
-        if not successor.exists():
+        if not is_there(successor):
             path.rename(successor)
         elif is_sound(successor):
             _remove(path, tag="replaced")
@@ -211,14 +212,19 @@ def _remove(path: Path, *, tag: str) -> None:
 
 def _remove_leftover(path: Path) -> None:
     """Remove a folder or a file; of a link, to a checkpoint that was moved to another disk, the link alone."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:  # `rmtree` names a file without its folder, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _listing(folder: Path) -> list[Path]:
     try:
-        return list(folder.iterdir())
+        with naming(folder):
+            return list(folder.iterdir())
     except FileNotFoundError:
+        require_missing(folder)
         return []

@@ -8,6 +8,8 @@ that a save of the same step was about to replace.
 import re
 from pathlib import Path
 
+from pretrain.storage import naming, require_missing
+
 CHECKPOINTS = "checkpoints"
 """Folder of checkpoints in a run directory."""
 CONTENTS_NAME = "checkpoint.json"
@@ -39,8 +41,10 @@ def list_checkpoints(directory: Path | str) -> list[Path]:
         OSError: the directory cannot be listed.
     """
     try:
-        found = [path for path in Path(directory).iterdir() if parse_step(path.name) is not None]
+        with naming(directory):
+            found = [path for path in Path(directory).iterdir() if parse_step(path.name) is not None]
     except FileNotFoundError:
+        require_missing(Path(directory))
         return []
     return sorted(found, key=lambda path: (-(parse_step(path.name) or 0), path.name))
 

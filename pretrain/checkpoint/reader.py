@@ -122,6 +122,10 @@ class CheckpointReader:
             return self._files[file].get_tensor(key)
         except SafetensorError as error:
             raise ValueError(f"checkpoint {self.path}: {file}: {error}") from error
+        except (OSError, RuntimeError) as error:  # of two libraries, which say a page, or no file, or "no such file"
+            is_unopened = isinstance(error, FileNotFoundError)
+            reason = "it could not be opened" if is_unopened else str(error).splitlines()[0]
+            raise OSError(f"{self.path / file}: {reason}: the storage failed") from error
 
     def _find(self, name: str) -> SavedTensor:
         if name not in self._index:

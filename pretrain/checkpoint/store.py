@@ -135,7 +135,7 @@ class CheckpointStore:
         self._thread: threading.Thread | None = None
         self._results: SimpleQueue[SaveResult] = SimpleQueue()
         self._latest: SaveResult | None = None
-        if rank == 0 and self._directory.exists():
+        if rank == 0:
             clean_leftovers(self._directory, nonce=nonce, num_ended=0)
             settle_replacements(self._directory)
 

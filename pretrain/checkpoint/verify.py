@@ -26,6 +26,7 @@ from pretrain.checkpoint.format import Contents, FileEntry, describe, read_conte
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints
 from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.storage import naming
 
 Gather = Callable[[list[str]], list[str]]
 _HASHING_THREADS = 8
@@ -108,8 +109,9 @@ def is_sound(path: Path) -> bool:
     Raises:
         OSError: a call failed, so nobody knows.
     """
-    if (path / _DAMAGE_NOTE).exists():
-        return False
+    with naming(path):
+        if _DAMAGE_NOTE in os.listdir(path):
+            return False
     try:
         check_sizes(path, read_structure(path).files)
     except ValueError:
@@ -124,7 +126,8 @@ def read_structure(path: Path) -> Contents:
         OSError: a call failed.
         ValueError: naming the file and what is wrong with it.
     """
-    present = set(os.listdir(path))
+    with naming(path):
+        present = set(os.listdir(path))
     if CONTENTS_NAME not in present:
         raise ValueError(f"{CONTENTS_NAME} is missing")
     _size_of(path / CONTENTS_NAME)
@@ -161,9 +164,6 @@ def _size_of(path: Path) -> int:
 
 
 def _hash_problem(path: Path, file: FileEntry) -> str | None:
-    try:
-        with (path / file.name).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:  # a read does not say which file
-        raise OSError(error.errno, error.strerror, str(path / file.name)) from error
+    with naming(path / file.name), (path / file.name).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return None if digest == file.sha256 else f"{file.name} is damaged: its sha256 does not match"

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel
 
 from pretrain.checkpoint.format import FileEntry, Piece, PieceEntry, seal
+from pretrain.storage import naming
 
 _BLOCK_BYTES = 64 << 20
 _ALIGNMENT = 8
@@ -96,15 +97,6 @@ def publish(path: Path, document: BaseModel) -> None:
     partial.rename(path)
 
 
-def flush_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _header(entries: Sequence[PieceEntry]) -> bytes:
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -126,7 +118,7 @@ def _header(entries: Sequence[PieceEntry]) -> bytes:
 
 
 def _write_durably(path: Path, *chunks: bytes | memoryview) -> None:
-    try:
+    with naming(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             for chunk in chunks:
@@ -136,8 +128,6 @@ def _write_durably(path: Path, *chunks: bytes | memoryview) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:  # writes and flushes do not say which file
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sha256(*chunks: bytes | memoryview) -> str:

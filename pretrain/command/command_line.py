@@ -78,7 +78,7 @@ class CommandLine(Generic[Config]):
                 overrides.append(f"{option.key}={value}")
         if options.config is None and not self.default_config.is_file():
             hint = "the default; choose one with --config FILE"
-            raise OSError(f"{self.default_config}: No such file or directory ({hint})")
+            raise FileNotFoundError(f"{self.default_config}: No such file or directory ({hint})")
         config = read_config(options.config or self.default_config, self.schema, overrides)
         return Command(config=config, dry_run=options.dry_run, world_size=options.world_size)
 

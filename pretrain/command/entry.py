@@ -47,6 +47,8 @@ def run_entry(
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 0
         except (ValueError, OSError) as error:
+            if exit_code(error) != BAD_INPUT:
+                raise
             if rank == 0:
                 print_error(error)
             return BAD_INPUT

@@ -213,7 +213,7 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
             text = wanted.read_bytes().decode()
         except OSError as error:
             named = f"{origin}: base: {wanted}" if origin else wanted
-            raise OSError(f"{named}: {error.strerror}") from None
+            raise type(error)(f"{named}: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"

@@ -10,7 +10,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, Self, get_args
+from typing import Literal, Self, get_args
+
+from pretrain.storage import naming, require_missing, write_atomically
 
 FORMAT, VERSION = "looped-shards", 1
 MANIFEST_NAME = "manifest.jsonl"
@@ -71,13 +73,15 @@ class Manifest:
 
         Raises:
             ValueError: naming the folder and what to do, if it holds no manifest of ours or a damaged one.
+            OSError: the manifest cannot be read.
         """
         path = Path(folder) / MANIFEST_NAME
         try:
-            with path.open("rb") as file:
+            with naming(path), path.open("rb") as file:
                 line = file.readline()
                 size = file.seek(0, os.SEEK_END)
         except (FileNotFoundError, NotADirectoryError):
+            require_missing(path)
             raise ValueError(
                 f"{folder}: no {MANIFEST_NAME}; make shards there with tools/prepare_data.py, "
                 "or index tars of text with its --index"
@@ -97,7 +101,7 @@ class Manifest:
         if not 0 <= index < len(self):
             raise IndexError(f"shard {index} of {len(self)} in {self.folder}")
         path = self.folder / MANIFEST_NAME
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             file.seek(self._rows_start + index * self.header.row_bytes)
             line = file.read(self.header.row_bytes)
         try:
@@ -120,7 +124,7 @@ class Manifest:
             OSError: the manifest cannot be read.
         """
         path, digest = self.folder / MANIFEST_NAME, hashlib.sha256()
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             file.seek(self._rows_start)
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -165,31 +169,3 @@ def write_manifest(folder: str | os.PathLike[str], header: Header, rows: Iterabl
     )  # fmt: skip
     write_atomically(Path(folder) / MANIFEST_NAME, json.dumps(asdict(header)).encode("ascii") + b"\n" + text)
     return header
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name holds either the old bytes or the new, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            sync_file(file)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

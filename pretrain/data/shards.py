@@ -26,7 +26,8 @@ from typing import BinaryIO, Literal, Self
 
 import numpy as np
 
-from pretrain.data.manifest import MANIFEST_NAME, ShardRow, sync_file, sync_folder, write_atomically
+from pretrain.data.manifest import MANIFEST_NAME, ShardRow
+from pretrain.storage import naming, sync_file, sync_folder, write_atomically
 
 EXTENSIONS = ("npy", "txt", "json")
 """Member formats; the index stores a document's position in this tuple."""
@@ -64,7 +65,8 @@ def open_index(folder: str | os.PathLike[str], row: ShardRow) -> np.memmap:
     """
     path = Path(folder) / index_name(row.shard)
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
+        with naming(path):
+            index = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         require_lost(path)
         raise ValueError(f"{path}: the index is missing; prepare or index the folder again") from None
@@ -87,7 +89,7 @@ def check_index(folder: str | os.PathLike[str], row: ShardRow) -> None:
     """
     path = Path(folder) / index_name(row.shard)
     try:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         require_lost(path)
@@ -174,7 +176,8 @@ class ShardWriter:
         self._rows.append((offset, len(payload), text_hash, zlib.crc32(payload), EXTENSIONS.index(self._extension)))
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming(self._temporary):
+            self._file.write(data)
         self._sha256.update(data)
         self._size += len(data)
 
@@ -188,8 +191,9 @@ class ShardWriter:
             The shard's row for the manifest.
         """
         self._write(bytes(2 * TAR_BLOCK))
-        sync_file(self._file)
-        self._file.close()
+        with naming(self._temporary):
+            sync_file(self._file)
+            self._file.close()
         index_sha256 = write_index(self._folder, self._name, self._rows)
         self._temporary.replace(self._folder / self._name)
         sync_folder(self._folder)
@@ -241,11 +245,9 @@ def read_document(file: BinaryIO, row: np.void, number: int) -> bytes:
         OSError: naming the shard.
     """
     offset, size = int(row["offset"]), int(row["size"])
-    try:
+    with naming(file.name):
         there = max(0, min(size, os.fstat(file.fileno()).st_size - offset))  # a damaged row may say anything
         payload = _read_exactly(file, offset, size) if there == size else b""
-    except OSError as error:  # a read does not say which file
-        raise OSError(error.errno, error.strerror, file.name) from error
     if len(payload) == size and there == size and zlib.crc32(payload) == row["crc32"]:
         return payload
     there = len(payload) if there == size else there

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from pretrain.storage import is_there, naming
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -36,6 +38,8 @@ class JsonLines:
         self.problems: list[str] = []
         """Damaged lines that the last `read` or `cut` met: a message each, naming file and line."""
         self._unwritten = b""
+        self._start: int | None = None
+        """Where in the file they belong, once that was tried."""
         self._is_healed = False
 
     def append(self, rows: "Iterable[DataclassInstance]") -> None:
@@ -56,10 +60,11 @@ class JsonLines:
         if not self._unwritten:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+", buffering=0) as file:
+        with naming(self.path), self.path.open("ab+", buffering=0) as file:
             if not self._is_healed:
                 _heal(file)
                 self._is_healed = True
+            self._take_back(file)
             size, written = file.seek(0, os.SEEK_END), 0
             try:
                 while written < len(self._unwritten):
@@ -67,7 +72,16 @@ class JsonLines:
             except OSError:
                 file.truncate(size)  # no reader meets half a row, and the next call begins on a line of its own
                 raise
-        self._unwritten = b""
+        self._unwritten, self._start = b"", None
+
+    def _take_back(self, file: io.FileIO) -> None:
+        """Remove what an earlier call wrote of the rows before it failed, or failed to close the file."""
+        if self._start is None:
+            self._start = file.seek(0, os.SEEK_END)
+            return
+        file.seek(self._start)
+        if self._unwritten.startswith(file.read()):
+            file.truncate(self._start)
 
     def read(self, record: type[T], *, strict: bool = False) -> list[T]:
         """The rows of the file, in order.
@@ -82,10 +96,10 @@ class JsonLines:
             OSError: the file cannot be read.
         """
         self.problems = []
-        if not strict and not self.path.exists():
+        if not strict and not is_there(self.path):
             return []
         parse, rows = _adapter(record).validate_json, []
-        with self.path.open("rb") as lines:
+        with naming(self.path), self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     rows.append(parse(line, strict=True))
@@ -105,7 +119,7 @@ class JsonLines:
             OSError: the file cannot be read.
         """
         rows = []
-        with self.path.open("rb") as lines:
+        with naming(self.path), self.path.open("rb") as lines:
             start = max(0, lines.seek(0, os.SEEK_END) - num_bytes)
             lines.seek(start)
             if start:
@@ -125,7 +139,7 @@ class JsonLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         scratch = self.path.with_name(self.path.name + ".tmp")
-        with self.path.open("rb") as old, scratch.open("wb") as new:
+        with naming(scratch), scratch.open("wb") as new, naming(self.path), self.path.open("rb") as old:
             for number, line in enumerate(old, start=1):
                 step = _object_in(line).get("step")
                 if not isinstance(step, int):

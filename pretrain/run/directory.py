@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pretrain.config.read import Dumpable, resolved_yaml
 from pretrain.config.run import SYMBOLS_PREFIX
+from pretrain.storage import write_atomically
 
 _PACKAGES = (
     "torch",
@@ -60,9 +61,9 @@ def describe_run(
         f"ranks: {ranks}",
         f"device: {device}, {os.cpu_count()} processors",
     ]
-    _replace(folder / "config.yaml", resolved_yaml(config).encode())
-    _replace(folder / "environment.txt", "\n".join([*lines, ""]).encode())
-    _replace(tokenizer_path, tokenizer)
+    write_atomically(folder / "config.yaml", resolved_yaml(config).encode())
+    write_atomically(folder / "environment.txt", "\n".join([*lines, ""]).encode())
+    write_atomically(tokenizer_path, tokenizer)
 
 
 def write_state(folder: Path, state: str) -> None:
@@ -71,13 +72,7 @@ def write_state(folder: Path, state: str) -> None:
     Raises:
         OSError: the directory cannot be written.
     """
-    _replace(folder / "state", f"{state}\n".encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    write_atomically(folder / "state", f"{state}\n".encode())
 
 
 def _version(name: str) -> str:

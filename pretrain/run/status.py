@@ -24,6 +24,7 @@ import yaml
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.rows.jsonl import JsonLines
+from pretrain.storage import read_file
 
 TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
 """Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""
@@ -177,7 +178,7 @@ def _state(said: str, job: Path | None, queue: dict[str, str] | None, *, silent_
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The configuration, or what is wrong with it."""
     try:
-        config = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(read_file(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -12,6 +12,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.directory import tokenizer_copy
+from pretrain.storage import is_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def load_trained_model(
 def tokenizer_file(run_dir: Path, saved: SavedModel) -> Path:
     """The tokenizer of a run: the copy in its directory, or the file that it was trained with if that copy is gone."""
     copy = tokenizer_copy(run_dir, saved.tokenizer)
-    return copy if copy.is_file() else Path(saved.tokenizer)
+    return copy if is_there(copy) else Path(saved.tokenizer)
 
 
 def load_tokenizer(path: Path, reader: CheckpointReader) -> Tokenizer:

@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pretrain.storage import read_file
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.task import Example
 
@@ -93,7 +94,7 @@ T = TypeVar("T")
 
 def _read(path: Path, parse: Callable[[object], T]) -> list[T]:
     """Parse every row of a file; errors of `parse` are re-raised with the file and the row."""
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (ValueError, EOFError, OSError, zlib.error) as error:

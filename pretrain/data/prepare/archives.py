@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, cast
 import zstandard
 from fsspec.core import url_to_fs
 
+from pretrain.storage import naming
+
 DECODERS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lzma.LZMADecompressor,
@@ -48,7 +50,7 @@ def open_content(path: str) -> Iterator[BinaryIO]:
         DamagedArchiveError: by reading, where the archive is cut or does not decode.
         OSError: the file cannot be read.
     """
-    with open_stored(path) as stored:
+    with naming(path), open_stored(path) as stored:
         yield inflate(stored, compression_of(path))
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pretrain.data.manifest import write_atomically
 from pretrain.data.prepare.units import Unit
+from pretrain.storage import is_there, naming, read_file, write_atomically
 
 IDENTITY_NAME = "prepare.json"
 WORK_NAME = ".work"
@@ -48,17 +48,17 @@ def claim(output: Path, identity: dict[str, object]) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / IDENTITY_NAME
-    if not path.exists():
+    if not is_there(path):
         if any(entry.suffix != ".tmp" and entry.name not in (IDENTITY_NAME, WORK_NAME) for entry in output.iterdir()):
             raise ValueError(f"{output}: holds files that are not of tools/prepare_data.py; name a new folder")
         work = output / WORK_NAME
         work.mkdir(exist_ok=True)
-        with (work / f"claim.{LOCK_NAME}").open("w") as file:
+        with _open_lock(work / f"claim.{LOCK_NAME}") as file:
             _flock(file, fcntl.LOCK_EX)
-            if not path.exists():
+            if not is_there(path):
                 write_atomically(path, json.dumps(identity, indent=1).encode())
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_file(path))
     except ValueError:
         raise ValueError(f"{path}: is damaged; delete {output} or name a new folder") from None
     changed = [key for key, value in identity.items() if found.get(key) != value]
@@ -74,7 +74,7 @@ def lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
     that holds them."""
     work = output / WORK_NAME
     work.mkdir(exist_ok=True)
-    with (work / LOCK_NAME).open("w") as folder, (work / f"{part.owner}.{LOCK_NAME}").open("w") as own:
+    with _open_lock(work / LOCK_NAME) as folder, _open_lock(work / f"{part.owner}.{LOCK_NAME}") as own:
         try:
             _flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             _flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,10 +85,21 @@ def lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _open_lock(path: Path) -> Iterator[IO[str]]:
+    file = path.open("w")
+    try:
+        yield file
+    finally:
+        with naming(path):
+            file.close()
+
+
 def _flock(file: IO[str], how: int) -> None:
     """Lock a file; where the file system has no locks (Lustre mounted without them, say), say so and continue."""
     try:
-        fcntl.flock(file, how)
+        with naming(file.name):
+            fcntl.flock(file, how)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise

@@ -12,6 +12,7 @@ with its file and its line or offset. Memory: one document, or one batch of parq
 
 import codecs
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
+from pretrain.storage import is_there, naming, require_missing
 
 KINDS = (".txt", ".jsonl", ".parquet")
 PARQUET_BATCH_ROWS = 256
@@ -83,6 +85,7 @@ def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
 
     Raises:
         ValueError: if a pattern matches nothing, or a file is not of a kind that `read_documents` reads.
+        OSError: a file or folder cannot be looked at.
     """
     files = find_files(patterns)
     for file in files:
@@ -102,12 +105,14 @@ def _expand(pattern: str) -> list[InputFile]:
         file_system, path = url_to_fs(pattern)
     except (ValueError, ImportError) as error:
         raise ValueError(f"{pattern}: {error}") from None
+    is_local = isinstance(file_system, LocalFileSystem)
     # A file of that very name wins over a glob: names may hold brackets.
-    found = (
-        {path: file_system.info(path)}
-        if file_system.exists(path)
-        else cast("dict[str, Any]", file_system.glob(path, detail=True))
-    )
+    if is_there(Path(path)) if is_local else file_system.exists(path):
+        found = {path: file_system.info(path)}
+    elif is_local:
+        found = _glob(path)
+    else:
+        found = cast("dict[str, Any]", file_system.glob(path, detail=True))
     files = {name: info for name, info in found.items() if info["type"] == "file"}
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
@@ -115,7 +120,6 @@ def _expand(pattern: str) -> list[InputFile]:
     unknown = [name for name, info in files.items() if info["size"] is None]
     if unknown:
         raise ValueError(f"{unknown[0]}: the server does not say how long it is: download it and name the copy")
-    is_local = isinstance(file_system, LocalFileSystem)
     return [
         InputFile(
             path=name if is_local else file_system.unstrip_protocol(name),
@@ -124,6 +128,40 @@ def _expand(pattern: str) -> list[InputFile]:
         )
         for name, info in files.items()
     ]
+
+
+class _LocalFiles(LocalFileSystem):
+    """Local files, with the failures that the library passes over when it lists folders; a link to a file is a file."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[OSError] = []
+
+    def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
+        try:
+            with naming(path), os.scandir(path) as entries:
+                found = [self.info(entry if entry.is_dir() else entry.path) for entry in entries]
+        except OSError as error:
+            self.failures.append(error)
+            raise
+        return found if detail else [info["name"] for info in found]
+
+
+def _glob(pattern: str) -> dict[str, Any]:
+    """Local files and folders that match.
+
+    Raises:
+        OSError: one could not be looked at.
+    """
+    file_system = _LocalFiles()
+    found = cast("dict[str, Any]", file_system.glob(pattern, detail=True))
+    for failure in file_system.failures:
+        if not isinstance(failure, FileNotFoundError):
+            raise failure
+        require_missing(Path(failure.filename))
+    return found
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -159,7 +197,7 @@ def split_file(file: InputFile, piece_bytes: int) -> list[FilePart]:
 
 def _split_parquet(whole: FilePart, piece_bytes: int) -> list[FilePart]:
     try:
-        with open_stored(whole.path) as stored:
+        with naming(whole.path), open_stored(whole.path) as stored:
             groups = pq.ParquetFile(stored).num_row_groups
     except (pa.ArrowException, OSError) as error:
         if _is_real_io(error):
@@ -189,7 +227,7 @@ def read_documents(piece: FilePart, text_field: str) -> Iterator[Document | Prob
     if piece.size == 0 and piece.start == 0:
         yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
         return
-    with open_stored(piece.path) as stored:
+    with naming(piece.path), open_stored(piece.path) as stored:
         if kind == ".parquet":
             yield from _read_parquet(piece, stored, text_field)
             return

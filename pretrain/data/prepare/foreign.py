@@ -7,6 +7,7 @@ the index of one tar.
 """
 
 import hashlib
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -21,6 +22,7 @@ from pretrain.data.prepare.claim import IDENTITY_NAME
 from pretrain.data.prepare.documents import Document, Problem, parse_record, parse_text
 from pretrain.data.prepare.units import Advance, Report, Started
 from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
+from pretrain.storage import naming
 
 TEXT_EXTENSIONS = ("txt", "json")
 OTHER_MEMBER = "other member"
@@ -41,10 +43,13 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
     Raises:
         ValueError: if there are no tars or no text in them, if the folder is one that `prepare` made, or as `strict`
             says.
+        OSError: a file cannot be read or written.
     """
-    if (folder / IDENTITY_NAME).exists():
+    with naming(folder):
+        names = os.listdir(folder)
+    if IDENTITY_NAME in names:
         raise ValueError(f"{folder}: was made by tools/prepare_data.py and has its indexes already")
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(folder / name for name in names if name.endswith(".tar"))
     if not tars:
         raise ValueError(
             f"{folder}: no .tar files to index (compressed ones must be unpacked to .tar: an index needs to seek)"
@@ -74,7 +79,7 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
 
 def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
     index_sha256 = write_index(tar.parent, tar.name, index)
-    with tar.open("rb") as file:
+    with naming(tar), tar.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardRow(
         shard=tar.name,
@@ -88,7 +93,7 @@ def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
 
 def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
     """Index rows of the documents of a tar, and what is wrong with it."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         size = path.stat().st_size
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it does not own `file`

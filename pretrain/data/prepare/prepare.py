@@ -20,22 +20,14 @@ memory of a worker is one document and the index of one shard.
 
 import errno
 import hashlib
-import shutil
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pretrain.data.manifest import (
-    MANIFEST_NAME,
-    Header,
-    Manifest,
-    ShardRow,
-    sync_folder,
-    write_atomically,
-    write_manifest,
-)
+from pretrain.data.manifest import MANIFEST_NAME, Header, Manifest, ShardRow, write_manifest
 from pretrain.data.prepare.claim import WHOLE, WORK_NAME, Part, claim, lock
 from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
 from pretrain.data.prepare.units import (
@@ -46,10 +38,10 @@ from pretrain.data.prepare.units import (
     Unit,
     read_result,
     run_units,
-    unit_folder,
 )
 from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import clear_away, is_there, naming, read_file, require_missing, sync_folder, write_atomically
 
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 1 << 20, 256 << 20
 UNITS_PER_RUN = 64
@@ -170,7 +162,8 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
             return PrepareResult(header=header, reused=True, resumed_units=0)
         units = _cut(files)
         parts = [Part(number, num_parts) for number in range(1, num_parts + 1)]
-        missing = [part.number for part in parts if not all(_is_done(output, unit) for unit in part.select(units))]
+        finished = _finished_units(output)
+        missing = [part.number for part in parts if not finished >= {unit.name for unit in part.select(units)}]
         if missing:
             raise ValueError(
                 f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again"
@@ -200,9 +193,9 @@ def _load(settings: PrepareSettings) -> tuple[Tokenizer | None, list[InputFile]]
 def _finished(settings: PrepareSettings) -> Header | None:
     """The header of a folder that is finished, else None."""
     output = settings.output
-    if not (output / MANIFEST_NAME).exists():
+    if not is_there(output / MANIFEST_NAME):
         return None
-    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    clear_away(output / WORK_NAME)
     header = Manifest.open(output).header
     _check_strict(settings, output, header.problems)
     return header
@@ -225,15 +218,17 @@ def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: lis
 
 @contextmanager
 def _disk_errors(output: Path) -> Iterator[None]:
-    """Say what a full disk means here."""
+    """Say what a full disk means here, and that a file which is gone now is no bad input: the inputs were found."""
+    advice = {errno.ENOENT: "", **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and ")}
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                f"{output}: {error.strerror}; finished work is kept: make room and run the same command again"
-            ) from None
-        raise
+        if error.errno not in advice:
+            raise
+        raise OSError(
+            f"{error.filename or output}: {error.strerror}; finished work is kept: "
+            f"{advice[error.errno]}run the same command again"
+        ) from None
 
 
 def _cut(files: Iterable[InputFile]) -> list[Unit]:
@@ -254,8 +249,15 @@ def _cut(files: Iterable[InputFile]) -> list[Unit]:
     return units
 
 
-def _is_done(output: Path, unit: Unit) -> bool:
-    return unit_folder(output / WORK_NAME, unit.number).exists()
+def _finished_units(output: Path) -> set[str]:
+    """Names of the folders of finished units."""
+    work = output / WORK_NAME
+    try:
+        with naming(work):
+            return set(os.listdir(work))
+    except FileNotFoundError:
+        require_missing(work)
+        return set()
 
 
 def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Report) -> int:
@@ -264,7 +266,8 @@ def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Repor
     # A run of all units is alone in the folder, a part may clear away its own only.
     unfinished = "unit-*.tmp" if part == WHOLE else f"unit-*.{part.owner}.*.tmp"
     _remove(work, unfinished)
-    waiting = [unit for unit in units if not _is_done(settings.output, unit)]
+    finished = _finished_units(settings.output)
+    waiting = [unit for unit in units if unit.name not in finished]
     job = PrepareJob(
         folder=work,
         owner=part.owner,
@@ -285,7 +288,7 @@ def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Repor
 
 def _remove(work: Path, pattern: str) -> None:
     for folder in work.glob(pattern):
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_away(folder)
 
 
 def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Header:
@@ -294,16 +297,14 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
     problems: Counter[str] = Counter()
     lines: list[bytes] = []
     for unit in units:
-        folder = unit_folder(output / WORK_NAME, unit.number)
+        folder = output / WORK_NAME / unit.name
         result = read_result(folder)
         problems.update(result.problems)
-        lines.append((folder / PROBLEMS_NAME).read_bytes())
+        lines.append(read_file(folder / PROBLEMS_NAME))
         for row in result.rows:
             name = f"shard-{len(rows):06d}.tar"
             for source, target in ((index_name(row.shard), index_name(name)), (row.shard, name)):
-                # Not there: an interrupted call has moved it already.
-                with suppress(FileNotFoundError):
-                    (folder / source).replace(output / target)
+                _move(folder / source, output / target)
             rows.append(replace(row, shard=name))
     sync_folder(output)
     if problems:
@@ -321,13 +322,24 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
         ),
         rows,
     )
-    shutil.rmtree(output / WORK_NAME, ignore_errors=True)
+    clear_away(output / WORK_NAME)
     return header
+
+
+def _move(source: Path, target: Path) -> None:
+    """Give a finished file its final name, unless an interrupted call did so before."""
+    try:
+        source.replace(target)
+    except FileNotFoundError:
+        require_missing(source)
+        if not is_there(target):
+            raise
 
 
 def _check_strict(settings: PrepareSettings, output: Path, problems: dict[str, int]) -> None:
     """A strict call on the work of one that was not."""
     if settings.strict and problems:
-        with (output / PROBLEMS_NAME).open(encoding="utf-8") as lines:
+        path = output / PROBLEMS_NAME
+        with naming(path), path.open(encoding="utf-8") as lines:
             first = lines.readline().rstrip()
         raise ValueError(f"{first} (1 of {sum(problems.values())} bad inputs, see {output / PROBLEMS_NAME})")

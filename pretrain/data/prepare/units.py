@@ -11,7 +11,6 @@ dies is noticed.
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from pretrain.data.manifest import ShardRow, write_atomically
+from pretrain.data.manifest import ShardRow
 from pretrain.data.prepare.documents import Document, FilePart, Problem, read_documents
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import clear_away, naming, read_file, write_atomically
 
 SHARD_TEXT_BYTES = 256 << 20
 """A shard holds at most so much text, whatever its other limits."""
@@ -41,6 +41,11 @@ class Unit:
 
     number: int
     pieces: tuple[FilePart, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the folder of its shards."""
+        return f"unit-{self.number:06d}"
 
     @property
     def size(self) -> int:
@@ -96,18 +101,14 @@ Event = Started | Advance | Problem
 Report = Callable[[Event], None]
 
 
-def unit_folder(folder: Path, number: int) -> Path:
-    return folder / f"unit-{number:06d}"
-
-
 def read_result(folder: Path) -> UnitResult:
     """The result of a finished unit, from its folder."""
-    values = json.loads((folder / RESULT_NAME).read_text())
+    values = json.loads(read_file(folder / RESULT_NAME))
     return UnitResult(rows=tuple(ShardRow(**row) for row in values["rows"]), problems=values["problems"])
 
 
 def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: Report) -> None:
-    """Turn a unit into shards under `unit_folder(job.folder, unit.number)`.
+    """Turn a unit into shards in a folder of its name, in `job.folder`.
 
     Args:
         job: settings.
@@ -119,13 +120,14 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
         ValueError: the first problem, if `job.strict`.
         OSError: if an input cannot be read or a shard cannot be written; nothing of the unit stays.
     """
-    final = unit_folder(job.folder, unit.number)
+    final = job.folder / unit.name
     # The process id keeps a worker that outlives its killed parent for a moment out of the way of its successor.
     temporary = final.with_name(f"{final.name}.{job.owner}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        with (temporary / PROBLEMS_NAME).open("w", encoding="utf-8") as lines:
-            problems: Counter[str] = Counter()
+        problems: Counter[str] = Counter()
+        path = temporary / PROBLEMS_NAME
+        with naming(path), path.open("w", encoding="utf-8") as lines:
 
             def on_problem(problem: Problem) -> None:
                 if job.strict:
@@ -146,7 +148,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
             if not final.is_dir():
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear_away(temporary)
 
 
 def _documents(

@@ -25,6 +25,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
+from pretrain.storage import read_file
 
 FORMAT = "looped-published-tokenizer"
 VERSION = 1
@@ -163,7 +164,7 @@ def _read_original(folder: Path) -> str:
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if path.is_file():
         try:
-            return path.read_bytes().decode()
+            return read_file(path).decode()
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not UTF-8 text") from None
     if vocab.is_file() and merges.is_file():
@@ -214,7 +215,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(read_file(path))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):

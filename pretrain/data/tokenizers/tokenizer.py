@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.config.run import SYMBOLS_PREFIX
+from pretrain.storage import read_file, require_missing
 
 THOUGHT_TOKENS = ("<bot>", "<eot>", "<latent>", "<pause>")
 """Begin and end of latent thoughts, the slot of one, and a pause."""
@@ -47,7 +48,7 @@ def read_tokenizer(name: str | PathLike[str]) -> bytes:
         from pretrain.data.tokenizers.symbols import write_symbols
 
         return write_symbols(text.removeprefix(SYMBOLS_PREFIX))
-    return Path(name).read_bytes()
+    return read_file(Path(name))
 
 
 class Tokenizer(ABC):
@@ -66,10 +67,13 @@ class Tokenizer(ABC):
 
         Raises:
             ValueError: naming the file and what to do, if it is missing or not a tokenizer of ours.
+            OSError: it cannot be read.
         """
         try:
             content = read_tokenizer(path)
         except (FileNotFoundError, IsADirectoryError):
+            if not Path(path).is_dir():
+                require_missing(Path(path))
             raise ValueError(f"{path}: no such tokenizer file; make one with tools/train_tokenizer.py") from None
         try:
             return Tokenizer.from_bytes(content)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
-from pretrain.data.manifest import write_atomically
 from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, stages
+from pretrain.storage import write_atomically
 
 IDENTITY_NAME = "clean.json"
 NOTHING_TO_DO = -1

@@ -33,12 +33,12 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.lid import FT176LID
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from pretrain.data.manifest import write_atomically
 from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare_part
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.web.pages import Kind, ReadPages, archive_kind
 from pretrain.data.web.report import StepCount, count_steps, render
+from pretrain.storage import write_atomically
 
 PATHS_NAME, REPORT_NAME = "inputs.txt", "report.txt"
 MINHASH = MinhashConfig()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.data.prepare.archives import DECODERS, read_bytes
+from pretrain.storage import is_there
 
 T = TypeVar("T")
 
@@ -25,11 +26,12 @@ def find_file(data_dir: Path, names: Sequence[str]) -> Path:
 
     Raises:
         FileNotFoundError: none is there; the message names them.
+        OSError: one cannot be looked at.
     """
     for name in names:
         for suffix in ("", *DECODERS):
             path = data_dir / (name + suffix)
-            if path.is_file():
+            if is_there(path):
                 return path
     raise FileNotFoundError(
         f"{' or '.join(str(data_dir / name) for name in names)} (or with {', '.join(DECODERS)}): no such file"

@@ -297,7 +297,8 @@ def test_a_full_disk_is_one_line_and_the_same_call_continues(
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
         with pytest.raises(
-            OSError, match=r"out: File too large; finished work is kept: make room and run the same command again"
+            OSError,
+            match=r"part-000000.tar.tmp: File too large; finished work is kept: make room and run the same",
         ):
             prepare(settings(inputs, output, None))
 

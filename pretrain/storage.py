@@ -1,0 +1,127 @@
+"""Files on a storage where any call can fail for a moment: errors that name the file, and files written whole or not.
+
+A call that fails says nothing about the file. Python names the file in the error of `open`, not in that of `read`,
+`write`, `flush` and `fsync`: `naming` adds it, wherever a file is read or written. And "no such file" is believed of a
+file that may well be absent only where the listing of its folder agrees: `is_there`.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError inside that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with naming(path):
+        return path.read_bytes()
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+        OSError: a call failed, or the folder lists it and it cannot be found.
+    """
+    try:
+        path.stat()
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        if is_listed(path):
+            raise lost(path) from None
+        return False
+    return True
+
+
+def is_listed(path: Path) -> bool:
+    """Whether the folder of a file or folder lists it.
+
+    Raises:
+        OSError: the folder is there and cannot be listed.
+    """
+    try:
+        with naming(path.parent):
+            return path.name in os.listdir(path.parent)
+    except FileNotFoundError:
+        if is_there(path.parent):
+            raise lost(path.parent) from None
+        return False
+
+
+def require_missing(path: Path) -> None:
+    """Believe that a file or folder is not there, as a call said.
+
+    Raises:
+        OSError: it is there, or a call failed.
+    """
+    if is_there(path):
+        raise lost(path)
+
+
+def lost(path: Path) -> OSError:
+    """The error of a file that is there, and that a call did not find."""
+    return OSError(f"{path}: {os.strerror(errno.ENOENT)}, though it is there: the storage failed")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that its name holds either the old bytes or the new, whatever happens.
+
+    Raises:
+        OSError: naming the file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with naming(temporary), temporary.open("wb") as file:
+            file.write(data)
+            sync_file(file)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to report
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def clear_away(folder: Path) -> None:
+    """Remove a folder as far as that is possible; what is left is for a later call."""
+    with suppress(OSError):  # some of its calls raise all the same
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut.
+
+    Raises:
+        OSError: naming the folder.
+    """
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Make what was written survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
