@@ -1,10 +1,14 @@
-"""The pool of ranks, one for the whole session."""
+"""Options of the tests, and the pool of ranks, one for the whole session."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.distributed.pool import RankPool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="every failing call of tests/faults, not a sample")
 
 
 @pytest.fixture(scope="session")

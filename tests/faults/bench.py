@@ -1,0 +1,150 @@
+"""One failing call after the other: a run of a kind with it, the same command again without, and the verdict."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.names import CHECKPOINTS
+from tests.faults.kinds import KINDS, RUN, Kind, checkpoints, inputs, make_corpus, rows
+from tests.faults.seam import CommandServer, Ended, Storage
+
+ERRORS = (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOENT)
+KEEP_LAST = 2
+"""Of the kind that resumes."""
+_SAID_OF_MISSING = ("no such", "File exists", "Directory not empty")
+"""Of a file that a call did not find: what we say of bad input, and what the system says of a folder found too late."""
+_SAID_BY_SAFETENSORS = "it could not be opened"
+_BUG = re.compile(r"Traceback|Exception ignored|Exception in thread")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A kind of run on a sound storage."""
+
+    calls: list[str]
+    """To the storage, in order."""
+    result: dict[str, Any]
+
+
+class Bench:
+    """Where runs meet a failing storage."""
+
+    def __init__(self, folder: Path, storage: Storage, server: CommandServer) -> None:
+        self._folder, self._storage, self._server, self._root = folder, storage, server, storage.root
+        make_corpus(self._root)
+        self._inputs = inputs(self._root)
+        self._root.rename(folder / "corpus")
+        self._references: dict[str, Reference] = {}
+
+    def reference(self, name: str) -> Reference:
+        """What a kind of run does on a sound storage; made once."""
+        if name not in self._references:
+            kind = KINDS[name]
+            self._lay_out(self._folder / "corpus")
+            kind.prepare(self._root, self._server)
+            shutil.copytree(self._root, self._start(kind))
+            ended, calls = self._run(kind)
+            assert ended.code == 0, ended.output
+            self._references[name] = Reference(calls=calls, result=kind.result(self._root))
+        return self._references[name]
+
+    def problems(self, name: str, number: int, error: int) -> list[str]:
+        """What is wrong with a run whose call of this number fails with this error; empty when all is well."""
+        kind, reference = KINDS[name], self.reference(name)
+        self._lay_out(self._start(kind))
+        before = _kept(self._root)
+        ended, calls = self._run(kind, failing=number, error=error)
+        if len(calls) < number:
+            return []  # processes side by side make a call more or less
+        call = calls[number - 1]
+        found = [*_ending(ended, call, error, self._root), *_losses(before, _kept(self._root), reference.result)]
+        again, _ = self._run(kind)
+        if again.code != 0:
+            found.append(f"again: exit code {again.code}: {again.output}")
+        elif (result := kind.result(self._root)) != reference.result:
+            found += [f"again: {line}" for line in _differences(reference.result, result)]
+        if inputs(self._root) != self._inputs:
+            found.append("an input was changed")
+        title = f"{name}, call {number}, {call}: {errno.errorcode[error]}"
+        return [f"{title}: {line}\n{ended.output}" for line in found]
+
+    def _lay_out(self, folder: Path) -> None:
+        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.copytree(folder, self._root)
+
+    def _start(self, kind: Kind) -> Path:
+        return self._folder / f"start of {kind.name}"
+
+    def _run(self, kind: Kind, failing: int = 0, error: int = 0) -> tuple[Ended, list[str]]:
+        module, arguments = kind.command(self._root)
+        self._storage.watch(failing=failing, error=error)
+        ended = self._server.run(module, arguments)
+        return ended, self._storage.stop()
+
+
+@contextmanager
+def open_bench() -> Iterator[Bench]:
+    """A bench in memory where there is room, as every run is copied."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        folder = Path(name).resolve()
+        storage = Storage(folder, folder / "root")
+        with CommandServer(folder, storage.environment) as server:
+            yield Bench(folder, storage, server)
+
+
+def _kept(root: Path) -> dict[str, Any]:
+    """Checkpoints and rows of the run, if there is one."""
+    run_dir = root / "runs" / RUN
+    files = sorted(run_dir.rglob("*.jsonl"))
+    return {"checkpoints": checkpoints(run_dir / CHECKPOINTS), "rows": {path.name: rows(path) for path in files}}
+
+
+def _ending(ended: Ended, call: str, error: int, root: Path) -> list[str]:
+    """What is wrong with how the run with the failing call ended."""
+    if ended.code is None:
+        return ["it hangs"]
+    if _BUG.search(ended.output):
+        return ["a traceback"]
+    if ended.code == 0:
+        return []
+    begun = re.search(r": (started|resumed) ", ended.output)
+    if ended.code != 1 and not (ended.code == 2 and error == errno.ENOENT and not begun):
+        return [f"exit code {ended.code}"]
+    lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    path = root / call.partition(" ")[2].removesuffix(" (deleted)").rstrip("/")
+    names = {str(path), re.sub(r"\.(tmp|part)$", "", str(path)), str(path.parent)}
+    if not 1 <= len(lines) <= 2:
+        return [f"{len(lines)} lines"]
+    text = " ".join(lines)
+    is_named = any(re.search(rf"{re.escape(name)}(?![\w/.-]*\w)", text) for name in names)
+    said = [os.strerror(error), _SAID_BY_SAFETENSORS, *(_SAID_OF_MISSING if error == errno.ENOENT else ())]
+    return [] if is_named and any(words in text for words in said) else ["no line that names file and error"]
+
+
+def _losses(before: dict[str, Any], after: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Which checkpoints and rows are gone that were there, and that a sound run keeps."""
+    found = []
+    is_saved = result.get("newest", ("",))[0] in after["checkpoints"]
+    may_retire = is_saved and len(after["checkpoints"]) >= KEEP_LAST
+    for name, content in before["checkpoints"].items():
+        if after["checkpoints"].get(name) != content and not may_retire:
+            found.append(f"{name} is gone")
+    last_step = max((int(name.removeprefix("step-")) for name in before["checkpoints"]), default=0)
+    for name, kept in before["rows"].items():
+        now = after["rows"].get(name, [])
+        # later rows are made again by the run that goes on from the checkpoint
+        found += [f"a row of {name} is gone: {row}" for row in kept if row["step"] <= last_step and row not in now]
+    return found
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    keys = sorted(wanted.keys() | found.keys())
+    return [f"{key}: {found.get(key)} is not {wanted.get(key)}" for key in keys if wanted.get(key) != found.get(key)]

@@ -1,0 +1,95 @@
+"""The seam through which every call to the storage passes: `faultfs.c`, and a process that runs commands behind it.
+
+A `Storage` counts the calls of a command below one folder, and lets the n-th of them fail. A `CommandServer` has
+everything imported and forks a child for each command, so that a command costs its own work alone.
+"""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(__file__).with_name("faultfs.c")
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+MAX_CALLS, NAME_BYTES = 8192, 256
+_HEAD = struct.Struct(f"qqq{NAME_BYTES}s")
+"""`struct state` of faultfs.c before its names: count, armed, error, root."""
+
+
+class Storage:
+    """The calls to the storage below one folder, of all processes that have the library loaded.
+
+    Args:
+        folder: for the library and what its processes share.
+        root: calls on paths below it are counted and can fail.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        assert COMPILER is not None
+        self.root, library, shared = root, folder / "faultfs.so", folder / "faultfs.state"
+        subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+        with shared.open("wb") as file:
+            file.truncate(_HEAD.size + MAX_CALLS * NAME_BYTES)
+        with shared.open("r+b") as file:
+            self._state = mmap(file.fileno(), 0)
+        self.environment = {"LD_PRELOAD": str(library), "FAULTFS_STATE": str(shared)}
+
+    def watch(self, *, failing: int = 0, error: int = 0) -> None:
+        """Count calls from now on; the one of number `failing` (from 1) fails with `error`."""
+        self._state[: _HEAD.size] = _HEAD.pack(0, failing, error, os.fsencode(self.root))
+
+    def stop(self) -> list[str]:
+        """Count no more; what the calls were, in order: "open runs/tiny/state"."""
+        count = min(_HEAD.unpack_from(self._state)[0], MAX_CALLS - 1)
+        self._state[: _HEAD.size] = _HEAD.pack(0, 0, 0, b"")
+        names = (self._state[_HEAD.size + number * NAME_BYTES :][:NAME_BYTES] for number in range(1, count + 1))
+        return [name.partition(b"\0")[0].decode() for name in names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a command ended."""
+
+    code: int | None
+    """Exit code; None if it had to be killed."""
+    output: str
+    """Standard output and error together."""
+
+
+class CommandServer:
+    """A process that runs commands, each in a child of its own. A context manager that ends it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        self._output = folder / "output.txt"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"], cwd=ROOT, env={**os.environ, **fixed, **environment},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, module: str, arguments: Sequence[str | Path]) -> Ended:
+        """Run the `main` of a module with command-line arguments."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"module": module, "arguments": list(map(str, arguments)), "output": str(self._output)}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        code = json.loads(self._process.stdout.readline())
+        return Ended(code=code, output=self._output.read_text(errors="replace"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
