@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def evaluate(options: argparse.Namespace) -> None:
     import torch
 
-    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions
     from finetune.run.finetuned_model import load_finetuned
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,11 +39,9 @@ def evaluate(options: argparse.Namespace) -> None:
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
     cells = choose_cells(finetuned, options.latents, options.num_loops)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    num_batches = -(-len(questions.examples) // options.batch)
-    track = show_progress(cells, num_batches)
-    rows = evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=track)
+    rows = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch))
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
-    print(table(list(rows)))
+    print(table(rows))
     print_warnings(file.problems)
     print(f"rows: {file.path}")
 

@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def search(options: argparse.Namespace) -> None:
     import torch
 
-    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, show_progress
+    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions
     from finetune.run.finetuned_model import load_finetuned
     from finetune.search.search_report import Searcher, SearchReport, draw_report, write_numbers
     from pretrain.run.progress import Progress
@@ -55,10 +55,8 @@ def search(options: argparse.Namespace) -> None:
     searcher = Searcher(finetuned, questions, options.batch)
     latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
     cells = choose_cells(finetuned, latents, options.num_loops)
-    num_batches = -(-len(questions.examples) // options.batch)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    track = show_progress(cells, num_batches)
-    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, track=track))
+    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch))
     print_warnings(file.problems)
     bar = Progress(2 * len(latents) + len(others))
     bars, values = [], {}

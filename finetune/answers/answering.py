@@ -1,4 +1,4 @@
-"""Answering the questions of a run on all of its ranks: its validations, and the test of its best weights."""
+"""Answering questions on all ranks of a run: its validations, and the test of its best weights."""
 
 import torch.distributed as dist
 
@@ -17,15 +17,8 @@ from pretrain.tasks.task import Split
 
 
 class StageAnswerer:
-    """Answers sets of questions as a stage of the curriculum does.
-
-    Args:
-        config: of the run.
-        saved: its model.
-        tokenizer: of the model.
-        groups: data-parallel ranks share out the questions.
-        vote: to stop, held between batches.
-    """
+    """Answers questions as a stage of the curriculum does. The data-parallel ranks share them and vote whether to stop
+    after each batch."""
 
     def __init__(
         self, config: FinetuneConfig, saved: SavedModel, tokenizer: Tokenizer, groups: Groups, vote: StopVote
@@ -35,7 +28,7 @@ class StageAnswerer:
     def score(
         self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int
     ) -> Tally | None:
-        """Answer all questions: the tally of all ranks, None if they voted to stop. Collective."""
+        """Answer all questions: the tally over all ranks, None if they voted to stop. Collective."""
         size, tokenizer = self._config.validation.batch, self._tokenizer
         settings = answer_settings(self._config, tokenizer, stage=stage)
         answerer = Answerer(
@@ -54,9 +47,8 @@ class StageAnswerer:
         return sum(shares[1:], start=shares[0])
 
     def row(self, tally: Tally, split: Split, stage: int, *, step: int, epoch: int) -> CoconutRow:
-        """The row of a tally of a stage."""
         num_slots = answer_settings(self._config, self._tokenizer, stage=stage).num_slots
-        subject = ScoredRun(self._config.run.name, step, epoch, stage, self._config.method.name, split)
+        subject = ScoredRun.of(self._config, step=step, epoch=epoch, stage=stage, split=split)
         return CoconutRow.of(tally, Cell(num_slots, self._saved.model.num_loops), subject)
 
 

@@ -1,17 +1,16 @@
 """A fine-tuned run evaluated at chosen numbers of thoughts and loops: cells of a grid, each a row of
 `eval/coconut.jsonl`.
 
-Rows are appended as each cell ends, and cells whose rows are there are passed over, so an evaluation that was stopped
-goes on.
+The row of a cell is appended when it is complete, and cells that have a row are skipped, so a repeated command resumes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from finetune.answers.results import Cell, CoconutRow, RowKey, ScoredRun, key_of
+from finetune.answers.results import Cell, CoconutRow, ScoredRun, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
@@ -24,8 +23,6 @@ from pretrain.tasks.task import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(ExampleSet):
-    """Examples to be answered."""
-
     split: str
     """Name of the split, or of the file."""
 
@@ -38,11 +35,11 @@ def load_questions(
     Args:
         finetuned: the run.
         split: of its data.
-        file: instead of a split; its texts are put together as those that the run was trained on.
-        num_examples: first ones. Default: all.
+        file: instead of a split; its texts get the form of those that the run was trained on.
+        num_examples: only the first ones. Default: all.
 
     Raises:
-        ValueError: the run has no such split, or the file a malformed row.
+        ValueError: the run has no such split, or a row of the file is malformed.
         OSError: the file cannot be read.
     """
     section: ExamplesSection = ExamplesSection(path=str(file)) if file else getattr(finetuned.config.data, split)
@@ -52,20 +49,14 @@ def load_questions(
     examples, form = load_examples(section, split, finetuned.config.run.seed)
     trained_on = finetuned.config.data.train
     if file and trained_on.task is not None:
-        task = make_task(trained_on.task, trained_on.parameters)
-        form = TextForm(task.question_end, task.step_end, task.answer_start)
+        form = TextForm.of(make_task(trained_on.task, trained_on.parameters))
     examples = examples[:num_examples]
     encoded = encode_examples(examples, form, finetuned.trained.tokenizer)
     return Questions(split=file.name if file else split, examples=examples, encoded=encoded, form=form)
 
 
 def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops: Sequence[int] | None) -> list[Cell]:
-    """The cells of a grid.
-
-    Args:
-        finetuned: the run.
-        latents: numbers of thoughts. Default: that of the last stage.
-        loops: numbers of loops. Default: that of training.
+    """The cells of a grid of thoughts (default: that of the last stage) and loops (default: that of training).
 
     Raises:
         ValueError: the run's method has no slots, or its model no loops to vary.
@@ -85,65 +76,48 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
     ]
 
 
-TrackCell = Callable[[Cell, Sequence[Sequence[int]]], Iterable[Sequence[int]]]
-"""Wraps the batches of a cell."""
-
-
-def show_progress(cells: Sequence[Cell], num_batches: int) -> TrackCell:
-    """A bar over the batches of all cells, so many a cell; cells that have rows count as done when the next begins."""
-    bar = Progress(len(cells) * num_batches)
-
-    def track(cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        before = cells.index(cell) * num_batches
-        for number, batch in enumerate(batches, start=1):
-            yield batch
-            bar.update(before + number, f"{cell.num_thoughts} thoughts, {cell.num_loops} loops")
-        if cell == cells[-1]:
-            bar.close()
-
-    return track
-
-
 def evaluate_cells(
-    finetuned: FinetunedModel,
-    questions: Questions,
-    cells: Sequence[Cell],
-    file: JsonLines,
-    *,
-    batch: int,
-    track: TrackCell = lambda _, batches: batches,
+    finetuned: FinetunedModel, questions: Questions, cells: Sequence[Cell], file: JsonLines, *, batch: int
 ) -> Iterator[CoconutRow]:
-    """The row of every cell, in order: found in the file, or made and appended to it.
+    """The row of every cell, in order: read from the file, or made and appended to it. Shows progress.
 
     Args:
         finetuned: the run.
-        questions: what it is asked.
-        cells: at how many thoughts and loops.
+        questions: to answer.
+        cells: numbers of thoughts and loops.
         file: of rows, read before the first cell.
         batch: questions answered together; changes no answer.
-        track: wraps the batches of a cell that is not there yet; to show progress.
 
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.
     """
-    there = {key_of(row): row for row in file.read(CoconutRow)}
-    config, trained = finetuned.config, finetuned.trained
-    subject = ScoredRun(
-        config.run.name, trained.step, finetuned.epoch, finetuned.stage, config.method.name, questions.split
+    rows = {key_of(row): row for row in file.read(CoconutRow)}
+    config, trained, num_examples = finetuned.config, finetuned.trained, len(questions.examples)
+    subject = ScoredRun.of(
+        config, step=trained.step, epoch=finetuned.epoch, stage=finetuned.stage, split=questions.split
     )
-    for cell in cells:
-        key = RowKey(config.run.name, trained.step, questions.split, *cell, len(questions.examples))
-        if key in there:
-            yield there[key]
-            continue
-        num_slots = cell.num_thoughts if finetuned.has_slots else None
-        answerer = Answerer(
-            model=trained.model,
-            tokenizer=trained.tokenizer,
-            settings=answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops),
-            batch=batch,
-            stop_classifier=finetuned.stop_classifier,
-        )
-        row = CoconutRow.of(answerer.score(questions, partial(track, cell)), cell, subject)
-        file.append([row])
-        yield row
+    num_batches = -(-num_examples // batch)
+    bar = Progress(len(cells) * num_batches)
+    for number, cell in enumerate(cells):
+        key = (subject.run, subject.step, subject.split, *cell, num_examples)
+        if key not in rows:
+            num_slots = cell.num_thoughts if finetuned.has_slots else None
+            answerer = Answerer(
+                model=trained.model,
+                tokenizer=trained.tokenizer,
+                settings=answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops),
+                batch=batch,
+                stop_classifier=finetuned.stop_classifier,
+            )
+            track = partial(_track, bar, number * num_batches, cell)
+            rows[key] = CoconutRow.of(answerer.score(questions, track), cell, subject)
+            file.append([rows[key]])
+        yield rows[key]
+    bar.close()
+
+
+def _track(bar: Progress, done: int, cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+    """The batches of a cell, each shown when it is answered."""
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        bar.update(done + number, f"{cell.num_thoughts} thoughts, {cell.num_loops} loops")

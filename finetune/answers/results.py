@@ -1,26 +1,37 @@
 """Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts
 and loops."""
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from finetune.answers.scoring import Tally
+from finetune.config import FinetuneConfig
 
 
 class ScoredRun(NamedTuple):
-    """What is scored on which examples; the fields are those of `CoconutRow`."""
+    """Which run is scored on which examples; the fields are those of `CoconutRow`."""
 
     run: str
+    variant: str
     step: int
     epoch: int
     stage: int
     method: str
     split: str
 
+    @classmethod
+    def of(cls, config: FinetuneConfig, *, step: int, epoch: int, stage: int, split: str) -> "ScoredRun":
+        settings = json.dumps(config.model_dump(mode="json", exclude={"run", "logging"}), sort_keys=True)
+        variant = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        return cls(config.run.name, variant, step, epoch, stage, config.method.name, split)
+
 
 class Cell(NamedTuple):
-    """A place in the grid of evaluations; the fields are those of `CoconutRow`."""
+    """A cell in the grid of evaluations; the fields are those of `CoconutRow`."""
 
     num_thoughts: int
     num_loops: int
@@ -64,6 +75,9 @@ class CoconutRow:
     """Accuracy by the number of reasoning steps of the example."""
     examples_by_chain_length: dict[str, int]
     """Examples by the number of reasoning steps."""
+    variant: str = ""
+    """Hash of the configuration without its sections run and logging: runs that differ in name and seed alone have the
+    same one. Empty in rows from before it was kept."""
 
     @classmethod
     def of(cls, tally: Tally, cell: Cell, subject: ScoredRun) -> "CoconutRow":
@@ -91,16 +105,5 @@ def standard_error(num_right: int, num_examples: int) -> float:
     return math.sqrt(share * (1 - share) / size + 1 / (4 * size**2)) / (1 + 1 / size)
 
 
-class RowKey(NamedTuple):
-    """What makes a row another row than one that is there."""
-
-    run: str
-    step: int
-    split: str
-    num_thoughts: int
-    num_loops: int
-    num_examples: int
-
-
-def key_of(row: CoconutRow) -> RowKey:
-    return RowKey(*(getattr(row, name) for name in RowKey._fields))
+key_of = attrgetter("run", "step", "split", "num_thoughts", "num_loops", "num_examples")
+"""Rows with the same key have the same answers."""

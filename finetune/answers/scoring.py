@@ -1,12 +1,9 @@
-"""Scoring answers: exact match as the paper's, length, time and cost, counted on a share of the examples and reported
-over all of them.
+"""Scoring answers: exact match, length, time and cost. `Answerer` answers and counts (`Tally`), the tallies of several
+ranks add up, and `finetune/answers/results.py` makes their sum a row.
 
-An answer is what stands after the last mark of an answer ("#" in the paper's form), without commas; it is right if it
-is the wanted one, character by character (Hao et al. 2024, arXiv 2412.06769, and its published code). New tokens are
-latent thoughts and text, as in the paper's table 1; pauses and eos are neither.
-
-`Answerer` answers and counts (`Tally`); tallies of several ranks add up; `finetune/answers/results.py` makes their sum
-a row.
+An answer is the text after the last answer mark ("#" in the paper's form), without commas; it is right if it equals the
+wanted one, character by character (Hao et al. 2024, arXiv 2412.06769, and its published code). New tokens are latent
+thoughts and text, as in the paper's table 1; pauses and eos do not count.
 """
 
 import time
@@ -17,8 +14,7 @@ from dataclasses import dataclass, field
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample, ExampleSet, TextForm
 from finetune.examples.sequence import RowMaker
-from finetune.latent.flops import answer_flops
-from finetune.latent.generation import Answer, AnswerSettings, generate_with_thoughts
+from finetune.latent.generation import Answer, AnswerSettings, answer_flops, generate_with_thoughts
 from finetune.latent.stop import StopClassifier
 from finetune.latent.ways import thinking_of
 from finetune.method.curriculum import cut_at, final_stage
@@ -34,14 +30,10 @@ def answer_settings(
     num_slots: int | None = None,
     num_loops: int | None = None,
 ) -> AnswerSettings:
-    """How a method answers at a stage.
+    """How a method answers at a stage of the curriculum, by default its last one.
 
-    Args:
-        config: of the fine-tuning run.
-        tokenizer: knows the special ids.
-        stage: of the curriculum. Default: the last one of the method.
-        num_slots: k; default: those of the stage. Never a function of the example, whose chain is not known.
-        num_loops: L; default: the one trained with.
+    `num_slots` (k) defaults to that of the stage, `num_loops` (L) to that of training. Neither depends on the example,
+    whose chain is not known.
 
     Raises:
         ValueError: slots for a method that has none.
@@ -65,25 +57,19 @@ def answer_settings(
 
 
 def is_right(text: str, answer: str, form: TextForm) -> bool:
-    """Whether a text ends in the wanted answer.
-
-    Args:
-        text: all that was written.
-        answer: the wanted one, without its mark.
-        form: has the mark of an answer.
-    """
+    """Whether the text that a model wrote ends in the wanted answer, which is given without its mark."""
     return stated_answer(text, form) == answer.replace(",", "").strip()
 
 
 def stated_answer(text: str, form: TextForm) -> str:
-    """What a text says after its last mark of an answer; all of it where there is none."""
+    """The text after the last answer mark; all of it where there is none."""
     mark = "#" if form.answer_start.startswith("#") else form.answer_start.strip()
     return (text.rpartition(mark)[2] if mark else text).replace(",", "").strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Sums over examples. Those of several shares add up."""
+    """Sums over examples; tallies of disjoint examples add up."""
 
     right: Counter[int] = field(default_factory=Counter)
     """Right answers by the length of the chain of reasoning, in steps."""
@@ -92,16 +78,14 @@ class Tally:
     num_thoughts: int = 0
     num_text_tokens: int = 0
     seconds: float = 0.0
-    """Time to answer all of them, in the batches that were chosen."""
     flops: int = 0
-    """Forward FLOPs of each answer alone."""
+    """Forward FLOPs, without padding."""
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     @property
     def total(self) -> int:
-        """Examples."""
         return self.num_examples.total()
 
     @property
@@ -110,7 +94,7 @@ class Tally:
 
 
 Track = Callable[[Sequence[Sequence[int]]], Iterable[Sequence[int]]]
-"""Wraps the batches of questions, each the numbers of its examples; to show progress."""
+"""Wraps the batches of questions, each a list of example numbers; to show progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +111,6 @@ class Answerer:
     """Ends the thoughts. Default: a fixed number of them."""
 
     def prompts(self, examples: Sequence[EncodedExample]) -> list[tuple[int, ...]]:
-        """The questions as the model is asked them."""
         return [self.settings.markers.prompt(example.question) for example in examples]
 
     def answer(self, examples: Sequence[EncodedExample], track: Track = iter) -> list[Answer]:
@@ -140,14 +123,14 @@ class Answerer:
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: list[Answer] = [Answer()] * len(prompts)
         for numbers in track([order[start : start + self.batch] for start in range(0, len(order), self.batch)]):
-            asked = [prompts[number] for number in numbers]
-            found = generate_with_thoughts(self.model, asked, self.settings, stop_classifier=self.stop_classifier)
-            for number, answer in zip(numbers, found, strict=True):
+            questions = [prompts[number] for number in numbers]
+            batch = generate_with_thoughts(self.model, questions, self.settings, stop_classifier=self.stop_classifier)
+            for number, answer in zip(numbers, batch, strict=True):
                 answers[number] = answer
         return answers
 
     def score(self, questions: ExampleSet, track: Track = iter) -> Tally:
-        """Answer the questions of any share of a data set and count; errors as of `answer`."""
+        """Answer questions and count; errors as of `answer`."""
         start = time.perf_counter()
         answers = self.answer(questions.encoded, track)
         seconds = time.perf_counter() - start

@@ -1,12 +1,12 @@
 """Examples of reasoning as token ids: read or generated once, encoded once, then only cut and laid out
 (`finetune/examples/sequence.py`).
 
-Files: a JSON list of {question, steps, answer} (`pretrain/tasks/example_file.py`), or the text form of GSM8k-Aug, a
-line `question||step step ... #### answer` an example (Deng et al. 2023, arXiv 2311.01460). Tasks: any of
-`pretrain/tasks` that has steps.
+Files: a JSON list of {question, steps, answer} (`pretrain/tasks/example_file.py`), or the text form of GSM8k-Aug, one
+`question||step step ... #### answer` per line (Deng et al. 2023, arXiv 2311.01460). Tasks: any of `pretrain/tasks` that
+has steps.
 
-Question, every step and the answer are encoded each by itself, with what ends or begins them, as the published code of
-Coconut does: taking steps away changes no token of what stays.
+Question, steps and answer are encoded separately, each with the text that ends or begins it, as in the published code
+of Coconut: removing steps does not change the tokens of the rest.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune.config import ExamplesSection
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -25,51 +25,48 @@ from pretrain.tasks.task import Example, Split, Task
 
 
 class TextForm(NamedTuple):
-    """What stands between the parts of an example's text."""
+    """The text between the parts of an example."""
 
     question_end: str = Task.question_end
     step_end: str = Task.step_end
     answer_start: str = Task.answer_start
 
+    @classmethod
+    def of(cls, task: Task[Any]) -> "TextForm":
+        return cls(task.question_end, task.step_end, task.answer_start)
+
 
 class EncodedExample(NamedTuple):
     question: tuple[int, ...]
-    """With bos, if the tokenizer has one of its own, and the question's end."""
+    """With its end, and bos if the tokenizer has its own token for it."""
     steps: tuple[tuple[int, ...], ...]
     """Each with its end."""
     answer: tuple[int, ...]
     """With its mark, and eos."""
     num_mark_tokens: int = 0
-    """Tokens of the answer that only mark it as one."""
+    """Tokens at the start of the answer that are its mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSet:
-    """A set of examples, as text and as tokens."""
+    """Examples as text, and the same ones as tokens."""
 
     examples: list[Example]
     encoded: list[EncodedExample]
-    """The same ones."""
     form: TextForm
 
     def part(self, start: int, stop: int) -> "ExampleSet":
-        """Those with numbers from `start` to before `stop`."""
         return ExampleSet(examples=self.examples[start:stop], encoded=self.encoded[start:stop], form=self.form)
 
 
 def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer) -> ExampleSet:
-    """Load and encode the examples of a section; arguments and errors as of `load_examples` and `encode_examples`."""
+    """Load and encode the examples of a section; errors as of `load_examples` and `encode_examples`."""
     examples, form = load_examples(section, split, seed)
     return ExampleSet(examples=examples, encoded=encode_examples(examples, form, tokenizer), form=form)
 
 
 def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:
-    """The examples of a section of the configuration.
-
-    Args:
-        section: a file, or a task.
-        split: of the task.
-        seed: of the task.
+    """The examples of a file, or of a split of a task with a seed.
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), an unknown task, or one without steps.
@@ -80,19 +77,19 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
         examples = [task.pick(split, seed, number) for number in range(section.num_examples or 0)]
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
-        return examples, TextForm(task.question_end, task.step_end, task.answer_start)
+        return examples, TextForm.of(task)
     path = Path(section.path or "")
     examples = read_examples(path) if path.name.endswith((".json", ".json.gz")) else read_lines(path)
     if not examples:
-        raise ValueError(f"{path}: holds no example")
+        raise ValueError(f"{path}: has no examples")
     return examples[: section.num_examples], TextForm()
 
 
 def read_lines(path: Path) -> list[Example]:
-    """The examples of a text file, one a line: `question||step step ... #### answer`; there may be no step.
+    """The examples of a text file, one per line: `question||step step ... #### answer`, perhaps without steps.
 
     Raises:
-        ValueError: a line of another form, named by its number from 0, or no text.
+        ValueError: a line of another form, named by its number from 0, or not a text file.
         OSError: the file cannot be read.
     """
     data = read_file(path)
@@ -101,7 +98,7 @@ def read_lines(path: Path) -> list[Example]:
     except (EOFError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a text file: {error}") from None
     examples = []
-    # not splitlines: some lines hold other line breaks of Unicode
+    # not splitlines: some lines contain other Unicode line breaks
     for index, line in enumerate(text.removesuffix("\n").split("\n")):
         question, is_question, rest = line.partition("||")
         steps, is_answer, answer = rest.rpartition("####")
@@ -115,22 +112,16 @@ def encode_examples(examples: Sequence[Example], form: TextForm, tokenizer: Toke
     """Encode every part of every example.
 
     Raises:
-        ValueError: a text that the tokenizer cannot spell.
+        ValueError: the tokenizer cannot encode a text.
     """
     start = () if tokenizer.separators.are_one else (tokenizer.bos_id,)
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text))
-
-    mark = encode(form.answer_start)
+    mark = tokenizer.encode(form.answer_start)
     encoded = []
     for example in examples:
-        answer = encode(form.answer_start + example.answer)
-        # What both begin with: a tokenizer may join the end of the mark with the answer.
+        question = tokenizer.encode(example.question + form.question_end)
+        steps = tuple(tuple(tokenizer.encode(step + form.step_end)) for step in example.steps)
+        answer = tokenizer.encode(form.answer_start + example.answer)
+        # the common beginning: a tokenizer may join the end of the mark with the answer
         num_mark_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, answer, strict=False)))
-        question, steps = (
-            encode(example.question + form.question_end),
-            tuple(encode(step + form.step_end) for step in example.steps),
-        )
         encoded.append(EncodedExample((*start, *question), steps, (*answer, tokenizer.eos_id), num_mark_tokens))
     return encoded

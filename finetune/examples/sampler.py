@@ -1,14 +1,14 @@
-"""Which rows an optimizer step trains on, and how they lie on ranks: a function of (seed, epoch, step) and of nothing
-that is stored.
+"""The rows of an optimizer step and their distribution over ranks: a function of (seed, epoch, step) that needs no
+stored state.
 
 1. An epoch is a permutation of the examples, drawn from (seed, epoch); step i takes the i-th `effective_batch` of them.
-2. Every example is cut as the curriculum says (`draw_cut`) and laid out as a row.
-3. The rows of a step are sorted by slots and length, and dealt in micro-batches to ranks in turn. So micro-batches hold
-   rows of a kind, and ranks that work side by side have about as much to do. The loss is summed over all rows and
-   divided by all targets, so neither the dealing nor the number of ranks changes it.
+2. Every example is cut by the curriculum (`draw_cut`) and laid out as a row.
+3. The rows of a step are sorted by slots and length, and dealt in micro-batches to ranks in turn. So the rows of a
+   micro-batch are alike, and ranks have about equal work at the same time. The loss is summed over all rows and divided
+   by all targets, so it depends neither on the dealing nor on the number of ranks.
 
-All ranks compute the plan of the whole step, which costs a millisecond: that is how they agree on the passes of each
-micro-batch without a word, as ZeRO-3 and tensor parallelism need.
+All ranks compute the plan of the whole step, which takes a millisecond: so they agree on the passes of each micro-batch
+without communication, as ZeRO-3 and tensor parallelism need.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,7 @@ from pretrain.config.layout import Layout
 
 
 class Sampler:
-    """The steps of a run, as one data-parallel rank sees them.
-
-    Args:
-        examples: of the training set.
-        maker: lays them out.
-        config: method, curriculum, seed and batch.
-        layout: ranks and accumulation.
-        rank: data-parallel rank.
-    """
+    """The steps of a run on one data-parallel rank."""
 
     def __init__(
         self, examples: Sequence[EncodedExample], maker: RowMaker, config: FinetuneConfig, layout: Layout, rank: int
@@ -46,7 +38,7 @@ class Sampler:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def require_length(self, seq_len: int) -> None:
-        """Raise a ValueError that names the first example which can be longer than `seq_len` tokens."""
+        """Raise a ValueError that names the first example that can exceed `seq_len` tokens."""
         curriculum = self._config.curriculum
         most_slots = Cut(0, curriculum.max_slots if curriculum.slots_of(self._config.chosen_method) else 0)
         for number, example in enumerate(self._examples):
@@ -63,13 +55,16 @@ class Sampler:
         """Step `index` of an epoch; the last one of an epoch may hold fewer examples."""
         size = self._config.train.effective_batch
         numbers = self._order_of(epoch)[index * size : (index + 1) * size]
-        rows = sorted(
-            ((self._row(epoch, int(number)), int(number)) for number in numbers), key=lambda row: _kind(row[0])
-        )
+        rows = [(self._row(epoch, int(number)), int(number)) for number in numbers]
+        rows.sort(key=lambda row: (row[0].num_thoughts, len(row[0].tokens)))
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
         num_rows = self._config.train.micro_batch
-        turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same turn
-        teachers = [self._teacher_row(number) for _, number in rows] if self._config.method.distillation_weight else []
+        turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same time
+        teachers = []
+        if self._config.method.distillation_weight:
+            teachers = [
+                self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW for _, number in rows
+            ]
         micro_batches = []
         for start in range(0, size, turn):
             own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
@@ -99,10 +94,3 @@ class Sampler:
             config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number]
         )
         return self._maker.row(self._examples[number], cut)
-
-    def _teacher_row(self, number: int) -> TrainingRow:
-        return self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW
-
-
-def _kind(row: TrainingRow) -> tuple[int, int]:
-    return row.num_thoughts, len(row.tokens)

@@ -1,11 +1,11 @@
-"""From an example and its cut to a row of tokens, and from rows to a batch; masks and labels are made here and nowhere
-else.
+"""From an example and its cut to a row of tokens, and from rows to a batch: the only place where masks and labels are
+made.
 
     question  <bot> slot ... slot <eot>  remaining steps  answer eos
               ^^^^^^^^^^^^^^^^^^^^^^^^^ where the method has slots
 
-Loss is on the text after `<eot>` (after the question, where there are no markers): the label of a position is the token
-after it, so `<eot>` itself is never predicted, and its position predicts the first token of what follows.
+Loss is on the text after `<eot>` (after the question, where there are no markers): the label of a position is the next
+token, so `<eot>` itself is never predicted, and its position predicts the first token of the text.
 """
 
 from collections.abc import Sequence
@@ -23,32 +23,23 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 
 class TrainingRow(NamedTuple):
-    """One sequence."""
-
     tokens: tuple[int, ...]
     first_target: int
-    """Where the supervised text begins."""
+    """Position where the supervised text begins."""
     first_slot: int
-    """Where latent slots begin, or would; at least 1."""
+    """Position where latent slots begin, or would; at least 1."""
     num_thoughts: int
     """Latent slots."""
     answer: int
-    """Where the first token of the answer itself, after its mark, is predicted; -1 where there is none."""
+    """Position that predicts the first token of the answer, after its mark; -1 where there is none."""
 
     @property
     def num_targets(self) -> int:
-        """Supervised tokens."""
         return len(self.tokens) - self.first_target
 
 
 class RowMaker:
-    """Makes rows of one method.
-
-    Args:
-        method: what fills the slots.
-        curriculum: its c decides whether there are markers at all.
-        markers_in_first_stage: whether a row without slots has markers.
-        tokenizer: knows the special ids.
+    """Makes rows of one method; `markers_in_first_stage`: also those without slots have markers.
 
     Raises:
         ValueError: the tokenizer was made without the tokens of latent thoughts.
@@ -61,11 +52,11 @@ class RowMaker:
         self.markers = markers_of(method, curriculum, tokenizer)
 
     def markers_at(self, num_slots: int) -> Markers:
-        """The markers of a row with so many slots."""
+        """The markers of a row with this number of slots."""
         return self.markers if num_slots or self._markers_in_first_stage else Markers()
 
     def row(self, example: EncodedExample, cut: Cut) -> TrainingRow:
-        """An example with the front of its chain taken away and slots put in."""
+        """An example with the front of its chain replaced by slots."""
         markers = self.markers_at(cut.num_slots)
         if self._method.removal == "token":
             chain = [token for step in example.steps for token in step][cut.removed :]
@@ -76,10 +67,9 @@ class RowMaker:
         return _row(markers.prompt(example.question), slots, chain, example, num_thoughts)
 
     def teacher_row(self, example: EncodedExample) -> TrainingRow:
-        """An example with its chain in text, without markers; the last step is left out, as by CODI: it often is the
-        answer."""
-        chain = (token for step in example.steps[:-1] for token in step)
-        return _row(example.question, (), list(chain), example, 0)
+        """An example with its chain in text, without markers or, as in CODI, the last step: it often is the answer."""
+        chain = [token for step in example.steps[:-1] for token in step]
+        return _row(example.question, (), chain, example, 0)
 
 
 def _row(
@@ -91,11 +81,11 @@ def _row(
 
 
 EMPTY_ROW = TrainingRow((0, 0), 2, 1, 0, -1)
-"""Fills the last batch of an epoch: nothing to predict."""
+"""Fills the last batch of an epoch; predicts nothing."""
 
 
 def collate(rows: Sequence[TrainingRow]) -> LatentBatch:
-    """Rows as a batch: padded on the left so that all slots begin at one place, and on the right."""
+    """Rows as a batch, padded on the left so that all slots begin at one position, and on the right."""
     first_slot = max(row.first_slot for row in rows)
     padding = [first_slot - row.first_slot for row in rows]
     length = max(shift + len(row.tokens) for shift, row in zip(padding, rows, strict=True))
@@ -107,15 +97,13 @@ def collate(rows: Sequence[TrainingRow]) -> LatentBatch:
         tokens[number, shift:end] = torch.tensor(row.tokens)
         labels[number, shift + row.first_target - 1 : end - 1] = tokens[number, shift + row.first_target : end]
         is_latent[number, first_slot : first_slot + row.num_thoughts] = True
-    supervised = (labels >= 0).flatten().nonzero().flatten()
+    answers = [shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]
     return LatentBatch(
         tokens=tokens,
         labels=labels,
-        supervised=supervised,
+        supervised=(labels >= 0).flatten().nonzero().flatten(),
         first_token=torch.tensor(padding),
         is_latent=is_latent,
         first_slot=first_slot,
-        answer=torch.tensor(
-            [shift + row.answer if row.answer >= 0 else -1 for shift, row in zip(padding, rows, strict=True)]
-        ),
+        answer=torch.tensor(answers),
     )

@@ -1,18 +1,17 @@
-"""Attention of the latent forward: slots look at a long prefix, whose keys and values are neither copied nor given a
-gradient by each.
+"""Attention of the latent forward: slots attend to a long prefix without copying its keys and values, and without a
+gradient of that size for each slot.
 
-A latent forward goes over its rows in segments (`finetune/latent/forward.py`). With K and V the keys and values of the
+A latent forward runs over its rows in segments (`finetune/latent/forward.py`). With K and V the keys and values of the
 first one, the prefix:
 
 - the prefix attends to itself, causally;
-- slots attend to K and to the few keys after it: one softmax over two products, nothing of the size of K is
-  concatenated;
-- the last segment, the text, attends as slots do if it is short, and else to all keys, concatenated once.
+- slots attend to K and to the few keys after it: one softmax over two products; nothing of K's size is concatenated;
+- the last segment, the text, attends as slots do if it is short, else to all keys, concatenated once.
 
 Backward, slots add to the gradients of K and V: dK = Σ dSᵀ q and dV = Σ Pᵀ dO over all of their queries, with P the
-probabilities, dS the gradient of the scores and dO that of the output. A segment of slots only leaves its (q, dS, P,
-dO) behind; the sums are one product over the queries of all of them, taken when the backward pass comes to the prefix.
-So n slots cost O(n·s) scores and no copy of K or dK.
+probabilities, dS the gradient of the scores and dO that of the output. A segment of slots only keeps its (q, dS, P,
+dO); when the backward pass reaches the prefix, the sums are one product over the queries of all segments. So n slots
+cost O(n·s) scores and no copy of K or dK.
 """
 
 import math
@@ -33,44 +32,44 @@ Segment = Literal["whole", "prefix", "slots", "trial", "last"]
 # it, e head width.
 
 
-class _Left(NamedTuple):
-    """What a segment of slots leaves behind for the gradients of the prefix."""
+class _SlotShare(NamedTuple):
+    """What the gradients of the prefix need of a segment of slots."""
 
-    queries: Tensor
-    """[n, q, e], scaled."""
-    score_gradient: Tensor
-    """[n, q, p]."""
-    probabilities: Tensor
-    """[n, q, p]."""
-    gradient: Tensor
-    """[n, q, e], of the output."""
+    queries: Tensor  # [n, q, e], scaled
+    score_gradient: Tensor  # [n, q, p]
+    probabilities: Tensor  # [n, q, p]
+    gradient: Tensor  # [n, q, e], of the output
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prefix:
     """The prefix in one application of one layer."""
 
-    keys: Tensor
-    """[b, g, p, e], like the values."""
+    keys: Tensor  # [b, g, p, e], like the values
     values: Tensor
-    left: list[_Left]
+    shares: list[_SlotShare]
     order: Tensor
-    """A scalar that all segments of slots take in, so that the backward pass comes to the prefix after them."""
+    """A scalar input of all segments of slots, so that the backward pass reaches the prefix after them."""
 
 
 @dataclass(kw_only=True)
 class LatentCache(KeyValueCache):
-    """Keys and values of a latent forward, for one loop count; the caller says which segment comes.
+    """Keys and values of a latent forward, for one loop count; `entries` holds those after the prefix.
 
     The mask of a segment is a bias [b or 1, 1, s, keys] added to its scores; None for the prefix and the whole.
     Differentiable once.
     """
 
     segment: Segment
+    """What the next forward pass runs over; set by the caller."""
     places: Tensor | None = None
-    """[b or 1, s]: where in the batch the positions of the segment stand, for those who watch layers
-    (`finetune/latent/distillation.py`)."""
+    """[b or 1, s]: places of the segment's positions in the batch, for `finetune/latent/distillation.py`."""
     _prefixes: dict[int, _Prefix] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Cached positions: the prefix, and the slots so far."""
+        return next((prefix.keys.shape[2] for prefix in self._prefixes.values()), 0) + super().length
 
     def attend(
         self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
@@ -79,9 +78,9 @@ class LatentCache(KeyValueCache):
         if self.segment == "whole":
             return attend(queries, keys, values, mask)
         if self.segment == "prefix":
-            keys, values, left = keys.contiguous(), values.contiguous(), []
+            keys, values, shares = keys.contiguous(), values.contiguous(), []
             self._prefixes[number] = _Prefix(
-                keys=keys, values=values, left=left, order=_Collect.apply(keys, values, left)
+                keys=keys, values=values, shares=shares, order=_GatherPrefixGradients.apply(keys, values, shares)
             )
             return attend(queries, keys, values, mask)
         assert mask is not None
@@ -94,37 +93,36 @@ class LatentCache(KeyValueCache):
             )
         if self.segment == "slots":
             self.entries[number] = keys, values
-        return _Look.apply(queries, keys, values, mask, prefix, prefix.order)
+        return _AttendToPrefix.apply(queries, keys, values, mask, prefix, prefix.order)
 
 
 def _is_short(queries: Tensor, keys: Tensor) -> bool:
-    """Whether queries [b, h, s, e] have fewer scores a key, h·s, than the 2·g·e numbers that concatenating keys and
+    """Whether queries [b, h, s, e] have fewer scores per key, h·s, than the 2·g·e numbers that concatenating keys and
     values would copy."""
     return queries.shape[1] * queries.shape[2] < 2 * keys.shape[1] * keys.shape[3]
 
 
-class _Collect(torch.autograd.Function):
-    """Hands the prefix the gradients that slots left: keys and values [b, g, p, e] to a scalar that orders the two."""
+class _GatherPrefixGradients(torch.autograd.Function):
+    """Keys and values [b, g, p, e] of the prefix to the scalar `order`; backward, their gradients from all slots."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, keys: Tensor, values: Tensor, left: list[_Left]) -> Tensor:
-        ctx.left, ctx.shape = left, keys.shape  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, keys: Tensor, values: Tensor, shares: list[_SlotShare]) -> Tensor:
+        ctx.shares, ctx.shape = shares, keys.shape  # type: ignore[attr-defined]
         return keys.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        parts = [torch.cat(tensors, dim=1) for tensors in zip(*ctx.left, strict=True)]  # type: ignore[attr-defined]
-        ctx.left.clear()  # type: ignore[attr-defined]
+        parts = [torch.cat(tensors, dim=1) for tensors in zip(*ctx.shares, strict=True)]  # type: ignore[attr-defined]
+        ctx.shares.clear()  # type: ignore[attr-defined]
         queries, score_gradient, probabilities, gradient = parts
         key_gradient = torch.bmm(score_gradient.transpose(1, 2), queries)
         value_gradient = torch.bmm(probabilities.transpose(1, 2), gradient)
         return key_gradient.view(ctx.shape), value_gradient.view(ctx.shape), None  # type: ignore[attr-defined]
 
 
-class _Look(torch.autograd.Function):
-    """Softmax attention of queries [b, h, s, e] over the prefix and over keys and values [b, g, j, e] after it: [b, h,
-    s, e]."""
+class _AttendToPrefix(torch.autograd.Function):
+    """Softmax attention [b, h, s, e] of queries over the prefix and over keys and values [b, g, j, e] after it."""
 
     @staticmethod
     def forward(
@@ -162,7 +160,7 @@ class _Look(torch.autograd.Function):
         inner = torch.ops.aten._softmax_backward_data(inner, probabilities, -1, inner.dtype)
         sizes = far_keys.shape[1], keys.shape[1]
         (far_inner, near_inner), (far, near) = inner.split(sizes, dim=-1), probabilities.split(sizes, dim=-1)
-        prefix.left.append(_Left(scaled, far_inner, far, outer))
+        prefix.shares.append(_SlotShare(scaled, far_inner, far, outer))
         query_gradient = torch.bmm(near_inner, keys).baddbmm_(far_inner, far_keys).div_(math.sqrt(keys.shape[-1]))
         key_gradient = torch.bmm(near_inner.transpose(1, 2), scaled).view(batch, groups, *keys.shape[1:])
         value_gradient = torch.bmm(near.transpose(1, 2), outer).view(batch, groups, *keys.shape[1:])

@@ -1,7 +1,7 @@
 """A batch of rows while they are answered: inputs go in, states come out, keys and values are kept.
 
-Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows go on at the same place;
-padding is never looked at and each row counts its own positions. So a row is the same in every batch.
+Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows continue at the same
+place; padding is masked and each row counts its own positions, so a row has the same answer in every batch.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class Decoding:
-    """A batch of rows on its way through a model: keys and values so far, and the place of every row in them.
+    """The state of a batch of rows: their keys and values so far, and the positions of every row.
 
     Args:
         model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
         prompts: token ids of each row.
         num_new: largest number of positions after the prompts.
-        num_loops: L; the configuration's by default.
+        num_loops: L. Default: the configuration's.
     """
 
     def __init__(
@@ -56,15 +56,8 @@ class Decoding:
         return self._run(embeddings, self._positions[:, start:stop], mask)
 
     def branch(self, embeddings: Tensor) -> Tensor:
-        """Run the model over c continuations of every row side by side, none of which sees another, and leave the rows
-        where they are.
-
-        Args:
-            embeddings: [b, c, n, d] inputs.
-
-        Returns:
-            [b, c, n, d] states after the final norm.
-        """
+        """Run the model over c continuations of every row, none of which sees another, and keep none of them: [b, c,
+        n, d] inputs to [b, c, n, d] states after the final norm."""
         num_rows, num_branches, length, _ = embeddings.shape
         start, num_new = self._cache.length, num_branches * length
         number = torch.arange(num_new, device=embeddings.device)
@@ -77,7 +70,7 @@ class Decoding:
         return states
 
     def forget(self, counts: Tensor) -> None:
-        """Take the last positions of the rows, [b] of them, out of sight, as if they had not been."""
+        """Mask the last positions of the rows, [b] of them, as if they had not been fed."""
         end = self._cache.length
         self._visible &= (self._places < end - counts[:, None]) | (self._places >= end)
         self._positions = torch.where(self._places >= end, self._positions - counts[:, None], self._positions)

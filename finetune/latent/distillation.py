@@ -1,18 +1,18 @@
 """Self-distillation from reasoning in text into latent thoughts (CODI, arXiv 2502.21074).
 
 One model is teacher and student. The teacher reads the chain in text, the student has thoughts in place of steps; both
-end with the same answer. At the position that predicts its first token, after the mark of an answer, all reasoning has
-to have arrived. The student's state there is pulled towards the teacher's, which stands still, after every application
-of every layer:
+end with the same answer. The position that predicts its first token, after the mark of an answer, depends on all of the
+reasoning. After every application of every layer, the student's state there is pulled towards the teacher's, which has
+no gradient:
 
-    L = Σ over rows of the mean over applications l of mean |student_l - stop(teacher_l)| / std(teacher_l).
+    L = Σ over rows of the mean over applications l of mean |student_l - stop_gradient(teacher_l)| / std(teacher_l).
 
-It is added, weighted, to both cross-entropies. What differs from CODI: the std is that of the row's own state
-over its width, not of the batch, so that the loss does not depend on how a batch is cut; loops count as layers of their
-own; a state is taken as it leaves its layer, before the final norm; thoughts re-enter as in Coconut, without a
-projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so that the model and its checkpoints stay what they are.
+It is added, weighted, to both cross-entropies. Differences from CODI: the std is that of the row's own state over its
+width, not of the batch, so that the loss does not depend on how a batch is cut; every loop counts as a layer; a state
+is taken as it leaves its layer, before the final norm; thoughts re-enter as in Coconut, without a projector (CODI with
+GPT-2: 42.5 % without, 43.7 % with), so that the model and its checkpoints do not change.
 
-Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row a layer.
+Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row per layer.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,13 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
     """Keep the state of one position of every row after every layer application of the latent forward that runs inside.
 
     Args:
-        model: it keeps its activations (`recompute` is "none").
-        places: int64 [b], where in the batch; a negative one gives zeros.
+        model: keeps its activations (`recompute` is "none").
+        places: int64 [b], in the batch; a negative one gives zeros.
 
     Yields:
-        The states, filled as the forward proceeds; gradients flow through them.
+        The states, filled during the forward; gradients flow through them.
     """
-    assert model.recompute == "none", "a layer computed twice would be seen twice"
+    assert model.recompute == "none", "a recomputed layer would be watched twice"
     watched: WatchedStates = {}
 
     def keep(_: nn.Module, inputs: tuple[Any, ...], states: Tensor) -> None:
@@ -53,7 +53,7 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
         assert isinstance(cache, LatentCache) and cache.places is not None, "only a latent forward can be watched"
         if cache.segment == "trial":
             return
-        # [b, s], at most one in a row, in one segment alone
+        # [b, s], at most one in a row, in one segment only
         is_place = (cache.places == places[:, None]).to(states.dtype)
         picked = torch.bmm(is_place[:, None], states.view(context.batch, -1, states.shape[-1]))[:, 0]
         watched[number] = watched[number] + picked if number in watched else picked
@@ -67,16 +67,8 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
 
 
 def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Tensor) -> Tensor:
-    """Distance of the student's states from the teacher's; no gradient flows to the teacher.
-
-    Args:
-        student: of every layer application.
-        teacher: the same applications of the same rows.
-        places: int64 [b]; rows with a negative one are left out.
-
-    Returns:
-        Scalar in fp32 or wider: the sum over rows of the mean over applications.
-    """
+    """Distance of the student's states from the teacher's, which get no gradient: a scalar in fp32 or wider, the sum
+    over rows with a place (int64 [b]) that is not negative."""
     assert student.keys() == teacher.keys(), "teacher and student pass the same layers"
     # [applications, b, d]
     ours, theirs = (torch.stack([states[number] for number in sorted(student)]) for states in (student, teacher))
@@ -89,7 +81,7 @@ def distillation_loss(student: WatchedStates, teacher: WatchedStates, places: Te
 
 
 class DistillationTerm:
-    """The part of the loss that the teacher has: its own negative log-likelihood, and the weighted distance to it."""
+    """The teacher's part of the loss: its own negative log-likelihood, and the weighted distance to its states."""
 
     def __init__(self, weight: float) -> None:
         self._weight = weight

@@ -1,14 +1,14 @@
-"""The latent forward: passes over the positions of a batch, one segment after the other; the ways of thinking
-(`finetune/latent/sequential.py`, `finetune/latent/jacobi.py`) say which passes, and what goes into the slots.
+"""The latent forward: passes over the positions of a batch, one segment after another. The ways of thinking
+(`finetune/latent/sequential.py`, `finetune/latent/jacobi.py`) choose the passes and fill the slots.
 
 A row is `question <bot>`, its latent slots, and text (`<eot>`, steps, answer). Rows are padded on the left so that all
-slots of a batch begin at one place. Keys and values are reused, gradients flowing through them
-(`finetune/latent/attention.py`), and shapes depend on the numbers of positions and slots alone. A row with fewer slots
-than others has text in those positions, which goes through the same passes. On a looped model a thought passes all of
-its loops. Without slots there is one pass.
+slots of a batch begin at one place. Keys and values are reused with gradients through them
+(`finetune/latent/attention.py`), and shapes depend only on the numbers of positions and slots. A row with fewer slots
+than others has text in those positions, in the same passes. On a looped model a thought goes through all loops. Without
+slots there is one pass.
 
-The first pass is plain causal attention whatever the padding: each row is turned so that its padding comes last, where
-no token looks.
+The first pass is plain causal attention whatever the padding: each row is rotated so that its padding comes last, where
+no token attends to it.
 """
 
 import torch
@@ -22,14 +22,8 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class Passes:
-    """The passes over one batch: masks and positions, made once, and the keys and values so far.
-
-    Args:
-        model: on one device, or its tensor-parallel part; not a pipeline stage.
-        batch: the rows.
-        num_slots: how many positions have a pass of their own; 0 = the prefix is the whole batch.
-        num_loops: L; the configuration's by default.
-    """
+    """The passes over one batch: masks and positions, made once, and the keys and values so far. Arguments as of
+    `Thinking.states`; without slots the prefix is the whole batch."""
 
     def __init__(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None) -> None:
         assert model.embedding is not None, "the latent forward needs the whole model"
@@ -40,22 +34,20 @@ class Passes:
         self.end = self.prefix + num_slots
         """Where the slots end."""
         self.length = max(self._wanted, self.end + 1) if num_slots else self._wanted
-        """Positions of all passes: short rows are lengthened, so ranks that agree on the slots make the same passes."""
+        """Positions of all passes: short rows are extended, so ranks that agree on the slots make the same passes."""
         extra = (0, self.length - self._wanted)
         self._tokens, self.is_latent = (F.pad(tensor, extra) for tensor in (batch.tokens, batch.is_latent))
         self._padding = batch.first_token[:, None]
         self._places = torch.arange(self.length, device=batch.tokens.device)
         columns = self._places[: self.prefix]
-        self._turned = (
-            columns + self._padding
-        ) % self.prefix  # [b, p]: which place stands in each column of the first pass
-        self._columns = (columns - self._padding) % self.prefix  # [b, p]: which column each place stands in
+        self._turned = (columns + self._padding) % self.prefix  # [b, p]: the place in each column of the first pass
+        self._columns = (columns - self._padding) % self.prefix  # [b, p]: the column of each place
         dtype = next(model.parameters()).dtype
         is_padding = columns >= self.prefix - self._padding
         seen = torch.zeros(self._num_rows, self.length, dtype=dtype, device=batch.tokens.device)
         seen[:, : self.prefix].masked_fill_(is_padding, -torch.inf)
         later = self._places[self.prefix :]
-        # [b, s - p, s], what a position after the prefix adds to its scores
+        # [b, s - p, s], added to the scores of positions after the prefix
         self._bias = seen[:, None].repeat(1, len(later), 1)
         self._bias.masked_fill_(self._places > later[:, None], -torch.inf)
         self._cache = LatentCache(segment="whole" if self.prefix == self.length else "prefix")
@@ -78,13 +70,9 @@ class Passes:
         self._cache.segment, self._cache.places = segment, self._places[None, start:stop]
         bias = self._bias[:, None, start - self.prefix : stop - self.prefix, :stop]
         positions = self._places[start:stop].clamp_max(self._wanted - 1) - self._padding
+        tokens = self._tokens[:, start:stop]
         states = self._model(
-            self._tokens[:, start:stop],
-            self._num_loops,
-            positions=positions,
-            mask=bias,
-            cache=self._cache,
-            embeddings=embeddings,
+            tokens, self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings
         )
         return states.view(self._num_rows, stop - start, -1)
 
@@ -94,8 +82,7 @@ class Passes:
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows of [t, d] in another order; the gradient goes the way back without a scatter, so it has one order of sums on
-    every device."""
+    """Rows of [t, d] in another order; the gradient is gathered too, not scattered, so it is deterministic."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, states: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

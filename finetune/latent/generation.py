@@ -1,14 +1,15 @@
-"""Answering with latent thoughts: questions of any lengths in one batch, cached, a row the same in every batch.
+"""Answering with latent thoughts, and its cost: questions of any lengths in one batch, cached, a row the same in every
+batch.
 
     question <bot>  slot ... slot <eot>  text       without markers where a method has no slots
 
-1. The prompts and the slots go through the model as the method thinks (`finetune/latent/thinking.py`); with a
-   classifier each row has a number of thoughts of its own.
-2. <eot> is forced, as it is never trained, and goes through with what is left of the slots.
-3. Then one pass for each token of text, greedily. Nothing waits for the device but the one copy of the new tokens of
-   all rows.
+1. The model runs over prompts and slots as the method thinks (`finetune/latent/thinking.py`); with a stop classifier
+   each row has its own number of thoughts.
+2. <eot> is forced, as it is never trained, and shares a pass with the slots that are pending.
+3. Then one pass for each token of text, greedily. The only wait for the device is the copy of the new tokens of all
+   rows.
 
-The number of thoughts is free, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769),
+Any number of thoughts can be chosen, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769),
 sections 3 and 4.
 """
 
@@ -22,7 +23,9 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Thinking, Thoughts, Tokens
 from finetune.method.markers import Markers
+from pretrain.config.model import ModelSection
 from pretrain.eval.sampling import check_prompts
+from pretrain.model.count import head_flops, layer_flops
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -37,19 +40,19 @@ class AnswerSettings:
     max_new_tokens: int
     """Longest text, in tokens."""
     vocab_size: int
-    """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
+    """Tokens of the tokenizer; further rows of the model are never chosen."""
     eos_id: int
     """End-of-sequence token: ends a row."""
     thinking: Thinking = field(default_factory=Tokens)
-    """What fills the slots. Default: tokens."""
+    """Fills the slots."""
     markers: Markers = field(default_factory=Markers)
-    """What stands around them. Default: nothing, for a method without slots."""
+    """Tokens around the slots. Default: none, for a method without slots."""
     num_slots: int = 0
     """k: slots; with a classifier the largest number of thoughts."""
     num_loops: int | None = None
     """L. Default: model.num_loops."""
     forced_text: tuple[int, ...] = ()
-    """Tokens every text begins with; not part of the answer."""
+    """Tokens that every text begins with; not part of the answer."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_slots < 0:
@@ -61,7 +64,7 @@ class AnswerSettings:
 
     @property
     def way(self) -> Thinking:
-        """What fills the slots; where there are none, nothing is thought."""
+        """Fills the slots, if there are any."""
         return self.thinking if self.num_slots else Tokens()
 
     @property
@@ -72,14 +75,12 @@ class AnswerSettings:
 
 @dataclass(kw_only=True)
 class Answer:
-    """What one row came to."""
-
     text: list[int] = field(default_factory=list)
     """New tokens, without eos."""
     num_thoughts: int = 0
-    """Latent thoughts that the row went through; pauses are none."""
+    """Latent thoughts, pauses not counted."""
     is_over: bool = False
-    """Whether eos ended it, not the largest number of tokens."""
+    """Whether eos ended it; else the largest number of tokens did."""
 
     def is_open(self, settings: AnswerSettings) -> bool:
         """Whether another token may follow."""
@@ -98,11 +99,8 @@ def generate_with_thoughts(
     Args:
         model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
         prompts: token ids of each row up to its first slot (`Markers.prompt`).
-        settings: how.
+        settings: thoughts, loops and length.
         stop_classifier: ends the thoughts of each row. Default: a fixed number of them.
-
-    Returns:
-        The answers, in the order of the prompts.
 
     Raises:
         ValueError: a prompt is empty or outside the vocabulary, or a row outgrows the model's table of positions.
@@ -120,11 +118,8 @@ def generate_with_thoughts(
 def think(
     decoding: Decoding, settings: AnswerSettings, stop_classifier: StopClassifier | None = None
 ) -> tuple[Thoughts, Tensor]:
-    """Go through prompts, slots and what is forced after them.
-
-    Returns:
-        The thoughts, and the states [b, d] that predict the first token of the text.
-    """
+    """Run the model over prompts, slots and forced tokens: the thoughts, and the states [b, d] that predict the first
+    token of the text."""
     thoughts = settings.way.think(decoding, settings.num_slots, settings.markers.slot, stop_classifier)
     script = decoding.embed_same(settings.script)
     states = decoding.feed(torch.cat((thoughts.pending, script), dim=1))
@@ -132,14 +127,7 @@ def think(
 
 
 def _write(decoding: Decoding, states: Tensor, settings: AnswerSettings, answers: list[Answer]) -> None:
-    """Write the text of every row, one token of each in a pass, until all have ended.
-
-    Args:
-        decoding: the rows up to their text.
-        states: [b, d], the last ones.
-        settings: how.
-        answers: are written.
-    """
+    """Append the text of every row to its answer, one token of each per pass, from the last states [b, d]."""
     while True:
         logits = decoding.model.all_logits(states)[:, : settings.vocab_size]
         for marker in settings.markers.after:
@@ -152,3 +140,30 @@ def _write(decoding: Decoding, states: Tensor, settings: AnswerSettings, answers
         if not any(answer.is_open(settings) for answer in answers):
             return
         states = decoding.feed(decoding.embed(chosen))[:, -1]
+
+
+def answer_flops(
+    model: ModelSection, num_prompt_tokens: int, settings: AnswerSettings, answer: Answer, *, is_stopped: bool = False
+) -> int:
+    """Forward FLOPs of one answer, from the passes that generation makes.
+
+    A pass over n positions that attend to s keys costs n · depth · layer(s), where depth counts each loop, and every
+    choice of a token one head (`pretrain/model/count.py`). Not counted: padding, positions that a row computes after
+    its end, and the stop classifier, a product of d numbers.
+
+    Args:
+        model: its shape.
+        num_prompt_tokens: length of the question, <bot> included.
+        settings: of the answer.
+        answer: the tokens and thoughts.
+        is_stopped: whether a classifier ended the thoughts.
+    """
+    count = settings.way.passes(num_prompt_tokens, settings.num_slots, answer.num_thoughts, is_stopped=is_stopped)
+    outside, per_key = layer_flops(model, 0), layer_flops(model, 1) - layer_flops(model, 0)
+    layer, num_keys = sum(positions * (outside + per_key * keys) for positions, keys in count.tried), 0
+    num_written = len(answer.text) - (not answer.is_over)  # the last token goes through the model only before eos
+    for positions in (*count.fed, count.pending + len(settings.script), *[1] * num_written):
+        num_keys += positions
+        layer += positions * (outside + per_key * num_keys)
+    num_heads = len(answer.text) + answer.is_over
+    return model.effective_depth(settings.num_loops) * layer + num_heads * head_flops(model)

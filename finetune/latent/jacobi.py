@@ -1,4 +1,4 @@
-"""Latent thoughts computed in parallel, by Jacobi's iteration, not one after the other (PCCoT, arXiv 2506.18582).
+"""Latent thoughts computed in parallel, by Jacobi iteration (PCCoT, arXiv 2506.18582).
 
 Thought i of a row is a function of the thoughts before it: n equations in n unknowns. The input of the first slot is
 known, the state before it; the others start as the embedding of `<latent>`. Then, over the keys and values of the
@@ -7,9 +7,9 @@ prefix,
     T refining passes over all slots at once, each giving every slot the state before it; one pass over the slots and
     the rest.
 
-After t refining passes the inputs of the first t + 1 slots are what the sequential forward makes them, gradients
-included: T = n - 1 passes are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses.
-A classifier that ends the thoughts looks at all of them after a pass of their own; those behind the last are forgotten.
+After t refining passes the inputs of the first t + 1 slots equal those of the sequential forward, gradients included:
+T = n - 1 passes are the sequential method, and more change nothing. T = 0 is one thought and n - 1 pauses. A stop
+classifier sees all thoughts after one pass over them; those after the last are forgotten.
 """
 
 import torch
@@ -24,12 +24,7 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class Jacobi:
-    """The methods of `finetune/latent/thinking.py`; the state of the last slot is no input of a slot, so one slot less
-    than there are is refined.
-
-    Args:
-        num_passes: T, at least 0.
-    """
+    """T = `num_passes`; the state of the last slot enters no slot, so one slot less than there are is refined."""
 
     def __init__(self, num_passes: int) -> None:
         self._num_passes = num_passes
@@ -60,7 +55,7 @@ class Jacobi:
         return Thoughts(thoughts, stop.end_thoughts(decoding, decoding.feed(thoughts)), thoughts[:, :0])
 
     def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
-        num_refined = num_slots - 1  # whatever number a classifier leaves of them
+        num_refined = num_slots - 1  # however many a classifier keeps
         tried = [(num_refined, num_prompt + num_refined)] * min(self._num_passes, num_refined)
         fed, pending = ([num_prompt, num_slots], 0) if is_stopped else ([num_prompt], num_slots)
         return PassCount(fed, pending, tried)

@@ -5,8 +5,8 @@ at the position before.
 
     one pass over everything before the first slot; one pass of one position for each slot; one pass over the rest
 
-so every position is computed once. In answering the last thought shares its pass with <eot>. With a classifier that
-ends the thoughts, rows think on until the last of them stops, and then forget what came after their own stop.
+so every position is computed once. In answering the last thought shares its pass with <eot>. With a stop classifier,
+all rows think until the last of them stops, and then forget the thoughts after their own stop.
 """
 
 import torch
@@ -21,8 +21,6 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class Sequential:
-    """The methods of `finetune/latent/thinking.py`; training makes a pass of one position for each of `num_slots`."""
-
     def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
         passes = Passes(model, batch, num_slots, num_loops)
         parts = [passes.run_prefix()]
@@ -35,7 +33,7 @@ class Sequential:
         return passes.join(parts)
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        states = [decoding.feed(decoding.embed(decoding.prompts))[:, -1:]]  # each is the next thought
+        states = [decoding.feed(decoding.embed(decoding.prompts))[:, -1:]]  # each enters as the next thought
         if stop is None:
             for _ in range(num_slots - 1):
                 states.append(decoding.feed(states[-1]))

@@ -1,4 +1,4 @@
-"""The stop classifier: trained to say after each thought whether it was the last one, it ends thoughts in answering."""
+"""The stop classifier: trained to predict after each thought whether it was the last, it ends thoughts in answering."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,17 +11,13 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class StopClassifier(nn.Linear):
-    """From the state [..., d] after a thought to a logit [..., 1]: above 0, that thought was the last one.
-
-    Args:
-        hidden_size: d.
-    """
+    """From the state [..., d] after a thought to a logit [..., 1]: above 0, that thought was the last one."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1)
 
     def reset_parameters(self) -> None:
-        """At first every thought is as likely to be the last as not, on all ranks."""
+        """At first every thought is as likely the last as not, on all ranks."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -30,14 +26,14 @@ class StopClassifier(nn.Linear):
         return self(states).squeeze(-1) > 0
 
     def end_thoughts(self, decoding: Decoding, states: Tensor) -> list[int]:
-        """End every row's thoughts after the first that is said to be the last: those behind it are forgotten.
+        """Forget every row's thoughts after the first that is classified as the last.
 
         Args:
-            decoding: the rows; the last thing they were fed are n thoughts.
+            decoding: the rows, last fed n thoughts.
             states: [b, n, d] after each of these.
 
         Returns:
-            Thoughts that are left of each row.
+            Thoughts that each row keeps.
         """
         is_last = self.is_last(states)
         is_last[:, -1] = True
@@ -47,7 +43,7 @@ class StopClassifier(nn.Linear):
 
 
 class StopTerm:
-    """The classifier's part of the loss: its weighted binary cross-entropy, the mean over the thoughts of a step."""
+    """The classifier's part of the loss: its weighted binary cross-entropy, averaged over the thoughts of a step."""
 
     def __init__(self, classifier: StopClassifier, weight: float) -> None:
         self._classifier, self._weight = classifier, weight
@@ -57,7 +53,7 @@ class StopTerm:
 
     def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
         if not micro_batch.num_slots:
-            return states.new_zeros(())  # no gradient either: the classifier learns from thoughts alone
+            return states.new_zeros(())  # no gradient either: the classifier is trained on thoughts only
         is_latent = micro_batch.batch.is_latent
         is_last = ~F.pad(is_latent[:, 1:], (0, 1))
         logits = self._classifier(states).float().view_as(is_latent)

@@ -1,5 +1,5 @@
-"""What a way of thinking is: how the slots of a row are filled, in training and in answering, and what that costs.
-Each way with thoughts is a file of its own; `finetune/latent/ways.py` lists them.
+"""The interface of a way of thinking: how the slots of a row are filled in training and in answering, and what that
+costs. Each way with thoughts has its own file; `finetune/latent/ways.py` lists them.
 """
 
 from typing import NamedTuple, Protocol
@@ -15,64 +15,56 @@ from pretrain.model.gpt import LoopedGPT
 
 
 class Thoughts(NamedTuple):
-    """What rows come to in their slots."""
+    """The filled slots of a batch."""
 
     thoughts: Tensor
-    """[b, k, d] latent thoughts, as they enter; none where slots hold tokens."""
+    """[b, k, d] latent thoughts, as they enter the model; none where slots hold tokens."""
     num_thoughts: list[int]
-    """Latent thoughts that each row goes through."""
+    """Latent thoughts of each row."""
     pending: Tensor
-    """[b, n, d] inputs that have not gone through the model yet: they share a pass with what follows."""
+    """[b, n, d] inputs that the model has not seen yet: they share a pass with what follows."""
 
 
 class PassCount(NamedTuple):
     """The passes over one row up to its text."""
 
     fed: list[int]
-    """Positions of each pass whose keys are kept, in order; each looks at all kept ones."""
+    """Positions of each pass whose keys are kept, in order; each attends to all kept ones."""
     pending: int
     """Positions that share a pass with what follows."""
     tried: list[tuple[int, int]]
-    """Positions, and keys that they look at, of each pass that leaves nothing behind."""
+    """Positions, and keys that they attend to, of each pass whose keys are dropped."""
 
 
 class Thinking(Protocol):
-    """A way of thinking."""
-
     def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
         """Training: final states of all positions.
 
         Args:
             model: on one device, or its tensor-parallel part; not a pipeline stage.
             batch: the rows.
-            num_slots: at least the largest number of latent slots of a row. Ranks that must stay in step agree on it.
-            num_loops: L; the configuration's by default.
+            num_slots: at least the largest number of latent slots of a row, equal on ranks that must stay in step.
+            num_loops: L. Default: the configuration's.
 
         Returns:
-            [b, s, d] states after the final norm; what stands at padding means nothing.
+            [b, s, d] states after the final norm, undefined at padding.
         """
         ...
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        """Answering: take the prompts in and fill the slots.
+        """Answering: run the model over the prompts and fill the slots.
 
         Args:
-            decoding: the rows, none of which has gone through the model yet.
+            decoding: the rows, not fed yet.
             num_slots: k; with a classifier the largest number of thoughts.
             slot: the token of a slot.
-            stop: ends the thoughts, after at least one; None: all k are thought.
+            stop: ends the thoughts, after at least one; None for all k.
         """
         ...
 
     def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
-        """The passes that `think` makes for one row.
-
-        Args:
-            num_prompt: tokens of its prompt.
-            num_slots: k.
-            num_thoughts: that it went through.
-            is_stopped: whether a classifier ended them.
-        """
+        """The passes that `think` makes for one row, by the tokens of its prompt, k, its number of thoughts and whether
+        a classifier ended them."""
         ...
 
 

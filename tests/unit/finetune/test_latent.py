@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from finetune.latent.batch import LatentBatch
+from finetune.latent.forward import Passes
 from finetune.latent.sequential import Sequential
 from pretrain.hf.importing import ImportSettings, import_model
 from pretrain.model.gpt import LoopedGPT
@@ -52,6 +53,18 @@ def test_text_of_any_length_gives_them(text: int) -> None:
     loss, wanted = our_loss(model, batch, 2), loss_by_definition(model, batch, 2)
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
     assert_same_gradients(gradients(model, loss), gradients(model, wanted))
+
+
+def test_a_cache_counts_the_prefix_too() -> None:
+    model, batch = build(LLAMA, num_loops=2), make_batch(*SHAPES["mixed numbers of thoughts"])
+    passes = Passes(model, batch, 6, None)
+    cache, lengths = passes._cache, [passes._cache.length]
+    passes.run_prefix()
+    for place in range(passes.prefix, passes.prefix + 2):
+        lengths.append(cache.length)
+        passes.run("slots", place, place + 1, passes.embed(place, place + 1))
+    passes.run("trial", passes.prefix + 2, passes.end, passes.embed(passes.prefix + 2, passes.end))
+    assert [*lengths, cache.length] == [0, passes.prefix, passes.prefix + 1, passes.prefix + 2]
 
 
 def test_the_gradient_through_thoughts_is_not_small() -> None:

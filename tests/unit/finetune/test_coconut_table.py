@@ -1,0 +1,86 @@
+"""The table of methods: seeds of one configuration are pooled, and nothing else is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.answers.results import CoconutRow, ScoredRun
+from finetune.config import FinetuneConfig
+from pretrain.config.read import read_config
+from pretrain.run.jsonl import JsonLines
+from tests.unit.finetune.test_scoring import make_row
+from tools.coconut_table import main
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "finetune"
+
+
+def write_run(folder: Path, accuracy: float, *overrides: str, config: str = "prosqa_small", **changes: Any) -> Path:
+    """A run directory named after its folder with one test row."""
+    settings = read_config(CONFIGS / f"{config}.yaml", FinetuneConfig, [f"run.name={folder.name}", *overrides])
+    scored = ScoredRun.of(settings, step=9, epoch=8, stage=4, split="test")
+    row = replace(make_row(), **(scored._asdict() | {"accuracy": accuracy} | changes))
+    JsonLines(folder / "eval" / "coconut.jsonl").append([row])
+    return folder
+
+
+def table(capsys: pytest.CaptureFixture[str], *runs: Path) -> list[tuple[str, ...]]:
+    """Method, run, thoughts, accuracy and number of seeds of every line."""
+    assert main([str(run) for run in runs]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    return [(line[0], line[1], line[2], line[4], line[-1]) for line in lines]
+
+
+def test_seeds_are_pooled_whatever_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_run(tmp_path / "a-seed0", 0.5, "run.seed=0"),
+        write_run(tmp_path / "a-seed1", 0.6, "run.seed=1", "logging.wandb=disabled"),
+        write_run(tmp_path / "other", 0.7, "run.seed=2"),
+        write_run(tmp_path / "cot", 0.4, "method.name=cot", num_thoughts=0),
+    ]
+    assert table(capsys, *runs, runs[0]) == [
+        ("coconut", "a, other", "2", "60.0 ± 10.0", "3"), ("cot", "cot", "0", "40.0", "1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", ["curriculum.uniform_prob=0.3", "train.epochs=20", "method.jacobi_passes=1"])
+def test_variants_of_a_method_are_lines_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    """Also where the names say that only the seed differs."""
+    runs = [write_run(tmp_path / "a-seed0", 0.5), write_run(tmp_path / "a-seed1", 0.6, "run.seed=1", override)]
+    lines = table(capsys, *runs)
+    assert sorted(line[3:] for line in lines) == [("50.0", "1"), ("60.0", "1")]
+
+
+def test_runs_of_one_name_in_two_sweeps_are_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_run(tmp_path / sweep / "coconut-seed0", accuracy, config=sweep)
+        for sweep, accuracy in (("prosqa_small", 0.5), ("prontoqa_small", 0.6))
+    ]
+    assert sorted(line[3:] for line in table(capsys, *runs)) == [("50.0", "1"), ("60.0", "1")]
+
+
+def test_other_questions_are_not_pooled_and_a_newer_checkpoint_replaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "a-seed0", 0.5)
+    file = JsonLines(run / "eval" / "coconut.jsonl")
+    (row,) = file.read(CoconutRow)
+    file.append([replace(row, num_examples=99, accuracy=0.9), replace(row, step=10, accuracy=0.8)])
+    assert sorted(line[3:] for line in table(capsys, run)) == [("80.0", "1"), ("90.0", "1")]
+
+
+def test_rows_from_before_the_variant_are_pooled_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_run(tmp_path / name, accuracy, variant="")
+        for name, accuracy in (("a-seed0", 0.5), ("a-seed1", 0.6), ("a_mixed-seed0", 0.7))
+    ]
+    assert table(capsys, *runs) == [("coconut", "a", "2", "55.0 ± 7.1", "2"), ("coconut", "a_mixed", "2", "70.0", "1")]
+
+
+def test_the_shipped_rows_are_those_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = table(capsys, CONFIGS / "results" / "prosqa_small" / "coconut.jsonl")
+    assert [line[0] for line in lines] == ["coconut", "cot", "no_cot", "without_curriculum", "pause_as_thought"]
+    assert [line[3] for line in lines] == ["85.1 ± 0.1", "74.2 ± 1.0", "81.7 ± 3.5", "50.8 ± 0.2", "85.0 ± 0.1"]
