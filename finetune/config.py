@@ -1,10 +1,10 @@
-"""The configuration of a fine-tuning run: one typed, strict, documented tree, read as pretraining's is
+"""The configuration of a fine-tuning run: one typed, strict, documented tree, read like that of pretraining
 (`pretrain/config/read.py`).
 
     deepspeed finetune/coconut.py --config configs/finetune/prosqa.yaml [a.b=c ...]
 
-The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). Every field is documented by
-the line below it.
+The defaults are the paper's for ProsQA (Hao et al. 2024, arXiv 2412.06769, section 4.2). What a method needs to be
+different is in the files under `variants:`, by `method.name`. Every field is documented by the line below it.
 """
 
 from typing import Any, ClassVar, Literal
@@ -26,24 +26,26 @@ from pretrain.config.run import (
 )
 from pretrain.config.section import Section
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class ExamplesSection(Section):
     path: str | None = None
-    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt); either
-    may be gzipped."""
+    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt), also
+    gzipped."""
     task: str | None = None
     """Instead of a file: name of a reasoning task with steps (pretrain/tasks), whose examples are generated."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Difficulty of the task; its file documents the keys."""
     num_examples: int | None = Field(default=None, gt=0)
-    """First examples of the file, or how many to generate. Default: all of the file."""
+    """Number of examples: the first ones of the file, or generated ones. Default: all of the file."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> "ExamplesSection":
         if self.path is not None and self.task is not None:
             raise ValueError("data: examples come from a path or from a task, not from both")
         if self.task is not None and self.num_examples is None:
-            raise ValueError(f"data: examples of task {self.task} have no end: set num_examples")
+            raise ValueError(f"data: examples of task {self.task} are unlimited: set num_examples")
         return self
 
     @property
@@ -55,36 +57,36 @@ class FinetuneDataSection(Section):
     train: ExamplesSection = ExamplesSection()
     """Examples to train on."""
     validation: ExamplesSection = ExamplesSection()
-    """Examples that choose the best checkpoint."""
+    """Examples that select the best checkpoint."""
     test: ExamplesSection = ExamplesSection()
-    """Examples that the best checkpoint is scored on at the end. Default: none."""
+    """Examples to score the best checkpoint on at the end. Default: none."""
     tokenizer: str | None = None
     """Tokenizer file, or "symbols:abc", for a model from scratch. Default: that of checkpoint.init_from."""
 
 
 class MethodSection(Section):
     name: MethodName = "coconut"
-    """What is trained: Coconut, or one of the methods it is compared with."""
+    """Coconut, or one of the methods it is compared with."""
     markers_in_first_stage: bool = True
-    """Put <bot><eot> after the question in stage 0 too, where there are no slots yet."""
+    """Put <bot><eot> after the question in stage 0 too, where there are no slots."""
     stop: Literal["count", "classifier"] = "count"
-    """How thinking ends at inference: after a number of thoughts, or where a classifier of thoughts, trained along,
-    says so."""
+    """How thinking ends at inference: after a number of thoughts, or by a classifier of thoughts, which is trained
+    too."""
     stop_weight: float = Field(default=1.0, gt=0)
     """Weight of that classifier's loss."""
     jacobi_passes: int | None = Field(default=None, ge=0)
-    """Compute all thoughts of an example together in so many refining passes (PCCoT). Default: one after the other."""
+    """Compute all thoughts of an example in parallel, in so many refining passes (PCCoT). Default: in sequence."""
     distillation_weight: float = Field(default=0.0, ge=0)
-    """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = plain."""
+    """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = none."""
 
 
 class FinetuneTrainSection(CommonTrainSection):
     epochs: int = Field(default=50, gt=0)
-    """Epochs in all."""
+    """Number of epochs."""
     effective_batch: int = Field(default=128, gt=0)
     """Examples of one optimizer step: micro_batch x accumulation x data-parallel ranks."""
     micro_batch: int = Field(default=32, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Type of weights and activations; optimizer state is fp32 in any case."""
     seq_len: int | None = Field(default=None, gt=0)
     """Longest sequence of a model from scratch, in tokens. Default: that of checkpoint.init_from."""
@@ -101,25 +103,25 @@ class FinetuneOptimizerSection(AdamWSection):
     """Decoupled weight decay of all parameters."""
     clip_grad_norm: float = Field(default=0.0, ge=0)
     reset: Literal["never", "stage", "epoch"] = "stage"
-    """When the moments start from zero again: never, at every new stage (as the paper says), or at every epoch (as its
-    code does)."""
+    """When the moments are set to zero: never, at every new stage (as in the paper), or at every epoch (as in its
+    code)."""
 
     @property
     def schedule(self) -> OptimizerSection:
-        """Warm-up, then the same rate, for `learning_rate`."""
+        """Warm-up, then a constant rate, for `learning_rate`."""
         return OptimizerSection(lr=self.lr, warmup_steps=self.warmup_steps, schedule="constant", min_lr_ratio=1.0)
 
 
 class EngineSection(Section):
     zero_stage: int = Field(default=2, ge=0, le=3)
-    """What DeepSpeed splits over ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    """What DeepSpeed partitions over ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     tensor: int = Field(default=1, gt=0)
     """Ranks over which each weight matrix is split; the others are data-parallel."""
 
 
 class FinetuneValidationSection(Section):
     every: int = Field(default=1, gt=0)
-    """Epochs between validations; the last epoch has one in any case."""
+    """Epochs between validations; the last epoch always has one."""
     batch: int = Field(default=64, gt=0)
     """Questions answered together on a rank; changes no result."""
     max_new_tokens: int = Field(default=128, gt=0)
@@ -133,8 +135,6 @@ class FinetuneCheckpointSection(CommonCheckpointSection):
 
 
 class FinetuneConfig(EntryConfig):
-    """The whole configuration of a fine-tuning run."""
-
     variants_of: ClassVar[str | None] = "method.name"
 
     model: ModelSection = ModelSection()
@@ -154,7 +154,6 @@ class FinetuneConfig(EntryConfig):
 
     @property
     def parallel(self) -> ParallelSection:
-        """How the ranks split the model."""
         return ParallelSection(tensor=self.engine.tensor)
 
     @property
@@ -198,14 +197,14 @@ def check_layout(config: FinetuneConfig, world_size: int) -> Layout:
     """The layout of a fine-tuning run.
 
     Raises:
-        ValueError: naming the key and value that do not fit so many ranks.
+        ValueError: naming the key and value that do not fit this number of ranks.
     """
     batch = ("train.effective_batch", config.train.effective_batch)
     return lay_out(world_size, ("engine.tensor", config.ranks_per_replica), batch, config.train.micro_batch)
 
 
 def ledger(config: FinetuneConfig, layout: Layout) -> str:
-    """The effective batch as a product, for people."""
+    """The effective batch as a product."""
     train = config.train
     return (
         f"effective batch: {train.micro_batch} examples x {layout.micro_batches} accumulated x {layout.data_parallel} "

@@ -10,7 +10,7 @@ surrounds the loop: `pretrain/run/session.py`.
 
 import hashlib
 import time
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
@@ -102,7 +102,7 @@ class FinetuneTrainer:
         """Train until the last epoch or until the ranks vote to stop; returns the exit code."""
         config, counters, session, vote = self.config, self.counters, self.session, self.session.vote
         while counters.epoch < config.train.epochs and not vote.reason:
-            if counters.step_in_epoch == 0 and self._begins_anew():
+            if counters.step_in_epoch == 0 and counters.epoch > 0 and self._resets_optimizer():
                 self.engine.reset_optimizer()
             while counters.step_in_epoch < self.sampler.steps_per_epoch and not vote.reason:
                 try:
@@ -124,10 +124,18 @@ class FinetuneTrainer:
         self._test()
         return session.finish()
 
-    def _begins_anew(self) -> bool:
-        """Whether the moments start from zero at this epoch."""
+    def _resets_optimizer(self) -> bool:
+        """Whether the moments are set to zero at the start of this epoch, which is not the first."""
         reset, epoch = self.config.optimizer.reset, self.counters.epoch
-        return epoch > 0 and (reset == "epoch" or (reset == "stage" and self._stage(epoch) != self._stage(epoch - 1)))
+        match reset:
+            case "never":
+                return False
+            case "stage":
+                return self._stage(epoch) != self._stage(epoch - 1)
+            case "epoch":
+                return True
+            case _:
+                assert_never(reset)
 
     def _stage(self, epoch: int) -> int:
         return stage_at(self.config.curriculum, self.config.chosen_method, epoch)

@@ -1,10 +1,10 @@
-"""One optimizer step of fine-tuning under DeepSpeed, and its state as pieces of a checkpoint. The only place that knows
-DeepSpeed.
+"""One optimizer step of fine-tuning under DeepSpeed, and its state as pieces of a checkpoint. Only this file and
+`optimizer_state.py` depend on DeepSpeed.
 
 ZeRO 0 to 3, bf16, fp16 and fp32, on GPUs and on CPUs with gloo, with tensor parallelism by megatron-core's layers. The
-optimizer is torch's AdamW; DeepSpeed cuts its state, gradients or weights over the data-parallel ranks, reduces and
-clips. Checkpoints are this project's (`pretrain/checkpoint`), not DeepSpeed's: nothing is pickled, any number of ranks
-and any ZeRO stage reads them.
+optimizer is torch's AdamW; DeepSpeed partitions its state, gradients or weights over the data-parallel ranks, reduces
+and clips. Checkpoints are this project's (`pretrain/checkpoint`), not DeepSpeed's: nothing is pickled, and any number
+of ranks and any ZeRO stage can read them.
 """
 
 import logging
@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, Precision
 from finetune.engine.objective import Objective
-from finetune.engine.optimizer_state import MOMENTS, StateSlice, state_slices
+from finetune.engine.optimizer_state import StateSlice, state_slices
 from finetune.latent.batch import StepBatch
 from finetune.latent.stop import StopClassifier
 from pretrain.checkpoint.format import Piece
@@ -39,51 +39,49 @@ from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
 LARGEST_BUCKET = 200_000_000
-"""Elements that are reduced or gathered together at most."""
-FIRST_LOSS_SCALE_POWER = 16
-"""fp16 starts with gradients scaled by 2 to this power."""
+"""Largest number of elements that are reduced or gathered together."""
+PRECISIONS: dict[Precision, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"bf16": {"enabled": True}},
+    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 16}},
+}
+"""DeepSpeed's settings for `train.precision`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneStepResult:
-    """What a step did, the same on every rank."""
+    """The results of a step, equal on all ranks."""
 
     loss: float
     """Negative log-likelihood per supervised token of the effective batch, in nats."""
     grad_norm: float
     """Before clipping; NaN where DeepSpeed skipped the update."""
     skipped: bool
-    """fp16 overflowed: no update, a smaller scale."""
+    """Whether fp16 overflowed: no update, a smaller loss scale."""
 
 
 class FinetuneEngine:
     """A model on its ranks, with its optimizer.
 
-    Args:
-        config: of the run.
-        saved: the model to train, as checkpoints describe it.
-        layout: how the effective batch lies on the ranks.
-        groups: the process groups of this rank.
-
     Raises:
-        ValueError: DeepSpeed does not have the precision on this device.
+        ValueError: DeepSpeed does not support the precision on this device.
     """
 
     def __init__(self, config: FinetuneConfig, saved: SavedModel, layout: Layout, groups: Groups) -> None:
         if config.train.precision == "fp16" and groups.device.type == "cpu":
-            raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs alone; use bf16 or fp32")
+            raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs only; use bf16 or fp32")
         self.config, self.saved, self.groups = config, saved, groups
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
-        # In fp32 whatever the precision: DeepSpeed narrows the weights itself and keeps wide ones of its own.
+        # always fp32: DeepSpeed casts the weights itself and keeps its own fp32 copies
         model = self._build(torch.float32)
         initialise(model, config.run.seed, groups.tensor.rank())
         objective = Objective(model.to(groups.device), config.method)
-        self.model, self._stop = model, objective.stop
+        self.model, self._stop_classifier = model, objective.stop_classifier
         self._named = objective.parameters_by_name()
-        for name, parameter in self._named.items():  # DeepSpeed's norm counts other weights on one tensor rank alone
+        for name, parameter in self._named.items():  # DeepSpeed's norm counts others on one tensor rank only
             parameter.tensor_model_parallel = self._split_dim(name) is not None  # type: ignore[attr-defined]
-        for name, weight in model.weights.items():  # DeepSpeed would leave each rank its part of the gradient
+        for name, weight in model.weights.items():  # DeepSpeed would not sum the parts of these gradients
             if weight.partial_under == "tensor" and groups.tensor.size() > 1:
                 self._named[name].register_hook(self._sum_over_tensor_ranks)
         self._shapes = {
@@ -97,25 +95,16 @@ class FinetuneEngine:
         )  # fmt: skip
         _prepare_deepspeed()
         num_parameters = sum(parameter.numel() for parameter in objective.parameters())
-        mpu = _ModelParallel(groups) if config.engine.tensor > 1 else None
         self._engine: Any = deepspeed.initialize(
-            model=objective,
-            optimizer=adamw,
-            config=deepspeed_config(config, layout, num_parameters),
-            mpu=mpu,
-            dist_init_required=False,
-        )[0]
+            model=objective, optimizer=adamw, config=deepspeed_config(config, layout, num_parameters),
+            mpu=_ModelParallel(groups) if config.engine.tensor > 1 else None, dist_init_required=False,
+        )[0]  # fmt: skip
 
     def train_step(self, step: StepBatch, lr: float, vote: StopVote | None = None) -> FinetuneStepResult:
-        """One optimizer step.
-
-        Args:
-            step: the micro-batches of this rank.
-            lr: learning rate.
-            vote: held when the gradients are there, so that a signal during the step counts.
+        """One optimizer step. The vote is held once the gradients are complete, so a signal during the step counts.
 
         Raises:
-            FloatingPointError: the loss is not finite; the weights are those from before the step.
+            FloatingPointError: the loss is not finite; the weights are unchanged.
         """
         set_lr(self._engine.optimizer, lr)
         replicas = self.groups.data.size()
@@ -123,7 +112,7 @@ class FinetuneEngine:
         for number, micro_batch in enumerate(step.micro_batches):
             loss, plain = self._engine(micro_batch.to(self.groups.device), step)
             nll += plain
-            # DeepSpeed takes means over micro-batches and replicas; the loss is a sum over them.
+            # DeepSpeed averages over micro-batches and replicas; the loss is a sum over them
             self._engine.backward(loss * (replicas * len(step.micro_batches)))
             if number < len(step.micro_batches) - 1:
                 self._engine.step()
@@ -139,7 +128,7 @@ class FinetuneEngine:
         return FinetuneStepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
 
     def _plain_norm(self) -> float:
-        """Norm of the reduced gradients where DeepSpeed does not wrap the optimizer, and so does not compute it."""
+        """Norm of the reduced gradients, which DeepSpeed does not compute where it does not wrap the optimizer."""
         squares = torch.zeros((), device=self.groups.device)
         for name, parameter in self._named.items():
             is_counted_here = self._split_dim(name) is not None or self.groups.tensor.rank() == 0
@@ -154,18 +143,18 @@ class FinetuneEngine:
         return whole
 
     def reset_optimizer(self) -> None:
-        """Moments and their count of updates start from zero again."""
-        for piece in self._slices():
-            piece.step.zero_()
-            for moment in piece.moments.values():
+        """Set the moments and their count of updates to zero."""
+        for state in self._slices():
+            state.step.zero_()
+            for moment in state.moments.values():
                 moment.zero_()
 
     @contextmanager
     def whole_model(self) -> Iterator[tuple[LoopedGPT, StopClassifier | None]]:
-        """The model to answer with, and its stop classifier: this rank's tensor-parallel part, not cut by ZeRO.
-        Collective."""
+        """The model to answer with, and its stop classifier: this rank's tensor-parallel part, gathered where ZeRO
+        partitions weights. Collective."""
         if self.config.engine.zero_stage < 3:
-            yield self.model, self._stop
+            yield self.model, self._stop_classifier
             return
         model = self._build(DTYPES[self.saved.precision])
         whole = Objective(model, self.config.method)
@@ -175,58 +164,45 @@ class FinetuneEngine:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     targets[name].data = parameter.detach().clone()
         whole.to(self.groups.device)
-        yield whole.model, whole.stop
+        yield whole.model, whole.stop_classifier
 
     def weights(self) -> list[Piece]:
         """This rank's fp32 weights, as pieces of a checkpoint."""
-        return [self._piece(_stored(piece.name), piece, piece.master) for piece in self._owned_slices()]
+        return [self._piece(_stored(state.name), state, state.master) for state in self._owned_slices()]
 
     def pieces(self) -> list[Piece]:
         """This rank's weights and moments, as pieces of a checkpoint."""
-        moments = [
-            self._piece(f"optimizer/{moment}/{piece.name}", piece, piece.moments[moment])
-            for piece in self._owned_slices()
-            for moment in MOMENTS
-        ]
-        return self.weights() + moments
+        return self.weights() + [piece for state in self._owned_slices() for piece in self._moment_pieces(state)]
 
     def meta(self) -> dict[str, Any]:
         """What else a resumed run needs, as JSON values."""
-        step = next((float(piece.step) for piece in self._slices()), 0.0)
-        counts: list[float | None] = [None] * dist.get_world_size()
+        step = next((float(state.step) for state in self._slices()), 0.0)
+        counts = [step] * dist.get_world_size()
         dist.all_gather_object(counts, step)
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        scale = (
-            {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float, bool))}
-            if scaler
-            else {}
-        )
-        return {"updates_since_reset": max(count for count in counts if count is not None), "loss_scaler": scale}
+        values = vars(scaler).items() if scaler else ()
+        scale = {key: value for key, value in values if isinstance(value, (int, float, bool))}
+        return {"updates_since_reset": max(counts), "loss_scaler": scale}
 
     @torch.no_grad()
     def load(self, reader: CheckpointReader, meta: dict[str, Any] | None = None) -> None:
-        """Take weights and, with the `meta` of a checkpoint of fine-tuning, everything else that training goes on with.
+        """Load weights and, with the `meta` of a fine-tuning checkpoint, all other state of training.
 
         Raises:
             ValueError: the checkpoint is of another model.
             OSError: it cannot be read.
         """
         names = {name for name in self._named if meta is not None or not name.startswith("stop/")}
-        for piece in self._slices():
-            if piece.name not in names:
+        for state in self._slices():
+            if state.name not in names:
                 continue
-            reader.load([self._piece(_stored(piece.name), piece, piece.master)])
+            reader.load([self._piece(_stored(state.name), state, state.master)])
             if meta is not None:
-                reader.load(
-                    [
-                        self._piece(f"optimizer/{moment}/{piece.name}", piece, tensor)
-                        for moment, tensor in piece.moments.items()
-                    ]
-                )
-                piece.step.fill_(meta["updates_since_reset"])
-            if hasattr(piece.parameter, "ds_tensor"):
-                ds_tensor = piece.parameter.ds_tensor  # type: ignore[attr-defined]
-                ds_tensor.data.view(-1)[: piece.master.numel()].copy_(piece.master)
+                reader.load(self._moment_pieces(state))
+                state.step.fill_(meta["updates_since_reset"])
+            if hasattr(state.parameter, "ds_tensor"):
+                ds_tensor = state.parameter.ds_tensor  # type: ignore[attr-defined]
+                ds_tensor.data.view(-1)[: state.master.numel()].copy_(state.master)
         for name in names:
             parameter = self._named[name]
             if not hasattr(parameter, "ds_tensor"):
@@ -246,23 +222,22 @@ class FinetuneEngine:
         return state_slices(self._engine.optimizer, self._named.items())
 
     def _owned_slices(self) -> Iterator[StateSlice]:
-        """The slices that this rank saves: those of weights that all tensor-parallel or data-parallel ranks hold are
-        saved once."""
-        is_whole_on_all = self.config.engine.zero_stage == 0 and not hasattr(
-            next(iter(self._named.values())), "_hp_mapping"
-        )
-        for piece in self._slices():
-            if is_whole_on_all and self.groups.data.rank():
-                continue
-            if self.groups.tensor.rank() and self._split_dim(piece.name) is None:
-                continue
-            yield piece
+        """The slices that this rank saves: of copies on tensor-parallel or data-parallel ranks, one."""
+        is_partitioned = self.config.engine.zero_stage > 0 or hasattr(next(iter(self._named.values())), "_hp_mapping")
+        if not is_partitioned and self.groups.data.rank():
+            return
+        for state in self._slices():
+            if self._split_dim(state.name) is not None or self.groups.tensor.rank() == 0:
+                yield state
 
-    def _piece(self, name: str, piece: StateSlice, tensor: torch.Tensor) -> Piece:
-        dim, index, count = self._part(piece.name)
+    def _moment_pieces(self, state: StateSlice) -> list[Piece]:
+        return [self._piece(f"optimizer/{name}/{state.name}", state, moment) for name, moment in state.moments.items()]
+
+    def _piece(self, name: str, state: StateSlice, tensor: torch.Tensor) -> Piece:
+        dim, index, count = self._part(state.name)
         return Piece(
-            name=name, tensor=tensor, shape=self._shapes[piece.name],
-            partition_dim=dim, partition_index=index, partition_count=count, start=piece.start,
+            name=name, tensor=tensor, shape=self._shapes[state.name],
+            partition_dim=dim, partition_index=index, partition_count=count, start=state.start,
         )  # fmt: skip
 
     def _part(self, name: str) -> tuple[int | None, int, int]:
@@ -280,26 +255,20 @@ def _stored(name: str) -> str:
 
 
 def _prepare_deepspeed() -> None:
-    """Set what DeepSpeed takes from the process and not from its configuration."""
+    """Set what DeepSpeed reads from the process and not from its configuration."""
     deepspeed_logger.setLevel(logging.WARNING)
-    # it refuses to start without, also where no launcher has set it
+    # required even where no launcher sets it
     os.environ.setdefault("LOCAL_RANK", str(world_from_environment().local_rank))
-    # No extensions: on CPUs it would compile one for inference, under a lock that a killed run leaves behind for all
-    # others to wait on. This table of those that this machine could have is a cache of its own, filled at first use.
+    # No extensions: on CPUs it would compile one for inference, under a lock that a killed run would leave to block all
+    # others. This table of extensions for this machine is DeepSpeed's cache, filled at first use.
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
 
 
 def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. What it would choose by itself and changes a result is set: it would clip at 1.0.
-
-    Args:
-        config: of the run.
-        layout: how the effective batch lies on the ranks.
-        num_parameters: of this rank; no bucket is larger, as each is set aside whole (2 GB by default) in every
-            backward pass.
-    """
+    """DeepSpeed's configuration, with every default set that would change a result: it would clip at 1.0. No bucket is
+    larger than the parameters of this rank: each backward pass allocates whole buckets (2 GB by default)."""
     train, engine = config.train, config.engine
-    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # DeepSpeed wants it even
+    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # must be even
     return {
         "train_batch_size": train.effective_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -309,17 +278,16 @@ def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            "stage3_param_persistence_threshold": 0,  # so that every weight is cut alike, and found alike
+            "stage3_param_persistence_threshold": 0,  # partition all weights alike
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": train.precision == "bf16"},
-        "fp16": {"enabled": train.precision == "fp16", "initial_scale_power": FIRST_LOSS_SCALE_POWER},
+        **PRECISIONS[train.precision],
         "steps_per_print": 2**31 - 1,
     }
 
 
 class _ModelParallel:
-    """Our process groups as DeepSpeed asks for them: parts of it by one name, parts by the other."""
+    """The process groups by the names that DeepSpeed calls; some of its parts use one name, some the other."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises, as one module, so that DeepSpeed sees every weight used inside a forward of its own.
+"""The objective of fine-tuning as one module, so that DeepSpeed sees every weight used inside the module's forward.
 
 The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all
 ranks, and the terms that a method adds: the stop classifier's (`finetune/latent/stop.py`) and self-distillation's
@@ -6,7 +6,7 @@ ranks, and the terms that a method adds: the stop classifier's (`finetune/latent
 """
 
 from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from torch import Tensor, nn
 
@@ -22,39 +22,39 @@ class Term(Protocol):
     """A part of the loss."""
 
     def watch(self, model: LoopedGPT, batch: LatentBatch) -> AbstractContextManager[object]:
-        """Entered around the forward of a batch."""
+        """A context for the forward of a batch."""
         ...
 
     def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
-        """The share of a micro-batch in this part of the loss of its step; states are final ones, [b, s, d]."""
+        """The share of a micro-batch in this part of the loss of its step, from final states [b, s, d]."""
         ...
 
 
 class Objective(nn.Module):
-    """The model, and the stop classifier if there is one.
-
-    Args:
-        model: whole, or its tensor-parallel part.
-        method: what is trained.
-    """
+    """The model, or its tensor-parallel part, and the stop classifier if there is one."""
 
     def __init__(self, model: LoopedGPT, method: MethodSection) -> None:
         super().__init__()
         self.model, self._thinking = model, thinking_of(method)
-        self.stop: StopClassifier | None = None
+        self.stop_classifier: StopClassifier | None = None
         self._terms: list[Term] = []
         if method.distillation_weight:
             self._terms.append(DistillationTerm(method.distillation_weight))
-        if method.stop == "classifier":
-            parameter = next(model.parameters())
-            self.stop = StopClassifier(model.config.hidden_size).to(parameter.device, parameter.dtype)
-            self._terms.append(StopTerm(self.stop, method.stop_weight))
+        match method.stop:
+            case "count":
+                pass
+            case "classifier":
+                parameter = next(model.parameters())
+                self.stop_classifier = StopClassifier(model.config.hidden_size).to(parameter.device, parameter.dtype)
+                self._terms.append(StopTerm(self.stop_classifier, method.stop_weight))
+            case _:
+                assert_never(method.stop)
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
-        """Those of the model by the names that it gives them, those of the stop classifier under "stop/"."""
+        """The model's parameters by its own names, those of the stop classifier under "stop/"."""
         named = dict(self.model.named_parameters())
-        if self.stop is not None:
-            named |= {f"stop/{name}": parameter for name, parameter in self.stop.named_parameters()}
+        if self.stop_classifier is not None:
+            named |= {f"stop/{name}": parameter for name, parameter in self.stop_classifier.named_parameters()}
         return named
 
     def forward(self, micro_batch: MicroBatch, step: StepBatch) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,9 @@
-"""What AdamW holds under DeepSpeed, as slices of the parameters they belong to: fp32 weights and both moments, of any
-ZeRO stage.
+"""AdamW's state under DeepSpeed as slices of parameters: fp32 weights and both moments, in any ZeRO stage.
 
-DeepSpeed flattens parameters, cuts them over the data-parallel ranks and keeps track of where each slice came from.
-Read through that bookkeeping, this rank's state is a list of flat ranges of logical tensors, which is just what a
-checkpoint of this project is made of (`pretrain/checkpoint/format.py`): saved without gathering, read back on any
-number of ranks and in any ZeRO stage, never pickled.
+DeepSpeed flattens parameters, partitions them over the data-parallel ranks and records where each slice came from. With
+these records this rank's state is a list of flat ranges of logical tensors, as in a checkpoint of this project
+(`pretrain/checkpoint/format.py`): saved without gathering or pickling, read on any number of ranks and in any ZeRO
+stage.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,34 +20,30 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class StateSlice:
-    """A flat range of one parameter that this rank keeps the state of."""
+    """A flat range of one parameter whose state is on this rank; its tensors are views."""
 
     name: str
     parameter: Parameter
     start: int
-    """Where the range begins in the flattened parameter (of this tensor-parallel rank)."""
+    """First element of the range in the flattened parameter (of this tensor-parallel rank)."""
     master: Tensor
-    """[n] fp32 weights, a view."""
+    """[n] fp32 weights."""
     moments: dict[str, Tensor]
-    """Name of a moment -> [n] fp32, a view."""
+    """[n] fp32 each, by their names in MOMENTS."""
     step: Tensor
-    """Updates since the moments began; shared by the slices of a flat tensor."""
+    """Updates since the moments were zero; shared by the slices of a flat tensor."""
 
 
 @torch.no_grad()
 def state_slices(optimizer: Any, parameters: Iterable[tuple[str, Parameter]]) -> Iterator[StateSlice]:
-    """The state of this rank; moments that are not there yet are made, of zeros.
-
-    Args:
-        optimizer: DeepSpeed's wrapper of `torch.optim.AdamW`, or AdamW itself.
-        parameters: named, as the model has them.
-    """
+    """The state of the named parameters on this rank; missing moments are made, of zeros. `optimizer` is DeepSpeed's
+    wrapper of `torch.optim.AdamW`, or AdamW itself."""
     adamw = getattr(optimizer, "optimizer", optimizer)
     for name, parameter in parameters:
-        found = _locate(optimizer, adamw, parameter)
-        if found is None:
+        location = _locate(optimizer, adamw, parameter)
+        if location is None:
             continue
-        flat, offset, start, numel = found
+        flat, offset, start, numel = location
         state = adamw.state[flat]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
@@ -64,9 +59,9 @@ def state_slices(optimizer: Any, parameters: Iterable[tuple[str, Parameter]]) ->
 
 
 def _locate(optimizer: Any, adamw: torch.optim.Optimizer, parameter: Any) -> tuple[Tensor, int, int, int] | None:
-    """(fp32 tensor that AdamW updates, offset in it, offset in the parameter, elements), or None if other ranks keep
-    all of it."""
-    if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter cut into equal slices, the last ones padded
+    """(fp32 tensor that AdamW updates, offset in it, offset in the parameter, elements), or None if all of it is on
+    other ranks."""
+    if hasattr(parameter, "ds_id"):  # ZeRO-3: every parameter in equal slices, the last ones padded
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank(parameter.ds_process_group) * numel
         held = min(numel, parameter.ds_numel - start)
@@ -76,13 +71,8 @@ def _locate(optimizer: Any, adamw: torch.optim.Optimizer, parameter: Any) -> tup
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        flat = adamw.param_groups[mapping.param_group_index]["params"][0]
-        return (
-            flat,
-            mapping.hp_fragment_address.start,
-            mapping.lp_fragment_address.start,
-            mapping.lp_fragment_address.numel,
-        )
+        flat, low = adamw.param_groups[mapping.param_group_index]["params"][0], mapping.lp_fragment_address
+        return flat, mapping.hp_fragment_address.start, low.start, low.numel
     for low, high in zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True):
         for narrow, wide in zip(low, high, strict=True):  # fp16 without ZeRO: a wide copy of each parameter
             if narrow is parameter:

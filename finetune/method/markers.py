@@ -1,4 +1,4 @@
-"""The tokens around and in the slots of a row: decided here for the rows of training and for the prompts of answering.
+"""The tokens around and in the slots of a row, for the rows of training and the prompts of answering alike.
 
 question  <bot> slot ... slot <eot>  text
 """
@@ -12,17 +12,17 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 
 class Markers(NamedTuple):
-    """Of a row with slots; by default of one without: there are none."""
+    """The markers of a row with slots; the defaults are for one without."""
 
     before: tuple[int, ...] = ()
-    """<bot>, the last tokens of a prompt."""
+    """<bot>, which ends a prompt."""
     slot: int = -1
-    """The token at a slot: <pause>, or <latent>, whose place a thought takes."""
+    """The token at a slot: <pause>, or <latent>, which a thought replaces."""
     after: tuple[int, ...] = ()
-    """<eot>, which is put after the slots and never chosen."""
+    """<eot>, which follows the slots and is never chosen."""
 
     def prompt(self, question: Sequence[int]) -> tuple[int, ...]:
-        """What stands before the first slot."""
+        """The tokens before the first slot."""
         return (*question, *self.before)
 
 

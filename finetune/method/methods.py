@@ -1,8 +1,8 @@
-"""The methods of fine-tuning by name: what becomes of the chain of reasoning, and what stands in its place.
+"""The methods of fine-tuning by name: how much of the chain of reasoning is removed, and what replaces it.
 
-Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices,
-and in nothing else: which stages of the curriculum are gone through, whether a stage removes steps or tokens, and what
-fills the slots of removed reasoning.
+Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices
+only: the stages of the curriculum that they use, whether a stage removes steps or tokens, and what fills the slots of
+removed reasoning.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Slots(NamedTuple):
     """What fills slots."""
 
     noun: str
-    """One of them, for people."""
+    """Its name in the singular, for messages."""
     token: str
-    """Name of the token at their positions; where thoughts take its place, it only keeps the place."""
+    """Name of the token at the slots; thoughts replace its embedding."""
     thinking: Literal["tokens", "sequential"]
-    """Key of the table in `finetune/latent/ways.py`: tokens are read as any text, all else are latent thoughts."""
+    """Key of the table in `finetune/latent/ways.py`: tokens are read like text, all others are latent thoughts."""
 
 
 THOUGHTS = Slots("thought", "<latent>", "sequential")
@@ -31,10 +31,9 @@ PAUSES = Slots("pause", "<pause>", "tokens")
 @dataclass(frozen=True, kw_only=True)
 class Method:
     stages: Literal["all", "first", "last"]
-    """Stages that are gone through: all in turn, or one of them all the time; the first has the whole chain, the last
-    none of it."""
+    """Stages of the training: all in turn, or only one; the first has the whole chain, the last none of it."""
     slots: Slots | None
-    """What stands in place of removed reasoning: latent thoughts, the embedding of <pause>, or nothing."""
+    """What replaces removed reasoning: latent thoughts, the embedding of <pause>, or nothing."""
     removal: Literal["step", "token"] = "step"
     """What a stage removes from the front of the chain."""
 

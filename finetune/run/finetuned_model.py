@@ -1,9 +1,8 @@
-"""A fine-tuned run ready to answer: model, tokenizer, configuration and, where one was trained, the classifier that
-ends its thoughts.
+"""A fine-tuned run ready to answer: model, tokenizer, configuration and, if one was trained, the stop classifier.
 
 The checkpoint of a fine-tuning run (`finetune/trainer.py`) is one of pretraining (`pretrain/run/trained_model.py`)
-whose `meta` also holds the fine-tuning configuration; the classifier is under "stop/". `<run>/best` is a
-run directory of its own with the weights that did best in the last stage, so it is taken where it is there.
+whose `meta` also has the fine-tuning configuration; the classifier is under "stop/". `<run>/best` is itself a run
+directory, with the best weights of the last stage, and is preferred if it exists.
 """
 
 from dataclasses import dataclass
@@ -28,33 +27,28 @@ BEST = "best"
 @dataclass(frozen=True, kw_only=True)
 class FinetunedModel:
     trained: TrainedModel
-    """Model, tokenizer and step."""
     config: FinetuneConfig
     stop_classifier: StopClassifier | None
-    """Ends thoughts; None where a fixed number of them ends them."""
+    """None where the number of thoughts is fixed."""
     run_dir: Path
-    """Directory of the run, also for its best checkpoint: where results go."""
+    """Where results go: the directory of the run, also for its best checkpoint."""
     epoch: int
     """Epoch that was trained last, from 0."""
 
     @property
     def stage(self) -> int:
-        """Stage of the curriculum that was trained last."""
+        """Stage that was trained last."""
         return stage_at(self.config.curriculum, self.config.chosen_method, self.epoch)
 
     @property
     def has_slots(self) -> bool:
-        """Whether thoughts or pauses stand between question and text, so that their number can be chosen."""
+        """Whether thoughts or pauses precede the text, so that their number can be chosen."""
         return self.config.curriculum.slots_of(self.config.chosen_method) is not None
 
 
 def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = None) -> FinetunedModel:
-    """Load a fine-tuned run.
-
-    Args:
-        run_dir: directory of the run, or of its best checkpoint.
-        device: where the model goes.
-        step: of the checkpoint. Default: the best one, or where there is none the newest good one.
+    """Load a fine-tuned run from its directory, or from that of its best checkpoint; by default the best step or, if
+    there is none, the newest good one.
 
     Raises:
         ValueError: there is no such run or checkpoint, it is damaged, or it was not fine-tuned.
@@ -75,7 +69,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
 
 
 def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> StopClassifier | None:
-    """The classifier that ends the thoughts of a model, on its device, in its precision; None where none was trained.
+    """The stop classifier of a model, on its device, in its precision; None if none was trained.
 
     Raises:
         OSError: the checkpoint cannot be read.

@@ -1,4 +1,4 @@
-"""Options that the commands on a fine-tuned run share."""
+"""Options that the commands for a fine-tuned run share."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,7 @@ from pretrain.command.options import add_run, counts, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which run, and which questions: --run, --step, --latents, --num-loops, --split, --data, --num-examples,
-    --batch."""
+    """Which run, at what thoughts and loops, and which questions."""
     add_run(parser, "the best of the last stage, or the newest")
     parser.add_argument(
         "--latents", type=counts(0), metavar="0,1,2", help="numbers of thoughts; default: that of the last stage"

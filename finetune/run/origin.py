@@ -1,15 +1,18 @@
-"""What a fine-tuning run starts from: the shape of its model, its tokenizer and its weights, of another run or from
-scratch."""
+"""What a fine-tuning run starts from: the shape of its model, its tokenizer, its weights, from another run or new."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, Precision
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint, require_tokenizer
 from pretrain.config.saved_model import SavedModel, require_vocabulary
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.run.trained_model import tokenizer_file
+
+ANSWERING_PRECISIONS: dict[Precision, Literal["fp32", "bf16"]] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp32"}
+"""Precision that a model answers in, by that of its training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +21,13 @@ class Origin:
     """The model to train, as its checkpoints will describe it."""
     tokenizer: Tokenizer
     weights: CheckpointReader | None
-    """None: random weights."""
+    """None for random weights."""
     problems: list[str]
-    """A line for each newer checkpoint of the other run that is bad."""
+    """One line for each newer checkpoint of the other run that is damaged."""
 
 
 def resolve_origin(config: FinetuneConfig) -> Origin:
-    """Find out what a run starts from.
+    """Resolve what a run starts from.
 
     Raises:
         ValueError: there is no such run or tokenizer, or they do not fit each other or the ranks.
@@ -57,7 +60,7 @@ def resolve_origin(config: FinetuneConfig) -> Origin:
         run=config.run.name,
         model=model,
         seq_len=seq_len,
-        precision="bf16" if config.train.precision == "bf16" else "fp32",
+        precision=ANSWERING_PRECISIONS[config.train.precision],
         tokenizer=name,
         max_loops=model.num_loops,
     )

@@ -1,4 +1,4 @@
-"""The dry run of fine-tuning: what a configuration does on a number of ranks, computed with no process group or GPU."""
+"""The dry run of fine-tuning: what a configuration does on a number of ranks, without a process group or GPU."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,7 @@ from pretrain.plan.text import Row, model_rows
 
 
 def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
-    """The model, where its weights come from, the ledger of the effective batch, and what epochs of each stage train
-    on.
+    """The model and its weights, the ranks, the effective batch, and the epochs of each stage.
 
     Raises:
         ValueError: the configuration does not fit the ranks, the run it starts from or the tokenizer.
@@ -30,7 +29,7 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
 
 
 def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:
-    """A row for each stage: its epochs, and what becomes of a long chain."""
+    """For each stage its epochs, and what it removes from a long chain."""
     method, curriculum = config.chosen_method, config.curriculum
     stages = [stage_at(curriculum, method, epoch) for epoch in range(config.train.epochs)]
     unit = f"{method.removal}s"

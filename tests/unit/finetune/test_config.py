@@ -153,7 +153,7 @@ def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
         (["checkpoint.init_from=runs/x"], "model: its shape comes from checkpoint.init_from"),
         (["--init", "runs/x", "checkpoint.init_from=runs/y"], "--init and checkpoint.init_from= say the same"),
         (["data.train.path=a.json"], "examples come from a path or from a task, not from both"),
-        (["data.train.num_examples=null"], "examples of task prosqa_symbolic have no end: set num_examples"),
+        (["data.train.num_examples=null"], "examples of task prosqa_symbolic are unlimited: set num_examples"),
         (["data.validation.task=null"], "data.train and data.validation: each needs a path or a task"),
         (["data.tokenizer=null"], "a model from scratch needs data.tokenizer and train.seq_len"),
     ],

@@ -130,7 +130,7 @@ def test_refining_passes_are_not_watched() -> None:
 def test_what_cannot_be_watched_is_refused() -> None:
     assert TEACHER.answer is not None
     with (
-        pytest.raises(AssertionError, match="seen twice"),
+        pytest.raises(AssertionError, match="watched twice"),
         watch_layers(build(LLAMA, recompute="loop"), TEACHER.answer),
     ):
         pass
