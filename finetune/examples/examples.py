@@ -32,7 +32,7 @@ class TextForm(NamedTuple):
     answer_start: str = Task.answer_start
 
     @classmethod
-    def of(cls, task: Task[Any]) -> "TextForm":
+    def of(cls, task: Task[Any] | type[Task[Any]]) -> "TextForm":
         return cls(task.question_end, task.step_end, task.answer_start)
 
 

@@ -1,4 +1,4 @@
-"""What a model writes about a ProsQA graph, read back: steps as edges, and how the name of a node begins a step.
+"""Reading what a model writes about a ProsQA graph: steps as edges, and how the name of a node begins a step.
 
 Two forms: words ("Every rempus is a lempus.", `pretrain/tasks/prosqa/prosqa_graph.py`) and symbols ("re,",
 `pretrain/tasks/prosqa/prosqa_symbolic.py`).
@@ -16,7 +16,7 @@ _SENTENCE = re.compile(r"(?:Every ([a-z]+)|([A-Z][a-z]*)) is a ([a-z]+)\.")
 
 
 class Step(NamedTuple):
-    """A step as it is written, by the names of its nodes, which need not exist."""
+    """A written step, as the names of its nodes, which need not exist."""
 
     parent: str
     child: str
@@ -26,11 +26,10 @@ class GraphForm(ABC):
     """How graphs are written."""
 
     text: TextForm
-    """How the parts of an example are put together."""
     opening: str
-    """How a step begins that leads on from a concept, up to its name."""
+    """The text of a step before the name of its first concept."""
     before_name: str
-    """Between that and the name; it belongs to the name's tokens."""
+    """Between the opening and the name; part of the name's tokens."""
 
     @abstractmethod
     def graph(self, question: str) -> Graph:
@@ -45,7 +44,7 @@ class GraphForm(ABC):
         """One step, without its end; None if it is of another form."""
 
     def steps(self, text: str) -> list[Step | None]:
-        """The steps before the answer in what a model wrote; None for each that is of another form, or cut short."""
+        """The steps before the answer in what a model wrote; None for each that is malformed or incomplete."""
         chain = text.partition(self.text.answer_start.strip())[0]
         *parts, rest = chain.split(self.text.step_end)
         if rest.strip():  # the tokens ran out, or the step has no end
@@ -61,12 +60,12 @@ class Words(GraphForm):
         return Graph.parse(question)
 
     def sentence(self, text: str) -> Step | None:
-        found = _SENTENCE.fullmatch(text)
-        return Step(found[1] or found[2], found[3]) if found else None
+        match = _SENTENCE.fullmatch(text)
+        return Step(match[1] or match[2], match[3]) if match else None
 
 
 class Symbols(GraphForm):
-    text = TextForm(ProsQASymbolic.question_end, ProsQASymbolic.step_end, ProsQASymbolic.answer_start)
+    text = TextForm.of(ProsQASymbolic)
     opening = before_name = ""
 
     def graph(self, question: str) -> Graph:
@@ -80,7 +79,7 @@ def form_of(question: str) -> GraphForm:
     """The form that a question is written in.
 
     Raises:
-        ValueError: it is none of ProsQA.
+        ValueError: it is not a question of ProsQA.
     """
     for form in (Symbols(), Words()):
         try:
@@ -88,4 +87,4 @@ def form_of(question: str) -> GraphForm:
         except ValueError:
             continue
         return form
-    raise ValueError(f"the search tree is that of ProsQA, and this is no question of it: {question[:60]!r}")
+    raise ValueError(f"the search tree is for ProsQA, and this is not a question of it: {question[:60]!r}")

@@ -1,6 +1,6 @@
-"""All analyses of the latent search of one run (`tools/latent_search.py`), as numbers in files and as figures.
+"""All analyses of the latent search of one run (`tools/latent_search.py`), as files of numbers and figures.
 
-`numbers.json` has everything but the single nodes, which are in `node_values.csv`.
+`numbers.json` has everything but the values of single nodes, which are in `node_values.csv`.
 """
 
 import csv
@@ -41,15 +41,10 @@ SUFFIXES = (".png", ".svg")
 
 
 class Searcher:
-    """Runs the analyses on the questions of one run.
-
-    Args:
-        finetuned: the run.
-        questions: those of ProsQA, in words or symbols.
-        batch: questions worked on together.
+    """Analyses the thoughts of one run about questions of ProsQA, in words or symbols.
 
     Raises:
-        ValueError: the run has no slots for thoughts, or a question is none of ProsQA.
+        ValueError: the run has no slots for thoughts, or a question is not one of ProsQA.
     """
 
     def __init__(self, finetuned: FinetunedModel, questions: Questions, batch: int) -> None:
@@ -63,39 +58,28 @@ class Searcher:
         self.graphs = [self.form.graph(example.question) for example in questions.examples]
 
     def judge(self, num_thoughts: int) -> ProcessBar:
-        """Classes of the answers after so many thoughts."""
-        settings = self._settings(num_thoughts)
+        """Classes of the answers after a number of thoughts."""
         slots = self.finetuned.config.chosen_method.slots
         assert slots is not None, "a run without slots is refused"
-        label = f"{num_thoughts} {slots.noun}{'s' * (num_thoughts != 1)}"
+        label, settings = f"{num_thoughts} {slots.noun}{'s' * (num_thoughts != 1)}", self._settings(num_thoughts)
         return self._judge(self.finetuned, self.questions, settings, is_partial=num_thoughts > 0, label=label)
 
     def judge_other(self, other: FinetunedModel) -> ProcessBar:
-        """Classes of another run's answers to the same questions, given as it was trained to; its own tokenizer spells
-        them."""
+        """Classes of another run's answers to the same questions, with its own tokenizer and number of thoughts."""
         tokenizer = other.trained.tokenizer
         encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer)
-        settings = answer_settings(other.config, tokenizer)
-        # What the front of the curriculum took away need not be written.
-        is_partial = other.config.chosen_method.stages == "all"
-        return self._judge(
-            other,
-            replace(self.questions, encoded=encoded),
-            settings,
-            is_partial=is_partial,
-            label=other.config.run.name,
-        )
+        questions, settings = replace(self.questions, encoded=encoded), answer_settings(other.config, tokenizer)
+        is_partial = other.config.chosen_method.stages == "all"  # the curriculum removed the front of the chain
+        return self._judge(other, questions, settings, is_partial=is_partial, label=other.config.run.name)
 
     def values(self, num_thoughts: int) -> list[NodeValue]:
-        """The value of every node after so many thoughts."""
+        """The value of every node after a number of thoughts."""
         trained, settings = self.finetuned.trained, self._settings(num_thoughts)
-        prompts = self._prompts(settings)
-        return search_values(
-            trained.model, prompts, self.graphs, self.form, trained.tokenizer, settings, batch=self.batch
-        )
+        prompts, tokenizer = self._prompts(settings), trained.tokenizer
+        return search_values(trained.model, prompts, self.graphs, self.form, tokenizer, settings, batch=self.batch)
 
     def thoughts(self, num_thoughts: int) -> ThoughtStatistics | None:
-        """Size, direction and likeliest tokens of so many thoughts; None where slots hold pauses, or there are none."""
+        """Size, direction and likeliest tokens of a number of thoughts; None for pauses, or no thoughts."""
         trained, settings = self.finetuned.trained, self._settings(num_thoughts)
         if not self.finetuned.config.chosen_method.has_thoughts or num_thoughts == 0:
             return None
@@ -114,11 +98,9 @@ class Searcher:
         answerer = Answerer(model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch)
         answers = answerer.answer(questions.encoded)
         texts = [trained.tokenizer.decode(answer.text) for answer in answers]
-        right = [
-            is_right(text, example.answer, questions.form)
-            for text, example in zip(texts, questions.examples, strict=True)
-        ]
-        found = [
+        pairs = zip(texts, questions.examples, strict=True)
+        right = [is_right(text, example.answer, questions.form) for text, example in pairs]
+        classes = [
             judge(graph, self.form.steps(text), is_partial=is_partial, is_right=is_correct)
             for graph, text, is_correct in zip(self.graphs, texts, right, strict=True)
         ]
@@ -126,32 +108,32 @@ class Searcher:
             label=label,
             accuracy=sum(right) / len(right),
             stderr=standard_error(sum(right), len(right)),
-            shares={process: found.count(process) / len(found) for process in Process},
+            shares={process: classes.count(process) / len(classes) for process in Process},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """What was found in one run."""
+    """The results of one run."""
 
     run: str
     step: int
     split: str
     num_examples: int
     num_loops: int
-    """Of everything but the grid."""
+    """Loops of everything but the grid."""
     bars: list[ProcessBar]
-    """Classes of the answers, for every number of thoughts and every other run."""
+    """For each number of thoughts, and each compared run."""
     values: dict[int, list[NodeValue]]
-    """Of every concept of every question, by number of thoughts, from 1."""
+    """The values of all questions by number of thoughts, from 1."""
     thoughts: ThoughtStatistics | None
-    """Of the largest number of thoughts; None where slots hold pauses."""
+    """At the largest number of thoughts; None where slots hold pauses."""
     grid: list[CoconutRow]
     """Accuracy and cost at every number of thoughts and loops."""
 
 
 def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
-    """Write `numbers.json` and `node_values.csv`; the tokens that thoughts decode to are those of one question.
+    """Write `numbers.json`, with the tokens that the thoughts of one question decode to, and `node_values.csv`.
 
     Raises:
         OSError: the folder cannot be written.
@@ -161,14 +143,14 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
         tokens = report.thoughts.top_tokens[question]
         thoughts = {key: value for key, value in asdict(report.thoughts).items() if key != "top_tokens"}
         thoughts |= {"question": question, "top_tokens": tokens}
-    by_thoughts = {}
-    for num_thoughts, values in report.values.items():
-        means = [sum(curve) / len(curve) for curve in top_values(values)]
-        by_thoughts[num_thoughts] = {
-            "mean_top_values": means,
+    by_thoughts = {
+        num_thoughts: {
+            "mean_top_values": [sum(curve) / len(curve) for curve in top_values(values)],
             "frontier_share": frontier_share(values),
             "by_height": [group._asdict() for group in values_by_height(values)],
         }
+        for num_thoughts, values in report.values.items()
+    }
     head = {name: getattr(report, name) for name in ("run", "step", "split", "num_examples", "num_loops")}
     numbers = {
         **head,
@@ -185,14 +167,7 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
 
 
 def draw_report(report: SearchReport, searcher: Searcher, question: int, folder: Path) -> list[str]:
-    """Draw every figure that there is something to show in; returns their names.
-
-    Args:
-        report: what was found.
-        searcher: has the graphs.
-        question: number of the one whose tree and thoughts are shown.
-        folder: of the figures.
-    """
+    """Draw all figures that have data, with the tree and thoughts of one question; returns their names."""
     names = []
 
     def files(name: str) -> Sequence[Path]:
@@ -202,19 +177,11 @@ def draw_report(report: SearchReport, searcher: Searcher, question: int, folder:
     draw_process(report.bars, files("process"))
     shown = dict(list(report.values.items())[:MAX_PANELS])
     if shown:
-        draw_parallelism(
-            {num_thoughts: top_values(values) for num_thoughts, values in shown.items()}, files("parallelism")
-        )
-        draw_heights(
-            {num_thoughts: values_by_height(values) for num_thoughts, values in shown.items()}, files("height")
-        )
-        views = {
-            num_thoughts: view_tree(
-                searcher.graphs[question], [value for value in values if value.question == question]
-            )
-            for num_thoughts, values in shown.items()
-        }
-        draw_tree(views, files("tree"))
+        draw_parallelism({number: top_values(values) for number, values in shown.items()}, files("parallelism"))
+        draw_heights({number: values_by_height(values) for number, values in shown.items()}, files("height"))
+        of_question = {number: [v for v in values if v.question == question] for number, values in shown.items()}
+        graph = searcher.graphs[question]
+        draw_tree({number: view_tree(graph, values) for number, values in of_question.items()}, files("tree"))
     if report.thoughts is not None:
         draw_thoughts(report.thoughts, question, files("thoughts"))
     draw_grid(report.grid, files("grid"))

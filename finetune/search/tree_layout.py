@@ -1,5 +1,4 @@
-"""Where the nodes of a search tree stand in its drawing: in layers by their distance from the root, ordered so that few
-edges cross."""
+"""The layout of a search tree: layers by distance from the root, ordered so that few edges cross."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from finetune.search.search_tree import NodeValue
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 
 NUM_SWEEPS = 8
-"""Times that the layers are ordered by their neighbours, downwards and upwards in turn (Sugiyama, Tagawa and Toda
-1981)."""
+"""Sweeps that order the layers by their neighbours, downwards and upwards in turn (Sugiyama, Tagawa and Toda 1981)."""
 
 
 class TreeNode(NamedTuple):
     name: str
     place: tuple[float, float]
-    """Across, and up from the root at 0."""
+    """(x, y), with the root at y = 0."""
     value: float
     is_root: bool
     is_target: bool
@@ -33,7 +31,7 @@ class TreeEdge(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TreeView:
-    """What can be reached from the root."""
+    """What is reachable from the root."""
 
     nodes: dict[int, TreeNode]
     """By their number in the graph."""
@@ -45,12 +43,7 @@ class TreeView:
 
 
 def view_tree(graph: Graph, values: Sequence[NodeValue]) -> TreeView:
-    """The drawing of a question.
-
-    Args:
-        graph: of the question.
-        values: of its nodes, after one number of thoughts.
-    """
+    """The layout of a graph with the values of its nodes after one number of thoughts."""
     by_name = {value.name: value for value in values}
     layers = _layers(graph)
     places = {
@@ -60,14 +53,14 @@ def view_tree(graph: Graph, values: Sequence[NodeValue]) -> TreeView:
     }
     nodes = {}
     for node, place in places.items():
-        found = by_name.get(graph.idx_to_symbol[node])
+        value = by_name.get(graph.idx_to_symbol[node])
         nodes[node] = TreeNode(
             name=graph.idx_to_symbol[node],
             place=place,
-            value=found.value if found else 0.0,
+            value=value.value if value else 0.0,
             is_root=node == graph.root,
             is_target=node == graph.target,
-            is_frontier=found is not None and found.distance == found.num_thoughts,
+            is_frontier=value is not None and value.distance == value.num_thoughts,
         )
     on_path = {edge for path in graph.shortest_paths() for edge in pairwise(path)}
     edges = [TreeEdge(parent, child, (parent, child) in on_path) for parent, child in graph.edges if parent in nodes]
@@ -75,7 +68,7 @@ def view_tree(graph: Graph, values: Sequence[NodeValue]) -> TreeView:
 
 
 def _layers(graph: Graph) -> list[list[int]]:
-    """The nodes that are reached, by distance, each layer in its order."""
+    """The reachable nodes by distance, each layer in its order."""
     distances = graph.distances(graph.root)
     layers: list[list[int]] = []
     for node, distance in sorted(enumerate(distances), key=lambda pair: pair[1] if pair[1] is not None else -1):

@@ -213,7 +213,10 @@ def test_what_is_wrong_is_said_in_one_line(
     write_examples(file, [Example("1,2,3?", ("1",), "6")])
     for arguments, message in (
         (["--run", chain], f"{chain}: method cot has no thoughts to search with; --compare takes such runs"),
-        (["--run", run, "--data", file], "the search tree is that of ProsQA, and this is no question of it: '1,2,3?'"),
+        (
+            ["--run", run, "--data", file],
+            "the search tree is for ProsQA, and this is not a question of it: '1,2,3?'",
+        ),
         (["--run", run, "--question", "6"], "--question 6: there are 6 questions, from 0"),
     ):
         assert run_tool(monkeypatch, *arguments) == 2
