@@ -9,7 +9,7 @@ import pytest
 from finetune.answers.results import CoconutRow, ScoredRun
 from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config
-from pretrain.run.jsonl import JsonLines
+from pretrain.rows.jsonl import JsonLines
 from tests.unit.finetune.test_scoring import make_row
 from tools.coconut_table import main
 
