@@ -122,7 +122,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
 
 
 def test_fp16_without_a_gpu_is_refused_by_its_key(root: Path, pool: RankPool) -> None:
-    with pytest.raises(RankError, match=r"train\.precision=fp16: DeepSpeed has it on GPUs alone; use bf16 or fp32"):
+    with pytest.raises(RankError, match=r"train\.precision=fp16: DeepSpeed has it on GPUs only; use bf16 or fp32"):
         run(pool, finetune_config(root, "fp16", train={"precision": "fp16"}), 1)
 
 
