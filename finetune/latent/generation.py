@@ -25,7 +25,7 @@ from finetune.latent.thinking import Thinking, Thoughts, Tokens
 from finetune.method.markers import Markers
 from pretrain.config.model import ModelSection
 from pretrain.eval.sampling import check_prompts
-from pretrain.model.count import head_flops, layer_flops
+from pretrain.model.count import body_flops, head_flops
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -147,7 +147,7 @@ def answer_flops(
 ) -> int:
     """Forward FLOPs of one answer, from the passes that generation makes.
 
-    A pass over n positions that attend to s keys costs n · depth · layer(s), where depth counts each loop, and every
+    A pass over n positions that attend to s keys costs n · body(s), in which each loop counts, and every
     choice of a token one head (`pretrain/model/count.py`). Not counted: padding, positions that a row computes after
     its end, and the stop classifier, a product of d numbers.
 
@@ -159,11 +159,12 @@ def answer_flops(
         is_stopped: whether a classifier ended the thoughts.
     """
     count = settings.way.passes(num_prompt_tokens, settings.num_slots, answer.num_thoughts, is_stopped=is_stopped)
-    outside, per_key = layer_flops(model, 0), layer_flops(model, 1) - layer_flops(model, 0)
-    layer, num_keys = sum(positions * (outside + per_key * keys) for positions, keys in count.tried), 0
+    outside = body_flops(model, 0, settings.num_loops)
+    per_key = body_flops(model, 1, settings.num_loops) - outside
+    body, num_keys = sum(positions * (outside + per_key * keys) for positions, keys in count.tried), 0
     num_written = len(answer.text) - (not answer.is_over)  # the last token goes through the model only before eos
     for positions in (*count.fed, count.pending + len(settings.script), *[1] * num_written):
         num_keys += positions
-        layer += positions * (outside + per_key * num_keys)
+        body += positions * (outside + per_key * num_keys)
     num_heads = len(answer.text) + answer.is_over
-    return model.effective_depth(settings.num_loops) * layer + num_heads * head_flops(model)
+    return body + num_heads * head_flops(model)

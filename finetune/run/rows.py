@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune.latent.batch import StepBatch
 from pretrain.config.model import ModelSection
-from pretrain.model.count import head_flops, layer_flops
+from pretrain.model.count import body_flops, head_flops
 from pretrain.rows.step import StepRow
 
 
@@ -33,5 +33,4 @@ def step_flops(model: ModelSection, step: StepBatch) -> float:
     Attention is counted over rows of mean length (`pretrain/model/count.py` counts the whole square, causal or not).
     """
     length = round(step.num_tokens / step.num_examples)
-    layers = model.effective_depth() * layer_flops(model, length)
-    return 3.0 * (step.num_tokens * layers + step.num_targets * head_flops(model))
+    return 3.0 * (step.num_tokens * body_flops(model, length) + step.num_targets * head_flops(model))

@@ -170,7 +170,7 @@ class Scorer:
     def _likelihoods(self, states: Tensor, length: int, pairs: list[Pair]) -> list[Likelihood]:
         """Of each row, from its final states [rows · length, d]."""
         assert self.model.head is not None, "the last stage has the head"
-        states = self.model.modules_used.enter(states)
+        states = self.model.ops.to_split(states)
         places, targets = [], []
         for row, (context, continuation) in enumerate(pairs):
             first = row * length + len(context) - 1
@@ -179,7 +179,7 @@ class Scorer:
         place, target = torch.tensor(places, device=states.device), torch.tensor(targets, device=states.device)
         values, hits = [], []
         for rows, wanted in zip(states[place].split(HEAD_ROWS), target.split(HEAD_ROWS), strict=True):
-            logits = self.model.modules_used.gather_columns(self.model.head(rows))
+            logits = self.model.ops.gather_columns(self.model.head(rows))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             values.append(logits.log_softmax(-1).gather(-1, wanted[:, None]).squeeze(-1).double())
             hits.append(logits.argmax(-1) == wanted)
@@ -216,8 +216,8 @@ class Scorer:
 
         def visit(_: int, __: int, states: Tensor) -> None:
             assert self.model.head is not None, "the last stage has the head"
-            entered = self.model.modules_used.enter(states).view(*tokens.shape, -1)
-            logits.copy_(self.model.modules_used.gather_columns(self.model.head(entered[:, -1])))
+            entered = self.model.ops.to_split(states).view(*tokens.shape, -1)
+            logits.copy_(self.model.ops.gather_columns(self.model.head(entered[:, -1])))
 
         loops = (num_loops or self.model.config.num_loops,)
         self.depths.run([Batch(tokens=tokens, positions=positions, mask=mask, cache=cache)], loops, visit)

@@ -29,7 +29,7 @@ from pretrain.hf.check import build, largest_difference, load_published, require
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
-from pretrain.model.loop.injection import INJECTIONS
+from pretrain.model.loop.injections import injection_kind
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -89,7 +89,7 @@ def _choose(model: ModelSection, settings: ExportSettings, num_loops: int) -> Ar
     stock = stock_architecture(model)
     if not settings.unroll:
         return stock if num_loops == 1 else None
-    if num_loops > 1 and not INJECTIONS[model.input_injection].can_unroll:
+    if num_loops > 1 and not injection_kind(model).can_unroll:
         raise ValueError(
             f"a model with input_injection={model.input_injection} cannot be unrolled into a stock one: "
             "leave out --unroll"

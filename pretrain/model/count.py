@@ -7,7 +7,8 @@ shared block:
 
     layer    = 2·(weights of its matrices) + 4·s·h·e           a token; 2·s·h·e each for q·kᵀ and for the mixing of
                                                                values (h heads of e)
-    forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0
+    forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0; plus
+                                                               what an injection with weights says
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
                                                                operands
 
@@ -17,12 +18,15 @@ its own affair and not counted, nor is anything that is no matrix product. The r
 above all, counts a block once that runs L times.
 """
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from typing import Literal
 
 from pretrain.config.model import ModelSection
-from pretrain.model.weights import Weight, final_weights, layer_weights, stage_weights
+from pretrain.model.loop.injections import injection_kind
+from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
+from pretrain.model.weight_kinds import Weight
+from pretrain.model.weights import head_weights, layer_weights, stage_weights
 
 Recompute = Literal["none", "loop", "layer"]
 LOSS_BLOCK_TOKENS = 2048
@@ -30,36 +34,20 @@ LOSS_BLOCK_TOKENS = 2048
 memory; but each block reads and writes the whole [v, d] gradient of the head."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParameterCount:
-    """Parameters of the parts of a model; each shared weight once."""
+def count_parameters(model: ModelSection, seq_len: int) -> dict[str, int]:
+    """Parameters by part of the model, in the order of a token's way; parts without parameters are left out.
 
-    embedding: int
-    """Tokens and, if learned, positions."""
-    prelude: int
-    loop: int
-    """All layers of the loop block, whatever the loop count; all blocks of a block-regularised model."""
-    coda: int
-    final_norm: int
-    head: int
-    """0 if tied to the embedding."""
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.prelude + self.loop + self.coda + self.final_norm + self.head
-
-
-def count_parameters(model: ModelSection, seq_len: int) -> ParameterCount:
-    """Parameters by part.
+    Positions count to the embedding, and a tied head to it alone; a loop block counts once, whatever the loop count,
+    and all blocks of a block-regularised model together.
 
     Args:
         model: shape of the model.
         seq_len: rows of the learned position table, in tokens.
     """
-    sizes = {field.name: 0 for field in fields(ParameterCount)}
+    sizes: Counter[str] = Counter()
     for name, weight in stage_weights(model, seq_len).items():
         sizes[name.partition(".")[0].removeprefix("position_")] += weight.numel
-    return ParameterCount(**sizes)
+    return dict(sizes)
 
 
 def count(weights: Iterable[Weight], num_tensor_ranks: int = 1) -> int:
@@ -67,26 +55,34 @@ def count(weights: Iterable[Weight], num_tensor_ranks: int = 1) -> int:
     return sum(weight.numel // (1 if weight.split is None else num_tensor_ranks) for weight in weights)
 
 
-def layer_flops(model: ModelSection, seq_len: int) -> int:
-    """Forward FLOPs of one application of one layer to one token of a sequence of `seq_len`."""
+def layer_flops(model: ModelSection, num_keys: int) -> int:
+    """Forward FLOPs of one application of one layer to one token that looks at `num_keys` positions."""
     matrices = sum(weight.numel for weight in layer_weights(model).values() if len(weight.shape) == 2)
-    return 2 * matrices + 4 * seq_len * model.num_attention_heads * model.head_dim
+    return 2 * matrices + 4 * num_keys * model.num_attention_heads * model.head_dim
+
+
+def body_flops(model: ModelSection, num_keys: int, num_loops: int | None = None, stage: Stage = WHOLE) -> int:
+    """Forward FLOPs for one token between embedding and final norm, of what a stage holds.
+
+    Args:
+        model: shape of the model.
+        num_keys: positions that its queries look at.
+        num_loops: loops actually run; the configuration's by default.
+        stage: pipeline stage; the whole model by default.
+    """
+    layers = Recurrence(config=model, stage=stage).num_applications(num_loops) * layer_flops(model, num_keys)
+    return layers + (injection_kind(model).flops(model, model.num_passes(num_loops)) if stage.is_first else 0)
 
 
 def head_flops(model: ModelSection) -> int:
     """Forward FLOPs of the head for one token."""
-    return 2 * final_weights(model)["head.weight"].numel
+    return 2 * head_weights(model)["weight"].numel
 
 
 def forward_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | None = None) -> int:
-    """Forward FLOPs for one token, every loop counted.
-
-    Args:
-        model: shape of the model.
-        seq_len: tokens per sequence; attention is counted over all of them.
-        num_loops: loops actually run; the configuration's by default.
-    """
-    return model.effective_depth(num_loops) * layer_flops(model, seq_len) + head_flops(model)
+    """Forward FLOPs for one token of a sequence of `seq_len`, every loop counted; at the configuration's loop count by
+    default."""
+    return body_flops(model, seq_len, num_loops) + head_flops(model)
 
 
 def train_flops_per_token(

@@ -22,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.model import ModelSection
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
-from pretrain.model.loop.injection import INJECTIONS
+from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
-from pretrain.model.modules import PLAIN, Modules
-from pretrain.model.weights import aliases, check_parameters, final_weights, stage_weights, under
+from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.weight_kinds import under
+from pretrain.model.weights import aliases, check_parameters, head_weights, stage_weights
 
 
 class LoopedGPT(nn.Module):
@@ -34,7 +35,7 @@ class LoopedGPT(nn.Module):
     Args:
         config: shape of the model.
         seq_len: longest sequence, in tokens; rows of the learned position table.
-        modules: plain or tensor-parallel building blocks.
+        ops: plain or tensor-parallel building blocks.
         stage: the part to build; everything by default.
         recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its
             part of one), or every "layer".
@@ -46,22 +47,22 @@ class LoopedGPT(nn.Module):
         self,
         config: ModelSection,
         seq_len: int,
-        modules: Modules = PLAIN,
+        ops: ParallelOps = PLAIN,
         stage: Stage = WHOLE,
         recompute: str = "none",
     ) -> None:
         super().__init__()
-        self.config, self.modules_used, self.stage, self.recompute = config, modules, stage, recompute
+        self.config, self.ops, self.stage, self.recompute = config, ops, stage, recompute
         self.recurrence = Recurrence(config=config, stage=stage)
         self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
         self.embedding = self.position_embedding = None
         if stage.is_first:
-            self.embedding = modules.embedding(under(self.weights, "embedding"))
+            self.embedding = ops.embedding(under(self.weights, "embedding"))
             if config.positions == "learned":
-                self.position_embedding = modules.embedding(under(self.weights, "position_embedding"))
+                self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
         self.injection = None
         if stage.is_first:
-            self.injection = INJECTIONS[config.input_injection](modules, under(self.weights, "injection"))
+            self.injection = injection_kind(config).make(ops, under(self.weights, "injection"))
         self.prelude, self.loop, self.coda = (
             self._layers(part, numbers) for part, numbers in self.recurrence.layers().items()
         )
@@ -70,22 +71,22 @@ class LoopedGPT(nn.Module):
             self.final_norm = make_norm(config)
             self.head = self._make_head()
         shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
-        check_parameters(shapes, self.weights, modules.size)
+        check_parameters(shapes, self.weights, ops.size)
 
     def _layers(self, part: str, numbers: Iterable[int]) -> nn.ModuleDict:
         return nn.ModuleDict(
-            {str(n): Layer(self.config, self.modules_used, under(self.weights, f"{part}.{n}")) for n in numbers}
+            {str(n): Layer(self.config, self.ops, under(self.weights, f"{part}.{n}")) for n in numbers}
         )
 
     def _make_head(self) -> nn.Module:
-        head = self.modules_used.linear(under(final_weights(self.config), "head"))
+        head = self.ops.linear(head_weights(self.config))
         if self.config.tied_head and self.embedding is not None:
             head.weight = self.embedding.weight
         return head
 
     def split_dim(self, name: str) -> int | None:
         """The dimension along which tensor-parallel ranks share a parameter, or None if this rank holds it whole."""
-        return self.weights[name].split if self.modules_used.size > 1 else None
+        return self.weights[name].split if self.ops.size > 1 else None
 
     def stored_name(self, name: str) -> str:
         """What a parameter is drawn, counted and saved as: the copy of a tied embedding as the embedding."""
@@ -160,7 +161,7 @@ class LoopedGPT(nn.Module):
                 past = context.cache.length if context.cache is not None else 0
                 positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
             states = states + self.position_embedding(positions)
-        states = self.modules_used.scatter(states.flatten(0, 1))
+        states = self.ops.scatter(states.flatten(0, 1))
         for number, application in self.recurrence.in_prelude():
             states = self._run(self.prelude[str(number)], states, context, application)
         return states, self.injection.carry(states)
@@ -192,11 +193,11 @@ class LoopedGPT(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """[t, d] final states -> [t, v] logits, the part of the vocabulary held by this rank."""
         assert self.head is not None, "only the last stage has coda and head"
-        return self.head(self.modules_used.enter(states))
+        return self.head(self.ops.to_split(states))
 
     def all_logits(self, states: Tensor) -> Tensor:
         """[t, d] final states -> [t, vocabulary] logits, whole on every tensor-parallel rank."""
-        return self.modules_used.gather_columns(self.logits(states))
+        return self.ops.gather_columns(self.logits(states))
 
     def _run(self, layer: nn.Module, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.recompute == "layer" and torch.is_grad_enabled():

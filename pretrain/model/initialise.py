@@ -24,7 +24,7 @@ def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
         seed: `run.seed`.
         rank: tensor-parallel rank.
     """
-    config, size = model.config, model.modules_used.size
+    config, size = model.config, model.ops.size
     constants = {"ones": 1.0, "zeros": 0.0}
     stds = {"normal": config.init_std, "residual": config.init_std / math.sqrt(2 * config.effective_depth())}
     for name, parameter in model.named_parameters():

@@ -2,7 +2,7 @@
 
 Legend: b batch, s positions of this call, t = b·s tokens, d hidden width, h heads held, g key/value heads held, e head
 width, f feed-forward width held. States are [t, d] so that tokens can be split over ranks (sequence parallelism,
-`modules.py`).
+`parallel_ops.py`).
 
 Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias; Touvron et al. 2023) and GPT-2
 (LayerNorm, learned positions, GELU, bias; Radford et al. 2019). Attention is `scaled_dot_product_attention`: O(s²)
@@ -19,8 +19,8 @@ from pretrain.config.model import ModelSection
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.loop.recurrence import Application
-from pretrain.model.modules import Modules
-from pretrain.model.weights import Weight, Weights, under
+from pretrain.model.parallel_ops import ParallelOps
+from pretrain.model.weight_kinds import Weight, Weights, under
 
 
 @dataclass(kw_only=True)
@@ -106,14 +106,14 @@ class PlainNorm(nn.Module):
 class SplitRMSNorm(nn.Module):
     """RMSNorm over the outputs of a column layer, all ranks' together; [t, outputs held] -> the same."""
 
-    def __init__(self, weight: Weight, epsilon: float, modules: Modules) -> None:
+    def __init__(self, weight: Weight, epsilon: float, ops: ParallelOps) -> None:
         super().__init__()
-        self.weight = modules.parameter(weight)
-        self.width, self.epsilon, self.sum = weight.numel, epsilon, modules.sum_shared
+        self.weight = ops.parameter(weight)
+        self.width, self.epsilon, self.all_reduce = weight.numel, epsilon, ops.all_reduce_shared
 
     def forward(self, states: Tensor) -> Tensor:
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
-        mean_square = self.sum(wide.square().sum(-1, keepdim=True)) / self.width
+        mean_square = self.all_reduce(wide.square().sum(-1, keepdim=True)) / self.width
         return (wide * torch.rsqrt(mean_square + self.epsilon) * self.weight).to(states.dtype)
 
 
@@ -163,12 +163,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 class Attention(nn.Module):
     """Causal multi-head attention with grouped key/value heads."""
 
-    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.modules_used = modules
+        self.ops = ops
         self.query, self.key, self.value, self.output = (
-            modules.linear(under(weights, name)) for name in ("query", "key", "value", "output")
+            ops.linear(under(weights, name)) for name in ("query", "key", "value", "output")
         )
         self.norms_heads = config.qk_norm == "head"
         self.query_norm = self.key_norm = None
@@ -176,12 +176,12 @@ class Attention(nn.Module):
             self.query_norm, self.key_norm = (RMSNorm(config.head_dim, config.norm_epsilon) for _ in range(2))
         if config.qk_norm == "all":
             self.query_norm, self.key_norm = (
-                SplitRMSNorm(weights[name], config.norm_epsilon, modules)
+                SplitRMSNorm(weights[name], config.norm_epsilon, ops)
                 for name in ("query_norm.weight", "key_norm.weight")
             )
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
-        states = self.modules_used.enter(states)
+        states = self.ops.to_split(states)
         heads = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
         queries, keys, values = self.query(states), self.key(states), self.value(states).view(heads)
         if self.query_norm is not None and self.key_norm is not None:
@@ -220,15 +220,15 @@ ACTIVATIONS = {"swiglu": swiglu, "gelu": gelu}
 class FeedForward(nn.Module):
     """down(activation(up, gate)); the gate is there if the activation has one."""
 
-    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
         super().__init__()
-        self.enter, self.activation = modules.enter, ACTIVATIONS[config.activation]
+        self.to_split, self.activation = ops.to_split, ACTIVATIONS[config.activation]
         gate = under(weights, "gate")
-        self.gate = modules.linear(gate) if gate else None
-        self.up, self.down = (modules.linear(under(weights, name)) for name in ("up", "down"))
+        self.gate = ops.linear(gate) if gate else None
+        self.up, self.down = (ops.linear(under(weights, name)) for name in ("up", "down"))
 
     def forward(self, states: Tensor) -> Tensor:
-        states = self.enter(states)
+        states = self.to_split(states)
         gate = None if self.gate is None else self.gate(states)
         return self.down(self.activation(self.up(states), gate))
 
@@ -237,12 +237,12 @@ class Layer(nn.Module):
     """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
     norm(attention(x)), and so on."""
 
-    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, modules, under(weights, "attention"))
+        self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(config, modules, under(weights, "ffn"))
+        self.ffn = FeedForward(config, ops, under(weights, "ffn"))
         self.norms_after = {"before": False, "after": True}[config.norm_place]
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:

@@ -25,7 +25,7 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
         tokens.
     """
     flat = labels.reshape(-1)
-    token_losses = model.modules_used.token_losses
+    token_losses = model.ops.token_losses
     if token_losses is None:
         return head_loss(states, model.get_parameter("head.weight"), flat, z_loss_weight)
     losses, normaliser = token_losses(model.logits(states), flat)

@@ -40,7 +40,7 @@ def regularisation(model: LoopedGPT) -> Tensor:
         for path in present
     ]
     products = torch.stack([torch.stack((_dot(a, b), _dot(a, a), _dot(b, b))) for a, b in pairs])  # [pairs, 3]
-    products = model.modules_used.sum(products)
+    products = model.ops.all_reduce(products)
     cosines = products[:, 0] * (products[:, 1] * products[:, 2]).rsqrt()
     num_pairs = len(present) * (config.num_loop_layers - settings.block_size)
     return settings.weight * (1 - cosines).sum() / num_pairs

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pretrain.config.run import OptimizerSection
-from pretrain.model.weights import Weights
+from pretrain.model.weight_kinds import Weights
 from pretrain.optim.optimizers import Group, optimizer_kind
 
 

@@ -15,7 +15,7 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.recurrence import Stage
 from pretrain.parallel.cpu import use_cpu
 from pretrain.parallel.groups import Groups
-from pretrain.parallel.tensor import tensor_parallel_modules
+from pretrain.parallel.tensor import tensor_parallel_ops
 
 
 def build_stage(
@@ -23,9 +23,9 @@ def build_stage(
 ) -> LoopedGPT:
     """The part of a model that this rank holds, without values."""
     use_cpu()
-    modules = tensor_parallel_modules(megatron, groups.tensor)
+    ops = tensor_parallel_ops(megatron, groups.tensor)
     stage = Stage(index=groups.pipeline.rank(), count=groups.pipeline.size())
-    return LoopedGPT(model, seq_len, modules, stage, recompute)
+    return LoopedGPT(model, seq_len, ops, stage, recompute)
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
-"""Tensor-parallel building blocks of the model, from megatron-core: the other side of `pretrain/model/modules.py`.
+"""Tensor-parallel building blocks from megatron-core: the other side of `pretrain/model/parallel_ops.py`.
 
-Where replicated states meet split weights the model calls `enter` once (not once for each of query, key and value), so
-a layer costs two all-reduces forward and two backward, or as many all-gathers and reduce-scatters under sequence
-parallelism
-(Shoeybi et al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
+Where replicated states meet split weights the model calls `to_split` once (not once for each of query, key and value),
+so a layer costs two all-reduces forward and two backward, or as many all-gathers and reduce-scatters under sequence
+parallelism (Shoeybi et al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
 """
 
 import dataclasses
@@ -22,12 +21,12 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pretrain.model.modules import PLAIN, Modules
-from pretrain.model.weights import Weight, Weights
+from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.weight_kinds import Weight, Weights
 
 
 class _Column(ColumnParallelLinear):
-    """Outputs split over ranks; `enter` has already made the input whole and owns the reduction of its gradient."""
+    """Outputs split over ranks; `to_split` has already made the input whole and owns the reduction of its gradient."""
 
     def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(states)[0]
@@ -40,7 +39,7 @@ class _Row(RowParallelLinear):
         return super().forward(states)[0]
 
 
-def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> Modules:
+def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> ParallelOps:
     """Building blocks for `group`; plain torch modules if it has one rank.
 
     Args:
@@ -69,23 +68,23 @@ def tensor_parallel_modules(config: TransformerConfig, group: ProcessGroup) -> M
     def parameter(weight: Weight) -> nn.Parameter:
         return nn.Parameter(torch.empty(weight.held_shape(group.size())))
 
-    def sum_shared(values: Tensor) -> Tensor:
+    def all_reduce_shared(values: Tensor) -> Tensor:
         return copy_to_tensor_model_parallel_region(
             reduce_from_tensor_model_parallel_region(values, group=group), group=group
         )
 
-    return Modules(
+    return ParallelOps(
         size=group.size(),
         linear=linear,
         embedding=embedding,
         parameter=parameter,
-        enter=partial(
+        to_split=partial(
             gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group
         ),
         scatter=partial(scatter_to_sequence_parallel_region, group=group) if sequence else PLAIN.scatter,
         gather_columns=partial(gather_from_tensor_model_parallel_region, group=group),
-        sum=partial(reduce_from_tensor_model_parallel_region, group=group),
-        sum_shared=sum_shared,
+        all_reduce=partial(reduce_from_tensor_model_parallel_region, group=group),
+        all_reduce_shared=all_reduce_shared,
         token_losses=partial(_token_losses, group=group),
     )
 

@@ -16,15 +16,8 @@ from dataclasses import dataclass
 
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import RunConfig
-from pretrain.model.count import (
-    ParameterCount,
-    count,
-    count_parameters,
-    head_flops,
-    layer_flops,
-    train_flops_per_token,
-)
-from pretrain.model.loop.recurrence import Recurrence, Stage
+from pretrain.model.count import body_flops, count, count_parameters, head_flops, train_flops_per_token
+from pretrain.model.loop.recurrence import Stage
 from pretrain.model.weights import stage_weights
 from pretrain.optim.loop_count import mean_loops
 from pretrain.optim.optimizers import is_sharded, optimizer_kind
@@ -56,7 +49,8 @@ class Plan:
 
     config: RunConfig
     layout: Layout
-    parameters: ParameterCount
+    parameters: dict[str, int]
+    """By part of the model, each shared weight once."""
     stages: tuple[StagePlan, ...]
     mean_loops: float
     """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
@@ -118,10 +112,9 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         states = sum(math.prod(shape) for w in weights for shape in states_of(w.shape).values())
         optimizer = wide * (2 * count(weights) + states)
     activations = Activations(config=config, stage=stage)
-    work = Recurrence(config=model, stage=stage).num_applications() * layer_flops(model, train.seq_len)
     return StagePlan(
         parameters=count(weights),
-        forward_flops=work + (head_flops(model) if stage.is_last else 0),
+        forward_flops=body_flops(model, train.seq_len, stage=stage) + (head_flops(model) if stage.is_last else 0),
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,

@@ -1,11 +1,11 @@
 """Plans in words: rows of a name and a text, printed as a table after the resolved configuration."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pretrain.config.model import ModelSection
 from pretrain.config.read import resolved_yaml
 from pretrain.config.section import Section
-from pretrain.model.count import ParameterCount, forward_flops_per_token, train_flops_per_token
+from pretrain.model.count import forward_flops_per_token, train_flops_per_token
 from pretrain.plan.pipeline import idle_share
 from pretrain.plan.plan import Plan
 
@@ -29,15 +29,15 @@ def plan_rows(plan: Plan) -> list[Row]:
     return [*_size_rows(plan), *_work_rows(plan), *_memory_rows(plan)]
 
 
-def model_rows(model: ModelSection, parameters: ParameterCount) -> list[Row]:
+def model_rows(model: ModelSection, parameters: Mapping[str, int]) -> list[Row]:
     """Depth and parameters of a model."""
     blocks = f"{plural(model.num_loop_layers, 'layer')} × {plural(model.num_loops, 'loop')}"
     if model.num_blocks > 1:
         blocks = f"{model.num_blocks} blocks of {plural(model.pass_layers, 'layer')}"
     depth = f"prelude {model.num_prelude_layers} + {blocks} + coda {model.num_coda_layers}"
-    counts = {name.replace("_", " "): value for name, value in vars(parameters).items() if value}
-    parts = " + ".join(f"{name} {si(value)}" for name, value in counts.items())
-    return [("depth", f"{model.effective_depth()} = {depth}"), ("parameters", f"{parameters.total:,} = {parts}")]
+    parts = " + ".join(f"{name.replace('_', ' ')} {si(number)}" for name, number in parameters.items())
+    total = sum(parameters.values())
+    return [("depth", f"{model.effective_depth()} = {depth}"), ("parameters", f"{total:,} = {parts}")]
 
 
 def plural(number: int, word: str) -> str:
@@ -77,7 +77,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
         )
         name = "FLOPs" if loops == loop_counts[0] else ""
         yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
-    naive = 6 * plan.parameters.total
+    naive = 6 * sum(plan.parameters.values())
     mean = f" at the mean of {plan.mean_loops:g} loops" if drawn else ""
     share = naive / plan.train_flops_per_token
     yield "", f"6 · parameters would give {si(naive)}, {share:.2f} of what is run{mean}"

@@ -16,8 +16,8 @@ from torch import Tensor
 from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.model import layers, weights
-from pretrain.model.modules import Modules
-from pretrain.model.weights import PartialUnder, Weight, Weights
+from pretrain.model.parallel_ops import ParallelOps
+from pretrain.model.weight_kinds import PartialUnder, Weight, Weights
 from tests.distributed.cases import FAMILIES, RankReport, Reference, make_rows, one_step, tiny_config, world_size
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool
@@ -118,12 +118,12 @@ class AdaptedFeedForward(layers.FeedForward):
     """SwiGLU with a low-rank step beside `up` (Hu et al. 2021): its first factor [r, d] is whole on every rank and is
     used where the others are split."""
 
-    def __init__(self, config: ModelSection, modules: Modules, weights: Weights) -> None:
-        super().__init__(config, modules, weights)
-        self.first, self.second = (modules.parameter(weights[name]) for name in ("first", "second"))
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
+        super().__init__(config, ops, weights)
+        self.first, self.second = (ops.parameter(weights[name]) for name in ("first", "second"))
 
     def forward(self, states: Tensor) -> Tensor:
-        states = self.enter(states)
+        states = self.to_split(states)
         assert self.gate is not None
         up = self.up(states) + states @ self.first.T @ self.second.T
         return self.down(self.activation(up, self.gate(states)))
@@ -155,7 +155,7 @@ def adapted_step(config: RunConfig, rows: Tensor, num_loops: int, partial_under:
 
 @pytest.mark.parametrize("layout", [Layout(2, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1)], ids=str)
 def test_a_new_weight_that_every_rank_holds_is_reduced_as_described(pool: RankPool, layout: Layout) -> None:
-    """The gradient of a weight behind `enter` is only this rank's part, and is wrong where its description does not say
+    """The gradient of a weight behind `to_split` is only this rank's part, and wrong where its description does not say
     so."""
     config = tiny_config(tensor=layout.tensor, pipeline=layout.pipeline, sequence=layout.sequence)
     rows = make_rows(3)

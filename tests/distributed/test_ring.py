@@ -7,10 +7,6 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.model import weights as weights_module
-from pretrain.model.loop.injection import INJECTIONS, Injection
-from pretrain.model.modules import Modules
-from pretrain.model.weights import Weight, Weights
 from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import (
     SEPARATORS,
@@ -25,6 +21,7 @@ from tests.distributed.cases import (
     world_size,
 )
 from tests.distributed.pool import RankPool
+from tests.support.learned_injection import learned_injection, with_learned_injection
 
 BATCH = 10
 NUM_TRIPLES = {2: 100, 4: 100}
@@ -67,51 +64,29 @@ def test_random_loops_and_micro_batches(pool: RankPool, num_stages: int, first: 
             )
 
 
-class LearnedInjection(Injection):
-    """An injection with weights in what it carries and in how it enters; uses what it carries in every loop, the first
-    too."""
-
-    def __init__(self, modules: Modules, weights: Weights) -> None:
-        super().__init__(modules, weights)
-        self.carries, self.enters = (modules.parameter(weights[name]) for name in ("carries", "enters"))
-
-    def carry(self, states: Tensor) -> Tensor:
-        return (states * self.carries).tanh()
-
-    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
-        assert carried is not None
-        return states + (1 + loop) * carried * self.enters
-
-
-def add_learned_injection(patch: pytest.MonkeyPatch) -> None:
-    """Make the injection and its weights known to this process."""
-    vector = Weight(shape=(16,), split=None, init="ones", decays=False, partial_under="sequence")
-    described = {f"injection.{name}": vector for name in ("carries", "enters")}
-    patch.setattr(weights_module, "injection_weights", lambda _: described)
-    patch.setitem(INJECTIONS, "learned", LearnedInjection)
-
-
 def one_step_with_learned_injection(config: RunConfig, rows: Tensor, num_loops: int) -> RankReport:
-    with pytest.MonkeyPatch.context() as patch:
-        add_learned_injection(patch)
+    with learned_injection():
         return one_step(config, rows, num_loops)
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (1, 2), (1, 4), (2, 2)])
 @pytest.mark.parametrize("num_loops", [1, 3])
 def test_an_injection_with_weights_learns_in_the_ring(
-    pool: RankPool, tensor: int, pipeline: int, num_loops: int, monkeypatch: pytest.MonkeyPatch
+    pool: RankPool, tensor: int, pipeline: int, num_loops: int
 ) -> None:
-    config = tiny_config(
-        tensor=tensor, pipeline=pipeline, sequence=tensor > 1, model={"num_prelude_layers": 1, "num_key_value_heads": 4}
+    config = with_learned_injection(
+        tiny_config(
+            tensor=tensor,
+            pipeline=pipeline,
+            sequence=tensor > 1,
+            model={"num_prelude_layers": 1, "num_key_value_heads": 4},
+        )
     )
-    # past the validation, which does not know the name
-    config = config.model_copy(update={"model": config.model.model_copy(update={"input_injection": "learned"})})
-    add_learned_injection(monkeypatch)
-    reference, rows = Reference(config=config, shake=True), make_rows(5)
+    with learned_injection():
+        reference, rows = Reference(config=config, shake=True), make_rows(5)
     nll, _, norm = reference.backward(rows, num_loops)
     gradients = reference.gradients()
-    assert all(gradients[f"injection.{name}"].norm() > 1e-3 * norm for name in ("carries", "enters"))
+    assert all(gradients[f"injection.{name}"].norm() > 1e-3 * norm for name in ("carries", "enters.weight"))
     for of_rank in pool.run(one_step_with_learned_injection, config, rows, num_loops, world_size=world_size(config)):
         (result,) = of_rank.results
         assert (result.loss, result.grad_norm) == pytest.approx((nll, norm), rel=1e-10)

@@ -4,7 +4,7 @@ For each block: logits, softmax, losses; then at once, in the same memory, the g
 softmax - onehot (and that of the z-loss), and from it the gradients of states and head. The backward pass only scales
 those two. Cost: the matrix products of head and loss apart, less memory traffic, and `LOSS_BLOCK_TOKENS` · v logits
 instead of several copies of [t, v]. For a head that one device holds whole; the tensor-parallel path is
-`Modules.token_losses`.
+`ParallelOps.token_losses`.
 The idea is that of Hsu et al. 2024 (Liger kernel, arXiv 2410.10989, section 3.2).
 """
 

@@ -1,11 +1,14 @@
 """Counts against the real model: parameters name by name, FLOPs against torch's own counter."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.model import ModelSection
+from pretrain.config.run import RunConfig
 from pretrain.model.count import (
     count,
     count_parameters,
@@ -17,6 +20,9 @@ from pretrain.model.count import (
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from pretrain.model.weights import layer_weights
+from pretrain.plan.plan import make_plan
+from pretrain.plan.text import plan_rows
+from tests.support.learned_injection import learned_injection, with_learned_injection
 
 SEQ_LEN = 32
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 80, "num_loop_layers": 2}
@@ -65,11 +71,10 @@ def measured_flops(model: ModelSection, num_loops: int, *, backward: bool, recom
 def test_parameters_are_those_of_the_module(shape: dict) -> None:
     model = section(shape)
     built = build(model)
-    parts = count_parameters(model, SEQ_LEN)
-    numel = {name: parameter.numel() for name, parameter in built.named_parameters()}  # a tied weight appears once
-    assert parts.total == sum(numel.values())
-    for part in ("prelude", "loop", "coda", "head", "final_norm"):
-        assert getattr(parts, part) == sum(n for name, n in numel.items() if name.split(".")[0] == part), part
+    parts = Counter[str]()
+    for name, parameter in built.named_parameters():  # a tied weight appears once
+        parts[name.split(".")[0].removeprefix("position_")] += parameter.numel()
+    assert count_parameters(model, SEQ_LEN) == parts
 
 
 @shapes
@@ -88,6 +93,29 @@ def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
     counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)  # type: ignore[arg-type]
     assert counted > train_flops_per_token(model, SEQ_LEN, 3)
     assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
+def test_an_injection_with_weights_is_counted(backward: bool) -> None:
+    """It is described with itself alone; counts, plan and the printed table read it there."""
+    run = RunConfig.model_validate({"model": {**SMALL, "num_loops": 3}, "train": {"seq_len": SEQ_LEN}})
+    run = run.model_copy(update={"parallel": run.parallel.model_copy(update={"pipeline": 2})})
+    with learned_injection():
+        plain, plan = make_plan(run, 2), make_plan(with_learned_injection(run), 2)
+        model = plan.config.model
+        matrix, extra = 32 * 32, 32 * 32 + 32
+        assert plan.parameters == {**plain.parameters, "injection": extra}
+        for stage, (injected, usual) in enumerate(zip(plan.stages, plain.stages, strict=True)):
+            is_first = stage == 0
+            assert injected.parameters - usual.parameters == is_first * extra
+            assert injected.forward_flops - usual.forward_flops == is_first * 3 * 2 * matrix
+        assert " + injection 1.06 k + loop " in dict(plan_rows(plan))["parameters"]
+        counted = (train_flops_per_token if backward else forward_flops_per_token)(model, SEQ_LEN)
+        assert measured_flops(model, 3, backward=backward) == pytest.approx(counted, rel=0.001)
+        assert counted == pytest.approx(
+            (train_flops_per_token if backward else forward_flops_per_token)(run.model, SEQ_LEN)
+            + (3 if backward else 1) * 3 * 2 * matrix
+        )
 
 
 def test_a_loop_costs_flops_but_no_parameters() -> None:

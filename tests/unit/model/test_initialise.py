@@ -10,8 +10,8 @@ from pretrain.config.model import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loop.recurrence import WHOLE, Stage
-from pretrain.model.modules import PLAIN, Modules
-from pretrain.model.weights import Weights
+from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.weight_kinds import Weights
 
 CONFIG = ModelSection(
     vocab_size=256,
@@ -70,7 +70,7 @@ def test_a_pipeline_stage_has_its_part_of_the_whole(index: int) -> None:
     assert all(torch.equal(value, whole[name]) for name, value in part.items())
 
 
-def split_modules(size: int) -> Modules:
+def split_ops(size: int) -> ParallelOps:
     """Plain modules of the part that one of `size` ranks holds."""
 
     def held(weights: Weights) -> Weights:
@@ -88,7 +88,7 @@ def split_modules(size: int) -> Modules:
 def test_tensor_parallel_parts_make_up_the_whole(size: int) -> None:
     parts, model = [], build()
     for rank in range(size):
-        part = LoopedGPT(CONFIG, 16, split_modules(size))
+        part = LoopedGPT(CONFIG, 16, split_ops(size))
         initialise(part, 0, rank)
         parts.append(dict(part.named_parameters()))
     for name, whole in model.named_parameters():

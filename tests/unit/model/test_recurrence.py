@@ -13,7 +13,7 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache, Layer
-from pretrain.model.loop.injection import INJECTIONS
+from pretrain.model.loop.injections import INJECTIONS
 from pretrain.model.loop.recurrence import Application, Recurrence, Stage
 
 SIZES: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2, "ffn_size": 8}
@@ -79,7 +79,7 @@ def test_injections_that_can_be_unrolled_leave_the_states_alone(name: str) -> No
     assert injection is not None
     states: Tensor = torch.arange(24.0).view(3, 8)
     entered = [injection.enter(states, injection.carry(states), loop) for loop in range(3)]
-    assert all(torch.equal(each, states) for each in entered) == injection.can_unroll
+    assert all(torch.equal(each, states) for each in entered) == INJECTIONS[name].can_unroll
 
 
 def test_loop_counts_that_a_model_does_not_have_are_refused() -> None:

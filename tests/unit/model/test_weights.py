@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pretrain.config.model import ModelSection
-from pretrain.model import gpt, weights
+from pretrain.model import gpt, weight_kinds, weights
 from pretrain.model.layers import Layer
 
 CONFIG = ModelSection(vocab_size=32, hidden_size=16, num_attention_heads=2, ffn_size=24, num_loop_layers=1)
@@ -24,7 +24,7 @@ class ScaledLayer(Layer):
 def described(size: int) -> Any:
     """The weights of a layer, and such a parameter."""
     plain = weights.layer_weights(CONFIG)
-    scale = weights.Weight(shape=(size,), split=None, init="ones", decays=False, partial_under="sequence")
+    scale = weight_kinds.Weight(shape=(size,), split=None, init="ones", decays=False, partial_under="sequence")
     return lambda _: {**plain, "scale": scale}
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection, OptimizerSection
 from pretrain.model.layers import ACTIVATIONS, NORMS
-from pretrain.model.loop.injection import INJECTIONS
+from pretrain.model.loop.injections import INJECTIONS
 from pretrain.optim.learning_rate import SCHEDULES, learning_rate
 from pretrain.optim.loop_count import DISTRIBUTIONS
 from pretrain.optim.make import fill_state, make_optimizer, set_lr

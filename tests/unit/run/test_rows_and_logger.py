@@ -69,7 +69,7 @@ def test_a_validation_row_holds_all_that_the_plot_needs() -> None:
     found = evaluation(5, 3)
     assert (found.run, found.task, found.metric, found.value) == ("test", "validation", "nll", 3.0)
     assert (found.tokens_seen, found.train_flops, found.num_loops, found.effective_depth) == (640, 1e9, 3, 24)
-    assert found.num_loop_params == count_parameters(config().model, 16).loop
+    assert found.num_loop_params == count_parameters(config().model, 16)["loop"]
 
 
 def test_families() -> None:

@@ -1,7 +1,7 @@
 """The building blocks a model takes from outside, so that it is written once as single-device code.
 
 `PLAIN` holds plain torch modules (tensor-parallel size 1); `pretrain/parallel/tensor.py` makes the same record from
-megatron-core's column-, row- and vocab-parallel ones. The model calls `enter` where replicated states meet split
+megatron-core's column-, row- and vocab-parallel ones. The model calls `to_split` where replicated states meet split
 weights, and never asks on how many ranks it runs. The idea is Megatron's ModuleSpec; see also `pretrain/model/loss.py`.
 """
 
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.weights import Weight, Weights
+from pretrain.model.weight_kinds import Weight, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modules:
+class ParallelOps:
     """Classes of layers and the few operations on states that tensor parallelism changes.
 
     States are [tokens, width] with tokens = batch · seq, row-major; under sequence parallelism each rank holds its run
@@ -26,22 +26,22 @@ class Modules:
     size: int
     """Tensor-parallel ranks; a layer holds num_attention_heads / size heads."""
     linear: Callable[[Weights], nn.Module]
-    """Linear layer of its weights. Split by outputs: call `enter` on its input first. By inputs: its output is whole
+    """Linear layer of its weights. Split by outputs: call `to_split` on its input first. By inputs: its output is whole
     again."""
     embedding: Callable[[Weights], nn.Module]
     """Table of embeddings of its weights, whole or its rows split over ranks."""
     parameter: Callable[[Weight], nn.Parameter]
     """The part of one weight that this rank holds, without values."""
-    enter: Callable[[Tensor], Tensor]
+    to_split: Callable[[Tensor], Tensor]
     """[tokens held, width] -> [tokens, width]: into the region where weights are split; its gradient is summed over
     ranks."""
     scatter: Callable[[Tensor], Tensor]
     """[tokens, width] -> [tokens held, width]: this rank's rows, under sequence parallelism."""
     gather_columns: Callable[[Tensor], Tensor]
     """[tokens, columns held] -> [tokens, columns]: the whole of an output that is split over ranks."""
-    sum: Callable[[Tensor], Tensor]
+    all_reduce: Callable[[Tensor], Tensor]
     """Sum over tensor-parallel ranks; the gradient passes unchanged."""
-    sum_shared: Callable[[Tensor], Tensor]
+    all_reduce_shared: Callable[[Tensor], Tensor]
     """Sum over tensor-parallel ranks that each use the result for weights of their own, so that its gradient is summed
     too."""
     token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
@@ -81,15 +81,15 @@ def _identity(states: Tensor) -> Tensor:
     return states
 
 
-PLAIN = Modules(
+PLAIN = ParallelOps(
     size=1,
     linear=_linear,
     embedding=Embedding,
     parameter=_parameter,
-    enter=_identity,
+    to_split=_identity,
     scatter=_identity,
     gather_columns=_identity,
-    sum=_identity,
-    sum_shared=_identity,
+    all_reduce=_identity,
+    all_reduce_shared=_identity,
     token_losses=None,
 )

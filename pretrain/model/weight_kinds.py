@@ -1,0 +1,77 @@
+"""One weight, described without torch: shape, split, initial value, decay, gradient; and the kinds that models use."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pretrain.config.model import ModelSection
+
+Init = Literal["normal", "residual", "ones", "zeros"]
+PartialUnder = Literal["never", "tensor", "sequence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One parameter tensor."""
+
+    shape: tuple[int, ...]
+    """Logical shape, before tensor parallelism."""
+    split: int | None = None
+    """Dimension that is cut into equal parts for the tensor-parallel ranks, or None: every rank holds all of it."""
+    init: Init
+    """Normal with model.init_std; the same over sqrt(2 · effective depth), for projections into the residual stream;
+    ones; zeros."""
+    decays: bool = False
+    """Whether weight decay pulls it towards zero."""
+    partial_under: PartialUnder = "never"
+    """When a rank's gradient is only a part, to be summed over the tensor-parallel ranks. "tensor": a weight that every
+    rank holds and uses behind `ParallelOps.to_split`, so each sees its own heads or columns. "sequence": one that is
+    used between the split regions, where under sequence parallelism each rank sees its own tokens. "never": a split
+    weight, or one used before the tokens are cut."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def held_shape(self, num_ranks: int) -> tuple[int, ...]:
+        """Shape of the part that one of `num_ranks` tensor-parallel ranks holds."""
+        return tuple(size // num_ranks if dim == self.split else size for dim, size in enumerate(self.shape))
+
+
+Weights: TypeAlias = Mapping[str, Weight]
+"""Weights by name: the path inside their module, as in the state dict."""
+
+
+def under(weights: Weights, name: str) -> dict[str, Weight]:
+    """The weights of one module, by their path inside it."""
+    prefix = f"{name}."
+    return {path.removeprefix(prefix): weight for path, weight in weights.items() if path.startswith(prefix)}
+
+
+def inside(parts: Mapping[str, Weights]) -> dict[str, Weight]:
+    """The weights of several modules, by module, as those of the module around them."""
+    return {f"{part}.{name}": weight for part, weights in parts.items() for name, weight in weights.items()}
+
+
+def column(inputs: int, outputs: int, bias: bool = False) -> Weights:
+    """A linear layer [outputs, inputs] whose outputs are split."""
+    matrix = Weight(shape=(outputs, inputs), split=0, init="normal", decays=True)
+    return {"weight": matrix, **({"bias": Weight(shape=(outputs,), split=0, init="zeros")} if bias else {})}
+
+
+def row(inputs: int, outputs: int, bias: bool = False) -> Weights:
+    """A linear layer into the residual stream whose inputs are split; its bias is added after the sum over ranks."""
+    matrix = Weight(shape=(outputs, inputs), split=1, init="residual", decays=True)
+    return {"weight": matrix, **({"bias": stream_vector(outputs, "zeros")} if bias else {})}
+
+
+def norm(model: ModelSection) -> Weights:
+    """A norm on the residual stream."""
+    scale, shift = (stream_vector(model.hidden_size, init) for init in ("ones", "zeros"))
+    return {"rms": {"weight": scale}, "layer": {"weight": scale, "bias": shift}, "plain": {}}[model.norm]
+
+
+def stream_vector(size: int, init: Init) -> Weight:
+    """A vector that is used on the residual stream, between the split regions."""
+    return Weight(shape=(size,), init=init, partial_under="sequence")
