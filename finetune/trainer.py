@@ -38,7 +38,7 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepCost
-from pretrain.run.resume import Resumable
+from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
 from pretrain.tasks.task import Split
@@ -47,12 +47,12 @@ RESULTS = "coconut.jsonl"
 """Evaluation rows, in `eval/` of the run directory."""
 RESUMABLE = Resumable(
     training="fine-tuning", mark="finetune", config="finetune",
-    must_equal=(
-        "run.seed", "train.effective_batch", "train.seq_len", "train.num_loops", "model", "data", "method",
-        "curriculum",
-    ),
+    may_differ={
+        **MAY_DIFFER,
+        "train.epochs": "the length of the run",
+        "engine": "how the work is spread over the ranks",
+    },
 )  # fmt: skip
-"""What may not change when a run goes on."""
 
 
 def run(config: FinetuneConfig, layout: Layout) -> int:
@@ -96,7 +96,7 @@ class FinetuneTrainer:
         self.counters = FinetuneCounters()
         self._resume(origin)
         num_steps = config.train.epochs * self.sampler.steps_per_epoch
-        session.begin(self.counters, num_steps, note=f", {ledger(config, layout)}")
+        session.begin(self.counters, num_steps, more=f", {ledger(config, layout)}")
 
     def run(self) -> int:
         """Train until the last epoch or until the ranks vote to stop; returns the exit code."""

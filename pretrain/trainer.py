@@ -29,10 +29,11 @@ from pretrain.model.count import train_flops_per_token
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
-from pretrain.parallel.groups import Groups
+from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow, StepCost
-from pretrain.run.resume import Resumable, newest_on_all_ranks
+from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
 
@@ -43,9 +44,24 @@ RESULTS = "depth.jsonl"
 """Evaluation rows, in `eval/` of the run directory."""
 RESUMABLE = Resumable(
     training="pretraining", mark="next_sample", config="config",
-    must_equal=("model", "run.seed", "train.seq_len", "data.num_streams"),
+    may_differ={
+        **MAY_DIFFER,
+        "data.sources.*.path": "the content is compared, the folder may have moved",
+        "data.sources.*.weight": "shares of the sources from the next sample on",
+        "data.num_workers": "speed alone",
+        "data.prefetch_batches": "speed alone",
+        "data.on_damage": "what happens at damage from here on",
+        "train.steps": "the length of the run, and with it the rest of the learning rate's schedule",
+        "train.global_batch": "samples of a step from here on; tokens are counted",
+        "train.recompute": "memory and speed alone",
+        "train.compile": "speed alone",
+        "train.loop_sampling": "loop counts of the steps from here on",
+        "train.z_loss_weight": "a term of the loss from here on",
+        "train.max_bad_steps": "when to give up",
+    },
+    must_equal=("optimizer.name",),
 )  # fmt: skip
-"""What defines the model and the order of the data may not change when a run goes on."""
+"""What defines the model, the optimizer's state and the order of the data may not change when a run goes on."""
 
 
 @dataclass(kw_only=True)
@@ -89,7 +105,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, session: RunSession) -> None:
         self.config, self.session, self.groups = config, session, session.groups
-        self.counters = PretrainCounters()
+        self.counters, self.results = PretrainCounters(), session.directory / "eval" / RESULTS
         layout, groups = session.layout, session.groups
         self.loader = Loader(
             config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
@@ -112,10 +128,9 @@ class Trainer:
     def run(self) -> int:
         """Train until the last step or until the ranks vote to stop; returns the exit code."""
         config, counters, session, vote = self.config, self.counters, self.session, self.session.vote
-        if not counters.step and config.checkpoint.init_from:
-            self._validate()  # what the weights were worth before this run
-        if counters.step or config.checkpoint.init_from:
-            self._score_tasks()  # and what a stop left undone
+        if counters.step or config.checkpoint.init_from:  # what a stop left undone, or what the weights were worth
+            self._validate(missing_alone=True)
+            self._score_tasks()
         while counters.step < config.train.steps and not vote.reason:
             started = time.perf_counter()
             num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, counters.step)
@@ -170,12 +185,18 @@ class Trainer:
         step = self.counters.step
         return not self.session.vote.reason and (step % every == 0 or step == self.config.train.steps)
 
-    def _validate(self) -> None:
-        """Score the validation sequences at every loop count, if it is time."""
+    def _validate(self, *, missing_alone: bool = False) -> None:
+        """Score the validation sequences at every loop count, if it is time.
+
+        Args:
+            missing_alone: rows of this step may be in the file: only those that are not are made.
+        """
         if self.validation is None or not self._is_due(self.config.validation.every):
             return
         loops = tuple(dict.fromkeys(self.config.validation_loops))
-        losses = self.validation.losses(self.engine, loops, self.session.vote)
+        if missing_alone:
+            loops = self._loops_without_row(loops)
+        losses = self.validation.losses(self.engine, loops, self.session.vote) if loops else None
         if losses is not None:
             model, size = self._scored_model(), self.validation.num_sequences
             self._report_rows(
@@ -184,6 +205,14 @@ class Trainer:
                     for num_loops, loss in zip(loops, losses, strict=True)
                 ]
             )
+
+    def _loops_without_row(self, loops: tuple[int, ...]) -> tuple[int, ...]:
+        """The loop counts without a validation row of this step; rank 0 looks, as it writes them. Collective."""
+        file, run, step = JsonLines(self.results), self.session.saved.run, self.counters.step
+        rows = file.read(EvaluationRow) if self.session.rank == 0 else []
+        there = {row.num_loops for row in rows if (row.run, row.step, row.task) == (run, step, "validation")}
+        there = set(gather_lists(sorted(there)))
+        return tuple(num_loops for num_loops in loops if num_loops not in there)
 
     def _score_tasks(self) -> None:
         """Score the tasks, if it is time."""
@@ -199,8 +228,9 @@ class Trainer:
                 f"but there is no module {error.name}: bash tools/setup.sh eval"
             ) from None
         session = self.session
-        file = session.directory / "eval" / RESULTS
-        return TaskEvaluation(self.config, self.engine.model, self.groups, session.tokenizer, file, session.vote)
+        return TaskEvaluation(
+            self.config, self.engine.model, self.groups, session.tokenizer, self.results, session.vote
+        )
 
     def _scored_model(self) -> ScoredModel:
         """The model as it is now."""
@@ -252,5 +282,6 @@ class Trainer:
             raise ValueError("\n".join([*problems, f"checkpoint.init_from={run_dir}: no good checkpoint there"]))
         session = self.session
         require_tokenizer(reader, session.saved.tokenizer, session.tokenizer.sha256, ": use the one in there")
+        session.notes += compare_models(reader, self.config.model, self.config.train.seq_len)
         self.engine.load_weights(reader)
         session.warnings += problems

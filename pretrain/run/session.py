@@ -92,7 +92,8 @@ class RunSession:
         self.rank, self.directory = dist.get_rank(), config.run.directory
         self.vote = StopVote(self._wish, groups.device)
         self.warnings: list[str] = []
-        """Said when the run begins."""
+        self.notes: list[str] = []
+        """Said when the run begins, as are the warnings."""
         self.counters, self.num_steps = Counters(), 0
         self.metrics: RunMetrics | None = None
         """On rank 0, from `begin` on."""
@@ -134,19 +135,19 @@ class RunSession:
                     "\n".join([*problems, f"{self.directory / CHECKPOINTS}: no good checkpoint is left; {advice}"])
                 )
             return None
-        resumable.require_same(reader, self.config)
+        self.notes += resumable.compare(reader, self.config)
         require_tokenizer(reader, self.saved.tokenizer, self.tokenizer.sha256)
         torch.set_rng_state(reader.read_whole("rng/cpu"))
         self.warnings += problems
         return reader
 
-    def begin(self, counters: Counters, num_steps: int, note: str = "") -> None:
+    def begin(self, counters: Counters, num_steps: int, more: str = "") -> None:
         """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
 
         Args:
             counters: of the run, which the loop goes on to count with.
             num_steps: steps of the whole run.
-            note: said with the first line.
+            more: said with the first line.
 
         Raises:
             OSError: the run directory cannot be written.
@@ -163,8 +164,10 @@ class RunSession:
         for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
             if warning:
                 self.say(f"warning: {warning}")
+        for note in self.notes:
+            self.say(note)
         how = "resumed" if counters.step else "started"
-        self.say(f"step {counters.step} of {num_steps}: {how} {self.directory}{note}")
+        self.say(f"step {counters.step} of {num_steps}: {how} {self.directory}{more}")
 
     def describe(self, directory: Path) -> None:
         """Write configuration, environment and tokenizer into a run directory.
