@@ -16,7 +16,6 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints
 from pretrain.checkpoint.run import require_tokenizer
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
@@ -30,7 +29,7 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
-from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow, StepCost
 from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
@@ -46,6 +45,7 @@ RESUMABLE = Resumable(
     training="pretraining", mark="next_sample", config="config",
     may_differ={
         **MAY_DIFFER,
+        "parallel": "no number depends on the ranks",
         "data.sources.*.path": "the content is compared, the folder may have moved",
         "data.sources.*.weight": "shares of the sources from the next sample on",
         "data.num_workers": "speed alone",
@@ -209,10 +209,10 @@ class Trainer:
     def _loops_without_row(self, loops: tuple[int, ...]) -> tuple[int, ...]:
         """The loop counts without a validation row of this step; rank 0 looks, as it writes them. Collective."""
         file, run, step = JsonLines(self.results), self.session.saved.run, self.counters.step
-        rows = file.read(EvaluationRow) if self.session.rank == 0 else []
-        there = {row.num_loops for row in rows if (row.run, row.step, row.task) == (run, step, "validation")}
-        there = set(gather_lists(sorted(there)))
-        return tuple(num_loops for num_loops in loops if num_loops not in there)
+        rows = file.read(ResultKey) if self.session.rank == 0 else []
+        there = [str(row.num_loops) for row in rows if (row.run, row.step, row.task) == (run, step, "validation")]
+        there = gather_lists(there)
+        return tuple(num_loops for num_loops in loops if str(num_loops) not in there)
 
     def _score_tasks(self) -> None:
         """Score the tasks, if it is time."""
@@ -257,15 +257,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue from the newest good checkpoint, if there is one, or start from the weights of another run."""
-        config, folder = self.config, self.session.directory / CHECKPOINTS
-        if config.checkpoint.resume == "never":
-            found = list_checkpoints(folder)
-            if found:
-                raise ValueError(
-                    f"{folder} holds {found[0].name}, but checkpoint.resume=never: "
-                    "choose another run.name or resume=auto"
-                )
-            return
+        config = self.config
         reader = self.session.resume(RESUMABLE)
         if reader is not None:
             self.engine.load(reader, reader.meta["num_updates"])

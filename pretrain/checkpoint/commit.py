@@ -32,7 +32,7 @@ from typing import Any
 from pretrain.checkpoint.format import Contents, FileEntry, describe, unseal
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step, rank_name, step_name
-from pretrain.checkpoint.verify import is_sound
+from pretrain.checkpoint.verify import is_sound, is_unsettled
 from pretrain.checkpoint.writer import Staged, publish, write_tensors
 from pretrain.storage import clear_away, is_there, naming, require_missing, sync_folder
 
@@ -184,8 +184,8 @@ def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: i
     """Remove old checkpoints after `step` was saved.
 
     Kept are the newest `keep_last` up to `step` of sound structure (names and sizes; not re-hashed) that no start found
-    bad, all that are not older than these, and multiples of `keep_every`. Checkpoints of later steps were found bad
-    when the run resumed before them: they are neither counted nor removed.
+    bad and whose last step was not skipped, all that are not older than these, and multiples of `keep_every`.
+    Checkpoints of later steps were found bad when the run resumed before them: they are neither counted nor removed.
 
     Raises:
         OSError: one could not be looked at, and then nothing is removed, or one could not be removed.
@@ -196,11 +196,23 @@ def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: i
         if found is None or found > step:
             continue
         if num_sound < keep_last:
-            num_sound += is_sound(path)
+            num_sound += is_sound(path) and not is_unsettled(path)
         elif not (keep_every and found % keep_every == 0):
             doomed.append(path)
     for path in doomed:
         _remove(path, tag="retired")
+
+
+def set_aside(path: Path) -> Path:
+    """Give a checkpoint a name that nothing reads and nothing removes; returns it.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number, target = 1, path.with_name(f"{path.name}.aside")
+    while target.exists():
+        number, target = number + 1, path.with_name(f"{path.name}.aside-{number}")
+    return path.rename(target)
 
 
 def _remove(path: Path, *, tag: str) -> None:

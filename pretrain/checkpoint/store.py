@@ -15,7 +15,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,6 +28,8 @@ from pretrain.checkpoint.commit import SaveAttempt, apply_retention, clean_lefto
 from pretrain.checkpoint.format import Piece, describe
 from pretrain.checkpoint.writer import Staged, StagingBuffer
 
+_WAIT_S = 0.5
+"""How often a wait for a save looks at the other ranks."""
 _NONCE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -88,11 +90,18 @@ def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous
         if turn == (dist.get_rank() == 0):
             store = CheckpointStore(
                 directory=directory, rank=dist.get_rank(), world_size=dist.get_world_size(), nonce=nonce[0],
-                keep_last=keep_last, keep_every=keep_every, asynchronous=asynchronous,
+                keep_last=keep_last, keep_every=keep_every, asynchronous=asynchronous, agree=_all_agree,
             )  # fmt: skip
         dist.barrier()
     assert store is not None
     return store
+
+
+def _all_agree(is_done: bool) -> bool:
+    """Whether it is so on all ranks. Collective, and so a wait that the end of another rank ends, with an error."""
+    flag = torch.tensor(int(is_done))
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 class CheckpointStore:
@@ -107,6 +116,7 @@ class CheckpointStore:
         keep_every: every checkpoint at a multiple of this step count is kept; 0 = none.
         asynchronous: write in the background; else `save` returns when the checkpoint is durable.
         timeout_s: how long ranks wait for each other after they have written their own file.
+        agree: whether something is so on all ranks; asked again and again while the training loop waits for a save.
 
     Raises:
         OSError: the directory cannot be cleaned.
@@ -123,6 +133,7 @@ class CheckpointStore:
         keep_every: int,
         asynchronous: bool,
         timeout_s: float = 1800.0,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         assert 0 <= rank < world_size and keep_last > 0 and keep_every >= 0
         assert _NONCE.fullmatch(nonce), f"nonce {nonce!r} is not a plain word"
@@ -130,6 +141,7 @@ class CheckpointStore:
         self._rank, self._world_size, self._nonce = rank, world_size, nonce
         self._keep_last, self._keep_every = keep_last, keep_every
         self._asynchronous, self._timeout_s = asynchronous, timeout_s
+        self._agree = agree
         self._num_saves = 0
         self._buffer = StagingBuffer()
         self._thread: threading.Thread | None = None
@@ -170,14 +182,13 @@ class CheckpointStore:
         except MemoryError as error:
             problem = attempt.give_up(describe(error))
             self._report(SaveResult(step=step, is_durable=False, problem=problem, wait_s=waited - started))
-            return
-        arguments = (attempt, staged, meta, waited - started, time.perf_counter() - waited)
-        if self._asynchronous:
+        else:
+            arguments = (attempt, staged, meta, waited - started, time.perf_counter() - waited)
             # A daemon: a run that is stopped hard does not hang on its last save. Killing it is safe at any point.
             self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
             self._thread.start()
-        else:
-            self._write(*arguments)
+        if not self._asynchronous:
+            self._join()
 
     def poll(self) -> list[SaveResult]:
         """The saves that have ended since the last call, failed ones included; does not wait."""
@@ -199,9 +210,13 @@ class CheckpointStore:
             raise OSError(self._latest.message)
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait until the latest save has ended on all ranks."""
+        while True:
+            if self._thread is not None:
+                self._thread.join(timeout=_WAIT_S)
+            if self._agree(self._thread is None or not self._thread.is_alive()):
+                self._thread = None
+                return
 
     def _write(self, attempt: SaveAttempt, staged: Staged, meta: dict[str, Any], wait_s: float, stage_s: float) -> None:
         started = time.perf_counter()

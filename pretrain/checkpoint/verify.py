@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.format import Contents, FileEntry, describe, read_contents
 from pretrain.checkpoint.index import build_index
-from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints
+from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.storage import naming
 
@@ -35,7 +35,13 @@ _DAMAGE_NOTE = "damaged.txt"
 
 
 def newest_good(
-    directory: Path | str, *, rank: int = 0, world_size: int = 1, gather: Gather = list, keep_verdicts: bool = False
+    directory: Path | str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = list,
+    keep_verdicts: bool = False,
+    step: int | None = None,
 ) -> tuple[CheckpointReader | None, list[str]]:
     """Open the newest good checkpoint of a directory. With several ranks, all of them call this.
 
@@ -45,6 +51,7 @@ def newest_good(
         world_size: ranks that share the hashing.
         gather: concatenates the ranks' lists, in the same order on all ranks.
         keep_verdicts: leave a note in each bad checkpoint's folder, so that retention does not count it as kept.
+        step: open the checkpoint of this step alone.
 
     Returns:
         The checkpoint, or None when there is no good one, and one line for each bad one that was passed over.
@@ -55,6 +62,7 @@ def newest_good(
     names: list[str] = []
     with _agreed_failure(gather):
         names = [path.name for path in list_checkpoints(directory)] if rank == 0 else []
+        names = [name for name in names if step is None or parse_step(name) == step]
     problems: list[str] = []
     for name in gather(names):
         path, found = Path(directory) / name, []
@@ -117,6 +125,15 @@ def is_sound(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_unsettled(path: Path) -> bool:
+    """Whether a sound checkpoint was saved after a step without an update, so that its weights may be ruined.
+
+    Raises:
+        OSError: a call failed.
+    """
+    return bool(read_structure(path).meta.get("counters", {}).get("skipped_in_a_row"))
 
 
 def read_structure(path: Path) -> Contents:

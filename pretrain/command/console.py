@@ -1,5 +1,6 @@
 """How a command ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable
 
@@ -47,7 +48,8 @@ def print_warnings(problems: Iterable[str]) -> None:
 
 def print_error(error: Exception, who: str = "") -> None:
     """One line of standard error for each line of the message; `who` stands before each."""
-    print("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code says it too
+        print("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()), file=sys.stderr)
 
 
 def describe_error(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -86,8 +86,11 @@ def _type_words(annotation: Any) -> str:
         if isinstance(item, type) and issubclass(item, Section):
             return "list of {" + ", ".join(item.model_fields) + "}"
         return "list of " + ("integers" if item is int else _type_words(item))
-    if NoneType in get_args(annotation):
-        return " or ".join([*(_type_words(part) for part in get_args(annotation) if part is not NoneType), "null"])
+    if get_origin(annotation) is Annotated:
+        return _type_words(get_args(annotation)[0])
+    if get_args(annotation):  # a union, with null last
+        parts = sorted(get_args(annotation), key=lambda part: part is NoneType)
+        return " or ".join("null" if part is NoneType else _type_words(part) for part in parts)
     return names[annotation]
 
 

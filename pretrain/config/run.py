@@ -12,7 +12,7 @@ Reading files, overrides and error messages for people: `pretrain/config/read.py
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.model import ModelSection
 from pretrain.config.section import Section, require_divides
@@ -194,6 +194,9 @@ class CommonCheckpointSection(Section):
     init_from: str | None = None
     """Directory of a run whose newest weights a new run starts from: pretrained, imported or fine-tuned.
     Default: random weights."""
+    resume: Literal["auto", "never"] | NonNegativeInt = "auto"
+    """auto: continue from the newest good checkpoint; never: refuse a run directory that has one; or a step, to go back
+    to: the checkpoints after it are set aside."""
 
 
 class CheckpointSection(CommonCheckpointSection):
@@ -201,9 +204,6 @@ class CheckpointSection(CommonCheckpointSection):
     """Steps between checkpoints; 0 = only at the end and on a signal."""
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto = continue from the newest good checkpoint of the run directory; never = refuse a run directory that has
-    any."""
     asynchronous: bool = True
     """Write in the background: the step waits only for the copy out of the training state."""
 

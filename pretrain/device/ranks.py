@@ -5,6 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+_FIRST_SPECIAL_STEP = 0xFFFFFFFA
+"""Slurm numbers the steps of srun from 0; interactive and batch steps have numbers from here on (slurm.h)."""
+
 
 class World(NamedTuple):
     rank: int
@@ -22,9 +25,14 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
         ValueError: a variable is not a number, or the rank is not below the number of ranks.
     """
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        # a batch script outside srun has Slurm's variables too, but no MASTER_ADDR
-        if names[0] in environment and "MASTER_ADDR" in environment:
+        is_rank = names[0] == "RANK" or "MASTER_ADDR" in environment or _is_srun_task(environment)
+        if names[0] in environment and is_rank:
             rank, size = _number(environment, names[0], 0), _number(environment, names[1], 1)
+            if size > 1 and "MASTER_ADDR" not in environment:
+                raise ValueError(
+                    f"environment: {names[1]}={size} without MASTER_ADDR, so the ranks cannot find each other: "
+                    "export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>, or start one process alone"
+                )
             if rank >= size:
                 raise ValueError(f"environment: {names[0]}={rank} is not below {names[1]}={size}")
             return World(rank, size, _number(environment, names[2], 0) if names[2] in environment else 0)
@@ -44,6 +52,12 @@ def planned_world_size(smallest: int, environment: Mapping[str, str] = os.enviro
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as one of its ranks."""
     return "RANK" in environment
+
+
+def _is_srun_task(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process; a batch script and the shell of salloc have Slurm's numbers of tasks too."""
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _number(environment: Mapping[str, str], name: str, minimum: int) -> int:

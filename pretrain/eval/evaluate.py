@@ -11,7 +11,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lm_eval.api.task import Task
 
 from pretrain.eval.groups import ResolvedTask, load_tasks
 from pretrain.eval.harness import LoopedLM
-from pretrain.rows.evaluation import EvaluationRow, ScoredModel
+from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.jsonl import JsonLines
 
 BOOTSTRAP_SAMPLES = 1000
@@ -28,22 +27,6 @@ BOOTSTRAP_SAMPLES = 1000
 FEWSHOT_SEED = 1234
 """Of the choice of solved examples in a prompt, the same at every loop count and step; the harness's own default."""
 _COUNTS = ("alias", "name", "sample_len", "sample_count")
-
-
-@dataclass(frozen=True)
-class ResultKey:
-    """What tells the row of one result from those of others."""
-
-    run: str
-    step: int
-    task: str
-    num_loops: int
-    metric: str
-    num_examples: int
-
-    @classmethod
-    def of(cls, row: EvaluationRow) -> "ResultKey":
-        return cls(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
 
 
 def prepare_harness() -> None:

@@ -54,6 +54,22 @@ class EvaluationRow:
     needs it."""
 
 
+@dataclass(frozen=True)
+class ResultKey:
+    """What tells the row of one result from those of others."""
+
+    run: str
+    step: int
+    task: str
+    num_loops: int
+    metric: str
+    num_examples: int
+
+    @classmethod
+    def of(cls, row: EvaluationRow) -> "ResultKey":
+        return cls(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
     saved: SavedModel

@@ -1,6 +1,7 @@
 """Progress of a run for people: one live bar on a terminal, a plain line every few seconds in a log file.
 
-Only one rank has one of these. Other output of that rank goes through `message`, so that it does not tear the bar.
+A display that fails, because its reader is gone or its disk is full, is given up; it never costs the run. Only one
+rank has one of these. Other output of that rank goes through `message`, so that it does not tear the bar.
 """
 
 import sys
@@ -34,23 +35,24 @@ class Progress:
             clock: seconds, for the plain lines.
         """
         self._num_steps, self._seconds_per_line, self._clock = num_steps, seconds_per_line, clock
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: TextIO | None = stream or sys.stderr  # None where standard error was closed
         self._first: tuple[float, int] | None = (
             None  # when the first step was done: it is slow, so the ETA counts from it
         )
         self._last_line = -seconds_per_line
         self._unsaid = ""
         self._bar = None
-        if self._stream.isatty():
+        if self._stream is not None and self._stream.isatty():
             self._bar = tqdm(
                 total=num_steps, initial=done, file=self._stream, dynamic_ncols=True, bar_format=BAR_FORMAT
             )
 
     def update(self, done: int, description: str) -> None:
         """Show that `done` steps are done, with a short description of the last one."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(description, refresh=False)
-            self._bar.update(done - self._bar.n)
+        bar = self._bar
+        if bar is not None:
+            bar.set_postfix_str(description, refresh=False)
+            self._show(lambda: bar.update(done - bar.n))
             return
         now = self._clock()
         self._first = self._first or (now, done)
@@ -61,18 +63,26 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        bar, stream = self._bar, self._stream
+        if bar is not None:
+            self._show(lambda: bar.write(text, file=stream))
+        elif stream is not None:
+            self._show(lambda: print(text, file=stream, flush=True))
 
     def close(self) -> None:
         """Leave the bar as it stands, or show the last step if no line did."""
-        if self._bar is not None:
-            self._bar.refresh()
-            self._bar.close()
+        bar = self._bar
+        if bar is not None:
+            self._show(bar.refresh)
+            self._show(bar.close)
         elif self._unsaid:
             self._say_line()
+
+    def _show(self, display: Callable[[], object]) -> None:
+        try:
+            display()
+        except (OSError, ValueError):  # a closed file is a ValueError
+            self._stream = self._bar = None
 
     def _say_line(self) -> None:
         self.message(self._unsaid)

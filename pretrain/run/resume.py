@@ -24,7 +24,6 @@ MAY_DIFFER = {
     "run.name": "a run directory may be renamed",
     "run.root": "a run directory may be moved",
     "data.tokenizer": "its content is compared, the file may have moved",
-    "parallel": "no number depends on the ranks",
     "train.micro_batch": "memory and speed alone",
     "train.deterministic": "the choice of kernels alone",
     "train.exit_after": "a limit on wall time",
@@ -51,16 +50,18 @@ class Difference(NamedTuple):
     now: Any
 
 
-def newest_on_all_ranks(run_dir: Path, *, keep_verdicts: bool = False) -> tuple[CheckpointReader | None, list[str]]:
-    """The newest good checkpoint of a run, the same on all ranks, which share the work of checking it; a line for each
-    newer one that is bad. Collective.
+def newest_on_all_ranks(
+    run_dir: Path, *, keep_verdicts: bool = False, step: int | None = None
+) -> tuple[CheckpointReader | None, list[str]]:
+    """The newest good checkpoint of a run, or that of one step, the same on all ranks, which share the work of checking
+    it; a line for each newer one that is bad. Collective.
 
     Raises:
         OSError: a checkpoint cannot be read.
     """
     return newest_good(
         run_dir / CHECKPOINTS, rank=dist.get_rank(), world_size=dist.get_world_size(), gather=gather_lists,
-        keep_verdicts=keep_verdicts,
+        keep_verdicts=keep_verdicts, step=step,
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class Resumable:
     must_equal: tuple[str, ...] = ()
     """Keys of these sections that may not."""
 
-    def compare(self, reader: CheckpointReader, config: BaseModel) -> list[str]:
+    def compare(self, reader: CheckpointReader, config: Any) -> list[str]:
         """A line for each setting that differs from a checkpoint's and may.
 
         Raises:
@@ -98,7 +99,9 @@ class Resumable:
         if refused:
             advice = "choose another run.name or the old value"
             raise ValueError(
-                "\n".join(f"{key}={now!r}, but {reader.path} was made with {then!r}: {advice}" for key, then, now in refused)
+                "\n".join(
+                    f"{key}={now!r}, but {reader.path} was made with {then!r}: {advice}" for key, then, now in refused
+                )
             )
         return [f"{key}: {then!r} in the checkpoint, {now!r} now" for key, then, now in allowed]
 

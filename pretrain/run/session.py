@@ -11,8 +11,10 @@ An error after `begin` ends the run as `session.fail` does: file `state` says fa
 
 import contextlib
 import os
+import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +23,10 @@ from typing import Any, Protocol, Self
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.commit import set_aside
 from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.names import CHECKPOINTS
+from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import require_tokenizer
 from pretrain.checkpoint.store import open_store
@@ -34,12 +37,18 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
-from pretrain.parallel.groups import Groups, make_groups, start_world
+from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.run.directory import describe_run, tokenizer_copy, write_state
 from pretrain.run.logger import LoggedConfig, RunMetrics
+from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
+
+
+def _went_on_from(config: Mapping[str, Any], step: int) -> bool:
+    """Whether a checkpoint was made by a run that was told to resume from this very step, and so comes after it."""
+    return config["checkpoint"].get("resume") == step
 
 
 class SessionConfig(LoggedConfig, Protocol):
@@ -101,12 +110,21 @@ class RunSession:
         """FLOP/s of all ranks' devices together."""
         self._signals, self._started, self._results = signals, time.monotonic(), results
         self._has_begun, self._outcome = False, ""
-        self._store = open_store(
-            self.directory / CHECKPOINTS, keep_last=config.checkpoint.keep_last, keep_every=keep_every,
-            asynchronous=asynchronous,
-        )  # fmt: skip
+        self._keep_every, self._asynchronous = keep_every, asynchronous
+        self._ownership = Ownership(self.directory, lost=self._lose, say=lambda text: print(text, file=sys.stderr))
+        self._is_lost = False
+        self._set_aside: list[Path] = []
 
     def __enter__(self) -> Self:
+        self._claim()
+        try:
+            self._store = open_store(
+                self.directory / CHECKPOINTS, keep_last=self.config.checkpoint.keep_last, keep_every=self._keep_every,
+                asynchronous=self._asynchronous,
+            )  # fmt: skip
+        except BaseException:
+            self._ownership.release()
+            raise
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -114,11 +132,14 @@ class RunSession:
             self.metrics.close()
             if self._outcome:  # only now: the progress display is gone
                 self.say(self._outcome)
-        if self._has_begun and isinstance(error, (ValueError, OSError)):
-            why = describe_error(error)
-            with contextlib.suppress(OSError):  # what failed may be this very folder
-                write_state(self.directory, f"failed: {why.partition(chr(10))[0]}")
-            raise RunFailed(why) from error
+        try:
+            if self._has_begun and isinstance(error, (ValueError, OSError)):
+                why = describe_error(error)
+                with contextlib.suppress(OSError):  # what failed may be this very folder
+                    write_state(self.directory, f"failed: {why.partition(chr(10))[0]}")
+                raise RunFailed(why) from error
+        finally:
+            self._ownership.release()
 
     def resume(self, resumable: Resumable) -> CheckpointReader | None:
         """The newest good checkpoint, to go on from; None where there is none. The random state is the saved one.
@@ -127,7 +148,23 @@ class RunSession:
             ValueError: no checkpoint is good, or the newest one is not of this run.
             OSError: a checkpoint cannot be read.
         """
+        folder, at = self.directory / CHECKPOINTS, self.config.checkpoint.resume
+        if at == "never":
+            found = list_checkpoints(folder)
+            if found:
+                raise ValueError(
+                    f"{folder} holds {found[0].name}, but checkpoint.resume=never: "
+                    "choose another run.name or resume=auto"
+                )
+            return None
         reader, problems = newest_on_all_ranks(self.directory, keep_verdicts=True)
+        if isinstance(at, int) and not (reader and _went_on_from(reader.meta[resumable.config], at)):
+            reader, problems = newest_on_all_ranks(self.directory, step=at)
+            if reader is None:
+                raise ValueError(
+                    "\n".join([*problems, f"checkpoint.resume={at}: {folder} has no good checkpoint of it"])
+                )
+            self._set_aside = [path for path in list_checkpoints(folder) if (parse_step(path.name) or 0) > at]
         if reader is None:
             if problems:
                 advice = "move the folder away to start from step 0, or choose another run.name"
@@ -158,6 +195,7 @@ class RunSession:
             write_state(self.directory, "running")
         self._has_begun = True
         if self.rank == 0:
+            self.notes += [f"set aside: {set_aside(path)}" for path in self._set_aside]
             self.metrics = RunMetrics(
                 self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results
             )
@@ -233,8 +271,44 @@ class RunSession:
         if self.rank == 0:
             write_state(self.directory, state)
 
+    def _claim(self) -> None:
+        """Own the run directory, on all ranks: rank 0 writes its name there, and the others look for it. Collective.
+
+        Raises:
+            ValueError: it has another live owner, or a rank does not see it.
+            OSError: it cannot be written.
+        """
+        before, error = "", None
+        if self.rank == 0:
+            try:
+                before = self._ownership.take()
+            except (ValueError, OSError) as caught:
+                error = caught
+        claim: list[Any] = [self._ownership.owner.nonce, error]
+        dist.broadcast_object_list(claim, src=0, device=torch.device("cpu"))
+        if claim[1] is not None:
+            raise claim[1]
+        blind = f"rank {self.rank} on {socket.gethostname()} does not see {self.directory}, where rank 0 wrote just now"
+        problem = [] if sees_owner(self.directory, claim[0]) else [f"{blind}: run.root must be a shared file system"]
+        problems = gather_lists(problem)
+        if problems:
+            self._ownership.release()
+            raise ValueError(problems[0])
+        if before:
+            self.notes.append(f"took the run directory over from {before}, which has ended")
+
+    def _lose(self) -> None:
+        self._is_lost = True
+
     def _wish(self) -> str | None:
-        """Why this rank wants to stop."""
+        """Why this rank wants to stop.
+
+        Raises:
+            RunFailed: the directory has another owner now.
+        """
+        if self._is_lost:
+            self._has_begun = False  # not a word more into it
+            raise RunFailed(f"another process took {self.directory} over while this one stood still: this one ends")
         minutes = self.config.train.exit_after
         if self._signals.requested is None and minutes is not None and time.monotonic() - self._started > 60 * minutes:
             return "train.exit_after"

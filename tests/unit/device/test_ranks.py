@@ -22,6 +22,8 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
         ({**SLURM, **RENDEZVOUS}, (5, 8, 1)),
         ({"RANK": "0", "WORLD_SIZE": "2", **SLURM, **RENDEZVOUS}, (0, 2, 0)),
         (SLURM, (0, 1, 0)),  # a batch script, not under srun
+        ({**SLURM, "SLURM_STEP_ID": "4294967290"}, (0, 1, 0)),  # the shell of salloc
+        ({**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, (0, 1, 1)),  # one process in srun
         ({"WORLD_SIZE": "4", **RENDEZVOUS}, (0, 1, 0)),  # a dry run in a job
     ],
 )
@@ -51,6 +53,18 @@ def test_a_dry_run_plans_for_the_launcher_or_for_one_replica(environment: dict[s
 def test_variables_that_are_no_ranks_are_named(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^environment: {message}"):
         world_from_environment({**environment, **RENDEZVOUS})
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8"}, "WORLD_SIZE"),
+        ({**SLURM, "SLURM_STEP_ID": "0"}, "SLURM_NTASKS"),
+    ],
+)
+def test_ranks_that_cannot_find_each_other_do_not_train_alone(environment: dict[str, str], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=8 without MASTER_ADDR, .*export MASTER_ADDR="):
+        world_from_environment(environment)
 
 
 @pytest.mark.parametrize("entry", [["-m", "pretrain.train"], ["finetune/coconut.py"]], ids=["pretrain", "finetune"])

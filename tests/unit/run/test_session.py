@@ -80,15 +80,15 @@ def test_what_a_checkpoint_does_not_know_had_its_default() -> None:
     reader, _ = open_checkpoint(GOLDEN / "pretrained")
     config = read_config(GOLDEN / "pretrained.yaml", RunConfig, ["model.rope_theta=5"])
     del reader.meta["config"]["model"]["rope_theta"]
-    pretrain.trainer.RESUMABLE.require_same(reader, read_config(GOLDEN / "pretrained.yaml", RunConfig))
+    pretrain.trainer.RESUMABLE.compare(reader, read_config(GOLDEN / "pretrained.yaml", RunConfig))
     with pytest.raises(ValueError, match=r"model\.rope_theta=5\.0, but .*/step-00000008 was made with 10000\.0"):
-        pretrain.trainer.RESUMABLE.require_same(reader, config)
+        pretrain.trainer.RESUMABLE.compare(reader, config)
 
 
 def test_another_kind_of_training_is_not_gone_on_with() -> None:
     pretrained, finetuned = (open_checkpoint(GOLDEN / name)[0] for name in ("pretrained", "finetuned"))
     config = read_config(GOLDEN / "finetuned.yaml", FinetuneConfig)
     with pytest.raises(ValueError, match=r"pretrained holds no state of fine-tuning to resume: .*init_from="):
-        finetune.trainer.RESUMABLE.require_same(pretrained, config)
+        finetune.trainer.RESUMABLE.compare(pretrained, config)
     with pytest.raises(ValueError, match=r"finetuned holds no state of pretraining to resume"):
-        pretrain.trainer.RESUMABLE.require_same(finetuned, read_config(GOLDEN / "pretrained.yaml", RunConfig))
+        pretrain.trainer.RESUMABLE.compare(finetuned, read_config(GOLDEN / "pretrained.yaml", RunConfig))
