@@ -79,14 +79,8 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
 def evaluate_cells(
     finetuned: FinetunedModel, questions: Questions, cells: Sequence[Cell], file: JsonLines, *, batch: int
 ) -> Iterator[CoconutRow]:
-    """The row of every cell, in order: read from the file, or made and appended to it. Shows progress.
-
-    Args:
-        finetuned: the run.
-        questions: to answer.
-        cells: numbers of thoughts and loops.
-        file: of rows, read before the first cell.
-        batch: questions answered together; changes no answer.
+    """The row of every cell, in order: read from the file, or made and appended to it. Shows progress. The batch size
+    changes no answer.
 
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.

@@ -149,14 +149,8 @@ def answer_flops(
 
     A pass over n positions that attend to s keys costs n · body(s), in which each loop counts, and every
     choice of a token one head (`pretrain/model/count.py`). Not counted: padding, positions that a row computes after
-    its end, and the stop classifier, a product of d numbers.
-
-    Args:
-        model: its shape.
-        num_prompt_tokens: length of the question, <bot> included.
-        settings: of the answer.
-        answer: the tokens and thoughts.
-        is_stopped: whether a classifier ended the thoughts.
+    its end, and the stop classifier, a product of d numbers. The prompt ends with <bot>; `is_stopped`: a classifier
+    ended the thoughts.
     """
     count = settings.way.passes(num_prompt_tokens, settings.num_slots, answer.num_thoughts, is_stopped=is_stopped)
     outside = body_flops(model, 0, settings.num_loops)

@@ -65,12 +65,7 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
 
 
 def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
-    """How much of the value the best nodes have together, over the questions, for each number of thoughts.
-
-    Args:
-        tops: `top_values` by number of thoughts.
-        files: to save to.
-    """
+    """The summed value of the best nodes (`top_values`) over the questions, for each number of thoughts."""
     with new_figure(files, 0.6 + 3.1 * len(tops), 3.3) as figure:
         panels = figure.subplots(1, len(tops), sharey=True, squeeze=False)[0]
         for place, (num_thoughts, curves) in zip(panels, tops.items(), strict=True):
@@ -115,7 +110,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
-    """What can be reached in the graph of one question, every node with its value after so many thoughts."""
+    """The reachable part of the graph of one question, every node with its value after a number of thoughts."""
     from matplotlib import colormaps
 
     shades = colormaps["Blues"]
@@ -150,7 +145,7 @@ def _draw_nodes(place: "Axes", view: TreeView, shades: "Colormap") -> None:
 
 
 def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]) -> None:
-    """Length and direction of thoughts, and what those about one question decode to."""
+    """Length and direction of thoughts, and the tokens that those about one question decode to."""
     num_thoughts = len(found.norms)
     places = list(range(1, num_thoughts + 1))
     with new_figure(files, 11.5, 3.4) as figure:
@@ -219,7 +214,7 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
 
 
 def best_for_cost(rows: Sequence[CoconutRow]) -> list[tuple[float, float]]:
-    """(FLOPs of an answer, accuracy in %) of every row that no cheaper one, and none of equal cost, is as good as."""
+    """(FLOPs of an answer, accuracy in %) of every row that is better than all cheaper ones and those of equal cost."""
     best: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: (row.flops_per_example, -row.accuracy)):
         if not best or 100 * row.accuracy > best[-1][1]:

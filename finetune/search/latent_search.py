@@ -88,16 +88,8 @@ def search_values(
     *,
     batch: int,
 ) -> list[NodeValue]:
-    """The value of every concept of every question after the thoughts of `settings`.
-
-    Args:
-        model: on its device, in its precision.
-        prompts: token ids of each question, <bot> included.
-        graphs: of the questions.
-        form: how they are written.
-        tokenizer: of the model.
-        settings: thoughts and loops.
-        batch: questions worked on together; changes no value.
+    """The value of every concept of every question, given as prompt (<bot> included) and as graph, after the thoughts
+    of `settings`. The batch size changes no value.
 
     Raises:
         ValueError: the tokenizer joins a name with the text before it.

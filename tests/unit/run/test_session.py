@@ -67,7 +67,7 @@ def test_an_error_in_training_ends_the_run_as_failed(tmp_path: Path) -> None:
         (PRETRAIN, "data.sources=[]", "data.sources is empty"),
         (PRETRAIN, "model.vocab_size=8", "more than model.vocab_size=8: raise the latter"),
         (FINETUNE, "train.seq_len=8", "train.seq_len"),
-        (FINETUNE, "train.precision=fp16", "train.precision=fp16: DeepSpeed has it on GPUs alone"),
+        (FINETUNE, "train.precision=fp16", "train.precision=fp16: DeepSpeed has it on GPUs only"),
     ],
 )
 def test_bad_input_leaves_no_trace(tmp_path: Path, command: list[str], override: str, message: str) -> None:
