@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from finetune.config import ExamplesSection
+from finetune.method.methods import Removal
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import read_file
 from pretrain.tasks.example_file import read_examples
@@ -45,6 +46,16 @@ class EncodedExample(NamedTuple):
     """With its mark, and eos."""
     num_mark_tokens: int = 0
     """Tokens at the start of the answer that are its mark."""
+
+    def chain(self, removal: Removal) -> Sequence[tuple[int, ...]]:
+        """The chain of reasoning in the units that a method removes."""
+        match removal:
+            case "step":
+                return self.steps
+            case "token":
+                return [(token,) for step in self.steps for token in step]
+            case _:
+                assert_never(removal)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,7 @@ class Sampler:
     ) -> None:
         self._examples, self._maker, self._config = examples, maker, config
         self._layout, self._rank = layout, rank
-        removes_tokens = config.chosen_method.removal == "token"
-        self._chain_lengths = [
-            sum(map(len, example.steps)) if removes_tokens else len(example.steps) for example in examples
-        ]
+        self._chain_lengths = [len(example.chain(config.chosen_method.removal)) for example in examples]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def require_length(self, seq_len: int) -> None:

@@ -58,10 +58,7 @@ class RowMaker:
     def row(self, example: EncodedExample, cut: Cut) -> TrainingRow:
         """An example with the front of its chain replaced by slots."""
         markers = self.markers_at(cut.num_slots)
-        if self._method.removal == "token":
-            chain = [token for step in example.steps for token in step][cut.removed :]
-        else:
-            chain = [token for step in example.steps[cut.removed :] for token in step]
+        chain = [token for unit in example.chain(self._method.removal)[cut.removed :] for token in unit]
         slots = (*[markers.slot] * cut.num_slots, *markers.after)
         num_thoughts = cut.num_slots if self._method.has_thoughts else 0
         return _row(markers.prompt(example.question), slots, chain, example, num_thoughts)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 MethodName = Literal[
     "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought"
 ]
+Removal = Literal["step", "token"]
 
 
 class Slots(NamedTuple):
@@ -34,7 +35,7 @@ class Method:
     """Stages of the training: all in turn, or only one; the first has the whole chain, the last none of it."""
     slots: Slots | None
     """What replaces removed reasoning: latent thoughts, the embedding of <pause>, or nothing."""
-    removal: Literal["step", "token"] = "step"
+    removal: Removal = "step"
     """What a stage removes from the front of the chain."""
 
     @property
