@@ -131,7 +131,6 @@ class FinetuneValidationSection(Section):
 class FinetuneCheckpointSection(CommonCheckpointSection):
     every: int = Field(default=0, ge=0)
     """Steps between checkpoints, besides the one after every epoch; 0 = only those."""
-    keep_last: int = Field(default=1, gt=0)
 
 
 class FinetuneConfig(EntryConfig):

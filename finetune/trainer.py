@@ -28,7 +28,8 @@ from finetune.run.counters import FinetuneCounters
 from finetune.run.finetuned_model import BEST, load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
 from finetune.run.rows import FinetuneRow, step_flops
-from pretrain.checkpoint.names import CHECKPOINTS
+from pretrain.checkpoint.commit import set_aside
+from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.store import open_store
 from pretrain.config.layout import Layout
@@ -97,6 +98,10 @@ class FinetuneTrainer:
         self._resume(origin)
         num_steps = config.train.epochs * self.sampler.steps_per_epoch
         session.begin(self.counters, num_steps, more=f", {ledger(config, layout)}")
+        if session.rank == 0:  # best weights of steps that are trained again
+            for path in list_checkpoints(session.directory / BEST / CHECKPOINTS):
+                if (parse_step(path.name) or 0) > self.counters.step:
+                    set_aside(path)
 
     def run(self) -> int:
         """Train until the last epoch or until the ranks vote to stop; returns the exit code."""
@@ -228,9 +233,10 @@ class FinetuneTrainer:
         self.session.save(self.engine.pieces(), {**self._meta(), **self.engine.meta()})
 
     def _save_best(self) -> None:
-        """Save the weights alone, in place of those that were best until now."""
+        """Save the weights alone, beside those that were best until now: after a kill the checkpoint to go on from may
+        still name these."""
         directory = self.session.directory / BEST
-        store = open_store(directory / CHECKPOINTS, keep_last=1, keep_every=0, asynchronous=False)
+        store = open_store(directory / CHECKPOINTS, keep_last=2, keep_every=0, asynchronous=False)
         store.save(self.counters.step, self.engine.weights(), self.session.meta(self._meta()))
         store.wait()
         if self.session.rank == 0:

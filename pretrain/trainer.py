@@ -149,6 +149,11 @@ class Trainer:
             if is_last or vote.reason or (config.checkpoint.every and counters.step % config.checkpoint.every == 0):
                 self._save()
             session.report_saves()
+        if counters.skipped_in_a_row:
+            session.say(
+                f"warning: the last {counters.skipped_in_a_row} steps were skipped, their loss or gradient not finite: "
+                "do not trust these weights; checkpoint.resume=STEP goes back"
+            )
         return session.finish()
 
     def _count(self, result: StepResult, num_loops: int, lr: float, started: float) -> None:

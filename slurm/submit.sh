@@ -31,6 +31,7 @@ for word in "${requested[@]}" "${options[@]}"; do
   word=${name:+$name=}$word name=
   case $word in
     -N | -n | --nodes | --ntasks | --ntasks-per-node) name=$word ;; # its value is the next word
+    -a* | --array | --array=*) refuse "$word: the jobs of an array would train in one run directory; use tools/sweep.py --slurm" ;;
     -N=* | --nodes=*) nodes=${word#*=} ;;
     -n=* | --ntasks=*) ntasks=${word#*=} ;;
     --ntasks-per-node=*) per_node=${word#*=} ;;

@@ -291,7 +291,7 @@ def _compose(text: str, source: str) -> yaml.Node:
 
 def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
     """One finding of pydantic as a line of the same form as ours."""
-    path: KeyPath = tuple(detail["loc"])
+    path: KeyPath = tuple(part for part in detail["loc"] if not _is_branch(part))
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":  # our own checks, which name keys and values themselves
         return f"{whole}: {context['error']}"
@@ -313,6 +313,11 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
     }
     what = next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
     return f"{origin}: {_dotted(path)}: {what}, got {_short(detail['input'])}"
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether pydantic names a branch of a union here, and no key."""
+    return isinstance(part, str) and not part.isidentifier()
 
 
 def _where(node: yaml.Node, source: str) -> str:

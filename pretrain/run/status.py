@@ -124,8 +124,7 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     """
     now = time.time() if now is None else now
     config, problem = _read_config(run / "config.yaml")
-    train, logging = (section if isinstance(section := config.get(key), dict) else {} for key in ("train", "logging"))
-    epochs = train.get("epochs")
+    epochs, all_steps = _number(config, "train", "epochs"), _number(config, "train", "steps")
     rows: list[LoggedStep] = []
     with contextlib.suppress(OSError):
         rows = JsonLines(run / "metrics.jsonl").tail(LoggedStep, EPOCHS_TAIL_BYTES if epochs else TAIL_BYTES)
@@ -135,9 +134,9 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     step_time = _median(row.step_time_s for row in recent)
     said = _read_line(run / "state")
     job = _newest_job(run)
-    patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (logging.get("every") or 1))
+    patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (_number(config, "logging", "every") or 1))
     state = _state(said, job, queue, silent_for=(now - _last_sign(run, job)) / patience, has_begun=bool(rows))
-    num_steps = train.get("steps") or (step if state == "complete" else _steps_of_epochs(rows, epochs))
+    num_steps = all_steps or (step if state == "complete" else _steps_of_epochs(rows, epochs))
     requeues = _lines(run / "requeues.txt")
     return RunStatus(
         name=name,
@@ -181,9 +180,16 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         config = yaml.load(read_file(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         return {}, ""
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return {}, f"config.yaml: {str(error).partition(chr(10))[0]}"
     return (config, "") if isinstance(config, dict) else ({}, "config.yaml: not a configuration")
+
+
+def _number(config: dict[str, Any], section: str, key: str) -> int | None:
+    """A whole number above 0 of a configuration that nobody has checked."""
+    values = config.get(section)
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if type(value) is int and value > 0 else None
 
 
 def _tail(path: Path, num_bytes: int) -> str:
@@ -205,7 +211,7 @@ def _read_line(path: Path) -> str:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.median(known) if known else None
 
 

@@ -3,6 +3,7 @@ the best is kept."""
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
+from pretrain.checkpoint.names import list_checkpoints, parse_step
 from pretrain.checkpoint.verify import newest_good
 from pretrain.rows.evaluation import ScoredModel
 from pretrain.run.trained_model import load_trained_model
@@ -178,6 +180,20 @@ def test_only_the_last_stage_can_be_the_best(root: Path, pool: RankPool) -> None
     assert (root / "runs" / "best" / "state").read_text() == "complete\n"
     assert run(pool, config, 2) == []  # nothing is left to do, and nothing is written twice
     assert rows(root, "best", "eval/coconut.jsonl") == found
+
+    # A kill after the best weights of the last epoch were saved, and before its checkpoint was.
+    newest, before = list_checkpoints(root / "runs" / "best" / "checkpoints")
+    shutil.rmtree(newest)
+    assert len(run(pool, config, 2)) == parse_step(newest.name) - parse_step(before.name)
+    again = rows(root, "best", "eval/coconut.jsonl")
+    told = ("split", "step", "accuracy")
+    assert sorted(tuple(row[key] for key in told) for row in again) == sorted(
+        tuple(row[key] for key in told) for row in found
+    )
+    assert load_trained_model(folder, torch.device("cpu")).step == best["step"]
+    once = finetune_config(root, "best", method={"stop": "classifier"}, checkpoint={"resume": "never"})
+    with pytest.raises(RankError, match=r"but checkpoint\.resume=never"):
+        run(pool, once, 2)
 
 
 @pytest.mark.parametrize(("reset", "starts"), [("never", [0]), ("stage", [0, 3, 6, 9]), ("epoch", [0, 3, 6, 9, 12])])

@@ -45,6 +45,7 @@ TESTED = {
         "optimizer.reset": "tests/distributed/test_finetuning.py",
         "engine.tensor": "tests/distributed/test_finetuning.py",
         "checkpoint.keep_last": "tests/golden/finetuned.yaml",
+        "checkpoint.resume": "tests/distributed/test_finetuning.py",
     },
 }
 """Keys that no shipped configuration sets, and a file of the tests that does."""

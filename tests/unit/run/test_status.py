@@ -146,8 +146,12 @@ def test_damaged_files_cost_only_what_they_held(tmp_path: Path) -> None:
     found = status(run)
     assert (found.num_steps, found.eta_s) == (None, None)
     assert found.error.startswith("config.yaml: while parsing")
-    (run / "config.yaml").write_text("train: 3")
-    assert status(run).num_steps is None
+    for text in ("train: 3", "train: {steps: abc, epochs: [1]}\nlogging: {every: abc}", "[" * 5000):
+        (run / "config.yaml").write_text(text)
+        assert status(run).num_steps is None
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 6, "loss": "a"}\n{"step": 6, "step_time_s": NaN}\n' + "[" * 5000 + "\n")
+    assert status(run).step in (5, 6)
     (run / "config.yaml").write_text("3")
     assert status(run).error == "config.yaml: not a configuration"
 
