@@ -18,7 +18,7 @@ from finetune.latent.batch import LatentBatch
 from finetune.method.curriculum import CurriculumSection, Cut
 from finetune.method.markers import Markers, markers_of
 from finetune.method.methods import Method
-from pretrain.data.stream.batch import IGNORED
+from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 

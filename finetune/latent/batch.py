@@ -16,7 +16,7 @@ class LatentBatch:
     tokens: Tensor
     """int64 [b, s]; padding is ignored, and latent slots too except by `finetune/latent/jacobi.py`."""
     labels: Tensor
-    """int64 [b, s]: the token to predict after each position, -100 for none."""
+    """int64 [b, s]: the token to predict after each position, IGNORED for none."""
     supervised: Tensor
     """int64 [n]: indices of the flattened labels that hold a token; finding them on a GPU would wait for it."""
     first_token: Tensor

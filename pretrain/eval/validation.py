@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
+from pretrain.data.stream.labels import IGNORED
 from pretrain.data.stream.loader import Loader
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.stop_vote import StopVote
@@ -16,7 +17,7 @@ from pretrain.parallel.stop_vote import StopVote
 class Validation:
     """The first `validation.num_sequences` samples of the validation split, in batches for this data-parallel rank.
 
-    Rows of -1 fill the last batch, and every batch holds enough micro-batches for the ring.
+    Rows without labels fill the last batch, and every batch holds enough micro-batches for the ring.
 
     Raises:
         ValueError: the validation split holds no document.
@@ -32,13 +33,14 @@ class Validation:
             rank=rank, num_ranks=ranks, split="validation",
         ) as loader:  # fmt: skip
             rows = torch.from_numpy(loader.next_batch()).clone()
-        rows[rank + ranks * torch.arange(per_rank) >= wanted] = -1
+        empty = torch.tensor([[0], [IGNORED]]).expand(rows.shape[1:])
+        rows[rank + ranks * torch.arange(per_rank) >= wanted] = empty
         batch = max(layout.micro_batches, config.parallel.pipeline) * micro_batch
         smallest = config.parallel.pipeline * micro_batch
         whole = per_rank // batch * batch
         rest = per_rank - whole
         padded = whole + (max(smallest, math.ceil(rest / micro_batch) * micro_batch) if rest else 0)
-        padding = torch.full((padded - per_rank, rows.shape[1]), -1, dtype=rows.dtype)
+        padding = empty.expand(padded - per_rank, -1, -1)
         self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
         self.num_sequences = wanted
 

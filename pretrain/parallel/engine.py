@@ -23,7 +23,8 @@ from torch import Tensor
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import RunConfig
-from pretrain.data.stream.batch import IGNORED, Inputs, make_inputs
+from pretrain.data.stream.batch import Inputs, make_inputs
+from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.initialise import initialise
@@ -84,7 +85,7 @@ class Engine:
         """One optimizer step.
 
         Args:
-            rows: [n, s + 1] token rows of this data-parallel rank, n = micro-batches · train.micro_batch.
+            rows: [n, 2, s] tokens and labels of this data-parallel rank, n = micro-batches · train.micro_batch.
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
@@ -122,7 +123,7 @@ class Engine:
         """Score rows at several loop counts, without training.
 
         Args:
-            rows: [n, s + 1] token rows of this data-parallel rank, n as in `train_step`; rows of -1 are padding.
+            rows: [n, 2, s] tokens and labels of this data-parallel rank, n as in `train_step`.
             loops: loop counts, all different.
             vote: held at the end.
 
@@ -146,22 +147,9 @@ class Engine:
         return self._sum(list(sums), vote), num_supervised
 
     def micro_batches(self, rows: Tensor) -> list[Inputs]:
-        """Rows [n, s + 1] -> inputs of train.micro_batch sequences each, on the device."""
-        document_mask = self.config.data.document_mask
+        """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""
         parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
-        made = []
-        for part in parts:
-            is_padding = part[:, :1] < 0
-            inputs = make_inputs(part.clamp_min(0), self.separators, document_mask)
-            made.append(
-                Inputs(
-                    tokens=inputs.tokens,
-                    labels=inputs.labels.masked_fill(is_padding, IGNORED),
-                    positions=inputs.positions,
-                    segment_ids=inputs.segment_ids,
-                )
-            )
-        return made
+        return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
 
     def pieces(self) -> list[Piece]:
         """What this rank saves of weights and optimizer, as views."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.data.stream.batch import IGNORED, make_inputs
+from pretrain.data.stream.batch import make_inputs
+from pretrain.data.stream.labels import IGNORED, label_text
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
@@ -79,7 +80,8 @@ def make_rows(num_rows: int, seed: int = 0) -> Tensor:
     """[n, s + 1] random tokens, about one in eight of them the begin of a document."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(2, VOCAB_SIZE, (num_rows, SEQ_LEN + 1), generator=generator)
-    return rows.masked_fill(torch.rand(rows.shape, generator=generator) < 1 / 8, SEPARATORS.bos_id)
+    rows = rows.masked_fill(torch.rand(rows.shape, generator=generator) < 1 / 8, SEPARATORS.bos_id)
+    return torch.from_numpy(label_text(rows.numpy(), SEPARATORS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Reference:
 
     def loss(self, rows: Tensor, num_loops: int) -> tuple[Tensor, Tensor, Tensor]:
         """(what is differentiated, negative log-likelihood per token, regularisation)."""
-        inputs = make_inputs(rows, SEPARATORS, self.config.data.document_mask)
+        inputs = make_inputs(rows, SEPARATORS.bos_id, self.config.data.document_mask)
         states = self.model(inputs.tokens, num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids)
         total, nll = loss_sums(self.model, states, inputs.labels, self.config.train.z_loss_weight)
         num_supervised = (inputs.labels != IGNORED).sum()

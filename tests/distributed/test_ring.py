@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.data.stream.labels import IGNORED
 from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import (
-    SEPARATORS,
     SEQ_LEN,
     RankReport,
     Reference,
@@ -104,8 +104,9 @@ def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, flo
     engine, groups = make_engine(config)
     own = own_rows(rows, groups)
     totals, num_tokens = engine.evaluate(own, DEPTHS)
-    assert num_tokens == (rows[:, 1:] != SEPARATORS.bos_id).sum()
-    padded, num_padded = engine.evaluate(torch.cat((own, torch.full((2, SEQ_LEN + 1), -1))), DEPTHS)
+    assert num_tokens == (rows[:, 1] != IGNORED).sum()
+    padding = torch.tensor([[0], [IGNORED]]).expand(2, 2, SEQ_LEN)
+    padded, num_padded = engine.evaluate(torch.cat((own, padding)), DEPTHS)
     assert num_padded == num_tokens
     trained = [engine.train_step(own, num_loops, 0.0).loss for num_loops in DEPTHS]
     return [

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from finetune.latent.batch import LatentBatch
+from pretrain.data.stream.labels import IGNORED
 from pretrain.model.gpt import LoopedGPT
 
-IGNORED = -100
 BOT, EOT, LATENT = 1, 2, 3
 SHAPES = {
     "no thought": ([3, 3], [0, 0], [4, 2]),

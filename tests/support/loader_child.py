@@ -21,7 +21,7 @@ from pretrain.data.stream.loader import Loader
 
 def join_ranks(parts: list[np.ndarray]) -> np.ndarray:
     """The global batch from the rows of each rank: row g belongs to rank g mod n."""
-    return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
+    return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def main(job_path: str, num_ranks: int, num_steps: int, state_path: Path) -> None:

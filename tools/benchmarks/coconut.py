@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from benchmarks.published_coconut import IGNORED, PublishedCoconut
+from benchmarks.published_coconut import PublishedCoconut
 from benchmarks.turns import Contender, Turn, median_ratio, take_turns
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -32,6 +32,7 @@ from finetune.latent.generation import AnswerSettings, generate_with_thoughts
 from finetune.latent.sequential import Sequential
 from finetune.method.markers import Markers
 from pretrain.config.model import ModelSection
+from pretrain.data.stream.labels import IGNORED
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.hf.names import stock_rules
 from pretrain.model.gpt import LoopedGPT

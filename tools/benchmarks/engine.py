@@ -14,7 +14,8 @@ from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_ru
 from torch import Tensor, nn
 
 from pretrain.config.run import RunConfig
-from pretrain.data.stream.batch import IGNORED, make_inputs
+from pretrain.data.stream.batch import make_inputs
+from pretrain.data.stream.labels import IGNORED
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
@@ -99,9 +100,8 @@ class _BareLoop:
 
     def train_step(self, rows: Tensor, lr: float) -> float:
         """Update once; returns the mean loss per supervised token."""
-        micro_batches = [
-            make_inputs(part, SEPARATORS, False) for part in rows.to(self.device).split(self.config.train.micro_batch)
-        ]
+        parts = rows.to(self.device).split(self.config.train.micro_batch)
+        micro_batches = [make_inputs(part, SEPARATORS.bos_id, False) for part in parts]
         num_supervised = sum(int((inputs.labels != IGNORED).sum()) for inputs in micro_batches)
         nll = torch.zeros((), device=self.device)
         for weight in self.weights:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, GPT2LMHeadModel
 
-IGNORED = -100
+from pretrain.data.stream.labels import IGNORED
 
 
 class PublishedCoconut:
@@ -26,7 +26,7 @@ class PublishedCoconut:
         self.model, self.latent_id, self.eos_id = model, latent_id, eos_id
 
     def loss(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-likelihood of the labels that are not -100.
+        """Mean negative log-likelihood of the labels that are not IGNORED.
 
         Args:
             tokens: [b, s]; the slots of all rows begin at the same position.

@@ -33,8 +33,8 @@ def small_run(precision: str) -> RunConfig:
 
 
 def random_rows(config: RunConfig) -> Tensor:
-    """A global batch of token rows without document boundaries, int64 [global_batch, seq_len + 1]."""
-    shape = (config.train.global_batch, config.train.seq_len + 1)
+    """A global batch of tokens and labels without document boundaries, int64 [global_batch, 2, seq_len]."""
+    shape = (config.train.global_batch, 2, config.train.seq_len)
     return torch.randint(
         SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
     )

@@ -1,60 +1,35 @@
-"""From a batch of packed token rows to what the model takes: inputs, labels and, on request, document borders.
+"""From a batch of samples to what the model takes: tokens, labels and, on request, document borders.
 
-A row is documents laid end to end, each `bos tokens eos`; it may start and end inside a document. Everything else
-follows from where the bos tokens are, so the loader sends tokens only. With one token for both, each document is
-`separator tokens`: positions and segments begin at the separator, which is a label like any other, as it is also the
-end of the document before. A row of a reasoning task says itself what is to be predicted
-(`pretrain/data/stream/entries.py`).
+The tokens of a sample are documents laid end to end, each `bos tokens eos`; it may start and end inside a document.
+Positions and segments follow from where the bos tokens are. With one token for both, each document is `separator
+tokens`: positions and segments begin at the separator, which is also the end of the document before.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from pretrain.data.stream.entries import LABEL_SHIFT
-from pretrain.data.tokenizers.tokenizer import Separators
-
-IGNORED = -100
-"""Label of a position that has nothing to predict; the default `ignore_index` of torch's cross-entropy."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A batch as the model takes it; b sequences of s tokens."""
+    """A batch as the model takes it; b sequences of s tokens, all int64 [b, s]."""
 
     tokens: torch.Tensor
-    """int64 [b, s]."""
     labels: torch.Tensor
-    """int64 [b, s]: the next token, or IGNORED where that is a bos that ends nothing (the eos before it is what there
-    is to foretell)."""
+    """What is predicted after each token, or IGNORED (`pretrain/data/stream/labels.py`)."""
     positions: torch.Tensor | None
-    """int64 [b, s]: tokens since the document's first, counted from 0 for one that began before the row; None without a
-    document mask."""
+    """Tokens since the document's first, counted from 0 for one that began before the row; None without a document
+    mask."""
     segment_ids: torch.Tensor | None
-    """int64 [b, s]: number of the document within the row; attention stays within equal numbers. None without a
-    document mask."""
+    """Number of the document within the row; attention stays within equal numbers. None without a document mask."""
 
 
-def make_inputs(tokens: torch.Tensor, separators: Separators, document_mask: bool) -> Inputs:
-    """Split packed rows into inputs and labels and find the documents in them.
-
-    Args:
-        tokens: integers [b, s + 1], rows of the loader: tokens, or entries of `pretrain/data/stream/entries.py`.
-        separators: what tells documents apart.
-        document_mask: whether attention and positions stay within documents.
-
-    Returns:
-        The batch on the device of `tokens`.
-    """
-    tokens = tokens.long()
-    wanted = tokens[:, :-1] >> LABEL_SHIFT
-    tokens = tokens & ((1 << LABEL_SHIFT) - 1)
-    inputs, following = tokens[:, :-1], tokens[:, 1:]
-    labels = following if separators.are_one else following.masked_fill(following == separators.bos_id, IGNORED)
-    labels = torch.where(wanted > 1, wanted - 2, labels.masked_fill(wanted == 1, IGNORED))
+def make_inputs(samples: torch.Tensor, bos_id: int, document_mask: bool) -> Inputs:
+    """Find the documents in samples [b, 2, s] of the loader, if attention and positions are to stay within them."""
+    tokens, labels = samples.long().unbind(1)
     if not document_mask:
-        return Inputs(tokens=inputs, labels=labels, positions=None, segment_ids=None)
-    is_first = inputs == separators.bos_id  # [b, s]
-    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        return Inputs(tokens=tokens, labels=labels, positions=None, segment_ids=None)
+    is_first = tokens == bos_id  # [b, s]
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     starts = places.masked_fill(~is_first, 0).cummax(dim=1).values
-    return Inputs(tokens=inputs, labels=labels, positions=places - starts, segment_ids=is_first.long().cumsum(dim=1))
+    return Inputs(tokens=tokens, labels=labels, positions=places - starts, segment_ids=is_first.long().cumsum(dim=1))

@@ -1,6 +1,9 @@
 """Where a stream stands in a source: a few integers, all that a resumed run needs."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
+
+Split = Literal["train", "validation"]
 
 
 @dataclass(slots=True)
@@ -9,7 +12,7 @@ class Cursor:
 
     epoch: int = 0
     unit: int = 0
-    """Units of this epoch that are behind."""
+    """Units of this epoch already visited."""
     document: int = 0
     """Place in the unit's permutation."""
     offset: int = 0

@@ -1,8 +1,8 @@
 """Framing: a document as the stream lays it end to end with others: `bos tokens eos`, or `separator tokens` where bos
 and eos are one.
 
-Ids are there at once. Raw text is encoded as far as it is read, a few thousand tokens at a time: the first sample of a
-book costs its first pages, not the book.
+Raw text is encoded as far as it is read, a few thousand tokens at a time: the first sample of a book costs its first
+pages, not the book.
 """
 
 import io
@@ -23,7 +23,7 @@ class FramedDocument:
     """The tokens of one document, read forward."""
 
     def __init__(self, ready: np.ndarray, rest: Iterator[int] | None = None) -> None:
-        """Args: ready: int32 tokens that are there; rest: those that follow."""
+        """Args: ready: the first tokens, int32; rest: those that follow."""
         self._ready, self._rest = ready, rest or iter(())
         self._start = 0  # place of the first ready token in the document
 
@@ -40,12 +40,7 @@ class FramedDocument:
 
 
 def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> FramedDocument:
-    """Frame a document.
-
-    Args:
-        payload: as `read_document` returns it.
-        extension: the index's field of that name, a position in EXTENSIONS.
-        tokenizer: gives bos and eos, and encodes raw text.
+    """Frame a document: a payload of `read_document`, and the index's `extension`, a position in EXTENSIONS.
 
     Raises:
         ValueError, KeyError, TypeError, IndexError: the payload is not of its format.

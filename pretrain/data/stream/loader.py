@@ -16,18 +16,17 @@ source in use, whatever the number of samples before it. Memory: one document pe
 with the number of shards.
 """
 
-import json
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from pretrain.config.run import DataSection
 from pretrain.config.section import require_divides
 from pretrain.data.stream import order
-from pretrain.data.stream.stream import FIELDS, StreamReader, StreamSpec
+from pretrain.data.stream.cursor import FIELDS, Split
+from pretrain.data.stream.stream import StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
 
 
@@ -43,18 +42,15 @@ class Loader:
         global_batch: int,
         rank: int = 0,
         num_ranks: int = 1,
-        split: Literal["train", "validation"] = "train",
+        split: Split = "train",
     ) -> None:
         """Open the sources and check them; workers start with the first batch.
 
         Args:
-            data: sources, tokenizer, streams and workers.
             seed: run.seed.
-            seq_len: tokens per sequence; a row holds one more.
+            seq_len: tokens per sequence.
             global_batch: sequences per batch over all ranks.
-            rank: data-parallel rank.
-            num_ranks: data-parallel size.
-            split: which documents to serve.
+            rank: data-parallel rank, of `num_ranks`.
 
         Raises:
             ValueError: naming the source, key and value that do not work, an empty split among them.
@@ -62,24 +58,12 @@ class Loader:
         require_divides("global batch", global_batch, "data-parallel size", num_ranks)
         require_divides("data.num_streams", data.num_streams, "data-parallel size", num_ranks)
         if not data.sources:
-            raise ValueError(
-                "data.sources is empty: name at least one folder of shards, e.g. data.sources=[{path: data/shards}]"
-            )
-        self._spec = StreamSpec(
-            sources=tuple(source.model_dump_json(exclude={"weight"}, exclude_defaults=True) for source in data.sources),
-            weights=tuple(source.weight for source in data.sources),
-            tokenizer=data.tokenizer,
-            split=split,
-            validation_fraction=data.validation_fraction,
-            on_damage=data.on_damage,
-            seed=seed,
-            seq_len=seq_len,
-            num_streams=data.num_streams,
-        )
+            hint = "name at least one folder of shards, e.g. data.sources=[{path: data/shards}]"
+            raise ValueError(f"data.sources is empty: {hint}")
+        self._spec = StreamSpec(data=data, split=split, seed=seed, seq_len=seq_len)
         self._rank, self._num_ranks, self._global_batch = rank, num_ranks, global_batch
         self._num_workers = min(data.num_workers, data.num_streams // num_ranks)
-        self._prefetch_batches = data.prefetch_batches
-        self._states = np.zeros((data.num_streams, len(data.sources), len(FIELDS)), dtype=np.int64)
+        self._states = np.zeros(self._spec.state_shape, dtype=np.int64)
         self._reader: StreamReader | None = None
         self._workers: list[Worker] = []
         self.next_sample = 0
@@ -93,48 +77,38 @@ class Loader:
         """What each source holds, as one hash; to be saved with the state."""
 
     def next_batch(self) -> np.ndarray:
-        """This rank's rows of the next global batch in the order of their samples, int64 [global_batch / num_ranks,
-        seq_len + 1].
+        """This rank's samples of the next global batch in their order: tokens and the labels after them, int64
+        [global_batch / num_ranks, 2, seq_len].
 
         Raises:
             ValueError: naming the damaged document, or what else is wrong with the data.
             OSError: if the storage or a worker failed.
         """
-        samples = order.owned_samples(
-            self.next_sample, self.next_sample + self._global_batch, self._rank, self._num_ranks
-        )
+        end = self.next_sample + self._global_batch
+        samples = order.owned_samples(self.next_sample, end, self._rank, self._num_ranks)
         try:
-            records, tokens = self._receive(samples) if self._num_workers else self._read(samples)
+            records, batch = self._receive(samples) if self._num_workers else self._read(samples)
         except BaseException:
             self.close()  # a half-read batch: a later call restarts from the last whole one
             raise
         self._states[records[:, 0], records[:, 1]] = records[:, 2:]  # of a walker's several records the last one stays
-        self.next_sample += self._global_batch
-        return tokens
+        self.next_sample = end
+        return batch
 
     def state(self) -> np.ndarray:
         """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of
-        other ranks.
-
-        The sum over the ranks is what `load_state` takes.
-        """
-        owned = self._owned()
-        return np.where(owned[:, None, None], self._states, 0)
+        other ranks: the sum over the ranks is what `load_state` takes."""
+        return np.where(self._owned()[:, None, None], self._states, 0)
 
     def load_state(self, states: np.ndarray, next_sample: int) -> None:
-        """Continue where a run stopped.
-
-        Args:
-            states: sum of the `state` of all its ranks, whatever their number.
-            next_sample: its `next_sample`.
+        """Continue where a run stopped, given the sum of the `state` of all its ranks, whatever their number.
 
         Raises:
             ValueError: if the saved run had another number of streams or sources.
         """
-        if states.shape != self._states.shape:
-            saved, now = (
-                f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in (states.shape, self._states.shape)
-            )
+        shapes = states.shape, self._states.shape
+        if shapes[0] != shapes[1]:
+            saved, now = (f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in shapes)
             raise ValueError(
                 f"the saved data state is of a run with {saved}; this one has {now}: they must be the same to resume"
             )
@@ -144,13 +118,10 @@ class Loader:
 
     def require_sources(self, fingerprints: Sequence[str]) -> None:
         """Raise a ValueError that names the first source that is not that of a saved run, given its `fingerprints`."""
-        for source, saved, now in zip(self._spec.sources, fingerprints, self.fingerprints, strict=False):
+        for source, saved, now in zip(self._spec.data.sources, fingerprints, self.fingerprints, strict=False):
             if saved != now:
-                name = json.loads(source).get("path") or source
-                raise ValueError(
-                    f"{name}: its documents are not those that the run was trained on so far: "
-                    "bring the old shards back, or choose another run.name"
-                )
+                which = f"{source.path or source.task}: its documents are not those that the run was trained on so far"
+                raise ValueError(f"{which}: bring the old shards back, or choose another run.name")
 
     @property
     def epochs(self) -> int:
@@ -174,13 +145,11 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _owned(self) -> np.ndarray:
-        return np.arange(self._spec.num_streams) % self._num_ranks == self._rank
+        return np.arange(len(self._states)) % self._num_ranks == self._rank
 
     def _read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._reader is None:
@@ -191,24 +160,18 @@ class Loader:
         if not self._workers:
             self._start_workers()
         records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)
-        tokens = np.empty((len(samples), self._spec.seq_len + 1), dtype=np.int64)
-        owners = order.worker_of(samples, self._spec.num_streams, self._num_ranks, self._num_workers)
+        batch = np.empty((len(samples), 2, self._spec.seq_len), dtype=np.int64)
+        owners = order.worker_of(samples, len(self._states), self._num_ranks, self._num_workers)
         for number, worker in enumerate(self._workers):
             rows = np.flatnonzero(owners == number)
-            records[rows], tokens[rows] = worker.receive(len(rows))
-        return records, tokens
+            records[rows], batch[rows] = worker.receive(len(rows))
+        return records, batch
 
     def _start_workers(self) -> None:
         for number in range(self._num_workers):
             job = Job(
-                spec=self._spec,
-                rank=self._rank,
-                num_ranks=self._num_ranks,
-                worker=number,
-                num_workers=self._num_workers,
-                global_batch=self._global_batch,
-                first_sample=self.next_sample,
-                prefetch_batches=self._prefetch_batches,
+                spec=self._spec, rank=self._rank, num_ranks=self._num_ranks, worker=number,
+                num_workers=self._num_workers, global_batch=self._global_batch, first_sample=self.next_sample,
                 parent=os.getpid(),
-            )
+            )  # fmt: skip
             self._workers.append(Worker(job, self._states))

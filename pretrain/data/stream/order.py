@@ -59,16 +59,8 @@ def uniform(counters: np.ndarray, key: int) -> np.ndarray:
 
 
 def permute(elements: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Images of `elements` under the keyed permutation of range(size).
-
-    Args:
-        elements: integers in [0, size), any 1-d shape.
-        size: number of permuted elements, at least 1.
-        key: chooses the permutation, see `make_key`.
-
-    Returns:
-        int64 of the shape of `elements`; over all of range(size) each value appears once.
-    """
+    """Images of `elements`, integers [n] below `size`, under the permutation of range(size) that `key` (`make_key`)
+    chooses: int64 [n]; over all of range(size) each value appears once."""
     rows = np.uint64(math.isqrt(size - 1) + 1)
     columns = np.uint64(-(-size // int(rows)))
     round_keys = mix(np.uint64(key) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN)

@@ -1,8 +1,8 @@
 """Walking and packing: the samples of a set of streams, each read from where its cursor stands.
 
 One walker per (stream, source). Its cursor names a document of the seeded order (`pretrain/data/stream/order.py`) and a
-token in it; a sample is the next seq_len + 1 tokens of the documents laid end to end, and the next sample begins with
-the last token of this one, so every token is predicted once.
+token in it; a sample is the next seq_len + 1 tokens of the documents laid end to end, the last one only as a label: the
+next sample begins with it, so every token is predicted once.
 
 1. Take the documents of the current unit in blocks of their permuted order and keep those of the split.
 2. Read, check and frame the next one (`pretrain/data/stream/framing.py`); text is tokenised as it is reached.
@@ -13,21 +13,23 @@ keeps one document and one block of index rows in memory, all walkers together a
 the number of shards.
 """
 
-import json
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from pretrain.config.run import DataSection
+from pretrain.config.section import Section
 from pretrain.data.manifest import Manifest, ShardRow
 from pretrain.data.shards import DamagedDocument, check_index, open_index, read_document, require_lost
 from pretrain.data.stream import order
-from pretrain.data.stream.cursor import FIELDS, Cursor
+from pretrain.data.stream.cursor import FIELDS, Cursor, Split
 from pretrain.data.stream.framing import FramedDocument, frame_document
+from pretrain.data.stream.labels import label_text
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
@@ -37,35 +39,27 @@ OPEN_FILES = 32
 """Shard files that a process holds open per source."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamSpec:
-    """All that decides which tokens sample g holds, and how to read them. Of plain values, so it travels as JSON."""
+class StreamSpec(Section):
+    """All that decides which tokens sample g holds, and how to read them."""
 
-    sources: tuple[str, ...]
-    """Each a JSON object: {"path": folder of shards}, or {"task": name, "parameters": ..., "supervise": ...}."""
-    weights: tuple[float, ...]
-    """Share of each source, relative to the others."""
-    tokenizer: str
-    """Tokenizer file."""
-    split: Literal["train", "validation"]
+    data: DataSection
+    split: Split
     """Which documents are served."""
-    validation_fraction: float
-    """Share of documents in the validation split."""
-    on_damage: Literal["stop", "skip"]
-    """Whether a damaged document raises, or is named, counted and skipped."""
     seed: int
     """Seed of every permutation and draw."""
     seq_len: int
-    """Tokens a sample advances by; it holds one more."""
-    num_streams: int
-    """S."""
+    """Tokens of a sample."""
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Shape of the cursors of all streams: [num_streams, num_sources, len(FIELDS)]."""
+        return self.data.num_streams, len(self.data.sources), len(FIELDS)
 
 
 class Candidate(NamedTuple):
     """A document of the split, not yet read."""
 
     shard: ShardRow
-    """The shard that holds it."""
     place: int
     """Position in the unit's permutation."""
     number: int
@@ -77,34 +71,33 @@ class Candidate(NamedTuple):
 class Source:
     """One shard folder, seen as documents in the order of the streams."""
 
-    def __init__(self, spec: StreamSpec, number: int, tokenizer: Tokenizer) -> None:
-        self._spec, self._number, self._tokenizer = spec, number, tokenizer
-        self.folder = Path(json.loads(spec.sources[number])["path"])
-        self.manifest = Manifest.open(self.folder)
-        self.units_per_stream = order.units_per_stream(spec.num_streams, len(self.manifest))
+    def __init__(self, spec: StreamSpec, number: int, folder: Path, tokenizer: Tokenizer) -> None:
+        self.spec, self.folder, self.tokenizer = spec, folder, tokenizer
+        self._number = number
+        self.manifest = Manifest.open(folder)
+        self.units_per_stream = order.units_per_stream(spec.data.num_streams, len(self.manifest))
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._shards_named: set[str] = set()
         self.fingerprint = self.manifest.fingerprint
         header = self.manifest.header
         if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
+            theirs, ours = f"sha256 {str(header.tokenizer_sha256)[:12]}", f"sha256 {tokenizer.sha256[:12]}"
             raise ValueError(
-                f"{self.folder}: its tokens were made by another tokenizer "
-                f"(sha256 {str(header.tokenizer_sha256)[:12]}) than data.tokenizer={spec.tokenizer} "
-                f"(sha256 {tokenizer.sha256[:12]}): name that tokenizer or prepare the folder again"
+                f"{folder}: its tokens were made by another tokenizer ({theirs}) than data.tokenizer="
+                f"{spec.data.tokenizer} ({ours}): name that tokenizer or prepare the folder again"
             )
 
     def unit(self, stream: int, epoch: int, ordinal: int) -> order.StreamUnit:
         """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
-        key = order.make_key(self._spec.seed, "units", self._number, epoch)
-        return order.unit_of(
-            ordinal, stream=stream, num_streams=self._spec.num_streams, num_shards=len(self.manifest), key=key
-        )
+        key = order.make_key(self.spec.seed, "units", self._number, epoch)
+        num_streams, num_shards = self.spec.data.num_streams, len(self.manifest)
+        return order.unit_of(ordinal, stream=stream, num_streams=num_streams, num_shards=num_shards, key=key)
 
     def candidates(self, unit: order.StreamUnit, epoch: int, first: int) -> Iterator[Candidate]:
         """The split's documents of a unit in the order of an epoch, from place `first` on; all if the index is lost."""
         shard = self.manifest[unit.shard]
         start, stop = unit.documents(shard.documents)
-        key = order.make_key(self._spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
+        key = order.make_key(self.spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
         is_good = True
         try:
             check_index(self.folder, shard)
@@ -113,24 +106,19 @@ class Source:
         for begin in range(first, stop - start, BLOCK):
             places = np.arange(begin, min(begin + BLOCK, stop - start))
             numbers = start + order.permute(places, stop - start, key)
-            rows = open_index(self.folder, shard)[numbers] if is_good else None  # a copy: the mapping ends here
-            if rows is None:
-                yield from (
-                    Candidate(shard, place, number, None)
-                    for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
-                )
+            if not is_good:
+                pairs = zip(places.tolist(), numbers.tolist(), strict=True)
+                yield from (Candidate(shard, place, number, None) for place, number in pairs)
                 continue
-            held_out = order.in_validation(rows["text_hash"], self._spec.validation_fraction)
-            mine = held_out if self._spec.split == "validation" else ~held_out
+            rows = open_index(self.folder, shard)[numbers]  # a copy: the mapping ends here
+            held_out = order.in_validation(rows["text_hash"], self.spec.data.validation_fraction)
+            mine = held_out == (self.spec.split == "validation")
             for place, number, row in zip(places[mine].tolist(), numbers[mine].tolist(), rows[mine], strict=True):
                 yield Candidate(shard, place, number, row)
 
     def read(self, candidate: Candidate) -> FramedDocument | None:
-        """A document; None if it is damaged and data.on_damage lets the run continue.
-
-        Raises:
-            ValueError: naming shard, document and offset of damage that stops the run.
-        """
+        """A document; None if it is damaged and data.on_damage lets the run continue, else a ValueError that names
+        shard, document and offset."""
         try:
             return self._read_document(candidate)
         except DamagedDocument as error:
@@ -144,10 +132,10 @@ class Source:
             for candidate in self.candidates(order.StreamUnit(number, 0, 1), 0, 0):
                 if self.read(candidate) is not None:
                     return
+        fraction = f"data.validation_fraction={self.spec.data.validation_fraction}"
         raise ValueError(
-            f"{self.folder}: none of its {self.manifest.header.num_documents} documents "
-            f"can be served in the {self._spec.split} split "
-            f"with data.validation_fraction={self._spec.validation_fraction}: change the fraction or add documents"
+            f"{self.folder}: none of its {self.manifest.header.num_documents} documents can be served in the "
+            f"{self.spec.split} split with {fraction}: change the fraction or add documents"
         )
 
     def close(self) -> None:
@@ -156,38 +144,29 @@ class Source:
 
     def _read_document(self, candidate: Candidate) -> FramedDocument:
         path, row = self.folder / candidate.shard.shard, candidate.index_row
+        which = f"{path}: document {candidate.number}"
         if row is None:
-            raise DamagedDocument(
-                f"{path}: document {candidate.number} cannot be found: the shard's index is missing or damaged"
-            )
+            raise DamagedDocument(f"{which} cannot be found: the shard's index is missing or damaged")
         try:
             payload = read_document(self._open(path), row, candidate.number)
         except FileNotFoundError:
             require_lost(path)
-            raise DamagedDocument(
-                f"{path}: document {candidate.number} at byte {row['offset']} is lost: the shard is missing"
-            ) from None
+            raise DamagedDocument(f"{which} at byte {row['offset']} is lost: the shard is missing") from None
         try:
-            return frame_document(payload, int(row["extension"]), self._tokenizer)
+            return frame_document(payload, int(row["extension"]), self.tokenizer)
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DamagedDocument(
-                f"{path}: document {candidate.number} at byte {row['offset']} is not of its format: {error}"
-            ) from None
+            raise DamagedDocument(f"{which} at byte {row['offset']} is not of its format: {error}") from None
 
     def _accept_damage(self, error: DamagedDocument, shard: ShardRow) -> None:
         """Raise, or name the damage on stderr, once per shard."""
         what = str(error).partition("; ")[0]
-        if self._spec.on_damage == "stop":
-            raise ValueError(
-                f"{what}; prepare the data again, or set data.on_damage=skip to continue without it"
-            ) from error
+        if self.spec.data.on_damage == "stop":
+            hint = "prepare the data again, or set data.on_damage=skip to continue without it"
+            raise ValueError(f"{what}; {hint}") from error
         if shard.shard not in self._shards_named:
             self._shards_named.add(shard.shard)
-            print(
-                f"warning: {what}; skipped, as is every other damaged document of this shard",
-                file=sys.stderr,
-                flush=True,
-            )
+            also = "skipped, as is every other damaged document of this shard"
+            print(f"warning: {what}; {also}", file=sys.stderr, flush=True)
 
     def _open(self, path: Path) -> BinaryIO:
         file = self._files.pop(path.name, None) or path.open("rb", buffering=0)
@@ -208,19 +187,25 @@ class Walker:
         if cursor.offset or cursor.unit >= source.units_per_stream:
             self._document = self._resume()
 
-    def fill(self, sample: np.ndarray) -> None:
-        """Write the next tokens into `sample`, int64 [seq_len + 1], and leave the cursor on the last one."""
+    def next_sample(self) -> np.ndarray:
+        """The next seq_len tokens and their labels, int64 [2, seq_len]."""
+        return label_text(self.next_tokens(), self._source.tokenizer.separators)
+
+    def next_tokens(self) -> np.ndarray:
+        """The next tokens, int64 [seq_len + 1]; leaves the cursor on the last one."""
         cursor, filled = self.cursor, 0
-        while filled < len(sample):
+        tokens = np.empty(self._source.spec.seq_len + 1, dtype=np.int64)
+        while filled < len(tokens):
             if self._document is None:
                 self._document = self._next_document()
-            piece = self._document.read(cursor.offset, len(sample) - filled)
-            sample[filled : filled + len(piece)] = piece
+            piece = self._document.read(cursor.offset, len(tokens) - filled)
+            tokens[filled : filled + len(piece)] = piece
             filled += len(piece)
             cursor.offset += len(piece)
-            if filled < len(sample):
+            if filled < len(tokens):
                 self._leave_document()
         cursor.offset -= 1
+        return tokens
 
     def _resume(self) -> FramedDocument:
         """The document that a saved cursor stands inside; the one after it if that was damaged since."""
@@ -229,10 +214,8 @@ class Walker:
             document = self._next_document()
             if self.cursor.damaged != saved.damaged or (self.cursor == saved and len(document.read(saved.offset, 1))):
                 return document
-        raise ValueError(
-            f"{self._source.folder}: the saved data state does not fit it: "
-            "the shards, run.seed or the data section changed"
-        )
+        changed = "the shards, run.seed or the data section changed"
+        raise ValueError(f"{self._source.folder}: the saved data state does not fit it: {changed}")
 
     def _next_document(self) -> FramedDocument:
         """The first document at or after the cursor that is of the split and can be read; the cursor moves to it."""
@@ -268,17 +251,16 @@ class StreamReader:
     """The samples of some streams, in one process."""
 
     def __init__(self, spec: StreamSpec, states: np.ndarray) -> None:
-        """Args: spec: what to read; states: cursors of all streams, int64 [num_streams, num_sources, len(FIELDS)]."""
-        tokenizer = Tokenizer.load(spec.tokenizer)
+        """Args: spec: what to read; states: cursors of all streams, int64 [*spec.state_shape]."""
+        tokenizer = Tokenizer.load(spec.data.tokenizer)
         self._spec, self._states = spec, states
-        self._sources = [self._open(number, json.loads(text), tokenizer) for number, text in enumerate(spec.sources)]
+        self._sources = [
+            Source(spec, number, Path(source.path), tokenizer)
+            if source.path is not None
+            else TaskSource(source, spec.split, spec.seed, spec.seq_len, tokenizer)
+            for number, source in enumerate(spec.data.sources)
+        ]
         self._walkers: dict[tuple[int, int], Walker | TaskWalker] = {}
-
-    def _open(self, number: int, description: dict[str, Any], tokenizer: Tokenizer) -> Source | TaskSource:
-        spec = self._spec
-        if "task" in description:
-            return TaskSource(description, spec.split, spec.seed, spec.seq_len, tokenizer)
-        return Source(spec, number, tokenizer)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -286,8 +268,7 @@ class StreamReader:
         return tuple(source.fingerprint for source in self._sources)
 
     def check_manifests(self) -> None:
-        """Raise a ValueError that names the source whose manifest is not the one written. Reads all of every
-        manifest."""
+        """Raise a ValueError that names the source whose manifest is not the one written; reads all of each."""
         for source in self._sources:
             if isinstance(source, Source):
                 source.manifest.check_rows()
@@ -298,23 +279,22 @@ class StreamReader:
             source.require_document()
 
     def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prepare global samples, which must be the next ones of their streams.
-
-        Args:
-            samples: int64 [n], ascending.
+        """Prepare global samples, int64 [n], ascending, which must be the next ones of their streams.
 
         Returns:
-            Records int64 [n, 2 + len(FIELDS)]: stream, source and the cursor after each sample; tokens int64 [n,
-            seq_len + 1].
+            Records int64 [n, 2 + len(FIELDS)]: stream, source and the cursor after each sample; tokens and labels
+            int64 [n, 2, seq_len].
         """
-        sources = order.draw_sources(samples, self._spec.weights, self._spec.seed)
+        data = self._spec.data
+        weights = tuple(source.weight for source in data.sources)
+        sources = order.draw_sources(samples, weights, self._spec.seed)
         records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)
-        tokens = np.empty((len(samples), self._spec.seq_len + 1), dtype=np.int64)
-        for row, place in enumerate(zip((samples % self._spec.num_streams).tolist(), sources.tolist(), strict=True)):
+        batch = np.empty((len(samples), 2, self._spec.seq_len), dtype=np.int64)
+        for row, place in enumerate(zip((samples % data.num_streams).tolist(), sources.tolist(), strict=True)):
             walker = self._walkers.get(place) or self._start(place)
-            walker.fill(tokens[row])
+            batch[row] = walker.next_sample()
             records[row] = *place, *walker.cursor.row()
-        return records, tokens
+        return records, batch
 
     def close(self) -> None:
         for source in self._sources:
@@ -323,9 +303,8 @@ class StreamReader:
     def _start(self, place: tuple[int, int]) -> Walker | TaskWalker:
         stream, number = place
         cursor, source = Cursor(*self._states[place].tolist()), self._sources[number]
-        if isinstance(source, TaskSource):
-            walker = TaskWalker(source, stream, self._spec.num_streams, cursor)
-        else:
-            walker = Walker(source, stream, cursor)
+        is_text = isinstance(source, Source)
+        num_streams = self._spec.data.num_streams
+        walker = Walker(source, stream, cursor) if is_text else TaskWalker(source, stream, num_streams, cursor)
         self._walkers[place] = walker
         return walker

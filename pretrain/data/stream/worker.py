@@ -6,9 +6,10 @@ or device, and does not import torch. It owns a part of the rank's streams.
 1. The parent writes one JSON line (the share) and the raw cursors of all streams to the worker's standard input.
 2. The worker prepares its samples of one global batch after the other; a thread sends them, so `prefetch_batches` of
    them wait ready.
-3. A message is an int64 header and, for n >= 0 rows, records int64 [n, 2 + len(FIELDS)] and tokens int64 [n, seq_len +
-   1]; a header -k announces an error of k bytes instead, the last thing a worker says: JSON of the kind, [text] of a
-   ValueError or [errno, reason, file] of an OSError, so that bad data stay bad data and a failed storage a failed one.
+3. A message is an int64 header and, for n >= 0 rows, records int64 [n, 2 + len(FIELDS)] and tokens and labels int64
+   [n, 2, seq_len]; a header -k announces an error of k bytes instead, the last thing a worker says: JSON of the kind,
+   [text] of a ValueError or [errno, reason, file] of an OSError, so that bad data stay bad data and a failed storage a
+   failed one.
 
 The cursors travel with the samples, so the parent knows the state after what was handed out, however far the workers
 are ahead. Nothing is lost by killing a worker, so that is how it ends: by the parent's SIGKILL, by a broken pipe, or
@@ -25,11 +26,11 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from pretrain.config.section import Section
 from pretrain.data.stream import order
 from pretrain.data.stream.stream import FIELDS, StreamReader, StreamSpec
 
@@ -37,8 +38,7 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
 PARENT_CHECK_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Section):
     """What a worker prepares: the samples of every `num_workers`-th stream of a rank, batch after batch."""
 
     spec: StreamSpec
@@ -50,30 +50,21 @@ class Job:
     """Samples per batch over all ranks."""
     first_sample: int
     """Global sample that begins the first batch."""
-    prefetch_batches: int
-    """Batches that wait ready, besides the one in the making and the one being sent."""
     parent: int
     """Process whose death ends the worker."""
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Job":
-        values: dict[str, Any] = json.loads(text)
-        spec: dict[str, Any] = values.pop("spec")
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
-        return cls(spec=StreamSpec(**spec), **values)
 
     def samples(self, first: int) -> np.ndarray:
         """Its samples of the global batch that begins with `first`, int64, ascending."""
         owned = order.owned_samples(first, first + self.global_batch, self.rank, self.num_ranks)
-        return owned[order.worker_of(owned, self.spec.num_streams, self.num_ranks, self.num_workers) == self.worker]
+        workers = order.worker_of(owned, self.spec.data.num_streams, self.num_ranks, self.num_workers)
+        return owned[workers == self.worker]
 
 
 class Worker:
     """The parent's end of a worker."""
 
     def __init__(self, job: Job, states: np.ndarray) -> None:
-        """Start the process. Args: job: its share; states: cursors of all streams, int64 [num_streams, num_sources,
-        len(FIELDS)]."""
+        """Start the process. Args: job: its share; states: cursors of all streams, int64 [*spec.state_shape]."""
         self.job = job
         # One thread of linear algebra, or every worker of every rank would start one per core to do nothing with.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -89,15 +80,12 @@ class Worker:
         self._output = self._process.stdout
         try:
             with self._process.stdin as file:
-                file.write(json.dumps(asdict(job)).encode() + b"\n" + states.tobytes())
+                file.write(job.model_dump_json().encode() + b"\n" + states.tobytes())
         except BrokenPipeError:
             pass  # It died at once; `receive` says how.
 
     def receive(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The worker's part of the next batch, as `StreamReader.read` returns it.
-
-        Args:
-            num_rows: samples that the batch holds of this worker.
+        """The worker's part of the next batch, `num_rows` samples, as `StreamReader.read` returns it.
 
         Raises:
             ValueError, OSError: the worker's own.
@@ -109,8 +97,7 @@ class Worker:
             raise ValueError(*parts) if len(parts) == 1 else OSError(*parts)
         assert header == num_rows, f"worker {self.job.worker} sent {header} samples for {num_rows}"
         records = self._read_exactly(np.empty((num_rows, 2 + len(FIELDS)), dtype=np.int64))
-        tokens = self._read_exactly(np.empty((num_rows, self.job.spec.seq_len + 1), dtype=np.int64))
-        return records, tokens
+        return records, self._read_exactly(np.empty((num_rows, 2, self.job.spec.seq_len), dtype=np.int64))
 
     def close(self) -> None:
         """End the process now."""
@@ -121,14 +108,11 @@ class Worker:
     def _read_exactly(self, array: np.ndarray) -> np.ndarray:
         if array.nbytes and self._output.readinto(array.data.cast("B")) != array.nbytes:
             status = self._process.wait()
-            how = (
-                f"by signal {signal.Signals(-status).name} (out of memory?)"
-                if status < 0
-                else f"with exit status {status}"
-            )
-            raise ChildProcessError(
-                f"a data worker ended {how}; data.num_workers=0 reads in the training process instead"
-            )
+            how = f"with exit status {status}"
+            if status < 0:
+                how = f"by signal {signal.Signals(-status).name} (out of memory?)"
+            hint = "data.num_workers=0 reads in the training process instead"
+            raise ChildProcessError(f"a data worker ended {how}; {hint}")
         return array
 
 
@@ -138,12 +122,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not end up between the samples
-    job = Job.from_json(sys.stdin.buffer.readline())
-    states = np.frombuffer(sys.stdin.buffer.read(), dtype=np.int64).reshape(
-        job.spec.num_streams, len(job.spec.sources), len(FIELDS)
-    )
+    job = Job.model_validate_json(sys.stdin.buffer.readline())
+    states = np.frombuffer(sys.stdin.buffer.read(), dtype=np.int64).reshape(job.spec.state_shape)
     threading.Thread(target=_end_with_parent, args=(job.parent,), daemon=True).start()
-    messages: queue.Queue[list[bytes] | None] = queue.Queue(job.prefetch_batches)
+    messages: queue.Queue[list[bytes] | None] = queue.Queue(job.spec.data.prefetch_batches)
     sender = threading.Thread(target=_send, args=(messages, pipe))
     sender.start()
     try:
@@ -162,8 +144,8 @@ def _prepare(job: Job, states: np.ndarray, messages: "queue.Queue[list[bytes] | 
     reader = StreamReader(job.spec, states)
     first = job.first_sample
     while True:
-        records, tokens = reader.read(job.samples(first))
-        messages.put([np.int64(len(records)).tobytes(), records.tobytes(), tokens.tobytes()])
+        records, batch = reader.read(job.samples(first))
+        messages.put([np.int64(len(records)).tobytes(), records.tobytes(), batch.tobytes()])
         first += job.global_batch
 
 

@@ -23,8 +23,8 @@ from pretrain.config.run import DataSection
 from pretrain.data import shards
 from pretrain.data.manifest import Manifest, write_manifest
 from pretrain.data.stream import stream
+from pretrain.data.stream.cursor import FIELDS
 from pretrain.data.stream.loader import Loader
-from pretrain.data.stream.stream import FIELDS
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
 from tests.support.killing import wait_for_end, workers_of
@@ -129,7 +129,7 @@ def test_sources_come_by_weight_and_epochs_are_counted(root: Path, tokenizer: To
     counts: dict[str, int] = dict.fromkeys(names, 0)
     with Loader(data, **SIZES) as loader:
         for _ in range(200):
-            for text in map(tokenizer.decode, loader.next_batch()):
+            for text in map(tokenizer.decode, loader.next_batch()[:, 0]):
                 (found,) = (name for name in names if name in text)
                 counts[found] += 1
         epochs = loader.state()[:, :, FIELDS.index("epoch")]
@@ -150,7 +150,7 @@ def test_validation_repeats_itself_and_shares_nothing_with_training(data: DataSe
 
 def names_in(rows: np.ndarray, tokenizer: Tokenizer) -> set[str]:
     """First words of the documents that begin in rows and do not end in mid-word."""
-    starts = [row[place + 1 :].tolist() for row in rows for place in np.flatnonzero(row == tokenizer.bos_id)]
+    starts = [row[place + 1 :].tolist() for row in rows[:, 0] for place in np.flatnonzero(row == tokenizer.bos_id)]
     return {text.split(" ")[0] for text in map(tokenizer.decode, starts) if " " in text}
 
 
@@ -189,7 +189,7 @@ class TestCost:
                 loader.load_state(states, samples)
                 reads.update(dict.fromkeys(reads, 0))
                 batch = loader.next_batch()
-                assert batch.shape == (12, 33) and loader.next_sample == samples + 12
+                assert batch.shape == (12, 2, 32) and loader.next_sample == samples + 12
                 spent.append(dict(reads))
         units_touched = 2 * SIZES["global_batch"]
         for counts in spent:

@@ -1,6 +1,5 @@
 """Walking and packing of one process: epochs, cursors, the split, text shards, damage."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pretrain.config.run import DataSection, SourceSection
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name, open_index
 from pretrain.data.stream import stream
-from pretrain.data.stream.stream import FIELDS, Cursor, Source, StreamReader, StreamSpec, Walker
+from pretrain.data.stream.cursor import FIELDS, Cursor
+from pretrain.data.stream.stream import Source, StreamReader, StreamSpec, Walker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_texts, make_tokenizer, write_source
 
@@ -43,33 +44,31 @@ def source(root: Path, tokenizer: Tokenizer, texts: list[str]) -> Path:
     return write_source(root / "tokens", texts, 3, tokenizer)
 
 
-def make_spec(root: Path, *folders: Path, **fields: Any) -> StreamSpec:
-    values: dict[str, Any] = {
-        "split": "train",
-        "validation_fraction": 0.0,
-        "on_damage": "stop",
-        "seed": 1,
-        "seq_len": 40,
-        "num_streams": NUM_STREAMS,
-    }
-    values |= {"weights": (1.0,) * len(folders), "tokenizer": str(root / "tokenizer.model")} | fields
-    return StreamSpec(sources=tuple(json.dumps({"path": str(folder)}) for folder in folders), **values)
+def make_spec(
+    root: Path, *folders: Path, split: Any = "train", seed: int = 1, seq_len: int = 40, **fields: Any
+) -> StreamSpec:
+    values = {"validation_fraction": 0.0, "num_streams": NUM_STREAMS, "tokenizer": str(root / "tokenizer.model")}
+    data = DataSection(sources=tuple(SourceSection(path=str(folder)) for folder in folders), **(values | fields))
+    return StreamSpec(data=data, split=split, seed=seed, seq_len=seq_len)
 
 
 def fresh(spec: StreamSpec) -> np.ndarray:
-    return np.zeros((spec.num_streams, len(spec.sources), len(FIELDS)), dtype=np.int64)
+    return np.zeros(spec.state_shape, dtype=np.int64)
+
+
+def open_source(spec: StreamSpec, tokenizer: Tokenizer) -> Source:
+    return Source(spec, 0, Path(str(spec.data.sources[0].path)), tokenizer)
 
 
 def read(spec: StreamSpec, samples: int) -> tuple[np.ndarray, np.ndarray]:
     return StreamReader(spec, fresh(spec)).read(np.arange(samples))
 
 
-def documents_of(walker: Walker, tokenizer: Tokenizer, last_epoch: int, seq_len: int) -> Iterator[str]:
+def documents_of(walker: Walker, tokenizer: Tokenizer, last_epoch: int) -> Iterator[str]:
     """Texts of the whole documents that a walker packs, until it is past `last_epoch`."""
     flow: list[int] = []
-    sample = np.empty(seq_len + 1, dtype=np.int32)
     while walker.cursor.epoch <= last_epoch:
-        walker.fill(sample)
+        sample = walker.next_tokens()
         assert not flow or flow[-1] == sample[0]
         flow += sample[1 if flow else 0 :].tolist()
     borders = [place for place, token in enumerate(flow) if token == tokenizer.bos_id]
@@ -83,13 +82,13 @@ def test_every_epoch_serves_every_document_of_the_split_once(
     root: Path, source: Path, tokenizer: Tokenizer, texts: list[str], split: str, fraction: float
 ) -> None:
     spec = make_spec(root, source, split=split, validation_fraction=fraction)
-    reader = Source(spec, 0, tokenizer)
+    reader = open_source(spec, tokenizer)
     per_epoch: list[Counter[str]] = [Counter(), Counter()]
     orders = []
     for number in range(NUM_STREAMS):
         for epoch, served in enumerate(per_epoch):
             walker = Walker(reader, number, Cursor(epoch=epoch))
-            documents = list(documents_of(walker, tokenizer, epoch, spec.seq_len))
+            documents = list(documents_of(walker, tokenizer, epoch))
             # The last sample reaches into the next epoch: count what this epoch's units hold.
             held = sum(
                 len(list(reader.candidates(reader.unit(number, epoch, unit), epoch, 0)))
@@ -105,7 +104,7 @@ def test_every_epoch_serves_every_document_of_the_split_once(
     held_back = (
         0
         if fraction == 0
-        else sum(len(list(Source(other, 0, tokenizer).candidates(unit, 0, 0))) for unit in whole_shards(source))
+        else sum(len(list(open_source(other, tokenizer).candidates(unit, 0, 0))) for unit in whole_shards(source))
     )
     assert len(per_epoch[0]) + held_back == len(texts)
     assert set(per_epoch[0]) <= set(texts)
@@ -145,7 +144,7 @@ def test_a_text_is_on_the_same_side_of_the_split_wherever_it_lies(
     sides = []
     for folder in (source, other):
         spec = make_spec(root, folder, split="validation", validation_fraction=0.2)
-        reader = Source(spec, 0, tokenizer)
+        reader = open_source(spec, tokenizer)
         found = [candidate for unit in whole_shards(folder) for candidate in reader.candidates(unit, 0, 0)]
         sides.append({reader.read(candidate).read(0, 1_000).tobytes() for candidate in found})  # pyright: ignore[reportOptionalMemberAccess]
     assert sides[0] == sides[1] and 0 < len(sides[0]) < len(texts)
@@ -230,12 +229,12 @@ class TestDamage:
         self, root: Path, folder: Path, tokenizer: Tokenizer, kind: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         lost = self.damage(folder, kind)
-        reader = Source(make_spec(root, folder, on_damage="skip"), 0, tokenizer)
+        reader = open_source(make_spec(root, folder, on_damage="skip"), tokenizer)
         served: Counter[str] = Counter()
         damaged = 0
         for number in range(NUM_STREAMS):
             walker = Walker(reader, number, Cursor())
-            documents = list(documents_of(walker, tokenizer, 1, 40))
+            documents = list(documents_of(walker, tokenizer, 1))
             served.update(documents)
             damaged += walker.cursor.damaged
         assert damaged >= 2 * lost  # both epochs, and what a stream's last sample met of the third
@@ -292,3 +291,9 @@ def test_a_process_holds_a_bounded_number_of_files_open(root: Path, tokenizer: T
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= stream.OPEN_FILES
     reader.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("choice", [{"split": "test"}, {"on_damage": "ignore"}])
+def test_an_unknown_choice_is_refused_and_not_taken_for_the_other_one(root: Path, choice: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(choice))):
+        make_spec(root, root / "tokens", **choice)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from pretrain.config.run import DataSection
-from pretrain.data.stream.batch import IGNORED, make_inputs
+from pretrain.config.run import DataSection, SourceSection
+from pretrain.data.stream.labels import IGNORED
 from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -23,18 +22,13 @@ DIGITS = "symbols:0123456789+="
 
 def source(description: dict[str, Any], tokenizer: str, seq_len: int, **changes: Any) -> tuple[TaskSource, Tokenizer]:
     loaded = Tokenizer.load(tokenizer)
-    return TaskSource(description | changes, "train", 0, seq_len, loaded), loaded
-
-
-def inputs_of(row: np.ndarray, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    made = make_inputs(torch.from_numpy(row)[None], tokenizer.separators, False)
-    return made.tokens[0].tolist(), made.labels[0].tolist()
+    return TaskSource(SourceSection(**(description | changes)), "train", 0, seq_len, loaded), loaded
 
 
 def test_loss_is_on_the_answer_and_the_end() -> None:
     made, tokenizer = source(SUM, DIGITS, 16)
     for number in range(50):
-        tokens, labels = inputs_of(made.row(number), tokenizer)
+        tokens, labels = made.sample(number).tolist()
         example = made.task.pick("train", 0, number)
         text = [tokenizer.bos_id, *tokenizer.encode(example.question + example.answer), tokenizer.eos_id]
         assert tokens == [*text, *[tokenizer.pad_id] * 16][:16]
@@ -49,7 +43,7 @@ def test_loss_is_on_the_steps_too_where_that_is_asked() -> None:
         {"task": "i_gsm"}, "symbols:" + "".join(sorted(all_characters("i_gsm"))), 700, supervise="steps"
     )
     example = made.task.pick("train", 0, 0)
-    _, labels = inputs_of(made.row(0), tokenizer)
+    _, labels = made.sample(0).tolist()
     told = tokenizer.decode([label for label in labels if label not in (IGNORED, tokenizer.eos_id)])
     pieces = made.task.render(example)
     assert example.steps and told == "".join(piece.text for piece in pieces if piece.kind != "question")
@@ -66,11 +60,17 @@ def test_every_prefix_has_its_own_label() -> None:
     made, tokenizer = source(HOPS, "symbols:abcd", 13, supervise="prefixes")
     for number in range(50):
         example = made.task.pick("train", 0, number)
-        tokens, labels = inputs_of(made.row(number), tokenizer)
+        tokens, labels = made.sample(number).tolist()
         assert tokens == [tokenizer.bos_id, *tokenizer.encode(example.question)]
         answers = made.task.prefix_answers(example.question)
         assert answers is not None and answers[-1] == example.answer
         assert labels == [IGNORED, *(IGNORED if answer is None else tokenizer.encode(answer)[0] for answer in answers)]
+
+
+def test_an_example_whose_last_label_would_be_cut_off_does_not_fit() -> None:
+    made, _ = source(HOPS, "symbols:abcd", 12, supervise="prefixes")
+    with pytest.raises(ValueError, match=r"an example of 13 tokens does not fit train\.seq_len=12"):
+        made.require_document()
 
 
 def task_data(**changes: Any) -> DataSection:
@@ -87,7 +87,7 @@ def test_no_layout_and_no_resume_changes_the_batches(num_ranks: int, num_workers
     data = task_data(num_workers=num_workers)
     loaders = [Loader(data, rank=rank, num_ranks=num_ranks, **sizes) for rank in range(num_ranks)]
     for batch in wanted[:3]:
-        assert np.array_equal(np.stack([each.next_batch() for each in loaders], axis=1).reshape(8, -1), batch)
+        assert np.array_equal(np.stack([each.next_batch() for each in loaders], axis=1).reshape(8, 2, -1), batch)
     states = sum(each.state() for each in loaders)
     for each in loaders:
         each.close()
@@ -103,7 +103,7 @@ def test_validation_holds_other_questions() -> None:
     sides = []
     for split in ("train", "validation"):
         with Loader(task_data(), split=split, **sizes) as loader:
-            rows = make_inputs(torch.from_numpy(loader.next_batch()), tokenizer.separators, False).tokens.tolist()
+            rows = loader.next_batch()[:, 0]
             sides.append({tokenizer.decode(row).split("=")[0] for row in rows})
     assert not sides[0] & sides[1]
 
@@ -114,9 +114,9 @@ def test_tasks_and_text_mix(tmp_path: Path) -> None:
     sources = [{"path": str(folder), "weight": 3.0}, {"task": "variable_assignment"}]
     data = task_data(tokenizer=str(tmp_path / "tokenizer.model"), sources=sources)
     with Loader(data, seed=0, seq_len=300, global_batch=400) as loader:
-        rows = torch.from_numpy(loader.next_batch())
-    is_task = (make_inputs(rows, tokenizer.separators, False).labels == IGNORED).float().mean(1) > 0.5
-    assert is_task.float().mean().item() == pytest.approx(0.25, abs=0.08)
+        labels = loader.next_batch()[:, 1]
+    is_task = (labels == IGNORED).mean(axis=1) > 0.5
+    assert is_task.mean() == pytest.approx(0.25, abs=0.08)
 
 
 @pytest.mark.parametrize(

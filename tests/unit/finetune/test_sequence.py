@@ -14,7 +14,7 @@ from finetune.latent.sequential import Sequential
 from finetune.method.curriculum import CurriculumSection, cut_at
 from finetune.method.markers import Markers
 from finetune.method.methods import METHODS, MethodName
-from pretrain.data.stream.batch import IGNORED
+from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.symbols import SPECIALS, SymbolTokenizer, write_symbols
 from tests.support.latent_cases import loss_of
 from tests.unit.model.test_model import LLAMA, build
