@@ -38,11 +38,8 @@ class GroupCompositionParameters(Section):
 
     @model_validator(mode="after")
     def _check_order(self) -> "GroupCompositionParameters":
-        if self.order > MAX_ORDERS[self.group]:
-            raise ValueError(
-                f"order={self.order} of a {self.group} group gives too many symbols: "
-                f"it is at most {MAX_ORDERS[self.group]}"
-            )
+        if self.order > (most := MAX_ORDERS[self.group]):
+            raise ValueError(f"order={self.order} of a {self.group} group gives too many symbols: it is at most {most}")
         return self
 
 
@@ -60,7 +57,6 @@ class GroupComposition(Task[GroupCompositionParameters]):
         else:
             names = [str(element) for element in range(parameters.order)]
         self._symbols = tuple(f"[{name}]" for name in names)
-        self._symbol_set = frozenset(self._symbols)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -76,10 +72,9 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
     def prefix_answers(self, question: str) -> tuple[str, ...]:
         elements = re.findall(r"\[\d+\]", question, re.ASCII)
-        if not elements or "".join(elements) != question or not self._symbol_set.issuperset(elements):
-            raise ValueError(
-                f"not elements of the {self.parameters.group} group of order {self.parameters.order}: {question!r}"
-            )
+        if not elements or "".join(elements) != question or not set(elements) <= set(self._symbols):
+            group = f"{self.parameters.group} group of order {self.parameters.order}"
+            raise ValueError(f"not elements of the {group}: {question!r}")
         return tuple(self._products(elements))
 
     def _products(self, elements: list[str]) -> Iterator[str]:

@@ -58,14 +58,11 @@ class IGSMParameters(Section):
         if any(self.modulus % divisor == 0 for divisor in range(2, self.modulus)):
             raise ValueError(f"modulus={self.modulus} is not a prime")
         if self.num_levels * self.max_width > len(string.ascii_uppercase):
-            raise ValueError(
-                f"num_levels={self.num_levels} of max_width={self.max_width} items need more than the 26 letters"
-            )
+            sizes = f"num_levels={self.num_levels} of max_width={self.max_width}"
+            raise ValueError(f"{sizes} items need more than the 26 letters")
         if self.num_edges < (self.num_levels - 1) * self.max_width:
-            raise ValueError(
-                f"num_edges={self.num_edges} are too few: "
-                f"{self.num_levels - 1} levels of up to {self.max_width} items need one each"
-            )
+            items = f"{self.num_levels - 1} levels of up to {self.max_width} items"
+            raise ValueError(f"num_edges={self.num_edges} are too few: {items} need one each")
         if self.min_needed > self.num_edges:
             raise ValueError(f"min_needed={self.min_needed} equations are more than num_edges={self.num_edges}")
         return self
@@ -81,12 +78,9 @@ class Equation(NamedTuple):
     """The multiplier (1 if none is written), or the constant."""
 
     def __str__(self) -> str:
-        return f"{self.name} := {self.right_hand_side()}"
-
-    def right_hand_side(self) -> str:
         if not self.terms:
-            return str(self.number)
-        return (f"{self.number} * " if self.number != 1 else "") + " + ".join(self.terms)
+            return f"{self.name} := {self.number}"
+        return f"{self.name} := {f'{self.number} * ' if self.number != 1 else ''}{' + '.join(self.terms)}"
 
 
 class IGSM(Task[IGSMParameters]):
@@ -114,10 +108,8 @@ class IGSM(Task[IGSMParameters]):
                 steps = tuple(_write_step(equation, values) for equation in equations if equation.name in needed[asked])
                 random.shuffle(equations)
                 return Example(f"{'. '.join(map(str, equations))}. {asked}?", steps, str(values[asked]))
-        raise ValueError(
-            f"task {self.name}: none of {MAX_DRAWS} problems has a quantity that "
-            f"needs min_needed={min_needed} equations: lower it"
-        )
+        hard = f"a quantity that needs min_needed={min_needed} equations"
+        raise ValueError(f"task {self.name}: none of {MAX_DRAWS} problems has {hard}: lower it")
 
     def solve(self, question: str) -> str:
         *lines, query = question.split(". ")
@@ -126,9 +118,8 @@ class IGSM(Task[IGSMParameters]):
 
         def value_of(name: str, asked_for: tuple[str, ...]) -> int:
             if name not in equations or name in asked_for:
-                raise ValueError(
-                    f"{name} is {'defined by itself' if name in asked_for else 'not defined'} in {question!r}"
-                )
+                fault = "defined by itself" if name in asked_for else "not defined"
+                raise ValueError(f"{name} is {fault} in {question!r}")
             if name not in values:
                 multiplier, terms = equations[name]
                 total = sum(int(term) if term.isdigit() else value_of(term, (*asked_for, name)) for term in terms)
@@ -184,9 +175,8 @@ def _write_step(equation: Equation, values: dict[str, int]) -> str:
 
 def _parse(line: str) -> tuple[str, tuple[int, list[str]]]:
     """Name, multiplier and terms of an equation's text."""
-    match = re.fullmatch(
-        r"([A-Z]#[A-Z]) := (?:(\d+) \* )?((?:[A-Z]#[A-Z]|\d+)(?: \+ (?:[A-Z]#[A-Z]|\d+))*)", line, re.ASCII
-    )
+    term = r"(?:[A-Z]#[A-Z]|\d+)"
+    match = re.fullmatch(rf"([A-Z]#[A-Z]) := (?:(\d+) \* )?({term}(?: \+ {term})*)", line, re.ASCII)
     if not match:
         raise ValueError(f"not an equation: {line!r}")
     return match[1], (int(match[2] or 1), match[3].split(" + "))

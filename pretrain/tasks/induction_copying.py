@@ -30,9 +30,8 @@ class InductionCopyingParameters(Section):
         if self.num_repeated >= self.num_words:
             raise ValueError(f"num_repeated={self.num_repeated} leaves no word to follow in num_words={self.num_words}")
         if 26**self.word_length < 2 * self.num_words:
-            raise ValueError(
-                f"word_length={self.word_length} gives too few different words for num_words={self.num_words}"
-            )
+            few = f"word_length={self.word_length} gives too few different words"
+            raise ValueError(f"{few} for num_words={self.num_words}")
         return self
 
 

@@ -42,9 +42,7 @@ class Multiplication(Task[MultiplicationParameters]):
 
     def make(self, random: Random) -> Example:
         left, right = self.parameters.num_left_digits, self.parameters.num_right_digits
-        return write_product(
-            random.randrange(10 ** (left - 1), 10**left), random.randrange(10 ** (right - 1), 10**right)
-        )
+        return write_product(*(random.randrange(10 ** (digits - 1), 10**digits) for digits in (left, right)))
 
     def solve(self, question: str) -> str:
         operands = re.fullmatch(r"(\d( \d)*) \* (\d( \d)*)", question, re.ASCII)
@@ -66,9 +64,8 @@ def write_product(left: int, right: int) -> Example:
         total += term
         step = f"+ {_write(term, width)}" if place else _write(term, width)
         steps.append(step if place in (0, num_right - 1) else f"{step} ( {_write(total, width)} )")
-    return Example(
-        f"{_write(left, num_left)} * {_write(right, num_right)}", tuple(steps), _write(total, num_left + num_right)
-    )
+    question = f"{_write(left, num_left)} * {_write(right, num_right)}"
+    return Example(question, tuple(steps), _write(total, num_left + num_right))
 
 
 def _write(number: int, width: int) -> str:

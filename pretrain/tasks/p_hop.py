@@ -44,10 +44,8 @@ class PHopParameters(Section):
     @model_validator(mode="after")
     def _check_length(self) -> "PHopParameters":
         if self.sampling == "forced" and self.length < 2 * self.num_hops + 1:
-            raise ValueError(
-                f"length={self.length} is too short for num_hops={self.num_hops}: "
-                "forced hops need 2 · num_hops + 1 symbols"
-            )
+            short = f"length={self.length} is too short for num_hops={self.num_hops}"
+            raise ValueError(f"{short}: forced hops need 2 · num_hops + 1 symbols")
         return self
 
 
@@ -75,8 +73,7 @@ class PHop(Task[PHopParameters]):
         return tuple(self._symbols)
 
     def make(self, random: Random) -> Example:
-        make = {"forced": self._make_forced, "uniform": self._make_uniform}[self.parameters.sampling]
-        return make(random)
+        return {"forced": self._make_forced, "uniform": self._make_uniform}[self.parameters.sampling](random)
 
     def _make_uniform(self, random: Random) -> Example:
         while True:  # one sequence in `alphabet_size` has all hops because its first hop stays in place
@@ -115,10 +112,8 @@ class PHop(Task[PHopParameters]):
         fillers, start = _draw_bytes(random, num_fillers - order[0], size - 1), 0
         for hop, (place, following) in zip(range(p - 1, -1, -1), pairwise([*order, num_fillers + p]), strict=True):
             end = start + following - place - 1
-            parts += (
-                self._pairs[visited[hop]][visited[hop + 1]],
-                fillers[start:end].translate(self._another[visited[hop]]),
-            )
+            filler = fillers[start:end].translate(self._another[visited[hop]])
+            parts += (self._pairs[visited[hop]][visited[hop + 1]], filler)
             start = end
         question = b"".join(parts).decode() + self._symbols[visited[0]]
         return Example(question, (), self._symbols[visited[p]])

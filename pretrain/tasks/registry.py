@@ -18,19 +18,13 @@ from pretrain.tasks.prosqa.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
 
-_TASKS = (
-    Addition,
-    PHop,
-    IGSM,
-    VariableAssignment,
-    InductionCopying,
-    GroupComposition,
-    Multiplication,
-    ProsQA,
-    ProsQASymbolic,
-    ProntoQA,
-)
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in _TASKS}
+TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task
+    for task in (
+        Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA,
+        ProsQASymbolic, ProntoQA,
+    )
+}  # fmt: skip
 """Every task by its name in configurations."""
 
 
@@ -53,6 +47,5 @@ def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
         first = error.errors()[0]
         # An error without a location comes from a check across parameters, whose message names them.
         where = "".join(f"{part}: " for part in first["loc"][:1])
-        raise ValueError(
-            f"task {name}: {where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
-        ) from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"task {name}: {where}{reason}, got {first['input']!r}") from None

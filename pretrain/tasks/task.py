@@ -13,8 +13,6 @@ The same seed gives the same examples for the same version of Python and of the 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from itertools import count
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -84,12 +82,8 @@ class Task(ABC, Generic[P]):
         """
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...] | None:
-        """The answer to every prefix of a question, for a loss at every position.
-
-        Returns:
-            One answer per symbol of the question, None where that prefix has no answer; the last is the answer to the
-            question. None if the task does not support this.
-        """
+        """The answer to every prefix of a question, one per symbol, for a loss at every position: None where a prefix
+        has no answer; the last is the answer to the question. None if the task does not support this."""
         return None
 
     def generate(self, seed: int, number: int) -> Example:
@@ -114,14 +108,8 @@ class Task(ABC, Generic[P]):
             example = self.generate(seed, candidate)
             if self.split_of(example) == split:
                 return example
-        parameters = self.parameters.model_dump_json()
-        raise ValueError(
-            f"task {self.name} with {parameters}: no question in {split}: it has too few questions; make it harder"
-        )
-
-    def examples(self, split: Split, seed: int) -> Iterator[Example]:
-        """Endless iterator over `pick` of 0, 1, 2, ..."""
-        return (self.pick(split, seed, number) for number in count())
+        which = f"task {self.name} with {self.parameters.model_dump_json()}"
+        raise ValueError(f"{which}: no question in {split}: it has too few questions; make it harder")
 
     def render(self, example: Example, *, with_steps: bool = True) -> tuple[TextPart, ...]:
         """The text of an example as consecutive spans; the trainer adds bos and eos."""

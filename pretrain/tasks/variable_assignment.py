@@ -38,13 +38,11 @@ class VariableAssignmentParameters(Section):
     @model_validator(mode="after")
     def _check_letters(self) -> "VariableAssignmentParameters":
         if self.num_variables * (self.depth + 1) > len(string.ascii_lowercase):
-            raise ValueError(
-                f"num_variables={self.num_variables} on {self.depth + 1} levels need more than the 26 letters"
-            )
+            levels = f"num_variables={self.num_variables} on {self.depth + 1} levels"
+            raise ValueError(f"{levels} need more than the 26 letters")
         if self.num_values < self.num_variables:
-            raise ValueError(
-                f"num_values={self.num_values} are too few different numbers for num_variables={self.num_variables}"
-            )
+            few = f"num_values={self.num_values} are too few different numbers"
+            raise ValueError(f"{few} for num_variables={self.num_variables}")
         return self
 
 

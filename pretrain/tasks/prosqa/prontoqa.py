@@ -120,9 +120,8 @@ class ProntoQA(Task[ProntoQAParameters]):
         text, _, statement = question.partition(" True or false: ")
         asked = _PERSON.fullmatch(statement)
         if not asked:
-            raise ValueError(
-                f"does not end with a statement such as 'True or false: Max is not red.': {question[-60:]!r}"
-            )
+            form = "'True or false: Max is not red.'"
+            raise ValueError(f"does not end with a statement such as {form}: {question[-60:]!r}")
         person, wanted = asked[1], (asked[3], not asked[2])
         rules: defaultdict[str, list[tuple[Fact, str]]] = defaultdict(list)
         proofs: dict[Fact, tuple[str, ...]] = {}
@@ -140,9 +139,11 @@ class ProntoQA(Task[ProntoQAParameters]):
                     agenda.append(conclusion)
         opposite = (wanted[0], not wanted[1])
         if (wanted in proofs) == (opposite in proofs):
-            verdict = "both the statement and its opposite follow"
-            if wanted not in proofs:
-                verdict = "neither the statement nor its opposite follows"
+            both, neither = (
+                "both the statement and its opposite follow",
+                "neither the statement nor its opposite follows",
+            )
+            verdict = both if wanted in proofs else neither
             raise ValueError(f"{verdict}: {statement!r}")
         proved = wanted if wanted in proofs else opposite
         return Example(question, (*proofs[proved], _write_fact(person, proved)), str(proved == wanted))
@@ -153,9 +154,8 @@ def _read_sentence(sentence: str) -> tuple[str, Fact]:
     rule = _EACH.fullmatch(sentence) or _PLURAL.fullmatch(sentence)
     match = rule or _PERSON.fullmatch(sentence)
     if not match:
-        raise ValueError(
-            f"not of the form 'Max is a vumpus.', 'Each vumpus is red.' or 'Vumpuses are not red.': {sentence!r}"
-        )
+        forms = "'Max is a vumpus.', 'Each vumpus is red.' or 'Vumpuses are not red.'"
+        raise ValueError(f"not of the form {forms}: {sentence!r}")
     return match[1].lower() if rule else match[1], (match[3], not match[2])
 
 

@@ -90,8 +90,7 @@ class ProsQA(Task[ProsQAParameters]):
             ValueError: graphs with `num_nodes` hardly ever have a path of the requested length.
         """
         for _ in range(MAX_DRAWS):
-            graph = self._try_graph(random)
-            if graph:
+            if graph := self._try_graph(random):
                 return graph
         wanted = self.parameters
         raise ValueError(
@@ -113,13 +112,9 @@ class ProsQA(Task[ProsQAParameters]):
         root, target, neg_target, _ = asked
         persons = iter(random.sample(PERSONS, num_persons))
         concepts = iter(random.sample(CONCEPTS, len(parents) - num_persons))
-        return Graph(
-            idx_to_symbol=tuple(next(concepts if of_node else persons) for of_node in parents),
-            edges=tuple((parent, child) for child, of_node in enumerate(parents) for parent in of_node),
-            root=root,
-            target=target,
-            neg_target=neg_target,
-        )
+        names = tuple(next(concepts if of_node else persons) for of_node in parents)
+        edges = tuple((parent, child) for child, of_node in enumerate(parents) for parent in of_node)
+        return Graph(idx_to_symbol=names, edges=edges, root=root, target=target, neg_target=neg_target)
 
 
 def write_example(graph: Graph, random: Random) -> Example:
@@ -174,10 +169,7 @@ def _draw_question(parents: list[list[int]], random: Random) -> tuple[int, int, 
     """Root, target, other option and hops from root to target; None if node 0 or 1 has no leaf of its own."""
     leaves = set(range(len(parents))) - {parent for of_node in parents for parent in of_node}
     distances = [_distances_down(parents, start) for start in (0, 1)]
-    own_leaves = [
-        sorted(leaf for leaf in leaves if leaf in distances[side] and leaf not in distances[1 - side])
-        for side in (0, 1)
-    ]
+    own_leaves = [sorted((leaves & distances[side].keys()) - distances[1 - side].keys()) for side in (0, 1)]
     if not own_leaves[0] or not own_leaves[1]:
         return None
     farthest = [max(distances[side][leaf] for leaf in own_leaves[side]) for side in (0, 1)]
@@ -190,7 +182,6 @@ def _distances_down(parents: list[list[int]], start: int) -> dict[int, int]:
     """Shortest distance from `start` to every node that it reaches; parents have lower numbers than children."""
     distances = {start: 0}
     for node, of_node in enumerate(parents):
-        parent_distances = [distances[parent] for parent in of_node if parent in distances]
-        if parent_distances:
-            distances[node] = 1 + min(parent_distances)
+        if above := [distances[parent] for parent in of_node if parent in distances]:
+            distances[node] = 1 + min(above)
     return distances

@@ -1,9 +1,8 @@
 """The graph behind a ProsQA question: persons, concepts, and the "is a" edges between them.
 
 A node is a person ("Sally") or a concept ("gerpus"). An edge from a to b is one sentence: "Sally is a gerpus." if a is
-a person, "Every gerpus is a terpus." if it is a concept. The question asks which of two concepts a person is; the
-answer is the one that the person reaches. The text of a question holds the whole graph except the numbers of its nodes,
-so `Graph.parse` works for any example.
+a person, "Every gerpus is a terpus." if it is a concept. The question asks which of two concepts a person is: the
+one that the person reaches. The text holds the whole graph except the numbers of its nodes.
 """
 
 import re
@@ -69,11 +68,7 @@ class Graph:
     def asked(
         cls, idx_to_symbol: tuple[str, ...], edges: Sequence[tuple[int, int]], root: int, options: tuple[int, int]
     ) -> "Graph":
-        """The graph of a question with two options; the target is the one that the root reaches.
-
-        Raises:
-            ValueError: the root does not reach exactly one of the options.
-        """
+        """The graph of a question with two options; the target is the one that the root reaches. Raises as `parse`."""
         distances = _distances(_children(len(idx_to_symbol), edges), root)
         # if the root reaches both or neither, __post_init__ raises
         target, neg_target = options if distances[options[0]] is not None else options[::-1]
@@ -82,10 +77,7 @@ class Graph:
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:
         """For each node, the nodes with an edge to it, in the order of `edges`."""
-        parents: list[list[int]] = [[] for _ in self.idx_to_symbol]
-        for parent, child in self.edges:
-            parents[child].append(parent)
-        return tuple(map(tuple, parents))
+        return _children(len(self.idx_to_symbol), [(child, parent) for parent, child in self.edges])
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -98,15 +90,10 @@ class Graph:
 
     def shortest_paths(self) -> list[tuple[int, ...]]:
         """All shortest paths from root to target, as nodes including both ends."""
-        distances = self.distances(self.root)
-        paths = [(self.target,)]
-        while paths[0][0] != self.root:
-            paths = [
-                (parent, *path)
-                for path in paths
-                for parent in self.parents[path[0]]
-                if _is_before(distances, parent, path[0])
-            ]
+        distances, paths = self.distances(self.root), [(self.target,)]
+        for hops in reversed(range(distances[self.target] or 0)):
+            steps = [(parent, path) for path in paths for parent in self.parents[path[0]] if distances[parent] == hops]
+            paths = [(parent, *path) for parent, path in steps]
         return paths
 
     def sentence(self, parent: int, child: int) -> str:
@@ -121,12 +108,6 @@ class Graph:
     @property
     def answer(self) -> str:
         return self.sentence(self.root, self.target)
-
-
-def _is_before(distances: tuple[int | None, ...], parent: int, child: int) -> bool:
-    """Whether the edge from `parent` is the last edge of a shortest path to `child`."""
-    near, far = distances[parent], distances[child]
-    return near is not None and far is not None and near + 1 == far
 
 
 def _children(size: int, edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:

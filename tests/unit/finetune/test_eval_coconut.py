@@ -19,7 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.rows.jsonl import JsonLines
-from pretrain.tasks.example_file import write_examples
+from tests.support.example_files import write_examples
 from tests.support.finetuned_runs import MODEL, save_run
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "eval_coconut.py"

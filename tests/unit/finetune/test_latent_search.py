@@ -27,8 +27,8 @@ from pretrain.config.model import ModelSection
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
-from pretrain.tasks.example_file import write_examples
 from pretrain.tasks.task import Example
+from tests.support.example_files import write_examples
 from tests.support.finetuned_runs import MODEL, SEQ_LEN, save_run, tokenizer_bytes
 from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import BOT, EOT, PAUSE, PROMPTS, VOCAB, by_definition, how

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.tasks.example_file import read_examples, write_examples
+from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.prosqa.prontoqa import CONCEPTS, FAMILIES, ProntoQA, ProntoQAParameters
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Example
+from tests.support.example_files import write_examples
 
 RELEASED = Path(__file__).parents[3].parent / "shared/data/prontoqa"
 FILES = {"prontoqa_train.json.gz": 9000, "prontoqa_valid.json.gz": 200, "prontoqa_test.json.gz": 800}

@@ -6,19 +6,22 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import fmean, variance
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.tasks.example_file import read_examples, read_graphs, write_examples, write_graphs
+from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.prosqa.prosqa import CONCEPTS, PERSONS, ProsQA, ProsQAParameters, write_example
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Example
+from tests.support.example_files import read_graphs, write_examples
 
 RELEASED = Path(__file__).parents[3].parent / "shared/data/prosqa"
 FILES = {"prosqa_test.json.gz": 500, "prosqa_valid.json.gz": 300}
@@ -127,19 +130,10 @@ def test_a_text_that_is_no_question_is_refused(old: str, new: str, reason: str) 
 
 
 def test_files_give_back_what_was_written(tmp_path: Path) -> None:
-    graphs = [TASK.draw_graph(Random(number)) for number in range(20)]
-    rows = [(write_example(graph, Random(0)), graph) for graph in graphs]
-    for name in ("graphs.json", "graphs.json.gz"):
-        write_graphs(tmp_path / name, rows)
-        assert read_graphs(tmp_path / name) == rows
-        assert read_examples(tmp_path / name) == [example for example, _ in rows]
-        written = (tmp_path / name).read_bytes()
-        write_graphs(tmp_path / name, rows)
-        assert (tmp_path / name).read_bytes() == written
-    write_examples(tmp_path / "examples.json", [example for example, _ in rows])
-    assert read_examples(tmp_path / "examples.json") == [example for example, _ in rows]
-    with pytest.raises(ValueError, match=r"examples\.json: row 0: idx_to_symbol: Field required"):
-        read_graphs(tmp_path / "examples.json")
+    examples = [TASK.generate(0, number) for number in range(20)]
+    for name in ("examples.json", "examples.json.gz"):
+        write_examples(tmp_path / name, examples)
+        assert read_examples(tmp_path / name) == examples
 
 
 @pytest.mark.parametrize(
@@ -150,22 +144,31 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
         ("steps", "Tom is a lempus.", r"steps: "),
         ("steps", ["Tom is a lempus.", 3], r"steps: 1: "),
         ("answer", ["Tom"], r"answer: "),
-        ("edges", [[0, 1], [1]], r"edges: 1: .*at least 2"),
-        ("edges", [[0, 1], [1, 99]], r"no node 99: there are 5"),
-        ("edges", [[0, 1], [1, -1]], r"no node -1: there are 5"),
-        ("idx_to_symbol", ["Tom"] * 5, r"two nodes have the same name"),
-        ("root", 3, r"Sam must reach the target impus and not the other option dumpus"),
-        ("target", 4, r"Tom must reach the target dumpus"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, key: str, value: object, reason: str) -> None:
     path = tmp_path / "rows.json"
-    write_graphs(path, [(TASK.solve_in_steps(TINY), Graph.parse(TINY))] * 3)
+    write_examples(path, [TASK.solve_in_steps(TINY)] * 3)
     rows = json.loads(path.read_text())
     rows[1][key] = value
     path.write_text(json.dumps(rows))
     with pytest.raises(ValueError, match=rf"rows\.json: row 1: {reason}"):
-        read_graphs(path)
+        read_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"edges": ((0, 1), (1, 99))}, r"no node 99: there are 5"),
+        ({"edges": ((0, 1), (1, -1))}, r"no node -1: there are 5"),
+        ({"idx_to_symbol": ("Tom",) * 5}, r"two nodes have the same name"),
+        ({"root": 3}, r"Sam must reach the target impus and not the other option dumpus"),
+        ({"target": 4}, r"Tom must reach the target dumpus"),
+    ],
+)
+def test_a_graph_that_asks_nothing_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        replace(Graph.parse(TINY), **change)
 
 
 @pytest.mark.parametrize(
