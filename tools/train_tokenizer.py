@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_texts(files: list[InputFile], text_field: str, report: Report) -> Iterator[str]:
     """Iterate over the texts of all documents, reporting progress."""
-    report(Started(total_bytes=sum(file.size for file in files), done_bytes=0))
+    report(Started(sum(file.size for file in files), 0))
     for file in files:
         (piece,) = split_file(file, max(file.size, 1))
         consumed = 0
@@ -41,10 +41,10 @@ def read_texts(files: list[InputFile], text_field: str, report: Report) -> Itera
             if isinstance(item, Problem):
                 report(item)
             elif isinstance(item, Document):
-                report(Advance(stored_bytes=item.consumed - consumed, documents=1))
+                report(Advance(item.consumed - consumed, 1))
                 consumed = item.consumed
                 yield item.text
-        report(Advance(stored_bytes=piece.size - consumed, documents=0))
+        report(Advance(piece.size - consumed, 0))
 
 
 def train(arguments: argparse.Namespace) -> None:

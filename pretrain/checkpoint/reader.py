@@ -6,7 +6,6 @@ to copy is worked out in `pretrain/checkpoint/index.py`. Checksums are not looke
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.format import DTYPES, Piece, check_range, read_contents
 from pretrain.checkpoint.index import SavedTensor, build_index, plan_copies
+from pretrain.config.choice import did_you_mean
 
 
 class CheckpointReader:
@@ -129,7 +129,5 @@ class CheckpointReader:
 
     def _find(self, name: str) -> SavedTensor:
         if name not in self._index:
-            near = get_close_matches(name, self._index, n=1)
-            hint = f"; the nearest name is {near[0]}" if near else ""
-            raise ValueError(f"checkpoint {self.path}: there is no tensor {name}{hint}")
+            raise ValueError(f"checkpoint {self.path}: there is no tensor {name}{did_you_mean(name, self._index)}")
         return self._index[name]

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 T = TypeVar("T")
+MOST_LISTED = 40
+"""An error lists all names up to this number."""
 
 
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
@@ -24,7 +26,8 @@ def choose(table: Mapping[str, T], name: str, key: str) -> T:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error on an unknown name: the nearest that there is, else all of them."""
+    """The end of an error on an unknown name: the nearest known one, else all of them, if they are not too many."""
     names = list(known)
-    near = get_close_matches(name, names, n=1)
-    return f", did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names)) or 'none'}"
+    if near := get_close_matches(name, names, n=1):
+        return f", did you mean {near[0]}?"
+    return f"; there are {', '.join(sorted(names)) or 'none'}" if len(names) <= MOST_LISTED else ""

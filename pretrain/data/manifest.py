@@ -148,16 +148,8 @@ def _parse_header(path: Path, line: bytes) -> Header:
 
 
 def write_manifest(folder: str | os.PathLike[str], header: Header, rows: Iterable[ShardRow]) -> Header:
-    """Write the manifest of a source, atomically.
-
-    Args:
-        folder: the source; its shards and indexes are already there.
-        header: kind, tokenizer and problems; the totals are filled in here.
-        rows: the shards, in order.
-
-    Returns:
-        The header as written.
-    """
+    """Write the manifest of a source, atomically, after its shards and indexes. Returns the header with the totals that
+    are filled in here."""
     listed = list(rows)
     lines = [json.dumps(asdict(row)) for row in listed]
     row_bytes = max((len(line) for line in lines), default=0) + 1

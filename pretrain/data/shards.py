@@ -21,7 +21,6 @@ import tarfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
 import numpy as np
@@ -111,16 +110,8 @@ def require_lost(path: Path) -> None:
 
 
 def write_index(folder: Path, shard: str, rows: list[tuple[int, int, int, int, int]]) -> str:
-    """Write the index of a shard, atomically.
-
-    Args:
-        folder: the source.
-        shard: file name of the tar.
-        rows: one tuple a document, in the order of INDEX_DTYPE.
-
-    Returns:
-        The sha256 of the index file.
-    """
+    """Write the index of the tar `shard`, atomically: one tuple a document, in the order of INDEX_DTYPE. Returns the
+    sha256 of the index file."""
     buffer = io.BytesIO()
     np.save(buffer, np.array(rows, dtype=INDEX_DTYPE))
     write_atomically(folder / index_name(shard), buffer.getvalue())
@@ -182,14 +173,7 @@ class ShardWriter:
         self._size += len(data)
 
     def close(self, tokens: int | None) -> ShardRow:
-        """Finish the shard.
-
-        Args:
-            tokens: tokens of all documents; None for text.
-
-        Returns:
-            The shard's row for the manifest.
-        """
+        """Finish a shard that holds `tokens` tokens, None for text; returns its row for the manifest."""
         self._write(bytes(2 * TAR_BLOCK))
         with naming(self._temporary):
             sync_file(self._file)
@@ -198,13 +182,9 @@ class ShardWriter:
         self._temporary.replace(self._folder / self._name)
         sync_folder(self._folder)
         return ShardRow(
-            shard=self._name,
-            documents=len(self._rows),
-            tokens=tokens,
-            bytes=self._size,
-            sha256=self._sha256.hexdigest(),
-            index_sha256=index_sha256,
-        )
+            shard=self._name, documents=len(self._rows), tokens=tokens, bytes=self._size,
+            sha256=self._sha256.hexdigest(), index_sha256=index_sha256,
+        )  # fmt: skip
 
     def discard(self) -> None:
         """Remove the unfinished shard; nothing happens after `close`."""
@@ -217,9 +197,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
 
@@ -233,12 +211,7 @@ def encode_tokens(ids: np.ndarray, vocab_size: int) -> bytes:
 
 
 def read_document(file: BinaryIO, row: np.void, number: int) -> bytes:
-    """Read a document's payload.
-
-    Args:
-        file: the open tar of the shard.
-        row: the document's row of the index.
-        number: the document's, in its shard, for messages.
+    """The payload of document `number` of a shard, from its open tar and its row of the index.
 
     Raises:
         DamagedDocument: naming shard, document and offset, if the payload is cut short or not the one that was written.

@@ -1,5 +1,4 @@
-"""Files as they are stored, local or any fsspec URL, and what is in them if they are compressed; a cut archive is told
-from a whole one."""
+"""Files, local or any fsspec URL, decompressed as their names say; a truncated archive is an error."""
 
 import io
 import lzma
@@ -77,8 +76,8 @@ def open_stored(path: str) -> BinaryIO:
 
 
 class Inflated(io.RawIOBase):
-    """The decompressed bytes of an archive of one or more members; unlike the libraries' own readers, strict about a
-    missing end."""
+    """The decompressed bytes of an archive of one or more members; unlike the libraries' readers, it refuses a missing
+    end."""
 
     def __init__(self, stored: BinaryIO, new_decoder: Callable[[], Any]) -> None:
         self._stored = stored

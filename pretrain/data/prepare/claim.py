@@ -79,9 +79,8 @@ def lock(output: Path, part: Part = WHOLE) -> Iterator[None]:
             _flock(folder, (fcntl.LOCK_EX if part == WHOLE else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             _flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{output}: another run is preparing this folder; wait for it or name a new folder"
-            ) from None
+            busy = f"{output}: another run is preparing this folder"
+            raise ValueError(f"{busy}; wait for it or name a new folder") from None
         yield
 
 

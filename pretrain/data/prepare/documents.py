@@ -66,7 +66,7 @@ class Document(NamedTuple):
     """Stored bytes of the piece read so far, for progress."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Problem:
     """An input, or a part of one, that did not become a document."""
 
@@ -189,10 +189,8 @@ def split_file(file: InputFile, piece_bytes: int) -> list[FilePart]:
         return [whole]
     starts = range(0, file.size, piece_bytes)
     ends = [*starts[1:], file.size]
-    return [
-        FilePart(path=file.path, start=start, end=end, size=end - start)
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    ranges = zip(starts, ends, strict=True)
+    return [FilePart(path=file.path, start=start, end=end, size=end - start) for start, end in ranges]
 
 
 def _split_parquet(whole: FilePart, piece_bytes: int) -> list[FilePart]:
@@ -214,11 +212,7 @@ def _split_parquet(whole: FilePart, piece_bytes: int) -> list[FilePart]:
 
 
 def read_documents(piece: FilePart, text_field: str) -> Iterator[Document | Problem]:
-    """Read the documents of a piece, in order.
-
-    Args:
-        piece: from `split_file`.
-        text_field: key of the text in a JSON object, or column of a parquet file.
+    """Read the documents of a piece, in order; `text_field` is the key or the column of the text.
 
     Raises:
         OSError: if the file cannot be read at all; bad content is a Problem instead.
@@ -242,7 +236,7 @@ def _read_text(piece: FilePart, content: BinaryIO) -> Document | Problem:
     try:
         data = content.read()
     except DamagedArchiveError as error:
-        return Problem(reason="damaged archive", where=piece.path, detail=f"{error}; its document is lost")
+        return Problem("damaged archive", piece.path, f"{error}; its document is lost")
     return parse_text(data.removeprefix(codecs.BOM_UTF8), piece.path, piece.size)
 
 
@@ -251,12 +245,11 @@ def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
     try:
         text = utf8.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Problem(reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start}")
+        return Problem("invalid UTF-8", where, f"{error.reason} at byte {error.start}")
     if not text or text.isspace():
-        return Problem(reason="empty document", where=where, detail="it holds no text")
+        return Problem("empty document", where, "it holds no text")
     if len(utf8) > MAX_TEXT_BYTES:
-        detail = f"{len(utf8):,} bytes of text, {MAX_TEXT_BYTES:,} at most: split it"
-        return Problem(reason="too long document", where=where, detail=detail)
+        return Problem("too long document", where, f"{len(utf8):,} bytes of text, {MAX_TEXT_BYTES:,} at most: split it")
     return Document(text, utf8, consumed)
 
 
@@ -272,11 +265,7 @@ def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field
         try:
             line = content.readline()
         except DamagedArchiveError as error:
-            yield Problem(
-                reason="damaged archive",
-                where=f"{piece.path}, after line {number}",
-                detail=f"{error}; what follows is lost",
-            )
+            yield Problem("damaged archive", f"{piece.path}, after line {number}", f"{error}; what follows is lost")
             return
         if not line:
             break
@@ -289,7 +278,7 @@ def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field
             consumed = min(offset, piece.end) - piece.start if is_plain else stored.tell()
             yield parse_record(line.removeprefix(codecs.BOM_UTF8) if first else line, where, text_field, consumed)
     if number == 0 and piece.start == 0:
-        yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
+        yield Problem("empty file", piece.path, "it holds no document")
 
 
 def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Document | Problem:
@@ -297,27 +286,20 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Problem(
-            reason="invalid UTF-8", where=where, detail=f"{error.reason} at byte {error.start} of the record"
-        )
+        return Problem("invalid UTF-8", where, f"{error.reason} at byte {error.start} of the record")
     except (ValueError, RecursionError) as error:
-        return Problem(reason="broken JSON", where=where, detail=str(error))
-    if not isinstance(record, dict) or text_field not in record:
-        found = (
-            f"its fields are {', '.join(map(str, record)) or 'none'}"
-            if isinstance(record, dict)
-            else "it is not an object"
-        )
-        return Problem(reason="missing field", where=where, detail=f"no {text_field!r}; {found}")
+        return Problem("broken JSON", where, str(error))
+    if not isinstance(record, dict):
+        return Problem("missing field", where, f"no {text_field!r}; it is not an object")
+    if text_field not in record:
+        return Problem("missing field", where, f"no {text_field!r}; its fields are {', '.join(record) or 'none'}")
     text = record[text_field]
     if not isinstance(text, str):
-        return Problem(reason="not a string", where=where, detail=f"{text_field!r} is of type {type(text).__name__}")
+        return Problem("not a string", where, f"{text_field!r} is of type {type(text).__name__}")
     try:
         utf8 = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Problem(
-            reason="invalid UTF-8", where=where, detail=f"a lone surrogate at character {error.start} of {text_field!r}"
-        )
+        return Problem("invalid UTF-8", where, f"a lone surrogate at character {error.start} of {text_field!r}")
     return parse_text(utf8, where, consumed)
 
 
@@ -332,25 +314,26 @@ def _read_parquet(piece: FilePart, stored: BinaryIO, text_field: str) -> Iterato
     except (pa.ArrowException, OSError) as error:
         if _is_real_io(error):
             raise
-        yield Problem(reason="damaged parquet", where=piece.path, detail=f"{_first_line(error)}; all of it is lost")
+        yield Problem("damaged parquet", piece.path, f"{_first_line(error)}; all of it is lost")
         return
     rows = file.metadata.num_rows
     index = file.schema_arrow.get_field_index(text_field)
     if rows == 0 or index < 0:
         # Every piece of the file sees this; the first one reports it.
         if piece.start == 0 and rows == 0:
-            yield Problem(reason="empty file", where=piece.path, detail="it holds no row")
+            yield Problem("empty file", piece.path, "it holds no row")
         elif piece.start == 0:
             columns = ", ".join(file.schema_arrow.names)
-            detail = f"no column {text_field!r} in {columns}; all {rows} rows are lost"
-            yield Problem(reason="missing field", where=piece.path, detail=detail)
+            lost = f"no column {text_field!r} in {columns}; all {rows} rows are lost"
+            yield Problem("missing field", piece.path, lost)
         return
     kind = file.schema_arrow.field(index).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         if piece.start == 0:
-            detail = f"column {text_field!r} is of type {kind}; all {rows} rows are lost"
-            yield Problem(reason="not a string", where=piece.path, detail=detail)
+            yield Problem(
+                "not a string", piece.path, f"column {text_field!r} is of type {kind}; all {rows} rows are lost"
+            )
         return
     first = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
     for group in range(piece.start, piece.end):
@@ -373,16 +356,14 @@ def _read_row_group(
             for value in column.cast(pa.large_binary()).to_pylist():
                 where = f"{path}, row {row}"
                 if value is None:
-                    yield Problem(reason="not a string", where=where, detail=f"{text_field!r} is null")
+                    yield Problem("not a string", where, f"{text_field!r} is null")
                 else:
                     yield parse_text(value, where, consumed)
                 row += 1
     except (pa.ArrowException, OSError) as error:
         if _is_real_io(error):
             raise
-        yield Problem(
-            reason="damaged parquet", where=path, detail=f"{_first_line(error)}; rows {row} to {last} are lost"
-        )
+        yield Problem("damaged parquet", path, f"{_first_line(error)}; rows {row} to {last} are lost")
 
 
 def _first_line(error: BaseException) -> str:

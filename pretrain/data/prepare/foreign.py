@@ -24,17 +24,15 @@ from pretrain.data.prepare.units import Advance, Report, Started
 from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
 from pretrain.storage import naming
 
-TEXT_EXTENSIONS = ("txt", "json")
 OTHER_MEMBER = "other member"
 IndexRow = tuple[int, int, int, int, int]
 
 
 def index_folder(folder: Path, report: Report = lambda event: None, *, strict: bool = False) -> Header:
-    """Write the index of every tar in a folder, and the manifest. Can be repeated.
+    """Write the index of every *.tar in a folder, and the manifest. Can be repeated.
 
     Args:
-        folder: holds *.tar.
-        report: is told of progress and of bad members.
+        report: receives progress and bad members.
         strict: the first bad member is an error.
 
     Returns:
@@ -51,10 +49,9 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
         raise ValueError(f"{folder}: was made by tools/prepare_data.py and has its indexes already")
     tars = sorted(folder / name for name in names if name.endswith(".tar"))
     if not tars:
-        raise ValueError(
-            f"{folder}: no .tar files to index (compressed ones must be unpacked to .tar: an index needs to seek)"
-        )
-    report(Started(total_bytes=sum(tar.stat().st_size for tar in tars), done_bytes=0))
+        hint = "compressed ones must be unpacked to .tar: an index needs to seek"
+        raise ValueError(f"{folder}: no .tar files to index ({hint})")
+    report(Started(sum(tar.stat().st_size for tar in tars), 0))
     problems: Counter[str] = Counter()
     rows: list[ShardRow] = []
     for tar in tars:
@@ -70,7 +67,7 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
                 report(item)
         if index:
             rows.append(_finish_tar(tar, index))
-        report(Advance(stored_bytes=tar.stat().st_size, documents=len(index)))
+        report(Advance(tar.stat().st_size, len(index)))
     if not rows:
         counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
         raise ValueError(f"{folder}: its tars hold no text ({counts})")
@@ -82,13 +79,9 @@ def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
     with naming(tar), tar.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardRow(
-        shard=tar.name,
-        documents=len(index),
-        tokens=None,
-        bytes=tar.stat().st_size,
-        sha256=sha256,
+        shard=tar.name, documents=len(index), tokens=None, bytes=tar.stat().st_size, sha256=sha256,
         index_sha256=index_sha256,
-    )
+    )  # fmt: skip
 
 
 def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
@@ -98,34 +91,26 @@ def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it does not own `file`
         except tarfile.TarError as error:
-            yield Problem(reason="damaged archive", where=str(path), detail=str(error))
+            yield Problem("damaged archive", str(path), str(error))
             return
         try:
-            for _, group in groupby(_members(tar), key=_sample_key):
+            for _, group in groupby(_members(tar), key=lambda member: base_plus_ext(member.name)[0] or member.name):
                 members = list(group)
-                chosen = min((m for m in members if _extension(m) in TEXT_EXTENSIONS), key=_preference, default=None)
+                texts = {extension: member for member in reversed(members) if (extension := _extension(member))}
+                chosen = texts.get("txt") or texts.get("json")
                 for member in members:
                     if member is not chosen:
-                        yield Problem(
-                            reason=OTHER_MEMBER,
-                            where=f"{path}, member {member.name}",
-                            detail="it is not the sample's text",
-                        )
+                        yield Problem(OTHER_MEMBER, f"{path}, member {member.name}", "it is not the sample's text")
                 if chosen is not None:
                     yield _read_member(path, tar, chosen)
         except tarfile.TarError as error:
-            yield Problem(
-                reason="damaged archive", where=f"{path}, byte {tar.offset}", detail=f"{error}; what follows is lost"
-            )
+            yield Problem("damaged archive", f"{path}, byte {tar.offset}", f"{error}; what follows is lost")
             return
         # tarfile takes a header that it cannot read for the end.
         file.seek(tar.offset)
         if tar.offset > size or any(file.read(TAR_BLOCK)):
-            yield Problem(
-                reason="damaged archive",
-                where=f"{path}, byte {tar.offset}",
-                detail="no readable header; what follows is lost",
-            )
+            lost = "no readable header; what follows is lost"
+            yield Problem("damaged archive", f"{path}, byte {tar.offset}", lost)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -136,16 +121,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _sample_key(member: tarfile.TarInfo) -> str:
-    return base_plus_ext(member.name)[0] or member.name
-
-
 def _extension(member: tarfile.TarInfo) -> str:
     return (base_plus_ext(member.name)[1] or "").lower()
-
-
-def _preference(member: tarfile.TarInfo) -> int:
-    return TEXT_EXTENSIONS.index(_extension(member))
 
 
 def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> IndexRow | Problem:
@@ -154,9 +131,7 @@ def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> I
     assert file is not None
     payload = file.read()
     if len(payload) != member.size:
-        return Problem(
-            reason="damaged archive", where=where, detail=f"only {len(payload)} of {member.size} bytes are there"
-        )
+        return Problem("damaged archive", where, f"only {len(payload)} of {member.size} bytes are there")
     extension = _extension(member)
     document = parse_text(payload, where, 0) if extension == "txt" else parse_record(payload, where, "text", 0)
     if not isinstance(document, Document):

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from pretrain.data.manifest import MANIFEST_NAME, Header, Manifest, ShardRow, write_manifest
@@ -33,6 +34,7 @@ from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
 from pretrain.data.prepare.units import (
     PROBLEMS_NAME,
     PrepareJob,
+    PrepareSettings,
     Report,
     Started,
     Unit,
@@ -46,38 +48,6 @@ from pretrain.storage import clear_away, is_there, naming, read_file, require_mi
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 1 << 20, 256 << 20
 UNITS_PER_RUN = 64
 """Units that a run of ordinary size is cut into: enough for many workers, few enough for shards of a good size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """What to prepare. All but `num_workers` and `strict` belongs to the identity of the result."""
-
-    inputs: tuple[str, ...]
-    """Files, globs or fsspec URLs."""
-    output: Path
-    """Folder of the source; new, empty, or of an earlier call with the same settings."""
-    tokenizer: Path | None
-    """Tokenizer that makes token ids; None keeps the text."""
-    text_field: str = "text"
-    """Key of the text in JSON objects, column of it in parquet files."""
-    shard_documents: int | None = None
-    """Most documents of a shard. Default: no limit but a shard's size."""
-    shard_tokens: int | None = None
-    """Most tokens of a shard (a longer document gets one to itself). Default: no limit but a shard's size."""
-    num_workers: int = 1
-    """Processes; 0 works in the calling one."""
-    strict: bool = False
-    """The first bad input is an error."""
-
-    def __post_init__(self) -> None:
-        for name in ("shard_documents", "shard_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: a shard holds at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers} is negative")
-        if self.tokenizer is None and self.shard_tokens is not None:
-            raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +68,7 @@ class PrepareResult:
 
 
 def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> PrepareResult:
-    """Turn text files into a source of shards.
-
-    Args:
-        settings: what to prepare.
-        report: is told of progress and of bad inputs, for example a `PrepareProgress`.
+    """Turn text files into a source of shards; `report` receives progress and bad inputs (`PrepareProgress`).
 
     Raises:
         ValueError: if the inputs, the tokenizer or the output folder cannot be used, no document is found, or `strict`
@@ -124,17 +90,8 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
 
 
 def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
-    """Do one part of what `prepare` does, up to and without the manifest. Parts may run at the same time, on machines
-    that share a disk.
-
-    Args:
-        settings: the same for all parts.
-        part: which one.
-        report: as of `prepare`.
-
-    Raises:
-        ValueError, OSError: as of `prepare`. The same call continues.
-    """
+    """Do one part of what `prepare` does, up to and without the manifest. Parts have the same settings and may run at
+    the same time, on machines that share a disk. Raises as `prepare`."""
     tokenizer, files = _load(settings)
     with _disk_errors(settings.output):
         claim(settings.output, _identity(settings, tokenizer, files))
@@ -165,9 +122,8 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
         finished = _finished_units(output)
         missing = [part.number for part in parts if not finished >= {unit.name for unit in part.select(units)}]
         if missing:
-            raise ValueError(
-                f"{output}: not finished, of {num_parts} parts: {_ranges(missing)}; run them, then merge again"
-            )
+            which = f"not finished, of {num_parts} parts: {_ranges(missing)}"
+            raise ValueError(f"{output}: {which}; run them, then merge again")
         with lock(output):
             header = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
@@ -176,12 +132,8 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
 
 def _ranges(numbers: list[int]) -> str:
     """Ascending numbers as Slurm's --array takes them: 3-5,9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    by_offset = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])  # equal along a run without gaps
+    runs = [[number for _, number in run] for _, run in by_offset]
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
@@ -268,19 +220,11 @@ def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Repor
     _remove(work, unfinished)
     finished = _finished_units(settings.output)
     waiting = [unit for unit in units if unit.name not in finished]
-    job = PrepareJob(
-        folder=work,
-        owner=part.owner,
-        tokenizer=settings.tokenizer,
-        text_field=settings.text_field,
-        shard_documents=settings.shard_documents,
-        shard_tokens=settings.shard_tokens,
-        strict=settings.strict,
-    )
+    job = PrepareJob(settings=settings, folder=work, owner=part.owner)
     total = sum(unit.size for unit in units)
-    report(Started(total_bytes=total, done_bytes=total - sum(unit.size for unit in waiting)))
+    report(Started(total, total - sum(unit.size for unit in waiting)))
     try:
-        run_units(job, waiting, settings.num_workers, report)
+        run_units(job, waiting, report)
     finally:
         _remove(work, unfinished)
     return len(units) - len(waiting)

@@ -4,7 +4,6 @@ above it."""
 import sys
 import time
 from collections import Counter
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -28,52 +27,43 @@ class PrepareProgress:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Started():
-                self._start(event)
-            case Advance():
-                self._advance(event)
+            case Started(total, done):
+                self._start(total, done)
+            case Advance(stored_bytes, documents):
+                self._advance(stored_bytes, documents)
             case Problem():
                 self._problem(event)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def _start(self, event: Started) -> None:
-        self._total, self._initial, self._done = event.total_bytes, event.done_bytes, event.done_bytes
+    def _start(self, total: int, done: int) -> None:
+        self._total, self._initial, self._done = total, done, done
         self._started = time.monotonic()
         self._line_due = self._started + LINE_SECONDS
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._total, initial=self._initial, desc=self._label, unit="B", unit_scale=True, file=sys.stderr
-            )
+            unit = {"unit": "B", "unit_scale": True}
+            self._bar = tqdm(total=total, initial=done, desc=self._label, file=sys.stderr, **unit)
 
-    def _advance(self, event: Advance) -> None:
-        self._done += event.stored_bytes
-        self._documents += event.documents
+    def _advance(self, stored_bytes: int, documents: int) -> None:
+        self._done += stored_bytes
+        self._documents += documents
         now = time.monotonic()
         speed = f"{self._documents / max(now - self._started, 1e-9):,.1f} documents/s"
         if self._bar is not None:
             self._bar.set_postfix_str(speed, refresh=False)
-            self._bar.update(event.stored_bytes)
+            self._bar.update(stored_bytes)
         elif now >= self._line_due:
             self._line_due = now + LINE_SECONDS
             line = tqdm.format_meter(
-                self._done,
-                self._total,
-                now - self._started,
-                prefix=self._label,
-                unit="B",
-                unit_scale=True,
-                initial=self._initial,
-                postfix=speed,
+                self._done, self._total, now - self._started, prefix=self._label, unit="B", unit_scale=True,
+                initial=self._initial, postfix=speed,
                 bar_format="{desc}: {percentage:.0f}% of {total_fmt}B, {rate_fmt}, {remaining} left{postfix}",
-            )
+            )  # fmt: skip
             print(line, file=sys.stderr, flush=True)
 
     def _problem(self, problem: Problem) -> None:

@@ -54,19 +54,46 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What to prepare. All but `num_workers` and `strict` belongs to the identity of the result."""
+
+    inputs: tuple[str, ...]
+    """Files, globs or fsspec URLs."""
+    output: Path
+    """Folder of the source; new, empty, or of an earlier call with the same settings."""
+    tokenizer: Path | None
+    """Tokenizer that makes token ids; None keeps the text."""
+    text_field: str = "text"
+    """Key of the text in JSON objects, column of it in parquet files."""
+    shard_documents: int | None = None
+    """Most documents of a shard. Default: no limit but a shard's size."""
+    shard_tokens: int | None = None
+    """Most tokens of a shard (a longer document gets one to itself). Default: no limit but a shard's size."""
+    num_workers: int = 1
+    """Processes; 0 works in the calling one."""
+    strict: bool = False
+    """The first bad input is an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_documents", "shard_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: a shard holds at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers} is negative")
+        if self.tokenizer is None and self.shard_tokens is not None:
+            raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareJob:
     """What every unit of a run has in common."""
 
+    settings: PrepareSettings
     folder: Path
     """Holds the folders of units."""
     owner: str
     """Who works on them, in the names of unfinished ones: parts of a run share the folder."""
-    tokenizer: Path | None
-    """Writes token ids; None writes the text itself."""
-    text_field: str
-    shard_documents: int | None
-    shard_tokens: int | None
-    strict: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +106,7 @@ class UnitResult:
     """Counts by reason; the lines themselves are in PROBLEMS_NAME beside."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Started:
     """Work begins, or continues."""
 
@@ -89,7 +116,7 @@ class Started:
     """Those that an earlier call has finished."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Advance:
     """Progress since the last one."""
 
@@ -113,11 +140,11 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
     Args:
         job: settings.
         unit: what to read.
-        tokenizer: that of `job.tokenizer`, loaded.
-        report: is told of progress, and of the first few problems of each reason.
+        tokenizer: that of `job.settings.tokenizer`, loaded.
+        report: receives progress, and the first few problems of each reason.
 
     Raises:
-        ValueError: the first problem, if `job.strict`.
+        ValueError: the first problem, if `job.settings.strict`.
         OSError: if an input cannot be read or a shard cannot be written; nothing of the unit stays.
     """
     final = job.folder / unit.name
@@ -130,7 +157,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
         with naming(path), path.open("w", encoding="utf-8") as lines:
 
             def on_problem(problem: Problem) -> None:
-                if job.strict:
+                if job.settings.strict:
                     raise ValueError(str(problem))
                 problems[problem.reason] += 1
                 lines.write(f"{problem}\n")
@@ -143,7 +170,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
         try:
             temporary.rename(final)
         except OSError:
-            # Parts of two divisions share units, and a job thought lost may still run: whoever is first is right, the
+            # Parts of two divisions share units, and a job believed dead may still run: the first to finish counts, the
             # bytes are the same.
             if not final.is_dir():
                 raise
@@ -157,16 +184,16 @@ def _documents(
     """The documents of a unit, with progress reported every so many stored bytes."""
     for piece in unit.pieces:
         reported, documents = 0, 0
-        for item in read_documents(piece, job.text_field):
+        for item in read_documents(piece, job.settings.text_field):
             if isinstance(item, Problem):
                 on_problem(item)
                 continue
             yield item
             documents += 1
             if item.consumed - reported >= REPORT_BYTES:
-                report(Advance(stored_bytes=item.consumed - reported, documents=documents))
+                report(Advance(item.consumed - reported, documents))
                 reported, documents = item.consumed, 0
-        report(Advance(stored_bytes=piece.size - reported, documents=documents))
+        report(Advance(piece.size - reported, documents))
 
 
 def _write_shards(
@@ -188,12 +215,12 @@ def _write_shards(
                 payload, num_tokens = encode_tokens(ids, tokenizer.vocab_size), len(ids)
             else:
                 payload, num_tokens = document.utf8, 0
-            is_full = shard is None or (
-                len(shard) == job.shard_documents
-                or (job.shard_tokens is not None and tokens + num_tokens > job.shard_tokens)
+            if (
+                shard is None
+                or len(shard) == job.settings.shard_documents
+                or (job.settings.shard_tokens is not None and tokens + num_tokens > job.settings.shard_tokens)
                 or text_bytes + len(document.utf8) > SHARD_TEXT_BYTES
-            )
-            if shard is None or is_full:
+            ):
                 close()
                 shard = ShardWriter(folder, f"part-{len(rows):06d}.tar", "npy" if tokenizer else "txt")
                 tokens, text_bytes = 0, 0
@@ -207,15 +234,15 @@ def _write_shards(
     return rows
 
 
-def run_units(job: PrepareJob, units: Sequence[Unit], num_workers: int, report: Report) -> None:
-    """Run units in processes of their own; with 0 workers, in this one.
+def run_units(job: PrepareJob, units: Sequence[Unit], report: Report) -> None:
+    """Run units in processes of their own; with no workers, in this one.
 
     Raises:
         ValueError, OSError: what `run_unit` raises, of whichever unit fails first; ChildProcessError, an OSError, if a
             worker dies.
     """
-    if num_workers == 0:
-        tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None
+    if job.settings.num_workers == 0:
+        tokenizer = Tokenizer.load(job.settings.tokenizer) if job.settings.tokenizer else None
         for unit in units:
             run_unit(job, unit, tokenizer, report)
         return
@@ -223,7 +250,7 @@ def run_units(job: PrepareJob, units: Sequence[Unit], num_workers: int, report: 
     workers: dict[Connection, BaseProcess] = {}
     try:
         with without_interrupts():
-            for _ in range(min(num_workers, len(units))):
+            for _ in range(min(job.settings.num_workers, len(units))):
                 connection, process = _start_worker(job)
                 workers[connection] = process
         while workers:
@@ -270,16 +297,14 @@ def _receive(connection: Connection, process: BaseProcess) -> Event | Exception 
         return connection.recv()
     except EOFError:
         process.join()
-        raise ChildProcessError(
-            f"a worker process died (exit code {process.exitcode}; out of memory?); finished work is kept: "
-            "run the same command again"
-        ) from None
+        how = f"a worker process died (exit code {process.exitcode}; out of memory?)"
+        raise ChildProcessError(f"{how}; finished work is kept: run the same command again") from None
 
 
 def _work(connection: Connection, job: PrepareJob) -> None:
     """A worker: asks for a unit with None, reports, and ends on None, on an error that it sends, or with its parent."""
     try:
-        tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer else None
+        tokenizer = Tokenizer.load(job.settings.tokenizer) if job.settings.tokenizer else None
         connection.send(None)
         while (unit := connection.recv()) is not None:
             run_unit(job, unit, tokenizer, connection.send)

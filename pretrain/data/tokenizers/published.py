@@ -7,8 +7,7 @@ nothing in that folder is executed.
 1. Added tokens get the ids after the last row of the model's embedding, which may be longer than the vocabulary (Qwen
    pads it).
 2. Special tokens in text are encoded as text: the library does not look for them, and no merge makes one (the merges
-   that would are left out). Tokens that the publisher added without calling them special stay
-what they are: pieces of text.
+   that would are left out). Tokens that the publisher added without calling them special stay pieces of text.
 3. Nothing is put around a text, cut off or padded, whatever the file asks for.
 
 With byte-level tokenizers decode(encode(text)) == text, up to the normal form of Unicode where the publisher's file has
@@ -24,11 +23,10 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
+from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
 from pretrain.storage import read_file
 
 FORMAT = "looped-published-tokenizer"
-VERSION = 1
 
 
 class PublishedTokenizer(Tokenizer):
@@ -40,7 +38,7 @@ class PublishedTokenizer(Tokenizer):
         Raises:
             ValueError: they are not of this format.
         """
-        fields = _read_fields(content)
+        fields = read_fields(content, FORMAT, ("tokenizer_json", "bos_token", "eos_token", "new_tokens"))
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.original: str = fields["tokenizer_json"]
         """Text of the published tokenizer.json."""
@@ -56,9 +54,8 @@ class PublishedTokenizer(Tokenizer):
 
     def thought_id(self, name: str) -> int:
         if not self.new_tokens:
-            raise ValueError(
-                f"the tokenizer was imported without {' '.join(THOUGHT_TOKENS)}: import it again with new_tokens=True"
-            )
+            missing = " ".join(THOUGHT_TOKENS)
+            raise ValueError(f"the tokenizer was imported without {missing}: import it again with new_tokens=True")
         return self.new_tokens[name]
 
     def iterate(self, text: str) -> Iterator[int]:
@@ -72,15 +69,12 @@ class PublishedTokenizer(Tokenizer):
 
 
 def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int | None = None) -> bytes:
-    """Make a tokenizer file from the folder of a published model.
+    """The bytes of a tokenizer file, made from the folder of a published model.
 
     Args:
         folder: with tokenizer.json, or with GPT-2's vocab.json and merges.txt.
         new_tokens: whether to add THOUGHT_TOKENS.
         first_new_id: id of the first of them: rows of the model's embedding. Default: the vocabulary's last id plus 1.
-
-    Returns:
-        The file's bytes, for `PublishedTokenizer`.
 
     Raises:
         ValueError: there is no tokenizer in the folder, it cannot be read, or its vocabulary does not go with the
@@ -97,23 +91,14 @@ def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int
             raise ValueError(f"{folder}: {name} is named as bos or eos, but its tokenizer has no such token")
     _check_specials(folder, _load_backend(original, (bos_token, eos_token)))
     ids = _new_ids(folder, backend, first_new_id) if new_tokens else {}
-    fields = {"format": FORMAT, "version": VERSION, "bos_token": bos_token, "eos_token": eos_token, "new_tokens": ids}
+    fields = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "new_tokens": ids,
+    }
     return json.dumps({**fields, "tokenizer_json": original}, ensure_ascii=False, indent=1).encode()
-
-
-def _read_fields(content: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(content)
-    except ValueError:
-        raise ValueError("it is not JSON") from None
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    if fields.get("version") != VERSION:
-        raise ValueError(f"its version is {fields.get('version')}, this project reads {VERSION}")
-    missing = {"tokenizer_json", "bos_token", "eos_token", "new_tokens"} - fields.keys()
-    if missing:
-        raise ValueError(f"it has no {', '.join(sorted(missing))}")
-    return fields
 
 
 def _load_backend(original: str, specials: tuple[str, str]) -> Backend:
@@ -139,9 +124,8 @@ def _new_ids(folder: Path, backend: Backend, first_new_id: int | None) -> dict[s
     if len(taken) == len(THOUGHT_TOKENS):
         return taken  # an export of this project: they are there
     if taken:
-        raise ValueError(
-            f"{folder}: its tokenizer has a token {next(iter(taken))} of its own: import it without new tokens"
-        )
+        own = f"a token {next(iter(taken))} of its own"
+        raise ValueError(f"{folder}: its tokenizer has {own}: import it without new tokens")
     last = max(backend.get_vocab().values())
     first = last + 1 if first_new_id is None else first_new_id
     if first <= last:
@@ -154,9 +138,8 @@ def _check_specials(folder: Path, backend: Backend) -> None:
     for number, token in backend.get_added_tokens_decoder().items():
         is_unknown = isinstance(backend.model, models.BPE) and token.content == backend.model.unk_token
         if token.special and not is_unknown and number in backend.encode(token.content, add_special_tokens=False).ids:
-            raise ValueError(
-                f"{folder}: its tokenizer gives the special id {number} for the text {token.content}: it cannot be used"
-            )
+            what = f"its tokenizer gives the special id {number} for the text {token.content}"
+            raise ValueError(f"{folder}: {what}: it cannot be used")
 
 
 def _read_original(folder: Path) -> str:

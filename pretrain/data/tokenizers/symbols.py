@@ -11,10 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
+from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
 
 FORMAT = "looped-symbol-tokenizer"
-VERSION = 1
 SPECIALS = ("<pad>", "<bos>", "<eos>", *THOUGHT_TOKENS)
 """Names of the special ids 0, 1, 2, ..., which no text gives."""
 
@@ -62,17 +61,13 @@ class SymbolTokenizer(Tokenizer):
 
 
 def write_symbols(symbols: Sequence[str]) -> bytes:
-    """The bytes of a tokenizer file.
-
-    Args:
-        symbols: what texts are made of, all different; the vocabulary of a task, say.
+    """The bytes of a tokenizer file for texts of these symbols, the vocabulary of a task, say.
 
     Raises:
         ValueError: there is none, one is empty or two are the same.
     """
-    content = json.dumps(
-        {"format": FORMAT, "version": VERSION, "symbols": list(symbols)}, ensure_ascii=True, indent=1
-    ).encode()
+    fields = {"format": FORMAT, "version": FORMAT_VERSION, "symbols": list(symbols)}
+    content = json.dumps(fields, ensure_ascii=True, indent=1).encode()
     _read_symbols(content)
     return content
 
@@ -83,20 +78,9 @@ def is_symbol_file(content: bytes) -> bool:
 
 
 def _read_symbols(content: bytes) -> tuple[str, ...]:
-    try:
-        fields = json.loads(content)
-    except ValueError:
-        raise ValueError("it is not JSON") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    if fields.get("version") != VERSION:
-        raise ValueError(f"its version is {fields.get('version')}, this project reads {VERSION}")
-    symbols = fields.get("symbols")
-    if (
-        not isinstance(symbols, list)
-        or not symbols
-        or not all(isinstance(symbol, str) and symbol for symbol in symbols)
-    ):
+    symbols = read_fields(content, FORMAT, ()).get("symbols")
+    is_list = isinstance(symbols, list) and all(isinstance(symbol, str) and symbol for symbol in symbols)
+    if not symbols or not is_list:
         raise ValueError("its symbols are not a list of texts, none of them empty")
     twice = next((symbol for number, symbol in enumerate(symbols) if symbol in symbols[:number]), None)
     if twice is not None:

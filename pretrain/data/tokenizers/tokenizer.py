@@ -6,17 +6,21 @@ tokenizers of published models (`pretrain/data/tokenizers/published.py`) and lis
 (`pretrain/data/tokenizers/symbols.py`). Each is one file, told apart by its content.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pretrain.config.run import SYMBOLS_PREFIX
 from pretrain.storage import read_file, require_missing
 
+FORMAT_VERSION = 1
+"""Of the tokenizer files that are JSON objects of ours."""
 THOUGHT_TOKENS = ("<bot>", "<eot>", "<latent>", "<pause>")
 """Begin and end of latent thoughts, the slot of one, and a pause."""
 
@@ -28,8 +32,7 @@ class Separators:
     bos_id: int
     """Begins a document."""
     eos_id: int
-    """Ends it. Where it is the same as bos, one separator stands between two documents: it ends the one and begins the
-    other."""
+    """Ends it. Where it is the same as bos, one separator ends a document and begins the next."""
 
     @property
     def are_one(self) -> bool:
@@ -49,6 +52,25 @@ def read_tokenizer(name: str | PathLike[str]) -> bytes:
 
         return write_symbols(text.removeprefix(SYMBOLS_PREFIX))
     return read_file(Path(name))
+
+
+def read_fields(content: bytes, file_format: str, names: Collection[str]) -> dict[str, Any]:
+    """The fields of a tokenizer file that is a JSON object.
+
+    Raises:
+        ValueError: it is not of this format and version, or lacks one of `names`.
+    """
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        raise ValueError("it is not JSON") from None
+    if not isinstance(fields, dict) or fields.get("format") != file_format:
+        raise ValueError(f"its format is not {file_format}")
+    if fields.get("version") != FORMAT_VERSION:
+        raise ValueError(f"its version is {fields.get('version')}, this project reads {FORMAT_VERSION}")
+    if missing := set(names) - fields.keys():
+        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    return fields
 
 
 class Tokenizer(ABC):
@@ -107,17 +129,14 @@ class Tokenizer(ABC):
 
     @property
     def bot_id(self) -> int:
-        """Begin of latent thoughts."""
         return self.thought_id("<bot>")
 
     @property
     def eot_id(self) -> int:
-        """End of latent thoughts."""
         return self.thought_id("<eot>")
 
     @property
     def latent_id(self) -> int:
-        """Slot of a latent thought."""
         return self.thought_id("<latent>")
 
     @property

@@ -28,8 +28,6 @@ TRAINER_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerReport:
-    """What `train_tokenizer` made."""
-
     vocab_size: int
     documents: int
     """Documents trained on."""
@@ -84,7 +82,6 @@ def train_tokenizer(
     Args:
         documents: texts; read once, never all in memory.
         vocab_size: pieces, the special ones included.
-        model_type: byte-pair merges or a unigram language model.
         max_sentences: lines to train on, drawn uniformly from all; each is at most `SENTENCE_CHARACTERS` long.
 
     Returns:
@@ -95,13 +92,11 @@ def train_tokenizer(
     """
     smallest = len(SPECIALS) + 256 + len(WHITESPACE_PIECES) + 1
     if vocab_size < smallest:
-        raise ValueError(
-            f"vocabulary of {vocab_size} is too small: special ids, bytes and separators alone are {smallest - 1}"
-        )
+        needed = f"special ids, bytes and separators alone are {smallest - 1}"
+        raise ValueError(f"vocabulary of {vocab_size} is too small: {needed}")
     if max_sentences <= SMALLEST_SAMPLE:
-        raise ValueError(
-            f"a sample of {max_sentences} sentences is too small: SentencePiece wants more than {SMALLEST_SAMPLE}"
-        )
+        needed = f"SentencePiece wants more than {SMALLEST_SAMPLE}"
+        raise ValueError(f"a sample of {max_sentences} sentences is too small: {needed}")
     lines = _TrainingLines(documents)
     model = _train(lines, vocab_size, model_type, max_sentences)
     tokenizer = SentencePieceTokenizer(model)
@@ -118,46 +113,25 @@ def train_tokenizer(
 
 def _train(lines: _TrainingLines, vocab_size: int, model_type: str, max_sentences: int) -> bytes:
     model = io.BytesIO()
-    pad, unk, bos, eos, *controls = SPECIALS
+    names, controls = dict(zip(("pad", "unk", "bos", "eos"), SPECIALS, strict=False)), SPECIALS[4:]
     try:
         SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type=model_type,
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            pad_id=SPECIALS.index(pad),
-            unk_id=SPECIALS.index(unk),
-            bos_id=SPECIALS.index(bos),
-            eos_id=SPECIALS.index(eos),
-            pad_piece=pad,
-            unk_piece=unk,
-            bos_piece=bos,
-            eos_piece=eos,
-            control_symbols=controls,
-            user_defined_symbols=list(WHITESPACE_PIECES),
-            input_sentence_size=max_sentences,
-            shuffle_input_sentence=True,
-            max_sentence_length=4 * SENTENCE_CHARACTERS,
-            num_threads=TRAINER_THREADS,
-            minloglevel=2,
-        )
+            sentence_iterator=iter(lines), model_writer=model, model_type=model_type, vocab_size=vocab_size,
+            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
+            control_symbols=list(controls), user_defined_symbols=list(WHITESPACE_PIECES),
+            input_sentence_size=max_sentences, shuffle_input_sentence=True,
+            max_sentence_length=4 * SENTENCE_CHARACTERS, num_threads=TRAINER_THREADS, minloglevel=2,
+            **{f"{name}_id": number for number, name in enumerate(names)},
+            **{f"{name}_piece": piece for name, piece in names.items()},
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # which of the two depends on the version of SentencePiece
         if lines.error is not None:
             raise lines.error from None
         if lines.passed == 0:
             raise ValueError("no text to train a tokenizer on: the inputs hold no document") from None
-        raise ValueError(
-            f"SentencePiece cannot make a {model_type} vocabulary of {vocab_size} from this text: {_reason(error)}"
-        ) from None
+        # The sentence for people stands at the end of SentencePiece's "file(line) [condition] sentence".
+        reason = str(error).rsplit("]", 1)[-1].strip() or str(error)
+        what = f"a {model_type} vocabulary of {vocab_size}"
+        raise ValueError(f"SentencePiece cannot make {what} from this text: {reason}") from None
     return model.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    """The sentence for people at the end of SentencePiece's "file(line) [condition] sentence"."""
-    return str(error).rsplit("]", 1)[-1].strip() or str(error)

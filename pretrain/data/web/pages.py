@@ -5,7 +5,7 @@ text that begins like source code; it drops what it cannot decode without counti
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -15,10 +15,11 @@ from trafilatura.utils import decode_file
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
+from pretrain.config.choice import choose
 from pretrain.data.prepare.archives import DamagedArchiveError, open_content
 
 Kind = Literal["warc", "wet"]
-RECORD_TYPES: dict[Kind, str] = {"warc": "response", "wet": "conversion"}
+RECORD_TYPES = {"warc": "response", "wet": "conversion"}
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 
 
@@ -37,7 +38,7 @@ def archive_kind(path: str) -> Kind:
 
 
 class _Prompt:
-    """Reads what has come, however little: what lies before the damage of an archive is then not lost with it."""
+    """Returns the bytes that have arrived, however few: those before the damage of an archive are not lost with it."""
 
     def __init__(self, content: BinaryIO) -> None:
         self.read = content.read1 if isinstance(content, io.BufferedReader) else content.read
@@ -65,14 +66,9 @@ class ReadPages(PipelineStep):
     name: str = "Pages of the archives"
 
     def __init__(self, paths_file: Path, kind: Kind) -> None:
-        """
-        Args:
-            paths_file: a path or URL a line.
-            kind: of all the files.
-        """
+        """Args: paths_file: a path or URL a line; kind: of all the files."""
         super().__init__()
-        self.paths_file = paths_file
-        self.kind: Kind = kind
+        self.paths_file, self.record_type = paths_file, choose(RECORD_TYPES, kind, "kind")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for path in self.paths_file.read_text().splitlines()[rank::world_size]:
@@ -85,36 +81,36 @@ class ReadPages(PipelineStep):
 
     def _pages(self, path: str, content: BinaryIO) -> Iterator[Document]:
         for number, record in enumerate(_records(content)):
-            if record.rec_type != RECORD_TYPES[self.kind]:
+            if record.rec_type != self.record_type:
                 continue  # what the crawler asked and noted
             payload = record.content_stream().read()
             # bytes that the record promises and the file does not hold, or no promise
             if getattr(record.raw_stream, "limit", True):
                 raise DamagedArchiveError("it ends in the middle")
             self.stat_update("total")
-            reason, text = self._text(record, payload)
-            if reason:
-                self.stat_update("dropped", f"dropped_{reason}")
+            text = TEXTS[self.record_type](record, payload)
+            if text is None or not text.strip():
+                self.stat_update("dropped", "dropped_not_HTML" if text is None else "dropped_empty")
                 continue
             self.stat_update("forwarded")
-            yield Document(
-                text=text,
-                id=f"{path}#{number}",
-                metadata={"url": record.rec_headers.get_header("WARC-Target-URI") or ""},
-            )
+            url = record.rec_headers.get_header("WARC-Target-URI") or ""
+            yield Document(text=text, id=f"{path}#{number}", metadata={"url": url})
 
-    def _text(self, record: Any, payload: bytes) -> tuple[str, str]:
-        """Why a record is not a page, or its text."""
-        if self.kind == "wet":
-            text = payload.decode("utf-8", errors="replace")
-        else:
-            header = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
-            content_type, _, parameters = header.partition(";")
-            content_type = record.rec_headers.get_header("WARC-Identified-Payload-Type") or content_type
-            if content_type.strip().lower() not in HTML_TYPES:
-                return "not_HTML", ""
-            text = _decode(payload, parameters)
-        return ("", text) if text.strip() else ("empty", "")
+
+def _plain_text(_: Any, payload: bytes) -> str:
+    return payload.decode("utf-8", errors="replace")
+
+
+def _html(record: Any, payload: bytes) -> str | None:
+    """The HTML of a response; None if it is of another type."""
+    header = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
+    content_type, _, parameters = header.partition(";")
+    content_type = record.rec_headers.get_header("WARC-Identified-Payload-Type") or content_type
+    return _decode(payload, parameters) if content_type.strip().lower() in HTML_TYPES else None
+
+
+TEXTS: dict[str, Callable[[Any, bytes], str | None]] = {"response": _html, "conversion": _plain_text}
+"""Text of a record by its type, HTML or plain."""
 
 
 def _decode(html: bytes, parameters: str) -> str:

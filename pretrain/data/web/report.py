@@ -43,16 +43,12 @@ def count_steps(stage: Path) -> list[StepCount]:
         stage: the stage's folder of logs; its `stats/` holds a file a task. They are summed here because datatrove's
             own sum leaves out the tasks of an earlier, interrupted call.
     """
-    names: list[str] = []
     sums: dict[str, Counter[str]] = {}
     for path in sorted((stage / "stats").glob("*.json")):
         for step in json.loads(path.read_text()):
-            if step["name"] not in sums:
-                names.append(step["name"])
-            sums.setdefault(step["name"], Counter()).update(
-                {key: _total(value) for key, value in step["stats"].items()}
-            )
-    return [count for name in names for count in _counts(name, sums[name])]
+            counts = {key: _total(value) for key, value in step["stats"].items()}
+            sums.setdefault(step["name"], Counter()).update(counts)
+    return [count for name, stats in sums.items() for count in _counts(name, stats)]
 
 
 def _total(value: Any) -> int:
@@ -74,28 +70,18 @@ def _counts(name: str, stats: Counter[str]) -> Iterable[StepCount]:
 
 
 def render(counts: list[StepCount], header: Header | None) -> str:
-    """The table, and what came of the rest.
-
-    Args:
-        counts: of all steps, in order.
-        header: of the finished shards; None if no page is left.
-    """
+    """The table of all steps, in order, and what was kept: `header` of the shards, None if no page is left."""
     rows = [("step", "in", "dropped", "%", "why")]
     for count in counts:
-        why = ", ".join(
-            f"{number:,} {reason}"
-            for reason, number in sorted(count.reasons.items(), key=lambda item: (-item[1], item[0]))
-        )
+        most_first = sorted(count.reasons.items(), key=lambda item: (-item[1], item[0]))
+        why = ", ".join(f"{number:,} {reason}" for reason, number in most_first)
         share = f"{100 * count.dropped / count.total:.1f}" if count.total else ""
         rows.append((count.step, f"{count.total:,}", f"{count.dropped:,}", share, why.replace("_", " ")))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  "
-        + "  ".join(f"{row[column]:>{widths[column]}}" for column in (1, 2, 3))
-        + f"  {row[4]}"
-        for row in rows
+    cells = [
+        [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in (1, 2, 3)), row[4]] for row in rows
     ]
-    lines = [line.rstrip() for line in lines]
+    lines = ["  ".join(row).rstrip() for row in cells]
     if header is None:
         return "\n".join([*lines, "kept: no page"])
     pages = next((count.total for count in counts if count.unit == "pages"), 0)

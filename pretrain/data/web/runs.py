@@ -21,8 +21,6 @@ from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, sta
 from pretrain.storage import write_atomically
 
 IDENTITY_NAME = "clean.json"
-NOTHING_TO_DO = -1
-"""What datatrove has for the id of a job that it need not submit."""
 
 
 def claim(settings: CleanSettings) -> None:
@@ -32,13 +30,12 @@ def claim(settings: CleanSettings) -> None:
         ValueError: naming what was different when the folder was begun.
     """
     output = settings.output
-    model, tokenizer = (_digest(path) for path in (settings.language_model, settings.tokenizer))
     paths = "".join(f"{path}\n" for path in settings.inputs)
     identity = {
         "inputs": hashlib.sha256(paths.encode()).hexdigest(),
         "language": settings.language,
-        "language_model": model,
-        "tokenizer": tokenizer,
+        "language_model": settings.language_model and _digest(settings.language_model),
+        "tokenizer": settings.tokenizer and _digest(settings.tokenizer),
         "num_tasks": settings.num_tasks,
     }
     path = output / IDENTITY_NAME
@@ -47,9 +44,8 @@ def claim(settings: CleanSettings) -> None:
         found = json.loads(path.read_text())
         changed = [key for key, value in identity.items() if found.get(key) != value]
         if changed:
-            raise ValueError(
-                f"{output}: was begun with another {', another '.join(changed)}; delete it or name a new folder"
-            )
+            others = ", another ".join(changed)
+            raise ValueError(f"{output}: was begun with another {others}; delete it or name a new folder")
         return
     if any(entry.name != PATHS_NAME and entry.suffix != ".tmp" for entry in output.iterdir()):
         raise ValueError(f"{output}: holds files that are not of tools/clean_web.py; name a new folder")
@@ -57,20 +53,13 @@ def claim(settings: CleanSettings) -> None:
     write_atomically(path, json.dumps(identity, indent=1).encode())
 
 
-def _digest(path: Path | None) -> str | None:
-    if path is None:
-        return None
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_here(settings: CleanSettings, num_workers: int, report: Callable[[str], None]) -> str:
-    """Run all stages on this machine.
-
-    Args:
-        settings: what to clean.
-        num_workers: processes.
-        report: is told which stage begins.
+    """Run all stages on this machine, in `num_workers` processes; `report` receives a line for each.
 
     Returns:
         The report.
@@ -97,10 +86,8 @@ def run_here(settings: CleanSettings, num_workers: int, report: Callable[[str], 
         except (ValueError, OSError):
             raise
         except Exception as error:
-            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise OSError(
-                f"stage {stage.name} failed: {what}; details: {log}; finished tasks are kept, rerun to continue"
-            ) from error
+            what = f"stage {stage.name} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise OSError(f"{what}; details: {log}; finished tasks are kept, rerun to continue") from error
     return (settings.output / REPORT_NAME).read_text().rstrip()
 
 
@@ -163,4 +150,4 @@ def submit(settings: CleanSettings, partition: str) -> str | None:
         raise ValueError("there is no sbatch here; leave out --slurm, or submit on a login node") from None
     except subprocess.CalledProcessError as error:
         raise OSError(f"sbatch refused a job (exit code {error.returncode}); its own message is above") from None
-    return None if last.job_id == NOTHING_TO_DO else str(last.job_id)
+    return None if last.job_id == -1 else str(last.job_id)  # datatrove's id of a job that it need not submit

@@ -37,7 +37,7 @@ from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare_part
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.web.pages import Kind, ReadPages, archive_kind
-from pretrain.data.web.report import StepCount, count_steps, render
+from pretrain.data.web.report import count_steps, render
 from pretrain.storage import write_atomically
 
 PATHS_NAME, REPORT_NAME = "inputs.txt", "report.txt"
@@ -65,10 +65,10 @@ class CleanSettings:
 
     @property
     def kind(self) -> Kind:
-        kinds: list[Kind] = list({archive_kind(path) for path in self.inputs})
+        kinds: set[Kind] = {archive_kind(path) for path in self.inputs}
         if len(kinds) != 1:
             raise ValueError("WARC and WET files hold the same pages: give only one kind")
-        return kinds[0]
+        return kinds.pop()
 
     def check(self) -> None:
         """Raises ValueError naming what is not there or does not fit."""
@@ -77,21 +77,18 @@ class CleanSettings:
             Tokenizer.load(self.tokenizer)
         if self.language_model is not None:
             if find_spec("fasttext") is None:
-                raise ValueError(
-                    "the language filter needs fasttext-numpy2-wheel, which has builds for Python 3.11 and 3.12 alone"
-                )
+                wheel = "fasttext-numpy2-wheel, which has builds for Python 3.11 and 3.12 alone"
+                raise ValueError(f"the language filter needs {wheel}")
             if not self.language_model.is_file():
-                raise ValueError(
-                    f"{self.language_model}: no such file; give fastText's language model (lid.176.bin or .ftz)"
-                )
+                hint = "give fastText's language model (lid.176.bin or .ftz)"
+                raise ValueError(f"{self.language_model}: no such file; {hint}")
         try:
             load_word_tokenizer(self.language)
         except ImportError as error:
             raise ValueError(f"language {self.language}: {error}") from None
         except ValueError:
-            raise ValueError(
-                f"language {self.language}: datatrove has no rules for its words; use a code such as en, de or zh"
-            ) from None
+            reason = "datatrove has no rules for its words; use a code such as en, de or zh"
+            raise ValueError(f"language {self.language}: {reason}") from None
 
 
 class LanguageModel(FT176LID):
@@ -140,7 +137,9 @@ class MakeShards(PipelineStep):
                 prepare_part(prepared, Part(rank + 1, world_size))
             return
         header = None if is_empty else merge_parts(prepared, self.settings.num_tasks).header
-        write_report(self.settings, render(counts_of(self.settings), header))
+        logs = output / "logs"
+        counts = [count for stage in ("filter", "deduplicate") for count in count_steps(logs / stage)]
+        write_atomically(output / REPORT_NAME, (render(counts, header) + "\n").encode())
         if header is None:
             raise ValueError(f"no page is left; {output / REPORT_NAME} says what dropped them")
 
@@ -156,9 +155,8 @@ def stages(settings: CleanSettings) -> list[CleaningStage]:
     """All stages, in order."""
     output, language, tasks = settings.output, settings.language, settings.num_tasks
     folders = {name: str(output / name) for name in ("filter", "signatures", "buckets", "clusters", "deduplicate")}
-    filters: list[Any] = [ReadPages(output / PATHS_NAME, settings.kind)]
-    if settings.kind == "warc":
-        filters.append(Trafilatura(timeout=EXTRACTION_SECONDS))
+    extractors = {"warc": [Trafilatura(timeout=EXTRACTION_SECONDS)], "wet": []}
+    filters: list[Any] = [ReadPages(output / PATHS_NAME, settings.kind), *extractors[settings.kind]]
     if settings.language_model is not None:
         only = LanguageFilter(language)
         only.model = LanguageModel(settings.language_model.absolute(), language)
@@ -171,28 +169,19 @@ def stages(settings: CleanSettings) -> list[CleaningStage]:
         FineWebQualityFilter(language=language),
         JsonlWriter(folders["filter"], adapter=_row),
     ]
+    signatures = [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)]
+    buckets = [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)]
+    clusters = [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]
+    deduplicate = [
+        ReadRows(folders["filter"]), MinhashDedupFilter(folders["clusters"]),
+        JsonlWriter(folders["deduplicate"], adapter=_row),
+    ]  # fmt: skip
     return [
         CleaningStage("filter", tasks, filters),
-        CleaningStage(
-            "signatures",
-            tasks,
-            [ReadRows(folders["filter"]), MinhashDedupSignature(folders["signatures"], MINHASH, language)],
-        ),
-        CleaningStage(
-            "buckets",
-            MINHASH.num_buckets,
-            [MinhashDedupBuckets(folders["signatures"], folders["buckets"], config=MINHASH)],
-        ),
-        CleaningStage("clusters", 1, [MinhashDedupCluster(folders["buckets"], folders["clusters"], config=MINHASH)]),
-        CleaningStage(
-            "deduplicate",
-            tasks,
-            [
-                ReadRows(folders["filter"]),
-                MinhashDedupFilter(folders["clusters"]),
-                JsonlWriter(folders["deduplicate"], adapter=_row),
-            ],
-        ),
+        CleaningStage("signatures", tasks, signatures),
+        CleaningStage("buckets", MINHASH.num_buckets, buckets),
+        CleaningStage("clusters", 1, clusters),
+        CleaningStage("deduplicate", tasks, deduplicate),
         CleaningStage("shards", tasks, [MakeShards(settings, merge=False)]),
         CleaningStage("report", 1, [MakeShards(settings, merge=True)]),
     ]
@@ -200,13 +189,3 @@ def stages(settings: CleanSettings) -> list[CleaningStage]:
 
 def _row(_: JsonlWriter, document: Document) -> dict[str, Any]:
     return {"text": document.text, "id": document.id, "url": document.metadata["url"]}
-
-
-def counts_of(settings: CleanSettings) -> list[StepCount]:
-    """What each step of the filters and of the deduplication counted."""
-    logs = settings.output / "logs"
-    return [count for stage in ("filter", "deduplicate") for count in count_steps(logs / stage)]
-
-
-def write_report(settings: CleanSettings, text: str) -> None:
-    write_atomically(settings.output / REPORT_NAME, (text + "\n").encode())

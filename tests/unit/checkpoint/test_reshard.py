@@ -114,7 +114,7 @@ def test_a_read_owns_its_memory(tmp_path: Path) -> None:
 def test_misfits_name_tensor_and_checkpoint(tmp_path: Path) -> None:
     reader = save_ranks(tmp_path, 7, [[Piece.whole("weights/query", torch.ones(4, 6))]])
     with pytest.raises(
-        ValueError, match=r"step-00000007: there is no tensor weights/qeury; the nearest name is weights/query$"
+        ValueError, match=r"step-00000007: there is no tensor weights/qeury, did you mean weights/query\?$"
     ):
         reader.read("weights/qeury", None, 0, 1, 0, 1)
     with pytest.raises(

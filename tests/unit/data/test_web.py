@@ -155,7 +155,7 @@ def test_html_becomes_text_that_the_loader_reads(tmp_path: Path) -> None:
     loader = Loader(
         make_data(tmp_path / "t.model", output / "shards"), seed=0, seq_len=64, global_batch=8, rank=0, num_ranks=1
     )
-    assert loader.next_batch().shape == (8, 65)
+    assert loader.next_batch().shape == (8, 2, 64)
     loader.close()
 
     assert run_here(wanted, 1, ignore) == report
@@ -248,3 +248,8 @@ def test_a_damaged_archive_is_never_an_error(data: st.DataObject, is_wet: bool) 
         content[start : start + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=10))
         made.write_bytes(content)
         assert len(pages_of(made)[0]) <= 2
+
+
+def test_an_unknown_kind_of_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"kind=wat is not known, did you mean wet\?"):
+        ReadPages(tmp_path / "paths.txt", "wat")  # type: ignore[arg-type]
