@@ -23,6 +23,7 @@ for the moment of the rename.
 
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,10 +226,12 @@ def _remove(path: Path, *, tag: str) -> None:
 def _remove_leftover(path: Path) -> None:
     """Remove a folder or a file; of a link, to a checkpoint that was moved to another disk, the link alone."""
     try:
-        if path.is_dir() and not path.is_symlink():
+        if stat.S_ISDIR(path.lstat().st_mode):
             shutil.rmtree(path)
         else:
             path.unlink()
+    except FileNotFoundError:
+        require_missing(path)
     except OSError as error:  # `rmtree` names a file without its folder, or none
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.config.model import ModelSection
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
+from pretrain.storage import is_there
 
 LOOPED = "LoopedGPTForCausalLM"
 _SHAPE_FIELDS = (
@@ -105,7 +106,7 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_there(path):
         raise ValueError(f"{folder}: no config.json in it; give the folder of a Hugging Face model")
     values, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
     kind = str(values.get("model_type"))

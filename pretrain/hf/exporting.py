@@ -31,6 +31,7 @@ from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
 from pretrain.model.loop.injections import injection_kind
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
+from pretrain.storage import is_there
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 4 << 30
@@ -60,7 +61,7 @@ def export_run(settings: ExportSettings) -> list[str]:
         ValueError: the run cannot be exported in this form, or the check failed; no folder is left.
         OSError: reading or writing failed.
     """
-    if settings.out.exists():
+    if is_there(settings.out):
         raise ValueError(f"{settings.out} exists: name a new folder")
     reader, problems = open_checkpoint(settings.run, settings.step)
     saved = SavedModel.read(reader.meta)

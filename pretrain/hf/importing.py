@@ -27,6 +27,7 @@ from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.published_weights import PublishedWeights
 from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import write_run
+from pretrain.storage import is_there, read_file
 
 ROWS_MULTIPLE = 8
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
@@ -51,7 +52,7 @@ def import_model(settings: ImportSettings) -> list[str]:
         ValueError: the model is not supported, the folder is damaged, or the check failed; no run is left.
         OSError: reading or writing failed.
     """
-    if settings.run.exists():
+    if is_there(settings.run):
         raise ValueError(f"{settings.run} exists: name a new run directory")
     model_type, shape, seq_len = read_shape(settings.folder)
     published = PublishedWeights(settings.folder)
@@ -89,9 +90,9 @@ def import_model(settings: ImportSettings) -> list[str]:
 def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
     """Content of our own tokenizer if the folder has one (an export of a run), else of a published one."""
     path = folder / "tokenizer.model"
-    if path.is_file():
+    if is_there(path):
         try:
-            return SentencePieceTokenizer(path.read_bytes()).model
+            return SentencePieceTokenizer(read_file(path)).model
         except ValueError:
             pass  # a SentencePiece model, but not one of this project
     return import_tokenizer(folder, new_tokens=new_tokens, first_new_id=num_rows if new_tokens else None)

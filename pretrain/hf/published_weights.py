@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain.storage import is_there, read_file
+
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -37,16 +39,16 @@ class PublishedWeights:
         """File name of each tensor."""
         for name in _FILES:
             index = self.folder / f"{name}.index.json"
-            if index.is_file():
+            if is_there(index):
                 try:
-                    files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+                    files: dict[str, str] = json.loads(read_file(index))["weight_map"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{index}: not an index of weights ({error})") from None
                 for file in set(files.values()):
                     if Path(file).name != file:
                         raise ValueError(f"{index}: names a file {file!r} outside its folder")
                 return files
-            if (self.folder / name).is_file():
+            if is_there(self.folder / name):
                 opened = self._file(name)
                 return dict.fromkeys(opened.keys(), name)
         raise ValueError(f"{self.folder}: no weights there: it needs {' or '.join(_FILES)}, or the index of several")

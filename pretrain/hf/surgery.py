@@ -19,6 +19,7 @@ from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import write_run
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import tokenizer_file
+from pretrain.storage import is_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def loop_model(settings: SurgerySettings) -> list[str]:
         ValueError: the run is already looped, or its layers cannot be cut into such blocks.
         OSError: reading or writing failed.
     """
-    if settings.run.exists():
+    if is_there(settings.run):
         raise ValueError(f"{settings.run} exists: name a new run directory")
     reader, problems = open_checkpoint(settings.source)
     saved = SavedModel.read(reader.meta)

@@ -137,7 +137,8 @@ class JsonLines:
         """
         self.problems, changed = [], False
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
+        with naming(self.path):
+            self.path.touch()
         scratch = self.path.with_name(self.path.name + ".tmp")
         with naming(scratch), scratch.open("wb") as new, naming(self.path), self.path.open("rb") as old:
             for number, line in enumerate(old, start=1):

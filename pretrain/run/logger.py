@@ -17,6 +17,7 @@ from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepRow
 from pretrain.run.progress import Progress
+from pretrain.storage import is_there
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -151,7 +152,7 @@ def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
     import wandb
 
     id_file = run_dir / "wandb" / "run_id.txt"
-    if not id_file.exists():
+    if not is_there(id_file):
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(f"{config.run.name}-{secrets.token_hex(4)}\n")
     mode: Literal["offline", "online"] = "online" if config.logging.wandb == "online" else "offline"

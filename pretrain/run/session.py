@@ -190,11 +190,10 @@ class RunSession:
             OSError: the run directory cannot be written.
         """
         self.counters, self.num_steps = counters, num_steps
+        self._has_begun = True
         if self.rank == 0:
             self.describe(self.directory)
             write_state(self.directory, "running")
-        self._has_begun = True
-        if self.rank == 0:
             self.notes += [f"set aside: {set_aside(path)}" for path in self._set_aside]
             self.metrics = RunMetrics(
                 self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
-from pretrain.storage import read_file
+from pretrain.storage import is_there, read_file
 
 FORMAT = "looped-published-tokenizer"
 
@@ -145,12 +145,12 @@ def _check_specials(folder: Path, backend: Backend) -> None:
 def _read_original(folder: Path) -> str:
     """Text of tokenizer.json, or of the one that GPT-2's old files stand for."""
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if path.is_file():
+    if is_there(path):
         try:
             return read_file(path).decode()
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not UTF-8 text") from None
-    if vocab.is_file() and merges.is_file():
+    if is_there(vocab) and is_there(merges):
         try:
             backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
         except Exception as error:  # the library raises nothing narrower
@@ -158,7 +158,7 @@ def _read_original(folder: Path) -> str:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         return backend.to_str()
-    if (folder / "tokenizer.model").is_file():
+    if is_there(folder / "tokenizer.model"):
         raise ValueError(
             f"{folder}: only a SentencePiece model: write its tokenizer.json with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
@@ -195,7 +195,7 @@ def _special_token(folder: Path, kind: str, backend: Backend) -> str | None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file."""
-    if not path.is_file():
+    if not is_there(path):
         return {}
     try:
         settings = json.loads(read_file(path))
