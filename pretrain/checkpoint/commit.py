@@ -211,7 +211,7 @@ def set_aside(path: Path) -> Path:
         OSError: it cannot be renamed.
     """
     number, target = 1, path.with_name(f"{path.name}.aside")
-    while target.exists():
+    while is_there(target):
         number, target = number + 1, path.with_name(f"{path.name}.aside-{number}")
     return path.rename(target)
 

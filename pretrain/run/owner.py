@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pretrain.storage import is_there, naming, read_file
+
 OWNER_NAME = "owner"
 BEAT_S = 2.0
 DEAD_AFTER_S = 15.0
@@ -80,7 +82,7 @@ class Ownership:
             ValueError: it has a live owner, who is named.
             OSError: the file cannot be written or read.
         """
-        self._made_directory = not self._path.parent.exists()
+        self._made_directory = not is_there(self._path.parent)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         before = ""
         try:
@@ -88,8 +90,14 @@ class Ownership:
         except FileExistsError:
             before = self._take_over()
         else:
-            os.close(descriptor)
-            self._write()
+            try:
+                with naming(self._path):
+                    os.close(descriptor)
+                self._write()
+            except OSError:
+                with contextlib.suppress(OSError):  # a file without a name would make the next start watch it
+                    self._path.unlink()
+                raise
         self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
         self._thread.start()
         return before
@@ -140,7 +148,8 @@ class Ownership:
         return json.dumps(asdict(self.owner)).encode() + b"\n"
 
     def _write(self) -> None:
-        with self._path.open("wb", buffering=0) as file:  # in place: a rename would go unseen for longer elsewhere
+        # in place: a rename would go unseen for longer elsewhere
+        with naming(self._path), self._path.open("wb", buffering=0) as file:
             file.write(self._content())
             os.fsync(file.fileno())
 
@@ -162,7 +171,7 @@ def read_owner(directory: Path) -> Owner | None:
         OSError: the file cannot be read.
     """
     try:
-        fields = json.loads((directory / OWNER_NAME).read_bytes())
+        fields = json.loads(read_file(directory / OWNER_NAME))
         return Owner(
             **{key: type(default)(fields[key]) for key, default in asdict(Owner("", "", "", 0, "", "")).items()}
         )
