@@ -38,7 +38,6 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.rows.jsonl import JsonLines
-from pretrain.rows.step import StepCost
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
@@ -163,7 +162,7 @@ class FinetuneTrainer:
     def _log(self, batch: StepBatch, result: FinetuneStepResult, lr: float, flops: float, step_time_s: float) -> None:
         if self.session.metrics is None:
             return
-        cost = StepCost(tokens=batch.num_tokens, flops=flops, seconds=step_time_s, peak_flops=self.session.peak_flops)
+        cost = self.session.cost(tokens=batch.num_tokens, flops=flops, seconds=step_time_s)
         self.session.metrics.log_step(
             FinetuneRow(
                 step=self.counters.step,

@@ -31,7 +31,7 @@ from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.jsonl import JsonLines
-from pretrain.rows.step import MetricsRow, StepCost
+from pretrain.rows.step import MetricsRow
 from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
@@ -165,8 +165,7 @@ class Trainer:
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         if session.metrics is None:
             return
-        seconds = time.perf_counter() - started
-        cost = StepCost(tokens=tokens, flops=flops, seconds=seconds, peak_flops=session.peak_flops)
+        cost = session.cost(tokens=tokens, flops=flops, seconds=time.perf_counter() - started)
         session.metrics.log_step(
             MetricsRow(
                 step=counters.step,

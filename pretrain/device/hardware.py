@@ -1,10 +1,12 @@
 """Properties of the device: number formats, peak matrix-product rate (the reference of MFU), and memory in use.
 
-The bf16 peak of a known GPU is the vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). Every other
-peak, such as a CPU's, is measured: the best of a few square matrix products, well under a second on two CPU cores. The
-measured peak is what the library reaches, so MFU relative to it is higher than relative to a data sheet.
+The bf16 peak of a known GPU is the vendor's dense figure (data sheets of NVIDIA and AMD, without sparsity). That of a
+CPU is measured: the best of square matrix products, repeated until the rate is stable, as the first ones of a process
+are slow; well under a second on two idle cores. It is what the library reaches, so MFU relative to it is higher than
+relative to a data sheet.
 """
 
+import math
 import re
 import resource
 import sys
@@ -15,6 +17,11 @@ import torch
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 """train.precision -> dtype of weights and activations."""
+
+LEAST_SIZE, LARGEST_SIZE = 512, 2048
+"""Rows of the matrices of a measurement."""
+MEASURE_S = 1.0
+"""Longest measurement, but for the last product."""
 
 BF16_DENSE_TFLOPS = (
     ("B200", 2250.0),
@@ -34,44 +41,39 @@ BF16_DENSE_TFLOPS = (
 """Part of the device's name -> dense bf16 TFLOP/s. The first match counts: "H100 PCIe" is before "H100"."""
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Peak matrix-product rate of one device in FLOP/s, with the threads of this process, for operands of `dtype`."""
-    if device.type == "cuda" and dtype == torch.bfloat16:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak matrix-product rate of one device in FLOP/s, with the threads of this process, for operands of `dtype`; None
+    for a GPU that is not in the table: a measured rate beside data sheets would be another measure of the same name."""
+    if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, tflops in BF16_DENSE_TFLOPS:
-            if re.search(rf"\b{part}\b", name):
-                return tflops * 1e12
+        known = (tflops * 1e12 for part, tflops in BF16_DENSE_TFLOPS if re.search(rf"\b{part}\b", name))
+        return next(known, None) if dtype == torch.bfloat16 else None
     return _measured_flops(device, dtype)
 
 
 @cache
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    largest = 8192 if device.type == "cuda" else 2048  # large enough to fill the device, small enough for a CPU
-    size, rate = 256, 0.0
-    # grow while the next product takes under 0.2 s: formats that a CPU only emulates are a hundred times slower
-    while (size < largest and 2 * (2 * size) ** 3 < 0.2 * rate) or not rate:
+    size, best, deadline = LEAST_SIZE, 0.0, time.perf_counter() + MEASURE_S
+    while True:
+        best = max(best, _stable_rate(size, device, dtype, deadline))
         size *= 2
-        rate = _product_rate(size, device, dtype)
-    return rate
+        # formats that a CPU only emulates are a hundred times slower: no product that takes long
+        if size > LARGEST_SIZE or 2 * size**3 > 0.1 * best or time.perf_counter() > deadline:
+            return best
 
 
-def _product_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few products of two square matrices."""
+def _stable_rate(size: int, device: torch.device, dtype: torch.dtype, deadline: float) -> float:
+    """FLOP/s of the fastest product of two square matrices, tried until five in a row do not beat it by 2 %."""
     left = torch.randn(size, size, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     right, product = left.clone(), torch.empty_like(left)
-    times = []
-    for _ in range(6):  # the first pays for starting threads and choosing a kernel
-        _wait(device)
+    best, unbeaten = math.inf, 0
+    while unbeaten < 5 and (best == math.inf or time.perf_counter() < deadline):
         start = time.perf_counter()
         torch.mm(left, right, out=product)
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        unbeaten = unbeaten + 1 if seconds > 0.98 * best else 0
+        best = min(best, seconds)
+    return 2 * size**3 / best
 
 
 def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:

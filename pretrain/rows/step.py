@@ -17,8 +17,8 @@ class StepCost:
     """Model FLOPs of the global batch, forward and backward, for the loops that were run."""
     seconds: float
     """Wall time."""
-    peak_flops: float
-    """FLOP/s of all ranks' devices together."""
+    peak_flops: float | None
+    """FLOP/s of all ranks' devices together; None where it is not known."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -29,8 +29,8 @@ class StepCost:
         return self.flops / self.seconds
 
     @property
-    def mfu_pct(self) -> float:
-        return 100 * self.flops_per_s / self.peak_flops
+    def mfu_pct(self) -> float | None:
+        return None if self.peak_flops is None else 100 * self.flops_per_s / self.peak_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class StepRow(ABC):
     """Tokens per second over all ranks; fine-tuning does not count padding."""
     flops_per_s: float
     """Model FLOP/s over all ranks, for the loops that were run."""
-    mfu_pct: float
-    """Share of the peak of all ranks' devices, in percent."""
+    mfu_pct: float | None
+    """Share of the peak of all ranks' devices, in percent; None where that is not known."""
     step_time_s: float
     """Wall time of this step."""
     memory_gib: float
@@ -63,7 +63,8 @@ class StepRow(ABC):
         """The few numbers worth watching, on one line."""
 
     def describe_speed(self) -> str:
-        return f"{tqdm.format_sizeof(self.tokens_per_s)} tok/s, MFU {self.mfu_pct:.1f}%"
+        speed = f"{self.flops_per_s / 1e12:.3g} TFLOP/s" if self.mfu_pct is None else f"MFU {self.mfu_pct:.1f}%"
+        return f"{tqdm.format_sizeof(self.tokens_per_s)} tok/s, {speed}"
 
     def describe_skipped(self) -> str:
         """To end a line with; empty if no step was skipped."""

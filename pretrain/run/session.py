@@ -39,6 +39,7 @@ from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
+from pretrain.rows.step import StepCost
 from pretrain.run.directory import describe_run, tokenizer_copy, write_state
 from pretrain.run.logger import LoggedConfig, RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
@@ -106,8 +107,7 @@ class RunSession:
         self.counters, self.num_steps = Counters(), 0
         self.metrics: RunMetrics | None = None
         """On rank 0, from `begin` on."""
-        self.peak_flops = peak_flops(groups.device, DTYPES[saved.precision]) * layout.world_size
-        """FLOP/s of all ranks' devices together."""
+        self._peak_flops = peak_flops(groups.device, DTYPES[saved.precision])
         self._signals, self._started, self._results = signals, time.monotonic(), results
         self._has_begun, self._outcome = False, ""
         self._keep_every, self._asynchronous = keep_every, asynchronous
@@ -219,6 +219,13 @@ class RunSession:
             tokenizer=read_tokenizer(self.saved.tokenizer),
             tokenizer_path=tokenizer_copy(directory, self.saved.tokenizer),
         )  # fmt: skip
+
+    def cost(self, *, tokens: int, flops: float, seconds: float) -> StepCost:
+        """What a step took, by the peak of all ranks' devices together."""
+        if self._peak_flops is not None and self.groups.device.type == "cpu":  # it was measured, and this is faster
+            self._peak_flops = max(self._peak_flops, flops / seconds / self.layout.world_size)
+        peak = self._peak_flops and self._peak_flops * self.layout.world_size
+        return StepCost(tokens=tokens, flops=flops, seconds=seconds, peak_flops=peak)
 
     def say(self, text: str) -> None:
         """Show a line, on rank 0."""

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -208,19 +209,39 @@ def test_metrics_without_wandb_do_not_import_it(tmp_path: Path) -> None:
 
 
 def test_peak_of_a_cpu_is_measured() -> None:
-    assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e15
+    assert 1e9 < (peak_flops(torch.device("cpu"), torch.float32) or 0) < 1e15
 
 
 @pytest.mark.parametrize(
-    ("rate", "sizes"), [(1e9, [512]), (2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])]
+    ("rate", "sizes"), [(1e9, [512]), (2.2e10, [512, 1024]), (1e12, [512, 1024, 2048]), (1e15, [512, 1024, 2048])]
 )
 def test_peak_of_a_slow_format_is_measured_on_small_products(
     rate: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    monkeypatch.setattr(hardware, "_product_rate", lambda size, device, dtype: measured.append(size) or rate)
+    monkeypatch.setattr(hardware, "_stable_rate", lambda size, *_: measured.append(size) or rate)
     assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) == rate
     assert measured == sizes
+
+
+def test_first_products_that_are_slow_are_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply, calls = torch.mm, iter(range(1_000_000))
+
+    def slow_at_first(*arguments: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        if next(calls) < 4:
+            time.sleep(0.05)
+        return multiply(*arguments, **options)
+
+    monkeypatch.setattr(torch, "mm", slow_at_first)
+    assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) > 2 * (2 * 512**3 / 0.05)
+
+
+def test_an_unknown_gpu_has_no_peak_and_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X1")
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) is None
+    cost = StepCost(tokens=10, flops=2e12, seconds=0.5, peak_flops=None)
+    assert cost.mfu_pct is None
+    assert "4 TFLOP/s" in step_row(1, flops_per_s=cost.flops_per_s, mfu_pct=None).describe()
 
 
 @pytest.mark.parametrize("has_bf16", [False, True])
