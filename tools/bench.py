@@ -7,6 +7,7 @@ them as JSON. The module of the same name in `tools/benchmarks/` documents what 
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import platform
@@ -35,11 +36,9 @@ def parse_arguments() -> argparse.Namespace:
 def machine() -> str:
     """One line: processor or GPU, cores, versions."""
     name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux: keep the name from `platform`
+    with contextlib.suppress(OSError, StopIteration):  # not Linux: keep the name from `platform`
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     devices = [f"{name}, {torch.get_num_threads()} threads"]
     devices += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return f"{'; '.join(devices)}; torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
@@ -47,10 +46,9 @@ def machine() -> str:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Format rows as a Markdown table."""
-    lines = [
-        f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['target']} | {row['against']} |" for row in rows
-    ]
-    return "\n".join(["| figure | value | target | against |", "|---|---|---|---|", *lines])
+    head = ["| figure | value | target | against |", "|---|---|---|---|"]
+    line = "| {name} | {value:.3g} {unit} | {target} | {against} |"
+    return "\n".join([*head, *(line.format(**row) for row in rows)])
 
 
 def measure(arguments: argparse.Namespace) -> None:

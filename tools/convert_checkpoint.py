@@ -63,30 +63,26 @@ def convert(options: argparse.Namespace) -> list[str]:
 
 
 def export(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.exporting import ExportSettings, export_run
+    from pretrain.hf.exporting import export_run
 
     return export_run(
-        ExportSettings(
-            run=options.run, out=options.out, step=options.step, unroll=options.unroll, num_loops=options.num_loops,
-            dtype=options.dtype,
-        )
+        options.run, options.out, step=options.step, unroll=options.unroll, num_loops=options.num_loops,
+        dtype=options.dtype,
     )  # fmt: skip
 
 
 def import_published(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.importing import ImportSettings, import_model
+    from pretrain.hf.importing import import_model
 
-    return import_model(ImportSettings(folder=options.model, run=options.run, new_tokens=not options.no_new_tokens))
+    return import_model(options.model, options.run, new_tokens=not options.no_new_tokens)
 
 
 def loop(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.surgery import SurgerySettings, loop_model
+    from pretrain.hf.surgery import loop_model
 
     return loop_model(
-        SurgerySettings(
-            source=options.run, run=options.out, num_loop_layers=options.num_loop_layers,
-            num_prelude_layers=options.num_prelude_layers, num_coda_layers=options.num_coda_layers, block=options.block,
-        )
+        options.run, options.out, num_loop_layers=options.num_loop_layers, block=options.block,
+        num_prelude_layers=options.num_prelude_layers, num_coda_layers=options.num_coda_layers,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.command.console import run_command
 from pretrain.plan.pipeline import Visit, stage_order
+from pretrain.scaling.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +114,7 @@ def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
     total = max(item.start + item.duration for item in passes)
     idle = 1 - sum(item.duration for item in passes) / (NUM_STAGES * total)
     axes.axvline(total, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_title(f"{title}: {idle:.0%} idle", loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_title(f"{title}: {idle:.0%} idle", fontsize=11, color=INK)
     axes.set_yticks(range(NUM_STAGES), [f"stage {stage}" for stage in range(NUM_STAGES)], fontsize=8.5, color=INK)
     axes.set(xlim=(0, end), ylim=(NUM_STAGES - 0.45, -0.55), xticks=[])
     axes.tick_params(length=0)
@@ -123,21 +124,19 @@ def draw_timeline(axes: "Axes", num_loops: int, title: str, end: float) -> None:
 def draw(file: Path) -> None:
     """Draw the ring on the left and both timelines on the right, and save them in the format of the file's suffix."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "ring"  # the same drawing gives the same file
-    figure = Figure(figsize=(13, 4.3), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.15))
-    draw_ring(figure.add_subplot(grid[:, 0]))
-    plain, looped = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    passes = simulate(NUM_STAGES, 1, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS)
-    end = max(item.start + item.duration for item in passes) * 1.005
-    draw_timeline(plain, 1, f"one pass over {NUM_LOOPS}k layers", end)
-    draw_timeline(looped, NUM_LOOPS, f"{NUM_LOOPS} times round the ring of k layers", end)
-    legend = "time of one step   (blue: forward, orange: backward, darker: later loop, number: micro-batch)"
-    looped.set_xlabel(legend, fontsize=9, color=QUIET)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
+    with new_figure([file], 13, 4.3) as figure:
+        mpl.rcParams["svg.fonttype"] = "path"  # the README's reader may lack the font
+        grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.15))
+        draw_ring(figure.add_subplot(grid[:, 0]))
+        plain, looped = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
+        passes = simulate(NUM_STAGES, 1, NUM_MICRO_BATCHES, forward_time=NUM_LOOPS)
+        end = max(item.start + item.duration for item in passes) * 1.005
+        draw_timeline(plain, 1, f"one pass over {NUM_LOOPS}k layers", end)
+        draw_timeline(looped, NUM_LOOPS, f"{NUM_LOOPS} times round the ring of k layers", end)
+        legend = "time of one step   (blue: forward, orange: backward, darker: later loop, number: micro-batch)"
+        looped.set_xlabel(legend, fontsize=9, color=QUIET)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

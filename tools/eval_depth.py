@@ -87,7 +87,7 @@ def progress(windows: Sequence[object]) -> Sequence[object]:
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:
     """Evaluate on rank 0, while the other ranks serve the scorer."""
     from pretrain.eval import evaluate as evaluation
-    from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
+    from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, tasks_of
     from pretrain.eval.harness import LoopedLM
     from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
@@ -101,7 +101,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
         print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
     wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
     lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=not options.no_bos)
-    loader = partial(evaluation.load, data_dir=options.data_dir, num_examples=options.num_examples)
+    loader = partial(load_tasks, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
     results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)
     num_reused = 0

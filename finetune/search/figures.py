@@ -12,16 +12,12 @@ from finetune.answers.results import CoconutRow
 from finetune.search.latent_search import ThoughtStatistics
 from finetune.search.search_tree import HeightValue, Process, ProcessBar
 from finetune.search.tree_layout import TreeView
-from pretrain.scaling.figure import draw_grid_lines, new_figure
+from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-# Colours that differ for colour-blind readers too (Okabe and Ito 2008).
-BLUE, ORANGE, GREEN, RED, YELLOW, SKY, PINK, GREY = (
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#999999"),
-)
 PROCESS_COLOURS = {
     Process.CORRECT_PATH: BLUE,
     Process.LONGER_PATH: SKY,
@@ -48,7 +44,7 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         left.invert_yaxis()
         left.set_xlim(0, 104)
         left.set_xlabel("right answers (%)")
-        left.set_title("Answers", loc="left", fontweight="bold")
+        left.set_title("Answers")
         before = [0.0] * len(bars)
         for process in Process:
             shares = [100 * bar.shares[process] for bar in bars]
@@ -58,10 +54,8 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
             before = [start + share for start, share in zip(before, shares, strict=True)]
         right.set_xlim(0, 100)
         right.set_xlabel("answers (%)")
-        right.set_title("Reasoning in the text", loc="left", fontweight="bold")
-        figure.legend(
-            *right.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
-        )
+        right.set_title("Reasoning in the text")
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6)
 
 
 def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
@@ -79,9 +73,9 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
             place.set_ylim(0, 1.02)
             draw_grid_lines(place)
             place.set_xlabel("percentile of the questions")
-            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+            place.set_title(_after(num_thoughts))
         panels[0].set_ylabel("value together")
-        panels[0].legend(frameon=False, fontsize=9)
+        panels[0].legend()
 
 
 def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[Path]) -> None:
@@ -102,11 +96,9 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
             place.set_ylim(bottom=0)
             draw_grid_lines(place)
             place.set_xlabel("height: steps to the nearest leaf")
-            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+            place.set_title(_after(num_thoughts))
         panels[0].set_ylabel("mean value of a frontier node")
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
-        )
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
@@ -120,7 +112,7 @@ def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
         panels = figure.subplots(1, len(views), squeeze=False)[0]
         for place, (num_thoughts, view) in zip(panels, views.items(), strict=True):
             _draw_nodes(place, view, shades)
-            place.set_title(_after(num_thoughts), loc="left", fontweight="bold")
+            place.set_title(_after(num_thoughts))
             place.margins(0.14, 0.08)
             place.set_axis_off()
         caption = "shade and number: value; dark ring: frontier; green ring: target; dark arrows: shortest paths"
@@ -156,20 +148,20 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         size.axhline(found.token_norm, color=GREY, linewidth=1.3, label="token embeddings")
         size.set_ylim(0, None)
         size.set_ylabel("length of the vector")
-        size.set_title("Size", loc="left", fontweight="bold")
-        size.legend(frameon=False, fontsize=9)
+        size.set_title("Size")
+        size.legend()
         turn.errorbar(places[1:], found.cosines, found.cosine_deviations, color=BLUE, **LINE)
         turn.axhline(0, color=GREY, linewidth=1)
         turn.set_ylim(-1.05, 1.05)
         turn.set_ylabel("cosine with the thought before")
-        turn.set_title("Direction", loc="left", fontweight="bold")
+        turn.set_title("Direction")
         for place in (size, turn):
             place.set_xlabel("thought")
             place.set_xlim(0.5, num_thoughts + 0.5)
             place.set_xticks(places)
             draw_grid_lines(place)
         words.set_axis_off()
-        words.set_title(f"Likeliest tokens, question {question}", loc="left", fontweight="bold")
+        words.set_title(f"Likeliest tokens, question {question}")
         cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens[question]]
         names = [f"thought {place}" for place in places]
         table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
@@ -208,8 +200,8 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
         draw_grid_lines(cost)
         cost.set_xlabel("forward FLOPs of an answer (number at a point: thoughts)")
         cost.set_ylabel("right answers (%)")
-        cost.set_title("Accuracy against cost", loc="left", fontweight="bold")
-        cost.legend(frameon=False, fontsize=9)
+        cost.set_title("Accuracy against cost")
+        cost.legend()
         _draw_cells(cells, rows, loops, thoughts)
 
 
@@ -235,7 +227,7 @@ def _draw_cells(place: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int],
     place.set_yticks(range(len(loops)), [str(count) for count in loops])
     place.set_xlabel("thoughts")
     place.set_ylabel("loops")
-    place.set_title("Right answers (%)", loc="left", fontweight="bold")
+    place.set_title("Right answers (%)")
 
 
 def _after(num_thoughts: int) -> str:

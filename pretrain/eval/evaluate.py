@@ -11,37 +11,28 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from lm_eval import evaluator
 from lm_eval.api.task import Task
 
-from pretrain.eval.groups import ResolvedTask, load_tasks
+from pretrain.eval.groups import ResolvedTask
 from pretrain.eval.harness import LoopedLM
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.jsonl import JsonLines
 
 BOOTSTRAP_SAMPLES = 1000
-"""Resamplings for the standard error of a metric that is no mean."""
+"""Resamplings for the standard error of a metric that is not a mean."""
 FEWSHOT_SEED = 1234
-"""Of the choice of solved examples in a prompt, the same at every loop count and step; the harness's own default."""
+"""Seed of the solved examples in a prompt, the same at every loop count and step; the harness's own default."""
 _COUNTS = ("alias", "name", "sample_len", "sample_count")
 
 
 def prepare_harness() -> None:
-    """Let the harness report errors alone, and resample in this process: one with a world of ranks must not fork."""
+    """Let the harness report only errors, and resample in this process: one with a world of ranks must not fork."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
-
-
-def load(task: ResolvedTask, data_dir: Path | None, num_examples: int | None) -> list[Task]:
-    """The harness's objects of a task; arguments as of `evaluate`.
-
-    Raises:
-        ValueError: a file of the task is malformed.
-    """
-    return load_tasks(task, data_dir) if num_examples is None else load_tasks(task, data_dir, num_examples=num_examples)
 
 
 def evaluate(
@@ -59,13 +50,13 @@ def evaluate(
         lm: the model.
         subject: what it is.
         tasks: what to run.
-        loader: gives the harness's objects of a task: `load`.
+        loader: returns the harness's objects of a task: `load_tasks`.
         num_examples: first examples of each task that are run; None runs them whole.
         file: rows of earlier calls, read before the first task; a task that is done there is not run.
 
     Raises:
         ValueError: a file of a task is malformed.
-        Stopped: a rank wished to stop.
+        Stopped: the ranks voted to stop.
     """
     there = Counter(file.read(ResultKey))
     for task in tasks:
@@ -107,7 +98,7 @@ def _rows(
 ) -> list[EvaluationRow]:
     name = loaded.task_name
     task_dict: Any = {"tasks": {name: loaded}, "groups": {}, "group_map": {}}
-    loaded.set_fewshot_seed(FEWSHOT_SEED)  # anew for each loop count, or each would see other prompts
+    loaded.set_fewshot_seed(FEWSHOT_SEED)  # for each loop count, or each would see other prompts
     silent = io.StringIO()  # the harness has bars and prints that no argument of it turns off
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         found: Any = evaluator.evaluate(
@@ -122,15 +113,7 @@ def _rows(
             continue
         error = results.get(f"{metric}_stderr,{way}")
         shown = metric if way in ("", "none") else f"{metric} ({way})"
-        rows.append(
-            subject.row(
-                task.name,
-                task.group,
-                shown,
-                float(value),
-                num_loops=num_loops,
-                num_examples=size,
-                stderr=float(error) if isinstance(error, (int, float)) else None,
-            )
-        )
+        stderr = float(error) if isinstance(error, (int, float)) else None
+        of = partial(subject.row, num_loops=num_loops, num_examples=size, stderr=stderr)
+        rows.append(of(task.name, task.group, shown, float(value)))
     return rows

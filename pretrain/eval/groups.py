@@ -1,14 +1,13 @@
-"""What to evaluate on: the task groups of the looped-transformer paper, the other tasks known by name, and where each
-can be had here.
+"""Tasks to evaluate on: the groups of the looped-transformer paper, other tasks by name, and the source of each.
 
-A task comes from one of three sources: files of a data directory (`pretrain.eval.tasks`), the harness's own task of
-that name (which needs the network), or our generators (`pretrain.tasks`). `resolve` says for every name which one it
-is, or why there is none; `load_tasks` makes the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
+A task comes from files of a data directory (`pretrain.eval.tasks`), from the harness's own task of that name (which
+needs the network), or from our generators (`pretrain.tasks`). `resolve` chooses the source of every name, or says why
+there is none; `load_tasks` makes the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,43 +22,47 @@ from pretrain.tasks.registry import TASKS as GENERATORS
 from pretrain.tasks.registry import make_task
 
 OFFLINE_FOLDER = Path(__file__).parent / "tasks"
+NUM_GENERATED = 1000
+"""Questions of a generated task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTask:
-    """A task, whatever it comes from; without any source it is known but cannot be had."""
+    """A task and its possible sources; one without any cannot be run."""
 
     harness: str | None = None
     """The harness's own task or group, over the network."""
-    num_fewshot: int | None = None
-    """Solved examples in the prompt; None leaves it to the task."""
     offline: str | None = None
     """Task of `pretrain.eval.tasks`, over local files."""
     generator: str | None = None
-    """Task of `pretrain.tasks`."""
+    """Task of `pretrain.tasks`, with its `parameters`."""
     parameters: Mapping[str, object] = field(default_factory=dict)
-    """Of the generator."""
+    num_fewshot: int | None = None
+    """Solved examples in the prompt; None leaves it to the task."""
+
+
+def _in_files(*names: str, in_harness: bool, num_fewshot: int | None = None) -> dict[str, KnownTask]:
+    return {
+        name: KnownTask(harness=name if in_harness else None, offline=f"{name}_offline", num_fewshot=num_fewshot)
+        for name in names
+    }
 
 
 # The paper says five shots for word problems and primitives and "k-shot" for the rest. Five for closed book as well, so
 # that the form of an answer is shown; none for open book, where five passages do not fit a context of 1,280 tokens.
 # TyDiQA is taken in English.
 TASKS: dict[str, KnownTask] = {
-    "triviaqa": KnownTask(harness="triviaqa", num_fewshot=5, offline="triviaqa_offline"),
+    **_in_files("triviaqa", "nq_open", "webqs", in_harness=True, num_fewshot=5),
     "tydiqa_no_context": KnownTask(num_fewshot=5),
-    "nq_open": KnownTask(harness="nq_open", num_fewshot=5, offline="nq_open_offline"),
-    "webqs": KnownTask(harness="webqs", num_fewshot=5, offline="webqs_offline"),
     "tydiqa_goldp": KnownTask(harness="tydiqa_goldp_en", num_fewshot=0),
-    "squadv2": KnownTask(harness="squadv2", num_fewshot=0, offline="squadv2_offline"),
+    **_in_files("squadv2", in_harness=True, num_fewshot=0),
     "drop": KnownTask(harness="drop", num_fewshot=0),
     "quac": KnownTask(num_fewshot=0),
     "coqa": KnownTask(harness="coqa", num_fewshot=0),
     "asdiv": KnownTask(harness="asdiv", num_fewshot=5),
-    "svamp": KnownTask(num_fewshot=5, offline="svamp_offline"),
-    "mawps_addsub": KnownTask(num_fewshot=5, offline="mawps_addsub_offline"),
-    "mawps_multiarith": KnownTask(num_fewshot=5, offline="mawps_multiarith_offline"),
-    "mawps_singleeq": KnownTask(num_fewshot=5, offline="mawps_singleeq_offline"),
-    "mawps_singleop": KnownTask(num_fewshot=5, offline="mawps_singleop_offline"),
+    **_in_files(
+        "svamp", "mawps_addsub", "mawps_multiarith", "mawps_singleeq", "mawps_singleop", in_harness=False, num_fewshot=5
+    ),
     **{
         f"variable_assignment_{wording}_depth{depth}": KnownTask(
             generator="variable_assignment", parameters={"wording": wording, "depth": depth}, num_fewshot=5
@@ -68,16 +71,11 @@ TASKS: dict[str, KnownTask] = {
         for wording in ("code", "math")
     },
     **{f"addition_{n}": KnownTask(generator="addition", parameters={"num_operands": (n,)}) for n in (8, 16, 24, 32)},
-    "gsm8k": KnownTask(harness="gsm8k", offline="gsm8k_offline"),
-    "lambada_openai": KnownTask(harness="lambada_openai", offline="lambada_openai_offline"),
-    "hellaswag": KnownTask(harness="hellaswag", offline="hellaswag_offline"),
-    "piqa": KnownTask(harness="piqa", offline="piqa_offline"),
-    "arc_easy": KnownTask(harness="arc_easy", offline="arc_easy_offline"),
-    "arc_challenge": KnownTask(harness="arc_challenge", offline="arc_challenge_offline"),
-    "boolq": KnownTask(harness="boolq", offline="boolq_offline"),
-    "winogrande": KnownTask(harness="winogrande", offline="winogrande_offline"),
-    "wikitext": KnownTask(harness="wikitext", offline="wikitext_offline"),
-}
+    **_in_files(
+        "gsm8k", "lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "boolq", "winogrande", "wikitext",
+        in_harness=True,
+    ),
+}  # fmt: skip
 """Every task with more to know about it than its name."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -90,12 +88,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """The tasks of each group of the paper."""
 
 
+Supervise = Literal["answer", "steps", "prefixes"]
+"""As `data.sources.supervise` of the run."""
+FORMS: dict[Supervise, dict[str, Any]] = {
+    "answer": {"match": "generation"},
+    "steps": {"match": "generation", "with_steps": True},
+    "prefixes": {"match": "likelihood"},  # the answer is one symbol
+}
+"""How the answers of a generator's task are asked for (arguments of `harness_task`), by what was supervised."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTask:
     """A task that can be run."""
 
     name: str
-    """As it was asked for; the name in rows."""
+    """The name in rows."""
     group: str
     """The group of the paper it belongs to, or its own name."""
     source: Literal["files", "network", "generator"]
@@ -108,8 +116,8 @@ class ResolvedTask:
     """Task of `pretrain.tasks`, if that is the source."""
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Of the generator."""
-    form: Literal["answer", "steps", "symbol"] = "answer"
-    """What a generator's model says: the answer, steps and answer, or one symbol, whose likelihood is enough."""
+    supervise: Supervise = "answer"
+    """What a model of a generator's task was trained to write: see FORMS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +127,13 @@ class SkippedTask:
     name: str
     group: str
     reason: str
-    """One line: which file is missing, say."""
+    """One line, for example which file is missing."""
 
 
 def resolve(
     names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
 ) -> list[ResolvedTask | SkippedTask]:
-    """Where each task of some groups and tasks comes from, each task once, in the order asked for.
+    """The source of each task, each task once, in the order of the names.
 
     Args:
         names: groups of GROUPS, tasks of TASKS, generators, or any name the harness knows.
@@ -145,37 +153,29 @@ def resolve(
 def tasks_of(
     saved: SavedModel, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
 ) -> list[ResolvedTask | SkippedTask]:
-    """What to evaluate a run on.
+    """What to evaluate a run on; arguments as of `resolve`.
 
-    Args:
-        saved: the model of the run.
-        names: as for `resolve`; the name of a task that the run is trained on means it at the run's difficulty, and no
-            name at all means all of these.
-        data_dir: as for `resolve`.
-        allow_network: as for `resolve`.
+    The name of a task that the run was trained on means the task at the run's difficulty; no names mean all of these.
 
     Raises:
-        ValueError: a name is unknown, or there is none and the run is trained on no task.
+        ValueError: a name is unknown, or there is none and the run was trained on no task.
     """
     trained = {task.name: task for task in trained_tasks(saved)}
     if not names and not trained:
         raise ValueError(f"run {saved.run} is trained on no task: name some to evaluate it on")
+    if not names:
+        return list(trained.values())
     found: dict[str, ResolvedTask | SkippedTask] = {}
-    for name in names or trained:
-        own = trained.get(name) if name not in GROUPS or not names else None
-        for task in [own] if own else resolve([name], data_dir, allow_network=allow_network):
+    for name in names:
+        is_trained = name in trained and name not in GROUPS  # a group of the paper keeps its name
+        tasks = [trained[name]] if is_trained else resolve([name], data_dir, allow_network=allow_network)
+        for task in tasks:
             found.setdefault(task.name, task)
     return list(found.values())
 
 
 def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
-    """The tasks that a run was trained on, at its difficulties. Of several difficulties of a task, the later ones'
-    names are numbered."""
-    forms: dict[str, Literal["answer", "steps", "symbol"]] = {
-        "answer": "answer",
-        "steps": "steps",
-        "prefixes": "symbol",
-    }
+    """The tasks that a run was trained on, at its difficulties; the second difficulty of a task is named <task>_2."""
     found: list[ResolvedTask] = []
     for source in saved.tasks:
         assert source.task is not None, "a task, no folder of shards"
@@ -184,7 +184,7 @@ def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
         found.append(
             ResolvedTask(
                 name=name, group=source.task, source="generator", harness_name=name, generator=source.task,
-                num_fewshot=0, parameters=source.parameters, form=forms[source.supervise],
+                num_fewshot=0, parameters=source.parameters, supervise=source.supervise,
             )
         )  # fmt: skip
     return found
@@ -192,22 +192,19 @@ def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
 
 def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: bool) -> ResolvedTask | SkippedTask:
     known = _known(name, allow_network)
+    resolved = partial(ResolvedTask, name=name, group=group, num_fewshot=known.num_fewshot)
     if known.generator is not None:
-        return ResolvedTask(
-            name=name, group=group, source="generator", harness_name=name, generator=known.generator,
-            num_fewshot=known.num_fewshot or 0, parameters=known.parameters,
+        return resolved(
+            source="generator", harness_name=name, generator=known.generator, parameters=known.parameters,
+            num_fewshot=known.num_fewshot or 0,
         )  # fmt: skip
     if known.offline is not None and data_dir is not None:
         missing = _missing_files(known.offline, data_dir)
         if missing:
             return SkippedTask(name=name, group=group, reason=missing)
-        return ResolvedTask(
-            name=name, group=group, source="files", harness_name=known.offline, num_fewshot=known.num_fewshot
-        )
+        return resolved(source="files", harness_name=known.offline)
     if known.harness is not None and allow_network:
-        return ResolvedTask(
-            name=name, group=group, source="network", harness_name=known.harness, num_fewshot=known.num_fewshot
-        )
+        return resolved(source="network", harness_name=known.harness)
     if known.offline is not None:
         reason = "its files are read from a data directory, and none was given"
     elif known.harness is not None:
@@ -231,7 +228,7 @@ def _known(name: str, allow_network: bool) -> KnownTask:
 
 
 def _missing_files(offline: str, data_dir: Path) -> str:
-    """What is said of the files that an offline task lacks; empty if it lacks none."""
+    """The error about the files that an offline task lacks; empty if it lacks none."""
     entry = _offline_tasks(None).task_index[offline]
     assert entry.cfg is not None
     problems = []
@@ -243,26 +240,24 @@ def _missing_files(offline: str, data_dir: Path) -> str:
     return "; ".join(problems)
 
 
-def load_tasks(task: ResolvedTask, data_dir: Path | None, *, num_examples: int = 1000, seed: int = 0) -> list[Task]:
+def load_tasks(
+    task: ResolvedTask, data_dir: Path | None, *, num_examples: int | None = None, seed: int = 0
+) -> list[Task]:
     """The harness's objects of a task, with its shots set: one, or several if the harness knows the name as a group.
 
     Args:
         task: from `resolve`.
         data_dir: as given to `resolve`.
-        num_examples: questions of a generated task; the others have the number that they have.
+        num_examples: questions of a generated task, by default NUM_GENERATED; the others have a number of their own.
         seed: of the questions of a generated task.
 
     Raises:
         ValueError: a row of a file is malformed; names file and line.
     """
     if task.generator is not None:
-        return [
-            harness_task(
-                make_task(task.generator, task.parameters), name=task.name, num_examples=num_examples,
-                num_fewshot=task.num_fewshot or 0, seed=seed,
-                match="likelihood" if task.form == "symbol" else "generation", with_steps=task.form == "steps",
-            )
-        ]  # fmt: skip
+        made, count = make_task(task.generator, task.parameters), num_examples or NUM_GENERATED
+        ask = partial(harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0)
+        return [ask(seed=seed, **FORMS[task.supervise])]
     manager = _offline_tasks(data_dir) if task.source == "files" else _network_tasks()
     loaded = list(manager.load([task.harness_name])["tasks"].values())
     if task.num_fewshot is not None:

@@ -1,9 +1,7 @@
-"""The evaluation harness (EleutherAI's lm-evaluation-harness) on our models: every loop count at the price of the
-deepest.
+"""The evaluation harness (EleutherAI's lm-evaluation-harness): all loop counts of a model at the cost of the largest.
 
-The harness asks one model one loop count at a time. `LoopedLM` answers for all its loop counts at the first asking and
-remembers; the askings after that, for the other loop counts, are look-ups. Texts that are generated differ from loop
-count to loop count, and are made for each.
+The harness asks for one loop count at a time. `LoopedLM` scores all its loop counts at the first request and remembers
+them; the requests for the other loop counts are look-ups. Texts differ between loop counts and are generated for each.
 
 Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer has
 one), so that an exported model scores the same there.
@@ -57,19 +55,17 @@ class LoopedLM(TemplateLM):
         self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int, add_bos: bool = True
     ) -> None:
         super().__init__()
-        self.scorer, self.text, self.loops, self.max_length, self.add_bos = (
-            scorer,
-            tokenizer,
-            tuple(loops),
-            max_length,
-            add_bos,
-        )
+        self.scorer = scorer
+        self.text = tokenizer
+        self.loops = tuple(loops)
+        self.max_length = max_length
+        self.add_bos = add_bos
         self._current = self.loops[0]
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Likelihood]] = {}
 
     @contextmanager
     def at(self, num_loops: int) -> Iterator["LoopedLM"]:
-        """While open, the harness sees the model with so many loops."""
+        """While open, the harness sees the model at this loop count."""
         before, self._current = self._current, num_loops
         try:
             yield self
@@ -100,8 +96,8 @@ class LoopedLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         return [
-            (found.log_probability, found.is_greedy)
-            for found in self._likelihoods([(list(c), list(e)) for _, c, e in requests])
+            (likelihood.log_probability, likelihood.is_greedy)
+            for likelihood in self._likelihoods([(list(c), list(e)) for _, c, e in requests])
         ]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -129,21 +125,16 @@ class LoopedLM(TemplateLM):
 
     def _generate(self, requests: list[Instance]) -> list[str]:
         """Requests of the same settings."""
-        wishes = _settings(requests[0])
-        until = wishes.get("until") or []
+        options = _settings(requests[0])
+        until = options.get("until") or []
         strings = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-        most = min(
-            int(wishes.get("max_gen_toks") or wishes.get("max_new_tokens") or DEFAULT_NEW_TOKENS), self.max_length - 1
-        )
-        draws = bool(wishes.get("do_sample", False)) and float(wishes.get("temperature") or 0) > 0
+        most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+        most = min(most, self.max_length - 1)
+        temperature = float(options.get("temperature") or 0) if options.get("do_sample") else 0.0
         settings = Generation(
-            max_new_tokens=most,
-            vocab_size=self.text.vocab_size,
-            eos_id=self.text.eos_id,
-            num_loops=self._current,
-            temperature=float(wishes["temperature"]) if draws else 0.0,
-            top_p=float(wishes.get("top_p", 1.0)) if draws else 1.0,
-        )
+            max_new_tokens=most, vocab_size=self.text.vocab_size, eos_id=self.text.eos_id, num_loops=self._current,
+            temperature=max(temperature, 0.0), top_p=float(options.get("top_p", 1.0)) if temperature > 0 else 1.0,
+        )  # fmt: skip
         prompts = [self._cut_prompt(self.tok_encode(request.args[0]), self.max_length - most) for request in requests]
         rows = self.scorer.continuations(prompts, settings, StopStrings(self.text, strings))
         return [_cut(self.text.decode(row), strings) for row in rows]
@@ -154,7 +145,7 @@ class LoopedLM(TemplateLM):
         return (ids if len(ids) <= room + 1 else ids[-room:]) or [self.prefix_token_id]
 
     def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[Likelihood]:
-        """At the current loop count; of what is not remembered, all loop counts are found."""
+        """At the current loop count; pairs that are not remembered are scored at all loop counts."""
         keys = [self._key(context, continuation) for context, continuation in pairs]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         if missing:
@@ -173,8 +164,8 @@ class LoopedLM(TemplateLM):
 
 def _settings(request: Instance) -> dict[str, Any]:
     """How the harness wants a text to be generated."""
-    _, wishes = request.args  # type: ignore[misc]
-    return dict(wishes)
+    _, options = request.args  # type: ignore[misc]
+    return dict(options)
 
 
 def _cut(text: str, strings: tuple[str, ...]) -> str:

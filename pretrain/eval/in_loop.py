@@ -1,11 +1,9 @@
-"""Tasks during training: what tools/eval_depth.py does to a checkpoint, done to the weights in training, on the ranks
-that train them.
+"""Tasks during training, as tools/eval_depth.py runs them on a checkpoint, on the ranks that train.
 
 Rank 0 runs the harness, the others work for it (`pretrain/eval/scorer.py`). A signal ends the evaluation between two
-batches; tasks that are finished by then keep their rows, and the resumed run scores the others before it goes on.
-Training notices nothing: no random numbers are drawn, no gradients touched, no data read that it reads.
-
-A run does not use the network here: tasks are generators or files of `validation.data_dir`, read when the run starts.
+batches; finished tasks keep their rows, and the resumed run scores the others before it continues. Training is
+unaffected: no random numbers are drawn, no gradients touched, none of its data read. The network is not used: tasks are
+generators or files of `validation.data_dir`, read when the run starts.
 """
 
 import contextlib
@@ -19,8 +17,8 @@ from lm_eval.api.task import Task
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.eval.evaluate import evaluate, load, prepare_harness
-from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
+from pretrain.eval.evaluate import evaluate, prepare_harness
+from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
@@ -31,15 +29,8 @@ from pretrain.rows.jsonl import JsonLines
 
 
 class TaskEvaluation:
-    """The tasks of `validation.tasks` at the loop counts of `validation.num_loops`.
-
-    Args:
-        config: of the run.
-        model: this rank's stage of it.
-        groups: process groups.
-        tokenizer: of the run.
-        file: rows of the run, looked up for tasks that are done.
-        vote: of the run, to stop.
+    """The tasks of `validation.tasks` at the loop counts of `validation.num_loops`, for this rank's stage of the model;
+    `file` has the rows of tasks that are done.
 
     Raises:
         ValueError: a task is unknown, or a file of one is malformed.
@@ -64,14 +55,13 @@ class TaskEvaluation:
         if dist.get_rank() == 0:
             prepare_harness()
             with contextlib.redirect_stderr(io.StringIO()):  # bars
-                self.loaded = {task.name: load(task, data_dir, settings.num_examples) for task in self.tasks}
+                num_examples = settings.num_examples
+                self.loaded = {task.name: load_tasks(task, data_dir, num_examples=num_examples) for task in self.tasks}
 
     def run(self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None]) -> None:
         """Score the tasks that have no rows of this step yet, or until the ranks vote to stop. Collective.
 
-        Args:
-            subject: the model as it is now.
-            report: takes the rows of each task as it ends, on rank 0.
+        `report` takes the rows of each task as it ends, on rank 0.
         """
         with contextlib.suppress(Stopped):
             if dist.get_rank():

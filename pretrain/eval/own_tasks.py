@@ -2,15 +2,15 @@
 exact match.
 
 The prompt is the text that training uses: question, then (steps and) the answer with its mark, without a delimiter of
-the harness's. Shots are parted by an empty line. The answer is matched in one of two ways:
+the harness's. Shots are separated by an empty line. The answer is matched in one of two ways:
 
 - generation: what follows the last mark is the answer, to the letter; the only way if the model writes its steps first.
 - likelihood: whether the answer is what greedy decoding would say. One pass for all loop counts, but an answer that
-  would go on ("51" for "5") counts as right, so it suits answers of one symbol or of fixed length.
+  would continue ("51" for "5") counts as right, so it suits answers of one symbol or of fixed length.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
@@ -21,8 +21,8 @@ SHOT_END = "\n\n"
 SHOT_POOL = 64
 """Training examples that the shots of each question are drawn from."""
 SPARE_TOKENS = 1
-"""Tokens beyond the bytes of the longest right answer: enough to see that it ends. More would be taken from the prompt,
-where both are just what fits the model."""
+"""Tokens beyond the bytes of the longest right answer, to see that it ends. More could cut the prompt of a model whose
+sequences just hold both."""
 
 
 def harness_task(
@@ -61,27 +61,21 @@ def harness_task(
         "test": _examples(task, "test", num_examples, seed, with_steps),
     }
     config: dict[str, Any] = {
-        "task": name,
-        "custom_dataset": lambda **_: splits,
-        "training_split": "train",
-        "fewshot_split": "train",
-        "test_split": "test",
-        "doc_to_text": "question",
-        "doc_to_target": "target",
-        "target_delimiter": "",
-        "fewshot_delimiter": SHOT_END,
-        "num_fewshot": num_fewshot,
+        "task": name, "custom_dataset": lambda **_: splits,
+        "training_split": "train", "fewshot_split": "train", "test_split": "test",
+        "doc_to_text": "question", "doc_to_target": "target", "target_delimiter": "",
+        "fewshot_delimiter": SHOT_END, "num_fewshot": num_fewshot,
         "metadata": {"version": 1.0, "parameters": task.parameters.model_dump(), "seed": seed},
-    }
-    return ConfigurableTask(
-        config=config | (_by_generation(task, splits, with_steps) if match == "generation" else _BY_LIKELIHOOD)
-    )
-
-
-_BY_LIKELIHOOD: dict[str, Any] = {
-    "output_type": "loglikelihood",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
+    }  # fmt: skip
+    match match:
+        case "generation":
+            config |= _by_generation(task, splits, with_steps)
+        case "likelihood":
+            metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+            config |= {"output_type": "loglikelihood", "metric_list": [metric]}
+        case _:
+            assert_never(match)
+    return ConfigurableTask(config=config)
 
 
 def _by_generation(task: Task[Any], splits: Mapping[str, Dataset], with_steps: bool) -> dict[str, Any]:
@@ -90,7 +84,7 @@ def _by_generation(task: Task[Any], splits: Mapping[str, Dataset], with_steps: b
         return {"exact_match": float(said.strip() == document["answer"].strip())}
 
     longest = max(len(target.encode()) for target in splits["test"]["target"])
-    # Steps may stand on lines of their own.
+    # steps may have lines of their own
     until = [SHOT_END if with_steps else "\n"]
     return {
         "output_type": "generate_until",
@@ -105,7 +99,6 @@ def _examples(task: Task[Any], split: Split, count: int, seed: int, with_steps: 
     for number in range(count):
         example = task.pick(split, seed, number)
         question, *rest = task.render(example, with_steps=with_steps)
-        rows.append(
-            {"question": question.text, "target": "".join(piece.text for piece in rest), "answer": example.answer}
-        )
+        target = "".join(span.text for span in rest)
+        rows.append({"question": question.text, "target": target, "answer": example.answer})
     return Dataset.from_list(rows)

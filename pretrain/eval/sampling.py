@@ -1,17 +1,14 @@
-"""Generating text: prompts of any lengths in one batch, cached, at any loop count, the same result for a row in any
-batch.
+"""Generating text: prompts of any lengths in one cached batch, at any loop count, each row as if it were alone.
 
-1. Prompts are padded on the left to one length, so that all rows write their next token at the same place. Padding is
-   never looked at, and each row counts its own positions, so padding does not change what a row computes.
-2. One pass over the prompts fills the key/value cache; then one pass per new token. A loop count has its own keys and
-   values in every loop, so a cache of N tokens holds N · effective depth of them.
+1. Prompts are padded on the left to one length. No token attends to padding, and each row counts its own positions.
+2. One pass over the prompts fills the key/value cache; then one pass per new token. Every loop has its own keys and
+   values, so a cache of N tokens holds N · effective depth of them.
 3. The next token is the likeliest one (temperature 0), or the quantile of the tempered, top-p cut distribution at one
-   uniform number. That number is a hash of (seed, row number, position): it does not depend on the batch, its size or
-   the device.
-4. A row ends at the end-of-sequence token, or where the caller says; the batch ends with its last row.
+   uniform number: a hash of (seed, row number, position), independent of the batch and the device.
+4. A row ends at the end-of-sequence token, or where the caller decides; the batch ends with its last row.
 
-A row gives the logits that it gives alone up to the rounding of matrix products, which may differ between batch sizes;
-in low precision that can decide between two tokens of nearly equal probability.
+Logits of a row equal those of the row alone up to the rounding of matrix products, which may differ between batch
+sizes; in low precision that can decide between two tokens of nearly equal probability.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,8 +33,7 @@ class Generation:
     """
 
     max_new_tokens: int
-    """Longest continuation, in tokens. Beyond train.seq_len a model with rotary positions goes where it was never
-    trained."""
+    """Longest continuation, in tokens; with rotary positions it may exceed the trained train.seq_len."""
     vocab_size: int
     """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
     eos_id: int
@@ -112,30 +108,25 @@ def generate(
     check_prompts(model, prompts, settings.vocab_size, settings.max_new_tokens - 1)
     rows: list[list[int]] = [[] for _ in prompts]
     is_open = [True] * len(prompts)
-
-    def take(tokens: list[int]) -> bool:
-        """Append the new tokens to the rows that are open; whether one still is."""
+    device = next(model.parameters()).device
+    steps = _decode(decoder or decoder_of(model), device, prompts, settings, row_numbers or range(len(prompts)))
+    for tokens in track(steps):
         for row, token in enumerate(tokens):
             is_open[row] = is_open[row] and token != settings.eos_id
             if is_open[row]:
                 rows[row].append(token)
                 is_open[row] = not is_over(rows[row])
-        return any(is_open)
-
-    device = next(model.parameters()).device
-    steps = _decode(decoder or decoder_of(model), device, prompts, settings, row_numbers or range(len(prompts)), take)
-    for _ in track(steps):
-        pass
+        if not any(is_open):
+            break
     return rows
 
 
 @torch.inference_mode()
 def _decode(
     decoder: Decoder, device: torch.device, prompts: Sequence[Sequence[int]], settings: Generation,
-    row_numbers: Sequence[int], take: Callable[[list[int]], bool],
+    row_numbers: Sequence[int],
 ) -> Iterator[list[int]]:  # fmt: skip
-    """One new token of every row at a time, until `take` says that all rows have ended; that of a row that has ended
-    means nothing."""
+    """One new token of every row at a time."""
     tokens, padding = pad_left(prompts, device)
     longest = tokens.shape[1]
     places = torch.arange(longest + settings.max_new_tokens, device=device)  # of a token in the padded row
@@ -148,24 +139,14 @@ def _decode(
         itself = places[:longest] == places[:longest, None]
         mask = (causal & visible[:, None, :longest] | itself)[:, None]
     cache = GenerationCache(capacity=len(places))
-    logits = decoder(tokens, settings.num_loops, positions=positions[:, :longest], mask=mask, cache=cache)
-    for position in range(settings.max_new_tokens):
-        uniforms = torch.tensor(
-            [draw_uniform(settings.seed, row, position) for row in row_numbers],
-            dtype=torch.float64,
-            device=device,
-        )
+    start = 0
+    for position, stop in enumerate(range(longest, len(places))):
+        logits = decoder(tokens, settings.num_loops, positions=positions[:, start:stop], mask=mask, cache=cache)
+        draws = [draw_uniform(settings.seed, row, position) for row in row_numbers]
+        uniforms = torch.tensor(draws, dtype=torch.float64, device=device)
         chosen = choose_tokens(logits[:, : settings.vocab_size], settings, uniforms)
-        new = chosen.tolist()
-        goes_on = take(new)
-        yield new
-        if position + 1 == settings.max_new_tokens or not goes_on:
-            return
-        place = longest + position
-        step_mask = visible[:, None, None, : place + 1]
-        logits = decoder(
-            chosen[:, None], settings.num_loops, positions=positions[:, place : place + 1], mask=step_mask, cache=cache
-        )
+        yield chosen.tolist()
+        tokens, mask, start = chosen[:, None], visible[:, None, None, : stop + 1], stop
 
 
 def check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], vocab_size: int, num_new: int) -> None:
@@ -176,9 +157,7 @@ def check_prompts(model: LoopedGPT, prompts: Sequence[Sequence[int]], vocab_size
         if not prompt:
             raise ValueError(f"prompt {row} has no token: begin it with the begin-of-sequence token")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(
-                f"prompt {row} holds tokens {min(prompt)} to {max(prompt)}, the vocabulary has {vocab_size}"
-            )
+            raise ValueError(f"prompt {row} has tokens {min(prompt)} to {max(prompt)}, the vocabulary has {vocab_size}")
     if model.position_embedding is not None:
         num_positions = len(model.get_parameter("position_embedding.weight"))
         wanted = max(map(len, prompts)) + num_new
@@ -224,11 +203,10 @@ def draw_uniform(seed: int, row: int, position: int) -> float:
 
 
 class GenerationCache(KeyValueCache):
-    """Keys and values in memory set aside once, for as many tokens as there can be; not for training, as it is
-    overwritten in place."""
+    """Keys and values in memory allocated once, for `capacity` tokens with padding; overwritten in place, so not for
+    training."""
 
     def __init__(self, *, capacity: int) -> None:
-        """Args: capacity, tokens of the longest row, padding included."""
         super().__init__()
         self._capacity = capacity
         self._filled: dict[int, int] = {}  # positions of each application, in order
@@ -238,17 +216,15 @@ class GenerationCache(KeyValueCache):
         return next(iter(self._filled.values()), 0)
 
     def rewind(self, length: int) -> None:
-        """Forget what came after the first `length` positions."""
+        """Keep the first `length` positions alone."""
         self._filled = dict.fromkeys(self._filled, length)
 
     def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         number = application.number
         if number not in self.entries:
             batch, heads, _, width = keys.shape
-            self.entries[number] = (
-                keys.new_empty(batch, heads, self._capacity, width),
-                values.new_empty(batch, heads, self._capacity, width),
-            )
+            shape = (batch, heads, self._capacity, width)
+            self.entries[number] = keys.new_empty(shape), values.new_empty(shape)
         start = self._filled.get(number, 0)
         stop = self._filled[number] = start + keys.shape[2]
         all_keys, all_values = self.entries[number]

@@ -1,11 +1,11 @@
 """Likelihoods and continuations by all ranks of a world, asked for by rank 0.
 
-Rank 0 calls `likelihoods`, `continuations` and, at the end, `close`; every other rank stands in `serve` meanwhile. A
-request goes to all ranks; the data-parallel replicas share out its sequences, longest first, each over its tensor and
-pipeline ranks; the results return to rank 0. So whoever asks (the evaluation harness) knows one model and no ranks.
+Rank 0 calls `likelihoods`, `continuations` and finally `close`; every other rank is in `serve` meanwhile. A request is
+sent to all ranks; the data-parallel replicas divide its sequences, longest first, each over its tensor and pipeline
+ranks; the results return to rank 0. So the caller (the evaluation harness) sees one model and no ranks.
 
-Where a `vote` is given, the ranks vote before each batch on whether to stop; then `Stopped` is raised on all of them at
-once, out of the request on rank 0 and out of `serve` on the others, and nobody is left waiting.
+With a `vote`, the ranks vote before each batch on whether to stop; `Stopped` is then raised on all of them at once, out
+of the request on rank 0 and out of `serve` on the others, and no rank is left waiting.
 
 Sequences of a batch are padded on the right for likelihoods: attention is causal, so no token sees padding, and the
 batch changes no value. All loop counts come from one pass (`pretrain/parallel/depths.py`). The head is applied to
@@ -43,7 +43,7 @@ class Likelihood(NamedTuple):
 
 
 class Stopped(Exception):  # noqa: N818
-    """No error: the ranks voted to stop, and all of them have left the request."""
+    """The ranks voted to stop, and all of them have left the request; not an error."""
 
 
 class Scorer:
@@ -54,37 +54,32 @@ class Scorer:
         groups: process groups.
         batch_size: sequences that a replica runs together.
         sequence_parallel: whether the model was built so.
-        track: wraps the batches of a request on rank 0; to show progress.
-        vote: to stop; all ranks have one or none has.
+        track: wraps the batches of a request on rank 0, to show progress.
+        vote: to stop, on all ranks or on none.
     """
 
     def __init__(
         self, model: LoopedGPT, groups: Groups, *, batch_size: int, sequence_parallel: bool = False,
         track: Callable[[Sequence[Any]], Iterable[Any]] = iter, vote: StopVote | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.groups, self.batch_size = model, groups, batch_size
+        self.model, self.groups = model, groups
+        self.batch_size = batch_size
         self.depths = DepthRing(model, groups, sequence_parallel=sequence_parallel)
-        # tokens of a batch are split over so many ranks
+        # ranks that the tokens of a batch are split over
         self.multiple = groups.tensor.size() if sequence_parallel else 1
         self.track, self.vote = track, vote
 
     def likelihoods(self, pairs: Sequence[Pair], loops: Sequence[int]) -> list[list[Likelihood]]:
-        """Score continuations at several loop counts; rank 0 asks.
+        """One likelihood for each pair and loop count (all different); rank 0 asks.
 
-        Args:
-            pairs: what to score; together at most as long as the model takes.
-            loops: loop counts, all different.
-
-        Returns:
-            For each pair, one likelihood for each loop count.
+        Context and continuation together are at most as long as the model takes.
         """
         return self._ask("likelihoods", list(pairs), tuple(loops))
 
     def continuations(
         self, prompts: Sequence[Sequence[int]], settings: Generation, is_over: Callable[[list[int]], bool]
     ) -> list[list[int]]:
-        """Continue prompts; rank 0 asks. Arguments and result as of `generate`; `is_over` must be picklable on several
-        ranks."""
+        """Continue prompts, as `generate`; rank 0 asks. On several ranks `is_over` must be picklable."""
         return self._ask("continuations", [list(prompt) for prompt in prompts], settings, is_over)
 
     def serve(self) -> None:
@@ -113,49 +108,45 @@ class Scorer:
     def _answer(self, request: tuple[Any, ...]) -> list[Any] | None:
         """Do this rank's part; the whole result on rank 0."""
         kind, items, *arguments = request
-        lengths = [sum(map(len, item)) if kind == "likelihoods" else len(item) for item in items]
+        work, length, at_once = {  # as many batches of likelihoods together as keep all stages busy
+            "likelihoods": (self._score, lambda pair: sum(map(len, pair)), self.depths.num_stages),
+            "continuations": (self._continue, len, 1),
+        }[kind]
         # longest first: memory runs out at once or never
-        order = sorted(range(len(items)), key=lambda number: -lengths[number])
+        order = sorted(range(len(items)), key=lambda number: -length(items[number]))
         own = order[self.groups.data.rank() :: self.groups.data.size()]
-        work = self._score if kind == "likelihoods" else self._continue
         found: dict[int, Any] = {}
         share = math.ceil(len(items) / self.groups.data.size())  # the largest one
-        for window in self._windows(own, share, kind):
-            self._stop_if_voted()
+        for window in self._windows(own, share, at_once):
+            if self.vote is not None:
+                self.vote.hold()
+                if self.vote.reason:
+                    raise Stopped
             if window:
                 found |= work(items, window, *arguments)
         return self._gather(found, len(items))
 
-    def _windows(self, own: list[int], share: int, kind: str) -> Iterable[list[list[int]]]:
-        """Batches that travel together, for likelihoods as many as keep all stages at work. Equally many windows on all
-        ranks, which ask each other before each; a replica with fewer sequences has an empty last one.
-        """
-        size, at_once = self.batch_size, self.depths.num_stages if kind == "likelihoods" else 1
+    def _windows(self, own: list[int], share: int, at_once: int) -> Iterable[list[list[int]]]:
+        """Batches that run together; equally many on all ranks, which vote before each, so the last may be empty."""
+        size = self.batch_size
         batches = [own[start : start + size] for start in range(0, len(own), size)]
         windows = [batches[start : start + at_once] for start in range(0, math.ceil(share / size), at_once)]
         return self.track(windows) if dist.get_rank() == 0 else windows
 
-    def _stop_if_voted(self) -> None:
-        if self.vote is not None:
-            self.vote.hold()
-            if self.vote.reason:
-                raise Stopped
-
     def _score(self, pairs: list[Pair], window: list[list[int]], loops: tuple[int, ...]) -> dict[int, list[Likelihood]]:
-        batches = [self._batch([pairs[number] for number in numbers]) for numbers in window]
-        found = {number: [Likelihood(0.0, False)] * len(loops) for numbers in window for number in numbers}
+        rows = [[pairs[number] for number in numbers] for numbers in window]
+        batches = [self._batch(row) for row in rows]
+        scored: dict[tuple[int, int], Likelihood] = {}  # by number of the pair and loop count
 
         def visit(batch: int, num_loops: int, states: Tensor) -> None:
-            scored = self._likelihoods(
-                states, batches[batch].tokens.shape[1], [pairs[number] for number in window[batch]]
-            )
-            for number, likelihood in zip(window[batch], scored, strict=True):
-                found[number] = [
-                    likelihood if each == num_loops else old for each, old in zip(loops, found[number], strict=True)
-                ]
+            likelihoods = self._likelihoods(states, batches[batch].tokens.shape[1], rows[batch])
+            for number, likelihood in zip(window[batch], likelihoods, strict=True):
+                scored[number, num_loops] = likelihood
 
         self.depths.run(batches, loops, visit)
-        return found if self._has_results else {}
+        if not self._has_results:
+            return {}
+        return {number: [scored[number, num_loops] for num_loops in loops] for numbers in window for number in numbers}
 
     def _batch(self, pairs: list[Pair]) -> Batch:
         """Contexts and continuations but for the last token, padded on the right."""
@@ -188,14 +179,11 @@ class Scorer:
         return [Likelihood(value.sum().item(), bool(hit.all())) for value, hit in parts]
 
     def _continue(
-        self,
-        prompts: list[list[int]],
-        window: list[list[int]],
-        settings: Generation,
+        self, prompts: list[list[int]], window: list[list[int]], settings: Generation,
         is_over: Callable[[list[int]], bool],
-    ) -> dict[int, list[int]]:
+    ) -> dict[int, list[int]]:  # fmt: skip
         (numbers,) = window
-        # Tokens are split over ranks one column of the batch at a time, so its rows are filled up with one of them.
+        # tokens are split over ranks one column of the batch at a time, so the last row is repeated as padding
         filled = numbers + numbers[-1:] * (-len(numbers) % self.multiple)
         rows = [prompts[number] for number in filled]
         new = generate(self.model, rows, settings, decoder=self._decoder, row_numbers=filled, is_over=is_over)

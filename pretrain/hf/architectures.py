@@ -13,12 +13,13 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.storage import is_there
 
 LOOPED = "LoopedGPTForCausalLM"
-_SHAPE_FIELDS = (
-    "vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_size", "ffn_size",
-    "num_prelude_layers", "num_loop_layers", "num_coda_layers", "num_loops", "input_injection", "norm", "norm_epsilon",
-    "norm_place", "positions", "rope_theta", "activation", "bias", "qk_norm", "tied_head", "init_std",
-)  # fmt: skip
-_LLAMA_LIKE: dict[str, Any] = {"positions": "rope", "activation": "swiglu"}
+NOT_EXPORTED = ("loop_regulariser",)
+"""Fields of the model section that are not part of an exported model: they act on the loss alone."""
+_SHAPE_FIELDS = tuple(name for name in ModelSection.model_fields if name not in NOT_EXPORTED)
+_LLAMA: dict[str, Any] = {
+    "positions": "rope", "activation": "swiglu", "norm": "rms", "norm_place": "before", "qk_norm": "none",
+    "bias": "none",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,7 @@ class Architecture:
     """A class of transformers that computes the same as an unrolled looped GPT with certain fields."""
 
     name: str
-    """Name of the class for causal language models."""
     model_type: str
-    """`model_type` in config.json."""
     fields: dict[str, Any]
     """Values of the model section's fields that the architecture fixes."""
     has_free_head_size: bool = False
@@ -47,32 +46,20 @@ class Architecture:
 
 
 ARCHITECTURES = (
+    Architecture(name="LlamaForCausalLM", model_type="llama", has_free_head_size=True, fields=_LLAMA),
+    Architecture(name="Qwen2ForCausalLM", model_type="qwen2", fields=_LLAMA | {"bias": "qkv"}),
     Architecture(
-        name="LlamaForCausalLM", model_type="llama", has_free_head_size=True,
-        fields={**_LLAMA_LIKE, "norm": "rms", "norm_place": "before", "qk_norm": "none", "bias": "none"},
+        name="Qwen3ForCausalLM", model_type="qwen3", has_free_head_size=True, fields=_LLAMA | {"qk_norm": "head"}
     ),
     Architecture(
-        name="Qwen2ForCausalLM", model_type="qwen2",
-        fields={**_LLAMA_LIKE, "norm": "rms", "norm_place": "before", "qk_norm": "none", "bias": "qkv"},
+        name="OlmoForCausalLM", model_type="olmo", fixed_epsilon=1e-5, fields=_LLAMA | {"norm": "plain"}
     ),
     Architecture(
-        name="Qwen3ForCausalLM", model_type="qwen3", has_free_head_size=True,
-        fields={**_LLAMA_LIKE, "norm": "rms", "norm_place": "before", "qk_norm": "head", "bias": "none"},
-    ),
-    Architecture(
-        name="OlmoForCausalLM", model_type="olmo", fixed_epsilon=1e-5,
-        fields={**_LLAMA_LIKE, "norm": "plain", "norm_place": "before", "qk_norm": "none", "bias": "none"},
-    ),
-    Architecture(
-        name="Olmo2ForCausalLM", model_type="olmo2",
-        fields={**_LLAMA_LIKE, "norm": "rms", "norm_place": "after", "qk_norm": "all", "bias": "none"},
+        name="Olmo2ForCausalLM", model_type="olmo2", fields=_LLAMA | {"norm_place": "after", "qk_norm": "all"}
     ),
     Architecture(
         name="GPT2LMHeadModel", model_type="gpt2",
-        fields={
-            "positions": "learned", "activation": "gelu", "norm": "layer", "norm_place": "before", "qk_norm": "none",
-            "bias": "all",
-        },
+        fields=_LLAMA | {"positions": "learned", "activation": "gelu", "norm": "layer", "bias": "all"},
     ),
 )  # fmt: skip
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
@@ -113,21 +100,15 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     if kind == LoopedGPTConfig.model_type:
         looped = LoopedGPTConfig.from_dict(values)
         looped.check()
-        return (
-            kind,
-            ModelSection(**{name: getattr(looped, name) for name in _SHAPE_FIELDS}),
-            looped.max_position_embeddings,
-        )
+        model = ModelSection(**{name: getattr(looped, name) for name in _SHAPE_FIELDS})
+        return kind, model, looped.max_position_embeddings
     if kind not in _BY_TYPE:
         known = ", ".join((*_BY_TYPE, LoopedGPTConfig.model_type))
         raise ValueError(f"{path}: model_type={kind!r} is not supported; those that are: {known}")
     config = CONFIG_MAPPING[kind].from_dict(values)
     _refuse_unsupported(path, config, values)
-    return (
-        kind,
-        (_gpt2_shape if kind == "gpt2" else _llama_like_shape)(path, config, _BY_TYPE[kind]),
-        config.max_position_embeddings,
-    )
+    shape = _gpt2_shape if kind == "gpt2" else _llama_like_shape
+    return kind, shape(path, config, _BY_TYPE[kind]), config.max_position_embeddings
 
 
 def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None:
@@ -138,9 +119,8 @@ def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None
     for what, fields in _FORBIDDEN.items():
         for name, harmless in fields.items():
             value = getattr(config, name, harmless)
-            if value not in (harmless, None) and not (
-                name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-            ):
+            is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+            if value not in (harmless, None) and not is_off:
                 raise ValueError(f"{path}: {what} ({name}={value}) is not supported")
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
@@ -154,30 +134,21 @@ def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> Mo
         raise ValueError(
             f"{path}: hidden_act={config.hidden_act} is not supported: this model has SwiGLU, which is silu"
         )
-    fields = dict(architecture.fields)
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
     if biased:
         raise ValueError(f"{path}: {' and '.join(biased)} of model_type={config.model_type} are not supported")
     rope = getattr(config, "rope_parameters", None) or {}
-    head_size = getattr(config, "head_dim", None)
-    if head_size is not None and head_size * config.num_attention_heads == config.hidden_size:
-        head_size = None
+    num_heads, head_size = config.num_attention_heads, getattr(config, "head_dim", None)
     return ModelSection(
-        **fields,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=None
-        if config.num_key_value_heads == config.num_attention_heads
-        else config.num_key_value_heads,
-        head_size=head_size,
-        ffn_size=config.intermediate_size,
-        num_loop_layers=config.num_hidden_layers,
+        **architecture.fields, vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        num_attention_heads=num_heads,
+        num_key_value_heads=None if config.num_key_value_heads == num_heads else config.num_key_value_heads,
+        head_size=None if head_size is not None and head_size * num_heads == config.hidden_size else head_size,
+        ffn_size=config.intermediate_size, num_loop_layers=config.num_hidden_layers,
         norm_epsilon=architecture.fixed_epsilon or config.rms_norm_eps,
         rope_theta=rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0),
-        tied_head=bool(config.tie_word_embeddings),
-        init_std=config.initializer_range,
-    )
+        tied_head=bool(config.tie_word_embeddings), init_std=config.initializer_range,
+    )  # fmt: skip
 
 
 def _gpt2_shape(path: Path, config: Any, architecture: Architecture) -> ModelSection:
@@ -187,27 +158,19 @@ def _gpt2_shape(path: Path, config: Any, architecture: Architecture) -> ModelSec
             "this model has GELU's tanh form"
         )
     return ModelSection(
-        **architecture.fields,
-        vocab_size=config.vocab_size,
-        hidden_size=config.n_embd,
-        num_attention_heads=config.n_head,
-        ffn_size=config.n_inner or 4 * config.n_embd,
-        num_loop_layers=config.n_layer,
-        norm_epsilon=config.layer_norm_epsilon,
-        tied_head=bool(config.tie_word_embeddings),
+        **architecture.fields, vocab_size=config.vocab_size, hidden_size=config.n_embd,
+        num_attention_heads=config.n_head, ffn_size=config.n_inner or 4 * config.n_embd, num_loop_layers=config.n_layer,
+        norm_epsilon=config.layer_norm_epsilon, tied_head=bool(config.tie_word_embeddings),
         init_std=config.initializer_range,
-    )
+    )  # fmt: skip
 
 
 def stock_config(architecture: Architecture, model: ModelSection, num_loops: int, seq_len: int) -> dict[str, Any]:
     """config.json, without token ids and dtype, of a model unrolled to `num_loops` loops; the architecture holds it."""
     common = {
-        "architectures": [architecture.name],
-        "model_type": architecture.model_type,
-        "vocab_size": model.vocab_size,
-        "tie_word_embeddings": model.tied_head,
-        "initializer_range": model.init_std,
-    }
+        "architectures": [architecture.name], "model_type": architecture.model_type, "vocab_size": model.vocab_size,
+        "tie_word_embeddings": model.tied_head, "initializer_range": model.init_std,
+    }  # fmt: skip
     depth = model.effective_depth(num_loops)
     if architecture.model_type == "gpt2":
         return common | {

@@ -18,21 +18,11 @@ from pretrain.model.gpt import LoopedGPT
 TOLERANCE = 1e-5
 """Largest allowed difference of logits, relative to the larger of 1 and the largest logit."""
 _BATCH, _LENGTH = 2, 64
-_TEXTS = (
-    "KING HENRY. Once more unto the breach, dear friends,\n",
-    "x = 12345\n\n\tdef f():",
-    "naïve \U0001f642 \u2581 你好",
-    "",
-)
+_TEXTS = ("KING HENRY. Once more unto the breach,\n", "x = 12345\n\n\tdef f():", "naïve \U0001f642 \u2581 你好", "")
 
 
 def load_published(folder: Path, model_type: str) -> Any:
-    """Load the model of a folder with transformers in fp32; code in the folder is not run.
-
-    Args:
-        folder: config.json and safetensors (or torch's files, read without unpickling objects).
-        model_type: the value in config.json.
-    """
+    """Load the model of a folder with transformers in fp32; code in the folder is not run, no objects are unpickled."""
     from transformers import AutoModelForCausalLM
 
     kind = LoopedGPTForCausalLM if model_type == LoopedGPTConfig.model_type else AutoModelForCausalLM
@@ -56,7 +46,7 @@ def build(model: ModelSection, seq_len: int, weight: Callable[[str], Tensor]) ->
 def largest_difference(
     ours: LoopedGPT, theirs: Any, seq_len: int, vocab_size: int, *, num_loops: int | None = None
 ) -> float:
-    """Compare logits on random tokens.
+    """Largest difference of logits on random tokens, relative to the larger of 1 and the largest logit.
 
     Args:
         ours: our model.
@@ -64,9 +54,6 @@ def largest_difference(
         seq_len: longest sequence that both support.
         vocab_size: number of tokens to draw from and to compare logits of.
         num_loops: L of `ours`; `theirs` is unrolled to it or has it as default. Default: the configuration's.
-
-    Returns:
-        Largest difference of logits, relative to the larger of 1 and the largest logit.
     """
     tokens = torch.randint(vocab_size, (_BATCH, min(_LENGTH, seq_len)), generator=torch.Generator().manual_seed(0))
     mine = ours.logits(ours(tokens, num_loops))[:, :vocab_size]
@@ -83,17 +70,13 @@ def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__
             raise ValueError(
-                f"the tokenizer that transformers makes of the export ({kind}) gives "
-                f"other ids for {text!r}: nothing was kept"
+                f"the tokenizer that transformers makes of the export ({kind}) gives other ids for {text!r}: "
+                "nothing was kept"
             )
 
 
 def require_equal(difference: float, what: str) -> str:
-    """Return a line that reports the difference of logits.
-
-    Raises:
-        ValueError: the difference exceeds TOLERANCE.
-    """
+    """A line that reports the difference of logits; raises a ValueError if it exceeds TOLERANCE."""
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{what}: logits differ by {difference:.1e}, more than {TOLERANCE:g}: "

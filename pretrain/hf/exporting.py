@@ -8,14 +8,13 @@
 """
 
 import json
+import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.checkpoint.reader import CheckpointReader
@@ -24,7 +23,7 @@ from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf import modeling_looped_gpt
-from pretrain.hf.architectures import Architecture, looped_config, stock_architecture, stock_config
+from pretrain.hf.architectures import LOOPED, Architecture, looped_config, stock_architecture, stock_config
 from pretrain.hf.check import build, largest_difference, load_published, require_equal, require_same_ids
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
@@ -38,57 +37,48 @@ FILE_BYTES = 4 << 30
 """Most bytes of a weights file that holds more than one tensor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    run: Path
-    """Run directory."""
-    out: Path
-    """New folder."""
-    step: int | None = None
-    """Step of the checkpoint. Default: the newest good one."""
-    unroll: bool = False
-    """Write a looped model as a stock model whose layers repeat the shared weights."""
-    num_loops: int | None = None
-    """L to unroll to, or the default of the looped form. Default: the run's."""
-    dtype: str = "float32"
-    """Type of the written weights; float32 keeps the checkpoint's exactly."""
-
-
-def export_run(settings: ExportSettings) -> list[str]:
+def export_run(
+    run: Path, out: Path, *, step: int | None = None, unroll: bool = False, num_loops: int | None = None,
+    dtype: str = "float32",
+) -> list[str]:  # fmt: skip
     """Export a checkpoint; returns lines that describe the result.
+
+    Args:
+        run: run directory.
+        out: new folder.
+        step: step of the checkpoint. Default: the newest good one.
+        unroll: write a looped model as a stock model whose layers repeat the shared weights.
+        num_loops: L to unroll to, or the default of the looped form. Default: the run's.
+        dtype: type of the written weights (DTYPES); float32 keeps the checkpoint's exactly.
 
     Raises:
         ValueError: the run cannot be exported in this form, or the check failed; no folder is left.
         OSError: reading or writing failed.
     """
-    if is_there(settings.out):
-        raise ValueError(f"{settings.out} exists: name a new folder")
-    reader, problems = open_checkpoint(settings.run, settings.step)
+    if is_there(out):
+        raise ValueError(f"{out} exists: name a new folder")
+    reader, problems = open_checkpoint(run, step)
     saved = SavedModel.read(reader.meta)
-    num_loops = settings.num_loops or saved.model.num_loops
-    architecture = _choose(saved.model, settings, num_loops)
-    tokenizer = load_tokenizer(tokenizer_file(settings.run, saved), reader)
-    unfinished = settings.out.with_name(settings.out.name + ".unfinished")
+    num_loops = num_loops or saved.model.num_loops
+    architecture = _choose(saved.model, num_loops, unroll)
+    tokenizer = load_tokenizer(tokenizer_file(run, saved), reader)
+    unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        lines = _write(unfinished, reader, saved, architecture, num_loops, tokenizer, DTYPES[settings.dtype])
-        unfinished.rename(settings.out)
+        lines = _write(unfinished, reader, saved, architecture, num_loops, tokenizer, DTYPES[dtype])
+        unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return [
-        *(f"warning: {problem}" for problem in problems),
-        f"{settings.out}: step {reader.step} of {settings.run}",
-        *lines,
-    ]
+    return [*(f"warning: {problem}" for problem in problems), f"{out}: step {reader.step} of {run}", *lines]
 
 
-def _choose(model: ModelSection, settings: ExportSettings, num_loops: int) -> Architecture | None:
+def _choose(model: ModelSection, num_loops: int, unroll: bool) -> Architecture | None:
     """The stock architecture to write, or None for the looped model."""
     model.require_loops("--num-loops", [num_loops])
     stock = stock_architecture(model)
-    if not settings.unroll:
+    if not unroll:
         return stock if num_loops == 1 else None
     if num_loops > 1 and not injection_kind(model).can_unroll:
         raise ValueError(
@@ -108,7 +98,7 @@ def _write(
 ) -> list[str]:  # fmt: skip
     model, seq_len = saved.model, saved.seq_len
     if architecture is None:
-        name, rules = "LoopedGPTForCausalLM", looped_rules(model, seq_len)
+        name, rules = LOOPED, looped_rules(model, seq_len)
         values = looped_config(model.model_copy(update={"num_loops": num_loops}), seq_len)
         shutil.copy(str(modeling_looped_gpt.__file__), folder)
     else:
@@ -133,48 +123,33 @@ def _write(
 
 def _write_weights(folder: Path, rules: list[Rule], reader: CheckpointReader, dtype: torch.dtype) -> list[Fate]:
     """Write all tensors, with an index if there are several files."""
-    files: list[dict[str, Tensor]] = []
+    files: list[list[Rule]] = []
+    room = 0
+    for rule in rules:
+        size = math.prod(rule.shape) * dtype.itemsize
+        if not files or size > room:
+            files.append([])
+            room = FILE_BYTES
+        files[-1].append(rule)
+        room -= size
     fates: list[Fate] = []
-    sizes: list[int] = []
-    for rule in tqdm(rules, desc="export", unit="tensor", disable=None):
-        tensor = rule.join([reader.read_whole(f"weights/{name}").to(dtype) for name in rule.ours])
-        fates.append(
-            Fate(what="mapped", target=rule.theirs, source=" + ".join(rule.ours), detail=describe(rule.shape, dtype))
-        )
-        if not files or sizes[-1] + tensor.nbytes > FILE_BYTES:
-            _flush(folder, files)
-            files.append({})
-            sizes.append(0)
-        files[-1][rule.theirs] = tensor
-        sizes[-1] += tensor.nbytes
-    _flush(folder, files)
-    _name_files(folder, files, sum(sizes))
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    with tqdm(total=len(rules), desc="export", unit="tensor", disable=None) as progress:
+        for number, held in enumerate(files, start=1):
+            name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            tensors = {}
+            for rule in held:
+                tensors[rule.theirs] = rule.join([reader.read_whole(f"weights/{ours}").to(dtype) for ours in rule.ours])
+                fates.append(Fate("mapped", rule.theirs, " + ".join(rule.ours), describe(rule.shape, dtype)))
+                progress.update()
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
     return fates
-
-
-def _flush(folder: Path, files: list[dict[str, Tensor]]) -> None:
-    """Write the last file and free its tensors, keeping their names."""
-    if files:
-        save_file(files[-1], _part(folder, len(files) - 1), metadata={"format": "pt"})
-        files[-1] = {name: tensor.new_empty(0) for name, tensor in files[-1].items()}
-
-
-def _name_files(folder: Path, files: list[dict[str, Tensor]], total_bytes: int) -> None:
-    if len(files) == 1:
-        _part(folder, 0).rename(folder / "model.safetensors")
-        return
-    weight_map = {}
-    for number, tensors in enumerate(files):
-        name = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
-        _part(folder, number).rename(folder / name)
-        weight_map |= dict.fromkeys(tensors, name)
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    )
-
-
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number}.safetensors"
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

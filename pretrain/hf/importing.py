@@ -8,8 +8,8 @@
 4. Compare logits with those of transformers on the folder, and save.
 """
 
+import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,32 +35,27 @@ _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 _GROWING = ("embedding.weight", "head.weight")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportSettings:
-    folder: Path
-    """Folder of the published model."""
-    run: Path
-    """New run directory."""
-    new_tokens: bool = True
-    """Add the tokens for latent thoughts."""
-
-
-def import_model(settings: ImportSettings) -> list[str]:
+def import_model(folder: Path, run: Path, *, new_tokens: bool = True) -> list[str]:
     """Import a published model; returns lines that describe the result.
+
+    Args:
+        folder: folder of the published model.
+        run: new run directory.
+        new_tokens: add the tokens for latent thoughts.
 
     Raises:
         ValueError: the model is not supported, the folder is damaged, or the check failed; no run is left.
         OSError: reading or writing failed.
     """
-    if is_there(settings.run):
-        raise ValueError(f"{settings.run} exists: name a new run directory")
-    model_type, shape, seq_len = read_shape(settings.folder)
-    published = PublishedWeights(settings.folder)
-    content = _tokenizer(settings.folder, shape.vocab_size, settings.new_tokens)
+    if is_there(run):
+        raise ValueError(f"{run} exists: name a new run directory")
+    model_type, shape, seq_len = read_shape(folder)
+    published = PublishedWeights(folder)
+    content = _tokenizer(folder, shape.vocab_size, new_tokens)
     tokenizer = Tokenizer.from_bytes(content)
     rows = shape.vocab_size
     if tokenizer.vocab_size > rows:  # tokens were added
-        rows = -(-tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        rows = math.ceil(tokenizer.vocab_size / ROWS_MULTIPLE) * ROWS_MULTIPLE
     model = shape.model_copy(update={"vocab_size": rows})
     is_looped = model_type == LoopedGPTConfig.model_type
     rules = looped_rules(shape, seq_len) if is_looped else stock_rules(model_type, shape, 1, seq_len)
@@ -70,21 +65,16 @@ def import_model(settings: ImportSettings) -> list[str]:
             weights[name], fate = _grow(name, weights[name], rows)
             fates.append(fate)
     ours = build(model, seq_len, lambda name: weights[name])
-    difference = largest_difference(ours, load_published(settings.folder, model_type), seq_len, shape.vocab_size)
-    check = require_equal(difference, f"{settings.folder}")
+    difference = largest_difference(ours, load_published(folder, model_type), seq_len, shape.vocab_size)
+    check = require_equal(difference, str(folder))
     precision = "bf16" if dtypes == {torch.bfloat16} else "fp32"
     suffix = ".model" if isinstance(tokenizer, SentencePieceTokenizer) else ".json"
     saved = SavedModel(
-        run=settings.run.name, model=model, seq_len=seq_len, precision=precision, max_loops=model.num_loops,
-        tokenizer=str(settings.run / f"tokenizer{suffix}"),
+        run=run.name, model=model, seq_len=seq_len, precision=precision, max_loops=model.num_loops,
+        tokenizer=str(run / f"tokenizer{suffix}"),
     )  # fmt: skip
-    totals = write_run(
-        settings.run, saved, content, weights, fates, f"{settings.run} <- {settings.folder} ({model_type})"
-    )
-    return [
-        f"{settings.run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}",
-        check,
-    ]
+    totals = write_run(run, saved, content, weights, fates, f"{run} <- {folder} ({model_type})")
+    return [f"{run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}", check]
 
 
 def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
@@ -122,16 +112,8 @@ def _map(rules: list[Rule], published: PublishedWeights) -> tuple[dict[str, Tens
         dtypes.add(stored.dtype)
         for name, part in zip(rule.ours, rule.split(stored), strict=True):
             weights[name] = part.float()
-        fates.append(
-            Fate(
-                what="mapped",
-                target=" + ".join(rule.ours),
-                source=rule.theirs,
-                detail=describe(rule.shape, stored.dtype),
-            )
-        )
-    for name in names.values():
-        fates.append(Fate(what="dropped", target="", source=name, detail=_why_dropped(name, published, weights)))
+        fates.append(Fate("mapped", " + ".join(rule.ours), rule.theirs, describe(rule.shape, stored.dtype)))
+    fates += [Fate("dropped", "", name, _why_dropped(name, published, weights)) for name in names.values()]
     return weights, fates, dtypes
 
 
@@ -162,4 +144,4 @@ def _grow(name: str, table: Tensor, rows: int) -> tuple[Tensor, Fate]:
     number = rows - table.shape[0]
     whole = torch.cat((table, table.mean(0, keepdim=True).expand(number, -1)))
     detail = f"rows {table.shape[0]} to {rows - 1}: {number}"
-    return whole, Fate(what="made", target=name, source="the mean of all rows", detail=detail)
+    return whole, Fate("made", name, "the mean of all rows", detail)

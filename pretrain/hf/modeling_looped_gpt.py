@@ -36,6 +36,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotation of each position, [b or 1, s, 1, e/2] each."""
+
 
 class LoopedGPTConfig(PretrainedConfig):
     """Shape of a looped GPT; fields are named as in the training configuration's `model` section."""
@@ -116,15 +119,11 @@ class LoopedGPTConfig(PretrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} in the model's configuration: one of {', '.join(choices)}"
                 )
-        if self.head_size is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}"
-            )
-        if self.num_attention_heads % self.kv_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not divisible "
-                f"by num_key_value_heads={self.kv_heads}"
-            )
+        heads, kv_heads = self.num_attention_heads, self.kv_heads
+        if self.head_size is None and self.hidden_size % heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={heads}")
+        if heads % kv_heads:
+            raise ValueError(f"num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_size={self.head_dim} must be even for rotary positions")
 
@@ -153,8 +152,8 @@ class ResidualLinear(nn.Linear):
     """A projection into the residual stream, whose initial weights are smaller."""
 
 
-def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, [b or 1, s, 1, e/2] each, of the rotation of positions [b or 1, s] (Su et al. 2021).
+def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """The rotation of positions [b or 1, s] (Su et al. 2021).
 
     Computed in fp64 and rounded once to `dtype`; `theta` is the base of the wavelengths.
     """
@@ -164,7 +163,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dt
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(states: Tensor, rotary: Rotary) -> Tensor:
     """Rotate pairs (i, i + e/2) of [b, s, h, e] by the angle of each position; the pairing of Hugging Face's Llama."""
     cosine, sine = rotary
     first, second = states.chunk(2, dim=-1)
@@ -172,20 +171,15 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, tokens: Tensor) -> Tensor | None:
-    """The attention mask of the queries.
+    """The attention mask of the queries: [b or 1, 1, s, past + s], True where a query may attend.
+
+    None if plain causal attention is right: no padding, and the first query is the first token or the only one.
 
     Args:
         attention_mask: [b, past + s], nonzero at tokens and 0 at padding, or None without padding.
-        cache: keys and values of earlier tokens.
-        past: number of tokens in the cache.
+        cache: keys and values of `past` earlier tokens.
+        past: their number.
         tokens: [b, s, d] embedded tokens of this call.
-
-    Returns:
-        [b or 1, 1, s, past + s], True where a query may attend; None if plain causal attention without a mask is
-        right: no padding, and the first query is the first token or the only one.
-
-    Raises:
-        ValueError: the length of `attention_mask` is not past + s.
     """
     num_new = tokens.shape[1]
     # a static cache returns positions that are not filled yet
@@ -214,10 +208,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     if mask is not None and mask.dtype == torch.bool:
         mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))  # mask the unfilled positions of a static cache
-    enable_gqa = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa
-    )
+    has_groups = queries.shape[1] != keys.shape[1]
+    attention = F.scaled_dot_product_attention
+    return attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=has_groups)
 
 
 class Attention(nn.Module):
@@ -245,20 +238,14 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (-1, self.head_dim))
 
     def forward(
-        self,
-        states: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: Cache | None,
-        application: int,
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, application: int
     ) -> Tensor:
         queries = self._heads(self.query(states), self.query_norm)
         keys = self._heads(self.key(states), self.key_norm)
         values = self._heads(self.value(states))
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        # [b, h or g, s, e]
-        queries, keys, values = (queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        queries, keys, values = (states.transpose(1, 2) for states in (queries, keys, values))  # [b, h or g, s, e]
         if cache is not None:
             keys, values = cache.update(keys, values, application)
         return self.output(attend(queries, keys, values, mask).transpose(1, 2).flatten(2))
@@ -270,9 +257,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: LoopedGPTConfig) -> None:
         super().__init__()
         has_bias = config.bias == "all"
-        self.gate = (
-            nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias) if config.activation == "swiglu" else None
-        )
+        self.gate = None
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias)
         self.up = nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias)
         self.down = ResidualLinear(config.ffn_size, config.hidden_size, bias=has_bias)
 
@@ -293,14 +280,11 @@ class Layer(GradientCheckpointingLayer):
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
 
+    # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
-        self,
-        states: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        application: int,
-        past_key_values: Cache | None = None,  # gradient checkpointing removes the cache by this name
-    ) -> Tensor:
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, application: int,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:  # fmt: skip
         if self.is_norm_first:
             states = states + self.attention(self.attention_norm(states), rotary, mask, past_key_values, application)
             return states + self.ffn(self.ffn_norm(states))
@@ -394,8 +378,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: passed to the loss.
 
         Returns:
-            loss of the next token (mean over supervised ones, with labels), logits [b, s, v], past_key_values,
-            hidden_states.
+            mean loss (with labels), logits [b, s, v], past_key_values, hidden_states.
 
         Raises:
             ValueError: both or none of input_ids and inputs_embeds, num_loops below 1, a cache of another loop count, a
@@ -436,14 +419,9 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _run(
-        self,
-        states: Tensor,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Cache | None,
-        num_loops: int,
+        self, states: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None, num_loops: int,
         trace: list[Tensor] | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """All layers and the final norm: [b, s, d] -> [b, s, d]; appends the input of each layer to `trace`."""
         rotary = None
         if self.position_embedding is not None:
@@ -490,11 +468,10 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
     def _check_cache(self, cache: Cache, num_loops: int) -> None:
+        version = transformers.__version__
         # a static cache of transformers 4 would overwrite the same position in every call
-        if cache.is_compileable and transformers.__version__.startswith("4."):
-            raise ValueError(
-                f"a static cache needs transformers 5, this is {transformers.__version__}: use a DynamicCache"
-            )
+        if cache.is_compileable and version.startswith("4."):
+            raise ValueError(f"a static cache needs transformers 5, this is {version}: use a DynamicCache")
         depth = self.config.effective_depth(num_loops)
         num_filled = sum(layer.is_initialized for layer in cache.layers)  # type: ignore[union-attr]
         has_room = cache.layer_class_to_replicate is not None or len(cache.layers) >= depth

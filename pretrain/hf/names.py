@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.config.choice import choose
 from pretrain.config.model import ModelSection
 from pretrain.model.weights import layer_weights, stage_weights
 
@@ -37,6 +38,9 @@ _GPT2_LAYER = {
     "ffn.up": "mlp.c_fc",
     "ffn.down": "mlp.c_proj",
 }
+_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER} | dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3", "olmo"), _LLAMA_LAYER
+)
 _LLAMA_ENDS = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 _GPT2_ENDS = {
     "embedding": "transformer.wte", "position_embedding": "transformer.wpe", "final_norm": "transformer.ln_f",
@@ -46,14 +50,11 @@ _GPT2_ENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One published tensor and the tensors of ours that it holds."""
+    """One published tensor (`theirs`), and names and shapes of the tensors of ours that it holds, in order."""
 
     theirs: str
-    """Name of the published tensor."""
     ours: tuple[str, ...]
-    """Names of our tensors, in order."""
     shapes: tuple[tuple[int, ...], ...]
-    """Shapes of our tensors."""
     transposed: bool = False
     """Whether the published tensor is [inputs, outputs]."""
 
@@ -76,28 +77,20 @@ class Rule:
         return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
-def layer_prefixes(model: ModelSection, num_loops: int) -> list[str]:
-    """Name prefixes of our layers in the order of application, the loop block once per loop."""
-    block = [f"loop.{number}" for number in range(model.num_loop_layers)]
-    return [
-        *(f"prelude.{number}" for number in range(model.num_prelude_layers)),
-        *(name for _ in range(num_loops) for name in block),
-        *(f"coda.{number}" for number in range(model.num_coda_layers)),
-    ]
-
-
 def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: int) -> list[Rule]:
     """The rules of all tensors of a stock architecture, which holds the model unrolled to `num_loops` loops."""
-    is_gpt2 = model_type == "gpt2"
+    names, is_gpt2 = choose(_LAYERS, model_type, "model_type"), model_type == "gpt2"
     ends = _GPT2_ENDS if is_gpt2 else _LLAMA_ENDS
+    counts = {"prelude": model.num_prelude_layers, "loop": model.num_loop_layers, "coda": model.num_coda_layers}
     rules = []
     for name, weight in stage_weights(model, seq_len).items():
         part, _, kind = name.rpartition(".")
-        if part.partition(".")[0] not in ("prelude", "loop", "coda"):
+        if part.partition(".")[0] not in counts:
             rules.append(Rule(theirs=f"{ends[part]}.{kind}", ours=(name,), shapes=(weight.shape,)))
-    names = _GPT2_LAYER if is_gpt2 else _OLMO2_LAYER if model_type == "olmo2" else _LLAMA_LAYER
     stem = "transformer.h" if is_gpt2 else "model.layers"
-    for number, prefix in enumerate(layer_prefixes(model, num_loops)):
+    blocks = {part: [f"{part}.{number}" for number in range(count)] for part, count in counts.items()}
+    prefixes = [*blocks["prelude"], *blocks["loop"] * num_loops, *blocks["coda"]]  # in the order of application
+    for number, prefix in enumerate(prefixes):
         joined: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         for name, weight in layer_weights(model).items():
             part, _, kind = name.rpartition(".")

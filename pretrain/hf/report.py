@@ -1,18 +1,14 @@
 """The report of a conversion, with one line per tensor."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-FILE_NAME = "conversion.txt"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fate:
+class Fate(NamedTuple):
     """What became of one tensor."""
 
-    what: str
-    """"mapped", "dropped" or "made"."""
+    what: Literal["mapped", "made", "dropped"]
     target: str
     """Name of the written tensor; empty if dropped."""
     source: str
@@ -34,5 +30,5 @@ def write_report(folder: Path, title: str, fates: list[Fate]) -> str:
     counts = Counter(fate.what for fate in fates)
     totals = ", ".join(f"{counts[what]} tensors {what}" for what in ("mapped", "made", "dropped") if counts[what])
     lines = [title, totals, "", *map(str, fates)]
-    (folder / FILE_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "conversion.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return totals

@@ -5,13 +5,10 @@ tensor of the loop block is the mean of those of the blocks, or that of one bloc
 kept. Bae et al. 2024 (arXiv 2410.20672) compare such initialisations, as "average" and, with single layers, "stepwise".
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.model import LoopRegulariserSection, ModelSection
 from pretrain.config.saved_model import SavedModel
@@ -22,102 +19,86 @@ from pretrain.run.trained_model import tokenizer_file
 from pretrain.storage import is_there
 
 
-@dataclass(frozen=True, kw_only=True)
-class SurgerySettings:
-    source: Path
-    """Run directory of the unlooped model."""
-    run: Path
-    """New run directory."""
-    num_loop_layers: int
-    """k: layers of the loop block."""
-    num_prelude_layers: int = 0
-    num_coda_layers: int = 0
-    block: int | None = None
-    """Index of the block to use, from 0. Default: the mean of all blocks."""
-
-
-def loop_model(settings: SurgerySettings) -> list[str]:
+def loop_model(
+    source: Path, run: Path, *, num_loop_layers: int, num_prelude_layers: int = 0, num_coda_layers: int = 0,
+    block: int | None = None,
+) -> list[str]:  # fmt: skip
     """Make the looped model; returns lines that describe it.
+
+    Args:
+        source: run directory of the unlooped model.
+        run: new run directory.
+        num_loop_layers: k, layers of the loop block.
+        num_prelude_layers: first layers, kept as the prelude.
+        num_coda_layers: last layers, kept as the coda.
+        block: index of the block to use, from 0. Default: the mean of all blocks.
 
     Raises:
         ValueError: the run is already looped, or its layers cannot be cut into such blocks.
         OSError: reading or writing failed.
     """
-    if is_there(settings.run):
-        raise ValueError(f"{settings.run} exists: name a new run directory")
-    reader, problems = open_checkpoint(settings.source)
+    if is_there(run):
+        raise ValueError(f"{run} exists: name a new run directory")
+    reader, problems = open_checkpoint(source)
     saved = SavedModel.read(reader.meta)
-    model, seq_len = _looped_shape(saved.model, settings), saved.seq_len
-    weights, fates = {}, []
-    for name, weight in stage_weights(model, seq_len).items():
-        sources = _sources(name, saved.model, settings, model.num_loops)
-        weights[name] = _combine(reader, sources)
-        source = sources[0] if len(sources) == 1 else f"mean of {', '.join(sources)}"
-        fates.append(
-            Fate(
-                what="mapped" if len(sources) == 1 else "made",
-                target=name,
-                source=source,
-                detail=describe(weight.shape, "float32"),
-            )
+    unlooped, seq_len = saved.model, saved.seq_len
+    if unlooped.num_loops > 1 or unlooped.num_prelude_layers or unlooped.num_coda_layers:
+        raise ValueError(
+            f"{source} is not an unlooped model: surgery begins with layers that all have weights of their own"
         )
-    if settings.block is not None:
-        used = {fate.source for fate in fates}
-        for name, weight in stage_weights(saved.model, seq_len).items():
-            if name not in used:
-                reason = f"of another block than {settings.block}, {describe(weight.shape, 'float32')}"
-                fates.append(Fate(what="dropped", target="", source=name, detail=reason))
-    tokenizer = tokenizer_file(settings.source, saved)
+    num_loops = _num_blocks(unlooped.num_loop_layers, num_loop_layers, num_prelude_layers, num_coda_layers)
+    if block is not None and not 0 <= block < num_loops:
+        raise ValueError(f"block {block} of {num_loops} does not exist: they are numbered from 0")
+    changes = {
+        "num_prelude_layers": num_prelude_layers, "num_loop_layers": num_loop_layers,
+        "num_coda_layers": num_coda_layers, "num_loops": num_loops, "loop_regulariser": LoopRegulariserSection(),
+    }  # fmt: skip
+    model = unlooped.model_copy(update=changes)
+    weights, fates, used = {}, [], set()
+    for name, weight in stage_weights(model, seq_len).items():
+        sources = _sources(name, unlooped, model, block)
+        used.update(sources)
+        weights[name] = torch.stack([reader.read_whole(f"weights/{part}") for part in sources]).mean(0)
+        what, origin = ("mapped", sources[0]) if len(sources) == 1 else ("made", f"mean of {', '.join(sources)}")
+        fates.append(Fate(what, name, origin, describe(weight.shape, "float32")))
+    for name, weight in stage_weights(unlooped, seq_len).items():
+        if name not in used:
+            reason = f"of another block than {block}, {describe(weight.shape, 'float32')}"
+            fates.append(Fate("dropped", "", name, reason))
+    tokenizer = tokenizer_file(source, saved)
     made = SavedModel(
-        run=settings.run.name, model=model, seq_len=seq_len, precision=saved.precision, max_loops=model.num_loops,
-        tokenizer=str(settings.run / f"tokenizer{tokenizer.suffix}"),
+        run=run.name, model=model, seq_len=seq_len, precision=saved.precision, max_loops=model.num_loops,
+        tokenizer=str(run / f"tokenizer{tokenizer.suffix}"),
     )  # fmt: skip
-    what = "mean of the blocks" if settings.block is None else f"block {settings.block}"
+    what = "mean of the blocks" if block is None else f"block {block}"
     shape = f"{model.num_loop_layers}⊗{model.num_loops}"
     around = f"{model.num_prelude_layers} layers before and {model.num_coda_layers} after"
-    title = f"{settings.run} <- {reader.path}: {shape} with {around}, loop block = {what}"
-    totals = write_run(settings.run, made, tokenizer.read_bytes(), weights, fates, title)
-    return [*(f"warning: {problem}" for problem in problems), f"{settings.run}: {shape}, {what}; {totals}"]
+    title = f"{run} <- {reader.path}: {shape} with {around}, loop block = {what}"
+    totals = write_run(run, made, tokenizer.read_bytes(), weights, fates, title)
+    return [*(f"warning: {problem}" for problem in problems), f"{run}: {shape}, {what}; {totals}"]
 
 
-def _looped_shape(model: ModelSection, settings: SurgerySettings) -> ModelSection:
-    if model.num_loops > 1 or model.num_prelude_layers or model.num_coda_layers:
+def _num_blocks(num_layers: int, num_loop_layers: int, num_prelude_layers: int, num_coda_layers: int) -> int:
+    between = num_layers - num_prelude_layers - num_coda_layers
+    if between < num_loop_layers or between % num_loop_layers:
         raise ValueError(
-            f"{settings.source} is not an unlooped model: surgery begins with layers that all have weights of their own"
+            f"{num_layers} layers less {num_prelude_layers} before and {num_coda_layers} after the loop "
+            f"leave {between}, which are not whole blocks of {num_loop_layers}"
         )
-    between = model.num_loop_layers - settings.num_prelude_layers - settings.num_coda_layers
-    if between < settings.num_loop_layers or between % settings.num_loop_layers:
-        raise ValueError(
-            f"{model.num_loop_layers} layers less {settings.num_prelude_layers} before and "
-            f"{settings.num_coda_layers} after the loop leave {between}, "
-            f"which are not whole blocks of {settings.num_loop_layers}"
-        )
-    num_loops = between // settings.num_loop_layers
-    if settings.block is not None and not 0 <= settings.block < num_loops:
-        raise ValueError(f"block {settings.block} of {num_loops} does not exist: they are numbered from 0")
-    changes = {
-        "num_prelude_layers": settings.num_prelude_layers, "num_loop_layers": settings.num_loop_layers,
-        "num_coda_layers": settings.num_coda_layers, "num_loops": num_loops,
-        "loop_regulariser": LoopRegulariserSection(),
-    }  # fmt: skip
-    return model.model_copy(update=changes)
+    return between // num_loop_layers
 
 
-def _sources(name: str, unlooped: ModelSection, settings: SurgerySettings, num_loops: int) -> list[str]:
+def _sources(name: str, unlooped: ModelSection, looped: ModelSection, block: int | None) -> list[str]:
     """Names of the unlooped model's tensors that a tensor of the looped model is made of."""
+    first_layers = {
+        "prelude": 0, "loop": looped.num_prelude_layers, "coda": unlooped.num_loop_layers - looped.num_coda_layers
+    }  # fmt: skip
     part, _, rest = name.partition(".")
-    if part not in ("prelude", "loop", "coda"):
+    if part not in first_layers:
         return [name]
     number, _, kind = rest.partition(".")
-    if part == "prelude":
-        layers = [int(number)]
-    elif part == "coda":
-        layers = [unlooped.num_loop_layers - settings.num_coda_layers + int(number)]
-    else:
-        blocks = range(num_loops) if settings.block is None else [settings.block]
-        layers = [settings.num_prelude_layers + block * settings.num_loop_layers + int(number) for block in blocks]
+    blocks = [0]
+    if part == "loop":
+        blocks = range(looped.num_loops) if block is None else [block]
+    layers = [first_layers[part] + each * looped.num_loop_layers + int(number) for each in blocks]
     return [f"loop.{layer}.{kind}" for layer in layers]
-
-
-def _combine(reader: CheckpointReader, names: list[str]) -> Tensor:
-    return torch.stack([reader.read_whole(f"weights/{name}") for name in names]).mean(0)

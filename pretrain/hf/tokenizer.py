@@ -41,10 +41,6 @@ TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and, for llama.cpp, our SentencePiece model as tokenizer.model.
 
-    Args:
-        tokenizer: ours or a published one.
-        folder: created if missing; other files in it are kept.
-
     Raises:
         ValueError: the tokenizer is a list of symbols, or tokens added to a published one would change their ids.
         OSError: a file cannot be written.
@@ -78,9 +74,8 @@ def _build(tokenizer: SentencePieceTokenizer) -> Backend:
         if number >= len(SPECIALS) and piece not in WHITESPACE_PIECES and not processor.IsByte(number)
     }
     # byte-pair scores are 0, -1, -2, ...; unigram scores are log probabilities, which are not integers
-    backend = (
-        _byte_pair(pieces, scores) if all(score.is_integer() for score in scores.values()) else _unigram(pieces, scores)
-    )
+    make = _byte_pair if all(score.is_integer() for score in scores.values()) else _unigram
+    backend = make(pieces, scores)
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     backend.add_tokens([AddedToken(piece, special=False, normalized=False) for piece in WHITESPACE_PIECES])
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
@@ -132,8 +127,6 @@ def _with_new_tokens(tokenizer: PublishedTokenizer) -> str:
     text = json.dumps(content, ensure_ascii=False, indent=2)
     written = Backend.from_str(text)
     if [written.token_to_id(name) for name in tokenizer.new_tokens] != [*tokenizer.new_tokens.values()]:
-        raise ValueError(
-            "the ids of this published tokenizer have gaps, so tokens cannot be added to it: "
-            "import it without new tokens"
-        )
+        reason = "the ids of this published tokenizer have gaps, so tokens cannot be added to it"
+        raise ValueError(f"{reason}: import it without new tokens")
     return text

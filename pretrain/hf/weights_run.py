@@ -22,8 +22,8 @@ def write_run(
 
     Args:
         directory: new run directory.
-        saved: what the run says of its model; its tokenizer is a file in `directory`.
-        tokenizer: content of the tokenizer file.
+        saved: description of the model; its tokenizer is a file in `directory`, with content `tokenizer`.
+        tokenizer: that content.
         weights: every tensor of the model by name.
         fates: every tensor's line of the report.
         title: first line of the report.

@@ -9,6 +9,7 @@
     analysis.py  runs all of the above on one set of rows
     tables.py    the results as tables, and fit.csv
     axes.py      the horizontal axes: effective depth, parameters, FLOPs
+    style.py     the look of all figures, of other rooms too
     figure.py    PNG and SVG
     page.py      one self-contained HTML page
 

@@ -47,10 +47,6 @@ def analyse(rows: Iterable[EvaluationRow], metric: str | None = None) -> Analysi
         if family == "looped" and (group, "baseline") in fit_of
     ]
     return Analysis(
-        curves=curves,
-        fits=fits,
-        ratios=ratios,
-        gaps=find_gaps(curves),
-        law=fit_law(latest(rows)),
+        curves=curves, fits=fits, ratios=ratios, gaps=find_gaps(curves), law=fit_law(latest(rows)),
         isoplots=make_isoplots(chosen, rows),
-    )
+    )  # fmt: skip

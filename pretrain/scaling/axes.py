@@ -30,11 +30,11 @@ class Axis:
 
 DEPTH = Axis(name="effective depth", label="effective depth D (layers)", base=2, of=lambda point: point.depth)
 PARAMETERS = Axis(
-    name="parameters", label="parameters (each shared one once)", base=10, of=lambda point: point.num_params
+    name="parameters", label="parameters (each shared one once)", base=10, of=lambda point: point.row.num_params
 )
-TRAINING = Axis(name="training FLOPs", label="training FLOPs", base=10, of=lambda point: point.train_flops)
+TRAINING = Axis(name="training FLOPs", label="training FLOPs", base=10, of=lambda point: point.row.train_flops)
 INFERENCE = Axis(
-    name="inference FLOPs", label="inference FLOPs per token", base=10, of=lambda point: point.eval_flops_per_token
+    name="inference FLOPs", label="inference FLOPs per token", base=10, of=lambda point: point.row.eval_flops_per_token
 )
 AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
 
@@ -46,12 +46,8 @@ def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
 
 def informative_axes(curves: Sequence[Curve]) -> list[Axis]:
     """The axes worth a panel: only depth if all points come from one model, so parameters and training are equal."""
-    if (
-        len({point.num_params for curve in curves for point in curve.points}) == 1
-        and len({curve.family for curve in curves}) == 1
-    ):
-        return [DEPTH]
-    return possible_axes(curves)
+    models = {(curve.family, point.row.num_params) for curve in curves for point in curve.points}
+    return [DEPTH] if len(models) == 1 else possible_axes(curves)
 
 
 def subsample(points: Sequence[T], limit: int = MAX_DRAWN) -> Sequence[T]:

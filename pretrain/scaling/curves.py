@@ -32,23 +32,20 @@ ONE_SIDED_95 = 1.645
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run at one loop count, averaged over a group's tasks; fields of `pretrain.run.rows.EvaluationRow` keep
-    their meaning."""
+    """One run at one loop count, averaged over a group's tasks."""
 
-    run: str
-    step: int
-    tokens_seen: int | None
-    train_flops: float | None
-    num_params: int
-    num_loops: int
-    depth: int
-    """Effective depth in layers."""
-    eval_flops_per_token: float
+    row: EvaluationRow
+    """The latest of the averaged rows, for what they share: run, step, costs."""
     value: float
     stderr: float
     """Standard error of the mean over examples; 0 if unknown."""
     num_examples: int
     """Examples summed over the tasks."""
+
+    @property
+    def depth(self) -> int:
+        """Effective depth in layers."""
+        return self.row.effective_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +74,9 @@ def example_stderr(row: EvaluationRow) -> float:
 
 
 def mean_point(rows: Sequence[EvaluationRow]) -> Point:
-    """Average the rows of one run and loop count, one per task; step and costs are those of the row of latest step."""
-    last = max(rows, key=lambda row: row.step)
+    """Average the rows of one run and loop count, one per task."""
     return Point(
-        run=last.run,
-        step=last.step,
-        tokens_seen=last.tokens_seen,
-        train_flops=last.train_flops,
-        num_params=last.num_params,
-        num_loops=last.num_loops,
-        depth=last.effective_depth,
-        eval_flops_per_token=last.eval_flops_per_token,
+        row=max(rows, key=lambda row: row.step),
         value=math.fsum([row.value for row in rows]) / len(rows),
         stderr=math.hypot(*map(example_stderr, rows)) / len(rows),
         num_examples=sum([row.num_examples for row in rows]),

@@ -1,8 +1,7 @@
 """The figure as PNG and SVG: one panel per task group and axis, then the isoplots and the joint law, if any."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,15 @@ from pretrain.scaling.curves import LOWER_IS_BETTER, METRIC_NAMES, Curve
 from pretrain.scaling.fit import NO_LINE, Fit
 from pretrain.scaling.isoplot import Isoplot
 from pretrain.scaling.law import JointLaw
+from pretrain.scaling.style import BLUE, GREEN, RED, draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-STYLES = {"looped": ("#0072b2", "o"), "baseline": ("#d55e00", "s"), "regularised": ("#009e73", "^")}
-"""Colour (safe for colour-blind readers) and marker of each family."""
+STYLES = {"looped": (BLUE, "o"), "baseline": (RED, "s"), "regularised": (GREEN, "^")}
+"""Colour and marker of each family."""
+MARKERS: dict[str, Any] = {"markeredgecolor": "white", "linestyle": "none"}
+LINE: dict[str, Any] = {"linewidth": 1.4, "alpha": 0.55, "zorder": 1}
 
 MAX_TICKS = 10
 MAX_NUMBERS = 5
@@ -36,28 +37,6 @@ ROUND_NUMBERS = (
 
 MAX_SEARCHED = 100
 """Most points of a panel for which matplotlib searches the best position of the legend."""
-
-
-@contextmanager
-def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure, in inches, that is saved to every file at the end, in the format of the file's suffix."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "looped"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        for file in files:
-            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
-
-
-def draw_grid_lines(axes: "Axes") -> None:
-    """Light horizontal lines behind what is drawn."""
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def draw(analysis: Analysis, files: Sequence[Path]) -> None:
@@ -97,24 +76,14 @@ def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, axes: "A
         if axis is DEPTH and fit:
             label += f": {fit.alpha:+.3g} log D {'+' if fit.beta >= 0 else '−'} {abs(fit.beta):.3g}"
             ends = np.array([curve.points[0].depth, curve.points[-1].depth])
-            axes.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
+            axes.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, **LINE)
         elif axis is DEPTH:
             label += f" ({NO_LINE})"
         points = subsample(axis.placed(curve.points))
+        places, values = [place for place, _ in points], [point.value for _, point in points]
         errors = [point.stderr for _, point in points]
-        axes.errorbar(
-            [place for place, _ in points],
-            [point.value for _, point in points],
-            yerr=errors if any(errors) else None,
-            color=colour,
-            marker=marker,
-            markersize=6,
-            markeredgecolor="white",
-            linestyle="none",
-            elinewidth=1,
-            capsize=2,
-            label=label,
-        )
+        look: dict[str, Any] = MARKERS | {"color": colour, "marker": marker, "label": label}
+        axes.errorbar(places, values, errors if any(errors) else None, markersize=6, elinewidth=1, capsize=2, **look)
     axes.set_xscale("log", base=axis.base)
     if axis is DEPTH:
         ticks = sorted({point.depth for curve, _ in fitted for point in curve.points})
@@ -136,18 +105,9 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], axes: "Axes") -> None:
             slope, intercept = isoplot.line
             label += f": {slope:+.3g} per nat"
             ends = np.array([min(losses), max(losses)])
-            axes.plot(ends, slope * ends + intercept, color=colour, linewidth=1.4, alpha=0.55, zorder=1)
+            axes.plot(ends, slope * ends + intercept, color=colour, **LINE)
         values = [point.value for point in points]
-        axes.plot(
-            losses,
-            values,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            markeredgecolor="white",
-            linestyle="none",
-            label=label,
-        )
+        axes.plot(losses, values, color=colour, marker=marker, markersize=5, label=label, **MARKERS)
     axes.invert_xaxis()  # the loss falls in training: time runs to the right
     metric, num_points = isoplots[0].metric, sum(len(isoplot.points) for isoplot in isoplots)
     title, x_label = f"{isoplots[0].task_group} over training", "validation loss (nats per token)"
@@ -160,7 +120,7 @@ def _draw_law(law: JointLaw, axes: "Axes") -> None:
     for num_loops in loops:
         chosen = np.array(law.num_loops) == num_loops
         label = f"{num_loops} loop{'s' * (num_loops > 1)}" if num_loops in named else None
-        axes.plot(law.predicted[chosen], law.losses[chosen], "o", markersize=5, markeredgecolor="white", label=label)
+        axes.plot(law.predicted[chosen], law.losses[chosen], marker="o", markersize=5, label=label, **MARKERS)
     ends = [law.losses.min(), law.losses.max()]
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
@@ -174,24 +134,19 @@ def _few_ticks(axes: "Axes") -> None:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for mantissas in ROUND_NUMBERS:
-        ticks = [
-            mantissa * 10.0**decade
-            for decade in decades
-            for mantissa in mantissas
-            if low <= mantissa * 10.0**decade <= high
-        ]
+        candidates = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+        ticks = [tick for tick in candidates if low <= tick <= high]
         if len(ticks) > 2:
             break
     ticks = ticks[:: math.ceil(len(ticks) / MAX_NUMBERS) or 1]
-    axes.set_xticks(
-        ticks, [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks]
-    )
+    names = [f"{tick:.2g}".replace("e+0", "e").replace("e+", "e") if tick >= 1e4 else f"{tick:g}" for tick in ticks]
+    axes.set_xticks(ticks, names)
     axes.set_xticks([], minor=True)
 
 
 def _name(axes: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:
-    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     corner = "upper left" if rises else "upper right"  # normally free, and costs no search over all points
-    axes.legend(frameon=False, fontsize=9, loc="best" if num_points <= MAX_SEARCHED else corner)
+    axes.legend(loc="best" if num_points <= MAX_SEARCHED else corner)

@@ -14,13 +14,13 @@ sources of noise:
 Cost: at most `MAX_CELLS` random numbers per curve.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.scaling.curves import ACCURACIES, Curve, Point
+from pretrain.scaling.curves import ACCURACIES, Curve
 
 Array = NDArray[np.float64]
 
@@ -47,8 +47,7 @@ class Fit:
     """alpha of each bootstrap draw."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
+class Ratio(NamedTuple):
     """alpha_looped / alpha_baseline with its 95% interval; None if the interval of alpha_baseline contains 0."""
 
     task_group: str
@@ -56,21 +55,15 @@ class Ratio:
     interval: tuple[float, float] | None
 
 
-def least_squares(points: Sequence[Point]) -> tuple[float, float]:
-    """alpha and beta of the least-squares line through points of two or more depths."""
-    alpha, beta = np.polyfit(np.log([point.depth for point in points]), [point.value for point in points], deg=1)
-    return float(alpha), float(beta)
-
-
 def fit_curve(curve: Curve, seed: int = 0) -> Fit | None:
     """Fit a curve, with `seed` for the bootstrap; None if it has fewer than `MIN_DEPTHS` distinct depths."""
     if curve.num_depths < MIN_DEPTHS:
         return None
-    alpha, beta = least_squares(curve.points)
     x = np.log([point.depth for point in curve.points])
     values = np.array([point.value for point in curve.points])
+    alpha, beta = map(float, np.polyfit(x, values, deg=1))
     stderrs = np.array([point.stderr for point in curve.points])
-    runs = np.unique([point.run for point in curve.points], return_inverse=True)[1]
+    runs = np.unique([point.row.run for point in curve.points], return_inverse=True)[1]
     num_draws = min(NUM_DRAWS, max(MIN_DRAWS, MAX_CELLS // len(values)))
     rng = np.random.default_rng(seed)
     noise = _example_noise(rng, curve, values, stderrs, num_draws)
@@ -80,13 +73,9 @@ def fit_curve(curve: Curve, seed: int = 0) -> Fit | None:
     alphas = alpha + slopes
     betas = beta + noise.mean(axis=1) - slopes * x.mean()
     return Fit(
-        alpha=alpha,
-        beta=beta,
-        alpha_interval=interval(alphas),
-        beta_interval=interval(betas),
-        held_out_error=_held_out_error(x, values),
-        alpha_draws=alphas,
-    )
+        alpha=alpha, beta=beta, alpha_interval=interval(alphas), beta_interval=interval(betas),
+        held_out_error=_held_out_error(x, values), alpha_draws=alphas,
+    )  # fmt: skip
 
 
 def ratio_of(task_group: str, looped: Fit, baseline: Fit) -> Ratio:
@@ -94,15 +83,11 @@ def ratio_of(task_group: str, looped: Fit, baseline: Fit) -> Ratio:
     low, high = baseline.alpha_interval
     value = looped.alpha / baseline.alpha if baseline.alpha else float("nan")
     if low <= 0 <= high:
-        return Ratio(task_group=task_group, value=value, interval=None)
+        return Ratio(task_group, value, None)
     num_draws = min(len(looped.alpha_draws), len(baseline.alpha_draws))
     # both curves used the same bootstrap seed: pair their draws in random order
     order = np.random.default_rng(1).permutation(len(baseline.alpha_draws))[:num_draws]
-    return Ratio(
-        task_group=task_group,
-        value=value,
-        interval=interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]),
-    )
+    return Ratio(task_group, value, interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]))
 
 
 def interval(draws: Array) -> tuple[float, float]:

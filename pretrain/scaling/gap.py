@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from pretrain.scaling.curves import LOWER_IS_BETTER, Curve, Point
 TOLERANCE = 0.01
 """Largest relative difference of "equal" models: k and kL layers have different norms, tokens come in whole batches."""
 
+Statistic = Literal["mean", "best"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
@@ -29,7 +31,7 @@ class Gap:
 
     task_group: str
     metric: str
-    statistic: Literal["mean", "best"]
+    statistic: Statistic
     """How the values summarise the replicates."""
     runs: tuple[str, ...]
     num_loops: int
@@ -56,54 +58,54 @@ def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
         group_baselines = _Baselines(baselines.get(curve.task_group, ()))
         models: dict[tuple[float, ...], list[Point]] = defaultdict(list)
         for point in curve.points:
-            if point.num_loops > 1:
-                tokens = -1 if point.tokens_seen is None else point.tokens_seen
-                key = (point.num_params, point.depth, point.num_loops, point.eval_flops_per_token, tokens)
+            if point.row.num_loops > 1:
+                tokens = -1 if point.row.tokens_seen is None else point.row.tokens_seen
+                key = (point.row.num_params, point.depth, point.row.num_loops, point.row.eval_flops_per_token, tokens)
                 models[key].append(point)
         for _, seeds in sorted(models.items(), reverse=True):
             first = seeds[0]
             iso_param = group_baselines.like(first, "num_params")
             iso_flop = group_baselines.like(first, "eval_flops_per_token")
             values = np.array([point.value for point in seeds])
-            statistics: tuple[Literal["mean", "best"], ...] = ("mean", "best") if len(seeds) > 1 else ("mean",)
+            statistics: tuple[Statistic, ...] = ("mean", "best") if len(seeds) > 1 else ("mean",)
             for statistic in statistics:
-                of = partial(_statistic, statistic, curve.metric)
+                of = partial(_summarise, statistic, curve.metric)
                 gaps.append(
                     Gap(
-                        task_group=curve.task_group,
-                        metric=curve.metric,
-                        statistic=statistic,
-                        runs=tuple(point.run for point in seeds),
-                        num_loops=first.num_loops,
-                        depth=first.depth,
-                        num_params=first.num_params,
-                        value=of(values),
+                        task_group=curve.task_group, metric=curve.metric, statistic=statistic,
+                        runs=tuple(point.row.run for point in seeds), num_loops=first.row.num_loops, depth=first.depth,
+                        num_params=first.row.num_params, value=of(values),
                         iso_param=of(iso_param) if len(iso_param) else None,
                         iso_flop=of(iso_flop) if len(iso_flop) else None,
                     )
-                )
+                )  # fmt: skip
     return gaps
 
 
-def _statistic(statistic: str, metric: str, values: np.ndarray) -> float:
-    if statistic == "mean":
-        return float(values.mean())
-    return float(values.min() if metric in LOWER_IS_BETTER else values.max())
+def _summarise(statistic: Statistic, metric: str, values: np.ndarray) -> float:
+    match statistic:
+        case "mean":
+            return float(values.mean())
+        case "best":
+            return float(values.min() if metric in LOWER_IS_BETTER else values.max())
+    assert_never(statistic)
 
 
 class _Baselines:
     """The baselines of a task group as columns."""
 
     def __init__(self, points: Sequence[Point]) -> None:
+        self.values = np.array([point.value for point in points])
         self.columns = {
-            name: np.array([getattr(point, name) for point in points], dtype=float)
-            for name in ("value", "tokens_seen", "num_params", "eval_flops_per_token")
+            name: np.array([getattr(point.row, name) for point in points], dtype=float)
+            for name in ("tokens_seen", "num_params", "eval_flops_per_token")
         }
 
     def like(self, point: Point, column: str) -> np.ndarray:
         """The values of the baselines that equal a point in `tokens_seen` and in `column`."""
-        return self.columns["value"][self._equal(point, column) & self._equal(point, "tokens_seen")]
+        return self.values[self._equal(point, column) & self._equal(point, "tokens_seen")]
 
     def _equal(self, point: Point, column: str) -> np.ndarray:
-        wanted = np.nan if getattr(point, column) is None else getattr(point, column)  # what is unknown equals nothing
+        wanted = getattr(point.row, column)
+        wanted = np.nan if wanted is None else wanted  # what is unknown equals nothing
         return np.abs(self.columns[column] - wanted) <= TOLERANCE * wanted

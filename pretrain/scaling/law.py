@@ -162,10 +162,8 @@ class _Design:
         fitted, _ = self.predict(exponents, losses)
         costs = np.sum((losses - fitted) ** 2, axis=1)
         for _ in range(ITERATIONS):
-            slopes = (
-                np.stack([self.predict(exponents + step, losses)[0] - fitted for step in 1e-6 * np.eye(3)], axis=-1)
-                / 1e-6
-            )
+            moves = [self.predict(exponents + step, losses)[0] - fitted for step in 1e-6 * np.eye(3)]
+            slopes = np.stack(moves, axis=-1) / 1e-6
             gram = slopes.swapaxes(1, 2) @ slopes
             gram += damping[:, None, None] * (gram * np.eye(3)) + 1e-15 * np.eye(3)
             steps = np.linalg.solve(gram, slopes.swapaxes(1, 2) @ (losses - fitted)[..., None])[..., 0]
@@ -174,10 +172,8 @@ class _Design:
             new_costs = np.sum((losses - new_fitted) ** 2, axis=1)
             better = new_costs < costs
             furthest = np.max(np.abs(moved - exponents))  # rejected steps count too: the next one is shorter
-            exponents, fitted = (
-                np.where(better[:, None], moved, exponents),
-                np.where(better[:, None], new_fitted, fitted),
-            )
+            exponents = np.where(better[:, None], moved, exponents)
+            fitted = np.where(better[:, None], new_fitted, fitted)
             costs, damping = np.where(better, new_costs, costs), np.where(better, damping / 5, damping * 5)
             if furthest < 1e-7:
                 break

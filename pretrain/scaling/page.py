@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,54 +91,25 @@ def _curve_figure(analysis: Analysis) -> "Figure":
         layout: dict[str, Any] = {f"{name}.title.text": axis.label for name in names}
         layout |= {f"{name}.tickmode": "array" if axis is DEPTH else "auto" for name in names}
         layout |= {f"{name}.autorange": True for name in names}
-        buttons.append(
-            {
-                "label": axis.name,
-                "method": "update",
-                "args": [{"visible": [shown is axis for shown in shown_for]}, layout],
-            }
-        )
-    menu = {
-        "buttons": buttons,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 36},
-        "showactive": True,
-    }
-    figure.update_layout(updatemenus=[menu], margin_t=110)
+        visible = {"visible": [shown is axis for shown in shown_for]}
+        buttons.append({"label": axis.name, "method": "update", "args": [visible, layout]})
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 36}}
+    figure.update_layout(updatemenus=[menu | {"showactive": True}], margin_t=110)
     return figure
 
 
 def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
     points = subsample(axis.placed(curve.points))
-    details = [
-        (
-            point.run, point.step, curve.metric, f"{point.stderr:.2g}" if point.stderr else "unknown", point.depth,
-            point.num_loops, point.num_params, _known(point.tokens_seen), _known(point.train_flops),
-            point.eval_flops_per_token,
-        )
-        for _, point in points
-    ]  # fmt: skip
+    details = []
+    for _, point in points:
+        row, error = point.row, f"{point.stderr:.2g}" if point.stderr else "unknown"
+        costs = _known(row.tokens_seen), _known(row.train_flops), row.eval_flops_per_token
+        details.append((row.run, row.step, curve.metric, error, point.depth, row.num_loops, row.num_params, *costs))
     errors = [point.stderr for _, point in points]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": curve.family,
-        "legendgroup": curve.family,
-        "x": [place for place, _ in points],
-        "y": [point.value for _, point in points],
-        "error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1},
-        "marker": {
-            "color": STYLES[curve.family][0],
-            "symbol": SYMBOLS[curve.family],
-            "size": 9,
-            "line": {"color": "white", "width": 1},
-        },
-        "customdata": details,
-        "hovertemplate": HOVER,
-    }
+    return _markers(
+        curve.family, [place for place, _ in points], [point.value for _, point in points], details, HOVER,
+        {"size": 9, "line": {"color": "white", "width": 1}},
+    ) | {"error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1}}  # fmt: skip
 
 
 def _known(count: float | None) -> str:
@@ -148,18 +119,25 @@ def _known(count: float | None) -> str:
 def _line_trace(curve: Curve, fit: Fit) -> dict[str, Any]:
     depths = np.geomspace(curve.points[0].depth, curve.points[-1].depth, 30)
     low, high = fit.alpha_interval
+    hover = f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}<extra>{curve.family}</extra>"
+    line = _line(curve.family, depths.tolist(), (fit.alpha * np.log(depths) + fit.beta).tolist())
+    return line | {"name": curve.family, "hovertemplate": hover}
+
+
+def _markers(
+    family: str, x: list[float], y: list[float], details: Sequence[tuple[object, ...]], hover: str,
+    look: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    marker = {"color": STYLES[family][0], "symbol": SYMBOLS[family], **look}
     return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": curve.family,
-        "legendgroup": curve.family,
-        "x": depths.tolist(),
-        "y": (fit.alpha * np.log(depths) + fit.beta).tolist(),
-        "line": {"color": STYLES[curve.family][0], "width": 1.5},
-        "opacity": 0.6,
-        "hovertemplate": f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}"
-        f"<extra>{curve.family}</extra>",
-    }
+        "type": "scatter", "mode": "markers", "name": family, "legendgroup": family, "x": x, "y": y, "marker": marker,
+        "customdata": details, "hovertemplate": hover,
+    }  # fmt: skip
+
+
+def _line(family: str, x: list[float], y: list[float]) -> dict[str, Any]:
+    line = {"color": STYLES[family][0], "width": 1.5}
+    return {"type": "scatter", "mode": "lines", "legendgroup": family, "x": x, "y": y, "line": line, "opacity": 0.6}
 
 
 def _mark_depths(figure: "Figure", analysis: Analysis, places: Sequence[tuple[int, int]]) -> None:
@@ -178,41 +156,21 @@ def _isoplot_figure(analysis: Analysis) -> "Figure":
     named: set[str] = set()
     for isoplot in analysis.isoplots:
         row, column = places[groups.index(isoplot.task_group)]
-        colour = STYLES[isoplot.family][0]
         shown = subsample(isoplot.points)
         losses = [point.loss for point in shown]
-        points = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": isoplot.family,
-            "legendgroup": isoplot.family,
-            "showlegend": isoplot.family not in named,
-            "x": losses,
-            "y": [point.value for point in shown],
-            "marker": {"color": colour, "symbol": SYMBOLS[isoplot.family], "size": 8},
-            "customdata": [(point.run, point.step, point.num_loops) for point in shown],
-            "hovertemplate": "<b>%{customdata[0]}</b>, step %{customdata[1]}, loops %{customdata[2]}<br>loss %{x:.4g}, "
-            + f"{html.escape(isoplot.metric)} %{{y:.4g}}<extra>{isoplot.family}</extra>",
-        }
-        figure.add_trace(points, row=row, col=column)
+        details = [(point.run, point.step, point.num_loops) for point in shown]
+        hover = (
+            "<b>%{customdata[0]}</b>, step %{customdata[1]}, loops %{customdata[2]}<br>loss %{x:.4g}, "
+            f"{html.escape(isoplot.metric)} %{{y:.4g}}<extra>{isoplot.family}</extra>"
+        )
+        points = _markers(isoplot.family, losses, [point.value for point in shown], details, hover, {"size": 8})
+        figure.add_trace(points | {"showlegend": isoplot.family not in named}, row=row, col=column)
         named.add(isoplot.family)
         if isoplot.line:
             slope, intercept = isoplot.line
             ends = [min(losses), max(losses)]
-            line = {
-                "x": ends,
-                "y": [slope * end + intercept for end in ends],
-                "line": {"color": colour, "width": 1.5},
-                "hoverinfo": "skip",
-            }
-            line |= {
-                "type": "scatter",
-                "mode": "lines",
-                "legendgroup": isoplot.family,
-                "showlegend": False,
-                "opacity": 0.6,
-            }
-            figure.add_trace(line, row=row, col=column)
+            line = _line(isoplot.family, ends, [slope * end + intercept for end in ends])
+            figure.add_trace(line | {"showlegend": False, "hoverinfo": "skip"}, row=row, col=column)
         figure.update_yaxes(title_text=METRIC_NAMES.get(isoplot.metric, isoplot.metric), row=row, col=column)
     figure.update_xaxes(title_text="validation loss (nats per token)", autorange="reversed")
     return figure
@@ -225,26 +183,16 @@ def _law_figure(law: JointLaw) -> "Figure":
     for num_loops in sorted(set(law.num_loops)):
         chosen = np.flatnonzero(loops == num_loops)
         trace = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": f"{num_loops} loop{'s' * (num_loops > 1)}",
-            "x": law.predicted[chosen].tolist(),
-            "y": law.losses[chosen].tolist(),
+            "type": "scatter", "mode": "markers", "name": f"{num_loops} loop{'s' * (num_loops > 1)}",
+            "x": law.predicted[chosen].tolist(), "y": law.losses[chosen].tolist(),
             "customdata": [(law.runs[i], float(law.equivalent_params[i]), float(law.tokens[i])) for i in chosen],
             "hovertemplate": "<b>%{customdata[0]}</b><br>law %{x:.4f}, measured %{y:.4f}<br>"
             "%{customdata[1]:.4s} equivalent parameters, %{customdata[2]:.4s} tokens",
-        }
+        }  # fmt: skip
         figure.add_trace(trace, row=row, col=column)
     ends = [float(law.losses.min()), float(law.losses.max())]
-    equal = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": ends,
-        "y": ends,
-        "line": {"color": "#888", "width": 1},
-        "showlegend": False,
-    }
-    figure.add_trace(equal | {"hoverinfo": "skip"}, row=row, col=column)
+    equal = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": "#888", "width": 1}}
+    figure.add_trace(equal | {"showlegend": False, "hoverinfo": "skip"}, row=row, col=column)
     figure.update_xaxes(title_text="loss by the law (nats per token)")
     figure.update_yaxes(title_text="measured")
     return figure

@@ -35,14 +35,8 @@ def write_fits(analysis: Analysis, file: Path) -> None:
 
 def make_tables(analysis: Analysis) -> list[Table]:
     """The tables that are not empty, in reading order."""
-    tables = [
-        _fit_table(analysis),
-        _ratio_table(analysis),
-        _gap_table(analysis),
-        _law_table(analysis),
-        _isoplot_table(analysis),
-    ]
-    return [table for table in tables if table.rows or table.notes]
+    makers = (_fit_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
+    return [table for make in makers if (table := make(analysis)).rows or table.notes]
 
 
 def render(table: Table) -> str:
@@ -63,40 +57,27 @@ def _fit_table(analysis: Analysis) -> Table:
             alpha, beta = _with_interval(fit.alpha, fit.alpha_interval), _with_interval(fit.beta, fit.beta_interval)
             numbers = alpha, beta, f"{fit.held_out_error:.2g}"
         rows.append((curve.task_group, curve.family, curve.metric, str(curve.num_depths), *numbers))
-        if len(curve.points) > MAX_DRAWN:
-            notes.append(
-                f"{curve.task_group}, {curve.family}: {MAX_DRAWN} of {len(curve.points)} points are drawn; "
-                "the line is through all"
-            )
-        unplaced = len(curve.points) - len(TRAINING.placed(curve.points))
-        if unplaced:
-            notes.append(
-                f"{curve.task_group}, {curve.family}: training FLOPs of {unplaced} of {len(curve.points)} points are "
-                "unknown or 0, so they are not drawn against these"
-            )
-        notes += [f"{curve.task_group}, {curve.family}: {warning}" for warning in curve.warnings]
+        num_points, warnings = len(curve.points), list(curve.warnings)
+        if unplaced := num_points - len(TRAINING.placed(curve.points)):
+            missing = f"training FLOPs of {unplaced} of {num_points} points are unknown or 0"
+            warnings.insert(0, f"{missing}, so they are not drawn against these")
+        if num_points > MAX_DRAWN:
+            warnings.insert(0, f"{MAX_DRAWN} of {num_points} points are drawn; the line is through all")
+        notes += [f"{curve.task_group}, {curve.family}: {warning}" for warning in warnings]
     if not any(analysis.fits):
         notes.insert(0, f"no curve has a line: {NO_LINE}; its points are drawn")
     header = ("task group", "family", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
-    return Table(
-        title="value = alpha·log(D) + beta, D: effective depth in layers", header=header, rows=rows, notes=notes
-    )
+    title = "value = alpha·log(D) + beta, D: effective depth in layers"
+    return Table(title=title, header=header, rows=rows, notes=notes)
 
 
 def _ratio_table(analysis: Analysis) -> Table:
     rows = []
     for ratio in analysis.ratios:
-        value = (
-            _with_interval(ratio.value, ratio.interval)
-            if ratio.interval
-            else f"{ratio.value:.3g} (unbounded: alpha_baseline may be 0)"
-        )
-        rows.append((ratio.task_group, value))
-    return Table(
-        title="a loop against layers of their own: alpha_looped / alpha_baseline",
-        header=("task group", "ratio [95%]"),
-        rows=rows,
-    )
+        unbounded = f"{ratio.value:.3g} (unbounded: alpha_baseline may be 0)"
+        rows.append((ratio.task_group, _with_interval(ratio.value, ratio.interval) if ratio.interval else unbounded))
+    title = "a loop against layers of their own: alpha_looped / alpha_baseline"
+    return Table(title=title, header=("task group", "ratio [95%]"), rows=rows)
 
 
 def _gap_table(analysis: Analysis) -> Table:
@@ -113,15 +94,11 @@ def _gap_table(analysis: Analysis) -> Table:
         )
     notes = []
     if rows or any(curve.family == "baseline" for curve in analysis.curves):
-        notes = [
-            f"{group}: {count} looped model{'s' * (count > 1)} without two different baselines (equal parameters, "
-            "equal FLOPs per token)"
-            for group, count in missing.items()
-        ]
+        lack = "without two different baselines (equal parameters, equal FLOPs per token)"
+        notes = [f"{group}: {count} looped model{'s' * (count > 1)} {lack}" for group, count in missing.items()]
     header = ("task group", "run", "loops", "depth", "metric", "iso-parameter", "looped", "iso-FLOP", "gap covered")
-    return Table(
-        title="% of the gap between the iso-parameter and the iso-FLOP baseline", header=header, rows=rows, notes=notes
-    )
+    title = "% of the gap between the iso-parameter and the iso-FLOP baseline"
+    return Table(title=title, header=header, rows=rows, notes=notes)
 
 
 def _law_table(analysis: Analysis) -> Table:

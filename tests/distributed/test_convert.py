@@ -10,7 +10,7 @@ from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.hf.exporting import ExportSettings, export_run
+from pretrain.hf.exporting import export_run
 from tests.distributed.cases import make_engine
 from tests.distributed.pool import RankPool
 from tests.distributed.test_training import exact_rows, root, rows, tensors  # noqa: F401 - root is a fixture
@@ -39,7 +39,7 @@ def test_four_ranks_export_what_one_exports(root: Path, pool: RankPool, tmp_path
     pool.run(save_again, alone, str(source), str(root / "runs" / "alone" / "checkpoints"), world_size=1)
     files = []
     for name in ("split", "alone"):
-        export_run(ExportSettings(run=root / "runs" / name, out=tmp_path / name, unroll=True))
+        export_run(run=root / "runs" / name, out=tmp_path / name, unroll=True)
         files.append((tmp_path / name / "model.safetensors").read_bytes())
     assert files[0] == files[1] and len(load_file(tmp_path / "split" / "model.safetensors")) > 9
 

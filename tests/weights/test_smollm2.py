@@ -18,9 +18,9 @@ from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, resolve
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
-from pretrain.hf.exporting import ExportSettings, export_run
-from pretrain.hf.importing import ImportSettings, import_model
-from pretrain.hf.surgery import SurgerySettings, loop_model
+from pretrain.hf.exporting import export_run
+from pretrain.hf.importing import import_model
+from pretrain.hf.surgery import loop_model
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 
@@ -55,7 +55,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     theirs.load_state_dict(read.state_dict())
     theirs.save_pretrained(root / "published")
     AutoTokenizer.from_pretrained(**source).save_pretrained(root / "published")
-    import_model(ImportSettings(folder=root / "published", run=root / "run", new_tokens=False))
+    import_model(folder=root / "published", run=root / "run", new_tokens=False)
     ours = load_trained_model(root / "run", torch.device("cpu"))
     assert next(ours.model.parameters()).dtype == torch.float32
     return Imported(root / "published", root / "run", theirs, ours)
@@ -135,7 +135,7 @@ def scores(model: Any, task: ResolvedTask, limit: int) -> dict[str, float]:
 
 
 def test_exported_again_it_is_bitwise_the_same(imported: Imported, tmp_path: Path) -> None:
-    export_run(ExportSettings(run=imported.run, out=tmp_path / "out"))
+    export_run(run=imported.run, out=tmp_path / "out")
     before, after = (load_file(folder / "model.safetensors") for folder in (imported.folder, tmp_path / "out"))
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in after)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (imported.folder / "tokenizer.json").read_bytes()
@@ -146,9 +146,7 @@ def test_surgery_makes_a_looped_model_of_it(imported: Imported, tmp_path: Path) 
     """That the loop repeats the mean of the blocks is tested on small models; here, that a real one still knows
     something."""
     loop_model(
-        SurgerySettings(
-            source=imported.run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14
-        )
+        source=imported.run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14
     )
     looped = load_trained_model(tmp_path / "looped", torch.device("cpu"))
     assert (looped.saved.model.num_loops, looped.saved.model.effective_depth()) == (2, 30)

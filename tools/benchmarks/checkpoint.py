@@ -12,11 +12,11 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
+from benchmarks.measure import Row, add_rounds, row, timed
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_run
 
 from pretrain.checkpoint.format import Piece
@@ -35,17 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-directory", type=Path, default=Path(), help="folder on the disk to measure (default: here)"
     )
     parser.add_argument("--checkpoint-gib", type=float, default=1.0, help="GiB of training state (default: 1)")
-    parser.add_argument(
-        "--checkpoint-rounds", type=int, default=5, help="rounds, of which the median is taken (default: 5)"
-    )
+    add_rounds(parser, "checkpoint", 5, "rounds")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=args.checkpoint_directory) as folder:
         return [*_measure_store(Path(folder), args), *_measure_training(Path(folder), args.checkpoint_rounds)]
 
 
-def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
+def _measure_store(folder: Path, args: argparse.Namespace) -> list[Row]:
     num_tensors = max(1, round(args.checkpoint_gib * 2**30 / _TENSOR_BYTES))
     state = [torch.randn(_TENSOR_BYTES // 4) for _ in range(num_tensors)]
     pieces = [Piece.whole(f"weights/{number}", tensor) for number, tensor in enumerate(state)]
@@ -58,11 +56,11 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, obj
     _save(store, 0, pieces)  # the first save allocates the staging buffer
     for step in range(1, args.checkpoint_rounds + 1):
         newest, older = plain / f"{step}", plain / f"{step - 1}"
-        times["copy"].append(_timed(_copy, state, copy))
+        times["copy"].append(timed(_copy, state, copy))
         # in alternating order: the second finds the disk still busy with the first
         for kind in ("write", "save") if step % 2 else ("save", "write"):
             if kind == "write":
-                times["write"].append(_timed(_write, newest, copy))
+                times["write"].append(timed(_write, newest, copy))
                 # removed after the newest is written, as with checkpoints, so that both find equally many free pages
                 older.unlink(missing_ok=True)
                 continue
@@ -70,37 +68,21 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[dict[str, obj
             times["save"].append(result.write_s)
             times["stall"].append(result.stall_s)
         _forget(newest)
-        times["read"].append(_timed(_read, newest))
+        times["read"].append(timed(_read, newest))
         _forget(next(directory.glob("step-*/*.safetensors")))
-        times["load"].append(_timed(_load, directory, pieces))
+        times["load"].append(timed(_load, directory, pieces))
     middle = {name: median(values) for name, values in times.items()}
     rate = {name: gib / seconds for name, seconds in middle.items()}
-    return [
-        _row(
-            "save",
-            rate["save"],
-            "GiB/s",
-            f">= {0.8 * rate['write']:.3g}",
-            f"plain write and fsync {rate['write']:.3g} GiB/s",
-        ),
-        _row(
-            "verify and load",
-            rate["load"],
-            "GiB/s",
-            f">= {0.4 * rate['read']:.3g}",
-            f"plain read {rate['read']:.3g} GiB/s",
-        ),
-        _row(
-            "stall of a save",
-            middle["stall"],
-            "s",
-            f"<= {1.2 * middle['copy']:.3g}",
-            f"copy in memory {middle['copy']:.3g} s",
-        ),
-    ]
+    write, read, copied = rate["write"], rate["read"], middle["copy"]
+    figures = (
+        ("save", rate["save"], "GiB/s", f">= {0.8 * write:.3g}", f"plain write and fsync {write:.3g} GiB/s"),
+        ("verify and load", rate["load"], "GiB/s", f">= {0.4 * read:.3g}", f"plain read {read:.3g} GiB/s"),
+        ("stall of a save", middle["stall"], "s", f"<= {1.2 * copied:.3g}", f"copy in memory {copied:.3g} s"),
+    )
+    return [row(f"checkpoint: {name}", value, unit, target, against) for name, value, unit, target, against in figures]
 
 
-def _measure_training(folder: Path, num_rounds: int) -> list[dict[str, object]]:
+def _measure_training(folder: Path, num_rounds: int) -> list[Row]:
     config = small_run("fp32")
     rows = random_rows(config)
     stalls, costs, seconds, num_bytes = [], [], [], 0
@@ -108,7 +90,7 @@ def _measure_training(folder: Path, num_rounds: int) -> list[dict[str, object]]:
         engine = Engine(config, make_groups(config.parallel, device), SEPARATORS)
         store = _store(folder / "training")
         for number in range(num_rounds + 1):
-            before = median(_timed(engine.train_step, rows, 1, LR) for _ in range(_STEPS_BEFORE_SAVE))
+            before = median(timed(engine.train_step, rows, 1, LR) for _ in range(_STEPS_BEFORE_SAVE))
             started = time.perf_counter()
             store.save(number, engine.pieces(), {})
             results, num_steps = [], 0
@@ -123,8 +105,8 @@ def _measure_training(folder: Path, num_rounds: int) -> list[dict[str, object]]:
         store.wait()
     against = f"a step of {median(seconds):.3g} s, {num_bytes / 2**30:.2g} GiB of state"
     return [
-        _row("training stands still", median(stalls), "steps", "", against),
-        _row("an asynchronous save costs in all", median(costs), "steps", "", against),
+        row("checkpoint: training stands still", median(stalls), "steps", "", against),
+        row("checkpoint: an asynchronous save costs in all", median(costs), "steps", "", against),
     ]
 
 
@@ -132,10 +114,6 @@ def _store(directory: Path) -> CheckpointStore:
     return CheckpointStore(
         directory=directory, rank=0, world_size=1, nonce="bench", keep_last=1, keep_every=0, asynchronous=True
     )
-
-
-def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
-    return {"name": f"checkpoint: {name}", "value": value, "unit": unit, "target": target, "against": against}
 
 
 def _save(store: CheckpointStore, step: int, pieces: list[Piece]) -> SaveResult:
@@ -151,15 +129,9 @@ def _load(directory: Path, pieces: list[Piece]) -> None:
     reader.load(pieces)
 
 
-def _timed(work: Callable[..., object], *arguments: object) -> float:
-    started = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - started
-
-
 def _copy(state: list[torch.Tensor], copy: torch.Tensor) -> None:
-    for tensor, row in zip(state, copy, strict=True):
-        row.copy_(tensor)
+    for tensor, place in zip(state, copy, strict=True):
+        place.copy_(tensor)
 
 
 def _write(path: Path, content: torch.Tensor) -> None:

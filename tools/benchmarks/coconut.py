@@ -16,14 +16,14 @@ Our process keeps freed memory, as a fine-tuning run does (`pretrain/device/host
 
 import argparse
 import re
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from benchmarks.measure import Row, add_rounds, add_threads, row, timed
 from benchmarks.published_coconut import PublishedCoconut
-from benchmarks.turns import Contender, Turn, median_ratio, take_turns
+from benchmarks.turns import Contender, Turn, median_ratio, take_turns, training_step
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -53,61 +53,32 @@ TOLERANCE = 1e-5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--coconut-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)"
-    )
-    parser.add_argument("--coconut-threads", type=int, default=2, help="CPU threads of every contender (default: 2)")
+    add_rounds(parser, "coconut", 5)
+    add_threads(parser, "coconut")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     """Measure; raises a ValueError if the contenders do not compute the same."""
-    rounds, threads = args.coconut_rounds, args.coconut_threads
     check_equal()
 
-    def measure(
-        title: str, makers: dict[str, tuple[Callable[..., Turn], tuple[object, ...]]]
-    ) -> dict[str, list[float]]:
-        contenders = {name: Contender(make=make, arguments=(*rest, threads)) for name, (make, rest) in makers.items()}
-        return take_turns(title, contenders, rounds, num_warm_up=1)
+    def measure(title: str, contenders: dict[str, Contender]) -> dict[str, list[float]]:
+        return take_turns(title, contenders, args.coconut_rounds, threads=args.coconut_threads, num_warm_up=1)
 
-    steps = measure(
-        "training step",
-        {"ours": (make_our_step, (THOUGHTS,)), "CoT": (make_our_step, (0,)), "published": (make_published_step, ())},
-    )
-    memory = measure("memory", {"ours": (make_memory, ("ours",)), "published": (make_memory, ("published",))})
-    rates = measure("generation", {"ours": (make_our_generation, ()), "published": (make_published_generation, ())})
+    ours, cot = partial(make_our_step, THOUGHTS), partial(make_our_step, 0)
+    steps = measure("training step", {"ours": ours, "CoT": cot, "published": make_published_step})
+    makers = {"ours": partial(_our_step, THOUGHTS), "published": make_published_step}
+    memory = measure("memory", {name: partial(make_memory, make) for name, make in makers.items()})
+    rates = measure("generation", {"ours": make_our_generation, "published": make_published_generation})
     seconds, size, rate = (median(figures["published"]) for figures in (steps, memory, rates))
-    pace = f"as published, {rate:.2f} examples/s"
+    speed, to_text = median_ratio(steps["published"], steps["ours"]), median_ratio(steps["ours"], steps["CoT"])
+    share, pace = median_ratio(memory["ours"], memory["published"]), median_ratio(rates["ours"], rates["published"])
+    published = f"as published, {rate:.2f} examples/s"
     return [
-        _row(
-            "training step: speed",
-            median_ratio(steps["published"], steps["ours"]),
-            ">= 4",
-            f"as published, {seconds:.2f} s",
-        ),
-        _row(
-            "training step: memory",
-            median_ratio(memory["ours"], memory["published"]),
-            "<= 0.5",
-            f"as published, {size / 2**30:.2f} GiB",
-        ),
-        _row(
-            f"step of {THOUGHTS} thoughts: time",
-            median_ratio(steps["ours"], steps["CoT"]),
-            "<= 1.5",
-            "the same tokens as CoT",
-        ),
-        _row(
-            f"generation, {NUM_EXAMPLES} examples: speed",
-            median_ratio(rates["ours"], rates["published"]),
-            ">= 30",
-            pace,
-        ),
+        row("coconut: training step: speed", speed, "x", ">= 4", f"as published, {seconds:.2f} s"),
+        row("coconut: training step: memory", share, "x", "<= 0.5", f"as published, {size / 2**30:.2f} GiB"),
+        row(f"coconut: step of {THOUGHTS} thoughts: time", to_text, "x", "<= 1.5", "the same tokens as CoT"),
+        row(f"coconut: generation, {NUM_EXAMPLES} examples: speed", pace, "x", ">= 30", published),
     ]
-
-
-def _row(name: str, value: float, target: str, against: str) -> dict[str, object]:
-    return {"name": f"coconut: {name}", "value": value, "unit": "x", "target": target, "against": against}
 
 
 def check_equal() -> None:
@@ -117,10 +88,8 @@ def check_equal() -> None:
     if abs(ours - theirs) > TOLERANCE * theirs:
         raise ValueError(f"the loss of this project is {ours}, that of the published algorithm {theirs}")
     prompts = _prompts()[:2]
-    texts, wanted = (
-        _our_answers(make_our_model(), prompts),
-        [_published_answer(make_published(), prompt) for prompt in prompts],
-    )
+    texts = _our_answers(make_our_model(), prompts)
+    wanted = [_published_answer(make_published(), prompt) for prompt in prompts]
     if texts != wanted:
         raise ValueError(f"this project writes {texts}, the published algorithm {wanted}")
 
@@ -163,14 +132,11 @@ def make_batch(num_thoughts: int) -> LatentBatch:
     labels = torch.full_like(words, IGNORED)
     first = QUESTION + 1 + THOUGHTS if num_thoughts else QUESTION
     labels[:, first:-1] = words[:, first + 1 :]
+    supervised, first_token = (labels >= 0).flatten().nonzero().flatten(), torch.zeros(BATCH, dtype=torch.int64)
     return LatentBatch(
-        tokens=words,
-        labels=labels,
-        supervised=(labels >= 0).flatten().nonzero().flatten(),
-        first_token=torch.zeros(BATCH, dtype=torch.int64),
-        is_latent=is_latent,
+        tokens=words, labels=labels, supervised=supervised, first_token=first_token, is_latent=is_latent,
         first_slot=QUESTION + 1,
-    )
+    )  # fmt: skip
 
 
 def _our_loss(model: LoopedGPT, batch: LatentBatch, num_thoughts: int) -> Tensor:
@@ -184,23 +150,21 @@ def _published_loss(published: PublishedCoconut, batch: LatentBatch) -> Tensor:
     return published.loss(batch.tokens, torch.ones_like(batch.tokens), positions, targets)
 
 
-def make_our_step(num_thoughts: int, threads: int) -> Turn:
+def make_our_step(num_thoughts: int) -> Turn:
     """Contender: seconds of our training step."""
     keep_freed_memory()
-    torch.set_num_threads(threads)
     return _our_step(num_thoughts)
 
 
-def make_published_step(threads: int) -> Turn:
+def make_published_step() -> Turn:
     """Contender: seconds of a training step of the published algorithm."""
-    torch.set_num_threads(threads)
-    return _published_step()
+    published, batch = make_published(), make_batch(THOUGHTS)
+    return training_step(published.model, lambda: _published_loss(published, batch))
 
 
-def make_memory(which: str, threads: int) -> Turn:
+def make_memory(make_step: Contender) -> Turn:
     """Contender: bytes of peak growth of this process's resident set over the built model."""
-    torch.set_num_threads(threads)
-    step = _our_step(THOUGHTS) if which == "ours" else _published_step()
+    step = make_step()
     built = _resident("VmRSS")
 
     def turn() -> float:
@@ -218,25 +182,7 @@ def _resident(entry: str) -> int:
 
 def _our_step(num_thoughts: int) -> Turn:
     model, batch = make_our_model(), make_batch(num_thoughts)
-    return _training_step(model, lambda: _our_loss(model, batch, num_thoughts))
-
-
-def _published_step() -> Turn:
-    published, batch = make_published(), make_batch(THOUGHTS)
-    return _training_step(published.model, lambda: _published_loss(published, batch))
-
-
-def _training_step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Turn:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> float:
-        start = time.perf_counter()
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - start
-
-    return step
+    return training_step(model, lambda: _our_loss(model, batch, num_thoughts))
 
 
 # Generation
@@ -244,21 +190,16 @@ def _training_step(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Turn:
 
 def _prompts() -> list[list[int]]:
     """Random questions, each followed by `<bot>`."""
-    words = torch.randint(
-        FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=torch.Generator().manual_seed(1)
-    )
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=generator)
     return [[*row, BOT] for row in words.tolist()]
 
 
 def _our_answers(model: LoopedGPT, prompts: list[list[int]]) -> list[list[int]]:
     settings = AnswerSettings(
-        max_new_tokens=NEW_TOKENS,
-        vocab_size=MODEL.vocab_size,
-        eos_id=EOS,
-        thinking=Sequential(),
-        markers=Markers((BOT,), LATENT, (EOT,)),
-        num_slots=THOUGHTS,
-    )
+        max_new_tokens=NEW_TOKENS, vocab_size=MODEL.vocab_size, eos_id=EOS, thinking=Sequential(),
+        markers=Markers((BOT,), LATENT, (EOT,)), num_slots=THOUGHTS,
+    )  # fmt: skip
     return [answer.text for answer in generate_with_thoughts(model, prompts, settings)]
 
 
@@ -266,29 +207,19 @@ def _published_answer(published: PublishedCoconut, prompt: list[int]) -> list[in
     return published.generate([*prompt, *[LATENT] * THOUGHTS, EOT], NEW_TOKENS)
 
 
-def make_our_generation(threads: int) -> Turn:
+def make_our_generation() -> Turn:
     """Contender: examples/s of our model in one batch."""
     keep_freed_memory()
-    torch.set_num_threads(threads)
     model = make_our_model()
-
-    def turn() -> float:
-        start = time.perf_counter()
-        _our_answers(model, _prompts())
-        return NUM_EXAMPLES / (time.perf_counter() - start)
-
-    return turn
+    return lambda: NUM_EXAMPLES / timed(_our_answers, model, _prompts())
 
 
-def make_published_generation(threads: int) -> Turn:
+def make_published_generation() -> Turn:
     """Contender: examples/s of the published code, one example at a time."""
-    torch.set_num_threads(threads)
     published = make_published()
 
-    def turn() -> float:
-        start = time.perf_counter()
-        for prompt in _prompts()[:NUM_ONE_BY_ONE]:
+    def answer(prompts: list[list[int]]) -> None:
+        for prompt in prompts:
             _published_answer(published, prompt)
-        return NUM_ONE_BY_ONE / (time.perf_counter() - start)
 
-    return turn
+    return lambda: NUM_ONE_BY_ONE / timed(answer, _prompts()[:NUM_ONE_BY_ONE])

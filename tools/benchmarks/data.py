@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
+from benchmarks.measure import Row, add_rounds, row, timed
 from sentencepiece import SentencePieceProcessor
 
 from pretrain.config.run import DataSection
@@ -37,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", nargs="+", default=[], metavar="GLOB", help="text files to measure on (default: made pseudo-English)"
     )
     parser.add_argument("--data-mib", type=float, default=8.0, help="MiB of text to use (default: 8)")
-    parser.add_argument("--data-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
+    add_rounds(parser, "data", 5)
     parser.add_argument(
         "--train-tokens-per-s", type=float, help="what a model consumes: the loader is to serve 20 times as much"
     )
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     texts = _first_mib(_read_texts(args.text) if args.text else _make_texts(), args.data_mib)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,21 +57,18 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         ]
 
 
-def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[dict[str, object]]:
+def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[Row]:
     """Measure the preparation; leaves the sources `tokens` and `text` in `folder` for the loader."""
     processor = SentencePieceProcessor()
     processor.LoadFromFile(str(folder / "tokenizer.model"))
     mib = sum(len(text.encode()) for text in texts) / 2**20
     bare, prepared = [], []
     for turn in range(rounds):
-        started = time.perf_counter()
-        for text in texts:
-            processor.Encode(text)
-        bare.append(mib / (time.perf_counter() - started))
+        bare.append(mib / timed(lambda: [processor.Encode(text) for text in texts]))
         prepared.append(mib / _prepare(folder, "tokens" if turn == 0 else f"tokens-{turn}", folder / "tokenizer.model"))
     _prepare(folder, "text", None)
     against = f"bare SentencePiece {median(bare):.3g} MiB/s"
-    return [_row("preparation per worker", median(prepared), "MiB/s", f">= {0.9 * median(bare):.3g}", against)]
+    return [row("data: preparation per worker", median(prepared), "MiB/s", f">= {0.9 * median(bare):.3g}", against)]
 
 
 def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
@@ -78,33 +76,22 @@ def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
     settings = PrepareSettings(
         inputs=(str(folder / "text.jsonl"),), output=folder / output, tokenizer=tokenizer, num_workers=0
     )
-    started = time.perf_counter()
-    prepare(settings)
-    return time.perf_counter() - started
+    return timed(prepare, settings)
 
 
-def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None) -> list[dict[str, object]]:
+def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None) -> list[Row]:
     variants = [(kind, num_workers) for kind in ("tokens", "text") for num_workers in NUM_WORKERS]
     rates: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for kind, num_workers in variants:
-            section = {
-                "tokenizer": str(folder / "tokenizer.model"),
-                "sources": [{"path": str(folder / kind)}],
-                "num_workers": num_workers,
-            }
+            tokenizer, sources = str(folder / "tokenizer.model"), [{"path": str(folder / kind)}]
+            section = {"tokenizer": tokenizer, "sources": sources, "num_workers": num_workers}
             rates[kind, num_workers].append(_tokens_per_s(DataSection.model_validate(section)))
     target = f">= {20 * train_tokens_per_s:.3g}" if train_tokens_per_s else ""
     against = f"20 x the {train_tokens_per_s:.3g} tokens/s of training" if train_tokens_per_s else ""
     return [
-        _row(
-            f"loader, {kind} shards, num_workers={num_workers}",
-            median(rates[kind, num_workers]),
-            "tokens/s",
-            target,
-            against,
-        )
-        for kind, num_workers in variants
+        row(f"data: loader, {kind} shards, num_workers={num_workers}", median(found), "tokens/s", target, against)
+        for (kind, num_workers), found in rates.items()
     ]
 
 
@@ -148,7 +135,3 @@ def _first_mib(texts: Iterator[str], mib: float) -> list[str]:
         if size >= mib * 2**20:
             break
     return taken
-
-
-def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
-    return {"name": f"data: {name}", "value": value, "unit": unit, "target": target, "against": against}

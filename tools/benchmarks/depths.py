@@ -5,10 +5,10 @@ evaluation, at 1, 2, 3, 4, 6 and 8 loops together and at 8 alone, in turns. The 
 """
 
 import argparse
-import time
 from statistics import median
 
 import torch
+from benchmarks.measure import Row, add_rounds, row, timed
 from benchmarks.small_run import one_rank
 
 from pretrain.config.model import ModelSection
@@ -26,14 +26,13 @@ NUM_PAIRS, CONTEXT, CONTINUATION, BATCH = 32, 192, 16, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--depths-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
+    add_rounds(parser, "depths", 5)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    tokens = torch.randint(
-        MODEL.vocab_size, (NUM_PAIRS, CONTEXT + CONTINUATION), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    pairs: list[Pair] = [(row[:CONTEXT], row[CONTEXT:]) for row in tokens]
+def run(args: argparse.Namespace) -> list[Row]:
+    shape, generator = (NUM_PAIRS, CONTEXT + CONTINUATION), torch.Generator().manual_seed(0)
+    tokens = torch.randint(MODEL.vocab_size, shape, generator=generator).tolist()
+    pairs: list[Pair] = [(ids[:CONTEXT], ids[CONTEXT:]) for ids in tokens]
     times: dict[tuple[int, ...], list[float]] = {LOOPS: [], LOOPS[-1:]: []}
     with one_rank() as device:
         model = LoopedGPT(MODEL, CONTEXT + CONTINUATION)
@@ -42,9 +41,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         scorer.likelihoods(pairs[:BATCH], LOOPS)
         for turn in range(args.depths_rounds):
             for loops in list(times) if turn % 2 else list(times)[::-1]:
-                started = time.perf_counter()
-                scorer.likelihoods(pairs, loops)
-                times[loops].append(time.perf_counter() - started)
+                times[loops].append(timed(scorer.likelihoods, pairs, loops))
     ratio = median(all_depths / deepest for all_depths, deepest in zip(*times.values(), strict=True))
     name = f"evaluation at {len(LOOPS)} depths in one pass: time"
-    return [{"name": name, "value": ratio, "unit": "x", "target": "<= 1.5", "against": f"{LOOPS[-1]} loops alone"}]
+    return [row(name, ratio, "x", "<= 1.5", f"{LOOPS[-1]} loops alone")]

@@ -6,10 +6,11 @@ first. The overhead is the median over turns of engine time / bare time, minus 1
 """
 
 import argparse
-import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
+from benchmarks.measure import Row, add_rounds, row, timed
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_run
 from torch import Tensor, nn
 
@@ -28,52 +29,40 @@ TARGET_PCT = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine-rounds", type=int, default=9, help="turns, of which the median is taken (default: 9)")
+    add_rounds(parser, "engine", 9)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     with one_rank() as device:
-        return [
-            row for precision in ("fp32", "bf16") for row in _measure(small_run(precision), device, args.engine_rounds)
-        ]
+        configs = [small_run(precision) for precision in ("fp32", "bf16")]
+        return [figure for config in configs for figure in _measure(config, device, args.engine_rounds)]
 
 
-def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[dict[str, object]]:
+def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[Row]:
     engine = Engine(config, make_groups(config.parallel, device), SEPARATORS)
     bare = _BareLoop(config, device)
     rows = random_rows(config)
-    losses = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warm-up, and check that both are the same
-    assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], (
-        f"engine and bare loop do not train the same model: losses {losses}"
-    )
-    times: dict[str, list[float]] = {"engine": [], "bare": []}
+    ours, theirs = engine.train_step(rows, 1, LR).loss, bare.train_step(rows, LR)  # warm-up
+    assert abs(ours - theirs) < 1e-2 * theirs, f"engine and bare loop do not train the same model: {ours}, {theirs}"
+    steps: dict[str, Callable[[], object]] = {
+        "engine": lambda: engine.train_step(rows, 1, LR), "bare": lambda: bare.train_step(rows, LR)
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in steps}
+
+    def take_step(name: str) -> None:
+        steps[name]()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     for turn in range(num_rounds):
         for name in ("engine", "bare") if turn % 2 else ("bare", "engine"):
-            started = time.perf_counter()
-            if name == "engine":
-                engine.train_step(rows, 1, LR)
-            else:
-                bare.train_step(rows, LR)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times[name].append(time.perf_counter() - started)
+            times[name].append(timed(take_step, name))
     overhead = median(mine / theirs for mine, theirs in zip(times["engine"], times["bare"], strict=True)) - 1
-    precision = config.train.precision
+    precision, reference = config.train.precision, "bare torch loop, same model and micro-batches"
+    share, seconds = round(100 * overhead, 2), round(median(times["engine"]), 4)
     return [
-        {
-            "name": f"engine overhead, {precision}",
-            "value": round(100 * overhead, 2),
-            "unit": "% of a step",
-            "target": f"<= {TARGET_PCT:g}",
-            "against": "bare torch loop, same model and micro-batches",
-        },
-        {
-            "name": f"engine step, {precision}",
-            "value": round(median(times["engine"]), 4),
-            "unit": "s",
-            "target": None,
-            "against": None,
-        },
+        row(f"engine overhead, {precision}", share, "% of a step", f"<= {TARGET_PCT:g}", reference),
+        row(f"engine step, {precision}", seconds, "s"),
     ]
 
 
@@ -88,11 +77,9 @@ class _BareLoop:
         self.weights: list[Tensor] = list(self.model.parameters())
         names = [name for name, _ in self.model.named_parameters()]
         self.has_masters = config.train.precision == "bf16"
-        masters = (
-            [nn.Parameter(weight.detach().float()) for weight in self.weights]
-            if self.has_masters
-            else list(self.model.parameters())
-        )
+        masters = list(self.model.parameters())
+        if self.has_masters:
+            masters = [nn.Parameter(weight.detach().float()) for weight in masters]
         self.masters: list[Tensor] = [*masters]
         groups = parameter_groups(zip(names, masters, strict=True), self.model.weights, config.optimizer)
         self.optimizer = make_optimizer(groups, config.optimizer)

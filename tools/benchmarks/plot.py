@@ -9,10 +9,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+
+from benchmarks.measure import Row, add_rounds, row, timed
 
 ROOT = Path(__file__).parents[2]
 MODELS = [("looped", 4, loops) for loops in range(1, 11)] + [("baseline", 4 * loops, 1) for loops in range(1, 11)]
@@ -21,32 +23,20 @@ SHAPES = {"of many steps": (10, 100), "each a point of a run": (1000, 1)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plot-rounds", type=int, default=3, help="runs, of which the median is taken (default: 3)")
+    add_rounds(parser, "plot", 3, "runs")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    figures: list[dict[str, object]] = []
+def run(args: argparse.Namespace) -> list[Row]:
+    figures: list[Row] = []
     for name, (num_seeds, num_steps) in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "depth.jsonl")
             file.write_text("".join(rows(num_seeds, num_steps)), encoding="utf-8")
-            seconds = []
-            for _ in range(args.plot_rounds):
-                started = time.perf_counter()
-                subprocess.run(
-                    [sys.executable, ROOT / "tools/scaling_plot.py", file], check=True, stdout=subprocess.DEVNULL
-                )
-                seconds.append(time.perf_counter() - started)
+            command = [sys.executable, ROOT / "tools/scaling_plot.py", file]
+            plot = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+            seconds = median(timed(plot) for _ in range(args.plot_rounds))
         against = "this machine, Python's start included"
-        figures.append(
-            {
-                "name": f"plot of 100,000 rows, {name}",
-                "value": median(seconds),
-                "unit": "s",
-                "target": "< 5",
-                "against": against,
-            }
-        )
+        figures.append(row(f"plot of 100,000 rows, {name}", seconds, "s", "< 5", against))
     return figures
 
 
@@ -62,10 +52,7 @@ def rows(num_seeds: int, num_steps: int) -> Iterator[str]:
                 "num_examples": 1000,
             }  # fmt: skip
             for task in range(5):
-                row = model | {
-                    "task": f"task {task}",
-                    "task_group": f"group {task % 2}",
-                    "value": 0.1 + 0.01 * layers + 0.001 * task,
-                }
+                value = 0.1 + 0.01 * layers + 0.001 * task
+                scored = model | {"task": f"task {task}", "task_group": f"group {task % 2}", "value": value}
                 for step in range(num_steps):
-                    yield json.dumps(row | {"step": step}) + "\n"
+                    yield json.dumps(scored | {"step": step}) + "\n"

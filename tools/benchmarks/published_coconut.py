@@ -47,13 +47,9 @@ class PublishedCoconut:
         all_logits, all_states = [], []
         for number in range(num_passes + 1):
             output = self.model(
-                inputs_embeds=embeddings[:, start:stop],
-                attention_mask=attention_mask[:, :stop],
-                position_ids=positions[:, start:stop],
-                past_key_values=cache,
-                output_hidden_states=True,
-                use_cache=True,
-            )
+                inputs_embeds=embeddings[:, start:stop], attention_mask=attention_mask[:, :stop],
+                position_ids=positions[:, start:stop], past_key_values=cache, output_hidden_states=True, use_cache=True,
+            )  # fmt: skip
             all_logits.append(output.logits)
             all_states.append(output.hidden_states)
             if number == num_passes:

@@ -22,10 +22,10 @@ import subprocess
 import sys
 import time
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from benchmarks.measure import Row, add_rounds, row, timed
 from torch import nn
 
 from pretrain.config.run import RunConfig
@@ -45,52 +45,35 @@ TIMEOUT_S = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ring-rounds", type=int, default=3, help="steps, of which the median is taken (default: 3)")
+    add_rounds(parser, "ring", 3, "steps")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     """Measure; raises an OSError that ends with the last line of the ranks' output if a layout fails."""
-    rows: list[dict[str, object]] = []
-    for num_stages in (2, 4):
-        for layers in SHAPES:
-            if layers == "real" and num_stages > (os.cpu_count() or 1):
-                continue
-            rows += _rows(num_stages, layers, args.ring_rounds)
-    return rows
+    cores = os.cpu_count() or 1
+    layouts = [(stages, layers) for stages in (2, 4) for layers in SHAPES if layers == "timed" or stages <= cores]
+    return [figure for stages, layers in layouts for figure in _measure(stages, layers, args.ring_rounds)]
 
 
-def _rows(num_stages: int, layers: str, num_rounds: int) -> list[dict[str, object]]:
-    ring, plain = (_launch(num_stages, num_loops, layers, num_rounds) for num_loops in (NUM_LOOPS, 1))
-    rows: list[dict[str, object]] = []
-    for name, share, passes in (
-        (f"ring {NUM_LAYERS}⊗{NUM_LOOPS}", ring, NUM_LOOPS),
-        (f"1F1B {NUM_LAYERS * NUM_LOOPS}⊗1", plain, 1),
+def _measure(num_stages: int, layers: str, num_rounds: int) -> list[Row]:
+    rows: list[Row] = []
+    for name, num_loops, formula in (
+        (f"ring {NUM_LAYERS}⊗{NUM_LOOPS}", NUM_LOOPS, "(P-1)/(L·M+P-1)"),
+        (f"1F1B {NUM_LAYERS * NUM_LOOPS}⊗1", 1, "(P-1)/(M+P-1)"),
     ):
-        formula = (num_stages - 1) / (passes * NUM_MICRO_BATCHES + num_stages - 1)
-        rows.append(
-            {
-                "name": f"idle share, {name}, PP={num_stages}, M={NUM_MICRO_BATCHES}, {layers} layers",
-                "value": round(100 * share, 1),
-                "unit": "%",
-                "target": f"{100 * formula:.1f}",
-                "against": "(P-1)/(L·M+P-1)" if passes > 1 else "(P-1)/(M+P-1)",
-            }
-        )
+        share = _launch(num_stages, num_loops, layers, num_rounds)
+        expected = (num_stages - 1) / (num_loops * NUM_MICRO_BATCHES + num_stages - 1)
+        title = f"idle share, {name}, PP={num_stages}, M={NUM_MICRO_BATCHES}, {layers} layers"
+        rows.append(row(title, round(100 * share, 1), "%", f"{100 * expected:.1f}", formula))
     return rows
 
 
 def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> float:
     """Idle share of a layout, measured in new processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={num_stages}",
-        __file__,
-    ]
-    command += [str(num_loops), layers, str(num_rounds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_stages}"]
+    command = [*launcher, "-m", "benchmarks.ring", str(num_loops), layers, str(num_rounds)]
+    path = os.pathsep.join(sys.path)  # the ranks find what this process finds
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -101,50 +84,28 @@ def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> fl
 
 
 class _Sleep:
-    """Hooks that sleep after a layer's passes and add up the time slept."""
+    """Sleeps after a layer's passes and adds up the time slept."""
 
     def __init__(self, layer: nn.Module, seconds: float) -> None:
-        self.seconds, self.slept = seconds, 0.0
-        layer.register_forward_hook(self._forward)
-        layer.register_full_backward_hook(self._backward)
-
-    def _forward(self, *_: Any) -> None:
-        self._sleep(self.seconds)
-
-    def _backward(self, *_: Any) -> None:
-        self._sleep(2 * self.seconds)
+        self.slept = 0.0
+        layer.register_forward_hook(lambda *_: self._sleep(seconds))
+        layer.register_full_backward_hook(lambda *_: self._sleep(2 * seconds))
 
     def _sleep(self, seconds: float) -> None:
-        started = time.perf_counter()
-        time.sleep(seconds)
-        self.slept += time.perf_counter() - started
+        self.slept += timed(time.sleep, seconds)
 
 
 def _rank(num_loops: int, layers: str, num_rounds: int) -> None:
     """Run one rank of a layout; rank 0 prints the idle share."""
     device = start_world()
     num_stages = dist.get_world_size()
-    config = RunConfig.model_validate(
-        {
-            "model": {
-                **SHAPES[layers],
-                "vocab_size": VOCAB_SIZE,
-                "num_loop_layers": NUM_LAYERS * NUM_LOOPS // num_loops,
-            },
-            "parallel": {"pipeline": num_stages},
-            "train": {
-                "seq_len": SEQ_LEN[layers],
-                "micro_batch": 1,
-                "global_batch": NUM_MICRO_BATCHES,
-                "precision": "fp32",
-            },
-        }
-    )
+    model = SHAPES[layers] | {"vocab_size": VOCAB_SIZE, "num_loop_layers": NUM_LAYERS * NUM_LOOPS // num_loops}
+    train = {"seq_len": SEQ_LEN[layers], "micro_batch": 1, "global_batch": NUM_MICRO_BATCHES, "precision": "fp32"}
+    config = RunConfig.model_validate({"model": model, "parallel": {"pipeline": num_stages}, "train": train})
     engine = Engine(config, make_groups(config.parallel, device), Separators(bos_id=1, eos_id=2))
     sleeps = [_Sleep(layer, LAYER_S) for layer in engine.model.loop.values()] if layers == "timed" else []
-    tokens = torch.randint(
-        2, VOCAB_SIZE, (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), generator=torch.Generator().manual_seed(0)
-    )
+    shape, generator = (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, VOCAB_SIZE, shape, generator=generator)
     micro_batches = engine.micro_batches(tokens)
     num_supervised = torch.tensor(float(NUM_MICRO_BATCHES * SEQ_LEN[layers]))
     shares = []

@@ -18,26 +18,15 @@ LR = 1e-3
 
 
 def small_run(precision: str) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "model": {
-                "vocab_size": 8192,
-                "hidden_size": 512,
-                "num_attention_heads": 8,
-                "ffn_size": 1408,
-                "num_loop_layers": 8,
-            },
-            "train": {"seq_len": 512, "micro_batch": 4, "global_batch": 4 * NUM_MICRO_BATCHES, "precision": precision},
-        }
-    )
+    model = {"vocab_size": 8192, "hidden_size": 512, "num_attention_heads": 8, "ffn_size": 1408, "num_loop_layers": 8}
+    train = {"seq_len": 512, "micro_batch": 4, "global_batch": 4 * NUM_MICRO_BATCHES, "precision": precision}
+    return RunConfig.model_validate({"model": model, "train": train})
 
 
 def random_rows(config: RunConfig) -> Tensor:
     """A global batch of tokens and labels without document boundaries, int64 [global_batch, 2, seq_len]."""
-    shape = (config.train.global_batch, 2, config.train.seq_len)
-    return torch.randint(
-        SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
-    )
+    shape, generator = (config.train.global_batch, 2, config.train.seq_len), torch.Generator().manual_seed(0)
+    return torch.randint(SEPARATORS.bos_id + 1, config.model.vocab_size, shape, generator=generator)
 
 
 @contextmanager

@@ -6,12 +6,14 @@ examples on average.
 """
 
 import argparse
-import time
 from statistics import median
 from typing import Any
 
+from benchmarks.measure import Row, add_rounds, row, timed
+
+from pretrain.command.options import positive
 from pretrain.tasks.registry import make_task
-from pretrain.tasks.task import Task
+from pretrain.tasks.task import Example, Task
 
 SETTINGS: tuple[tuple[str, dict[str, object], int | None], ...] = (
     ("addition", {}, 20_000),
@@ -32,11 +34,11 @@ SETTINGS: tuple[tuple[str, dict[str, object], int | None], ...] = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task-examples", type=int, default=2000, help="examples of a turn (default: 2000)")
-    parser.add_argument("--task-rounds", type=int, default=5, help="turns, of which the median is taken (default: 5)")
+    parser.add_argument("--task-examples", type=positive, default=2000, help="examples of a turn (default: 2000)")
+    add_rounds(parser, "task", 5)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     tasks = [make_task(name, parameters) for name, parameters, _ in SETTINGS]
     figures: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for turn in range(args.task_rounds):
@@ -47,23 +49,13 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         setting = " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
         made, solved = (median(column) for column in zip(*measured, strict=True))
         target = f">= {wanted:.3g}" if wanted else ""
-        rows.append(
-            {
-                "name": f"tasks: {setting}",
-                "value": made,
-                "unit": "examples/s",
-                "target": target,
-                "against": f"solver {solved:.3g} a second",
-            }
-        )
+        rows.append(row(f"tasks: {setting}", made, "examples/s", target, f"solver {solved:.3g} a second"))
     return rows
 
 
 def _take_turn(task: Task[Any], turn: int, num_examples: int) -> tuple[float, float]:
     """Examples made and questions solved per second."""
-    started = time.perf_counter()
-    examples = [task.generate(turn, number) for number in range(num_examples)]
-    between = time.perf_counter()
-    for example in examples:
-        task.solve(example.question)
-    return num_examples / (between - started), num_examples / (time.perf_counter() - between)
+    examples: list[Example] = []
+    making = timed(lambda: examples.extend(task.generate(turn, number) for number in range(num_examples)))
+    solving = timed(lambda: [task.solve(example.question) for example in examples])
+    return num_examples / making, num_examples / solving

@@ -13,12 +13,12 @@ On a CPU our process keeps freed memory, as a training run does (`pretrain/devic
 import argparse
 import math
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
-from benchmarks.turns import Contender, Turn, median_ratio, take_turns
+from benchmarks.measure import Row, add_rounds, add_threads, row
+from benchmarks.turns import Turn, median_ratio, take_turns, training_step
 
 from pretrain.config.model import ModelSection
 from pretrain.device.hardware import peak_flops, precision_warning
@@ -41,15 +41,13 @@ LLAMA_TARGETS = {torch.float32: ">= 1.15", torch.bfloat16: "> 1"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--train-rounds", type=int, default=15, help="turns, of which the median is taken (default: 15)"
-    )
-    parser.add_argument("--train-threads", type=int, default=2, help="CPU threads of every contender (default: 2)")
+    add_rounds(parser, "train", 15)
+    add_threads(parser, "train")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, object]]:
+def run(args: argparse.Namespace) -> list[Row]:
     rounds, threads = args.train_rounds, args.train_threads
-    rows = []
+    rows: list[Row] = []
     for dtype in UTILISATION_TARGETS:
         slow = precision_warning(_device(), dtype)
         if slow is None:
@@ -62,18 +60,19 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[dict[str, object]]:
+def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[Row]:
     name = str(dtype).removeprefix("torch.")
     times = take_turns(
         f"training step in {name}",
         {
-            "peak": Contender(make=make_peak, arguments=(dtype, threads)),
-            "looped": Contender(make=make_looped, arguments=(SMALL, SEQ_LEN, BATCH, dtype, threads, False)),
-            "looped, compiled": Contender(make=make_looped, arguments=(SMALL, SEQ_LEN, BATCH, dtype, threads, True)),
-            "llama": Contender(make=make_llama, arguments=(SMALL, dtype, threads, False)),
-            "llama, compiled": Contender(make=make_llama, arguments=(SMALL, dtype, threads, True)),
+            "peak": partial(make_peak, dtype),
+            "looped": partial(make_looped, SMALL, SEQ_LEN, BATCH, dtype, False),
+            "looped, compiled": partial(make_looped, SMALL, SEQ_LEN, BATCH, dtype, True),
+            "llama": partial(make_llama, SMALL, dtype, False),
+            "llama, compiled": partial(make_llama, SMALL, dtype, True),
         },
         rounds,
+        threads=threads,
     )
     peaks = times.pop("peak")
     flops = BATCH * SEQ_LEN * train_flops_per_token(SMALL, SEQ_LEN)
@@ -84,64 +83,49 @@ def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[dict[s
         if value > LARGEST_SHARE:
             raise ValueError(f"{contender}, {name}: {value:.2f} of the peak, which was measured too low: run it again")
         target = UTILISATION_TARGETS[dtype] if contender == "looped" else ""
-        rows.append(_row(f"{contender}, {name}: FLOP/s", value, "of peak", target, against))
+        rows.append(row(f"train: {contender}, {name}: FLOP/s", value, "of peak", target, against))
     for ours in ("looped", "looped, compiled"):
         for theirs in ("llama", "llama, compiled"):
             if ours in times and theirs in times:
                 target = (LLAMA_TARGETS[dtype] if theirs == "llama" else "> 1") if ours == "looped" else ""
-                rows.append(
-                    _row(f"{ours}, {name}: speed", median_ratio(times[theirs], times[ours]), "x", target, theirs)
-                )
+                ratio = median_ratio(times[theirs], times[ours])
+                rows.append(row(f"train: {ours}, {name}: speed", ratio, "x", target, theirs))
     return rows
 
 
-def _measure_loops(rounds: int, threads: int) -> list[dict[str, object]]:
-    times = take_turns(
-        "2⊗4 and 8⊗1",
-        {
-            "looped": Contender(make=make_looped, arguments=(LOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)),
-            "unlooped": Contender(
-                make=make_looped, arguments=(UNLOOPED, SEQ_LEN, BATCH, torch.float32, threads, False)
-            ),
-        },
-        rounds,
-    )
+def _measure_loops(rounds: int, threads: int) -> list[Row]:
+    models = {"looped": LOOPED, "unlooped": UNLOOPED}
+    contenders = {name: partial(make_looped, m, SEQ_LEN, BATCH, torch.float32, False) for name, m in models.items()}
+    times = take_turns("2⊗4 and 8⊗1", contenders, rounds, threads=threads)
     memory = training_bytes(LOOPED) / training_bytes(UNLOOPED)
     return [
-        _row("2⊗4: tokens/s", median_ratio(times["unlooped"], times["looped"]), "x", ">= 0.97", "8⊗1"),
-        _row("2⊗4: weights and optimizer", memory, "x", f"<= {1 / LOOPED.num_loops + 0.05:.2f}", "8⊗1"),
+        row("train: 2⊗4: tokens/s", median_ratio(times["unlooped"], times["looped"]), "x", ">= 0.97", "8⊗1"),
+        row("train: 2⊗4: weights and optimizer", memory, "x", f"<= {1 / LOOPED.num_loops + 0.05:.2f}", "8⊗1"),
     ]
 
 
-def _measure_large(rounds: int) -> list[dict[str, object]]:
+def _measure_large(rounds: int) -> list[Row]:
     peak = peak_flops(torch.device("cuda"), torch.bfloat16)
     if peak is None:
         print(f"left out: the peak of {torch.cuda.get_device_name()} is not known", file=sys.stderr)
         return []
     for batch in LARGE_BATCHES:
-        contender = Contender(make=make_looped, arguments=(LARGE, LARGE_SEQ_LEN, batch, torch.bfloat16, None, True))
-        times = take_turns(f"1.5B, micro-batch {batch}", {"looped": contender}, rounds)
+        contender = partial(make_looped, LARGE, LARGE_SEQ_LEN, batch, torch.bfloat16, True)
+        times = take_turns(f"1.5B, micro-batch {batch}", {"looped": contender}, rounds, threads=None)
         if "looped" in times:
             flops = batch * LARGE_SEQ_LEN * train_flops_per_token(LARGE, LARGE_SEQ_LEN)
             against = f"{peak / 1e12:.0f} TFLOP/s of {torch.cuda.get_device_name()}"
-            name = f"24⊗1 of 1.5B, seq {LARGE_SEQ_LEN}, micro-batch {batch}, bf16, compiled: MFU"
-            return [_row(name, flops / median(times["looped"]) / peak, "of peak", ">= 0.50", against)]
+            name = f"train: 24⊗1 of 1.5B, seq {LARGE_SEQ_LEN}, micro-batch {batch}, bf16, compiled: MFU"
+            return [row(name, flops / median(times["looped"]) / peak, "of peak", ">= 0.50", against)]
     return []
 
 
-def _row(name: str, value: float, unit: str, target: str, against: str) -> dict[str, object]:
-    return {"name": f"train: {name}", "value": value, "unit": unit, "target": target, "against": against}
-
-
-def make_peak(dtype: torch.dtype, threads: int) -> Turn:
+def make_peak(dtype: torch.dtype) -> Turn:
     """Contender: FLOP/s of the best of a few large matrix products."""
-    torch.set_num_threads(threads)
     return lambda: peak_flops(_device(), dtype) or math.nan
 
 
-def make_looped(
-    config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, threads: int | None, compiled: bool
-) -> Turn:
+def make_looped(config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype, compiled: bool) -> Turn:
     """Contender: seconds of our training step."""
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -152,33 +136,25 @@ def make_looped(
         for layer in model.loop.values():
             layer.compile()
 
-    def loss(tokens: torch.Tensor) -> torch.Tensor:
-        return loss_sums(model, model(tokens[:, :-1]), tokens[:, 1:])[0] / (batch * seq_len)
-
-    return _training_step(model, loss, _tokens(config, batch, seq_len + 1), threads)
+    tokens = _tokens(config, batch, seq_len + 1)
+    return training_step(model, lambda: loss_sums(model, model(tokens[:, :-1]), tokens[:, 1:])[0] / (batch * seq_len))
 
 
-def make_llama(config: ModelSection, dtype: torch.dtype, threads: int, compiled: bool) -> Turn:
+def make_llama(config: ModelSection, dtype: torch.dtype, compiled: bool) -> Turn:
     """Contender: seconds of a training step of a Llama of the same shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.ffn_size,
-        num_hidden_layers=config.num_loop_layers,
-        num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=SEQ_LEN,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+        vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.ffn_size,
+        num_hidden_layers=config.num_loop_layers, num_attention_heads=config.num_attention_heads,
+        max_position_embeddings=SEQ_LEN, tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
     model = LlamaForCausalLM(shape)  # attention is scaled_dot_product_attention by default
     torch.nn.Module.to(model, _device(), dtype)
     if compiled:
         model.compile()
-    return _training_step(
-        model, lambda tokens: model(input_ids=tokens, labels=tokens).loss, _tokens(config, BATCH, SEQ_LEN), threads
-    )
+    tokens = _tokens(config, BATCH, SEQ_LEN)
+    return training_step(model, lambda: model(input_ids=tokens, labels=tokens).loss)
 
 
 def training_bytes(config: ModelSection) -> int:
@@ -191,25 +167,6 @@ def training_bytes(config: ModelSection) -> int:
     optimizer.step()
     state = [tensor for tensors in optimizer.state.values() for tensor in tensors.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *state))
-
-
-def _training_step(
-    model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, threads: int | None
-) -> Turn:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> float:
-        start = time.perf_counter()
-        loss(tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if tokens.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    return step
 
 
 def _tokens(config: ModelSection, batch: int, seq_len: int) -> torch.Tensor:

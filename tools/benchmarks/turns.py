@@ -7,29 +7,30 @@ within rounds, and their median is the result.
 
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
+
+import torch
+from benchmarks.measure import timed
 
 from pretrain.run.progress import Progress
 
 Turn = Callable[[], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Something to measure."""
-
-    make: Callable[..., Turn]
-    """Module-level function, called in the contender's process; returns a function that does a turn and measures it."""
-    arguments: tuple[object, ...] = ()
-    """Arguments of `make`; picklable."""
+Contender = Callable[[], Turn]
+"""Called in the contender's process, so it must be picklable; returns a function that does a turn and measures it."""
 
 
 def take_turns(
-    title: str, contenders: Mapping[str, Contender], num_rounds: int, num_warm_up: int = 2
+    title: str, contenders: Mapping[str, Contender], num_rounds: int, *, threads: int | None, num_warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Measure all contenders, by name, after `num_warm_up` rounds that do not count; `title` labels the progress bar.
+    """Measure all contenders, by name, after `num_warm_up` rounds that do not count.
+
+    Args:
+        title: label of the progress bar.
+        contenders: what to measure.
+        num_rounds: rounds that count.
+        threads: CPU threads of every contender. None: torch's default.
+        num_warm_up: rounds before these.
 
     Returns:
         The figures of each contender, one per round, without contenders that failed; these are reported on stderr.
@@ -42,7 +43,7 @@ def take_turns(
     try:
         for name, contender in contenders.items():
             connections[name], theirs = context.Pipe()
-            processes.append(context.Process(target=_serve, args=(theirs, contender), daemon=True))
+            processes.append(context.Process(target=_serve, args=(theirs, contender, threads), daemon=True))
             processes[-1].start()
             theirs.close()
         for number in range(num_warm_up + num_rounds):
@@ -69,6 +70,21 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return median(a / b for a, b in zip(above, below, strict=True))
 
 
+def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Turn:
+    """A turn that takes a step of AdamW, in seconds."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    is_cuda = next(model.parameters()).is_cuda
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if is_cuda:
+            torch.cuda.synchronize()
+
+    return lambda: timed(step)
+
+
 def _ask(connection: Connection) -> float | str:
     """The figure of one turn, or the reason of a failure."""
     try:
@@ -78,20 +94,20 @@ def _ask(connection: Connection) -> float | str:
         return "its process ended"
 
 
-def _serve(connection: Connection, contender: Contender) -> None:
+def _serve(connection: Connection, contender: Contender, threads: int | None) -> None:
     turn = None
+    if threads is not None:
+        torch.set_num_threads(threads)
     while True:
         try:
             connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            turn = turn or contender.make(*contender.arguments)
+            turn = turn or contender()
             connection.send(turn())
         except Exception as error:  # any error is reported to the parent, which leaves this contender out
-            connection.send(
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            )
+            connection.send(f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}")
             return
         except KeyboardInterrupt:
             return

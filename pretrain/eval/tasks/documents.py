@@ -1,5 +1,4 @@
-"""Rows of released files as the documents of the harness's tasks: one function a format, and the data set that a task's
-YAML asks for.
+"""Rows of released files as documents of the harness's tasks: one function per format, named in a task's YAML.
 
 Fields of a document are those that the harness's own task of the same name reads, so that one prompt serves both.
 """
@@ -23,9 +22,8 @@ def read_task(
 
     Args:
         form: a key of FORMS.
-        files: by split, the files that may hold it; the first that is there is read.
-        data_dir: folder of the evaluation data, handed down from the metadata of the task manager.
-        The others: the rest of that metadata.
+        files: by split, the files that may hold it; the first that exists is read.
+        data_dir: folder of the evaluation data, from the metadata of the task manager (the rest of it is ignored).
 
     Raises:
         ValueError: no data directory was given, or a row is malformed; says which.
@@ -57,10 +55,8 @@ def _mawps(row: Record) -> Iterator[Document]:
     solutions = row.fields.get("lSolutions")
     if not isinstance(solutions, list) or len(solutions) != 1 or not isinstance(solutions[0], int | float | str):
         raise ValueError(f"{row.where}: 'lSolutions' is {solutions!r:.80}, not a list of one number")
-    yield {
-        "question": row.text("sQuestion").strip(),
-        "answer": _number_text(as_number(solutions[0], f"{row.where}: 'lSolutions'")),
-    }
+    answer = as_number(solutions[0], f"{row.where}: 'lSolutions'")
+    yield {"question": row.text("sQuestion").strip(), "answer": _number_text(answer)}
 
 
 def _single_op(row: Record) -> Iterator[Document]:
@@ -92,10 +88,8 @@ def _trivia_qa(row: Record) -> Iterator[Document]:
         raise ValueError(f"{row.where}: 'context' is {prompt!r:.80}, not 'Question: ...', a line break and 'Answer:'")
     value = row.text("answer")
     # The first alias is what an example in the prompt shows; the release has lost their order.
-    yield {
-        "question": match[1],
-        "answer": {"value": value, "aliases": list(dict.fromkeys([value, *row.texts("aliases")]))},
-    }
+    aliases = list(dict.fromkeys([value, *row.texts("aliases")]))
+    yield {"question": match[1], "answer": {"value": value, "aliases": aliases}}
 
 
 def _nq_open(row: Record) -> Iterator[Document]:
@@ -105,7 +99,7 @@ def _nq_open(row: Record) -> Iterator[Document]:
 def _web_questions(row: Record) -> Iterator[Document]:
     answers: list[str] = []
     for answer in sorted(row.texts("answers")):
-        # An answer that begins with another adds nothing: whoever says it has said the other.
+        # an answer that begins with another adds nothing: who gives it has given the other
         if not answers or not answer.startswith(answers[-1]):
             answers.append(answer)
     yield {"question": row.text("qText"), "answers": answers, "shown": answers[0]}
@@ -132,12 +126,7 @@ def _clean_how_to(text: str) -> str:
 
 
 def _piqa(row: Record) -> Iterator[Document]:
-    yield {
-        "goal": row.text("goal"),
-        "sol1": row.text("sol1"),
-        "sol2": row.text("sol2"),
-        "label": row.choice("label", 2),
-    }
+    yield {key: row.text(key) for key in ("goal", "sol1", "sol2")} | {"label": row.choice("label", 2)}
 
 
 def _arc(row: Record) -> Iterator[Document]:
@@ -178,20 +167,10 @@ def _wiki_text(row: Record) -> Iterator[Document]:
 
 
 FORMS: dict[str, Callable[[Record], Iterator[Document]]] = {
-    "question_and_answer": _question_and_answer,
-    "svamp": _svamp,
-    "mawps": _mawps,
-    "single_op": _single_op,
-    "squad": _squad,
-    "trivia_qa": _trivia_qa,
-    "nq_open": _nq_open,
-    "web_questions": _web_questions,
-    "lambada": _lambada,
-    "hella_swag": _hella_swag,
-    "piqa": _piqa,
-    "arc": _arc,
-    "boolq": _boolq,
-    "wino_grande": _wino_grande,
-    "wiki_text": _wiki_text,
-}
+    form.__name__.removeprefix("_"): form
+    for form in (
+        _question_and_answer, _svamp, _mawps, _single_op, _squad, _trivia_qa, _nq_open, _web_questions, _lambada,
+        _hella_swag, _piqa, _arc, _boolq, _wino_grande, _wiki_text,
+    )
+}  # fmt: skip
 """Documents of a row, by the name of the format in a task's YAML."""

@@ -18,14 +18,10 @@ T = TypeVar("T")
 
 
 def find_file(data_dir: Path, names: Sequence[str]) -> Path:
-    """The first of some files that is there, plain or compressed.
-
-    Args:
-        data_dir: folder of the evaluation data.
-        names: paths below it, without the suffix of a compression, in order of preference.
+    """The first file that exists of some names below `data_dir`, plain or with the suffix of a compression.
 
     Raises:
-        FileNotFoundError: none is there; the message names them.
+        FileNotFoundError: none exists; the message names them.
         OSError: one cannot be looked at.
     """
     for name in names:
@@ -33,26 +29,22 @@ def find_file(data_dir: Path, names: Sequence[str]) -> Path:
             path = data_dir / (name + suffix)
             if is_there(path):
                 return path
-    raise FileNotFoundError(
-        f"{' or '.join(str(data_dir / name) for name in names)} (or with {', '.join(DECODERS)}): no such file"
-    )
+    paths = " or ".join(str(data_dir / name) for name in names)
+    raise FileNotFoundError(f"{paths} (or with {', '.join(DECODERS)}): no such file")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object and where it stands; every getter raises a ValueError that says so if the field is not what it
-    should be."""
+    """A JSON object and its place (`where`: file, and line or entry), which every getter names in its ValueError if the
+    field is not of the kind asked for."""
 
     where: str
-    """File, and line or entry."""
     fields: dict[str, Any]
 
     def text(self, key: str) -> str:
-        """A field that is a string."""
         return self._get(key, str, "a string")
 
     def flag(self, key: str) -> bool:
-        """A field that is true or false."""
         return self._get(key, bool, "true or false")
 
     def number(self, key: str) -> float:
@@ -74,11 +66,9 @@ class Record:
         return values
 
     def row(self, key: str) -> "Record":
-        """A field that is an object."""
         return Record(f"{self.where}, {key}", self._get(key, dict, "an object"))
 
     def rows(self, key: str) -> list["Record"]:
-        """A field that is a list of objects."""
         return _as_rows(self._get(key, list, "a list of objects"), f"{self.where}, {key}")
 
     def _get(self, key: str, kind: type[T] | tuple[type[T], ...], description: str) -> T:
@@ -91,11 +81,7 @@ class Record:
 
 
 def as_number(value: float | str, where: str) -> float:
-    """The number that a value is or spells, as 43, "43.0" or "1,043".
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The number that a value is or spells, such as 43, "43.0" or "1,043"; raises a ValueError if it is not one."""
     try:
         return float(value.replace(",", "") if isinstance(value, str) else value)
     except ValueError:

@@ -14,8 +14,8 @@ from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.eval.evaluate import evaluate, load
-from pretrain.eval.groups import ResolvedTask, tasks_of
+from pretrain.eval.evaluate import evaluate
+from pretrain.eval.groups import ResolvedTask, load_tasks, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation
 from pretrain.rows.evaluation import ScoredModel
@@ -54,7 +54,7 @@ def listen(
     lm = LoopedLM(listener, tokenizer, (1, 2), max_length=max_length)  # type: ignore[arg-type]
     saved = SavedModel.of(config)
     tasks = [found for found in tasks_of(saved, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
-    loader = partial(load, data_dir=None, num_examples=num_examples)
+    loader = partial(load_tasks, data_dir=None, num_examples=num_examples)
     subject = ScoredModel(saved=saved, counters=Counters(step=1))
     rows_file = JsonLines(file)
     for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=rows_file):

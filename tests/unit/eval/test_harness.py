@@ -16,7 +16,7 @@ from pretrain.config.run import ParallelSection
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
-from pretrain.hf.exporting import ExportSettings, export_run
+from pretrain.hf.exporting import export_run
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.run.trained_model import TrainedModel, load_trained_model
@@ -76,7 +76,7 @@ def test_an_export_scores_the_same_in_the_adapter_for_transformers(
     tmp_path: Path, tokenizer: Path, groups: Groups, model: dict[str, Any], add_bos: bool
 ) -> None:
     run, trained = load(tmp_path, tokenizer, model)
-    export_run(ExportSettings(run=run, out=tmp_path / "out"))
+    export_run(run=run, out=tmp_path / "out")
     theirs = HFLM(
         pretrained=str(tmp_path / "out"),
         batch_size=4,

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 from finetune.latent.batch import LatentBatch
 from finetune.latent.forward import Passes
 from finetune.latent.sequential import Sequential
-from pretrain.hf.importing import ImportSettings, import_model
+from pretrain.hf.importing import import_model
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import load_trained_model
 from tests.support.latent_cases import (
@@ -190,7 +190,7 @@ def by_transformers(model: Any, batch: LatentBatch, row: int) -> Tensor:
 def test_imported_gpt2_has_the_loss_of_transformers(tmp_path: Path, byte_level: Path) -> None:  # noqa: F811
     shape = {"n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 300}
     folder = publish(tmp_path / "published", byte_level, "GPT2", shape)
-    import_model(ImportSettings(folder=folder, run=tmp_path / "run", new_tokens=False))
+    import_model(folder=folder, run=tmp_path / "run", new_tokens=False)
     model = load_trained_model(tmp_path / "run", torch.device("cpu")).model
     published = GPT2LMHeadModel.from_pretrained(folder).eval()
     for name in ("no thought, ragged", "one thought", "six thoughts, ragged", "mixed numbers of thoughts"):

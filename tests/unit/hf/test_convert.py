@@ -19,10 +19,10 @@ from pretrain.checkpoint.run import open_checkpoint, save_weights
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS
 from pretrain.hf import check, exporting
-from pretrain.hf.exporting import ExportSettings, export_run
-from pretrain.hf.importing import ImportSettings, import_model
+from pretrain.hf.exporting import export_run
+from pretrain.hf.importing import import_model
 from pretrain.hf.modeling_looped_gpt import LoopedGPTForCausalLM
-from pretrain.hf.surgery import SurgerySettings, loop_model
+from pretrain.hf.surgery import loop_model
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import load_trained_model
 from tests.support.corpus import make_tokenizer
@@ -140,9 +140,9 @@ def assert_bitwise(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_published_in_and_out_is_bitwise(tmp_path: Path, byte_level: Path, case: str) -> None:
     name, fields = PUBLISHED[case]
     folder = publish(tmp_path / "published", byte_level, name, fields)
-    lines = import_model(ImportSettings(folder=folder, run=tmp_path / "run", new_tokens=False))
+    lines = import_model(folder=folder, run=tmp_path / "run", new_tokens=False)
     assert "logits on random tokens differ by at most" in lines[-1]
-    export_run(ExportSettings(run=tmp_path / "run", out=tmp_path / "out"))
+    export_run(run=tmp_path / "run", out=tmp_path / "out")
     before, after = (load_file(tmp_path / part / "model.safetensors") for part in ("published", "out"))
     assert_bitwise(after, {key: tensor for key, tensor in before.items() if key in after})
     assert {key for key in before if key not in after} <= {"lm_head.weight"}
@@ -153,7 +153,7 @@ def test_published_in_and_out_is_bitwise(tmp_path: Path, byte_level: Path, case:
 
 def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level: Path) -> None:
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA, torch.bfloat16)
-    import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
+    import_model(folder=folder, run=tmp_path / "run")
     trained = load_trained_model(tmp_path / "run", torch.device("cpu"))
     # 300 + 4, a multiple of 8
     assert trained.saved.precision == "bf16" and trained.saved.model.vocab_size == 304
@@ -162,11 +162,11 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
     for ours, theirs in (("embedding.weight", "model.embed_tokens.weight"), ("head.weight", "lm_head.weight")):
         table, old = saved_weights(tmp_path / "run")[f"weights/{ours}"], published[theirs].float()
         assert torch.equal(table[:300], old) and torch.equal(table[300:], old.mean(0).expand(4, -1))
-    export_run(ExportSettings(run=tmp_path / "run", out=tmp_path / "out", dtype="bfloat16"))
+    export_run(run=tmp_path / "run", out=tmp_path / "out", dtype="bfloat16")
     after = load_file(tmp_path / "out" / "model.safetensors")
     kept = {name: tensor[:300] if tensor.shape[0] == 304 else tensor for name, tensor in after.items()}
     assert_bitwise(kept, published)
-    import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))  # the new tokens are there already
+    import_model(folder=tmp_path / "out", run=tmp_path / "again")  # the new tokens are there already
     again = load_trained_model(tmp_path / "again", torch.device("cpu"))
     assert again.saved.model == trained.saved.model and again.tokenizer.bot_id == 300
 
@@ -177,12 +177,12 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
     # transformers takes Qwen's own tokenizer for such a model, whatever the files say: it must not pass unseen
     if case == "qwen2":
         with pytest.raises(ValueError, match=r"Qwen2Tokenizer.* gives other ids"):
-            export_run(ExportSettings(run=run, out=tmp_path / "out"))
+            export_run(run=run, out=tmp_path / "out")
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.unfinished"))
         return
-    lines = export_run(ExportSettings(run=run, out=tmp_path / "out"))
+    lines = export_run(run=run, out=tmp_path / "out")
     assert lines[1].startswith(stock_class(STOCK.get(case, "Llama")))
-    import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))
+    import_model(folder=tmp_path / "out", run=tmp_path / "again")
     assert_bitwise(saved_weights(tmp_path / "again"), saved_weights(run))
     assert (tmp_path / "again" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
 
@@ -191,9 +191,9 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
 @pytest.mark.parametrize("injection", ["none", "add"])
 def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, injection: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"input_injection": injection})
-    lines = export_run(ExportSettings(run=run, out=tmp_path / "out"))
+    lines = export_run(run=run, out=tmp_path / "out")
     assert lines[1].startswith("LoopedGPTForCausalLM, 3 loops, 8 layers deep")
-    import_model(ImportSettings(folder=tmp_path / "out", run=tmp_path / "again"))
+    import_model(folder=tmp_path / "out", run=tmp_path / "again")
     assert_bitwise(saved_weights(tmp_path / "again"), saved_weights(run))
 
 
@@ -201,11 +201,11 @@ def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, cas
 def test_unrolled_equals_looped_at_every_loop_count(tmp_path: Path, tokenizer: Path, case: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED)
     tokens = torch.randint(300, (2, SEQ_LEN), generator=torch.Generator().manual_seed(0))
-    export_run(ExportSettings(run=run, out=tmp_path / "compact"))
+    export_run(run=run, out=tmp_path / "compact")
     compact = LoopedGPTForCausalLM.from_pretrained(tmp_path / "compact")
     for num_loops in (1, 3):
         out = tmp_path / f"unrolled-{num_loops}"
-        export_run(ExportSettings(run=run, out=out, unroll=True, num_loops=num_loops))
+        export_run(run=run, out=out, unroll=True, num_loops=num_loops)
         unrolled = transformers.AutoModelForCausalLM.from_pretrained(out)
         assert unrolled.config.num_hidden_layers == 2 + 2 * num_loops
         theirs = unrolled(input_ids=tokens).logits
@@ -214,14 +214,14 @@ def test_unrolled_equals_looped_at_every_loop_count(tmp_path: Path, tokenizer: P
 
 def test_several_files_hold_the_same(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", tokenizer, {})
-    export_run(ExportSettings(run=run, out=tmp_path / "one"))
+    export_run(run=run, out=tmp_path / "one")
     monkeypatch.setattr(exporting, "FILE_BYTES", 20_000)
-    export_run(ExportSettings(run=run, out=tmp_path / "many"))
+    export_run(run=run, out=tmp_path / "many")
     files = sorted((tmp_path / "many").glob("model-*.safetensors"))
     assert len(files) > 3
     parts = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert_bitwise(parts, load_file(tmp_path / "one" / "model.safetensors"))
-    import_model(ImportSettings(folder=tmp_path / "many", run=tmp_path / "again"))
+    import_model(folder=tmp_path / "many", run=tmp_path / "again")
     assert_bitwise(saved_weights(tmp_path / "again"), saved_weights(run))
 
 
@@ -237,9 +237,9 @@ def test_a_wrong_conversion_is_not_kept(
     names["ffn.gate"], names["ffn.up"] = names["ffn.up"], names["ffn.gate"]
     monkeypatch.setitem(exporting.stock_rules.__globals__, "_LLAMA_LAYER", names)
     with pytest.raises(ValueError, match=r"logits differ by .* nothing was kept"):
-        export_run(ExportSettings(run=run, out=tmp_path / "out"))
+        export_run(run=run, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"logits differ by .* nothing was kept"):
-        import_model(ImportSettings(folder=folder, run=tmp_path / "again"))
+        import_model(folder=folder, run=tmp_path / "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published", "run"]
     assert check.TOLERANCE == 1e-5
 
@@ -250,7 +250,7 @@ def test_the_report_names_every_tensor(tmp_path: Path, byte_level: Path) -> None
     # as the published GPT-2 has them
     old_names = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     save_file({**old_names, "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, folder / "model.safetensors")
-    import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
+    import_model(folder=folder, run=tmp_path / "run")
     report = (tmp_path / "run" / "conversion.txt").read_text()
     qkv = "loop.0.attention.query.weight + loop.0.attention.key.weight + loop.0.attention.value.weight"
     assert f"mapped  {qkv} <- transformer.h.0.attn.c_attn.weight  [32, 96] float32" in report
@@ -277,13 +277,13 @@ def test_what_cannot_be_computed_is_refused_by_name(tmp_path: Path, case: str) -
     name, fields, message = REFUSED[case]
     getattr(transformers, f"{name}Config")(**LLAMA | fields).save_pretrained(tmp_path / "published")
     with pytest.raises(ValueError, match=message):
-        import_model(ImportSettings(folder=tmp_path / "published", run=tmp_path / "run"))
+        import_model(folder=tmp_path / "published", run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA)
-    weights, settings = folder / "model.safetensors", ImportSettings(folder=folder, run=tmp_path / "run")
+    weights = folder / "model.safetensors"
     stored = load_file(weights)
     fewer = {name: stored[name] for name in stored if "layers.2.mlp.up" not in name}
     other = {**stored, "model.norm.weight": torch.ones(31)}
@@ -294,15 +294,15 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     ):
         save_file(tensors, weights)
         with pytest.raises(ValueError, match=message):
-            import_model(settings)
+            import_model(folder=folder, run=tmp_path / "run")
     weights.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
-        import_model(settings)
+        import_model(folder=folder, run=tmp_path / "run")
     weights.unlink()
     with pytest.raises(ValueError, match=r"no weights there: it needs model\.safetensors or pytorch_model\.bin"):
-        import_model(settings)
+        import_model(folder=folder, run=tmp_path / "run")
     with pytest.raises(ValueError, match=r"no config\.json in it"):
-        import_model(ImportSettings(folder=tmp_path / "absent", run=tmp_path / "run"))
+        import_model(folder=tmp_path / "absent", run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -317,9 +317,9 @@ def test_torch_files_are_read_but_never_unpickled(tmp_path: Path, byte_level: Pa
     (folder / "model.safetensors").unlink()
     torch.save({**stored, "evil": Malice()}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin: holds more than tensors"):
-        import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
+        import_model(folder=folder, run=tmp_path / "run")
     torch.save(stored, folder / "pytorch_model.bin")
-    import_model(ImportSettings(folder=folder, run=tmp_path / "run"))
+    import_model(folder=folder, run=tmp_path / "run")
     assert torch.equal(saved_weights(tmp_path / "run")["weights/final_norm.weight"], stored["model.norm.weight"])
 
 
@@ -329,10 +329,10 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
     messages = ("input_injection=add cannot be unrolled", "no class of transformers computes these layers")
     for run, message in zip((injected, mixed), messages, strict=True):
         with pytest.raises(ValueError, match=message):
-            export_run(ExportSettings(run=run, out=tmp_path / "out", unroll=True))
+            export_run(run=run, out=tmp_path / "out", unroll=True)
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists: name a new folder"):
-        export_run(ExportSettings(run=mixed, out=tmp_path / "out"))
+        export_run(run=mixed, out=tmp_path / "out")
 
 
 # Surgery
@@ -342,7 +342,7 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
 def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokenizer: Path, block: int | None) -> None:
     run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 8})
     shape = {"num_loop_layers": 2, "num_prelude_layers": 1, "num_coda_layers": 1}
-    loop_model(SurgerySettings(source=run, run=tmp_path / "looped", **shape, block=block))
+    loop_model(source=run, run=tmp_path / "looped", **shape, block=block)
     before, after = saved_weights(run), saved_weights(tmp_path / "looped")
     trained = load_trained_model(tmp_path / "looped", torch.device("cpu"))
     assert (trained.saved.model.num_loops, trained.saved.model.effective_depth()) == (3, 8)
@@ -360,9 +360,9 @@ def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokeniz
 
 def test_a_looped_model_of_equal_blocks_is_the_same_model(tmp_path: Path, tokenizer: Path) -> None:
     run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 2, "num_loops": 2})
-    export_run(ExportSettings(run=run, out=tmp_path / "unrolled", unroll=True))
-    import_model(ImportSettings(folder=tmp_path / "unrolled", run=tmp_path / "deep"))
-    loop_model(SurgerySettings(source=tmp_path / "deep", run=tmp_path / "looped", num_loop_layers=2))
+    export_run(run=run, out=tmp_path / "unrolled", unroll=True)
+    import_model(folder=tmp_path / "unrolled", run=tmp_path / "deep")
+    loop_model(source=tmp_path / "deep", run=tmp_path / "looped", num_loop_layers=2)
     assert_bitwise(saved_weights(tmp_path / "looped"), saved_weights(run))
 
 
@@ -375,7 +375,7 @@ def test_layers_that_cannot_be_cut_are_refused(tmp_path: Path, tokenizer: Path) 
         (looped, {"num_loop_layers": 2}, "is not an unlooped model"),
     ):
         with pytest.raises(ValueError, match=message):
-            loop_model(SurgerySettings(source=source, run=tmp_path / "out", **changes))
+            loop_model(source=source, run=tmp_path / "out", **changes)
 
 
 # As a user

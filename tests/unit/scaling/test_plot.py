@@ -250,8 +250,8 @@ def test_a_point_of_unknown_cost_has_no_place_on_its_axis_and_no_share_in_what_n
     ]
     analysis = analyse([*looped, make_row(run="deep", family="baseline", num_params=3000, effective_depth=6)])
     curve = analysis.curves[-1]
-    assert [point.run for _, point in DEPTH.placed(curve.points)] == ["k1", "k2", "k3"]
-    assert [point.run for _, point in TRAINING.placed(curve.points)] == ["k1", "k2"]
+    assert [point.row.run for _, point in DEPTH.placed(curve.points)] == ["k1", "k2", "k3"]
+    assert [point.row.run for _, point in TRAINING.placed(curve.points)] == ["k1", "k2"]
     assert TRAINING in possible_axes(analysis.curves)
     assert [gap.iso_param for gap in analysis.gaps if gap.runs == ("k3",)] == [None]
     assert [row.run for row in law_points(looped)] == ["k1", "k2"]

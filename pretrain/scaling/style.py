@@ -1,0 +1,40 @@
+"""The look of all figures: colours, grid lines, and a figure that is saved in several formats."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that differ for colour-blind readers too (Okabe and Ito 2008).
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+SKY, PINK, GREY = "#56b4e9", "#cc79a7", "#999999"
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 9, "svg.fonttype": "none",
+    "svg.hashsalt": "looped",  # the same drawing gives the same file
+}  # fmt: skip
+
+
+@contextmanager
+def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure, in inches, that is saved to every file at the end, in the format of the file's suffix."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        for file in files:
+            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
+
+
+def draw_grid_lines(axes: "Axes") -> None:
+    """Light horizontal lines behind what is drawn."""
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)

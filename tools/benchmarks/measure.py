@@ -1,0 +1,33 @@
+"""What the benchmarks share: rows of figures, the option of rounds, and the time of a piece of work."""
+
+import argparse
+import time
+from collections.abc import Callable
+
+from pretrain.command.options import positive
+
+Row = dict[str, object]
+
+
+def row(name: str, value: float, unit: str, target: str = "", against: str = "") -> Row:
+    """A line of the table: a figure, its target, and what it is compared with."""
+    return {"name": name, "value": value, "unit": unit, "target": target, "against": against}
+
+
+def add_rounds(parser: argparse.ArgumentParser, benchmark: str, default: int, what: str = "turns") -> None:
+    """--<benchmark>-rounds."""
+    text = f"{what}, of which the median is taken (default: {default})"
+    parser.add_argument(f"--{benchmark}-rounds", type=positive, default=default, help=text)
+
+
+def add_threads(parser: argparse.ArgumentParser, benchmark: str) -> None:
+    """--<benchmark>-threads."""
+    text = "CPU threads of every contender (default: 2)"
+    parser.add_argument(f"--{benchmark}-threads", type=positive, default=2, help=text)
+
+
+def timed(work: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
