@@ -22,6 +22,7 @@ from pretrain.hf import check, exporting
 from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_model
 from pretrain.hf.modeling_looped_gpt import LoopedGPTForCausalLM
+from pretrain.hf.names import _LAYERS
 from pretrain.hf.surgery import loop_model
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import load_trained_model
@@ -233,9 +234,8 @@ def test_a_wrong_conversion_is_not_kept(
 ) -> None:
     run = make_run(tmp_path / "run", tokenizer, {})
     folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA)
-    names = dict(exporting.stock_rules.__globals__["_LLAMA_LAYER"])
-    names["ffn.gate"], names["ffn.up"] = names["ffn.up"], names["ffn.gate"]
-    monkeypatch.setitem(exporting.stock_rules.__globals__, "_LLAMA_LAYER", names)
+    names = _LAYERS["llama"]
+    monkeypatch.setitem(_LAYERS, "llama", names | {"ffn.gate": names["ffn.up"], "ffn.up": names["ffn.gate"]})
     with pytest.raises(ValueError, match=r"logits differ by .* nothing was kept"):
         export_run(run=run, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"logits differ by .* nothing was kept"):
