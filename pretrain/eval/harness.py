@@ -116,8 +116,8 @@ class LoopedLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         answers = [""] * len(requests)
         alike: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(repr(sorted(_settings(request).items())), []).append(number)
+        for number, (_, options) in enumerate(request.arguments for request in requests):
+            alike.setdefault(repr(sorted(options.items())), []).append(number)
         for numbers in alike.values():
             for number, text in zip(numbers, self._generate([requests[each] for each in numbers]), strict=True):
                 answers[number] = text
@@ -125,7 +125,7 @@ class LoopedLM(TemplateLM):
 
     def _generate(self, requests: list[Instance]) -> list[str]:
         """Requests of the same settings."""
-        options = _settings(requests[0])
+        options: dict[str, Any] = requests[0].arguments[1]
         until = options.get("until") or []
         strings = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
         most = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
@@ -160,12 +160,6 @@ class LoopedLM(TemplateLM):
         kept = (context + continuation)[-(self.max_length + 1) :]
         size = min(len(continuation), len(kept) - 1)
         return tuple(kept[:-size]), tuple(kept[-size:])
-
-
-def _settings(request: Instance) -> dict[str, Any]:
-    """How the harness wants a text to be generated."""
-    _, options = request.args  # type: ignore[misc]
-    return dict(options)
 
 
 def _cut(text: str, strings: tuple[str, ...]) -> str:

@@ -40,11 +40,11 @@ def harness_task(
     Args:
         task: what to ask.
         name: of the task in results.
-        num_examples: questions of the test split.
+        num_examples: questions of the test split; they follow from `seed` alone.
         num_fewshot: solved examples before each question; the harness may override it.
-        seed: of the examples; the same seed gives the same questions.
+        seed: of the examples.
         match: how an answer is matched, see the top of this file.
-        with_steps: shots show their steps, and the model is to write its own before the answer.
+        with_steps: shots show their steps, and the model writes its own before the answer.
 
     Raises:
         ValueError: steps were asked for but cannot be told from the answer, or the task has too few questions.

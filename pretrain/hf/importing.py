@@ -119,13 +119,12 @@ def _map(rules: list[Rule], published: PublishedWeights) -> tuple[dict[str, Tens
 
 def _present_names(rules: list[Rule], published: PublishedWeights) -> dict[str, str]:
     """Stored name of each tensor by its name in the rules; files of the bare model lack the prefix of the class."""
-    stems = {rule.theirs.split(".")[0] for rule in rules} & {"model", "transformer"}
     rule_names = {rule.theirs for rule in rules}
-    stored_names = {}
-    for name in published.names:
-        whole = next((f"{stem}.{name}" for stem in stems if f"{stem}.{name}" in rule_names), name)
-        stored_names[whole] = name
-    return stored_names
+    stems = {name.split(".")[0] for name in rule_names} & {"model", "transformer"}
+    return {
+        next((f"{stem}.{name}" for stem in stems if f"{stem}.{name}" in rule_names), name): name
+        for name in published.names
+    }
 
 
 def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tensor]) -> str:

@@ -7,11 +7,8 @@
     law.py       the joint law of validation loss over parameters, loops and tokens
     isoplot.py   downstream value against validation loss over training steps
     analysis.py  runs all of the above on one set of rows
-    tables.py    the results as tables, and fit.csv
-    axes.py      the horizontal axes: effective depth, parameters, FLOPs
-    style.py     the look of all figures, of other rooms too
-    figure.py    PNG and SVG
-    page.py      one self-contained HTML page
+    tables.py    the results as text and fit.csv; figure.py: as PNG and SVG; page.py: as one self-contained HTML page
+    axes.py      the horizontal axes: effective depth, parameters, FLOPs; style.py: the look of all figures
 
 Nothing here imports torch, so a laptop without it can plot a cluster's runs.
 

@@ -102,10 +102,9 @@ class _Baselines:
         }
 
     def like(self, point: Point, column: str) -> np.ndarray:
-        """The values of the baselines that equal a point in `tokens_seen` and in `column`."""
-        return self.values[self._equal(point, column) & self._equal(point, "tokens_seen")]
-
-    def _equal(self, point: Point, column: str) -> np.ndarray:
-        wanted = getattr(point.row, column)
-        wanted = np.nan if wanted is None else wanted  # what is unknown equals nothing
-        return np.abs(self.columns[column] - wanted) <= TOLERANCE * wanted
+        """The values of the baselines that equal a point in `tokens_seen` and `column`; the unknown equals nothing."""
+        is_equal = np.ones(len(self.values), dtype=bool)
+        for name in (column, "tokens_seen"):
+            wanted = float("nan") if getattr(point.row, name) is None else getattr(point.row, name)
+            is_equal &= np.abs(self.columns[name] - wanted) <= TOLERANCE * wanted
+        return self.values[is_equal]

@@ -13,19 +13,47 @@ uniform, hence so is the answer. Each element is one symbol. Steps: the products
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import accumulate, permutations
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
 from pretrain.tasks.task import Example, Task
 
-MAX_ORDERS = {"symmetric": 6, "cyclic": 1000}
-"""Largest order of each kind of group: 720 and 1000 elements, hence symbols."""
+
+@lru_cache(maxsize=1 << 15)  # all pairs of the 120 permutations of 5 objects
+def _compose(first: str, second: str) -> str:
+    """The symbol of the permutation that applies `second`, then `first`."""
+    return f"[{''.join([first[int(image)] for image in second[1:-1]])}]"
+
+
+def _sums(elements: list[str], order: int) -> Iterator[str]:
+    return (f"[{total % order}]" for total in accumulate(int(element[1:-1]) for element in elements))
+
+
+def _permutations(order: int) -> Iterable[str]:
+    return ("".join(map(str, images)) for images in permutations(range(1, order + 1)))
+
+
+class GroupKind(NamedTuple):
+    """What a group of some order is."""
+
+    max_order: int
+    """720 and 1000 elements, hence symbols, at most."""
+    names: Callable[[int], Iterable[str]]
+    """Its elements."""
+    products: Callable[[list[str], int], Iterator[str]]
+    """The products of the first 1, 2, ..., n elements."""
+
+
+KINDS = {
+    "symmetric": GroupKind(6, _permutations, lambda elements, _: accumulate(elements, _compose)),
+    "cyclic": GroupKind(1000, lambda order: map(str, range(order)), _sums),
+}
 
 
 class GroupCompositionParameters(Section):
@@ -38,7 +66,7 @@ class GroupCompositionParameters(Section):
 
     @model_validator(mode="after")
     def _check_order(self) -> "GroupCompositionParameters":
-        if self.order > (most := MAX_ORDERS[self.group]):
+        if self.order > (most := KINDS[self.group].max_order):
             raise ValueError(f"order={self.order} of a {self.group} group gives too many symbols: it is at most {most}")
         return self
 
@@ -52,11 +80,8 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
     def __init__(self, parameters: GroupCompositionParameters) -> None:
         super().__init__(parameters)
-        if parameters.group == "symmetric":
-            names = ["".join(map(str, images)) for images in permutations(range(1, parameters.order + 1))]
-        else:
-            names = [str(element) for element in range(parameters.order)]
-        self._symbols = tuple(f"[{name}]" for name in names)
+        self._kind = KINDS[parameters.group]
+        self._symbols = tuple(f"[{name}]" for name in self._kind.names(parameters.order))
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -64,7 +89,7 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
     def make(self, random: Random) -> Example:
         elements = random.choices(self._symbols, k=self.parameters.num_elements)
-        *products, answer = self._products(elements)
+        *products, answer = self._kind.products(elements, self.parameters.order)
         return Example("".join(elements), tuple(products[1:]), answer)
 
     def solve(self, question: str) -> str:
@@ -75,17 +100,4 @@ class GroupComposition(Task[GroupCompositionParameters]):
         if not elements or "".join(elements) != question or not set(elements) <= set(self._symbols):
             group = f"{self.parameters.group} group of order {self.parameters.order}"
             raise ValueError(f"not elements of the {group}: {question!r}")
-        return tuple(self._products(elements))
-
-    def _products(self, elements: list[str]) -> Iterator[str]:
-        """The products of the first 1, 2, ..., n elements."""
-        if self.parameters.group == "symmetric":
-            return accumulate(elements, _compose)
-        order = self.parameters.order
-        return (f"[{total % order}]" for total in accumulate(int(element[1:-1]) for element in elements))
-
-
-@lru_cache(maxsize=1 << 15)  # all pairs of the 120 permutations of 5 objects
-def _compose(first: str, second: str) -> str:
-    """The symbol of the permutation that applies `second`, then `first`."""
-    return f"[{''.join([first[int(image)] for image in second[1:-1]])}]"
+        return tuple(self._kind.products(elements, self.parameters.order))

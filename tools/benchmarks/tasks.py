@@ -57,5 +57,10 @@ def _take_turn(task: Task[Any], turn: int, num_examples: int) -> tuple[float, fl
     """Examples made and questions solved per second."""
     examples: list[Example] = []
     making = timed(lambda: examples.extend(task.generate(turn, number) for number in range(num_examples)))
-    solving = timed(lambda: [task.solve(example.question) for example in examples])
+
+    def solve_all() -> None:
+        for example in examples:
+            task.solve(example.question)
+
+    solving = timed(solve_all)
     return num_examples / making, num_examples / solving
