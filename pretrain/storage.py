@@ -6,12 +6,13 @@ file that may well be absent only where the listing of its folder agrees: `is_th
 """
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -33,6 +34,18 @@ def read_file(path: Path) -> bytes:
     """
     with naming(path):
         return path.read_bytes()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON that may come from anywhere.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def is_there(path: Path) -> bool:

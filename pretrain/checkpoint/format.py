@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from pretrain.checkpoint.names import CONTENTS_NAME, parse_step
-from pretrain.storage import read_file
+from pretrain.storage import parse_json, read_file
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -203,7 +203,7 @@ def unseal(path: Path, kind: type[DocumentT]) -> DocumentT:
         ValueError: it is damaged, or is not a document of this kind.
     """
     try:
-        sealed = json.loads(read_file(path))
+        sealed = parse_json(read_file(path))
         if sealed["sha256"] != _digest(sealed["body"]):
             raise ValueError("its sha256 does not match")
         # JSON text, not objects: strict validation takes lists as tuples only from JSON.
@@ -211,7 +211,7 @@ def unseal(path: Path, kind: type[DocumentT]) -> DocumentT:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{path.name} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from pretrain.storage import naming, require_missing, write_atomically
+from pretrain.storage import naming, parse_json, require_missing, write_atomically
 
 FORMAT, VERSION = "looped-shards", 1
 MANIFEST_NAME = "manifest.jsonl"
@@ -105,10 +105,10 @@ class Manifest:
             file.seek(self._rows_start + index * self.header.row_bytes)
             line = file.read(self.header.row_bytes)
         try:
-            row = ShardRow(**json.loads(line))
+            row = ShardRow(**parse_json(line))
             if not (isinstance(row.shard, str) and min(row.documents, row.bytes, row.tokens or 0) >= 0):
                 raise ValueError(f"{row.documents} documents, {row.tokens} tokens, {row.bytes} bytes")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}: the row of shard {index} is not readable ({error}); run tools/prepare_data.py again"
             ) from None
@@ -134,14 +134,14 @@ class Manifest:
 
 def _parse_header(path: Path, line: bytes) -> Header:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         if values["format"] != FORMAT or values["version"] != VERSION:
             raise ValueError(f"format {values['format']!r} version {values['version']!r}")
         header = Header(**values)
         if header.kind not in get_args(Kind) or min(header.num_shards, header.num_documents, header.row_bytes) < 0:
             raise ValueError(f"kind {header.kind!r}, {header.num_shards} shards, {header.num_documents} documents")
         return header
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: not a {FORMAT} manifest of version {VERSION} ({error}); prepare the data again"
         ) from None

@@ -1,6 +1,5 @@
 """The tensors of a published model's folder: safetensors, or torch's own files read without unpickling objects."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.storage import is_there, read_file
+from pretrain.storage import is_there, parse_json, read_file
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -41,7 +40,7 @@ class PublishedWeights:
             index = self.folder / f"{name}.index.json"
             if is_there(index):
                 try:
-                    files: dict[str, str] = json.loads(read_file(index))["weight_map"]
+                    files: dict[str, str] = parse_json(read_file(index))["weight_map"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{index}: not an index of weights ({error})") from None
                 for file in set(files.values()):

@@ -32,6 +32,7 @@ from pretrain.data.tokenizers.published import PublishedTokenizer
 from pretrain.data.tokenizers.sentencepiece import SPACE_MARK, SPECIALS, WHITESPACE_PIECES, SentencePieceTokenizer
 from pretrain.data.tokenizers.symbols import SymbolTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import parse_json
 
 # The class that uses tokenizer.json unchanged in every version of transformers. Exception: beside a config.json of type
 # qwen2, transformers 5 ignores the class and splits text by Qwen's rules, which is wrong for our tokenizer.
@@ -116,7 +117,7 @@ def _with_new_tokens(tokenizer: PublishedTokenizer) -> str:
     if not tokenizer.new_tokens:
         return tokenizer.original
     # the library numbers added tokens consecutively, so every embedding row without a token gets an unused one
-    content = json.loads(tokenizer.original)
+    content = parse_json(tokenizer.original)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     names = {number: name for name, number in tokenizer.new_tokens.items()}
     first_free = 1 + max(Backend.from_str(tokenizer.original).get_vocab().values())

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pretrain.storage import is_there, naming, read_file
+from pretrain.storage import is_there, naming, parse_json, read_file
 
 OWNER_NAME = "owner"
 BEAT_S = 2.0
@@ -171,7 +171,7 @@ def read_owner(directory: Path) -> Owner | None:
         OSError: the file cannot be read.
     """
     try:
-        fields = json.loads(read_file(directory / OWNER_NAME))
+        fields = parse_json(read_file(directory / OWNER_NAME))
         return Owner(
             **{key: type(default)(fields[key]) for key, default in asdict(Owner("", "", "", 0, "", "")).items()}
         )

@@ -4,14 +4,13 @@ Other keys are ignored (ProsQA's rows also hold the graph, which its question sp
 """
 
 import gzip
-import json
 import zlib
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.storage import read_file
+from pretrain.storage import parse_json, read_file
 from pretrain.tasks.task import Example
 
 Text = Annotated[str, Field(min_length=1)]
@@ -34,7 +33,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     data = read_file(path)
     try:
-        rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        rows = parse_json(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):

@@ -169,3 +169,15 @@ def test_readme_names_files_and_keys_that_exist() -> None:
         assert any(annotation is not None and key in annotation.model_fields for annotation in annotations), (
             f"{section}.{key}"
         )
+
+
+def test_json_from_files_is_read_in_one_way() -> None:
+    """`parse_json` knows that nesting can be too deep; what a process of ours has just written needs no care."""
+    own = {"pretrain/storage.py", "pretrain/data/stream/worker.py", "pretrain/checkpoint/store.py"}
+    readers = {
+        str(path.relative_to(ROOT))
+        for folder in ("pretrain", "finetune", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if "json.loads(" in path.read_text() or "json.load(" in path.read_text()
+    }
+    assert {path for path in readers if not path.startswith("tools/benchmarks/")} == own

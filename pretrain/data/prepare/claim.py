@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from pretrain.data.prepare.units import Unit
-from pretrain.storage import is_there, naming, read_file, write_atomically
+from pretrain.storage import is_there, naming, parse_json, read_file, write_atomically
 
 IDENTITY_NAME = "prepare.json"
 WORK_NAME = ".work"
@@ -58,7 +58,7 @@ def claim(output: Path, identity: dict[str, object]) -> None:
             if not is_there(path):
                 write_atomically(path, json.dumps(identity, indent=1).encode())
     try:
-        found = json.loads(read_file(path))
+        found = parse_json(read_file(path))
     except ValueError:
         raise ValueError(f"{path}: is damaged; delete {output} or name a new folder") from None
     changed = [key for key, value in identity.items() if found.get(key) != value]

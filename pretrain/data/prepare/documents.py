@@ -11,7 +11,6 @@ with its file and its line or offset. Memory: one document, or one batch of parq
 """
 
 import codecs
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
-from pretrain.storage import is_there, naming, require_missing
+from pretrain.storage import is_there, naming, parse_json, require_missing
 
 KINDS = (".txt", ".jsonl", ".parquet")
 PARQUET_BATCH_ROWS = 256
@@ -284,10 +283,10 @@ def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field
 def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Document | Problem:
     """A document of a JSON object; `where` names it in a Problem."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Problem("invalid UTF-8", where, f"{error.reason} at byte {error.start} of the record")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Problem("broken JSON", where, str(error))
     if not isinstance(record, dict):
         return Problem("missing field", where, f"no {text_field!r}; it is not an object")

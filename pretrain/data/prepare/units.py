@@ -24,7 +24,7 @@ from pretrain.data.manifest import ShardRow
 from pretrain.data.prepare.documents import Document, FilePart, Problem, read_documents
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.storage import clear_away, naming, read_file, write_atomically
+from pretrain.storage import clear_away, naming, parse_json, read_file, write_atomically
 
 SHARD_TEXT_BYTES = 256 << 20
 """A shard holds at most so much text, whatever its other limits."""
@@ -130,7 +130,7 @@ Report = Callable[[Event], None]
 
 def read_result(folder: Path) -> UnitResult:
     """The result of a finished unit, from its folder."""
-    values = json.loads(read_file(folder / RESULT_NAME))
+    values = parse_json(read_file(folder / RESULT_NAME))
     return UnitResult(rows=tuple(ShardRow(**row) for row in values["rows"]), problems=values["problems"])
 
 

@@ -6,7 +6,6 @@ pages, not the book.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from itertools import chain, islice
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from pretrain.data.shards import EXTENSIONS
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import parse_json
 
 ENCODE_TOKENS = 4096
 """Tokens of raw text that are made at once."""
@@ -57,5 +57,5 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> Fram
         framed = np.empty(1 + len(tokens) + len(closing), dtype=np.int32)
         framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
         return FramedDocument(framed)
-    text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else json.loads(payload)["text"]
+    text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else parse_json(payload)["text"]
     return FramedDocument(np.array([tokenizer.bos_id], dtype=np.int32), chain(tokenizer.iterate(text), closing))

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
-from pretrain.storage import is_there, read_file
+from pretrain.storage import is_there, parse_json, read_file
 
 FORMAT = "looped-published-tokenizer"
 
@@ -104,7 +104,7 @@ def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int
 def _load_backend(original: str, specials: tuple[str, str]) -> Backend:
     """The library's tokenizer, deaf to special tokens in text; `specials`, bos and eos, count as special whatever the
     file says."""
-    content = json.loads(original)
+    content = parse_json(original)
     names = {token["content"] for token in content.get("added_tokens", []) if token.get("special")} | set(specials)
     merges = content["model"].get("merges", [])
     kept = [merge for merge in merges if "".join(merge.split(" ") if isinstance(merge, str) else merge) not in names]
@@ -198,7 +198,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not is_there(path):
         return {}
     try:
-        settings = json.loads(read_file(path))
+        settings = parse_json(read_file(path))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):

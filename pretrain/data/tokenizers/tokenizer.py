@@ -6,7 +6,6 @@ tokenizers of published models (`pretrain/data/tokenizers/published.py`) and lis
 (`pretrain/data/tokenizers/symbols.py`). Each is one file, told apart by its content.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.config.run import SYMBOLS_PREFIX
-from pretrain.storage import read_file, require_missing
+from pretrain.storage import parse_json, read_file, require_missing
 
 FORMAT_VERSION = 1
 """Of the tokenizer files that are JSON objects of ours."""
@@ -61,7 +60,7 @@ def read_fields(content: bytes, file_format: str, names: Collection[str]) -> dic
         ValueError: it is not of this format and version, or lacks one of `names`.
     """
     try:
-        fields = json.loads(content)
+        fields = parse_json(content)
     except ValueError:
         raise ValueError("it is not JSON") from None
     if not isinstance(fields, dict) or fields.get("format") != file_format:

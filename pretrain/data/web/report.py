@@ -1,6 +1,5 @@
 """What cleaning dropped and why: a table from the statistics that every task of every stage leaves."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.manifest import Header
+from pretrain.storage import parse_json
 
 DROPPED = "dropped_"
 LINE_PREFIX, LINE_TOTAL = "line-filter-", "line-total"
@@ -45,7 +45,7 @@ def count_steps(stage: Path) -> list[StepCount]:
     """
     sums: dict[str, Counter[str]] = {}
     for path in sorted((stage / "stats").glob("*.json")):
-        for step in json.loads(path.read_text()):
+        for step in parse_json(path.read_text()):
             counts = {key: _total(value) for key, value in step["stats"].items()}
             sums.setdefault(step["name"], Counter()).update(counts)
     return [count for name, stats in sums.items() for count in _counts(name, stats)]

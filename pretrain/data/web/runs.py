@@ -18,7 +18,7 @@ from pathlib import Path
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
 from pretrain.data.web.stages import PATHS_NAME, REPORT_NAME, CleanSettings, stages
-from pretrain.storage import is_there, read_file, write_atomically
+from pretrain.storage import is_there, parse_json, read_file, write_atomically
 
 IDENTITY_NAME = "clean.json"
 
@@ -41,7 +41,7 @@ def claim(settings: CleanSettings) -> None:
     path = output / IDENTITY_NAME
     output.mkdir(parents=True, exist_ok=True)
     if is_there(path):
-        found = json.loads(read_file(path))
+        found = parse_json(read_file(path))
         changed = [key for key, value in identity.items() if found.get(key) != value]
         if changed:
             others = ", another ".join(changed)

@@ -5,14 +5,13 @@ under "data"). A `.txt` is one row whose field "text" is all of it.
 """
 
 import codecs
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.data.prepare.archives import DECODERS, read_bytes
-from pretrain.storage import is_there
+from pretrain.storage import is_there, parse_json
 
 T = TypeVar("T")
 
@@ -121,9 +120,10 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _parse(content: bytes, where: str) -> Any:
+    text = _decode(content, where)
     try:
-        return json.loads(_decode(content, where))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{where}: broken JSON: {error}") from None
 
 

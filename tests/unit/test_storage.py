@@ -1,0 +1,45 @@
+"""JSON from anywhere is a value or one line, however deep it is nested."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.checkpoint.format import Contents, unseal
+from pretrain.data.manifest import MANIFEST_NAME, Manifest
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.jsonl import JsonLines
+from pretrain.storage import parse_json
+
+DEEP = "[" * 100_000
+
+
+def test_values_are_those_of_json() -> None:
+    assert parse_json('{"a": [1, null, "ä"]}') == {"a": [1, None, "ä"]} == parse_json('{"a": [1, null, "ä"]}'.encode())
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, "{", b"\xff"], ids=["lists", "objects", "cut", "binary"])
+def test_what_is_no_value_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (MANIFEST_NAME, lambda path: Manifest.open(path.parent)),
+        ("tokenizer.json", lambda path: Tokenizer.load(str(path))),
+        ("checkpoint.json", lambda path: unseal(path, Contents)),
+        ("depth.jsonl", lambda path: JsonLines(path).read(EvaluationRow, strict=True)),
+    ],
+)
+def test_readers_name_the_file(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    path = tmp_path / name
+    path.write_text(DEEP)
+    with pytest.raises(ValueError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert name in message and len(message.splitlines()) <= 2 and len(message) < 500
+    assert json.dumps(DEEP)[:50] not in message
