@@ -4,6 +4,7 @@
 The row of a cell is appended when it is complete, and cells that have a row are skipped, so a repeated command resumes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +91,7 @@ def evaluate_cells(
     subject = ScoredRun.of(
         config, step=trained.step, epoch=finetuned.epoch, stage=finetuned.stage, split=questions.split
     )
-    num_batches = -(-num_examples // batch)
+    num_batches = math.ceil(num_examples / batch)
     bar = Progress(len(cells) * num_batches)
     for number, cell in enumerate(cells):
         key = (subject.run, subject.step, subject.split, *cell, num_examples)

@@ -11,6 +11,7 @@ All ranks compute the plan of the whole step, which takes a millisecond: so they
 without communication, as ZeRO-3 and tensor parallelism need.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,7 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self._examples) // self._config.train.effective_batch)
+        return math.ceil(len(self._examples) / self._config.train.effective_batch)
 
     def step(self, epoch: int, index: int) -> StepBatch:
         """Step `index` of an epoch; the last one of an epoch may hold fewer examples."""

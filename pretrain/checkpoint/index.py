@@ -13,7 +13,7 @@ The number of copies depends on the number of saved pieces that overlap, not on 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from pretrain.checkpoint.format import FileEntry, PieceEntry, part_numel
 
@@ -128,7 +128,7 @@ def plan_copies(
     row_width = prod(saved.shape[dim:])
     width, saved_width = row_width // partition_count, row_width // saved.partition_count
     for wanted in _rectangles(start, stop, width, left=partition_index * width):
-        for part in range(wanted.left // saved_width, -(-wanted.right // saved_width)):
+        for part in range(wanted.left // saved_width, ceil(wanted.right / saved_width)):
             part_left = part * saved_width
             for span in saved.spans[part]:
                 for stored in _rectangles(span.start, span.stop, saved_width, left=part_left):

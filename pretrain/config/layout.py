@@ -31,9 +31,7 @@ def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], m
     data_parallel = world_size // replica[1]
     require_divides(*batch, "train.micro_batch · data-parallel size", micro_batch * data_parallel)
     return Layout(
-        world_size=world_size,
-        data_parallel=data_parallel,
-        micro_batches=batch[1] // (micro_batch * data_parallel),
+        world_size=world_size, data_parallel=data_parallel, micro_batches=batch[1] // (micro_batch * data_parallel)
     )
 
 

@@ -17,6 +17,10 @@ from pydantic import Field, NonNegativeInt, model_validator
 from pretrain.config.model import ModelSection
 from pretrain.config.section import Section, require_divides
 
+Precision = Literal["fp64", "fp32", "bf16"]
+BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
+"""Of one number. Types of torch: `pretrain/device/hardware.py`."""
+Recompute = Literal["none", "loop", "layer"]
 SYMBOLS_PREFIX = "symbols:"
 """A tokenizer of this name is no file but spells its symbols out."""
 
@@ -123,9 +127,9 @@ class TrainSection(CommonTrainSection):
     """Tokens per sequence."""
     global_batch: int = Field(default=64, gt=0)
     """Sequences per step over all ranks."""
-    precision: Literal["fp64", "fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
-    recompute: Literal["none", "loop", "layer"] = "none"
+    recompute: Recompute = "none"
     """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), or all of a
     layer."""
     compile: bool = False

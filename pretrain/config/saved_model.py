@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pretrain.config.model import ModelSection
-from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.run import Precision, RunConfig, SourceSection
 from pretrain.config.section import Section
 
 Family = Literal["looped", "baseline", "regularised"]
@@ -22,7 +22,7 @@ class SavedModel(Section):
     """Shape of the model; its `num_loops` is the default of every tool."""
     seq_len: int
     """Longest sequence it was trained on, in tokens."""
-    precision: Literal["fp64", "fp32", "bf16"]
+    precision: Precision
     """Type of weights and activations in training; tools use the same."""
     tokenizer: str
     """Its file, or "symbols:...", as the run was given it; the run directory has a copy."""

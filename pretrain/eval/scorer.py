@@ -109,7 +109,7 @@ class Scorer:
         """Do this rank's part; the whole result on rank 0."""
         kind, items, *arguments = request
         work, length, at_once = {  # as many batches of likelihoods together as keep all stages busy
-            "likelihoods": (self._score, lambda pair: sum(map(len, pair)), self.depths.num_stages),
+            "likelihoods": (self._score, lambda pair: sum(map(len, pair)), self.model.stage.count),
             "continuations": (self._continue, len, 1),
         }[kind]
         # longest first: memory runs out at once or never
@@ -191,7 +191,7 @@ class Scorer:
 
     @property
     def _decoder(self) -> Decoder:
-        if self.depths.num_stages == self.multiple == 1:
+        if self.model.stage.count == self.multiple == 1:
             return decoder_of(self.model)
         return self._decode
 
@@ -209,7 +209,7 @@ class Scorer:
 
         loops = (num_loops or self.model.config.num_loops,)
         self.depths.run([Batch(tokens=tokens, positions=positions, mask=mask, cache=cache)], loops, visit)
-        dist.broadcast(logits, group=self.groups.pipeline, group_src=self.depths.num_stages - 1)
+        dist.broadcast(logits, group=self.groups.pipeline, group_src=self.model.stage.count - 1)
         return logits
 
     @property

@@ -20,15 +20,14 @@ above all, counts a block once that runs L times.
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
 
 from pretrain.config.model import ModelSection
+from pretrain.config.run import Recompute
 from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight
 from pretrain.model.weights import head_weights, layer_weights, stage_weights
 
-Recompute = Literal["none", "loop", "layer"]
 LOSS_BLOCK_TOKENS = 2048
 """Tokens whose logits the loss of a whole head holds at a time (`pretrain/model/kernels/head_loss.py`). Fewer save
 memory; but each block reads and writes the whole [v, d] gradient of the head."""

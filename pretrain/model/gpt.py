@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.model import ModelSection
+from pretrain.config.run import Recompute
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
@@ -49,19 +50,17 @@ class LoopedGPT(nn.Module):
         seq_len: int,
         ops: ParallelOps = PLAIN,
         stage: Stage = WHOLE,
-        recompute: str = "none",
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         self.config, self.ops, self.stage, self.recompute = config, ops, stage, recompute
         self.recurrence = Recurrence(config=config, stage=stage)
         self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
-        self.embedding = self.position_embedding = None
+        self.embedding = self.position_embedding = self.injection = None
         if stage.is_first:
             self.embedding = ops.embedding(under(self.weights, "embedding"))
             if config.positions == "learned":
                 self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
-        self.injection = None
-        if stage.is_first:
             self.injection = injection_kind(config).make(ops, under(self.weights, "injection"))
         self.prelude, self.loop, self.coda = (
             self._layers(part, numbers) for part, numbers in self.recurrence.layers().items()
@@ -69,7 +68,9 @@ class LoopedGPT(nn.Module):
         self.final_norm = self.head = None
         if stage.is_last:
             self.final_norm = make_norm(config)
-            self.head = self._make_head()
+            self.head = ops.linear(head_weights(config))
+            if config.tied_head and self.embedding is not None:
+                self.head.weight = self.embedding.weight
         shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
         check_parameters(shapes, self.weights, ops.size)
 
@@ -77,12 +78,6 @@ class LoopedGPT(nn.Module):
         return nn.ModuleDict(
             {str(n): Layer(self.config, self.ops, under(self.weights, f"{part}.{n}")) for n in numbers}
         )
-
-    def _make_head(self) -> nn.Module:
-        head = self.ops.linear(head_weights(self.config))
-        if self.config.tied_head and self.embedding is not None:
-            head.weight = self.embedding.weight
-        return head
 
     def split_dim(self, name: str) -> int | None:
         """The dimension along which tensor-parallel ranks share a parameter, or None if this rank holds it whole."""
@@ -119,7 +114,7 @@ class LoopedGPT(nn.Module):
         """
         context = self.context(tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache)
         num_passes = self.config.num_passes(num_loops)
-        states, carried = self.begin(tokens, context, positions, embeddings)
+        states, carried = self.begin(tokens, context, embeddings)
         for loop in range(num_passes):
             states = self.run_loop(self.enter(states, carried, loop), context, loop)
         return self.finish(states, context, num_passes)
@@ -147,20 +142,15 @@ class LoopedGPT(nn.Module):
         if self.config.positions == "rope":
             dtype = next(self.parameters()).dtype
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
-        return Context(batch=batch, rotary=rotary, mask=mask, cache=cache)
+        return Context(batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache)
 
-    def begin(
-        self, tokens: Tensor, context: Context, positions: Tensor | None = None, embeddings: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop, and what
         `enter` needs of them in every loop, if anything."""
         assert self.embedding is not None and self.injection is not None, "only the first stage embeds"
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
         if self.position_embedding is not None:
-            if positions is None:
-                past = context.cache.length if context.cache is not None else 0
-                positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
-            states = states + self.position_embedding(positions)
+            states = states + self.position_embedding(context.positions)
         states = self.ops.scatter(states.flatten(0, 1))
         for number, application in self.recurrence.in_prelude():
             states = self._run(self.prelude[str(number)], states, context, application)

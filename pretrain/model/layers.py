@@ -10,6 +10,7 @@ work, O(s) memory.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,8 @@ class Context:
     """What a layer needs to know of the sequences, the same for all layers of a forward pass."""
 
     batch: int
+    positions: Tensor
+    """[b or 1, s] of each token in its sequence."""
     rotary: tuple[Tensor, Tensor] | None
     """Cosine and sine [b or 1, s, 1, e/2] of each position's rotation, or None with learned positions."""
     mask: Tensor | None
@@ -79,28 +82,11 @@ class RMSNorm(nn.Module):
         return RootMeanSquareNorm.apply(states, self.weight, self.epsilon)
 
 
-class LayerNorm(nn.Module):
-    """(x - mean) / deviation · weight + bias (Ba et al. 2016)."""
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / deviation · weight + bias (Ba et al. 2016); its weights are left to `initialise.py`."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.bias = nn.Parameter(torch.empty(width))
-        self.epsilon = epsilon
-
-    def forward(self, states: Tensor) -> Tensor:
-        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-class PlainNorm(nn.Module):
-    """(x - mean) / deviation, without weights."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.width, self.epsilon = width, epsilon
-
-    def forward(self, states: Tensor) -> Tensor:
-        return F.layer_norm(states, (self.width,), eps=self.epsilon)
+    def reset_parameters(self) -> None:
+        pass
 
 
 class SplitRMSNorm(nn.Module):
@@ -117,7 +103,7 @@ class SplitRMSNorm(nn.Module):
         return (wide * torch.rsqrt(mean_square + self.epsilon) * self.weight).to(states.dtype)
 
 
-NORMS = {"rms": RMSNorm, "layer": LayerNorm, "plain": PlainNorm}
+NORMS = {"rms": RMSNorm, "layer": LayerNorm, "plain": partial(LayerNorm, elementwise_affine=False)}
 
 
 def make_norm(config: ModelSection) -> nn.Module:
@@ -182,20 +168,15 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         states = self.ops.to_split(states)
-        heads = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
-        queries, keys, values = self.query(states), self.key(states), self.value(states).view(heads)
+        shape = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
+        queries, keys, values = self.query(states), self.key(states), self.value(states).view(shape)
         if self.query_norm is not None and self.key_norm is not None:
             normed = (-1, self.head_dim) if self.norms_heads else (states.shape[0], -1)
             queries, keys = self.query_norm(queries.view(normed)), self.key_norm(keys.view(normed))
-        queries, keys = queries.view(heads), keys.view(heads)
+        queries, keys = queries.view(shape), keys.view(shape)
         if context.rotary is not None:
             queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
-        # [b, h or g, s, e]
-        queries, keys, values = (
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-        )
+        queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))  # [b, h or g, s, e]
         if context.cache is None:
             mixed = attend(queries, keys, values, context.mask)
         else:

@@ -6,9 +6,9 @@ the deepest one, plus a coda and a head each.
 
 Stage p works on batch after batch of a loop, then on the next loop: it takes states from stage p-1 (stage 0 from the
 last one) and sends what it makes onward. Messages of a pair of ranks arrive in the order in which they were sent, so
-with as many batches as stages no stage waits but at the begin and end. The way back from the last stage to the first
-has a process group of its own: with two stages it is the same pair of ranks, and NCCL works off the messages of a group
-one by one, so one direction could wait for the other for ever.
+with as many batches as stages no stage waits except at the start and end. The way from the last stage back to the first
+has a process group of its own: with two stages it is the same pair of ranks, and NCCL runs a group's messages in order,
+so the two directions could deadlock.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Batch:
     """This stage's keys and values; serves one loop count."""
 
 
-Visit = Callable[[int, int, Tensor], None]
+OnDepth = Callable[[int, int, Tensor], None]
 """(number of the batch, loop count, final states [t, d] as the last stage holds them)."""
 
 
@@ -62,74 +62,66 @@ class DepthRing:
     """
 
     def __init__(self, model: LoopedGPT, groups: Groups, *, sequence_parallel: bool = False) -> None:
-        self.model, self.onward, self.back = model, groups.pipeline, groups.ends
+        self.model, self.pipeline, self.ends = model, groups.pipeline, groups.ends
         self.split = groups.tensor.size() if sequence_parallel else 1
-        self.stage, self.num_stages = groups.pipeline.rank(), groups.pipeline.size()
 
     @torch.no_grad()
-    def run(self, batches: Sequence[Batch], loops: Sequence[int], visit: Visit) -> None:
-        """Take batches through the deepest of `loops`; on the last stage, `visit` sees each at each loop count.
+    def run(self, batches: Sequence[Batch], loops: Sequence[int], on_depth: OnDepth) -> None:
+        """Take batches through the deepest of `loops`; on the last stage, `on_depth` sees each at each loop count.
         Collective over stages.
 
         Args:
             batches: the same on every stage.
             loops: loop counts, in any order; just one if there are caches.
-            visit: called in the order of loops, and of batches within.
+            on_depth: called in the order of loops, and of batches within.
         """
-        model = self.model
+        model, stage = self.model, self.model.stage
         assert len(loops) == 1 or all(batch.cache is None for batch in batches), "a cache serves one loop count"
         asked = {model.config.num_passes(num_loops): num_loops for num_loops in loops}
-        under_way = [
-            _BatchState(
-                batch=batch,
-                context=model.context(
-                    batch.tokens,
-                    positions=batch.positions,
-                    mask=batch.mask,
-                    segment_ids=batch.segment_ids,
-                    cache=batch.cache,
-                ),
-            )
-            for batch in batches
-        ]
+        under_way = [_BatchState(batch=batch, context=_context(model, batch)) for batch in batches]
         sent: list[dist.Work] = []
         for loop in range(max(asked)):
             for number, current in enumerate(under_way):
                 states = self._arriving(current, loop)
                 states = model.run_loop(model.enter(states, current.carried, loop), current.context, loop)
-                if self.num_stages == 1:
+                if stage.count == 1:
                     current.states = states
-                elif self.stage < self.num_stages - 1 or loop < max(asked) - 1:
+                elif not stage.is_last or loop < max(asked) - 1:
                     sent.append(self._send(states))
-                if model.stage.is_last and loop + 1 in asked:
-                    visit(number, asked[loop + 1], model.finish(states, current.context, loop + 1))
+                if stage.is_last and loop + 1 in asked:
+                    on_depth(number, asked[loop + 1], model.finish(states, current.context, loop + 1))
         for work in sent:
             work.wait()
 
     def _arriving(self, current: _BatchState, loop: int) -> Tensor:
         """The states [t, d] that come to this stage for a loop."""
-        model, batch = self.model, current.batch
+        model, tokens = self.model, current.batch.tokens
         if loop == 0 and model.stage.is_first:
-            states, current.carried = model.begin(batch.tokens, current.context, batch.positions)
+            states, current.carried = model.begin(tokens, current.context)
             return states
         if current.states is not None:
             return current.states
         weight = next(model.parameters())
-        states = torch.empty(
-            batch.tokens.numel() // self.split, model.config.hidden_size, dtype=weight.dtype, device=weight.device
-        )
+        shape = (tokens.numel() // self.split, model.config.hidden_size)
+        states = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         if model.stage.is_first:
-            dist.recv(states, group=self.back, group_src=1)
+            dist.recv(states, group=self.ends, group_src=1)
         else:
-            dist.recv(states, group=self.onward, group_src=self.stage - 1)
+            dist.recv(states, group=self.pipeline, group_src=model.stage.index - 1)
         return states
 
     def _send(self, states: Tensor) -> dist.Work:
         """Start sending to the next stage."""
-        states = states.contiguous()
-        if self.model.stage.is_last:
-            work = dist.isend(states, group=self.back, group_dst=0)
+        stage, states = self.model.stage, states.contiguous()
+        if stage.is_last:
+            work = dist.isend(states, group=self.ends, group_dst=0)
         else:
-            work = dist.isend(states, group=self.onward, group_dst=self.stage + 1)
+            work = dist.isend(states, group=self.pipeline, group_dst=stage.index + 1)
         assert work is not None, "this rank is of the group"
         return work
+
+
+def _context(model: LoopedGPT, batch: Batch) -> Context:
+    return model.context(
+        batch.tokens, positions=batch.positions, mask=batch.mask, segment_ids=batch.segment_ids, cache=batch.cache
+    )

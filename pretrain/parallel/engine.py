@@ -6,13 +6,14 @@ A step:
 3. add the gradient of the loop regulariser, which needs no data;
 4. sum gradients: of replicated weights under sequence parallelism over the tensor ranks, of a tied head over first and
    last stage, then of everything over the data-parallel ranks;
-5. agree, in one small all-reduce, on loss, gradient norm, finiteness and wishes to stop; skip the update if anything is
+5. agree, in one small all-reduce, on loss, gradient norm, finiteness and stop requests; skip the update if anything is
    not finite;
 6. clip and update.
 
 CPU with gloo and GPU with NCCL run the same code; one process is a world of one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ class Engine:
         Returns:
             The agreed result.
         """
-        micro_batches = self.micro_batches(rows)
+        micro_batches = self.split_rows(rows)
         num_supervised = self._num_supervised(micro_batches)
         self.optimizer.zero_grad()
         nll = self.ring.run(
@@ -103,15 +104,11 @@ class Engine:
         self._reduce_replicated()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        owns_weights = self.groups.is_model_copy and self.groups.tensor.rank() == 0
-        parts = [
-            nll if self._owns_loss else zero,
-            regularisation if owns_weights else zero,
-            self.optimizer.squared_norm(),
-        ]
-        loss, regularisation, squared_norm = self._sum(parts, vote)
+        owns_weights = self.groups.data.rank() == self.groups.tensor.rank() == 0
+        parts = [nll if self._owns_loss else zero, regularisation if owns_weights else zero]
+        loss, regularisation, squared_norm = self._sum([*parts, self.optimizer.squared_norm()], vote)
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
-        skipped = not (torch.isfinite(torch.tensor([loss, regularisation, grad_norm])).all())
+        skipped = not all(map(math.isfinite, (loss, regularisation, grad_norm)))
         if not skipped:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
@@ -131,39 +128,37 @@ class Engine:
             Negative log-likelihood summed over the rows of all ranks in nats, for each loop count; number of supervised
             tokens.
         """
-        micro_batches = self.micro_batches(rows)
+        micro_batches = self.split_rows(rows)
         num_supervised = int(self._num_supervised(micro_batches).item())
         sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
 
-        def visit(number: int, num_loops: int, states: Tensor) -> None:
+        def add_losses(number: int, num_loops: int, states: Tensor) -> None:
             sums[loops.index(num_loops)] += loss_sums(self.model, states, micro_batches[number].labels)[1]
 
-        batches = [
-            Batch(tokens=each.tokens, positions=each.positions, segment_ids=each.segment_ids) for each in micro_batches
-        ]
-        self.depths.run(batches, loops, visit)
+        batches = [Batch(tokens=i.tokens, positions=i.positions, segment_ids=i.segment_ids) for i in micro_batches]
+        self.depths.run(batches, loops, add_losses)
         if not self._owns_loss:
             sums.zero_()
         return self._sum(list(sums), vote), num_supervised
 
-    def micro_batches(self, rows: Tensor) -> list[Inputs]:
+    def split_rows(self, rows: Tensor) -> list[Inputs]:
         """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""
         parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
         return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
 
     def pieces(self) -> list[Piece]:
         """What this rank saves of weights and optimizer, as views."""
-        return self.optimizer.pieces(for_saving=True)
+        return self.optimizer.owned_pieces()
 
     def load(self, reader: CheckpointReader, num_updates: int) -> None:
         """Fill weights and optimizer from a checkpoint of any layout. Collective."""
-        reader.load(self.optimizer.pieces(for_saving=False))
+        reader.load(self.optimizer.all_pieces())
         self.optimizer.finish_loading(num_updates)
         self.num_updates = num_updates
 
     def load_weights(self, reader: CheckpointReader) -> None:
         """Fill the weights alone, to start from. Collective."""
-        reader.load(piece for piece in self.optimizer.pieces(for_saving=False) if piece.name.startswith("weights/"))
+        reader.load(piece for piece in self.optimizer.all_pieces() if piece.name.startswith("weights/"))
         self.optimizer.finish_loading(0)
 
     def _num_supervised(self, micro_batches: Sequence[Inputs]) -> Tensor:

@@ -33,10 +33,6 @@ class Groups:
     device: torch.device
 
     @property
-    def is_first_stage(self) -> bool:
-        return self.pipeline.rank() == 0
-
-    @property
     def is_last_stage(self) -> bool:
         return self.pipeline.rank() == self.pipeline.size() - 1
 
@@ -44,21 +40,14 @@ class Groups:
         """How the ranks split the work, for people."""
         return f"tensor {self.tensor.size()} x pipeline {self.pipeline.size()} x data {self.data.size()}"
 
-    @property
-    def is_model_copy(self) -> bool:
-        """Whether this rank is in the first data-parallel replica."""
-        return self.data.rank() == 0
-
 
 def start_world(timeout_minutes: float = 30.0) -> torch.device:
     """Join the default process group (NCCL on GPUs, gloo on CPUs; a lone process is a world) and choose the device."""
     rank, size, local = world_from_environment()
-    device = (
-        torch.device("cuda", local % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
-    )
-    if device.type == "cuda":
+    device, backend = torch.device("cpu"), "gloo"
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", local % torch.cuda.device_count()), "cuda:nccl,cpu:gloo"
         torch.cuda.set_device(device)
-    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes)

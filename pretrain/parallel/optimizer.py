@@ -12,6 +12,7 @@ not means: the loss is already divided by the tokens of the global batch.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class ParallelOptimizer(ABC):
     """What the engine asks of an optimizer; the order of calls in a step is that of the methods."""
 
     inner: torch.optim.Optimizer
+    updated: list[tuple[nn.Parameter, Tensor]]
+    """Parameters of the model, and the fp32 (or wider) weights, or shares of them, that `inner` updates for them."""
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups, shard: bool) -> None:
         self.model, self.groups = model, groups
@@ -68,26 +71,45 @@ class ParallelOptimizer(ABC):
     def step(self, lr: float, gradient_scale: float) -> None:
         """Scale the gradients and update the weights. Collective."""
 
-    @abstractmethod
-    def pieces(self, for_saving: bool) -> list[Piece]:
-        """The fp32 (or wider) weights and the optimizer's state as views; for saving only those that no other rank
-        saves."""
+    def all_pieces(self) -> list[Piece]:
+        """The updated weights and the optimizer's state, as views."""
+        return [piece for parameter, weight in self.updated for piece in self._pieces(parameter, weight)]
 
-    @abstractmethod
+    def owned_pieces(self) -> list[Piece]:
+        """Those of `all_pieces` that this rank alone saves."""
+        owned = [(parameter, weight) for parameter, weight in self.updated if self._owns(parameter)]
+        return [piece for parameter, weight in owned for piece in self._pieces(parameter, weight)]
+
     def finish_loading(self, num_updates: int) -> None:
         """After the pieces were filled: bring the model's weights in line. Collective."""
+        set_num_updates(self.inner, num_updates)
+        with torch.no_grad():
+            self._copy_to_model()
 
     def is_counted(self, parameter: nn.Parameter) -> bool:
         """Whether this rank's copy of a weight is the one that counts among its tensor and pipeline ranks."""
         name = self.names[parameter]
-        return name not in self.model.aliases and (
-            self.model.split_dim(name) is not None or self.groups.tensor.rank() == 0
-        )
+        is_split = self.model.split_dim(name) is not None
+        return name not in self.model.aliases and (is_split or self.groups.tensor.rank() == 0)
 
-    def kept(self, weight: Tensor) -> dict[str, Tensor]:
-        """What a checkpoint holds of a weight that `inner` updates: "weights" and the names of its states -> tensor."""
-        state = self.inner.state[weight]
-        return {"weights": weight.detach()} | {name: tensor for name, tensor in state.items() if name != "step"}
+    def _pieces(self, parameter: nn.Parameter, weight: Tensor) -> Iterator[Piece]:
+        """What a checkpoint holds of a weight that `inner` updates: the weight, and its states by their names."""
+        states = {name: tensor for name, tensor in self.inner.state[weight].items() if name != "step"}
+        stored = self.model.stored_name(self.names[parameter])
+        for kind, tensor in ({"weights": weight.detach()} | states).items():
+            yield self._piece(f"{kind}/{stored}", parameter, tensor)
+
+    @abstractmethod
+    def _owns(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank saves what it holds of a parameter."""
+
+    @abstractmethod
+    def _piece(self, stored: str, parameter: nn.Parameter, tensor: Tensor) -> Piece:
+        """What this rank holds of a parameter, or of one of its states, as a part of the tensor `stored`."""
+
+    @abstractmethod
+    def _copy_to_model(self) -> None:
+        """The updated weights, in the model's precision. Collective."""
 
 
 def main_grad(parameter: nn.Parameter) -> Tensor:
@@ -115,7 +137,7 @@ class ShardedOptimizer(ParallelOptimizer):
                 data_parallel_group_gloo=None, data_parallel_group_idx=0, distributed_optimizer_instance_id=0,
             )  # fmt: skip
         self.inner = self.sharded.optimizer
-        self.shards = [
+        self.updated = [
             (parameter, shard)
             for parameters, shards in (
                 (self.sharded.model_fp32_groups, self.sharded.shard_fp32_groups),
@@ -128,42 +150,32 @@ class ShardedOptimizer(ParallelOptimizer):
 
     def squared_norm(self) -> Tensor:
         self.sharded.prepare_grads()
-        return _squared_norm(
-            [shard.grad for parameter, shard in self.shards if self.is_counted(parameter)], self.groups.device
-        )
+        grads = [shard.grad for parameter, shard in self.updated if self.is_counted(parameter)]
+        return _squared_norm(grads, self.groups.device)
 
     def step(self, lr: float, gradient_scale: float) -> None:
         if gradient_scale != 1.0:
-            torch._foreach_mul_([shard.grad for _, shard in self.shards], gradient_scale)  # type: ignore[attr-defined]
+            torch._foreach_mul_([shard.grad for _, shard in self.updated], gradient_scale)  # type: ignore[attr-defined]
         set_lr(self.inner, lr)
         self.sharded.step_with_ready_grads()
 
-    def pieces(self, for_saving: bool) -> list[Piece]:
-        found = []
-        for parameter, shard in self.shards:
-            if for_saving and not self.is_counted(parameter):
-                continue
-            start = self.sharded._get_model_param_range_map(parameter)["param"].start
-            found += [self._part_piece(prefix, parameter, tensor, start) for prefix, tensor in self.kept(shard).items()]
-        return found
+    def _owns(self, parameter: nn.Parameter) -> bool:
+        return self.is_counted(parameter)
 
-    def finish_loading(self, num_updates: int) -> None:
-        set_num_updates(self.inner, num_updates)
-        with torch.no_grad():
-            self.sharded._copy_main_params_to_model_params()
-            self.ddp.start_param_sync()
-
-    def _part_piece(self, prefix: str, parameter: nn.Parameter, tensor: Tensor, start: int) -> Piece:
-        """A flat range of a parameter, or of a state of its shape, as a piece of the logical tensor."""
+    def _piece(self, stored: str, parameter: nn.Parameter, tensor: Tensor) -> Piece:
+        """A flat range of a parameter, or of a state of its shape."""
         name, tensor_group = self.names[parameter], self.groups.tensor
-        stored, shape = f"{prefix}/{self.model.stored_name(name)}", self.model.weights[name].shape
         dim = self.model.split_dim(name)
-        if dim is None:
-            return Piece(name=stored, tensor=tensor, shape=shape, start=start)
+        index, count = (0, 1) if dim is None else (tensor_group.rank(), tensor_group.size())
         return Piece(
-            name=stored, tensor=tensor, shape=shape, start=start,
-            partition_dim=dim, partition_index=tensor_group.rank(), partition_count=tensor_group.size(),
+            name=stored, tensor=tensor, shape=self.model.weights[name].shape,
+            start=self.sharded._get_model_param_range_map(parameter)["param"].start,
+            partition_dim=dim, partition_index=index, partition_count=count,
         )  # fmt: skip
+
+    def _copy_to_model(self) -> None:
+        self.sharded._copy_main_params_to_model_params()
+        self.ddp.start_param_sync()
 
 
 class ReplicatedOptimizer(ParallelOptimizer):
@@ -172,12 +184,12 @@ class ReplicatedOptimizer(ParallelOptimizer):
     def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
         super().__init__(model, config, groups, shard=False)
         wide = torch.promote_types(config.params_dtype, torch.float32)
-        self.wholes = [
-            (parameter, nn.Parameter(self._gather(name, parameter.detach()).to(wide)))
+        wholes = {
+            name: nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))
             for parameter, name in self.names.items()
-        ]
-        named = ((self.names[parameter], whole) for parameter, whole in self.wholes)
-        self.inner = make_optimizer(parameter_groups(named, model.weights, settings), settings)
+        }
+        self.updated = [(parameter, wholes[name]) for parameter, name in self.names.items()]
+        self.inner = make_optimizer(parameter_groups(wholes.items(), model.weights, settings), settings)
         fill_state(self.inner, settings)
 
     def squared_norm(self) -> Tensor:
@@ -187,36 +199,26 @@ class ReplicatedOptimizer(ParallelOptimizer):
     def step(self, lr: float, gradient_scale: float) -> None:
         set_lr(self.inner, lr)
         with torch.no_grad():
-            for parameter, whole in self.wholes:
-                whole.grad = self._gather(self.names[parameter], main_grad(parameter)) * gradient_scale
+            for parameter, whole in self.updated:
+                whole.grad = self._gather(parameter, main_grad(parameter)) * gradient_scale
             self.inner.step()
             self._copy_to_model()
 
-    def pieces(self, for_saving: bool) -> list[Piece]:
-        if for_saving and (self.groups.tensor.rank() or self.groups.data.rank()):
-            return []
-        found = []
-        for parameter, whole in self.wholes:
-            if for_saving and not self.is_counted(parameter):
-                continue
-            stored = self.model.stored_name(self.names[parameter])
-            found += [Piece.whole(f"{prefix}/{stored}", tensor) for prefix, tensor in self.kept(whole).items()]
-        return found
+    def _owns(self, parameter: nn.Parameter) -> bool:
+        return self.is_counted(parameter) and not (self.groups.tensor.rank() or self.groups.data.rank())
 
-    def finish_loading(self, num_updates: int) -> None:
-        set_num_updates(self.inner, num_updates)
-        with torch.no_grad():
-            self._copy_to_model()
+    def _piece(self, stored: str, parameter: nn.Parameter, tensor: Tensor) -> Piece:
+        return Piece.whole(stored, tensor)
 
     def _copy_to_model(self) -> None:
-        for parameter, whole in self.wholes:
+        for parameter, whole in self.updated:
             dim = self.model.split_dim(self.names[parameter])
             part = whole if dim is None else whole.chunk(self.groups.tensor.size(), dim)[self.groups.tensor.rank()]
             parameter.copy_(part)
 
-    def _gather(self, name: str, tensor: Tensor) -> Tensor:
-        """The whole of a tensor that is split like the parameter `name`, as a copy."""
-        dim = self.model.split_dim(name)
+    def _gather(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+        """The whole of a tensor that is split like `parameter`, as a copy."""
+        dim = self.model.split_dim(self.names[parameter])
         if dim is None:
             return tensor.clone()
         parts = [torch.empty_like(tensor) for _ in range(self.groups.tensor.size())]

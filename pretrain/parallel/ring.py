@@ -50,46 +50,47 @@ class _Carried:
         """Keep a copy for the later loops; returns states and what is carried as loop 0 uses them."""
         if carried is None:
             return states, None
-        copy = self._copies[micro_batch] = carried.detach().requires_grad_(carried.requires_grad)
-        return _JoinGradient.apply(states, carried, [copy])  # type: ignore[no-any-return]
+        self._copies[micro_batch] = carried.detach().requires_grad_(carried.requires_grad)
+        return _JoinGradient.apply(states, carried, self._copies, micro_batch)  # type: ignore[no-any-return]
 
     def get(self, micro_batch: int) -> Tensor | None:
         return self._copies.get(micro_batch)
 
 
 class _JoinGradient(torch.autograd.Function):
-    """Identity of states and what is carried; backward adds the gradient that the copy of the latter has collected.
+    """Identity of states and what is carried; backward adds the gradient that the copy of the latter has collected, and
+    lets the copy go.
 
-    Whichever of the two loop 0 uses, backward comes here. The copy is in a list, for it is not an input: it must not
-    wait for this.
+    Whichever of the two loop 0 uses, backward comes here. The copy is not an input: it must not wait for this.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, carried: Tensor, copy: list[Tensor]) -> tuple[Tensor, Tensor]:
-        (ctx.copy,) = copy
+    def forward(
+        ctx: Any, states: Tensor, carried: Tensor, copies: dict[int, Tensor], micro_batch: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.copies, ctx.micro_batch = copies, micro_batch
         ctx.set_materialize_grads(False)
         return states.view_as(states), carried.view_as(carried)
 
     @staticmethod
     def backward(  # type: ignore[override]
         ctx: Any, of_states: Tensor | None, of_carried: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None]:
-        collected = ctx.copy.grad
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        collected = ctx.copies.pop(ctx.micro_batch).grad
         if collected is not None and of_carried is not None:
             collected = of_carried + collected
-        return of_states, of_carried if collected is None else collected, None
+        return of_states, of_carried if collected is None else collected, None, None
 
 
-class Chunk(nn.Module):
+class LoopChunk(nn.Module):
     """One loop on one stage; owns no parameters."""
 
     def __init__(
         self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, carried: _Carried
     ) -> None:
         super().__init__()
-        self.model_type = ModelType.encoder_or_decoder
+        self.model_type, self.config = ModelType.encoder_or_decoder, config
         self.vp_stage = loop if num_passes > 1 else None
-        self.config = config
         self.loop, self.num_passes, self.carried = loop, num_passes, carried
         self.received: Tensor | None = None
         self.num_seen = 0
@@ -105,7 +106,7 @@ class Chunk(nn.Module):
         (model,) = self._stage
         context = model.context(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
         if self.received is None:
-            states, carried = self.carried.keep(self.num_seen, *model.begin(inputs.tokens, context, inputs.positions))
+            states, carried = self.carried.keep(self.num_seen, *model.begin(inputs.tokens, context))
         else:
             states, carried = self.received.flatten(0, 1), self.carried.get(self.num_seen)
         self.num_seen += 1
@@ -115,8 +116,8 @@ class Chunk(nn.Module):
         return states.unsqueeze(1)
 
 
-class Whole(nn.Module):
-    """The whole model as the one chunk of a pipeline of one stage."""
+class WholeModel(nn.Module):
+    """The one chunk of a pipeline of one stage."""
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, num_loops: int) -> None:
         super().__init__()
@@ -158,33 +159,28 @@ class Ring:
             z_loss_weight: see `loss_sums`.
 
         Returns:
-            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 but on the last
-                stage.
+            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 except on the
+            last stage.
 
         Raises:
             ValueError: fewer micro-batches than stages.
         """
-        num_stages = self.groups.pipeline.size()
-        num_passes = self.model.config.num_passes(num_loops)
+        num_stages, num_passes = self.groups.pipeline.size(), self.model.config.num_passes(num_loops)
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
-        chunks: list[nn.Module]
-        if num_stages == 1:
-            chunks = [Whole(self.model, config, num_loops)]
-        else:
+        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops)]
+        if num_stages > 1:
             carried = _Carried()
-            chunks = [Chunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
+            chunks = [LoopChunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
 
         def forward_step(batches: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
             inputs = next(batches)
-            output = chunk(inputs)
 
             def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 total, nll = loss_sums(self.model, states, inputs.labels, z_loss_weight)
                 return total / num_supervised, _NO_TOKENS, nll / num_supervised
 
-            return output, loss
+            return chunk(inputs), loss
 
-        tokens = micro_batches[0].tokens.numel()
         several = len(chunks) > 1
         schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
         losses = schedule(
@@ -192,7 +188,7 @@ class Ring:
             data_iterator=[iter(micro_batches) for _ in chunks] if several else iter(micro_batches),
             model=chunks if several else chunks[0],
             num_microbatches=len(micro_batches),
-            seq_length=tokens,
+            seq_length=micro_batches[0].tokens.numel(),
             micro_batch_size=1,
             forward_only=False,
             pg_collection=self.collection,
@@ -203,13 +199,11 @@ class Ring:
     def _schedule_config(self, num_stages: int, num_passes: int, num_micro_batches: int) -> TransformerConfig:
         """The configuration that schedules; the one that builds layers must not know of virtual stages."""
         config = replace(self.config)
-        if num_stages == 1:
-            return config
-        interleaved = num_passes > 1
-        config.overlap_p2p_comm, config.batch_p2p_comm = interleaved, not interleaved
-        config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
-        if interleaved:
-            config.virtual_pipeline_model_parallel_size = num_passes
+        if num_stages > 1:
+            interleaved = num_passes > 1
+            config.overlap_p2p_comm, config.batch_p2p_comm = interleaved, not interleaved
+            config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
+            config.virtual_pipeline_model_parallel_size = num_passes if interleaved else None
         return config
 
 

@@ -8,7 +8,7 @@ from megatron.core.transformer import TransformerConfig
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.model import ModelSection
-from pretrain.config.run import ParallelSection
+from pretrain.config.run import ParallelSection, Recompute
 from pretrain.config.saved_model import SavedModel
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
@@ -19,7 +19,7 @@ from pretrain.parallel.tensor import tensor_parallel_ops
 
 
 def build_stage(
-    model: ModelSection, seq_len: int, megatron: TransformerConfig, groups: Groups, recompute: str = "none"
+    model: ModelSection, seq_len: int, megatron: TransformerConfig, groups: Groups, recompute: Recompute = "none"
 ) -> LoopedGPT:
     """The part of a model that this rank holds, without values."""
     use_cpu()

@@ -1,7 +1,7 @@
 """The vote to stop: all ranks end after the same piece of work, for the same reason.
 
-Each rank puts its wish into a sum over all ranks that the work does anyway; a signal that comes later counts in the
-next one. Where ranks have several reasons, the weightiest wins. Cost: a few numbers in a collective.
+Each rank puts its stop request into a sum over all ranks that the work does anyway; a signal that comes later counts in
+the next one. Where ranks have several reasons, the weightiest wins. Cost: a few numbers in a collective.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ class StopVote:
     """One rank's part of the vote.
 
     Args:
-        wish: why this rank wants to stop now: one of REASONS, or None.
+        stop_request: why this rank wants to stop now: one of REASONS, or None.
         device: where the collectives of the world work.
     """
 
-    def __init__(self, wish: Callable[[], str | None], device: torch.device) -> None:
-        self._wish, self._device = wish, device
+    def __init__(self, stop_request: Callable[[], str | None], device: torch.device) -> None:
+        self._stop_request, self._device = stop_request, device
         self.reason: str | None = None
         """Why all ranks stop, the same on each; None while they go on."""
 
     def sum(self, values: Tensor) -> list[float]:
         """Sum numbers [n] over all ranks, and vote in the same collective."""
-        wish = self._wish()
-        ballot = [float(reason == wish) for reason in REASONS]
+        request = self._stop_request()
+        ballot = [float(reason == request) for reason in REASONS]
         ballots = torch.tensor(ballot, dtype=torch.float64, device=self._device)
         totals = sum_over_ranks(torch.cat((values.double(), ballots)))
         chosen = [reason for reason, count in zip(REASONS, totals[len(values) :], strict=True) if count]

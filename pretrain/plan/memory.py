@@ -9,12 +9,10 @@ held). torch.compile may keep less.
 
 from dataclasses import dataclass
 
-from pretrain.config.run import RunConfig
+from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.plan.pipeline import peak_in_flight
-
-BYTES = {"fp64": 8, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,7 @@ class Activations:
     @property
     def _outside(self) -> float:
         """One layer outside the loop."""
-        return self.state if self.config.train.recompute == "layer" else self.layer
+        return {"none": self.layer, "loop": self.layer, "layer": self.state}[self.config.train.recompute]
 
     @property
     def _tail(self) -> float:
@@ -127,4 +125,5 @@ class Activations:
         unit = num_layers * self.layer + gradients
         if not self.stage.is_last:
             return unit
-        return max(unit - (self._tail if recompute == "loop" else self.head), self._loss_working)
+        gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]
+        return max(unit - gone, self._loss_working)

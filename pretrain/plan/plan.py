@@ -15,13 +15,13 @@ import math
 from dataclasses import dataclass
 
 from pretrain.config.layout import Layout, check_layout
-from pretrain.config.run import RunConfig
+from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.count import body_flops, count, count_parameters, head_flops, train_flops_per_token
 from pretrain.model.loop.recurrence import Stage
 from pretrain.model.weights import stage_weights
 from pretrain.optim.loop_count import mean_loops
 from pretrain.optim.optimizers import is_sharded, optimizer_kind
-from pretrain.plan.memory import BYTES, Activations
+from pretrain.plan.memory import Activations
 
 
 @dataclass(frozen=True, kw_only=True)

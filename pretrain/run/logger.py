@@ -9,7 +9,7 @@ import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from pretrain.config.read import Dumpable
 from pretrain.config.run import LoggingSection, RunSection
@@ -155,14 +155,13 @@ def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
     if not is_there(id_file):
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(f"{config.run.name}-{secrets.token_hex(4)}\n")
-    mode: Literal["offline", "online"] = "online" if config.logging.wandb == "online" else "offline"
     return wandb.init(
         project=config.logging.wandb_project,
         id=id_file.read_text().strip(),
         name=config.run.name,
         dir=run_dir,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
+        mode=config.logging.wandb,
+        resume={"online": "allow", "offline": None}[config.logging.wandb],
         config=config.model_dump(),
         settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_SECONDS),
     )

@@ -100,7 +100,7 @@ class RunSession:
     ) -> None:  # fmt: skip
         self.config, self.layout, self.groups, self.saved, self.tokenizer = config, layout, groups, saved, tokenizer
         self.rank, self.directory = dist.get_rank(), config.run.directory
-        self.vote = StopVote(self._wish, groups.device)
+        self.vote = StopVote(self._stop_request, groups.device)
         self.warnings: list[str] = []
         self.notes: list[str] = []
         """Said when the run begins, as are the warnings."""
@@ -306,7 +306,7 @@ class RunSession:
     def _lose(self) -> None:
         self._is_lost = True
 
-    def _wish(self) -> str | None:
+    def _stop_request(self) -> str | None:
         """Why this rank wants to stop.
 
         Raises:

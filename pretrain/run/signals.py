@@ -1,4 +1,4 @@
-"""Stop signals: they become a wish of this rank; all ranks vote on it (`pretrain/parallel/stop_vote.py`).
+"""Stop signals: they become a stop request of this rank; all ranks vote on it (`pretrain/parallel/stop_vote.py`).
 
 SIGTERM, SIGUSR1 (Slurm's warning before the time limit) or SIGINT (Ctrl-C) sets a flag here and nothing else, so the
 step under way finishes. A second Ctrl-C raises KeyboardInterrupt at once.

@@ -218,7 +218,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 def _steps_of_epochs(rows: Sequence[LoggedStep], epochs: int | None) -> int | None:
     """Steps of a run that counts epochs: step s in epoch e (from 0) means e * n < s <= (e + 1) * n steps an epoch."""
     known = [(row.step, row.epoch) for row in rows if row.epoch is not None]
-    least = max((-(-step // (epoch + 1)) for step, epoch in known), default=0)
+    least = max((math.ceil(step / (epoch + 1)) for step, epoch in known), default=0)
     most = min(((step - 1) // epoch for step, epoch in known if epoch), default=0)
     return epochs * least if epochs and least == most else None
 

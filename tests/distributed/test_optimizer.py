@@ -1,4 +1,4 @@
-"""Optimizers over ranks: weights after some steps equal one process; bad steps and wishes to stop are agreed on by all
+"""Optimizers over ranks: weights after some steps equal one process; bad steps and stop requests are agreed on by all
 ranks."""
 
 from collections.abc import Iterator
@@ -251,11 +251,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
             assert clean.values.tobytes() == disturbed.values.tobytes(), clean.name
 
 
-def vote(config: RunConfig, wishes: list[str | None]) -> list[str | None]:
+def vote(config: RunConfig, requests: list[str | None]) -> list[str | None]:
     """The reason to stop after a step, an evaluation and a vote alone; each begins without one, and keeps it."""
     engine, groups = make_engine(config)
     rows, rank = own_rows(make_rows(NUM_ROWS), groups), torch.distributed.get_rank()
-    votes = [StopVote(iter([wishes[rank], None]).__next__, groups.device) for _ in range(3)]
+    votes = [StopVote(iter([requests[rank], None]).__next__, groups.device) for _ in range(3)]
     engine.train_step(rows, 1, 0.0, votes[0])
     engine.evaluate(rows, (1,), votes[1])
     votes[2].hold()
@@ -265,7 +265,7 @@ def vote(config: RunConfig, wishes: list[str | None]) -> list[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "reason"),
+    ("requests", "reason"),
     [
         ([None, None, None, None], None),
         ([None, None, None, "train.exit_after"], "train.exit_after"),
@@ -273,6 +273,8 @@ def vote(config: RunConfig, wishes: list[str | None]) -> list[str | None]:
         (["SIGINT", "SIGINT", "SIGUSR1", "SIGINT"], "SIGUSR1"),
     ],
 )
-def test_all_ranks_stop_for_the_weightiest_reason(pool: RankPool, wishes: list[str | None], reason: str | None) -> None:
+def test_all_ranks_stop_for_the_weightiest_reason(
+    pool: RankPool, requests: list[str | None], reason: str | None
+) -> None:
     config = tiny_config(pipeline=2, train={"precision": "fp32"})
-    assert pool.run(vote, config, wishes, world_size=4) == [[reason] * 3] * 4
+    assert pool.run(vote, config, requests, world_size=4) == [[reason] * 3] * 4

@@ -106,7 +106,7 @@ def _rank(num_loops: int, layers: str, num_rounds: int) -> None:
     sleeps = [_Sleep(layer, LAYER_S) for layer in engine.model.loop.values()] if layers == "timed" else []
     shape, generator = (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), torch.Generator().manual_seed(0)
     tokens = torch.randint(2, VOCAB_SIZE, shape, generator=generator)
-    micro_batches = engine.micro_batches(tokens)
+    micro_batches = engine.split_rows(tokens)
     num_supervised = torch.tensor(float(NUM_MICRO_BATCHES * SEQ_LEN[layers]))
     shares = []
     for _ in range(num_rounds + 1):

@@ -62,7 +62,7 @@ def permute(elements: np.ndarray, size: int, key: int) -> np.ndarray:
     """Images of `elements`, integers [n] below `size`, under the permutation of range(size) that `key` (`make_key`)
     chooses: int64 [n]; over all of range(size) each value appears once."""
     rows = np.uint64(math.isqrt(size - 1) + 1)
-    columns = np.uint64(-(-size // int(rows)))
+    columns = np.uint64(math.ceil(size / int(rows)))
     round_keys = mix(np.uint64(key) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN)
     image = np.array(elements, dtype=np.uint64)
     outside = np.arange(len(image))

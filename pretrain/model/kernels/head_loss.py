@@ -40,10 +40,7 @@ class _HeadLoss(torch.autograd.Function):
         gradients = None
         if with_gradients:
             # sums over blocks are kept in fp32 or wider
-            gradients = (
-                torch.empty_like(states),
-                torch.zeros_like(weight, dtype=wide),
-            )
+            gradients = (torch.empty_like(states), torch.zeros_like(weight, dtype=wide))
             ctx.save_for_backward(*gradients)
         for first in range(0, states.shape[0], LOSS_BLOCK_TOKENS):
             rows = slice(first, first + LOSS_BLOCK_TOKENS)

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Separators
+from pretrain.device.hardware import DTYPES
 from pretrain.model.count import count
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels import blocked_attention, head_loss
@@ -28,7 +29,6 @@ from pretrain.plan.text import plan_rows
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
 LLAMA = {"num_key_value_heads": 2}
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 ROOT = Path(__file__).parents[3]
 
 

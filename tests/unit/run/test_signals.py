@@ -10,7 +10,7 @@ from pretrain.run.signals import STOP_SIGNALS, StopSignal
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_becomes_a_wish(number: signal.Signals) -> None:
+def test_a_signal_becomes_a_stop_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal() as stop:
         assert stop.requested is None
