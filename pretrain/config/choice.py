@@ -10,12 +10,7 @@ MOST_LISTED = 40
 
 
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
-    """The entry `name` of a table.
-
-    Args:
-        table: entries by name.
-        name: the one that is asked for.
-        key: configuration key that names it, for the error.
+    """The entry `name` of a table; `key` is the configuration key that names it.
 
     Raises:
         ValueError: the table does not have it.

@@ -16,7 +16,7 @@ def config_help(
 ) -> str:
     """All options and all keys with type, default and meaning, for a terminal of `columns` columns."""
     width = max(60, min(columns, 120)) - 1
-    lines = [title, "", *textwrap.wrap(usage, width, initial_indent="  ", subsequent_indent="      "), ""]
+    lines = [title, "", *_wrapped(usage, width, 2), ""]
     for name, meaning in options.items():
         lines += textwrap.wrap(meaning, width, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18)
     lines += ["", *textwrap.wrap(f"{launch} Every KEY with its default:", width)]
@@ -28,32 +28,27 @@ def config_help(
             lines += ["", f"{heading} {'─' * (width - len(heading) - 1)}"]
         if section and not in_list:
             if "." in key:
-                lines += textwrap.wrap(
-                    f"{key}: {info.description}", width, initial_indent="  ", subsequent_indent="      "
-                )
+                lines += _wrapped(f"{key}: {info.description}", width, 2)
             continue
         lines += _key_help(key, info, width)
     return "\n".join(lines) + "\n"
 
 
 def _key_help(key: str, info: FieldInfo, width: int) -> list[str]:
-    setting = (
-        f"  {key} (required)"
-        if info.is_required()
-        else f"  {key}={inline(info.get_default(call_default_factory=True))}"
-    )
-    kind = _kind(info)
+    value = " (required)" if info.is_required() else f"={inline(info.get_default(call_default_factory=True))}"
+    setting, kind = f"  {key}{value}", _kind(info)
     gap = width - len(setting) - len(kind)
     if gap >= 2:
         lines = [f"{setting}{' ' * gap}{kind}"]
     else:
-        lines = (
-            textwrap.wrap(setting, width, subsequent_indent="      ", drop_whitespace=False)
-            if len(setting) > width
-            else [setting]
-        )
+        lines = textwrap.wrap(setting, width, subsequent_indent=" " * 6, drop_whitespace=False)
         lines += [f"{part:>{width}}" for part in textwrap.wrap(kind, width - 6)]
-    return lines + textwrap.wrap(info.description or "", width, initial_indent="      ", subsequent_indent="      ")
+    return lines + _wrapped(info.description or "", width, 6)
+
+
+def _wrapped(text: str, width: int, indent: int) -> list[str]:
+    """A paragraph whose lines after the first stand at column 6."""
+    return textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * 6)
 
 
 def config_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -68,11 +63,10 @@ def config_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
 def _kind(info: FieldInfo) -> str:
     """The type of a field in words, with its range."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [
-        f"{sign} {getattr(rule, name)}" for rule in info.metadata for name, sign in signs.items() if hasattr(rule, name)
-    ]
-    kind = _type_words(info.annotation)
-    return " ".join([kind.removesuffix(" or null"), *bounds]) + (" or null" if kind.endswith(" or null") else "")
+    kind, null, _ = _type_words(info.annotation).partition(" or null")
+    for rule in info.metadata:
+        kind += "".join(f" {sign} {getattr(rule, name)}" for name, sign in signs.items() if hasattr(rule, name))
+    return kind + null
 
 
 def _type_words(annotation: Any) -> str:
@@ -105,8 +99,6 @@ def section_in(annotation: Any) -> tuple[type[Section] | None, bool]:
 def inline(value: object) -> str:
     """A value as YAML on one line. Text that is not printable is escaped: PyYAML does not read back some line breaks of
     Unicode."""
-    is_printable = "\\" not in repr(value)
-    text = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=is_printable, sort_keys=False, width=float("inf")
-    )
+    style: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "width": float("inf")}
+    text = yaml.safe_dump(value, allow_unicode="\\" not in repr(value), **style)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -29,20 +29,19 @@ def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], m
     """
     require_divides("world size", world_size, *replica)
     data_parallel = world_size // replica[1]
-    require_divides(*batch, "train.micro_batch · data-parallel size", micro_batch * data_parallel)
-    return Layout(
-        world_size=world_size, data_parallel=data_parallel, micro_batches=batch[1] // (micro_batch * data_parallel)
-    )
+    at_once = micro_batch * data_parallel
+    require_divides(*batch, "train.micro_batch · data-parallel size", at_once)
+    return Layout(world_size=world_size, data_parallel=data_parallel, micro_batches=batch[1] // at_once)
 
 
 def check_layout(config: RunConfig, world_size: int) -> Layout:
     """The layout of a pretraining run.
 
     Raises:
-        ValueError: naming the key and value that do not fit so many ranks.
+        ValueError: naming the key and value that do not fit the number of ranks.
     """
-    replica = ("parallel.tensor · parallel.pipeline", config.ranks_per_replica)
-    layout = lay_out(world_size, replica, ("train.global_batch", config.train.global_batch), config.train.micro_batch)
+    replica, train = ("parallel.tensor · parallel.pipeline", config.ranks_per_replica), config.train
+    layout = lay_out(world_size, replica, ("train.global_batch", train.global_batch), train.micro_batch)
     require_divides("data.num_streams", config.data.num_streams, "data-parallel size", layout.data_parallel)
     if layout.micro_batches < config.parallel.pipeline:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""The shape of the model as configuration: typed, strict, documented line by line. The rest of a run:
-`pretrain/config/run.py`."""
+"""The shape of the model as configuration. The rest of a run: `pretrain/config/run.py`."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -123,22 +122,16 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelSection":
+        heads, regulariser = ("model.num_attention_heads", self.num_attention_heads), self.loop_regulariser
         if self.head_size is None:
-            require_divides(
-                "model.hidden_size", self.hidden_size, "model.num_attention_heads", self.num_attention_heads
-            )
-        require_divides(
-            "model.num_attention_heads", self.num_attention_heads, "model.num_key_value_heads", self.kv_heads
-        )
+            require_divides("model.hidden_size", self.hidden_size, *heads)
+        require_divides(*heads, "model.num_key_value_heads", self.kv_heads)
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
                 f"the width of a head, {self.head_dim}, must be even for rotary positions: see model.head_size"
             )
-        regulariser = self.loop_regulariser
         if regulariser.weight and not regulariser.block_size:
-            raise ValueError(
-                "model.loop_regulariser.weight needs model.loop_regulariser.block_size: the layers per block"
-            )
+            raise ValueError("model.loop_regulariser.weight needs model.loop_regulariser.block_size: layers per block")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
         if regulariser.block_size:
@@ -147,10 +140,6 @@ class ModelSection(Section):
                     "model.loop_regulariser is for an unlooped model: "
                     "set model.num_loops=1 or loop_regulariser.block_size=0"
                 )
-            require_divides(
-                "model.num_loop_layers",
-                self.num_loop_layers,
-                "model.loop_regulariser.block_size",
-                regulariser.block_size,
-            )
+            block = ("model.loop_regulariser.block_size", regulariser.block_size)
+            require_divides("model.num_loop_layers", self.num_loop_layers, *block)
         return self

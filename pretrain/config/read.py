@@ -58,9 +58,8 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
             return schema.model_validate(settings.values)
         except ValidationError as error:
             whole = f"{path} with overrides" if overrides else str(path)
-            settings.problems.extend(
-                _explain(detail, settings.origins, whole) for detail in error.errors(include_url=False)
-            )
+            details = error.errors(include_url=False)
+            settings.problems.extend(_explain(detail, settings.origins, whole) for detail in details)
     raise ValueError("\n".join(settings.problems))
 
 
@@ -329,13 +328,9 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _short(value: object) -> str:
-    text = (
-        f"[{', '.join(map(_short, value))}]"
-        if isinstance(value, list)
-        else value
-        if isinstance(value, str)
-        else inline(value)
-    )
+    text = value if isinstance(value, str) else inline(value)
+    if isinstance(value, list):
+        text = f"[{', '.join(map(_short, value))}]"
     return textwrap.shorten(text, 60, placeholder=" ...") or "''"
 
 

@@ -1,12 +1,8 @@
-"""The run configuration: one typed, strict, documented tree for pretraining.
+"""The configuration of a pretraining run, and what that of fine-tuning has in common with it.
 
-Every field is documented by the line below it: meaning, unit and default rule; `python -m pretrain.train --help` prints
-those lines. Validators only check, they never change a value. A value that depends on others (micro-batches per step,
-say) is a property, so that the configuration saved in the run directory is what the user wrote plus the defaults of the
-code.
-
-Reading files, overrides and error messages for people: `pretrain/config/read.py`. What depends on the number of ranks:
-`pretrain/config/layout.py`.
+The line below a field gives its meaning, unit and default rule; `--help` prints it. Validators check and never change a
+value, and what depends on other values is a property: the configuration in a run directory is what the user wrote plus
+the defaults of the code. Reading files and overrides: `read.py`. What depends on the number of ranks: `layout.py`.
 """
 
 from pathlib import Path
@@ -22,7 +18,7 @@ BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
 """Of one number. Types of torch: `pretrain/device/hardware.py`."""
 Recompute = Literal["none", "loop", "layer"]
 SYMBOLS_PREFIX = "symbols:"
-"""A tokenizer of this name is no file but spells its symbols out."""
+"""Prefix of a tokenizer given inline, as its symbols."""
 
 
 class RunSection(Section):
@@ -139,8 +135,7 @@ class TrainSection(CommonTrainSection):
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
     """How the loop count of each step is chosen, as a function of (run.seed, step) alone."""
     max_bad_steps: int = Field(default=10, gt=0)
-    """Stop after so many steps in a row whose loss or gradient is not finite; each is skipped by agreement of all
-    ranks."""
+    """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
 
 
 class AdamWSection(Section):
@@ -207,7 +202,7 @@ class CheckpointSection(CommonCheckpointSection):
     every: int = Field(default=500, ge=0)
     """Steps between checkpoints; 0 = only at the end and on a signal."""
     keep_every: int = Field(default=0, ge=0)
-    """Checkpoints at multiples of so many steps are kept for ever; 0 = none."""
+    """Every checkpoint at a multiple of this step count is kept; 0 = none."""
     asynchronous: bool = True
     """Write in the background: the step waits only for the copy out of the training state."""
 
@@ -263,35 +258,28 @@ class RunConfig(EntryConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> "RunConfig":
-        model, parallel, train = self.model, self.parallel, self.train
+        model, parallel, train, validation = self.model, self.parallel, self.train, self.validation
         model.require_split(("parallel.tensor", parallel.tensor), ("parallel.pipeline", parallel.pipeline))
         if parallel.sequence:
             if parallel.tensor == 1:
                 raise ValueError(
                     "parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1"
                 )
-            require_divides(
-                "train.micro_batch · train.seq_len",
-                train.micro_batch * train.seq_len,
-                "parallel.tensor",
-                parallel.tensor,
-            )
+            tokens = ("train.micro_batch · train.seq_len", train.micro_batch * train.seq_len)
+            require_divides(*tokens, "parallel.tensor", parallel.tensor)
         require_divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
-        if train.global_batch // train.micro_batch < parallel.pipeline:
+        num_micro_batches = train.global_batch // train.micro_batch
+        if num_micro_batches < parallel.pipeline:
             raise ValueError(
-                f"train.global_batch / train.micro_batch = {train.global_batch // train.micro_batch} micro-batches are "
-                f"fewer than parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
+                f"train.global_batch / train.micro_batch = {num_micro_batches} micro-batches are fewer than "
+                f"parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
-        model.require_loops("validation.num_loops", self.validation.num_loops)
-        if (
-            self.validation.tasks_every
-            and not self.validation.tasks
-            and all(source.task is None for source in self.data.sources)
-        ):
+        model.require_loops("validation.num_loops", validation.num_loops)
+        has_tasks = validation.tasks or any(source.task is not None for source in self.data.sources)
+        if validation.tasks_every and not has_tasks:
             raise ValueError(
-                f"validation.tasks_every={self.validation.tasks_every}, but data.sources has no task: "
-                "name validation.tasks"
+                f"validation.tasks_every={validation.tasks_every}, but data.sources has no task: name validation.tasks"
             )
         if self.optimizer.warmup_steps >= train.steps > 1:
             raise ValueError(

@@ -80,9 +80,7 @@ def precision_warning(device: torch.device, dtype: torch.dtype) -> str | None:
     """One line if this device can only emulate the precision, else None."""
     if device.type != "cpu" or dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    return (
-        "this CPU has no bf16 instructions, products in bf16 are many times slower: train.precision=fp32 is faster here"
-    )
+    return "this CPU has no bf16 instructions and emulates them many times slower: train.precision=fp32 is faster here"
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -95,8 +93,6 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def device_name(device: torch.device) -> str:
     """Name of the device of a rank, for logs."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu with {torch.get_num_threads()} threads a rank"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu with {torch.get_num_threads()} threads a rank"

@@ -13,9 +13,9 @@ shared block:
                                                                operands
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
-and how MFU is usually stated (Chowdhery et al. 2022, appendix B). A fused kernel's second computation of the scores is
-its own affair and not counted, nor is anything that is no matrix product. The rule of thumb 6·N misses attention and,
-above all, counts a block once that runs L times.
+and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, and not a fused
+kernel's second computation of the scores. The rule of thumb 6·N misses attention and, above all, counts a block once
+that runs L times.
 """
 
 from collections import Counter
@@ -87,14 +87,9 @@ def forward_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | 
 def train_flops_per_token(
     model: ModelSection, seq_len: int, num_loops: int | None = None, recompute: Recompute = "none"
 ) -> int:
-    """Forward and backward FLOPs for one token.
+    """Forward and backward FLOPs for one token, with what the backward pass computes again.
 
-    Args:
-        model: shape of the model.
-        seq_len: tokens per sequence.
-        num_loops: loops actually run; the configuration's by default.
-        recompute: what the backward pass computes again. MFU and `train_flops` use "none", the work the model asks for;
-            with the run's own mode this is the work the machine does.
+    MFU and `train_flops` use "none", the work the model asks for; the run's own mode gives the work the machine does.
     """
     flops = 3 * forward_flops_per_token(model, seq_len, num_loops)
     depth, passes = model.effective_depth(num_loops), model.num_passes(num_loops)

@@ -14,8 +14,6 @@ weights. The loop count is an argument, never drawn here. Source: Saunshi et al.
 Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -63,7 +61,8 @@ class LoopedGPT(nn.Module):
                 self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
             self.injection = injection_kind(config).make(ops, under(self.weights, "injection"))
         self.prelude, self.loop, self.coda = (
-            self._layers(part, numbers) for part, numbers in self.recurrence.layers().items()
+            nn.ModuleDict({str(n): Layer(config, ops, under(self.weights, f"{part}.{n}")) for n in numbers})
+            for part, numbers in self.recurrence.layers().items()
         )
         self.final_norm = self.head = None
         if stage.is_last:
@@ -73,11 +72,6 @@ class LoopedGPT(nn.Module):
                 self.head.weight = self.embedding.weight
         shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
         check_parameters(shapes, self.weights, ops.size)
-
-    def _layers(self, part: str, numbers: Iterable[int]) -> nn.ModuleDict:
-        return nn.ModuleDict(
-            {str(n): Layer(self.config, self.ops, under(self.weights, f"{part}.{n}")) for n in numbers}
-        )
 
     def split_dim(self, name: str) -> int | None:
         """The dimension along which tensor-parallel ranks share a parameter, or None if this rank holds it whole."""

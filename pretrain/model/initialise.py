@@ -17,13 +17,7 @@ from pretrain.model.gpt import LoopedGPT
 
 @torch.no_grad()
 def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
-    """Fill all parameters of a model, or of its part, in place.
-
-    Args:
-        model: the model, or its part.
-        seed: `run.seed`.
-        rank: tensor-parallel rank.
-    """
+    """Fill all parameters of a model, or of the part that tensor-parallel rank `rank` holds, in place."""
     config, size = model.config, model.ops.size
     constants = {"ones": 1.0, "zeros": 0.0}
     stds = {"normal": config.init_std, "residual": config.init_std / math.sqrt(2 * config.effective_depth())}

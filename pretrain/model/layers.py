@@ -9,6 +9,7 @@ Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias
 work, O(s) memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -156,15 +157,13 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (
             ops.linear(under(weights, name)) for name in ("query", "key", "value", "output")
         )
+        make_norm: Callable[[str], nn.Module | None] = {
+            "none": lambda _: None,
+            "head": lambda _: RMSNorm(config.head_dim, config.norm_epsilon),
+            "all": lambda name: SplitRMSNorm(weights[f"{name}.weight"], config.norm_epsilon, ops),
+        }[config.qk_norm]
         self.norms_heads = config.qk_norm == "head"
-        self.query_norm = self.key_norm = None
-        if config.qk_norm == "head":
-            self.query_norm, self.key_norm = (RMSNorm(config.head_dim, config.norm_epsilon) for _ in range(2))
-        if config.qk_norm == "all":
-            self.query_norm, self.key_norm = (
-                SplitRMSNorm(weights[name], config.norm_epsilon, ops)
-                for name in ("query_norm.weight", "key_norm.weight")
-            )
+        self.query_norm, self.key_norm = make_norm("query_norm"), make_norm("key_norm")
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         states = self.ops.to_split(states)

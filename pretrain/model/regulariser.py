@@ -33,25 +33,15 @@ def regularisation(model: LoopedGPT) -> Tensor:
     settings, config = model.config.loop_regulariser, model.config
     paths = [f"{_PATHS[name]}.weight" for name in settings.groups]
     present = [path for path in paths if path in layer_weights(config)]  # gate is not in every model
-    pairs = [
-        (_weight(model, number, path), _weight(model, number + settings.block_size, path))
-        for block in range(config.num_blocks - 1)
-        for number in model.recurrence.block(block)
-        for path in present
-    ]
-    products = torch.stack([torch.stack((_dot(a, b), _dot(a, a), _dot(b, b))) for a, b in pairs])  # [pairs, 3]
-    products = model.ops.all_reduce(products)
+    products = []
+    for number in (number for block in range(config.num_blocks - 1) for number in model.recurrence.block(block)):
+        for path in present:
+            a, b = (model.get_parameter(f"loop.{n}.{path}") for n in (number, number + settings.block_size))
+            products.append(torch.stack([_Dot.apply(*pair) for pair in ((a, b), (a, a), (b, b))]))
+    products = model.ops.all_reduce(torch.stack(products))  # [pairs of matrices, 3]
     cosines = products[:, 0] * (products[:, 1] * products[:, 2]).rsqrt()
     num_pairs = len(present) * (config.num_loop_layers - settings.block_size)
     return settings.weight * (1 - cosines).sum() / num_pairs
-
-
-def _weight(model: LoopedGPT, number: int, path: str) -> Tensor:
-    return model.get_parameter(f"loop.{number}.{path}")
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return _Dot.apply(a, b)  # type: ignore[no-any-return]
 
 
 class _Dot(torch.autograd.Function):

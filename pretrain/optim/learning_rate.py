@@ -18,16 +18,8 @@ from pretrain.config.run import OptimizerSection
 
 
 def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
-    """The learning rate of one step.
-
-    Args:
-        config: peak, floor, shape and lengths of the schedule.
-        step: index of the step, counted from 0.
-        num_steps: steps of the whole run.
-
-    Returns:
-        The learning rate, in (0, config.lr] while warming up and in [min_lr_ratio · config.lr, config.lr] after.
-    """
+    """The learning rate of a step, counted from 0, of a run of `num_steps`: in (0, config.lr] while warming up and in
+    [min_lr_ratio · config.lr, config.lr] after."""
     assert 0 <= step < num_steps, f"step {step} of {num_steps}"
     done = step + 1
     if done <= config.warmup_steps:

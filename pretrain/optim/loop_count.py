@@ -23,25 +23,13 @@ from pretrain.keyed_hash import bits, open_uniform
 
 
 def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
-    """The loop count of one training step.
-
-    Args:
-        model: gives the fixed count, or the mean of the Poisson-log-normal one.
-        sampling: the distribution and its range.
-        seed: seed of the run.
-        step: index of the step, counted from 0.
-
-    Returns:
-        How often the loop block is applied in this step.
-    """
-    return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution").draw(
-        model, sampling, seed, step
-    )
+    """How often the loop block is applied in a training step, counted from 0."""
+    return _distribution(sampling).draw(model, sampling, seed, step)
 
 
 def mean_loops(model: ModelSection, sampling: LoopSamplingSection) -> float:
     """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
-    return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution").mean(model, sampling)
+    return _distribution(sampling).mean(model, sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +60,10 @@ DISTRIBUTIONS = {
     "uniform": Distribution(draw=_uniform, mean=lambda _, sampling: (sampling.minimum + sampling.maximum) / 2),
     "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda model, _: float(model.num_loops)),
 }
+
+
+def _distribution(sampling: LoopSamplingSection) -> Distribution:
+    return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution")
 
 
 def _poisson(log_rate: float, uniform: float, largest: int) -> int:

@@ -53,13 +53,8 @@ class _BatchState:
 
 
 class DepthRing:
-    """Runs a model, or its stages, forward.
-
-    Args:
-        model: this rank's stage.
-        groups: process groups.
-        sequence_parallel: whether states are split over the tensor-parallel ranks between layers.
-    """
+    """Runs a stage of the model forward; `sequence_parallel` splits states over the tensor-parallel ranks between
+    layers."""
 
     def __init__(self, model: LoopedGPT, groups: Groups, *, sequence_parallel: bool = False) -> None:
         self.model, self.pipeline, self.ends = model, groups.pipeline, groups.ends

@@ -42,7 +42,7 @@ from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step did, the same on every rank."""
+    """What a step did, agreed by all ranks."""
 
     loss: float
     """Negative log-likelihood per supervised token of the global batch, in nats."""
@@ -83,16 +83,13 @@ class Engine:
         self.num_updates = 0
 
     def train_step(self, rows: Tensor, num_loops: int, lr: float, vote: StopVote | None = None) -> StepResult:
-        """One optimizer step.
+        """One optimizer step; the same result on every rank.
 
         Args:
             rows: [n, 2, s] tokens and labels of this data-parallel rank, n = micro-batches · train.micro_batch.
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
-
-        Returns:
-            The agreed result.
         """
         micro_batches = self.split_rows(rows)
         num_supervised = self._num_supervised(micro_batches)

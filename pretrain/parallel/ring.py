@@ -133,13 +133,7 @@ class WholeModel(nn.Module):
 
 
 class Ring:
-    """Runs the micro-batches of a step forward and backward through the stages.
-
-    Args:
-        model: this rank's stage.
-        config: megatron's configuration of the stage.
-        groups: process groups.
-    """
+    """Runs the micro-batches of a step forward and backward through the stages, of which `model` is this rank's."""
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups) -> None:
         self.model, self.config, self.groups = model, config, groups

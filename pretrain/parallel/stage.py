@@ -30,14 +30,7 @@ def build_stage(
 
 @torch.no_grad()
 def load_stage(saved: SavedModel, parallel: ParallelSection, groups: Groups, reader: CheckpointReader) -> LoopedGPT:
-    """The part of a saved model that this rank holds, in the precision it was trained in, whatever layout saved it.
-
-    Args:
-        saved: what the checkpoint says of the model.
-        parallel: the layout of this world.
-        groups: its process groups.
-        reader: the checkpoint.
-    """
+    """The part of a saved model that this rank holds, in the precision it was trained in, whatever layout saved it."""
     dtype = DTYPES[saved.precision]
     megatron = megatron_config(saved.model, parallel, dtype)
     model = build_stage(saved.model, saved.seq_len, megatron, groups).to(groups.device, dtype)

@@ -40,12 +40,8 @@ class _Row(RowParallelLinear):
 
 
 def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> ParallelOps:
-    """Building blocks for `group`; plain torch modules if it has one rank.
-
-    Args:
-        config: megatron's configuration; its `sequence_parallel` decides how states lie between the split regions.
-        group: the tensor-parallel process group.
-    """
+    """Building blocks for a tensor-parallel group; plain torch modules if it has one rank. The configuration's
+    `sequence_parallel` decides how states lie between the split regions."""
     if group.size() == 1:
         return PLAIN
     local = dataclasses.replace(config, sequence_parallel=False)
@@ -68,23 +64,18 @@ def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> Paral
     def parameter(weight: Weight) -> nn.Parameter:
         return nn.Parameter(torch.empty(weight.held_shape(group.size())))
 
-    def all_reduce_shared(values: Tensor) -> Tensor:
-        return copy_to_tensor_model_parallel_region(
-            reduce_from_tensor_model_parallel_region(values, group=group), group=group
-        )
-
+    all_reduce = partial(reduce_from_tensor_model_parallel_region, group=group)
+    copy = partial(copy_to_tensor_model_parallel_region, group=group)
     return ParallelOps(
         size=group.size(),
         linear=linear,
         embedding=embedding,
         parameter=parameter,
-        to_split=partial(
-            gather_from_sequence_parallel_region if sequence else copy_to_tensor_model_parallel_region, group=group
-        ),
+        to_split=partial(gather_from_sequence_parallel_region, group=group) if sequence else copy,
         scatter=partial(scatter_to_sequence_parallel_region, group=group) if sequence else PLAIN.scatter,
         gather_columns=partial(gather_from_tensor_model_parallel_region, group=group),
-        all_reduce=partial(reduce_from_tensor_model_parallel_region, group=group),
-        all_reduce_shared=all_reduce_shared,
+        all_reduce=all_reduce,
+        all_reduce_shared=lambda values: copy(all_reduce(values)),
         token_losses=partial(_token_losses, group=group),
     )
 

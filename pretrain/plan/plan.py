@@ -78,14 +78,10 @@ class Plan:
 
 
 def make_plan(config: RunConfig, world_size: int) -> Plan:
-    """Plan a run.
-
-    Args:
-        config: the run configuration.
-        world_size: ranks in all.
+    """Plan a run on `world_size` ranks.
 
     Raises:
-        ValueError: the configuration does not fit on so many ranks.
+        ValueError: the configuration does not fit on this many ranks.
     """
     layout = check_layout(config, world_size)
     return Plan(

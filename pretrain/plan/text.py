@@ -12,7 +12,7 @@ from pretrain.plan.plan import Plan
 GIB = 2**30
 
 Row = tuple[str, str]
-"""Name, or nothing to go on with the row before, and text."""
+"""Name, or nothing to continue the row before, and text."""
 
 
 def render(config: Section, rows: Iterable[Row]) -> str:
@@ -72,9 +72,8 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
     loop_counts = sorted({model.num_loops, *drawn})
     for loops in loop_counts:
-        forward, training = (
-            si(flops(model, train.seq_len, loops)) for flops in (forward_flops_per_token, train_flops_per_token)
-        )
+        forward = si(forward_flops_per_token(model, train.seq_len, loops))
+        training = si(train_flops_per_token(model, train.seq_len, loops))
         name = "FLOPs" if loops == loop_counts[0] else ""
         yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
     naive = 6 * sum(plan.parameters.values())
@@ -92,12 +91,11 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
 
 
 def _idle_row(plan: Plan, loop_counts: list[int]) -> Row:
-    num_micro_batches, num_stages = plan.layout.micro_batches, plan.config.parallel.pipeline
-    shares = (
-        f"{idle_share(plan.config.model.num_passes(loops), num_micro_batches, num_stages):.1%} at "
-        f"{plural(loops, 'loop')}"
-        for loops in loop_counts
-    )
+    shares = []
+    for loops in loop_counts:
+        num_passes = plan.config.model.num_passes(loops)
+        share = idle_share(num_passes, plan.layout.micro_batches, plan.config.parallel.pipeline)
+        shares.append(f"{share:.1%} at {plural(loops, 'loop')}")
     busiest = f"the busiest stage has {plan.balance:.2f} × the mean work"
     return "idle", f"{', '.join(shares)} = (P-1)/(L·M+P-1); {busiest}"
 
