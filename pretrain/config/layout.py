@@ -16,13 +16,8 @@ class Layout(Section):
 
 
 def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], micro_batch: int) -> Layout:
-    """Share out a step.
-
-    Args:
-        world_size: ranks in all.
-        replica: key and number of the ranks that hold the model once.
-        batch: key and number of the sequences of a step over all ranks.
-        micro_batch: sequences per forward pass of one rank.
+    """Share out a step: key and number of the ranks that hold the model once (`replica`), of the sequences of a step
+    over all ranks (`batch`).
 
     Raises:
         ValueError: one number does not divide another; names both.

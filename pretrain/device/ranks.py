@@ -1,5 +1,5 @@
 """Rank and world size of this process, from the environment that its launcher sets: RANK, WORLD_SIZE and LOCAL_RANK
-under torchrun, deepspeed and slurm/rank.sh, SLURM_* under srun. Imports no torch, so that a dry run stays fast."""
+under torchrun, deepspeed and slurm/rank.sh, SLURM_* under srun. No torch."""
 
 import os
 from collections.abc import Mapping

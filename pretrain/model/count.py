@@ -36,12 +36,8 @@ memory; but each block reads and writes the whole [v, d] gradient of the head.""
 def count_parameters(model: ModelSection, seq_len: int) -> dict[str, int]:
     """Parameters by part of the model, in the order of a token's way; parts without parameters are left out.
 
-    Positions count to the embedding, and a tied head to it alone; a loop block counts once, whatever the loop count,
-    and all blocks of a block-regularised model together.
-
-    Args:
-        model: shape of the model.
-        seq_len: rows of the learned position table, in tokens.
+    Learned positions, of `seq_len` rows, count to the embedding, and a tied head to it alone; a loop block counts once,
+    whatever the loop count, and all blocks of a block-regularised model together.
     """
     sizes: Counter[str] = Counter()
     for name, weight in stage_weights(model, seq_len).items():
@@ -61,14 +57,8 @@ def layer_flops(model: ModelSection, num_keys: int) -> int:
 
 
 def body_flops(model: ModelSection, num_keys: int, num_loops: int | None = None, stage: Stage = WHOLE) -> int:
-    """Forward FLOPs for one token between embedding and final norm, of what a stage holds.
-
-    Args:
-        model: shape of the model.
-        num_keys: positions that its queries look at.
-        num_loops: loops actually run; the configuration's by default.
-        stage: pipeline stage; the whole model by default.
-    """
+    """Forward FLOPs for one token that looks at `num_keys` positions, of what a stage holds between embedding and final
+    norm; at the configuration's loop count by default."""
     layers = Recurrence(config=model, stage=stage).num_applications(num_loops) * layer_flops(model, num_keys)
     return layers + (injection_kind(model).flops(model, model.num_passes(num_loops)) if stage.is_first else 0)
 

@@ -17,11 +17,8 @@ from pretrain.model.weight_kinds import Weight, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelOps:
-    """Classes of layers and the few operations on states that tensor parallelism changes.
-
-    States are [tokens, width] with tokens = batch · seq, row-major; under sequence parallelism each rank holds its run
-    of rows.
-    """
+    """The layers and the few operations on states that tensor parallelism changes. States are [tokens, width] with
+    tokens = batch · seq, row-major; under sequence parallelism each rank holds its run of rows."""
 
     size: int
     """Tensor-parallel ranks; a layer holds num_attention_heads / size heads."""

@@ -1,13 +1,11 @@
 """The ring: loops are virtual pipeline stages, and all loops of a stage are views of the same parameters.
 
 Stage p of P owns 1/P of the loop block; a micro-batch goes round the stages once for each loop. This is Megatron's
-interleaved 1F1B schedule (Narayanan et al. 2021, arXiv 2104.04473, section 2.2) with one model chunk per loop, except
-that the chunks share their weights. Embedding and prelude run in chunk 0 of stage 0; coda, norm, head and loss in the
-last chunk of the last stage.
-
-No weight is copied, no gradient of a shared weight is exchanged between stages, and the idle share of the pipeline
-falls from (P-1)/(M+P-1) to (P-1)/(L·M+P-1), paid for with L times as many messages. L may change from step to step:
-chunks are made per call.
+interleaved 1F1B schedule (`pretrain/plan/pipeline.py`) with one model chunk per loop, except that the chunks share
+their weights. Embedding and prelude run in chunk 0 of stage 0; coda, norm, head and loss in the last chunk of the last
+stage. No weight is copied, and no gradient of a shared weight is exchanged between stages; the idle share falls from
+(P-1)/(M+P-1) to (P-1)/(L·M+P-1), for L times as many messages. L may change from step to step: chunks are made per
+call.
 
 Facts of megatron-core 0.16.1 that shape this file:
 - with two stages, previous and next rank are the same process and batched point-to-point messages of the two directions

@@ -15,12 +15,7 @@ REASONS = ("train.exit_after", "SIGINT", "SIGUSR1", "SIGTERM")
 
 
 class StopVote:
-    """One rank's part of the vote.
-
-    Args:
-        stop_request: why this rank wants to stop now: one of REASONS, or None.
-        device: where the collectives of the world work.
-    """
+    """One rank's part of the vote: `stop_request` gives why it wants to stop now, one of REASONS, or None."""
 
     def __init__(self, stop_request: Callable[[], str | None], device: torch.device) -> None:
         self._stop_request, self._device = stop_request, device

@@ -1,9 +1,8 @@
 """The timetable of the ring: which stage runs which chunk of which micro-batch, in what order. No torch.
 
-A stage visits L chunks (loops) for each of M micro-batches, so it works L·M visits, forward and backward. The first
-visit reaches the last stage after P-1 others, and the last gradient comes back as late: a step takes L·M + P-1 visits,
-of which P-1 are idle. Idle share = (P-1)/(L·M + P-1), if all visits take equally long; prelude, coda and head make them
-unequal, see `Plan.balance`.
+A stage works L·M visits: L chunks (loops) for each of M micro-batches, forward and backward. The first visit reaches
+the last stage after P-1 others, so a step takes L·M + P-1 visits, of which P-1 are idle, if all take equally long;
+prelude, coda and head make them unequal, see `Plan.balance`.
 
 The order is that of megatron-core's 1F1B schedule (Narayanan et al. 2021, arXiv 2104.04473, section 2.2), which runs
 the ring (`pretrain/parallel/ring.py`).
