@@ -28,18 +28,6 @@ def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * height)
 
 
-def _cosine(config: OptimizerSection, done: int, num_steps: int) -> float:
-    return (1 + math.cos(math.pi * _fallen(config.warmup_steps, done, num_steps))) / 2
-
-
-def _linear(config: OptimizerSection, done: int, num_steps: int) -> float:
-    return 1 - _fallen(config.warmup_steps, done, num_steps)
-
-
-def _constant(_config: OptimizerSection, _done: int, _num_steps: int) -> float:
-    return 1.0
-
-
 def _wsd(config: OptimizerSection, done: int, num_steps: int) -> float:
     decay_steps = config.decay_steps or math.ceil(num_steps / 5)
     return 1 - _fallen(max(config.warmup_steps, num_steps - decay_steps), done, num_steps)
@@ -51,7 +39,10 @@ def _fallen(start: int, done: int, num_steps: int) -> float:
 
 
 SCHEDULES: dict[str, Callable[[OptimizerSection, int, int], float]] = {
-    "cosine": _cosine, "linear": _linear, "constant": _constant, "wsd": _wsd,
-}  # fmt: skip
+    "cosine": lambda config, *steps: (1 + math.cos(math.pi * _fallen(config.warmup_steps, *steps))) / 2,
+    "linear": lambda config, *steps: 1 - _fallen(config.warmup_steps, *steps),
+    "constant": lambda *_: 1.0,
+    "wsd": _wsd,
+}
 """By the name in `optimizer.schedule`: (settings, steps done, steps of the run) -> height above the floor after
 warm-up, 1 at the peak and 0 at the floor."""

@@ -27,29 +27,15 @@ _MODULES = (
 _FACTORIES = ("empty", "zeros", "ones", "tensor", "full")
 
 
-class _CudaOnCpu:
-    """Stands for `torch.cuda`."""
+class _StandIn:
+    """Answers with `replaced`, and with what `original` has for every other name."""
+
+    def __init__(self, original: Any, replaced: dict[str, Any]) -> None:
+        self._original = original
+        vars(self).update(replaced)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch.cuda, name)
-
-    def current_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def synchronize(self, *_: Any) -> None:
-        """Work on a CPU is done when the call returns."""
-
-
-class _TorchOnCpu:
-    """Stands for `torch`."""
-
-    def __init__(self) -> None:
-        self.cuda = _CudaOnCpu()
-        for name in _FACTORIES:
-            setattr(self, name, _on_cpu(getattr(torch, name)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+        return getattr(self._original, name)
 
 
 def _on_cpu(factory: Any) -> Any:
@@ -65,7 +51,10 @@ def use_cpu() -> None:
     """Put the stand-in into megatron-core's modules; does nothing where there is a GPU."""
     if torch.cuda.is_available():
         return
-    stand_in = _TorchOnCpu()
+    # work on a CPU is done when the call returns, so there is nothing to synchronize
+    cuda = {"current_device": lambda: torch.device("cpu"), "synchronize": lambda *_: None}
+    factories = {name: _on_cpu(getattr(torch, name)) for name in _FACTORIES}
+    stand_in = _StandIn(torch, {"cuda": _StandIn(torch.cuda, cuda), **factories})
     for name in _MODULES:
         importlib.import_module(f"megatron.core.{name}").torch = stand_in  # type: ignore[attr-defined]
 
