@@ -157,13 +157,13 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (
             ops.linear(under(weights, name)) for name in ("query", "key", "value", "output")
         )
-        make_norm: Callable[[str], nn.Module | None] = {
+        make: Callable[[str], nn.Module | None] = {
             "none": lambda _: None,
             "head": lambda _: RMSNorm(config.head_dim, config.norm_epsilon),
             "all": lambda name: SplitRMSNorm(weights[f"{name}.weight"], config.norm_epsilon, ops),
         }[config.qk_norm]
         self.norms_heads = config.qk_norm == "head"
-        self.query_norm, self.key_norm = make_norm("query_norm"), make_norm("key_norm")
+        self.query_norm, self.key_norm = make("query_norm"), make("key_norm")
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         states = self.ops.to_split(states)
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         queries, keys = queries.view(shape), keys.view(shape)
         if context.rotary is not None:
             queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
-        queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))  # [b, h or g, s, e]
+        queries, keys, values = [heads.transpose(1, 2) for heads in (queries, keys, values)]  # [b, h or g, s, e]
         if context.cache is None:
             mixed = attend(queries, keys, values, context.mask)
         else:

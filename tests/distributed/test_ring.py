@@ -9,6 +9,7 @@ from torch import Tensor
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.labels import IGNORED
 from pretrain.parallel.engine import StepResult
+from pretrain.parallel.ring import _Carried
 from tests.distributed.cases import (
     SEQ_LEN,
     RankReport,
@@ -93,6 +94,21 @@ def test_an_injection_with_weights_learns_in_the_ring(
         for part in of_rank.gradients:
             expected = part.of(gradients[part.name])
             torch.testing.assert_close(torch.from_numpy(part.values), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_carried_is_let_go_when_its_gradient_has_joined() -> None:
+    ring_carries, starts, ends = _Carried(), [], []
+    for micro_batch in range(2):
+        starts.append(torch.ones(3, 2, requires_grad=True))
+        states, carried = ring_carries.keep(micro_batch, starts[-1] * 2, starts[-1] * 3)
+        assert carried is not None
+        ends.append(states + carried)
+    later = ring_carries.get(0)
+    assert later is not None
+    (later * 5).sum().backward()
+    ends[0].sum().backward()
+    assert torch.equal(starts[0].grad, torch.full((3, 2), 2.0 + 3.0 * (1 + 5)))
+    assert ring_carries.get(0) is None and ring_carries.get(1) is not None
 
 
 DEPTHS = (3, 1, 2)
