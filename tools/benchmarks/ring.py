@@ -104,9 +104,9 @@ def _rank(num_loops: int, layers: str, num_rounds: int) -> None:
     config = RunConfig.model_validate({"model": model, "parallel": {"pipeline": num_stages}, "train": train})
     engine = Engine(config, make_groups(config.parallel, device), Separators(bos_id=1, eos_id=2))
     sleeps = [_Sleep(layer, LAYER_S) for layer in engine.model.loop.values()] if layers == "timed" else []
-    shape, generator = (NUM_MICRO_BATCHES, SEQ_LEN[layers] + 1), torch.Generator().manual_seed(0)
-    tokens = torch.randint(2, VOCAB_SIZE, shape, generator=generator)
-    micro_batches = engine.split_rows(tokens)
+    shape, generator = (NUM_MICRO_BATCHES, 2, SEQ_LEN[layers]), torch.Generator().manual_seed(0)
+    samples = torch.randint(2, VOCAB_SIZE, shape, generator=generator)
+    micro_batches = engine.split_rows(samples)
     num_supervised = torch.tensor(float(NUM_MICRO_BATCHES * SEQ_LEN[layers]))
     shares = []
     for _ in range(num_rounds + 1):
