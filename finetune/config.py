@@ -75,7 +75,7 @@ class MethodSection(Section):
     stop_weight: float = Field(default=1.0, gt=0)
     """Weight of that classifier's loss."""
     jacobi_passes: int | None = Field(default=None, ge=0)
-    """Compute all thoughts of an example in parallel, in so many refining passes (PCCoT). Default: in sequence."""
+    """Compute all thoughts of an example in parallel, in this many refining passes (PCCoT). Default: in sequence."""
     distillation_weight: float = Field(default=0.0, ge=0)
     """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = none."""
 

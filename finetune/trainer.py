@@ -4,7 +4,7 @@
                   best/ (a run directory of weights alone: the best checkpoint of the last stage)
 
 What an epoch trains on is a function of (seed, epoch, step), and everything else is in the checkpoint, so a run that
-was killed anywhere goes on from its newest checkpoint as if nothing had happened: bitwise on the same ranks. What
+was killed anywhere continues from its newest checkpoint as if nothing had happened: bitwise on the same ranks. What
 surrounds the loop: `pretrain/run/session.py`.
 """
 
@@ -114,7 +114,7 @@ class FinetuneTrainer:
                 except FloatingPointError as error:
                     return session.fail(
                         f"step {counters.step + 1}: {error}: lower optimizer.lr or set optimizer.clip_grad_norm; "
-                        "the same command goes on from the newest checkpoint"
+                        "the same command continues from the newest checkpoint"
                     )
                 is_last = counters.step_in_epoch == self.sampler.steps_per_epoch
                 every = config.checkpoint.every

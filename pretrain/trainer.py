@@ -61,7 +61,7 @@ RESUMABLE = Resumable(
     },
     must_equal=("optimizer.name",),
 )  # fmt: skip
-"""What defines the model, the optimizer's state and the order of the data may not change when a run goes on."""
+"""What defines the model, the optimizer's state and the order of the data may not change when a run is resumed."""
 
 
 @dataclass(kw_only=True)
@@ -185,7 +185,7 @@ class Trainer:
         )
 
     def _is_due(self, every: int) -> bool:
-        """Whether something is done at this step: at every so many and at the last, unless the ranks voted to stop."""
+        """Whether something is due: at multiples of `every` and at the last step, unless the ranks voted to stop."""
         step = self.counters.step
         return not self.session.vote.reason and (step % every == 0 or step == self.config.train.steps)
 

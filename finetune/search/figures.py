@@ -37,10 +37,10 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
     """Accuracy of the answers, and classes of the reasoning, for every number of thoughts."""
     with new_figure(files, 10.5, 1.6 + 0.36 * len(bars)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
-        places = range(len(bars))
+        positions = range(len(bars))
         accuracies, errors = [100 * bar.accuracy for bar in bars], [100 * bar.stderr for bar in bars]
-        left.barh(places, accuracies, xerr=errors, color=GREY, error_kw={"capsize": 2})
-        left.set_yticks(places, [bar.label for bar in bars])
+        left.barh(positions, accuracies, xerr=errors, color=GREY, error_kw={"capsize": 2})
+        left.set_yticks(positions, [bar.label for bar in bars])
         left.invert_yaxis()
         left.set_xlim(0, 104)
         left.set_xlabel("right answers (%)")
@@ -48,7 +48,7 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         before = [0.0] * len(bars)
         for process in Process:
             shares = [100 * bar.shares[process] for bar in bars]
-            drawn = right.barh(places, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
+            drawn = right.barh(positions, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
             numbers = [f"{share:.0f}" if share >= 5 else "" for share in shares]
             right.bar_label(drawn, numbers, label_type="center", fontsize=8, color="white")
             before = [start + share for start, share in zip(before, shares, strict=True)]
@@ -62,18 +62,18 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
     """The summed value of the best nodes (`top_values`) over the questions, for each number of thoughts."""
     with new_figure(files, 0.6 + 3.1 * len(tops), 3.3) as figure:
         panels = figure.subplots(1, len(tops), sharey=True, squeeze=False)[0]
-        for place, (num_thoughts, curves) in zip(panels, tops.items(), strict=True):
+        for axes, (num_thoughts, curves) in zip(panels, tops.items(), strict=True):
             below: Sequence[float] = [0.0] * len(curves[0])
             for count, (curve, colour) in enumerate(zip(curves, (BLUE, ORANGE, GREEN), strict=True), start=1):
                 percentiles = [100 * (number + 0.5) / len(curve) for number in range(len(curve))]
-                place.plot(percentiles, curve, color=colour, linewidth=1.5, label=f"top {count}")
-                place.fill_between(percentiles, below, curve, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(percentiles, curve, color=colour, linewidth=1.5, label=f"top {count}")
+                axes.fill_between(percentiles, below, curve, color=colour, alpha=0.18, linewidth=0)
                 below = curve
-            place.set_xlim(0, 100)
-            place.set_ylim(0, 1.02)
-            draw_grid_lines(place)
-            place.set_xlabel("percentile of the questions")
-            place.set_title(_after(num_thoughts))
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 1.02)
+            draw_grid_lines(axes)
+            axes.set_xlabel("percentile of the questions")
+            axes.set_title(_after(num_thoughts))
         panels[0].set_ylabel("value together")
         panels[0].legend()
 
@@ -82,7 +82,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
     """Mean value of right and wrong nodes of the frontier against their height, for each number of thoughts."""
     with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
         panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
-        for place, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
+        for axes, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
             for is_right, colour, marker, label in (
                 (True, BLUE, "o", "leads to the target"),
                 (False, RED, "s", "does not lead there"),
@@ -90,13 +90,13 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
                 chosen = [group for group in groups if group.is_right is is_right]
                 xs, means = [group.height for group in chosen], [group.mean for group in chosen]
                 look = LINE | {"color": colour, "marker": marker, "markeredgecolor": "white", "label": label}
-                place.errorbar(xs, means, [group.stderr for group in chosen], **look)
-            place.xaxis.get_major_locator().set_params(integer=True)
-            place.margins(x=0.12)
-            place.set_ylim(bottom=0)
-            draw_grid_lines(place)
-            place.set_xlabel("height: steps to the nearest leaf")
-            place.set_title(_after(num_thoughts))
+                axes.errorbar(xs, means, [group.stderr for group in chosen], **look)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.margins(x=0.12)
+            axes.set_ylim(bottom=0)
+            draw_grid_lines(axes)
+            axes.set_xlabel("height: steps to the nearest leaf")
+            axes.set_title(_after(num_thoughts))
         panels[0].set_ylabel("mean value of a frontier node")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
@@ -110,39 +110,39 @@ def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
     width = max(2.8, 0.62 * first.width)
     with new_figure(files, 0.4 + width * len(views), 1.0 + 0.95 * first.depth) as figure:
         panels = figure.subplots(1, len(views), squeeze=False)[0]
-        for place, (num_thoughts, view) in zip(panels, views.items(), strict=True):
-            _draw_nodes(place, view, shades)
-            place.set_title(_after(num_thoughts))
-            place.margins(0.14, 0.08)
-            place.set_axis_off()
+        for axes, (num_thoughts, view) in zip(panels, views.items(), strict=True):
+            _draw_nodes(axes, view, shades)
+            axes.set_title(_after(num_thoughts))
+            axes.margins(0.14, 0.08)
+            axes.set_axis_off()
         caption = "shade and number: value; dark ring: frontier; green ring: target; dark arrows: shortest paths"
         figure.supxlabel(caption, fontsize=8.5, color="#444444")
 
 
-def _draw_nodes(place: "Axes", view: TreeView, shades: "Colormap") -> None:
+def _draw_nodes(axes: "Axes", view: TreeView, shades: "Colormap") -> None:
     for edge in view.edges:
         begin, end = view.nodes[edge.parent].place, view.nodes[edge.child].place
         colour, thickness = ("#444444", 1.8) if edge.is_shortest else ("#bbbbbb", 0.9)
         bend = 0.0 if begin[1] - end[1] == 1 else 0.22  # past the nodes that a straight line would go through
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": thickness, "shrinkA": 12, "shrinkB": 12}
-        place.annotate("", xy=end, xytext=begin, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"}, zorder=1)
+        axes.annotate("", xy=end, xytext=begin, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"}, zorder=1)
     for node in view.nodes.values():
         ring, thickness = (GREEN, 2.4) if node.is_target else ("#222222" if node.is_frontier else "#bbbbbb", 1.3)
-        place.scatter(
+        axes.scatter(
             *node.place, s=560, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2
         )
         text = node.name if node.is_root else f"{node.name}\n{node.value:.2f}"
         ink = "white" if node.value > 0.6 else "black"
-        place.annotate(text, node.place, ha="center", va="center", fontsize=7.5, zorder=3, color=ink)
+        axes.annotate(text, node.place, ha="center", va="center", fontsize=7.5, zorder=3, color=ink)
 
 
 def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]) -> None:
     """Length and direction of thoughts, and the tokens that those about one question decode to."""
     num_thoughts = len(found.norms)
-    places = list(range(1, num_thoughts + 1))
+    positions = list(range(1, num_thoughts + 1))
     with new_figure(files, 11.5, 3.4) as figure:
         size, turn, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
-        size.errorbar(places, found.norms, found.norm_deviations, color=BLUE, label="thoughts", **LINE)
+        size.errorbar(positions, found.norms, found.norm_deviations, color=BLUE, label="thoughts", **LINE)
         low, high = found.token_norm - found.token_norm_deviation, found.token_norm + found.token_norm_deviation
         size.axhspan(low, high, color=GREY, alpha=0.3, linewidth=0)
         size.axhline(found.token_norm, color=GREY, linewidth=1.3, label="token embeddings")
@@ -150,20 +150,20 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         size.set_ylabel("length of the vector")
         size.set_title("Size")
         size.legend()
-        turn.errorbar(places[1:], found.cosines, found.cosine_deviations, color=BLUE, **LINE)
+        turn.errorbar(positions[1:], found.cosines, found.cosine_deviations, color=BLUE, **LINE)
         turn.axhline(0, color=GREY, linewidth=1)
         turn.set_ylim(-1.05, 1.05)
         turn.set_ylabel("cosine with the thought before")
         turn.set_title("Direction")
-        for place in (size, turn):
-            place.set_xlabel("thought")
-            place.set_xlim(0.5, num_thoughts + 0.5)
-            place.set_xticks(places)
-            draw_grid_lines(place)
+        for axes in (size, turn):
+            axes.set_xlabel("thought")
+            axes.set_xlim(0.5, num_thoughts + 0.5)
+            axes.set_xticks(positions)
+            draw_grid_lines(axes)
         words.set_axis_off()
         words.set_title(f"Likeliest tokens, question {question}")
         cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens[question]]
-        names = [f"thought {place}" for place in places]
+        names = [f"thought {position}" for position in positions]
         table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
         table.auto_set_font_size(False)
         table.set_fontsize(8)
@@ -214,20 +214,20 @@ def best_for_cost(rows: Sequence[CoconutRow]) -> list[tuple[float, float]]:
     return best
 
 
-def _draw_cells(place: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int], thoughts: Sequence[int]) -> None:
+def _draw_cells(axes: "Axes", rows: Sequence[CoconutRow], loops: Sequence[int], thoughts: Sequence[int]) -> None:
     accuracy = {(row.num_loops, row.num_thoughts): 100 * row.accuracy for row in rows}
     shown = [[accuracy.get((num_loops, count), float("nan")) for count in thoughts] for num_loops in loops]
-    place.imshow(shown, cmap="Blues", vmin=0, vmax=125, aspect="auto")
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=125, aspect="auto")
     for line, values in enumerate(shown):
         for column, value in enumerate(values):
-            place.annotate(
+            axes.annotate(
                 f"{value:.0f}", (column, line), ha="center", va="center", color="white" if value > 70 else "black"
             )
-    place.set_xticks(range(len(thoughts)), [str(count) for count in thoughts])
-    place.set_yticks(range(len(loops)), [str(count) for count in loops])
-    place.set_xlabel("thoughts")
-    place.set_ylabel("loops")
-    place.set_title("Right answers (%)")
+    axes.set_xticks(range(len(thoughts)), [str(count) for count in thoughts])
+    axes.set_yticks(range(len(loops)), [str(count) for count in loops])
+    axes.set_xlabel("thoughts")
+    axes.set_ylabel("loops")
+    axes.set_title("Right answers (%)")
 
 
 def _after(num_thoughts: int) -> str:

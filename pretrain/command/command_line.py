@@ -105,7 +105,7 @@ class CommandLine(Generic[Config]):
         return options
 
     def help_text(self, columns: int) -> str:
-        """The page of `--help` for a terminal of so many columns."""
+        """The page of `--help` for a terminal of `columns` columns."""
         own = {f"{option.option} {option.metavar}": option.meaning for option in self.options}
         options = {
             "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {self.default_config}",

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its model: all that a tool needs to run, export or train it, whoever made the checkpoint.
+"""What a checkpoint says of its model: all that a tool needs to run, export or train it, whatever made the checkpoint.
 
 Pretraining, fine-tuning and import store it as `meta["saved_model"]`. Checkpoints from before it existed store a whole
 pretraining configuration as `meta["config"]`, made up by fine-tuning and import.

@@ -83,7 +83,7 @@ def evaluate(
 def _is_done(
     there: Counter[ResultKey], subject: ScoredModel, task: ResolvedTask, loops: Sequence[int], sizes: set[int]
 ) -> bool:
-    """Whether there are rows of a task on so many examples, of the same metrics at every loop count."""
+    """Whether the file has rows of a task on these numbers of examples, with the same metrics at every loop count."""
     found: dict[int, set[tuple[str, int]]] = {num_loops: set() for num_loops in loops}
     for key in there:
         is_ours = (key.run, key.step, key.task) == (subject.saved.run, subject.counters.step, task.name)

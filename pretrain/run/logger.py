@@ -1,7 +1,7 @@
 """Where a run's numbers go: its files, Weights & Biases, the screen.
 
 `<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows`) and are always complete. wandb gets
-the same numbers, offline by default; it may fail at any time, the run then says so once and goes on. Only rank 0 makes
+the same numbers, offline by default; it may fail at any time, which the run says once, and continues. Only rank 0 makes
 a `RunMetrics`.
 """
 
@@ -142,7 +142,7 @@ class RunMetrics:
 
         self._wandb = None
         reason = str(error).splitlines() or [type(error).__name__]
-        self.message(f"warning: wandb {what} ({reason[0]}); the run goes on without it, metrics.jsonl has everything")
+        self.message(f"warning: wandb {what} ({reason[0]}); the run continues without it, metrics.jsonl has everything")
         with contextlib.suppress(Exception):
             wandb.teardown()  # else its exit hook prints a traceback when its service is gone
 

@@ -182,7 +182,7 @@ class RunSession:
         """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
 
         Args:
-            counters: of the run, which the loop goes on to count with.
+            counters: of the run; the loop counts with them from here on.
             num_steps: steps of the whole run.
             more: said with the first line.
 

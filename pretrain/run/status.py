@@ -30,7 +30,7 @@ TAIL_BYTES, EPOCHS_TAIL_BYTES = 8 << 10, 128 << 10
 """Of metrics.jsonl: enough rows for a median; enough to see an epoch end."""
 RATE_ROWS = 20
 SILENCE_SECONDS, SILENT_STEPS = 600.0, 20
-"""A run is stale after this time, or so many steps if they take longer, without a sign of life."""
+"""A run is stale after this time, or after this many steps if they take longer, without a sign of life."""
 MARKS = ("config.yaml", "metrics.jsonl", "jobs")
 """What makes a folder a run: a job leaves the last before the run has begun."""
 AT_ONCE = 0.1
@@ -169,7 +169,7 @@ def _state(said: str, job: Path | None, queue: dict[str, str] | None, *, silent_
     if not (said or has_begun or is_at_work):
         return "waiting"
     is_gone = queued != "unknown" and not is_at_work
-    if is_gone and silent_for > AT_ONCE:  # one that is not silent goes on without the job, started by hand
+    if is_gone and silent_for > AT_ONCE:  # one that is not silent runs without the job, started by hand
         return "crashed"
     return "stale" if silent_for > 1 else "running"
 

@@ -181,7 +181,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
 def _documents(
     job: PrepareJob, unit: Unit, report: Report, on_problem: Callable[[Problem], None]
 ) -> Iterator[Document]:
-    """The documents of a unit, with progress reported every so many stored bytes."""
+    """The documents of a unit, with progress reported every few stored bytes."""
     for piece in unit.pieces:
         reported, documents = 0, 0
         for item in read_documents(piece, job.settings.text_field):

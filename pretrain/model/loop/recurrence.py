@@ -91,6 +91,6 @@ class Recurrence:
         return ((layer, Application(first + offset, loop)) for offset, layer in enumerate(block))
 
     def in_coda(self, num_passes: int) -> Iterator[tuple[int, Application]]:
-        """Layers of the coda on the stage, with their applications after so many passes, in order."""
+        """Layers of the coda on the stage, with their applications after `num_passes` passes, in order."""
         first = self.config.num_prelude_layers + num_passes * self.config.pass_layers
         return ((layer, Application(first + layer, None)) for layer in range(self.num_coda_layers))
