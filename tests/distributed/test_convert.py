@@ -67,7 +67,7 @@ def test_a_start_that_does_not_fit_is_named(root: Path, pool: RankPool) -> None:
     (printed,) = pool.run(
         train_aloud, training_config(root, "wide", model={"ffn_size": 32}, checkpoint=start), world_size=1
     )
-    assert "ffn.down.weight has shape [16, 24], the run needs [16, 32]" in printed
+    assert "model.ffn_size=32, but the weights of" in printed and "were made with 24: set it to that" in printed
     (printed,) = pool.run(
         train_aloud, training_config(root, "none", checkpoint={"init_from": "runs/absent"}), world_size=1
     )
