@@ -28,7 +28,7 @@ from finetune.run.counters import FinetuneCounters
 from finetune.run.finetuned_model import BEST, load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
 from finetune.run.rows import FinetuneRow, step_flops
-from pretrain.checkpoint.commit import set_aside
+from pretrain.checkpoint.commit import retire
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.store import open_store
@@ -100,7 +100,7 @@ class FinetuneTrainer:
         if session.rank == 0:  # best weights of steps that are trained again
             for path in list_checkpoints(session.directory / BEST / CHECKPOINTS):
                 if (parse_step(path.name) or 0) > self.counters.step:
-                    set_aside(path)
+                    retire(path)
 
     def run(self) -> int:
         """Train until the last epoch or until the ranks vote to stop; returns the exit code."""

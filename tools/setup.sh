@@ -46,6 +46,7 @@ is_usable() {
 
 make_environment() {
   local python
+  [[ ! -L .venv ]] || fail ".venv is a link to $(readlink .venv), which was made for another folder: remove the link"
   python=$(find_python)
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"

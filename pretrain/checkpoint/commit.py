@@ -22,6 +22,7 @@ for the moment of the rename.
 """
 
 import re
+import secrets
 import shutil
 import stat
 import time
@@ -214,6 +215,15 @@ def set_aside(path: Path) -> Path:
     while is_there(target):
         number, target = number + 1, path.with_name(f"{path.name}.aside-{number}")
     return path.rename(target)
+
+
+def retire(path: Path) -> None:
+    """Make a checkpoint a leftover, which the next store of its folder removes.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    path.rename(path.with_name(f"{path.name.split('.')[0]}.tmp-retired-{secrets.token_hex(4)}"))
 
 
 def _remove(path: Path, *, tag: str) -> None:

@@ -99,16 +99,16 @@ def test_a_pipe_in_place_of_a_file_is_damage(tmp_path: Path) -> None:
 def test_a_rank_whose_part_is_there_does_not_clear_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One failed look of a rank that waits must not cost the others their save."""
     stores = [make_store(tmp_path, rank=rank, world_size=2, asynchronous=rank == 1) for rank in (0, 1)]
-    real, looks = Path.exists, []
+    real, looks = Path.stat, []
 
-    def exists(path: Path, **options: Any) -> bool:
+    def stat(path: Path, **options: Any) -> os.stat_result:
         if threading.current_thread().name == "checkpoint" and ".tmp-" in path.name:
             looks.append(path)
             if len(looks) == 1:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(path, **options)
 
-    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(Path, "stat", stat)
     stores[1].save(10, [Piece(name="x", tensor=torch.ones(4), shape=(8,), start=4)], {})
     while not looks:
         time.sleep(0.001)
