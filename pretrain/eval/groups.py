@@ -255,7 +255,8 @@ def load_tasks(
         ValueError: a row of a file is malformed; names file and line.
     """
     if task.generator is not None:
-        made, count = make_task(task.generator, task.parameters), num_examples or NUM_GENERATED
+        made = make_task(task.generator, task.parameters)
+        count = NUM_GENERATED if num_examples is None else num_examples
         ask = partial(harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0)
         return [ask(seed=seed, **FORMS[task.supervise])]
     manager = _offline_tasks(data_dir) if task.source == "files" else _network_tasks()

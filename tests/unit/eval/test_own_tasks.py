@@ -9,6 +9,7 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from pretrain.eval.groups import ResolvedTask, load_tasks, resolve
 from pretrain.eval.own_tasks import SHOT_END, harness_task
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.task import Example, Task
@@ -123,8 +124,10 @@ def test_what_cannot_be_scored_is_refused() -> None:
         harness_task(unmarked, name="asked", num_examples=1, with_steps=True)
     with pytest.raises(ValueError, match="likelihood scores the answer alone"):
         harness_task(marked, name="asked", num_examples=1, with_steps=True, match="likelihood")
+    (resolved,) = resolve(["multiplication"], None, allow_network=False)
+    assert isinstance(resolved, ResolvedTask)
     with pytest.raises(ValueError, match="num_examples=0"):
-        harness_task(marked, name="asked", num_examples=0)
+        load_tasks(resolved, None, num_examples=0)
 
 
 @pytest.mark.parametrize("name", TASKS)
