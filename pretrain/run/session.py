@@ -168,9 +168,7 @@ class RunSession:
         if reader is None:
             if problems:
                 advice = "move the folder away to start from step 0, or choose another run.name"
-                raise ValueError(
-                    "\n".join([*problems, f"{self.directory / CHECKPOINTS}: no good checkpoint is left; {advice}"])
-                )
+                raise ValueError("\n".join([*problems, f"{folder}: no good checkpoint is left; {advice}"]))
             return None
         self.notes += resumable.compare(reader, self.config)
         require_tokenizer(reader, self.saved.tokenizer, self.tokenizer.sha256)

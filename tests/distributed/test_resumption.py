@@ -17,18 +17,14 @@ import pytest
 from pretrain.checkpoint.names import list_checkpoints
 from tests.distributed.pool import RankPool
 from tests.distributed.test_training import assert_close, exact_rows, rows, tensors
-from tests.distributed.training import Interruption, train, train_aloud, training_config
-from tests.support.corpus import make_texts, make_tokenizer, write_source
+from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resumption")
-    tokenizer = make_tokenizer(folder / "tokenizer.model")
-    write_source(folder / "shards", make_texts(120), 3, tokenizer)
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("resumption"))
 
 
 def state(root: Path, name: str) -> str:

@@ -10,8 +10,7 @@ import torch
 
 from pretrain.checkpoint.verify import newest_good
 from tests.distributed.pool import RankPool
-from tests.distributed.training import Interruption, train, train_aloud, training_config
-from tests.support.corpus import make_texts, make_tokenizer, write_source
+from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
 from tests.support.run_rows import scored
 
 EXACT = ("step", "loss", "grad_norm", "lr", "num_loops", "tokens_seen", "skipped")
@@ -20,10 +19,7 @@ EXACT = ("step", "loss", "grad_norm", "lr", "num_loops", "tokens_seen", "skipped
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tokenizer and shards; runs go into `root/runs`."""
-    folder = tmp_path_factory.mktemp("training")
-    tokenizer = make_tokenizer(folder / "tokenizer.model")
-    write_source(folder / "shards", make_texts(120), 3, tokenizer)
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("training"))
 
 
 def rows(root: Path, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:

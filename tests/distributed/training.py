@@ -20,6 +20,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.groups import make_groups
 from pretrain.run.signals import StopSignal
 from pretrain.trainer import Trainer, open_session
+from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,14 @@ def interrupt(trainer: Any, interruption: Interruption) -> None:
     setattr(part, interruption.method, call)
 
 
+def write_corpus(folder: Path) -> Path:
+    """Put a tokenizer and shards into a folder."""
+    write_source(folder / "shards", make_texts(120), 3, make_tokenizer(folder / "tokenizer.model"))
+    return folder
+
+
 def training_config(root: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
-    """A run of twelve steps with drawn loop counts on the corpus that `conftest.py` puts into `root`."""
+    """A run of twelve steps with drawn loop counts on the corpus of `write_corpus`."""
     sections: dict[str, dict[str, Any]] = {
         "run": {"name": name, "root": str(root / "runs")},
         "model": {
