@@ -48,6 +48,7 @@ RESUMABLE = Resumable(
         "parallel": "no number depends on the ranks",
         "data.sources.*.path": "the content is compared, the folder may have moved",
         "data.sources.*.weight": "shares of the sources from the next sample on",
+        "data.cut_documents": "the order that follows from it is compared",
         "data.num_workers": "speed alone",
         "data.prefetch_batches": "speed alone",
         "data.on_damage": "what happens at damage from here on",

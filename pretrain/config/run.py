@@ -75,6 +75,9 @@ class DataSection(Section):
     num_streams: int = Field(default=64, gt=0)
     """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the
     order."""
+    cut_documents: bool = True
+    """Streams share out the pieces of a document that is long for them. False: every stream reads it from its start, as
+    runs did that were begun without this key. Without such documents it changes nothing."""
     num_workers: int = Field(default=1, ge=0)
     """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
     prefetch_batches: int = Field(default=4, gt=0)

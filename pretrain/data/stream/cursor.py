@@ -14,11 +14,11 @@ class Cursor:
     unit: int = 0
     """Units of this epoch already visited."""
     document: int = 0
-    """Place in the unit's permutation."""
+    """Place in the unit's permutation, or in that of the long documents."""
     offset: int = 0
-    """Token in the framed document where the next sample begins."""
+    """Token in the framed document, or piece of one, where the next sample begins."""
     damaged: int = 0
-    """Documents skipped as damaged since the start of the run."""
+    """Documents, or pieces of long ones, skipped as damaged since the start of the run."""
 
     def row(self) -> tuple[int, ...]:
         """The fields in the order of FIELDS."""

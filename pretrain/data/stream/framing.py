@@ -12,6 +12,7 @@ from itertools import chain, islice
 import numpy as np
 
 from pretrain.data.shards import EXTENSIONS
+from pretrain.data.stream.long_documents import Piece, text_range, token_range
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import parse_json
 
@@ -39,8 +40,12 @@ class FramedDocument:
         return self._ready[offset - self._start :][:count]
 
 
-def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> FramedDocument:
-    """Frame a document: a payload of `read_document`, and the index's `extension`, a position in EXTENSIONS.
+WHOLE = Piece(0, 1)
+
+
+def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer, piece: Piece = WHOLE) -> FramedDocument:
+    """Frame a document, or a piece of one: a payload of `read_document`, and the index's `extension`, a position in
+    EXTENSIONS.
 
     Raises:
         ValueError, KeyError, TypeError, IndexError: the payload is not of its format.
@@ -54,8 +59,17 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer) -> Fram
         if smallest < 0 or largest >= tokenizer.vocab_size:
             beyond = largest if smallest >= 0 else smallest
             raise ValueError(f"token id {beyond} is beyond the {tokenizer.vocab_size} tokens of the vocabulary")
+        start, stop = token_range(piece, len(tokens))
+        closing = closing if stop == len(tokens) else ()
+        tokens = tokens[start:stop]
         framed = np.empty(1 + len(tokens) + len(closing), dtype=np.int32)
         framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
         return FramedDocument(framed)
     text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else parse_json(payload)["text"]
+    if piece.count > 1:
+        start, stop = text_range(piece, text)
+        if start == stop:
+            return FramedDocument(np.empty(0, dtype=np.int32))
+        closing = closing if stop == len(text) else ()
+        text = text[start:stop]
     return FramedDocument(np.array([tokenizer.bos_id], dtype=np.int32), chain(tokenizer.iterate(text), closing))

@@ -26,6 +26,7 @@ from pretrain.config.run import DataSection
 from pretrain.config.section import require_divides
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Split
+from pretrain.data.stream.long_documents import cut_fingerprint
 from pretrain.data.stream.stream import StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
 
@@ -119,6 +120,13 @@ class Loader:
     def require_sources(self, fingerprints: Sequence[str]) -> None:
         """Raise a ValueError that names the first source that is not that of a saved run, given its `fingerprints`."""
         for source, saved, now in zip(self._spec.data.sources, fingerprints, self.fingerprints, strict=False):
+            if saved == cut_fingerprint(now) or now == cut_fingerprint(saved):
+                then = str(saved == cut_fingerprint(now)).lower()
+                how = "in pieces" if then == "true" else "whole"
+                raise ValueError(
+                    f"{source.path}: the run read its long documents {how} so far, which is another order: set "
+                    f"data.cut_documents={then} to go on in it, or choose another run.name"
+                )
             if saved != now:
                 which = f"{source.path or source.task}: its documents are not those that the run was trained on so far"
                 raise ValueError(f"{which}: bring the old shards back, or choose another run.name")
@@ -130,7 +138,7 @@ class Loader:
 
     @property
     def damaged(self) -> int:
-        """Documents that the owned streams skipped as damaged since the start of the run."""
+        """Documents, or pieces of long ones, that the owned streams skipped as damaged since the start of the run."""
         return int(self._states[self._owned(), :, FIELDS.index("damaged")].sum())
 
     def close(self) -> None:

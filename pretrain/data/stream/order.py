@@ -9,6 +9,7 @@ any number of ranks and workers and after any number of restarts.
                   divides the number of units
     epoch e    -> stream s visits units π(s), π(s + S), π(s + 2S), ... with π the seeded permutation of epoch e
     unit       -> its documents in a seeded permutation of their own
+    long documents are in no unit: a stream visits its pieces of them as one unit more, at a seeded place of each epoch
 
 A permutation is evaluated element by element, in O(1) memory and time: a Feistel network on a grid of rows x columns >=
 size whose rounds shift one coordinate by a hash of the other, walked again while the image falls outside (Black and
@@ -111,6 +112,16 @@ def unit_of(ordinal: int, *, stream: int, num_streams: int, num_shards: int, key
     place = np.array([stream + ordinal * num_streams])
     shard, part = divmod(int(permute(place, num_shards * parts, key)[0]), parts)
     return StreamUnit(shard, part, parts)
+
+
+def place_of_pieces(stream: int, num_units: int, key: int) -> int:
+    """Where among its `num_units` units of an epoch a stream reads its pieces of long documents: 0 is before all."""
+    return int(uniform(np.array([stream]), key)[0] * (num_units + 1))
+
+
+def piece_of(stream: int, num_streams: int, key: int) -> int:
+    """The piece of a long document that a stream takes in an epoch; each stream another one of range(num_streams)."""
+    return int(permute(np.array([stream]), num_streams, key)[0])
 
 
 def in_validation(text_hashes: np.ndarray, fraction: float) -> np.ndarray:

@@ -28,8 +28,9 @@ from pretrain.data.manifest import Manifest, ShardRow
 from pretrain.data.shards import DamagedDocument, check_index, open_index, read_document, require_lost
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Cursor, Split
-from pretrain.data.stream.framing import FramedDocument, frame_document
+from pretrain.data.stream.framing import WHOLE, FramedDocument, frame_document
 from pretrain.data.stream.labels import label_text
+from pretrain.data.stream.long_documents import Piece, cut_fingerprint, find_long
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
@@ -57,15 +58,17 @@ class StreamSpec(Section):
 
 
 class Candidate(NamedTuple):
-    """A document of the split, not yet read."""
+    """A document of the split, or a piece of one, not yet read."""
 
     shard: ShardRow
     place: int
-    """Position in the unit's permutation."""
+    """Position in the unit's permutation; of a piece, in that of the long documents."""
     number: int
     """Position in its shard."""
     index_row: np.void | None
     """Its row of the shard's index; None if that cannot be read."""
+    piece: Piece = WHOLE
+    """What of it is read."""
 
 
 class Source:
@@ -75,10 +78,14 @@ class Source:
         self.spec, self.folder, self.tokenizer = spec, folder, tokenizer
         self._number = number
         self.manifest = Manifest.open(folder)
-        self.units_per_stream = order.units_per_stream(spec.data.num_streams, len(self.manifest))
+        long = find_long(self.manifest, spec.data.num_streams) if spec.data.cut_documents else ()
+        self._long = [each for each in long if self._is_mine(each.index_row["text_hash"])]
+        self._long_numbers = {(each.shard.shard, each.number) for each in self._long}
+        self._num_units = order.units_per_stream(spec.data.num_streams, len(self.manifest))
+        self.units_per_stream = self._num_units + bool(self._long)
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._shards_named: set[str] = set()
-        self.fingerprint = self.manifest.fingerprint
+        self.fingerprint = cut_fingerprint(self.manifest.fingerprint) if long else self.manifest.fingerprint
         header = self.manifest.header
         if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
             theirs, ours = f"sha256 {str(header.tokenizer_sha256)[:12]}", f"sha256 {tokenizer.sha256[:12]}"
@@ -87,8 +94,20 @@ class Source:
                 f"{spec.data.tokenizer} ({ours}): name that tokenizer or prepare the folder again"
             )
 
+    def visit(self, stream: int, cursor: Cursor) -> Iterator[Candidate]:
+        """What a stream reads in the unit of a cursor, from its document on."""
+        ordinal, epoch = cursor.unit, cursor.epoch
+        if self._long:
+            key = order.make_key(self.spec.seed, "place of pieces", self._number, epoch)
+            place = order.place_of_pieces(stream, self._num_units, key)
+            if ordinal == place:
+                return self._pieces(stream, epoch, cursor.document)
+            ordinal -= ordinal > place
+        found = self.candidates(self.unit(stream, epoch, ordinal), epoch, cursor.document)
+        return (each for each in found if (each.shard.shard, each.number) not in self._long_numbers)
+
     def unit(self, stream: int, epoch: int, ordinal: int) -> order.StreamUnit:
-        """The `ordinal`-th of the `units_per_stream` units of a stream in an epoch."""
+        """The `ordinal`-th of the units of whole documents of a stream in an epoch."""
         key = order.make_key(self.spec.seed, "units", self._number, epoch)
         num_streams, num_shards = self.spec.data.num_streams, len(self.manifest)
         return order.unit_of(ordinal, stream=stream, num_streams=num_streams, num_shards=num_shards, key=key)
@@ -111,14 +130,31 @@ class Source:
                 yield from (Candidate(shard, place, number, None) for place, number in pairs)
                 continue
             rows = open_index(self.folder, shard)[numbers]  # a copy: the mapping ends here
-            held_out = order.in_validation(rows["text_hash"], self.spec.data.validation_fraction)
-            mine = held_out == (self.spec.split == "validation")
+            mine = self._is_mine(rows["text_hash"])
             for place, number, row in zip(places[mine].tolist(), numbers[mine].tolist(), rows[mine], strict=True):
                 yield Candidate(shard, place, number, row)
 
+    def _is_mine(self, text_hashes: np.ndarray) -> np.ndarray:
+        """Whether documents are of the split."""
+        held_out = order.in_validation(text_hashes, self.spec.data.validation_fraction)
+        return held_out == (self.spec.split == "validation")
+
+    def _pieces(self, stream: int, epoch: int, first: int) -> Iterator[Candidate]:
+        """A stream's pieces of the long documents in the order of an epoch, from place `first` on."""
+        seed, count = self.spec.seed, len(self._long)
+        places = np.arange(first, count)
+        key = order.make_key(seed, "long documents", self._number, epoch, stream)
+        for place, which in zip(places.tolist(), order.permute(places, count, key).tolist(), strict=True):
+            document = self._long[which]
+            key = order.make_key(seed, "pieces", self._number, epoch, document.shard_number, document.number)
+            piece = order.piece_of(stream, self.spec.data.num_streams, key)
+            if piece < document.num_pieces:
+                part = Piece(piece, document.num_pieces)
+                yield Candidate(document.shard, place, document.number, document.index_row, part)
+
     def read(self, candidate: Candidate) -> FramedDocument | None:
-        """A document; None if it is damaged and data.on_damage lets the run continue, else a ValueError that names
-        shard, document and offset."""
+        """A document or a piece; None if it is damaged and data.on_damage lets the run continue, else a ValueError that
+        names shard, document and offset."""
         try:
             return self._read_document(candidate)
         except DamagedDocument as error:
@@ -153,7 +189,7 @@ class Source:
             require_lost(path)
             raise DamagedDocument(f"{which} at byte {row['offset']} is lost: the shard is missing") from None
         try:
-            return frame_document(payload, int(row["extension"]), self.tokenizer)
+            return frame_document(payload, int(row["extension"]), self.tokenizer, candidate.piece)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DamagedDocument(f"{which} at byte {row['offset']} is not of its format: {error}") from None
 
@@ -222,8 +258,7 @@ class Walker:
         cursor, damaged_before = self.cursor, self.cursor.damaged
         while True:
             if self._ahead is None:
-                unit = self._source.unit(self._stream, cursor.epoch, cursor.unit)
-                self._ahead = self._source.candidates(unit, cursor.epoch, cursor.document)
+                self._ahead = self._source.visit(self._stream, cursor)
             for candidate in self._ahead:
                 cursor.document = candidate.place
                 document = self._source.read(candidate)

@@ -21,6 +21,7 @@ TESTED = {
         "run.root": "tests/distributed/training.py",
         "model.head_size": "tests/distributed/cases.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
+        "data.cut_documents": "tests/unit/data/test_long_documents.py",
         "train.deterministic": "tests/distributed/test_training.py",
         "train.exit_after": "tests/distributed/test_training.py",
         "train.max_bad_steps": "tests/distributed/test_training.py",
