@@ -32,7 +32,10 @@ COMMAND_LINE = CommandLine(
 
 
 def plan(config: RunConfig, world_size: int) -> list[Row]:
-    return plan_rows(make_plan(config, world_size))
+    from pretrain.data.extent import describe  # numpy and a tokenizer's library, which help and errors do without
+
+    names = ["data", *[""] * len(config.data.sources) * 2]
+    return [*plan_rows(make_plan(config, world_size)), *zip(names, describe(config), strict=False)]
 
 
 def run(config: RunConfig, layout: Layout) -> int:

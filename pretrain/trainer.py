@@ -20,6 +20,7 @@ from pretrain.checkpoint.run import require_tokenizer
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel, require_vocabulary
+from pretrain.data.extent import measure
 from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import peak_memory_gib
@@ -118,6 +119,8 @@ class Trainer:
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
+        if session.rank == 0:
+            self._describe_data()
         session.begin(self.counters, config.train.steps)
 
     def __enter__(self) -> Self:
@@ -240,6 +243,12 @@ class Trainer:
     def _scored_model(self) -> ScoredModel:
         """The model as it is now."""
         return ScoredModel(saved=self.session.saved, counters=self.counters)
+
+    def _describe_data(self) -> None:
+        """Have it said how much text there is and how often the run reads it."""
+        extents = list(measure(self.config, self.session.tokenizer))
+        self.session.notes += map(str, extents)
+        self.session.warnings += [extent.warning for extent in extents if extent.warning]
 
     def _report_rows(self, rows: list[EvaluationRow]) -> None:
         if self.session.metrics is not None:

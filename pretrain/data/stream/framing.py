@@ -65,7 +65,7 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer, piece: 
         framed = np.empty(1 + len(tokens) + len(closing), dtype=np.int32)
         framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
         return FramedDocument(framed)
-    text = payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else parse_json(payload)["text"]
+    text = read_text(payload, extension)
     if piece.count > 1:
         start, stop = text_range(piece, text)
         if start == stop:
@@ -73,3 +73,8 @@ def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer, piece: 
         closing = closing if stop == len(text) else ()
         text = text[start:stop]
     return FramedDocument(np.array([tokenizer.bos_id], dtype=np.int32), chain(tokenizer.iterate(text), closing))
+
+
+def read_text(payload: bytes, extension: int) -> str:
+    """The text of a document that is not of tokens; arguments and errors as of `frame_document`."""
+    return payload.decode("utf-8") if EXTENSIONS[extension] == "txt" else parse_json(payload)["text"]
