@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from pretrain.data.web.runs import run_here, submit
     from pretrain.data.web.stages import REPORT_NAME, CleanSettings
 
-    inputs = tuple(file.path for file in find_files(arguments.input))
+    inputs = tuple(file.path for file in find_files(arguments.input, partial(print, file=sys.stderr)))
     settings = CleanSettings(
         inputs=inputs,
         output=arguments.output,

@@ -48,9 +48,9 @@ def read_texts(files: list[InputFile], text_field: str, report: Report) -> Itera
 
 
 def train(arguments: argparse.Namespace) -> None:
-    files = find_inputs(arguments.input)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with PrepareProgress("read") as progress:
+        files = find_inputs(arguments.input, progress)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         texts = read_texts(files, arguments.text_field, progress)
         model, report = train_tokenizer(
             texts, vocab_size=arguments.vocab_size, model_type=arguments.model_type,

@@ -1,5 +1,7 @@
 """Small real sources for the tests of the data path: a trained tokenizer, documents, shards of tokens or of text."""
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,13 @@ def make_data(tokenizer: Path, *folders: Path, weights: tuple[float, ...] = (), 
     )
     values: dict[str, Any] = {"num_streams": 8, "num_workers": 0, "validation_fraction": 0.0} | fields
     return DataSection(tokenizer=str(tokenizer), sources=sources, **values)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar of these members as anybody might: names and contents."""
+    with tarfile.open(path, "w") as tar:
+        for name, payload in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(payload)
+            tar.addfile(member, io.BytesIO(payload))
+    return path

@@ -12,7 +12,7 @@ with its file and its line or offset. Memory: one document, or one batch of parq
 
 import codecs
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,27 +79,39 @@ class Problem:
         return f"{self.where}: {self.reason}: {self.detail}"
 
 
-def find_inputs(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand paths, globs and fsspec URLs to files, sorted by path, each once.
+def find_inputs(
+    patterns: Iterable[str], on_problem: Callable[["Problem"], None] = lambda problem: None
+) -> list[InputFile]:
+    """Expand paths, globs and fsspec URLs to files, sorted by path, each once. `on_problem` is told what else a glob
+    matches: folders of which nothing is read, pipes.
 
     Raises:
         ValueError: if a pattern matches nothing, or a file is not of a kind that `read_documents` reads.
         OSError: a file or folder cannot be looked at.
     """
-    files = find_files(patterns)
+    files = find_files(patterns, on_problem)
     for file in files:
         _kind(file.path)
     return files
 
 
-def find_files(patterns: Iterable[str]) -> list[InputFile]:
+def find_files(
+    patterns: Iterable[str], on_problem: Callable[["Problem"], None] = lambda problem: None
+) -> list[InputFile]:
     """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a
-    pattern matches none."""
-    files = {file.path: file for pattern in patterns for file in _expand(pattern)}
+    pattern matches none. `on_problem` as of `find_inputs`."""
+    others: dict[str, str] = {}
+    files = {file.path: file for pattern in patterns for file in _expand(pattern, others)}
+    for path, kind in sorted(others.items()):
+        if kind != "directory":
+            on_problem(Problem("not a file", path, f"of type {kind}: it is not read"))
+        elif not any(file.startswith(path.rstrip("/") + "/") for file in files):
+            on_problem(Problem("folder", path, "the files in it are not read: name them, as folder/*.jsonl"))
     return [files[path] for path in sorted(files)]
 
 
-def _expand(pattern: str) -> list[InputFile]:
+def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
+    """The files that a pattern matches; adds paths and types of what else it matches to `others`."""
     try:
         file_system, path = url_to_fs(pattern)
     except (ValueError, ImportError) as error:
@@ -116,12 +128,14 @@ def _expand(pattern: str) -> list[InputFile]:
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
         raise ValueError(f"{pattern}: {hint}")
+    paths = {name: name if is_local else file_system.unstrip_protocol(name) for name in found}
+    others.update({paths[name]: info["type"] for name, info in found.items() if name not in files})
     unknown = [name for name, info in files.items() if info["size"] is None]
     if unknown:
         raise ValueError(f"{unknown[0]}: the server does not say how long it is: download it and name the copy")
     return [
         InputFile(
-            path=name if is_local else file_system.unstrip_protocol(name),
+            path=paths[name],
             size=info["size"],
             version=_version(info),
         )
@@ -290,6 +304,8 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
         return Problem("broken JSON", where, str(error))
     if not isinstance(record, dict):
         return Problem("missing field", where, f"no {text_field!r}; it is not an object")
+    if line.count(name := json.dumps(text_field).encode()) > 1 and _is_doubled(line, text_field):
+        return Problem("doubled field", where, f"more than one {name.decode()}: which one is meant?")
     if text_field not in record:
         return Problem("missing field", where, f"no {text_field!r}; its fields are {', '.join(record) or 'none'}")
     text = record[text_field]
@@ -300,6 +316,13 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
     except UnicodeEncodeError as error:
         return Problem("invalid UTF-8", where, f"a lone surrogate at character {error.start} of {text_field!r}")
     return parse_text(utf8, where, consumed)
+
+
+def _is_doubled(line: bytes, field: str) -> bool:
+    """Whether a JSON object has a key of this name more than once; a reader takes the last one without a word."""
+    pairs: list[list[tuple[str, Any]]] = []
+    json.loads(line, object_pairs_hook=pairs.append)
+    return [key for key, _ in pairs[-1]].count(field) > 1  # the outermost object is the last to end
 
 
 def _is_real_io(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
 """Foreign tars: indexes and a manifest for a folder of WebDataset tars of text that somebody else made.
 
 A sample is the members whose names agree up to the first dot. Its text is its `.txt` member or, without one, the string
-"text" of the object in its `.json` member; other members are passed over and counted. The tars themselves are not
+"text" of the object in its `.json` member. Members that hold no text are passed over and counted as "other member".
+Whatever does hold text and does not become a document is named, in `problems.txt`: a second text of a sample, a member
+of another kind of text, a link, a tar behind the end of a tar, a compressed tar. The tars themselves are not
 touched. Cost: two passes of reading over each, one for the members and one for the sha256; memory of one document and
 the index of one tar.
 """
@@ -13,18 +15,24 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
 from pretrain.data.manifest import Header, ShardRow, write_manifest
 from pretrain.data.prepare.claim import IDENTITY_NAME
 from pretrain.data.prepare.documents import Document, Problem, parse_record, parse_text
-from pretrain.data.prepare.units import Advance, Report, Started
+from pretrain.data.prepare.units import PROBLEMS_NAME, Advance, Report, Started
 from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
-from pretrain.storage import naming
+from pretrain.storage import naming, write_atomically
 
-OTHER_MEMBER = "other member"
+OTHER_MEMBER, UNUSED_TEXT = "other member", "unused text"
+TEXT_KINDS = ("", ".txt", ".text", ".md", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".html", ".htm", ".xml", ".tex",
+              ".rst", ".parquet")  # fmt: skip
+"""Last suffixes of members that hold text, or may hold it, plain or compressed."""
+PACKED = (".gz", ".xz", ".zst", ".bz2")
+PACKED_TARS = (".tgz", ".txz", *(f".tar{suffix}" for suffix in PACKED))
 IndexRow = tuple[int, int, int, int, int]
 
 
@@ -48,26 +56,37 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
     if IDENTITY_NAME in names:
         raise ValueError(f"{folder}: was made by tools/prepare_data.py and has its indexes already")
     tars = sorted(folder / name for name in names if name.endswith(".tar"))
+    hint = "compressed ones must be unpacked to .tar: an index needs to seek"
     if not tars:
-        hint = "compressed ones must be unpacked to .tar: an index needs to seek"
         raise ValueError(f"{folder}: no .tar files to index ({hint})")
     report(Started(sum(tar.stat().st_size for tar in tars), 0))
     problems: Counter[str] = Counter()
+    lines: list[str] = []
+
+    def on_problem(problem: Problem) -> None:
+        problems[problem.reason] += 1
+        if problem.reason != OTHER_MEMBER:
+            if strict:
+                raise ValueError(str(problem))
+            lines.append(f"{problem}\n")
+            report(problem)
+
+    for name in sorted(names):
+        if name.lower().endswith((".tar", *PACKED_TARS)) and not name.endswith(".tar"):
+            on_problem(Problem("not a .tar", str(folder / name), hint))
     rows: list[ShardRow] = []
     for tar in tars:
         index: list[IndexRow] = []
         for item in _read_tar(tar):
-            if isinstance(item, tuple):
+            if isinstance(item, Problem):
+                on_problem(item)
+            else:
                 index.append(item)
-                continue
-            problems[item.reason] += 1
-            if item.reason != OTHER_MEMBER:
-                if strict:
-                    raise ValueError(str(item))
-                report(item)
         if index:
             rows.append(_finish_tar(tar, index))
         report(Advance(tar.stat().st_size, len(index)))
+    if lines:
+        write_atomically(folder / PROBLEMS_NAME, "".join(lines).encode())
     if not rows:
         counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
         raise ValueError(f"{folder}: its tars hold no text ({counts})")
@@ -96,11 +115,10 @@ def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
         try:
             for _, group in groupby(_members(tar), key=lambda member: base_plus_ext(member.name)[0] or member.name):
                 members = list(group)
-                texts = {extension: member for member in reversed(members) if (extension := _extension(member))}
+                regular = [member for member in reversed(members) if member.isreg()]
+                texts = {extension: member for member in regular if (extension := _extension(member))}
                 chosen = texts.get("txt") or texts.get("json")
-                for member in members:
-                    if member is not chosen:
-                        yield Problem(OTHER_MEMBER, f"{path}, member {member.name}", "it is not the sample's text")
+                yield from (_passed_over(path, tar, member) for member in members if member is not chosen)
                 if chosen is not None:
                     yield _read_member(path, tar, chosen)
         except tarfile.TarError as error:
@@ -111,13 +129,38 @@ def _read_tar(path: Path) -> Iterator[IndexRow | Problem]:
         if tar.offset > size or any(file.read(TAR_BLOCK)):
             lost = "no readable header; what follows is lost"
             yield Problem("damaged archive", f"{path}, byte {tar.offset}", lost)
+        elif (behind := _find_content(file)) is not None:
+            lost = "more follows behind the end of the tar, another tar perhaps: it is lost"
+            yield Problem("damaged archive", f"{path}, byte {behind}", lost)
+
+
+def _find_content(file: BinaryIO) -> int | None:
+    """Place of the first block from here on that is not all zeros, if there is one."""
+    while block := file.read(TAR_BLOCK):
+        if any(block):
+            return file.tell() - len(block)
+    return None
+
+
+def _passed_over(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Problem:
+    """What is said of a member that is not its sample's text."""
+    where, name = f"{path}, member {member.name}", member.name.lower()
+    if not member.isreg():
+        return Problem("not a file", where, "a link or device; its content is not read")
+    packing = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
+    kind = PurePosixPath(name.removesuffix(packing)).suffix
+    if kind == ".json" and not packing and not isinstance(_read_member(path, tar, member, "json"), tuple):
+        return Problem(OTHER_MEMBER, where, "it holds no text")
+    if kind in TEXT_KINDS:
+        return Problem(UNUSED_TEXT, where, "a sample's text is its .txt member, or its .json member, and no other")
+    return Problem(OTHER_MEMBER, where, "it is not the sample's text")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar, without the list of all of them that `tarfile` gathers."""
+    """All but the folders in a tar, without the list of all of them that `tarfile` gathers."""
     while (member := tar.next()) is not None:
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - public, but not in the stubs
-        if member.isreg():
+        if not member.isdir():
             yield member
 
 
@@ -125,14 +168,15 @@ def _extension(member: tarfile.TarInfo) -> str:
     return (base_plus_ext(member.name)[1] or "").lower()
 
 
-def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> IndexRow | Problem:
+def _read_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str = "") -> IndexRow | Problem:
+    """The index row of a member; `extension`: txt or json, unless it is that of its name."""
     where = f"{path}, member {member.name}"
     file = tar.extractfile(member)
     assert file is not None
     payload = file.read()
     if len(payload) != member.size:
         return Problem("damaged archive", where, f"only {len(payload)} of {member.size} bytes are there")
-    extension = _extension(member)
+    extension = extension or _extension(member)
     document = parse_text(payload, where, 0) if extension == "txt" else parse_record(payload, where, "text", 0)
     if not isinstance(document, Document):
         return document

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pretrain.data.manifest import MANIFEST_NAME, Header, Manifest, ShardRow, write_manifest
 from pretrain.data.prepare.claim import WHOLE, WORK_NAME, Part, claim, lock
-from pretrain.data.prepare.documents import InputFile, find_inputs, split_file
+from pretrain.data.prepare.documents import InputFile, Problem, find_inputs, split_file
 from pretrain.data.prepare.units import (
     PROBLEMS_NAME,
     PrepareJob,
@@ -75,7 +75,7 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
             meets a bad input.
         OSError: if reading or writing fails. What is finished is kept, and the same call continues.
     """
-    tokenizer, files = _load(settings)
+    tokenizer, files = _load(settings, report)
     output = settings.output
     with _disk_errors(output):
         claim(output, _identity(settings, tokenizer, files))
@@ -92,7 +92,7 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
 def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
     """Do one part of what `prepare` does, up to and without the manifest. Parts have the same settings and may run at
     the same time, on machines that share a disk. Raises as `prepare`."""
-    tokenizer, files = _load(settings)
+    tokenizer, files = _load(settings, report)
     with _disk_errors(settings.output):
         claim(settings.output, _identity(settings, tokenizer, files))
         units = _cut(files)
@@ -111,7 +111,7 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
             `prepare`.
         OSError: as of `prepare`.
     """
-    tokenizer, files = _load(settings)
+    tokenizer, files = _load(settings, report=lambda event: None)  # the parts have said what there is to say
     output = settings.output
     with _disk_errors(output):
         claim(output, _identity(settings, tokenizer, files))
@@ -137,9 +137,15 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _load(settings: PrepareSettings) -> tuple[Tokenizer | None, list[InputFile]]:
+def _load(settings: PrepareSettings, report: Report) -> tuple[Tokenizer | None, list[InputFile]]:
     tokenizer = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    return tokenizer, find_inputs(settings.inputs)
+
+    def on_problem(problem: Problem) -> None:
+        if settings.strict:
+            raise ValueError(str(problem))
+        report(problem)
+
+    return tokenizer, find_inputs(settings.inputs, on_problem)
 
 
 def _finished(settings: PrepareSettings) -> Header | None:

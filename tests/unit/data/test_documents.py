@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
+from pretrain.data.prepare.documents import (
+    Document,
+    InputFile,
+    Problem,
+    find_inputs,
+    parse_record,
+    read_documents,
+    split_file,
+)
 
 TEXTS = ["first\nline", "zweite Zeile: äöü", "3 · third \U0001f300"]
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
@@ -220,6 +229,33 @@ def test_globs_are_sorted_and_files_counted_once(tmp_path: Path) -> None:
     assert files[0] == InputFile(path=f"{tmp_path}/a.txt", size=5, version=files[0].version)
     write(tmp_path / "a.txt", b"other")
     assert find_inputs([f"{tmp_path}/a.txt"])[0].version != files[0].version
+
+
+def test_what_a_glob_matches_and_nothing_reads_is_named(tmp_path: Path) -> None:
+    for name in ("more", "deeper/still"):
+        (tmp_path / name).mkdir(parents=True)
+        write(tmp_path / name / "b.txt", b"b")
+    write(tmp_path / "a.txt", b"a")
+    os.mkfifo(tmp_path / "pipe.txt")
+    problems: list[Problem] = []
+    find_inputs([f"{tmp_path}/*", f"{tmp_path}/more/*.txt"], problems.append)
+    assert [str(problem).partition(": ")[0] for problem in problems] == [f"{tmp_path}/deeper", f"{tmp_path}/pipe.txt"]
+    assert [problem.reason for problem in problems] == ["folder", "not a file"]
+
+
+@pytest.mark.parametrize(
+    ("line", "doubled"),
+    [
+        (b'{"text": "one", "text": "two"}', True),
+        (b'{"text": "one", "inner": {"text": "two"}}', False),
+        (b'{"inner": [{"text": "two"}, {"text": "three"}], "text": "say \\"text\\""}', False),
+        (b'{"inner": {"text": 1, "text": 2}, "text": "one"}', False),
+    ],
+)
+def test_a_second_text_of_a_record_is_not_lost_in_silence(line: bytes, doubled: bool) -> None:
+    found = parse_record(line, "here", "text", 0)
+    assert (isinstance(found, Problem) and found.reason == "doubled field") == doubled
+    assert doubled or isinstance(found, Document)
 
 
 @pytest.mark.parametrize(
