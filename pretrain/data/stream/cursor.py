@@ -14,7 +14,7 @@ class Cursor:
     unit: int = 0
     """Units of this epoch already visited."""
     document: int = 0
-    """Place in the unit's permutation, or in that of the long documents."""
+    """Place in the unit's permutation, or among the pieces of long documents that the stream is dealt."""
     offset: int = 0
     """Token in the framed document, or piece of one, where the next sample begins."""
     damaged: int = 0

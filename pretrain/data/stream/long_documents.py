@@ -2,8 +2,8 @@
 
 A stream walks whole documents. Where one document is a large share of a source, or there are hardly more documents than
 streams, the streams that have none left go on to the next epoch and soon all of them read the same pages. So a long
-document is cut into pieces, as many as there are streams (each of at least PIECE_BYTES), and every stream takes one of
-them an epoch: which one is a function of the seed, the epoch and the document.
+document is cut into pieces, as many as there are streams (each of at least PIECE_BYTES), and in every epoch all pieces
+of a source are shuffled and dealt to the streams: a function of the seed, the epoch and the documents.
 
 A document is long if it is larger than the share of a stream in an epoch; in a source of less than FEW documents a
 stream, larger than a FEW-th of that share. No document of less than two pieces is long. The order of a source without
@@ -27,7 +27,7 @@ import numpy as np
 from pretrain.data.manifest import Manifest, ShardRow
 from pretrain.data.shards import check_index, open_index
 
-PIECE_BYTES = 4096
+PIECE_BYTES = 2048
 """Smallest piece, in stored bytes."""
 FEW = 4
 """Documents a stream."""
@@ -61,7 +61,7 @@ def find_long(manifest: Manifest, num_streams: int) -> tuple[LongDocument, ...]:
         OSError: manifest or index cannot be read.
     """
     header = manifest.header
-    if header.num_documents > MOST_DOCUMENTS or len(manifest) > MOST_SHARDS * num_streams:
+    if num_streams == 1 or header.num_documents > MOST_DOCUMENTS or len(manifest) > MOST_SHARDS * num_streams:
         return ()
     shards = [manifest[number] for number in range(len(manifest))]
     shares = num_streams * (FEW if header.num_documents < FEW * num_streams else 1)

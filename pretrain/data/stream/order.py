@@ -119,9 +119,9 @@ def place_of_pieces(stream: int, num_units: int, key: int) -> int:
     return int(uniform(np.array([stream]), key)[0] * (num_units + 1))
 
 
-def piece_of(stream: int, num_streams: int, key: int) -> int:
-    """The piece of a long document that a stream takes in an epoch; each stream another one of range(num_streams)."""
-    return int(permute(np.array([stream]), num_streams, key)[0])
+def dealt(stream: int, num_streams: int, size: int, key: int) -> np.ndarray:
+    """What a stream gets of range(size), shuffled and dealt to the streams in turn: int64, in the order it is read."""
+    return permute(np.arange(stream, size, num_streams), size, key)
 
 
 def in_validation(text_hashes: np.ndarray, fraction: float) -> np.ndarray:

@@ -62,7 +62,7 @@ class Candidate(NamedTuple):
 
     shard: ShardRow
     place: int
-    """Position in the unit's permutation; of a piece, in that of the long documents."""
+    """Position in the unit's permutation; of a piece, among those that the stream is dealt."""
     number: int
     """Position in its shard."""
     index_row: np.void | None
@@ -141,16 +141,14 @@ class Source:
 
     def _pieces(self, stream: int, epoch: int, first: int) -> Iterator[Candidate]:
         """A stream's pieces of the long documents in the order of an epoch, from place `first` on."""
-        seed, count = self.spec.seed, len(self._long)
-        places = np.arange(first, count)
-        key = order.make_key(seed, "long documents", self._number, epoch, stream)
-        for place, which in zip(places.tolist(), order.permute(places, count, key).tolist(), strict=True):
+        num_streams, ends = self.spec.data.num_streams, np.cumsum([each.num_pieces for each in self._long])
+        key = order.make_key(self.spec.seed, "pieces", self._number, epoch)
+        dealt = order.dealt(stream, num_streams, int(ends[-1]), key)[first:]
+        for place, index in enumerate(dealt.tolist(), first):
+            which = int(np.searchsorted(ends, index, side="right"))
             document = self._long[which]
-            key = order.make_key(seed, "pieces", self._number, epoch, document.shard_number, document.number)
-            piece = order.piece_of(stream, self.spec.data.num_streams, key)
-            if piece < document.num_pieces:
-                part = Piece(piece, document.num_pieces)
-                yield Candidate(document.shard, place, document.number, document.index_row, part)
+            piece = Piece(index - int(ends[which]) + document.num_pieces, document.num_pieces)
+            yield Candidate(document.shard, place, document.number, document.index_row, piece)
 
     def read(self, candidate: Candidate) -> FramedDocument | None:
         """A document or a piece; None if it is damaged and data.on_damage lets the run continue, else a ValueError that
