@@ -11,6 +11,7 @@ with its file and its line or offset. Memory: one document, or one batch of parq
 """
 
 import codecs
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
