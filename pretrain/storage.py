@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,14 +36,15 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of JSON that may come from anywhere.
+def parse_json(text: str | bytes, on_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of JSON that may come from anywhere; `on_object` makes something else than a dict of an object's keys
+    and values, doubled keys among them.
 
     Raises:
         ValueError: it is not JSON in UTF-8, or nested too deeply.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=on_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

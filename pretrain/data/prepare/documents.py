@@ -322,7 +322,7 @@ def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Doc
 def _is_doubled(line: bytes, field: str) -> bool:
     """Whether a JSON object has a key of this name more than once; a reader takes the last one without a word."""
     pairs: list[list[tuple[str, Any]]] = []
-    json.loads(line, object_pairs_hook=pairs.append)
+    parse_json(line, pairs.append)
     return [key for key, _ in pairs[-1]].count(field) > 1  # the outermost object is the last to end
 
 

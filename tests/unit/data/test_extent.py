@@ -44,6 +44,7 @@ def make_config(root: Path, *sources: SourceSection, steps: int = 10, **data: An
                 "num_loop_layers": 1, "num_coda_layers": 1, "num_loops": 2,
             },
             "data": values,
+            "optimizer": {"warmup_steps": 0},
             "train": {"steps": steps, "seq_len": 64, "global_batch": 16, "micro_batch": 16},
         }
     )  # fmt: skip
