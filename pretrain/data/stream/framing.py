@@ -12,7 +12,7 @@ from itertools import chain, islice
 import numpy as np
 
 from pretrain.data.shards import EXTENSIONS
-from pretrain.data.stream.long_documents import Piece, text_range, token_range
+from pretrain.data.stream.long_documents import DocumentPiece, text_range, token_range
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import parse_json
 
@@ -40,10 +40,12 @@ class FramedDocument:
         return self._ready[offset - self._start :][:count]
 
 
-WHOLE = Piece(0, 1)
+WHOLE = DocumentPiece(0, 1)
 
 
-def frame_document(payload: bytes, extension: int, tokenizer: Tokenizer, piece: Piece = WHOLE) -> FramedDocument:
+def frame_document(
+    payload: bytes, extension: int, tokenizer: Tokenizer, piece: DocumentPiece = WHOLE
+) -> FramedDocument:
     """Frame a document, or a piece of one: a payload of `read_document`, and the index's `extension`, a position in
     EXTENSIONS.
 

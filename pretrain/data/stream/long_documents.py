@@ -36,7 +36,7 @@ MOST_DOCUMENTS, MOST_SHARDS = 1 << 18, 16
 LINE_END, SPACE = re.compile(r"\n+"), re.compile(r"\s")
 
 
-class Piece(NamedTuple):
+class DocumentPiece(NamedTuple):
     """The `number`-th of `count` about equal pieces of a document."""
 
     number: int
@@ -86,12 +86,12 @@ def cut_fingerprint(fingerprint: str) -> str:
     return hashlib.sha256(f"{fingerprint}\0long documents are cut".encode()).hexdigest()
 
 
-def token_range(piece: Piece, num_tokens: int) -> tuple[int, int]:
+def token_range(piece: DocumentPiece, num_tokens: int) -> tuple[int, int]:
     """First and one-past-last token of a piece."""
     return piece.number * num_tokens // piece.count, (piece.number + 1) * num_tokens // piece.count
 
 
-def text_range(piece: Piece, text: str) -> tuple[int, int]:
+def text_range(piece: DocumentPiece, text: str) -> tuple[int, int]:
     """First and one-past-last character of a piece; equal where it holds none."""
     return _border(piece.number, piece.count, text), _border(piece.number + 1, piece.count, text)
 
@@ -102,7 +102,7 @@ def _border(number: int, count: int, text: str) -> int:
     if number == 0:
         return 0
     for later in range(number, count):
-        start, stop = token_range(Piece(later, count), len(text))
+        start, stop = token_range(DocumentPiece(later, count), len(text))
         if line_end := LINE_END.search(text, start, stop):
             return _line_end(text, line_end.end())
         if space := SPACE.search(text, start, stop):

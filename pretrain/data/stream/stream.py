@@ -30,7 +30,7 @@ from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Cursor, Split
 from pretrain.data.stream.framing import WHOLE, FramedDocument, frame_document
 from pretrain.data.stream.labels import label_text
-from pretrain.data.stream.long_documents import Piece, cut_fingerprint, find_long
+from pretrain.data.stream.long_documents import DocumentPiece, cut_fingerprint, find_long
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
     """Position in its shard."""
     index_row: np.void | None
     """Its row of the shard's index; None if that cannot be read."""
-    piece: Piece = WHOLE
+    piece: DocumentPiece = WHOLE
     """What of it is read."""
 
 
@@ -147,7 +147,7 @@ class Source:
         for place, index in enumerate(dealt.tolist(), first):
             which = int(np.searchsorted(ends, index, side="right"))
             document = self._long[which]
-            piece = Piece(index - int(ends[which]) + document.num_pieces, document.num_pieces)
+            piece = DocumentPiece(index - int(ends[which]) + document.num_pieces, document.num_pieces)
             yield Candidate(document.shard, place, document.number, document.index_row, piece)
 
     def read(self, candidate: Candidate) -> FramedDocument | None:

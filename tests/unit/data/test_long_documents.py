@@ -16,7 +16,7 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name
 from pretrain.data.stream.cursor import Cursor, Split
 from pretrain.data.stream.loader import Loader
-from pretrain.data.stream.long_documents import MOST_DOCUMENTS, PIECE_BYTES, Piece, find_long, text_range
+from pretrain.data.stream.long_documents import MOST_DOCUMENTS, PIECE_BYTES, DocumentPiece, find_long, text_range
 from pretrain.data.stream.stream import Candidate, Source, StreamReader, StreamSpec
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_data, make_texts, write_source
@@ -87,7 +87,7 @@ def test_an_epoch_serves_every_token_of_the_split_once(
     for split in ("train", "validation"):
         spec = make_spec(folders[name], split=split, seed=seed, num_streams=num_streams, validation_fraction=0.3)
         source = open_source(spec)
-        parts: dict[tuple[str, int], dict[Piece, list[int]]] = {}
+        parts: dict[tuple[str, int], dict[DocumentPiece, list[int]]] = {}
         for _, candidate in served(source, epoch):
             document = source.read(candidate)
             assert document is not None
@@ -163,7 +163,7 @@ def test_workers_read_the_same(folders: dict[str, Path]) -> None:
 @settings(deadline=None)
 @given(st.text(st.sampled_from("ab \n"), max_size=80) | st.text(max_size=30), st.integers(1, 9))
 def test_pieces_of_a_text_are_the_text_and_cut_no_word(text: str, count: int) -> None:
-    ranges = [text_range(Piece(number, count), text) for number in range(count)]
+    ranges = [text_range(DocumentPiece(number, count), text) for number in range(count)]
     assert ranges[0][0] == 0 and ranges[-1][1] == len(text)
     assert all(before[1] == after[0] for before, after in pairwise(ranges))
     for start, stop in ranges:
