@@ -119,8 +119,7 @@ class Trainer:
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
-        if session.rank == 0:
-            self._describe_data()
+        self._describe_data()
         session.begin(self.counters, config.train.steps)
 
     def __enter__(self) -> Self:
@@ -245,10 +244,22 @@ class Trainer:
         return ScoredModel(saved=self.session.saved, counters=self.counters)
 
     def _describe_data(self) -> None:
-        """Have it said how much text there is and how often the run reads it."""
-        extents = list(measure(self.config, self.session.tokenizer))
-        self.session.notes += map(str, extents)
-        self.session.warnings += [extent.warning for extent in extents if extent.warning]
+        """Have it said how much text there is, and how often training and validation read it. Collective."""
+        session, sequences = self.session, self.config.validation.num_sequences
+        if session.rank == 0:
+            try:
+                extents = list(measure(self.config, session.tokenizer))
+            except ValueError as error:
+                extents = []
+                session.warnings.append(f"how often the run reads its text is not known: {error}")
+            session.notes += map(str, extents)
+            session.warnings += [extent.warning for extent in extents if extent.warning]
+        repeated = gather_lists(self.validation.repeated if self.validation else ())
+        session.warnings += [
+            f"{path}: some of its held-out documents are read more than once for validation.num_sequences={sequences}: "
+            "lower it, or raise data.validation_fraction"
+            for path in dict.fromkeys(repeated)
+        ]
 
     def _report_rows(self, rows: list[EvaluationRow]) -> None:
         if self.session.metrics is not None:

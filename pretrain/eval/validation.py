@@ -23,6 +23,9 @@ class Validation:
         ValueError: the validation split holds no document.
     """
 
+    repeated: list[str]
+    """The folders of which this rank's sequences hold documents more than once."""
+
     def __init__(self, config: RunConfig, layout: Layout, rank: int) -> None:
         wanted = config.validation.num_sequences
         ranks, micro_batch = layout.data_parallel, config.train.micro_batch
@@ -33,6 +36,7 @@ class Validation:
             rank=rank, num_ranks=ranks, split="validation",
         ) as loader:  # fmt: skip
             rows = torch.from_numpy(loader.next_batch()).clone()
+            self.repeated = loader.repeated
         empty = torch.tensor([[0], [IGNORED]]).expand(rows.shape[1:])
         rows[rank + ranks * torch.arange(per_rank) >= wanted] = empty
         batch = max(layout.micro_batches, config.parallel.pipeline) * micro_batch

@@ -1,6 +1,7 @@
 """The training run: resume is exact, ranks do not matter, signals and bad steps end it cleanly."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ def test_what_the_regulariser_adds_is_in_the_rows(root: Path, pool: RankPool, re
     assert pool.run(train, training_config(root, "regularised", **changes), world_size=2) == [0, 0]
     assert all(0 < row["regularisation"] < 4 for row in rows(root, "regularised"))
     assert {row["regularisation"] for row in rows(root, reference)} == {0.0}
+
+
+@pytest.mark.parametrize(("num_sequences", "is_repeated"), [(5, False), (400, True)])
+def test_a_run_says_how_often_it_reads_its_text(
+    root: Path, pool: RankPool, num_sequences: int, is_repeated: bool
+) -> None:
+    """About 24 short documents are held out."""
+    validation = {"every": 1, "num_sequences": num_sequences, "num_loops": [1]}
+    config = training_config(root, f"aloud-{num_sequences}", train={"steps": 1}, validation=validation)
+    printed, _ = pool.run(train_aloud, config, world_size=2)
+    assert re.search(rf"{root}/shards: 120 documents, [\d,]+ tokens, this run reads 0\.\d+ epochs", printed)
+    line = f"warning: {root}/shards: some of its held-out documents are read more than once for validation.num_sequ"
+    assert (line in printed) == is_repeated
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

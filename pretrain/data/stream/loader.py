@@ -137,6 +137,12 @@ class Loader:
         return int(self._states[self._owned(), :, FIELDS.index("epoch")].min())
 
     @property
+    def repeated(self) -> list[str]:
+        """The folders of which an owned stream has read all that an epoch deals to it, and has begun again."""
+        epochs = self._states[self._owned(), :, FIELDS.index("epoch")].max(axis=0)
+        return [str(source.path) for source, epoch in zip(self._spec.data.sources, epochs, strict=True) if epoch]
+
+    @property
     def damaged(self) -> int:
         """Documents, or pieces of long ones, that the owned streams skipped as damaged since the start of the run."""
         return int(self._states[self._owned(), :, FIELDS.index("damaged")].sum())
