@@ -254,11 +254,11 @@ class Trainer:
                 session.warnings.append(f"how often the run reads its text is not known: {error}")
             session.notes += map(str, extents)
             session.warnings += [extent.warning for extent in extents if extent.warning]
-        repeated = gather_lists(self.validation.repeated if self.validation else ())
+        repeated = self.validation.repeated(self.groups.data) if self.validation else {}
         session.warnings += [
-            f"{path}: some of its held-out documents are read more than once for validation.num_sequences={sequences}: "
-            "lower it, or raise data.validation_fraction"
-            for path in dict.fromkeys(repeated)
+            f"{path}: validation.num_sequences={sequences} hold {count:,} of its documents more than once: lower it or "
+            "data.num_streams, or raise data.validation_fraction"
+            for path, count in repeated.items()
         ]
 
     def _report_rows(self, rows: list[EvaluationRow]) -> None:

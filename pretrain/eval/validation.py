@@ -1,10 +1,14 @@
 """Validation loss at several loop counts in one pass: the same held-out sequences every time, whatever the layout."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
@@ -23,9 +27,6 @@ class Validation:
         ValueError: the validation split holds no document.
     """
 
-    repeated: list[str]
-    """The folders of which this rank's sequences hold documents more than once."""
-
     def __init__(self, config: RunConfig, layout: Layout, rank: int) -> None:
         wanted = config.validation.num_sequences
         ranks, micro_batch = layout.data_parallel, config.train.micro_batch
@@ -36,7 +37,7 @@ class Validation:
             rank=rank, num_ranks=ranks, split="validation",
         ) as loader:  # fmt: skip
             rows = torch.from_numpy(loader.next_batch()).clone()
-            self.repeated = loader.repeated
+            self._documents = loader.documents_read
         empty = torch.tensor([[0], [IGNORED]]).expand(rows.shape[1:])
         rows[rank + ranks * torch.arange(per_rank) >= wanted] = empty
         batch = max(layout.micro_batches, config.parallel.pipeline) * micro_batch
@@ -47,6 +48,13 @@ class Validation:
         padding = empty.expand(padded - per_rank, -1, -1)
         self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
         self.num_sequences = wanted
+
+    def repeated(self, group: ProcessGroup) -> Counter[str]:
+        """How many documents of each folder the sequences of all ranks of a group hold more than once. Collective."""
+        parts: list[Any] = [None] * group.size()
+        dist.all_gather_object(parts, self._documents, group=group)
+        reads = Counter(document for part in parts for document in part)
+        return Counter(document.folder for document, times in reads.items() if times > 1)
 
     def losses(self, engine: Engine, loops: Sequence[int], vote: StopVote) -> list[float] | None:
         """Mean negative log-likelihood per token in nats over all ranks, for each loop count; None where the ranks

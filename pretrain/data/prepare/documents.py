@@ -129,11 +129,11 @@ def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
         raise ValueError(f"{pattern}: {hint}")
-    paths = {name: name if is_local else file_system.unstrip_protocol(name) for name in found}
-    others.update({paths[name]: info["type"] for name, info in found.items() if name not in files})
     unknown = [name for name, info in files.items() if info["size"] is None]
     if unknown:
         raise ValueError(f"{unknown[0]}: the server does not say how long it is: download it and name the copy")
+    paths = {name: name if is_local else file_system.unstrip_protocol(name) for name in found}
+    others.update({paths[name]: info["type"] for name, info in found.items() if name not in files})
     return [
         InputFile(
             path=paths[name],

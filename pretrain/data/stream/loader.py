@@ -27,7 +27,7 @@ from pretrain.config.section import require_divides
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Split
 from pretrain.data.stream.long_documents import cut_fingerprint
-from pretrain.data.stream.stream import StreamReader, StreamSpec
+from pretrain.data.stream.stream import DocumentRead, StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
 
 
@@ -137,10 +137,9 @@ class Loader:
         return int(self._states[self._owned(), :, FIELDS.index("epoch")].min())
 
     @property
-    def repeated(self) -> list[str]:
-        """The folders of which an owned stream has read all that an epoch deals to it, and has begun again."""
-        epochs = self._states[self._owned(), :, FIELDS.index("epoch")].max(axis=0)
-        return [str(source.path) for source, epoch in zip(self._spec.data.sources, epochs, strict=True) if epoch]
+    def documents_read(self) -> list[DocumentRead]:
+        """What this process has read of the validation split, in no order; the training split is not kept."""
+        return [] if self._reader is None else self._reader.documents_read
 
     @property
     def damaged(self) -> int:

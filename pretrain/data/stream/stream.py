@@ -71,6 +71,15 @@ class Candidate(NamedTuple):
     """What of it is read."""
 
 
+class DocumentRead(NamedTuple):
+    """A document, or a piece of one, that was read, as often as it is listed."""
+
+    folder: str
+    shard: str
+    number: int
+    piece: int
+
+
 class Source:
     """One shard folder, seen as documents in the order of the streams."""
 
@@ -85,6 +94,7 @@ class Source:
         self.units_per_stream = self._num_units + bool(self._long)
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._shards_named: set[str] = set()
+        self.documents_read: list[DocumentRead] = []
         self.fingerprint = cut_fingerprint(self.manifest.fingerprint) if long else self.manifest.fingerprint
         header = self.manifest.header
         if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
@@ -154,10 +164,14 @@ class Source:
         """A document or a piece; None if it is damaged and data.on_damage lets the run continue, else a ValueError that
         names shard, document and offset."""
         try:
-            return self._read_document(candidate)
+            document = self._read_document(candidate)
         except DamagedDocument as error:
             self._accept_damage(error, candidate.shard)
             return None
+        if self.spec.split == "validation":  # of which little is read
+            shard, number, piece = candidate.shard.shard, candidate.number, candidate.piece.number
+            self.documents_read.append(DocumentRead(str(self.folder), shard, number, piece))
+        return document
 
     def require_document(self) -> None:
         """Raise a ValueError unless the split holds a document that can be read. Cost: as a rule, the first such
@@ -299,6 +313,11 @@ class StreamReader:
     def fingerprints(self) -> tuple[str, ...]:
         """What each source holds, as one hash."""
         return tuple(source.fingerprint for source in self._sources)
+
+    @property
+    def documents_read(self) -> list[DocumentRead]:
+        """Of all folders in the validation split."""
+        return [each for source in self._sources if isinstance(source, Source) for each in source.documents_read]
 
     def check_manifests(self) -> None:
         """Raise a ValueError that names the source whose manifest is not the one written; reads all of each."""
