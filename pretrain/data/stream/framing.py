@@ -68,7 +68,7 @@ def frame_document(
         framed[0], framed[1 : 1 + len(tokens)], framed[1 + len(tokens) :] = tokenizer.bos_id, tokens, closing
         return FramedDocument(framed)
     text = read_text(payload, extension)
-    if piece.count > 1:
+    if piece.total > 1:
         start, stop = text_range(piece, text)
         if start == stop:
             return FramedDocument(np.empty(0, dtype=np.int32))

@@ -37,10 +37,10 @@ LINE_END, SPACE = re.compile(r"\n+"), re.compile(r"\s")
 
 
 class DocumentPiece(NamedTuple):
-    """The `number`-th of `count` about equal pieces of a document."""
+    """The `number`-th of `total` about equal pieces of a document."""
 
     number: int
-    count: int
+    total: int
 
 
 class LongDocument(NamedTuple):
@@ -88,12 +88,12 @@ def cut_fingerprint(fingerprint: str) -> str:
 
 def token_range(piece: DocumentPiece, num_tokens: int) -> tuple[int, int]:
     """First and one-past-last token of a piece."""
-    return piece.number * num_tokens // piece.count, (piece.number + 1) * num_tokens // piece.count
+    return piece.number * num_tokens // piece.total, (piece.number + 1) * num_tokens // piece.total
 
 
 def text_range(piece: DocumentPiece, text: str) -> tuple[int, int]:
     """First and one-past-last character of a piece; equal where it holds none."""
-    return _border(piece.number, piece.count, text), _border(piece.number + 1, piece.count, text)
+    return _border(piece.number, piece.total, text), _border(piece.number + 1, piece.total, text)
 
 
 def _border(number: int, count: int, text: str) -> int:

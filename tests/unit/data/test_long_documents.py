@@ -95,7 +95,7 @@ def test_an_epoch_serves_every_token_of_the_split_once(
             assert candidate.piece not in pieces
             pieces[candidate.piece] = document.read(0, 10**7).tolist()
         for pieces in parts.values():
-            (count,) = {piece.count for piece in pieces}
+            (count,) = {piece.total for piece in pieces}
             assert len(pieces) == count
             in_order = [tokens for _, tokens in sorted(pieces.items()) if tokens]
             assert all(tokens[0] == TOKENIZER.bos_id and TOKENIZER.bos_id not in tokens[1:] for tokens in in_order)
