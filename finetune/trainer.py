@@ -65,7 +65,7 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
     """
     origin = resolve_origin(config)
     with (
-        join_world(config.parallel, deterministic=config.train.deterministic) as (groups, signals),
+        join_world(config) as (groups, signals),
         open_session(config, layout, groups, origin, signals) as session,
     ):
         return FinetuneTrainer(config, origin, session).run()

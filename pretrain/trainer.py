@@ -85,7 +85,7 @@ def run(config: RunConfig, layout: Layout) -> int:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
     with (
-        join_world(config.parallel, deterministic=config.train.deterministic) as (groups, signals),
+        join_world(config) as (groups, signals),
         open_session(config, layout, groups, tokenizer, signals) as session,
         Trainer(config, session) as trainer,
     ):

@@ -9,6 +9,8 @@ from tests.distributed.pool import RankPool
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="every failing call of tests/faults, not a sample")
+    parser.addoption("--soak-minutes", type=float, default=0.0, help="how long tests/soak goes on; 0: a few cycles")
+    parser.addoption("--soak-seed", type=int, default=0, help="of what is random in tests/soak")
 
 
 @pytest.fixture(scope="session")

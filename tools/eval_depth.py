@@ -51,6 +51,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from pretrain.config.run import ParallelSection
     from pretrain.config.saved_model import SavedModel
     from pretrain.eval.scorer import Scorer
+    from pretrain.parallel.contact import contact
     from pretrain.parallel.groups import make_groups, start_world
     from pretrain.parallel.stage import load_stage
 
@@ -60,20 +61,23 @@ def evaluate(options: argparse.Namespace) -> None:
     saved.model.require_split(("--tensor", options.tensor), ("--pipeline", options.pipeline))
     loops = options.num_loops or [saved.model.num_loops]
     saved.model.require_loops("--num-loops", loops)
-    device = start_world()
-    try:
-        groups = make_groups(parallel, device)
-        scorer = Scorer(load_stage(saved, parallel, groups, reader), groups, batch_size=options.batch, track=progress)
-        if dist.get_rank():
-            scorer.serve()
-            return
+    with contact(options.run):
+        device = start_world()
         try:
-            print_warnings(problems)
-            score(options, reader, scorer, loops)
+            groups = make_groups(parallel, device)
+            scorer = Scorer(
+                load_stage(saved, parallel, groups, reader), groups, batch_size=options.batch, track=progress
+            )
+            if dist.get_rank():
+                scorer.serve()
+                return
+            try:
+                print_warnings(problems)
+                score(options, reader, scorer, loops)
+            finally:
+                scorer.close()
         finally:
-            scorer.close()
-    finally:
-        dist.destroy_process_group()
+            dist.destroy_process_group()
 
 
 def progress(windows: Sequence[object]) -> Sequence[object]:

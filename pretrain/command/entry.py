@@ -57,5 +57,5 @@ def run_entry(
         print_error(error, who)
         return exit_code(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"{who}interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -37,6 +37,7 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
+from pretrain.parallel.contact import contact
 from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.step import StepCost
@@ -56,6 +57,9 @@ class SessionConfig(LoggedConfig, Protocol):
     """What a session needs of a configuration, of pretraining or of fine-tuning."""
 
     @property
+    def parallel(self) -> ParallelSection: ...
+
+    @property
     def train(self) -> CommonTrainSection: ...
 
     @property
@@ -63,15 +67,26 @@ class SessionConfig(LoggedConfig, Protocol):
 
 
 @contextmanager
-def join_world(parallel: ParallelSection, *, deterministic: bool) -> Iterator[tuple[Groups, StopSignal]]:
-    """Join the ranks of this world, listening for stop signals. Every rank calls it."""
-    if deterministic:
+def join_world(config: SessionConfig) -> Iterator[tuple[Groups, StopSignal]]:
+    """Join the ranks of this world, listening for stop signals. Every rank calls it.
+
+    Raises:
+        ConnectionError: another rank has ended, or cannot be met.
+        KeyboardInterrupt: the same, after a Ctrl-C, which the other ranks got too.
+    """
+    if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with StopSignal() as signals:
-        device = start_world()
-        if device.type == "cpu":
-            keep_freed_memory()
-        yield make_groups(parallel, device), signals
+        try:
+            with contact(config.run.directory):
+                device = start_world()
+                if device.type == "cpu":
+                    keep_freed_memory()
+                yield make_groups(config.parallel, device), signals
+        except ConnectionError:
+            if signals.requested == "SIGINT":
+                raise KeyboardInterrupt from None
+            raise
         # Not after an error: the other ranks notice that this one is gone, and should do so after it has said why.
         dist.destroy_process_group()
 
