@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.distributed.pool import RankPool
+from tests.support.ranks import MODULES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,7 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[RankPool]:
     """Four ranks with the engine and the evaluation of tasks imported."""
-    cases = (f"tests.distributed.{name}" for name in ("cases", "training", "finetuning"))
-    ranks = RankPool(4, modules=(*cases, "pretrain.eval.in_loop"))
+    ranks = RankPool(4, modules=MODULES)
     yield ranks
     ranks.close()

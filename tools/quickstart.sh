@@ -27,16 +27,21 @@ step() {
   echo "== $* ($SECONDS s)"
 }
 
-# torchrun with two processes, without its long traceback on Ctrl-C.
+# torchrun with two processes, without its pages on Ctrl-C and on a rank that failed: that one has said why.
 two_ranks() {
   python -c '
-import sys
+import logging, sys
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
+logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 try:
     main()
 except SignalException:
-    sys.exit(130)' --standalone --nproc-per-node 2 "$@"
+    sys.exit(130)
+except ChildFailedError as error:
+    rank, failure = error.get_first_failure()
+    sys.exit(f"error: rank {rank} ended with exit code {failure.exitcode}")' --standalone --nproc-per-node 2 "$@"
 }
 
 step "1/7 set-up"

@@ -97,7 +97,7 @@ class Life:
         actions = ("kill one", "kill all", "signal one", "signal all", "none")
         (action,) = draw.choices(actions, weights=(8, 8, 3, 3, 1))
         done = Cycle(
-            kind=self._kind, layout=layout, afresh=draw.random() < 0.1, action=action,
+            kind=self._kind, layout=layout, afresh=draw.random() < 0.05, action=action,
             moment=draw.choice(("start", "steps", "save", "commit", "evaluation")),
         )  # fmt: skip
         before = max(self._good, default=0)
