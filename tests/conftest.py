@@ -12,6 +12,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="every failing call of tests/faults, not a sample")
     parser.addoption("--soak-minutes", type=float, default=0.0, help="how long tests/soak goes on; 0: a few cycles")
     parser.addoption("--soak-seed", type=int, default=0, help="of what is random in tests/soak")
+    parser.addoption("--configurations", type=int, default=30, metavar="N", help="random configurations that train")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2 --dist loadgroup`), a file stays in one process, and all that share the pool in one: first,
+    since it is the longest."""
+    for item in items:
+        shares_pool = "pool" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("pool" if shares_pool else item.path.as_posix()))
+    items.sort(key=lambda item: "pool" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

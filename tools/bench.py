@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from benchmarks.measure import require_possible
 
 from pretrain.command.console import run_command
 
@@ -57,6 +58,7 @@ def measure(arguments: argparse.Namespace) -> None:
     print(machine(), flush=True)
     rows = importlib.import_module(f"benchmarks.{arguments.benchmark}").run(arguments)
     print(table(rows))
+    require_possible(rows)
     text = json.dumps({"machine": machine(), "rows": rows}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
     print(f"written to {path}")

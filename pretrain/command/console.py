@@ -47,9 +47,14 @@ def print_warnings(problems: Iterable[str]) -> None:
 
 
 def print_error(error: Exception, who: str = "") -> None:
-    """One line of standard error for each line of the message; `who` stands before each."""
-    with contextlib.suppress(OSError):  # the exit code says it too
-        print("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()), file=sys.stderr)
+    """One line of standard error for each line of the message; `who` stands before each. The exit code says it too."""
+    print_line("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()))
+
+
+def print_line(line: str) -> None:
+    """To standard error, at once; a display that cannot be written ends nothing."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def describe_error(error: Exception) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from pretrain.command.command_line import CommandLine, Config
-from pretrain.command.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error
+from pretrain.command.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error, print_line
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, render
@@ -52,6 +52,9 @@ def run_entry(
             if rank == 0:
                 print_error(error)
             return BAD_INPUT
+        if rank == 0:
+            ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+            print_line(f"{config.run.directory}: {ranks}, loading")
         return run(config, layout)
     except (ValueError, OSError, ImportError, RunFailed) as error:
         print_error(error, who)

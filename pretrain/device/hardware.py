@@ -48,11 +48,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         name = torch.cuda.get_device_name(device)
         known = (tflops * 1e12 for part, tflops in BF16_DENSE_TFLOPS if re.search(rf"\b{part}\b", name))
         return next(known, None) if dtype == torch.bfloat16 else None
-    return _measured_flops(device, dtype)
+    return _measured_once(device, dtype)
 
 
 @cache
-def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+def _measured_once(device: torch.device, dtype: torch.dtype) -> float:
+    return measure_flops(device, dtype)
+
+
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What matrix products of this process reach now, in FLOP/s: less than the peak while others use the device."""
     size, best, deadline = LEAST_SIZE, 0.0, time.perf_counter() + MEASURE_S
     while True:
         best = max(best, _stable_rate(size, device, dtype, deadline))

@@ -17,11 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import OptimizerConfig
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from pretrain.checkpoint.format import Piece
@@ -30,6 +25,14 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.optim.make import fill_state, make_optimizer, parameter_groups, set_lr, set_num_updates
 from pretrain.parallel.cpu import cuda_type_names
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.megatron import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    DistributedOptimizer,
+    OptimizerConfig,
+    ProcessGroupCollection,
+    TransformerConfig,
+)
 
 
 class ParallelOptimizer(ABC):

@@ -20,17 +20,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.enums import ModelType
 from torch import Tensor, nn
 
 from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.megatron import (
+    ModelType,
+    P2PCommunicator,
+    ProcessGroupCollection,
+    TransformerConfig,
+    get_forward_backward_func,
+)
 from pretrain.plan.pipeline import group_size
 
 

@@ -4,7 +4,6 @@ trained."""
 import warnings
 
 import torch
-from megatron.core.transformer import TransformerConfig
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.model import ModelSection
@@ -15,6 +14,9 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.recurrence import Stage
 from pretrain.parallel.cpu import use_cpu
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.megatron import (
+    TransformerConfig,
+)
 from pretrain.parallel.tensor import tensor_parallel_ops
 
 

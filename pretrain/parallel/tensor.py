@@ -9,20 +9,22 @@ import dataclasses
 from functools import partial
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.mappings import (
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.weight_kinds import Weight, Weights
+from pretrain.parallel.megatron import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    TransformerConfig,
+    VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer import TransformerConfig
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-
-from pretrain.model.parallel_ops import PLAIN, ParallelOps
-from pretrain.model.weight_kinds import Weight, Weights
 
 
 class _Column(ColumnParallelLinear):

@@ -4,7 +4,7 @@ Tiny models on purpose: what is tested is who computes and sends what. Arrays tr
 between processes lives in memory shared with its sender.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -201,6 +201,16 @@ def one_step(config: RunConfig, rows: Tensor, num_loops: int) -> RankReport:
     """One step at learning rate 0, with shaken vectors, for loss and gradients."""
     engine, groups = make_engine(config, shake=True)
     return report(engine, [engine.train_step(own_rows(rows, groups), num_loops, 0.0)])
+
+
+def gradient_errors(reports: Sequence[RankReport], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest error of each gradient on any rank, over the largest entry of all gradients."""
+    largest = max(gradient.abs().max().item() for gradient in wanted.values())
+    errors: dict[str, float] = {}
+    for part in (part for report in reports for part in report.gradients):
+        error = np.abs(part.values - part.of(wanted[part.name]).numpy()).max() / largest
+        errors[part.name] = max(errors.get(part.name, 0.0), float(error))
+    return errors
 
 
 @dataclass(frozen=True, kw_only=True)

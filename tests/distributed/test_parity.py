@@ -4,21 +4,13 @@ The reference is plain autograd of `LoopedGPT.forward`, so the engine is tested 
 and every pair of values, of layout, depth, micro-batches and the options below appears.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-from torch import Tensor
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
-from pretrain.model import layers, weights
-from pretrain.model.parallel_ops import ParallelOps
-from pretrain.model.weight_kinds import PartialUnder, Weight, Weights
-from tests.distributed.cases import FAMILIES, RankReport, Reference, make_rows, one_step, tiny_config, world_size
+from tests.distributed.cases import FAMILIES, Reference, gradient_errors, make_rows, one_step, tiny_config, world_size
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool
 
@@ -99,75 +91,9 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
         assert result.loss == pytest.approx(nll, rel=TOLERANCE)
         assert result.regularisation == pytest.approx(pull, rel=TOLERANCE)
         assert result.grad_norm == pytest.approx(norm, rel=TOLERANCE)
-    errors = _errors(reports, wanted)
+    errors = gradient_errors(reports, wanted)
     assert errors.keys() == wanted.keys()
     assert all(error <= TOLERANCE for error in errors.values()), errors
-
-
-def _errors(reports: Sequence[RankReport], wanted: dict[str, Tensor]) -> dict[str, float]:
-    """The largest error of each gradient on any rank, over the largest entry of all gradients."""
-    largest = max(gradient.abs().max().item() for gradient in wanted.values())
-    errors: dict[str, float] = {}
-    for part in (part for report in reports for part in report.gradients):
-        error = np.abs(part.values - part.of(wanted[part.name]).numpy()).max() / largest
-        errors[part.name] = max(errors.get(part.name, 0.0), float(error))
-    return errors
-
-
-class AdaptedFeedForward(layers.FeedForward):
-    """SwiGLU with a low-rank step beside `up` (Hu et al. 2021): its first factor [r, d] is whole on every rank and is
-    used where the others are split."""
-
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
-        super().__init__(config, ops, weights)
-        self.first, self.second = (ops.parameter(weights[name]) for name in ("first", "second"))
-
-    def forward(self, states: Tensor) -> Tensor:
-        states = self.to_split(states)
-        assert self.gate is not None
-        up = self.up(states) + states @ self.first.T @ self.second.T
-        return self.down(self.activation(up, self.gate(states)))
-
-
-@contextmanager
-def adapted(partial_under: PartialUnder) -> Iterator[None]:
-    """Models are built with it, its first factor described so."""
-    plain = weights.layer_weights
-
-    def described(model: ModelSection) -> dict[str, Weight]:
-        factors: dict[str, Any] = {"init": "normal", "decays": True}
-        return {
-            **plain(model),
-            "ffn.first": Weight(shape=(2, model.hidden_size), split=None, partial_under=partial_under, **factors),
-            "ffn.second": Weight(shape=(model.ffn_size, 2), split=0, partial_under="never", **factors),
-        }
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "FeedForward", AdaptedFeedForward)
-        patch.setattr(weights, "layer_weights", described)
-        yield
-
-
-def adapted_step(config: RunConfig, rows: Tensor, num_loops: int, partial_under: PartialUnder) -> RankReport:
-    with adapted(partial_under):
-        return one_step(config, rows, num_loops)
-
-
-@pytest.mark.parametrize("layout", [Layout(2, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1)], ids=str)
-def test_a_new_weight_that_every_rank_holds_is_reduced_as_described(pool: RankPool, layout: Layout) -> None:
-    """The gradient of a weight behind `to_split` is only this rank's part, and wrong where its description does not say
-    so."""
-    config = tiny_config(tensor=layout.tensor, pipeline=layout.pipeline, sequence=layout.sequence)
-    rows = make_rows(3)
-    with adapted("tensor"):
-        reference = Reference(config=config, shake=True)
-        reference.backward(rows, 2)
-    wanted, size = reference.gradients(), world_size(config)
-    for partial_under in ("tensor", "never"):
-        errors = _errors(pool.run(adapted_step, config, rows, 2, partial_under, world_size=size), wanted)
-        off = {name for name, error in errors.items() if error > TOLERANCE}
-        assert off == {f"loop.{n}.ffn.first" for n in range(4) if partial_under == "never"}
-        assert all(errors[name] > 1e5 * TOLERANCE for name in off)
 
 
 def test_the_comparison_would_see_a_missing_gradient() -> None:

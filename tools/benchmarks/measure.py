@@ -7,11 +7,20 @@ from collections.abc import Callable
 from pretrain.command.options import positive
 
 Row = dict[str, object]
+LARGEST_SHARE = 1.05
+"""A step that is faster than the peak by more has shown that the peak was measured wrongly."""
 
 
 def row(name: str, value: float, unit: str, target: str = "", against: str = "") -> Row:
     """A line of the table: a figure, its target, and what it is compared with."""
     return {"name": name, "value": value, "unit": unit, "target": target, "against": against}
+
+
+def require_possible(rows: list[Row]) -> None:
+    """Raise a ValueError if a figure is a share of the peak that nothing can reach."""
+    for name, share in ((row["name"], row["value"]) for row in rows if row["unit"] == "of peak"):
+        if isinstance(share, float) and share > LARGEST_SHARE:
+            raise ValueError(f"{name}: {share:.2f} of the peak, which was measured too low; not written: run it again")
 
 
 def add_rounds(parser: argparse.ArgumentParser, benchmark: str, default: int, what: str = "turns") -> None:
