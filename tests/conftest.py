@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="every failing call of tests/faults, not a sample")
     parser.addoption("--soak-minutes", type=float, default=0.0, help="how long tests/soak goes on; 0: a few cycles")
     parser.addoption("--soak-seed", type=int, default=0, help="of what is random in tests/soak")
-    parser.addoption("--configurations", type=int, default=30, metavar="N", help="random configurations that train")
+    parser.addoption("--configurations", type=int, default=15, metavar="N", help="random configurations that train")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

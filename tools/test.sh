@@ -23,6 +23,10 @@ check "set-up" bash tools/setup.sh clean finetune eval plot dev
 check "lint" .venv/bin/ruff check .
 check "types" .venv/bin/pyright
 check "import contracts" .venv/bin/lint-imports
-check "tests" .venv/bin/python -m pytest "$@"
-(($#)) || check "tests on Slurm" bash tools/test_slurm.sh
+if (($#)); then
+  check "tests" .venv/bin/python -m pytest "$@"
+else
+  check "tests" .venv/bin/python -m pytest -n 2 --dist loadgroup  # two at a time: tests/conftest.py
+  check "tests on Slurm" bash tools/test_slurm.sh
+fi
 echo "all checks passed in $SECONDS s"

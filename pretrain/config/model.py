@@ -132,6 +132,14 @@ class ModelSection(Section):
             )
         if regulariser.weight and not regulariser.block_size:
             raise ValueError("model.loop_regulariser.weight needs model.loop_regulariser.block_size: layers per block")
+        if regulariser.weight and self.num_blocks == 1:
+            raise ValueError(
+                "model.loop_regulariser.weight pulls blocks together, but "
+                f"model.num_loop_layers={self.num_loop_layers} is one block of block_size={regulariser.block_size}"
+            )
+        twice = [name for number, name in enumerate(regulariser.groups) if name in regulariser.groups[:number]]
+        if twice:
+            raise ValueError(f"model.loop_regulariser.groups names {twice[0]} twice")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
         if regulariser.block_size:

@@ -98,7 +98,7 @@ class Engine:
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight
         )
         regularisation = self._add_regularisation()
-        self._reduce_replicated()
+        self._sum_partial_gradients()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         owns_weights = self.groups.data.rank() == self.groups.tensor.rank() == 0
@@ -171,7 +171,7 @@ class Engine:
         (value / self.groups.data.size()).backward()
         return value.detach()
 
-    def _reduce_replicated(self) -> None:
+    def _sum_partial_gradients(self) -> None:
         """Gradients that the data-parallel reduction does not complete."""
         causes = {"tensor", "sequence"} if self.config.parallel.sequence else {"tensor"}
         named = dict(self.model.named_parameters())

@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from pretrain.checkpoint.names import CHECKPOINTS
 from tests.faults.seam import CommandServer
-from tests.support.corpus import make_texts, make_tokenizer, write_source
+from tests.support.corpus import make_texts, make_tokenizer, write_source, write_tar
 from tests.support.eval_data import write_eval_data
 
 RUN = "tiny"
@@ -195,6 +195,28 @@ def _prepare_parts(root: Path, server: CommandServer) -> None:
         assert server.run(*_prepare(root, "--workers", "0", "--part", part)).code == 0
 
 
+def _pretrain_source(root: Path, server: CommandServer) -> None:
+    _must_succeed(server, _train(root, "run.name=source", "validation.every=0"))
+
+
+def _train_from_weights(root: Path) -> Command:
+    """From the weights of another run, evaluated on tasks as it trains."""
+    tasks = "validation.tasks=[svamp, variable_assignment_code_depth0]"
+    settings = ("validation.tasks_every=1", tasks, "validation.num_examples=2", f"validation.data_dir={root / 'tasks'}")
+    return _train(root, f"checkpoint.init_from={root / 'runs' / 'source'}", *settings)
+
+
+def _lay_tars_out(root: Path, _server: CommandServer) -> None:
+    (root / "out").mkdir()
+    for number, texts in enumerate((make_texts(3), make_texts(2, tag="other"))):
+        members = {f"{key}.txt": text.encode() for key, text in enumerate(texts)}
+        write_tar(root / "out" / f"web-{number}.tar", {**members, "0.png": b"no text"})
+
+
+def _index(root: Path) -> Command:
+    return "tools.prepare_data", ["--index", str(root / "out")]
+
+
 def _finetune(root: Path) -> Command:
     return "finetune.coconut", ["--config", str(root / "finetune.yaml")]
 
@@ -223,6 +245,10 @@ KINDS = {
             name="resume", command=lambda root: _train(root, *LONGER), prepare=_stop_in_the_third_save,
             result=_result_of_run,
         ),
+        Kind(
+            name="train from weights", command=_train_from_weights, prepare=_pretrain_source, result=_result_of_run,
+        ),
+        Kind(name="index", command=_index, prepare=_lay_tars_out, result=_result_of_output),
         Kind(
             name="prepare", command=lambda root: _prepare(root, "--workers", "0"), prepare=_nothing,
             result=_result_of_output,

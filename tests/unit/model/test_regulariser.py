@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.model import LoopRegulariserSection, ModelSection
+from pretrain.config.model import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
@@ -125,6 +125,15 @@ def test_bf16_weights_are_compared_in_fp32() -> None:
     )
 
 
-def test_weight_without_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match="block_size"):
-        ModelSection(loop_regulariser=LoopRegulariserSection(weight=1.0))
+@pytest.mark.parametrize(
+    ("regulariser", "message"),
+    [
+        ({"weight": 1.0}, "needs model.loop_regulariser.block_size"),
+        ({"weight": 1.0, "block_size": 4}, "num_loop_layers=4 is one block of block_size=4"),
+        ({"weight": 1.0, "block_size": 2, "groups": ["up", "gate", "up"]}, "groups names up twice"),
+        ({"weight": 1.0, "block_size": 2, "groups": ["gate", "gate"]}, "groups names gate twice"),
+    ],
+)
+def test_a_regulariser_without_a_pair_to_compare_is_refused(regulariser: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelSection.model_validate({"num_loop_layers": 4, "activation": "gelu", "loop_regulariser": regulariser})

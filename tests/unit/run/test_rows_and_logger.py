@@ -220,7 +220,7 @@ def test_peak_of_a_slow_format_is_measured_on_small_products(
 ) -> None:
     measured: list[int] = []
     monkeypatch.setattr(hardware, "_stable_rate", lambda size, *_: measured.append(size) or rate)
-    assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) == rate
+    assert hardware.measure_flops(torch.device("cpu"), torch.float32) == rate
     assert measured == sizes
 
 
@@ -233,7 +233,7 @@ def test_first_products_that_are_slow_are_no_peak(monkeypatch: pytest.MonkeyPatc
         return multiply(*arguments, **options)
 
     monkeypatch.setattr(torch, "mm", slow_at_first)
-    assert hardware._measured_flops.__wrapped__(torch.device("cpu"), torch.float32) > 2 * (2 * 512**3 / 0.05)
+    assert hardware.measure_flops(torch.device("cpu"), torch.float32) > 2 * (2 * 512**3 / 0.05)
 
 
 def test_an_unknown_gpu_has_no_peak_and_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
