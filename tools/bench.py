@@ -11,15 +11,19 @@ import contextlib
 import importlib
 import json
 import platform
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
-from benchmarks.measure import require_possible
+from benchmarks.measure import Turns, require_possible
 
 from pretrain.command.console import run_command
+from pretrain.command.options import positive
 
 BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
+MINUTES = "turns that do not begin in this time are left out, what takes twice as long is given up; default: 15"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     if any(word in BENCHMARKS for word in sys.argv[1:]):
         benchmark = parser.parse_known_args()[0].benchmark
         importlib.import_module(f"benchmarks.{benchmark}").add_arguments(parser)
+    parser.add_argument("--minutes", type=positive, default=15, metavar="M", help=MINUTES)
     parser.add_argument("-h", "--help", action="help", help="show this; after a benchmark's name, its options too")
     return parser.parse_args()
 
@@ -53,6 +58,19 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> None:
+    """Run the benchmark, print its rows and write them.
+
+    Raises:
+        ValueError: a figure cannot be.
+        TimeoutError: the time was over twice.
+    """
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"{arguments.benchmark} is given up after {2 * arguments.minutes} minutes: raise --minutes")
+
+    Turns.deadline = time.monotonic() + 60 * arguments.minutes
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120 * arguments.minutes)
     path = arguments.json or Path("runs/bench") / f"{arguments.benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)

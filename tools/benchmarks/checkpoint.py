@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from benchmarks.measure import Row, add_rounds, row, timed
+from benchmarks.measure import Row, Turns, add_rounds, row, timed
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_run
 
 from pretrain.checkpoint.format import Piece
@@ -54,7 +54,7 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[Row]:
     copy = torch.zeros(num_tensors, _TENSOR_BYTES // 4)
     store = _store(directory)
     _save(store, 0, pieces)  # the first save allocates the staging buffer
-    for step in range(1, args.checkpoint_rounds + 1):
+    for step in (number + 1 for number in args.checkpoint_rounds.numbers()):
         newest, older = plain / f"{step}", plain / f"{step - 1}"
         times["copy"].append(timed(_copy, state, copy))
         # in alternating order: the second finds the disk still busy with the first
@@ -82,14 +82,14 @@ def _measure_store(folder: Path, args: argparse.Namespace) -> list[Row]:
     return [row(f"checkpoint: {name}", value, unit, target, against) for name, value, unit, target, against in figures]
 
 
-def _measure_training(folder: Path, num_rounds: int) -> list[Row]:
+def _measure_training(folder: Path, rounds: Turns) -> list[Row]:
     config = small_run("fp32")
     rows = random_rows(config)
     stalls, costs, seconds, num_bytes = [], [], [], 0
     with one_rank() as device:
         engine = Engine(config, make_groups(config.parallel, device), SEPARATORS)
         store = _store(folder / "training")
-        for number in range(num_rounds + 1):
+        for number in rounds.numbers(1):
             before = median(timed(engine.train_step, rows, 1, LR) for _ in range(_STEPS_BEFORE_SAVE))
             started = time.perf_counter()
             store.save(number, engine.pieces(), {})

@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Row, add_rounds, row, timed
+from benchmarks.measure import Row, Turns, add_rounds, row, timed
 from sentencepiece import SentencePieceProcessor
 
 from pretrain.config.run import DataSection
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         ]
 
 
-def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[Row]:
+def _measure_preparation(folder: Path, texts: list[str], rounds: Turns) -> list[Row]:
     """Measure the preparation; leaves the sources `tokens` and `text` in `folder` for the loader."""
     processor = SentencePieceProcessor()
     processor.LoadFromFile(str(folder / "tokenizer.model"))
@@ -68,7 +68,7 @@ def _measure_preparation(folder: Path, texts: list[str], rounds: int) -> list[Ro
             processor.Encode(text)
 
     bare, prepared = [], []
-    for turn in range(rounds):
+    for turn in rounds.numbers():
         bare.append(mib / timed(encode_all))
         prepared.append(mib / _prepare(folder, "tokens" if turn == 0 else f"tokens-{turn}", folder / "tokenizer.model"))
     _prepare(folder, "text", None)
@@ -84,10 +84,10 @@ def _prepare(folder: Path, output: str, tokenizer: Path | None) -> float:
     return timed(prepare, settings)
 
 
-def _measure_loader(folder: Path, rounds: int, train_tokens_per_s: float | None) -> list[Row]:
+def _measure_loader(folder: Path, rounds: Turns, train_tokens_per_s: float | None) -> list[Row]:
     variants = [(kind, num_workers) for kind in ("tokens", "text") for num_workers in NUM_WORKERS]
     rates: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
-    for _ in range(rounds):
+    for _ in rounds.numbers():
         for kind, num_workers in variants:
             tokenizer, sources = str(folder / "tokenizer.model"), [{"path": str(folder / kind)}]
             section = {"tokenizer": tokenizer, "sources": sources, "num_workers": num_workers}

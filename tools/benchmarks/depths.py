@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         initialise(model, seed=0)
         scorer = Scorer(model.to(device).eval(), make_groups(ParallelSection(), device), batch_size=BATCH)
         scorer.likelihoods(pairs[:BATCH], LOOPS)
-        for turn in range(args.depths_rounds):
+        for turn in args.depths_rounds.numbers():
             for loops in list(times) if turn % 2 else list(times)[::-1]:
                 times[loops].append(timed(scorer.likelihoods, pairs, loops))
     ratio = median(all_depths / deepest for all_depths, deepest in zip(*times.values(), strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from benchmarks.measure import Row, add_rounds, row, timed
+from benchmarks.measure import Row, Turns, add_rounds, row, timed
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows, small_run
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         return [figure for config in configs for figure in _measure(config, device, args.engine_rounds)]
 
 
-def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[Row]:
+def _measure(config: RunConfig, device: torch.device, rounds: Turns) -> list[Row]:
     engine = Engine(config, make_groups(config.parallel, device), SEPARATORS)
     bare = _BareLoop(config, device)
     rows = random_rows(config)
@@ -54,7 +54,7 @@ def _measure(config: RunConfig, device: torch.device, num_rounds: int) -> list[R
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    for turn in range(num_rounds):
+    for turn in rounds.numbers():
         for name in ("engine", "bare") if turn % 2 else ("bare", "engine"):
             times[name].append(timed(take_step, name))
     overhead = median(mine / theirs for mine, theirs in zip(times["engine"], times["bare"], strict=True)) - 1

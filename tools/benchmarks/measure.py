@@ -1,8 +1,11 @@
-"""What the benchmarks share: rows of figures, the option of rounds, and the time of a piece of work."""
+"""What the benchmarks share: rows of figures, turns within a time, and the time of a piece of work."""
 
 import argparse
+import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from pretrain.command.options import positive
 
@@ -16,6 +19,29 @@ def row(name: str, value: float, unit: str, target: str = "", against: str = "")
     return {"name": name, "value": value, "unit": unit, "target": target, "against": against}
 
 
+class Turns:
+    """How often a benchmark measures. Turns for which the time is not enough are left out, and it says so.
+
+    Args:
+        text: their number, as of an option.
+    """
+
+    deadline: ClassVar[float] = math.inf
+    """By `time.monotonic`, for all turns of this process."""
+
+    def __init__(self, text: str) -> None:
+        self.count = positive(text)
+
+    def numbers(self, warm_up: int = 0) -> Iterator[int]:
+        """0, 1, ...: `warm_up` numbers, and then one for each turn, the first whatever the time."""
+        for number in range(warm_up + self.count):
+            if number > warm_up and time.monotonic() > self.deadline:
+                left = warm_up + self.count - number
+                print(f"left out: {left} of {self.count} turns, as the time is over (--minutes)", file=sys.stderr)
+                return
+            yield number
+
+
 def require_possible(rows: list[Row]) -> None:
     """Raise a ValueError if a figure is a share of the peak that nothing can reach."""
     for name, share in ((row["name"], row["value"]) for row in rows if row["unit"] == "of peak"):
@@ -26,7 +52,7 @@ def require_possible(rows: list[Row]) -> None:
 def add_rounds(parser: argparse.ArgumentParser, benchmark: str, default: int, what: str = "turns") -> None:
     """--<benchmark>-rounds."""
     text = f"{what}, of which the median is taken (default: {default})"
-    parser.add_argument(f"--{benchmark}-rounds", type=positive, default=default, help=text)
+    parser.add_argument(f"--{benchmark}-rounds", type=Turns, default=str(default), help=text)
 
 
 def add_threads(parser: argparse.ArgumentParser, benchmark: str) -> None:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             file.write_text("".join(rows(num_seeds, num_steps)), encoding="utf-8")
             command = [sys.executable, ROOT / "tools/scaling_plot.py", file]
             plot = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
-            seconds = median(timed(plot) for _ in range(args.plot_rounds))
+            seconds = median(timed(plot) for _ in args.plot_rounds.numbers())
         against = "this machine, Python's start included"
         figures.append(row(f"plot of 100,000 rows, {name}", seconds, "s", "< 5", against))
     return figures

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     """Measure; raises an OSError that ends with the last line of the ranks' output if a layout fails."""
     cores = os.cpu_count() or 1
     layouts = [(stages, layers) for stages in (2, 4) for layers in SHAPES if layers == "timed" or stages <= cores]
-    return [figure for stages, layers in layouts for figure in _measure(stages, layers, args.ring_rounds)]
+    return [figure for stages, layers in layouts for figure in _measure(stages, layers, args.ring_rounds.count)]
 
 
 def _measure(num_stages: int, layers: str, num_rounds: int) -> list[Row]:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[Row]:
     tasks = [make_task(name, parameters) for name, parameters, _ in SETTINGS]
     figures: list[list[tuple[float, float]]] = [[] for _ in tasks]
-    for turn in range(args.task_rounds):
+    for turn in args.task_rounds.numbers():
         for task, measured in zip(tasks, figures, strict=True):
             measured.append(_take_turn(task, turn, args.task_examples))
     rows = []

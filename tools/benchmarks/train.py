@@ -16,7 +16,7 @@ from functools import partial
 from statistics import median
 
 import torch
-from benchmarks.measure import Row, add_rounds, add_threads, row
+from benchmarks.measure import Row, Turns, add_rounds, add_threads, row
 from benchmarks.turns import Turn, median_ratio, take_turns, training_step
 
 from pretrain.config.model import ModelSection
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[Row]:
+def _measure_small(dtype: torch.dtype, rounds: Turns, threads: int) -> list[Row]:
     name = str(dtype).removeprefix("torch.")
     times = take_turns(
         f"training step in {name}",
@@ -88,7 +88,7 @@ def _measure_small(dtype: torch.dtype, rounds: int, threads: int) -> list[Row]:
     return rows
 
 
-def _measure_loops(rounds: int, threads: int) -> list[Row]:
+def _measure_loops(rounds: Turns, threads: int) -> list[Row]:
     models = {"looped": LOOPED, "unlooped": UNLOOPED}
     contenders = {name: partial(make_looped, m, SEQ_LEN, BATCH, torch.float32, False) for name, m in models.items()}
     times = take_turns("2⊗4 and 8⊗1", contenders, rounds, threads=threads)
@@ -99,7 +99,7 @@ def _measure_loops(rounds: int, threads: int) -> list[Row]:
     ]
 
 
-def _measure_large(rounds: int) -> list[Row]:
+def _measure_large(rounds: Turns) -> list[Row]:
     peak = peak_flops(torch.device("cuda"), torch.bfloat16)
     if peak is None:
         print(f"left out: the peak of {torch.cuda.get_device_name()} is not known", file=sys.stderr)

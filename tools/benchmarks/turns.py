@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 
 import torch
-from benchmarks.measure import timed
+from benchmarks.measure import Turns, timed
 
 from pretrain.run.progress import Progress
 
@@ -21,14 +21,14 @@ Contender = Callable[[], Turn]
 
 
 def take_turns(
-    title: str, contenders: Mapping[str, Contender], num_rounds: int, *, threads: int | None, num_warm_up: int = 2
+    title: str, contenders: Mapping[str, Contender], rounds: Turns, *, threads: int | None, num_warm_up: int = 2
 ) -> dict[str, list[float]]:
     """Measure all contenders, by name, after `num_warm_up` rounds that do not count.
 
     Args:
         title: label of the progress bar.
         contenders: what to measure.
-        num_rounds: rounds that count.
+        rounds: those that count.
         threads: CPU threads of every contender. None: torch's default.
         num_warm_up: rounds before these.
 
@@ -36,7 +36,7 @@ def take_turns(
         The figures of each contender, one per round, without contenders that failed; these are reported on stderr.
     """
     context = multiprocessing.get_context("spawn")
-    progress = Progress(num_warm_up + num_rounds)
+    progress = Progress(num_warm_up + rounds.count)
     connections: dict[str, Connection] = {}
     processes = []
     figures: dict[str, list[float]] = {name: [] for name in contenders}
@@ -46,7 +46,7 @@ def take_turns(
             processes.append(context.Process(target=_serve, args=(theirs, contender, threads), daemon=True))
             processes[-1].start()
             theirs.close()
-        for number in range(num_warm_up + num_rounds):
+        for number in rounds.numbers(num_warm_up):
             for name in list(figures):
                 figure = _ask(connections[name])
                 if isinstance(figure, str):
