@@ -181,7 +181,8 @@ report_failure() {
   killed=$(sed '/Terminating StepId\|STEP .* CANCELLED/q' "$log" |
     sed -nE 's/^srun: error: ([^:]*): tasks? ([0-9]+).*: /\2 on \1: /p' | sed -n '/: Exited with /!{p;q}')
   rank=${killed%% *}
-  rank=${rank:-$(sed -nE "s/^ *([0-9]+): $begins.*/\1/p" "$log" | sed -n 1p)}
+  # the others lose contact with it, and may be heard before
+  rank=${rank:-$(sed -nE "/: lost contact with another rank/d; s/^ *([0-9]+): $begins.*/\1/p" "$log" | sed -n 1p)}
   {
     echo "error: rank ${killed:-${rank:-unknown} failed first}"
     [[ ! -f $job_dir/rank-$rank.err ]] || sed -nE "/^$begins/,\$p" "$job_dir/rank-$rank.err" | sed -E 's/^\[rank[0-9]+\]: //'

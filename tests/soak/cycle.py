@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from pretrain.checkpoint.names import CHECKPOINTS
 from tests.soak.damage import damage_checkpoint, damage_rows
 from tests.soak.runs import (
-    EVALUATIONS,
-    LAYOUTS,
     METRICS,
-    NUM_STEPS,
+    RUN,
+    Kind,
+    Layout,
     Reference,
     arguments,
     good_checkpoints,
@@ -73,18 +73,25 @@ class Life:
 
     Args:
         root: folder of the run.
-        kind: name of what is trained on.
+        kind: what is trained.
         config: file of the run.
-        layout: the same at every start, or "" for another one each time.
+        layouts: one that is the same at every start, or all that are drawn from.
         reference: what it must leave.
         draw: random numbers.
     """
 
     def __init__(
-        self, root: Path, *, kind: str, config: Path, layout: str, reference: Reference, draw: random.Random
+        self,
+        root: Path,
+        *,
+        kind: Kind,
+        config: Path,
+        layouts: Mapping[str, Layout],
+        reference: Reference,
+        draw: random.Random,
     ) -> None:
-        self.root, self.run_dir, self.is_complete = root, root / "soak", False
-        self._kind, self._config, self._layout, self._reference, self._draw = kind, config, layout, reference, draw
+        self.root, self.run_dir, self.is_complete = root, root / RUN, False
+        self._kind, self._config, self._layouts, self._reference, self._draw = kind, config, layouts, reference, draw
         self._start_s = 2.0
         """Time from the start to the first line, the last time it was seen."""
         self._good: dict[int, str] = {}
@@ -93,18 +100,18 @@ class Life:
     def cycle(self) -> Cycle:
         """Start the run once."""
         draw, started = self._draw, time.monotonic()
-        layout = self._layout or draw.choice(list(LAYOUTS))
+        kind, (name, layout) = self._kind, draw.choice(list(self._layouts.items()))
         actions = ("kill one", "kill all", "signal one", "signal all", "none")
         (action,) = draw.choices(actions, weights=(8, 8, 3, 3, 1))
         done = Cycle(
-            kind=self._kind, layout=layout, afresh=draw.random() < 0.05, action=action,
+            kind=kind.name, layout=name, afresh=draw.random() < 0.05, action=action,
             moment=draw.choice(("start", "steps", "save", "commit", "evaluation")),
         )  # fmt: skip
         before = max(self._good, default=0)
-        more = ["data.num_workers=1"] if draw.random() < 0.15 else []
+        more = ["data.num_workers=1"] if draw.random() < 0.15 and kind.module == "pretrain.train" else []
         self._num_starts += 1
         ranks = start_ranks(
-            LAYOUTS[layout][0], "pretrain.train", arguments(self._config, self.root, layout, *more),
+            layout.num_ranks, kind.module, arguments(self._config, self.root, layout, *more),
             self.root / "output" / f"{self._num_starts:03d}", afresh=done.afresh,
         )  # fmt: skip
         if action != "none" and self._wait_for(done.moment, ranks):
@@ -125,7 +132,7 @@ class Life:
             return False
         self._start_s = time.monotonic() - started
         changes = self._changes(moment)
-        first, wanted = changes(), draw.choice((1, 1, 2, 3) if moment != "steps" else range(1, NUM_STEPS))
+        first, wanted = changes(), draw.choice((1, 1, 2, 3) if moment != "steps" else range(1, self._kind.num_steps))
         if not self._wait_until(ranks, lambda: changes() - first >= wanted, timeout_s=LIMIT_S):
             return False
         return self._wait_until(ranks, lambda: False, timeout_s=draw.choice((0.0, draw.uniform(0, 0.03))))
@@ -133,7 +140,7 @@ class Life:
     def _changes(self, moment: str) -> Callable[[], int]:
         """A number that grows with what a moment is about."""
         if moment in ("steps", "evaluation"):
-            path = self.run_dir / {"steps": METRICS, "evaluation": EVALUATIONS}[moment]
+            path = self.run_dir / {"steps": METRICS, "evaluation": self._kind.results}[moment]
             return lambda: path.read_bytes().count(b"\n") if path.exists() else 0
         seen: set[str] = set()
 
@@ -191,7 +198,7 @@ class Life:
 
     def _compare_checkpoints(self, done: Cycle) -> None:
         good = good_checkpoints(self.run_dir)
-        done.problems += lost_checkpoints(self._good, good)
+        done.problems += lost_checkpoints(self._good, good, self._kind.keep_every)
         self._good = good
 
     def _look(self, done: Cycle, ranks: list[Rank], before: int) -> None:
@@ -238,7 +245,9 @@ class Life:
             if good.keys() < self._good.keys():
                 self._good, self.is_complete = good, False
         if draw.random() < 0.4:
-            done.damages += filter(None, [damage_rows(self.run_dir, max(self._good, default=0), draw)])
+            done.damages += filter(
+                None, [damage_rows(self.run_dir, self._kind.results, max(self._good, default=0), draw)]
+            )
             self.is_complete = False
 
     def keep(self, folder: Path) -> None:

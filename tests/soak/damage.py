@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.verify import verify
-from tests.soak.runs import EVALUATIONS, METRICS
+from tests.soak.runs import METRICS
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -76,9 +76,9 @@ ROW_DAMAGES: tuple[Damage, ...] = (
 )  # fmt: skip
 
 
-def damage_rows(run_dir: Path, resumed_step: int, draw: random.Random) -> str:
+def damage_rows(run_dir: Path, results: str, resumed_step: int, draw: random.Random) -> str:
     """Damage a file of rows of a run that will go on from `resumed_step`; says what, or "" where there is no file."""
-    files = [name for name in (METRICS, EVALUATIONS) if (run_dir / name).exists()]
+    files = [name for name in (METRICS, results) if (run_dir / name).exists()]
     if not files:
         return ""
     name, how = draw.choice(files), draw.choice(ROW_DAMAGES)

@@ -5,11 +5,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tests.soak.cycle import Cycle, Life
-from tests.soak.runs import KINDS, LAYOUTS, Kind, Reference, run_uninterrupted, write_config
+from tests.soak.runs import KINDS, Reference, run_uninterrupted, write_config
 
 MOST_STARTS = 60
 """Of one run: after so many it should be complete."""
@@ -49,23 +50,18 @@ class Soak:
 
     def _lives(self) -> Iterator[Life]:
         """Runs, half of them with the same layout at every start."""
-        number = 0
-        while True:
-            kind = self._draw.choice(KINDS)
-            layout = self._draw.choice([*LAYOUTS, *[""] * len(LAYOUTS)])
+        draw, corpus = self._draw, self.folder / "corpus"
+        corpus.mkdir(parents=True)
+        for number in count():
+            kind = draw.choice(KINDS)
+            config, same = write_config(corpus, kind), draw.choice(list(kind.layouts))
+            layouts = kind.layouts if kind.may_change and draw.random() < 0.5 else {same: kind.layouts[same]}
+            name = next(iter(layouts))
+            folder = self.folder / f"reference of {kind.name} on {name}"
+            run_dir = run_uninterrupted(kind, config, folder, layouts[name])
+            reference = Reference.of(run_dir, kind, is_exact=len(layouts) == 1)
             root = self.folder / f"run-{number:03d}"
-            config, reference = self._reference(kind, layout)
-            yield Life(root, kind=kind.name, config=config, layout=layout, reference=reference, draw=self._draw)
-            number += 1
-
-    def _reference(self, kind: Kind, layout: str) -> tuple[Path, Reference]:
-        """The configuration, and what an uninterrupted run leaves: of the same layout, or of one rank."""
-        corpus = self.folder / "corpus"
-        corpus.mkdir(parents=True, exist_ok=True)
-        config = write_config(corpus, kind)
-        same = layout or next(iter(LAYOUTS))
-        run_dir = run_uninterrupted(config, self.folder / f"reference of {kind.name} on {same}", same)
-        return config, Reference.of(run_dir, is_exact=bool(layout))
+            yield Life(root, kind=kind, config=config, layouts=layouts, reference=reference, draw=draw)
 
     def summary(self) -> dict[str, Any]:
         """Numbers of all cycles; kills and signals by layout."""
