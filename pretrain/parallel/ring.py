@@ -15,8 +15,9 @@ Facts of megatron-core 0.16.1 that shape this file:
   `pretrain.plan.pipeline.group_size`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,12 +117,41 @@ class LoopChunk(nn.Module):
         return states.unsqueeze(1)
 
 
-class WholeModel(nn.Module):
-    """The one chunk of a pipeline of one stage."""
+class _Apart(torch.autograd.Function):
+    """A part of the forward pass with a backward pass of its own, `run(*inputs)`.
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, num_loops: int) -> None:
+    Autograd adds what the uses of a weight in one backward pass give it in the type of the weight, before the sum is
+    added to the fp32 buffer. Here each part adds its gradient to the buffer itself, as the chunks of several stages do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Sequence[Tensor]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.inputs = [each if each is None else each.detach().requires_grad_(each.requires_grad) for each in inputs]
+        with torch.enable_grad():
+            ctx.outputs = run(*ctx.inputs)
+        ctx.set_materialize_grads(False)
+        outputs = tuple(output.detach() for output in ctx.outputs)
+        ctx.mark_non_differentiable(
+            *(each for each, inner in zip(outputs, ctx.outputs, strict=True) if not inner.requires_grad)
+        )
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs, outputs = ctx.inputs, ctx.outputs
+        ctx.inputs = ctx.outputs = None  # what autograd keeps of the part ends with this pass
+        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None]
+        torch.autograd.backward(*zip(*pairs, strict=True))
+        return None, *(each if each is None else each.grad for each in inputs)
+
+
+class WholeModel(nn.Module):
+    """The one chunk of a pipeline of one stage, with each loop `_Apart` or not."""
+
+    def __init__(self, model: LoopedGPT, config: TransformerConfig, num_loops: int, is_apart: bool) -> None:
         super().__init__()
         self.model_type, self.config, self.num_loops = ModelType.encoder_or_decoder, config, num_loops
+        self.is_apart = is_apart
         self._stage = [model]
 
     def set_input_tensor(self, tensor: Any) -> None:
@@ -129,7 +159,19 @@ class WholeModel(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Final states [t, d] of one micro-batch."""
-        return self._stage[0](inputs.tokens, self.num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids)
+        (model,) = self._stage
+        where = {"positions": inputs.positions, "segment_ids": inputs.segment_ids}
+        if not self.is_apart:
+            return model(inputs.tokens, self.num_loops, **where)
+        context, num_passes = model.context(inputs.tokens, **where), model.config.num_passes(self.num_loops)
+
+        def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
+            return (model.run_loop(model.enter(states, carried, loop), context, loop),)
+
+        states, carried = model.begin(inputs.tokens, context)
+        for loop in range(num_passes):
+            (states,) = _Apart.apply(partial(run, loop), states, carried)  # type: ignore[misc]
+        return model.finish(states, context, num_passes)
 
 
 class Ring:
@@ -160,8 +202,9 @@ class Ring:
             ValueError: fewer micro-batches than stages.
         """
         num_stages, num_passes = self.groups.pipeline.size(), self.model.config.num_passes(num_loops)
+        is_apart = num_stages == 1 and self.config.params_dtype.itemsize < 4  # wider types add as the buffer does
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
-        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops)]
+        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops, is_apart)]
         if num_stages > 1:
             carried = _Carried()
             chunks = [LoopChunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
@@ -170,7 +213,8 @@ class Ring:
             inputs = next(batches)
 
             def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                total, nll = loss_sums(self.model, states, inputs.labels, z_loss_weight)
+                parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)
+                total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
                 return total / num_supervised, _NO_TOKENS, nll / num_supervised
 
             return chunk(inputs), loss
