@@ -79,6 +79,9 @@ class MethodSection(Section):
     distillation_weight: float = Field(default=0.0, ge=0)
     """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = none."""
 
+    def without_effect(self) -> dict[str, str]:
+        return {"stop_weight": "stop=count"} if self.stop == "count" else {}
+
 
 class FinetuneTrainSection(CommonTrainSection):
     epochs: int = Field(default=50, gt=0)

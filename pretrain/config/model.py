@@ -22,6 +22,9 @@ class LoopRegulariserSection(Section):
     )
     """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
 
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.weight else {"groups": "weight=0"}
+
 
 class ModelSection(Section):
     vocab_size: int = Field(default=32000, gt=0)

@@ -8,6 +8,8 @@
    line.
 4. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
 5. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
+6. Refuse settings that cannot have an effect (`Section.without_effect`). Only here: what a checkpoint holds is not read
+   anew, and stays readable.
 
 YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a
 number, `name: 1e5` is a name and `steps: true` an error.
@@ -54,10 +56,13 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
         settings.read(node, source)
     settings.fill_in_name()
     if not settings.problems:
+        whole = f"{path} with overrides" if overrides else str(path)
         try:
-            return schema.model_validate(settings.values)
+            config = schema.model_validate(settings.values)
+            settings.problems.extend(_without_effect(config, (), settings.origins, whole))
+            if not settings.problems:
+                return config
         except ValidationError as error:
-            whole = f"{path} with overrides" if overrides else str(path)
             details = error.errors(include_url=False)
             settings.problems.extend(_explain(detail, settings.origins, whole) for detail in details)
     raise ValueError("\n".join(settings.problems))
@@ -294,7 +299,7 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":  # our own checks, which name keys and values themselves
         return f"{whole}: {context['error']}"
-    origin = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), whole)
+    origin = _origin(path, origins, whole)
     if kind == "missing":
         return f"{origin}: {_dotted(path)}: is missing"
     words = {
@@ -312,6 +317,28 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
     }
     what = next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
     return f"{origin}: {_dotted(path)}: {what}, got {_short(detail['input'])}"
+
+
+def _without_effect(section: Section, path: KeyPath, origins: dict[KeyPath, str], whole: str) -> Iterator[str]:
+    """A line for each setting, other than a default, that nothing reads."""
+    for name, cause in section.without_effect().items():
+        value, default = getattr(section, name), type(section).model_fields[name].get_default(call_default_factory=True)
+        if value != default:
+            here = (*path, name)
+            yield (
+                f"{_origin(here, origins, whole)}: {_dotted(here)}: has no effect with {_dotted((*path, cause))}; "
+                f"remove it or leave it at {inline(default)}, got {_short(inline(value))}"
+            )
+    for name, value in section:
+        for place, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            if isinstance(item, Section):
+                here = (*path, name) if place is None else (*path, name, place)
+                yield from _without_effect(item, here, origins, whole)
+
+
+def _origin(path: KeyPath, origins: dict[KeyPath, str], whole: str) -> str:
+    """Where a key, or the part of the file around it, was set."""
+    return next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), whole)
 
 
 def _is_branch(part: str | int) -> bool:

@@ -59,6 +59,9 @@ class SourceSection(Section):
     weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the others."""
 
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.path is None else dict.fromkeys(("parameters", "supervise"), f"path={self.path}")
+
     @model_validator(mode="after")
     def _check_kind(self) -> "SourceSection":
         if (self.path is None) == (self.task is None):
@@ -100,6 +103,10 @@ class LoopSamplingSection(Section):
     """Largest loop count drawn; larger draws are cut to it."""
     sigma: float = Field(default=0.5, ge=0)
     """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
+
+    def without_effect(self) -> dict[str, str]:
+        unread = {"fixed": ("minimum", "maximum", "sigma"), "uniform": ("sigma",)}.get(self.distribution, ())
+        return dict.fromkeys(unread, f"distribution={self.distribution}")
 
     @model_validator(mode="after")
     def _check_range(self) -> "LoopSamplingSection":
@@ -161,14 +168,31 @@ class AdamWSection(Section):
 
 
 class OptimizerSection(AdamWSection):
-    name: Literal["adamw", "adafactor"] = "adamw"
-    """AdamW (fused, state sharded over data-parallel ranks) or Adafactor (torch's; state replicated)."""
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """AdamW (fused, state sharded over data-parallel ranks); Adafactor (as in T5, its learning rate relative to the RMS
+    of each weight; state replicated); or Muon for the matrices inside the model, with AdamW for embeddings, head, norms
+    and biases (state replicated)."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of Muon's Nesterov momentum."""
+    adamw_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of what Muon leaves to AdamW; it follows the same schedule. Default: optimizer.lr."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final learning rate as a share of the peak."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after warm-up; wsd = constant, then a linear decay over the last decay_steps."""
     decay_steps: int | None = Field(default=None, gt=0)
     """Length of the wsd decay, in steps. Default: a fifth of train.steps."""
+
+    def without_effect(self) -> dict[str, str]:
+        unread = {"adamw": _OF_MUON, "adafactor": (*_OF_ADAMW, *_OF_MUON)}.get(self.name, ())
+        shape = {"cosine": ("decay_steps",), "linear": ("decay_steps",), "constant": ("decay_steps", "min_lr_ratio")}
+        return {
+            **dict.fromkeys(unread, f"name={self.name}"),
+            **dict.fromkeys(shape.get(self.schedule, ()), f"schedule={self.schedule}"),
+        }
+
+
+_OF_ADAMW, _OF_MUON = ("beta1", "beta2", "epsilon"), ("momentum", "adamw_lr")
 
 
 class ValidationSection(Section):
@@ -186,6 +210,9 @@ class ValidationSection(Section):
     """First examples of each task that are scored. Default: all, of a generated task 1,000."""
     data_dir: str | None = None
     """Folder of evaluation data, for tasks that are read from files."""
+
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.tasks_every else dict.fromkeys(("tasks", "num_examples", "data_dir"), "tasks_every=0")
 
 
 class CommonCheckpointSection(Section):

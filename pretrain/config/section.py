@@ -20,6 +20,11 @@ class Section(BaseModel):
             bases = (base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", ()))
             info.description = info.description or next((base.description for base in bases), None)
 
+    def without_effect(self) -> dict[str, str]:
+        """Fields that nothing reads because of another field of the section -> that one, as "field=value". A file or
+        command line may only give them their default."""
+        return {}
+
 
 def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
     """Raise a ValueError that names both keys unless `divisor` divides `value`."""

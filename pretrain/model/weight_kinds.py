@@ -24,6 +24,8 @@ class Weight:
     ones; zeros."""
     decays: bool = False
     """Whether weight decay pulls it towards zero."""
+    is_table: bool = False
+    """Whether each of its rows belongs to a token or a position: embeddings and the head."""
     partial_under: PartialUnder = "never"
     """When a rank's gradient is only a part, to be summed over the tensor-parallel ranks. "tensor": a weight that every
     rank holds and uses behind `ParallelOps.to_split`, so each sees its own heads or columns. "sequence": one that is
@@ -33,6 +35,11 @@ class Weight:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_hidden_matrix(self) -> bool:
+        """Whether it maps states to states: a matrix that is no table."""
+        return len(self.shape) == 2 and not self.is_table
 
     def held_shape(self, num_ranks: int) -> tuple[int, ...]:
         """Shape of the part that one of `num_ranks` tensor-parallel ranks holds."""

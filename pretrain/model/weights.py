@@ -8,6 +8,7 @@ one line here and one in the module that uses it; the weights of an injection ar
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pretrain.config.model import ModelSection
 from pretrain.model.loop.injections import injection_kind
@@ -39,15 +40,17 @@ def aliases(model: ModelSection) -> dict[str, str]:
 
 def embedding_weights(model: ModelSection, seq_len: int) -> dict[str, Weight]:
     """The token table and, if positions are learned, theirs: `seq_len` rows, added before the tokens are cut."""
-    token_table = Weight(shape=(model.vocab_size, model.hidden_size), split=0, init="normal", decays=True)
-    position_table = Weight(shape=(seq_len, model.hidden_size), init="normal")
+    shape = (model.vocab_size, model.hidden_size)
+    token_table = Weight(shape=shape, split=0, init="normal", decays=True, is_table=True)
+    position_table = Weight(shape=(seq_len, model.hidden_size), init="normal", is_table=True)
     tables = {"rope": {}, "learned": {"position_embedding.weight": position_table}}[model.positions]
     return {"embedding.weight": token_table, **tables}
 
 
 def head_weights(model: ModelSection) -> Weights:
     """The head, also if it is tied."""
-    return column(model.hidden_size, model.vocab_size)
+    head = column(model.hidden_size, model.vocab_size)
+    return {name: replace(weight, is_table=True) for name, weight in head.items()}
 
 
 def layer_weights(model: ModelSection) -> dict[str, Weight]:

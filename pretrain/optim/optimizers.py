@@ -6,11 +6,12 @@ and the memory plan, for which the table does without torch. A new optimizer is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.choice import choose
 from pretrain.config.run import OptimizerSection
+from pretrain.model.weight_kinds import Weight
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -33,6 +34,12 @@ class OptimizerKind:
     shards: bool
     """Whether data-parallel ranks can each keep and update a flat range of the weights: an optimizer of single elements
     that Megatron's distributed optimizer takes, which is Adam's family alone."""
+    matrices: "OptimizerKind | None" = None
+    """What updates the hidden matrices (`Weight.is_hidden_matrix`) in place of this optimizer, which has the rest."""
+
+    def for_weight(self, weight: Weight) -> "OptimizerKind":
+        """The optimizer that updates a weight: this one, or the one for matrices."""
+        return self.matrices if self.matrices is not None and weight.is_hidden_matrix else self
 
 
 def _adamw(groups: list[Group], settings: OptimizerSection) -> "Optimizer":
@@ -44,24 +51,50 @@ def _adamw(groups: list[Group], settings: OptimizerSection) -> "Optimizer":
 
 
 def _adafactor(groups: list[Group], settings: OptimizerSection) -> "Optimizer":
-    """Adafactor as torch has it (Shazeer and Stern 2018)."""
-    from torch.optim import Adafactor
+    """Adafactor as in T5, at the rate of the schedule."""
+    from pretrain.optim.adafactor import ScheduledAdafactor
 
-    return Adafactor(groups, lr=settings.lr)
+    return ScheduledAdafactor(groups, lr=settings.lr)
 
 
-def _factored(shape: Shape) -> dict[str, Shape]:
+def factored(shape: Shape) -> dict[str, Shape]:
     """Second moments as rows and columns; of a vector, whole."""
     if len(shape) < 2:
         return {"variance": shape}
     return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
 
 
+def _adamw_beside_muon(groups: list[Group], settings: OptimizerSection) -> "Optimizer":
+    """AdamW at its own learning rate."""
+    scale = 1.0 if settings.adamw_lr is None else settings.adamw_lr / settings.lr
+    return _adamw([{**group, "lr_scale": scale} for group in groups], settings)
+
+
+def _muon(groups: list[Group], settings: OptimizerSection) -> "Optimizer":
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) as torch has it, with the updates scaled to the RMS
+    of AdamW's, so that its learning rates and weight decay fit (Liu et al. 2025, arXiv 2502.16982, equation 4).
+
+    torch's smallest norm of 1e-7 is that of a gradient which a large model can have; 1e-30 only keeps 0 from 0 / 0.
+    """
+    from torch.optim import Muon
+
+    return Muon(groups, lr=settings.lr, momentum=settings.momentum, eps=1e-30, adjust_lr_fn="match_rms_adamw")
+
+
+ADAMW = OptimizerKind(
+    make=_adamw, states=lambda shape: {"exp_avg": shape, "exp_avg_sq": shape}, counts_steps=True, shards=True
+)
 OPTIMIZERS = {
-    "adamw": OptimizerKind(
-        make=_adamw, states=lambda shape: {"exp_avg": shape, "exp_avg_sq": shape}, counts_steps=True, shards=True
+    "adamw": ADAMW,
+    "adafactor": OptimizerKind(make=_adafactor, states=factored, counts_steps=True, shards=False),
+    "muon": replace(
+        ADAMW,
+        make=_adamw_beside_muon,
+        shards=False,
+        matrices=OptimizerKind(
+            make=_muon, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=False
+        ),
     ),
-    "adafactor": OptimizerKind(make=_adafactor, states=_factored, counts_steps=True, shards=False),
 }
 
 

@@ -2,9 +2,9 @@
 
 `ShardedOptimizer` is Megatron's distributed optimizer (ZeRO-1; Rajbhandari et al. 2020): gradients are reduce-scattered
 over the data-parallel ranks, each updates its flat share of the fp32 weights, and the weights are all-gathered.
-`ReplicatedOptimizer` updates every weight on every rank: for Adafactor, whose factored moments need whole matrices
-(tensor-parallel parts are gathered first, so the result does not depend on the layout), and for fp64. Which of them:
-`is_sharded` in `pretrain/optim/optimizers.py`.
+`ReplicatedOptimizer` updates every weight on every rank: for Adafactor and Muon, whose factored moments and orthogonal
+updates need whole matrices (tensor-parallel parts are gathered first, so the result does not depend on the layout), and
+for fp64. Which of them: `is_sharded` in `pretrain/optim/optimizers.py`.
 
 Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over
 micro-batches and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums,

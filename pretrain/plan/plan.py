@@ -5,7 +5,8 @@ Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 
     weights p, gradients w (one buffer over micro-batches and loops)
     a sharded optimizer: its states (AdamW: two moments) of 4 and, for bf16, fp32 weights of 4, divided by the
     data-parallel size
-    one that is not, over whole matrices: weights w, a copy of the gradients w, its states (Adafactor: rows + columns)
+    one that is not, over whole matrices: weights w, a copy of the gradients w, its states (Adafactor: rows + columns;
+    Muon: one moment of a matrix, AdamW's two of the rest)
 
 Activations and working space: `pretrain/plan/memory.py`. Not counted: communication buffers, the memory of the
 framework itself, fragmentation.
@@ -100,12 +101,13 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
     held = count(weights, parallel.tensor)
     size = BYTES[train.precision]
     wide = max(4, size)
-    states_of = optimizer_kind(config.optimizer).states
-    if is_sharded(config.optimizer, train.precision):
-        states = sum(math.prod(shape) for w in weights for shape in states_of(w.held_shape(parallel.tensor)).values())
+    shards = is_sharded(config.optimizer, train.precision)
+    kind, cut = optimizer_kind(config.optimizer), parallel.tensor if shards else 1
+    of_weights = (kind.for_weight(weight).states(weight.held_shape(cut)) for weight in weights)
+    states = sum(math.prod(shape) for of_weight in of_weights for shape in of_weight.values())
+    if shards:
         optimizer = wide * (states + held * (size < wide)) / layout.data_parallel
     else:
-        states = sum(math.prod(shape) for w in weights for shape in states_of(w.shape).values())
         optimizer = wide * (2 * count(weights) + states)
     activations = Activations(config=config, stage=stage)
     return StagePlan(

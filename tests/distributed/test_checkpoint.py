@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
@@ -31,6 +32,7 @@ OPTIMIZER = {"epsilon": 1e-2}  # above the rounding error of gradients
 HOME = {"tensor": 2, "pipeline": 2}
 AWAY: list[tuple[dict, int]] = [({}, 1), ({"pipeline": 4}, 1), ({}, 2), ({"tensor": 2, "sequence": True}, 2)]
 STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "adafactor": ("row_var", "col_var", "variance")}
+MUON = ("momentum_buffer",)  # of the matrices of the layers; the rest has AdamW's states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,15 @@ def resume(config: RunConfig, folder: str) -> Trained:
     return Trained(results=results, saved=saved_parts(engine))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def _states(name: str, key: str, weight: Tensor) -> tuple[str, ...]:
+    """Names of the states that an optimizer keeps for a weight."""
+    if name == "adafactor":
+        return STATES[name][:2] if weight.dim() > 1 else STATES[name][2:]
+    is_matrix = weight.dim() > 1 and key.startswith(("prelude", "loop", "coda"))
+    return MUON if name == "muon" and is_matrix else STATES["adamw"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 @pytest.mark.parametrize(
     ("layout", "data"), [({"tensor": 2, "pipeline": 2}, 1), ({"tensor": 2}, 2), ({"pipeline": 2}, 2), ({}, 2)]
 )
@@ -78,17 +88,19 @@ def test_every_element_is_saved_once(pool: RankPool, tmp_path: Path, name: str, 
     assert {key for key in saved if key.startswith("weights/")} == {f"weights/{key}" for key in weights}
     for key, weight in weights.items():
         assert saved[f"weights/{key}"].shape == weight.shape
-        states = [state for state in STATES[name] if f"{state}/{key}" in saved]
-        assert states == (
-            list(STATES[name]) if name == "adamw" else ["row_var", "col_var"] if weight.dim() > 1 else ["variance"]
-        )
-    assert len(saved) == sum(3 if name == "adamw" or weight.dim() > 1 else 2 for weight in weights.values())
+        assert {saved_key for saved_key in saved if saved_key.endswith(f"/{key}")} == {
+            f"{state}/{key}" for state in ("weights", *_states(name, key, weight))
+        }
+    assert len(saved) == sum(1 + len(_states(name, key, weight)) for key, weight in weights.items())
 
 
-@pytest.mark.parametrize(("name", "precision"), [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "fp32"), ("muon", "fp64")],
+)
 def test_resumed_training_equals_uninterrupted(pool: RankPool, tmp_path: Path, name: str, precision: str) -> None:
-    """Bitwise on the same layout; on another one to 1e-6 of each tensor's largest entry (fp32: in bf16 layouts round
-    differently)."""
+    """Bitwise on the same layout; on another one to 1e-6 of each tensor's largest entry (not in bf16, where layouts
+    round differently; Muon in fp64, since its updates are computed in bf16)."""
     config, folder = _config(name, HOME, precision), str(tmp_path)
     straight = pool.run(train, config, folder, world_size=4)
     for here, there in zip(pool.run(resume, config, folder, world_size=4), straight, strict=True):
@@ -99,7 +111,7 @@ def test_resumed_training_equals_uninterrupted(pool: RankPool, tmp_path: Path, n
         return
     wanted = saved_tensors([of_rank.saved for of_rank in straight])
     for layout, data in AWAY:
-        other = _config(name, layout)
+        other = _config(name, layout, precision)
         resumed_ranks = pool.run(resume, other, folder, world_size=world_size(other, data))
         resumed_tensors = saved_tensors([of_rank.saved for of_rank in resumed_ranks])
         assert resumed_tensors.keys() == wanted.keys()

@@ -170,6 +170,27 @@ def test_an_optimizer_of_the_table_alone_trains_and_resumes(
     assert names == {"weights", "momentum_buffer"}
 
 
+@pytest.mark.parametrize(
+    ("layout", "data"),
+    [({"tensor": 2}, 1), ({"tensor": 2, "sequence": True}, 2), ({"pipeline": 2}, 1), ({"pipeline": 4}, 1), ({}, 2)],
+)
+def test_muon_equals_one_process(pool: RankPool, layout: dict, data: int) -> None:
+    """In fp64, since an update is computed in bf16: what differs by fp32 rounding may round to either neighbour."""
+    ends = {"num_prelude_layers": 1, "num_coda_layers": 1}
+    settings = {**OPTIMIZER, "name": "muon", "adamw_lr": 1e-4}
+    config = tiny_config("gpt2", **layout, model=ends, optimizer=settings)
+    wanted, seen = _train_plainly(config)
+    before = Reference(config=config).weights()
+    for trained in pool.run(train, config, world_size=world_size(config, data)):
+        assert [(result.loss, result.grad_norm) for result in trained.results] == [
+            pytest.approx(pair, rel=1e-10) for pair in seen
+        ]
+        for part in trained.weights:
+            whole = wanted[part.name]
+            assert (torch.from_numpy(part.values) - part.of(whole)).abs().max() <= 1e-10, part.name
+            assert not torch.equal(whole, before[part.name])
+
+
 @cache
 def _master_update(pool: RankPool, layout: tuple[tuple[str, Any], ...], data: int) -> dict[str, Tensor]:
     config = tiny_config("gpt2", **dict(layout), train={"precision": "bf16"}, optimizer=OPTIMIZER)
@@ -235,6 +256,7 @@ def train_with_a_bad_step(config: RunConfig, poisoned_rank: int) -> tuple[Traine
         ("adamw", {"tensor": 2, "pipeline": 2}, 1),
         ("adamw", {"pipeline": 2}, 2),
         ("adafactor", {"tensor": 2}, 2),
+        ("muon", {"tensor": 2, "pipeline": 2}, 1),
     ],
 )
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(

@@ -29,6 +29,7 @@ TESTED = {
         "optimizer.beta1": "tests/unit/optim/test_optimizers.py",
         "optimizer.clip_grad_norm": "tests/distributed/test_optimizer.py",
         "optimizer.epsilon": "tests/distributed/test_optimizer.py",
+        "optimizer.momentum": "tests/unit/optim/test_muon.py",
         "checkpoint.keep_last": "tests/distributed/test_training.py",
         "checkpoint.resume": "tests/distributed/test_training.py",
         "checkpoint.asynchronous": "tests/distributed/test_training.py",

@@ -43,24 +43,26 @@ def test_what_a_table_does_not_have_is_refused_with_the_nearest_name() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_is_the_one_that_torch_makes(name: str) -> None:
-    """Its names, shapes and types, of a matrix and of a vector; a step from either state is the same, bitwise."""
+def test_the_state_is_the_one_that_a_first_step_makes(name: str) -> None:
+    """Its names, shapes and types, of matrices and of a vector; a step from either state is the same, bitwise."""
     settings = OptimizerSection(name=name)  # type: ignore[arg-type]
     results = []
     for fills in (False, True):
-        weights = [torch.nn.Parameter(torch.linspace(-1, 1, 6).view(shape)) for shape in ((2, 3), (6,))]
-        optimizer = make_optimizer([{"params": weights, "weight_decay": 0.1}], settings)
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, 6).view(shape)) for shape in ((2, 3), (6,), (3, 2))]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.1}]
+        groups[1]["is_matrices"] = OPTIMIZERS[name].matrices is not None
+        optimizer = make_optimizer(groups, settings)
         if fills:
             fill_state(optimizer, settings)
         for weight in weights:
             weight.grad = torch.sin(weight.detach())
         optimizer.step()
         results.append([dict(optimizer.state[weight], weight=weight.detach()) for weight in weights])
-    for torchs, ours in zip(*results, strict=True):
-        assert ours.keys() == torchs.keys()
+    for made, ours in zip(*results, strict=True):
+        assert ours.keys() == made.keys()
         for key, tensor in ours.items():
-            assert tensor.dtype == torchs[key].dtype
-            assert torch.equal(tensor, torchs[key])
+            assert tensor.dtype == made[key].dtype
+            assert torch.equal(tensor, made[key])
 
 
 def test_settings_are_those_of_the_configuration() -> None:
@@ -75,3 +77,23 @@ def test_a_group_keeps_its_share_of_the_learning_rate() -> None:
     for lr in (0.1, 0.3):
         set_lr(optimizer, lr)
         assert [group["lr"] for group in optimizer.param_groups] == [lr, lr * 0.5]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "changed", [{"beta1": 0.5}, {"beta2": 0.5}, {"epsilon": 1e-3}, {"momentum": 0.5}, {"adamw_lr": 1e-5}]
+)
+def test_a_setting_is_said_to_have_no_effect_exactly_if_the_optimizer_does_not_read_it(
+    name: str, changed: dict[str, float]
+) -> None:
+    def made(settings: OptimizerSection) -> list[dict[str, object]]:
+        matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (2,)))
+        has_two = OPTIMIZERS[name].matrices is not None
+        optimizer = make_optimizer([{"params": [matrix], "is_matrices": has_two}, {"params": [vector]}], settings)
+        set_lr(optimizer, settings.lr)
+        return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+    settings = OptimizerSection(name=name)  # type: ignore[arg-type]
+    (key,) = changed
+    is_read = made(settings) != made(settings.model_copy(update=changed))
+    assert is_read == (key not in settings.without_effect())

@@ -127,7 +127,13 @@ def num_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
 
 @pytest.mark.parametrize(
     ("shape", "precision", "name"),
-    [(LLAMA, "bf16", "adamw"), (GPT2, "fp32", "adamw"), (GPT2, "bf16", "adafactor"), (LLAMA, "fp64", "adafactor")],
+    [
+        (LLAMA, "bf16", "adamw"),
+        (GPT2, "fp32", "adamw"),
+        (GPT2, "bf16", "adafactor"),
+        (LLAMA, "fp64", "adafactor"),
+        (GPT2, "bf16", "muon"),
+    ],
 )
 def test_weights_gradients_and_optimizer_are_those_of_the_engine(
     shape: dict, precision: str, name: str, world_of_one: torch.device

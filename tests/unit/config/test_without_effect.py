@@ -1,0 +1,107 @@
+"""Settings that nothing would read are refused in files and on command lines, one line for each key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from pretrain.config.read import read_config, resolved_yaml
+from pretrain.config.run import RunConfig
+from pretrain.config.section import Section
+
+CASES: list[tuple[list[str], list[str]]] = [
+    (
+        ["optimizer.name=adafactor", "optimizer.beta1=0.5", "optimizer.beta2=0.9", "optimizer.epsilon=1e-6"],
+        ["optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"],
+    ),
+    (["optimizer.momentum=0.9", "optimizer.adamw_lr=1e-4"], ["optimizer.momentum", "optimizer.adamw_lr"]),
+    (["optimizer.decay_steps=5"], ["optimizer.decay_steps"]),
+    (["optimizer.schedule=constant", "optimizer.min_lr_ratio=0.5"], ["optimizer.min_lr_ratio"]),
+    (
+        ["train.loop_sampling={minimum: 2, maximum: 5, sigma: 0.1}"],
+        [f"train.loop_sampling.{key}" for key in ("minimum", "maximum", "sigma")],
+    ),
+    (["train.loop_sampling={distribution: uniform, sigma: 0.1}"], ["train.loop_sampling.sigma"]),
+    (["model.loop_regulariser.groups=[query]"], ["model.loop_regulariser.groups"]),
+    (
+        ["data.sources=[{task: addition, supervise: steps}, {path: a, supervise: steps, parameters: {n: 1}}]"],
+        ["data.sources[1].parameters", "data.sources[1].supervise"],
+    ),
+    (
+        ["validation={tasks: [addition], num_examples: 5, data_dir: a}"],
+        ["validation.tasks", "validation.num_examples", "validation.data_dir"],
+    ),
+]
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text("run: {name: run}\n")
+    return file
+
+
+@pytest.mark.parametrize(("overrides", "keys"), CASES)
+def test_each_is_refused_by_its_key(empty: Path, overrides: list[str], keys: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        read_config(empty, RunConfig, overrides)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(keys)
+    for line, key in zip(lines, keys, strict=True):
+        assert line.startswith(f"command line: {key}: has no effect with ")
+
+
+def test_the_line_says_where_it_is_why_and_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optimizer:\n  name: adafactor\n  beta2: 0.9\n")
+    with pytest.raises(ValueError, match="has no effect") as caught:
+        read_config(file, RunConfig)
+    assert str(caught.value) == (
+        f"{file}:3: optimizer.beta2: has no effect with optimizer.name=adafactor; "
+        "remove it or leave it at 0.95, got 0.9"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer={name: muon, momentum: 0.9, adamw_lr: 1e-4, beta2: 0.9}"],
+        ["optimizer={schedule: wsd, decay_steps: 5, min_lr_ratio: 0}"],
+        ["train.loop_sampling={distribution: poisson_lognormal, minimum: 2, maximum: 5, sigma: 0.1}"],
+        ["model.loop_regulariser={weight: 0.1, block_size: 4, groups: [query]}"],
+        ["validation={tasks: [addition], tasks_every: 5, num_examples: 5, data_dir: a}"],
+    ],
+)
+def test_with_what_reads_them_they_are_taken(empty: Path, overrides: list[str]) -> None:
+    read_config(empty, RunConfig, overrides)
+
+
+def test_the_configuration_that_a_run_directory_keeps_can_be_read(empty: Path, tmp_path: Path) -> None:
+    """It spells out every default, those without effect too."""
+    config = read_config(empty, RunConfig, ["optimizer.name=adafactor"])
+    again = tmp_path / "config.yaml"
+    again.write_text(resolved_yaml(config))
+    assert read_config(again, RunConfig) == config
+
+
+def test_what_a_checkpoint_holds_is_not_refused() -> None:
+    """An earlier version took such settings."""
+    held: dict[str, Any] = {"optimizer": {"name": "adafactor", "beta2": 0.9}}
+    assert RunConfig.model_validate(held).optimizer.beta2 == 0.9
+
+
+def test_fine_tuning_too(empty: Path) -> None:
+    given = ["data.train.path=a", "data.validation.path=b", "checkpoint.init_from=c", "method.stop_weight=2"]
+    with pytest.raises(ValueError, match=r"method\.stop_weight: has no effect with method\.stop=count"):
+        read_config(empty, FinetuneConfig, given)
+    assert read_config(empty, FinetuneConfig, [*given, "method.stop=classifier"])
+
+
+def test_every_declared_key_is_a_field() -> None:
+    sections: list[type[Section]] = [RunConfig, FinetuneConfig]
+    for section in sections:
+        for info in section.model_fields.values():
+            if isinstance(info.default, Section):
+                assert set(info.default.without_effect()) <= set(type(info.default).model_fields)
+                sections.append(type(info.default))
