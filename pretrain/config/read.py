@@ -8,8 +8,9 @@
    line.
 4. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
 5. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
-6. Refuse settings that cannot have an effect (`Section.without_effect`). Only here: what a checkpoint holds is not read
-   anew, and stays readable.
+6. Refuse settings that cannot have an effect (`Section.without_effect`). Where the setting that makes them so was read
+   after them, as by an override that switches off what its file sets up, they go back to their defaults instead. Only
+   here: what a checkpoint holds stays readable.
 
 YAML gives structure only; a scalar stays the text that was written until its field's type reads it, so `lr: 3e-4` is a
 number, `name: 1e5` is a name and `steps: true` an error.
@@ -20,6 +21,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -52,16 +54,17 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
     if chooser is not None:
         variants = [(file, value) for file, node in files if (value := _take(node, VARIANTS)) is not None]
         chosen = settings.variants(chooser, variants, [*files, *commands])
-    for source, node in (*files, *chosen, *commands):
-        settings.read(node, source)
+    for layer, documents in enumerate([*([document] for document in (*files, *chosen)), commands]):
+        for source, node in documents:
+            settings.layer = layer
+            settings.read(node, source)
     settings.fill_in_name()
     if not settings.problems:
         whole = f"{path} with overrides" if overrides else str(path)
         try:
-            config = schema.model_validate(settings.values)
-            settings.problems.extend(_without_effect(config, (), settings.origins, whole))
+            settings.without_effect(schema.model_validate(settings.values), whole)
             if not settings.problems:
-                return config
+                return schema.model_validate(settings.values)
         except ValidationError as error:
             details = error.errors(include_url=False)
             settings.problems.extend(_explain(detail, settings.origins, whole) for detail in details)
@@ -98,6 +101,9 @@ class _Settings:
     schema: type[Section]
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    layers: dict[KeyPath, int] = field(default_factory=dict)
+    """What set each key: the how many-th of the files, variants and the command line, in the order of reading."""
+    layer: int = 0
     problems: list[str] = field(default_factory=list)
 
     def read(self, node: yaml.Node, source: str) -> None:
@@ -153,6 +159,24 @@ class _Settings:
             value = value[part]
         return value if isinstance(value, str) else inline(value)
 
+    def without_effect(self, section: Section, whole: str, path: KeyPath = ()) -> None:
+        """Refuse each value, other than a default, that nothing reads because of another; drop it where that other one
+        was read later."""
+        for name, cause in section.without_effect().items():
+            here, switch = (*path, name), (*path, cause.partition("=")[0])
+            value = getattr(section, name)
+            default = type(section).model_fields[name].get_default(call_default_factory=True)
+            if self.layers.get(here, 0) < self.layers.get(switch, 0):
+                reduce(lambda values, part: values[part], path, self.values).pop(name, None)
+            elif value != default:
+                where, advice = _origin(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
+                why = f"has no effect with {_dotted((*path, cause))}"
+                self.problems.append(f"{where}: {_dotted(here)}: {why}; {advice}, got {_short(inline(value))}")
+        for name, value in section:
+            for place, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+                if isinstance(item, Section):
+                    self.without_effect(item, whole, (*path, name) if place is None else (*path, name, place))
+
     def _section(
         self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]
     ) -> None:
@@ -181,7 +205,7 @@ class _Settings:
         if section and not in_list:
             self._section(node, section, path, source, into.setdefault(key, {}))
             return
-        self.origins[path] = _where(node, source)
+        self.origins[path], self.layers[path] = _where(node, source), self.layer
         if section and isinstance(node, yaml.SequenceNode):
             into[key] = []
             for index, item in enumerate(node.value):
@@ -317,23 +341,6 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
     }
     what = next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
     return f"{origin}: {_dotted(path)}: {what}, got {_short(detail['input'])}"
-
-
-def _without_effect(section: Section, path: KeyPath, origins: dict[KeyPath, str], whole: str) -> Iterator[str]:
-    """A line for each setting, other than a default, that nothing reads."""
-    for name, cause in section.without_effect().items():
-        value, default = getattr(section, name), type(section).model_fields[name].get_default(call_default_factory=True)
-        if value != default:
-            here = (*path, name)
-            yield (
-                f"{_origin(here, origins, whole)}: {_dotted(here)}: has no effect with {_dotted((*path, cause))}; "
-                f"remove it or leave it at {inline(default)}, got {_short(inline(value))}"
-            )
-    for name, value in section:
-        for place, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
-            if isinstance(item, Section):
-                here = (*path, name) if place is None else (*path, name, place)
-                yield from _without_effect(item, here, origins, whole)
 
 
 def _origin(path: KeyPath, origins: dict[KeyPath, str], whole: str) -> str:

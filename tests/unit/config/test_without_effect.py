@@ -63,6 +63,21 @@ def test_the_line_says_where_it_is_why_and_what_to_do(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_later_layer_switches_off_goes_back_to_its_default(tmp_path: Path, empty: Path) -> None:
+    """So the run directory's file, which has everything in one layer, can be read again."""
+    file, top = tmp_path / "base.yaml", tmp_path / "top.yaml"
+    file.write_text("run: {name: run}\ntrain: {loop_sampling: {distribution: uniform, maximum: 5}}\n")
+    top.write_text("base: base.yaml\ntrain: {loop_sampling: {distribution: fixed}}\n")
+    off = "train.loop_sampling.distribution=fixed"
+    for config in (read_config(file, RunConfig, [off]), read_config(top, RunConfig)):
+        assert config == read_config(empty, RunConfig)
+    late = "train.loop_sampling.maximum=6"
+    for where, overrides in ((file, [late, off]), (file, [off, late]), (top, [late])):
+        with pytest.raises(ValueError, match=r"^command line: train\.loop_sampling\.maximum: has no effect") as caught:
+            read_config(where, RunConfig, overrides)
+        assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
