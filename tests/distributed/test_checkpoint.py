@@ -1,7 +1,7 @@
 """What the ranks save is every logical tensor once; training that continues on any layout equals training that never
 stopped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config.run import RunConfig
+from pretrain.config.run import OptimizerSection, RunConfig
+from pretrain.optim.optimizers import OPTIMIZERS, Group
 from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import (
     Reference,
@@ -68,12 +69,40 @@ def resume(config: RunConfig, folder: str) -> Trained:
     return Trained(results=results, saved=saved_parts(engine))
 
 
+def go_on_from_torchs(config: RunConfig, folder: str) -> tuple[list[SavedPart], list[SavedPart], StepResult]:
+    """What torch's Adafactor saves after some steps, what ours has after loading it, and its next step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPTIMIZERS, "adafactor", replace(OPTIMIZERS["adafactor"], make=_torchs_adafactor))
+        engine, groups = make_engine(config)
+        for step in range(SAVED_STEP):
+            engine.train_step(own_rows(make_rows(8, step), groups), LOOPS[step], 0.01)
+        save(engine, folder, SAVED_STEP)
+        before = saved_parts(engine)
+    engine, groups = make_engine(config)
+    engine.load(CheckpointReader(Path(folder, step_name(SAVED_STEP))), SAVED_STEP)
+    return before, saved_parts(engine), engine.train_step(own_rows(make_rows(8), groups), LOOPS[0], 0.01)
+
+
+def _torchs_adafactor(groups: list[Group], settings: OptimizerSection) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(groups, lr=settings.lr)
+
+
 def _states(name: str, key: str, weight: Tensor) -> tuple[str, ...]:
     """Names of the states that an optimizer keeps for a weight."""
     if name == "adafactor":
         return STATES[name][:2] if weight.dim() > 1 else STATES[name][2:]
     is_matrix = weight.dim() > 1 and key.startswith(("prelude", "loop", "coda"))
     return MUON if name == "muon" and is_matrix else STATES["adamw"]
+
+
+def test_checkpoints_of_torchs_adafactor_go_on(pool: RankPool, tmp_path: Path) -> None:
+    """Runs from before this project had its own."""
+    ((before, after, result),) = pool.run(go_on_from_torchs, _config("adafactor", {}), str(tmp_path), world_size=1)
+    assert [part.name for part in before] == [part.name for part in after]
+    for old, new in zip(before, after, strict=True):
+        assert (old.shape, old.values.tobytes()) == (new.shape, new.values.tobytes()), old.name
+    assert any(part.name.startswith("row_var/") and part.values.any() for part in after)
+    assert not result.skipped
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])

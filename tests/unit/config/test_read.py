@@ -287,10 +287,9 @@ def test_resolved_configuration_loads_back_equal(
     config = RunConfig.model_validate(
         {
             "run": {"root": root, "name": "1e5"},
-            "model": {"loop_regulariser": {"groups": ["query", "up"]}},
             "data": {"sources": [{"path": path, "weight": lr}, {"path": "x: [y]"}]},
             "optimizer": {"lr": lr},
-            "validation": {"num_loops": num_loops},
+            "validation": {"num_loops": num_loops, "tasks_every": 5, "tasks": ["addition", "gsm8k"]},
             "train": {"exit_after": minutes},
         }
     )
