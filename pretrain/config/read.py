@@ -21,7 +21,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -167,7 +166,10 @@ class _Settings:
             value = getattr(section, name)
             default = type(section).model_fields[name].get_default(call_default_factory=True)
             if self.layers.get(here, 0) < self.layers.get(switch, 0):
-                reduce(lambda values, part: values[part], path, self.values).pop(name, None)
+                given: Any = self.values
+                for part in path:
+                    given = given[part]
+                given.pop(name, None)
             elif value != default:
                 where, advice = _origin(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
                 why = f"has no effect with {_dotted((*path, cause))}"

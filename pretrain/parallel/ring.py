@@ -140,8 +140,8 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, outputs = ctx.inputs, ctx.outputs
         ctx.inputs = ctx.outputs = None  # what autograd keeps of the part ends with this pass
-        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None]
-        torch.autograd.backward(*zip(*pairs, strict=True))
+        reached = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        torch.autograd.backward([outputs[number] for number in reached], [gradients[number] for number in reached])
         return None, *(each if each is None else each.grad for each in inputs)
 
 
@@ -160,15 +160,16 @@ class WholeModel(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         """Final states [t, d] of one micro-batch."""
         (model,) = self._stage
-        where = {"positions": inputs.positions, "segment_ids": inputs.segment_ids}
+        tokens, positions, segment_ids = inputs.tokens, inputs.positions, inputs.segment_ids
         if not self.is_apart:
-            return model(inputs.tokens, self.num_loops, **where)
-        context, num_passes = model.context(inputs.tokens, **where), model.config.num_passes(self.num_loops)
+            return model(tokens, self.num_loops, positions=positions, segment_ids=segment_ids)
+        context = model.context(tokens, positions=positions, segment_ids=segment_ids)
+        num_passes = model.config.num_passes(self.num_loops)
 
         def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
             return (model.run_loop(model.enter(states, carried, loop), context, loop),)
 
-        states, carried = model.begin(inputs.tokens, context)
+        states, carried = model.begin(tokens, context)
         for loop in range(num_passes):
             (states,) = _Apart.apply(partial(run, loop), states, carried)  # type: ignore[misc]
         return model.finish(states, context, num_passes)
