@@ -18,7 +18,7 @@ after `timeout_s`.
 
 Kill any rank at any point: the previous checkpoints are untouched, and what is left over carries a `.tmp-` or
 `.failed-` name that nobody reads and rank 0 removes. Saving a step that exists puts the old folder aside as `.replaced`
-for the moment of the rename.
+for the moment of the rename; where a kill left one, the damaged successor goes instead.
 """
 
 import re
@@ -112,7 +112,9 @@ class SaveAttempt:
         publish(self.folder / CONTENTS_NAME, contents)
         sync_folder(self.folder)
         replaced = self.final.with_name(self.final.name + _REPLACED)
-        if is_there(self.final):
+        if is_there(self.final) and is_there(replaced):  # a kill left the two, and the newer was found bad since
+            _remove(self.final)
+        elif is_there(self.final):
             self.final.rename(replaced)
         try:
             self.folder.rename(self.final)
@@ -170,7 +172,7 @@ def settle_replacements(directory: Path) -> None:
         if not is_there(successor):
             path.rename(successor)
         elif is_sound(successor):
-            _remove(path, tag="replaced")
+            _remove(path)
 
 
 def clean_leftovers(directory: Path, *, nonce: str, num_ended: int) -> None:
@@ -202,7 +204,7 @@ def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: i
         elif not (keep_every and found % keep_every == 0):
             doomed.append(path)
     for path in doomed:
-        _remove(path, tag="retired")
+        _remove(path)
 
 
 def set_aside(path: Path) -> Path:
@@ -217,20 +219,18 @@ def set_aside(path: Path) -> Path:
     return path.rename(target)
 
 
-def retire(path: Path) -> None:
-    """Make a checkpoint a leftover, which the next store of its folder removes.
+def retire(path: Path) -> Path:
+    """Make a checkpoint a leftover, which the next store of its folder removes; returns it.
 
     Raises:
         OSError: it cannot be renamed.
     """
-    path.rename(path.with_name(f"{path.name.split('.')[0]}.tmp-retired-{secrets.token_hex(4)}"))
+    return path.rename(path.with_name(f"{path.name.split('.')[0]}.tmp-retired-{secrets.token_hex(4)}"))
 
 
-def _remove(path: Path, *, tag: str) -> None:
+def _remove(path: Path) -> None:
     """Remove a checkpoint so that a kill half-way does not leave it looking like one."""
-    doomed = path.with_name(f"{path.name.split('.')[0]}.tmp-{tag}")
-    path.rename(doomed)
-    _remove_leftover(doomed)
+    _remove_leftover(retire(path))
 
 
 def _remove_leftover(path: Path) -> None:

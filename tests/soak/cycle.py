@@ -245,9 +245,10 @@ class Life:
             if good.keys() < self._good.keys():
                 self._good, self.is_complete = good, False
         if draw.random() < 0.4:
-            done.damages += filter(
-                None, [damage_rows(self.run_dir, self._kind.results, max(self._good, default=0), draw)]
-            )
+            step = max(self._good, default=0)
+            # pretraining makes an evaluation of the resumed step again
+            repeated = {METRICS: step + 1, self._kind.results: step + (self._kind.module != "pretrain.train")}
+            done.damages += filter(None, [damage_rows(self.run_dir, repeated, draw)])
             self.is_complete = False
 
     def keep(self, folder: Path) -> None:

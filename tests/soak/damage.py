@@ -3,12 +3,11 @@ again are left alone."""
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.verify import verify
-from tests.soak.runs import METRICS
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -76,15 +75,19 @@ ROW_DAMAGES: tuple[Damage, ...] = (
 )  # fmt: skip
 
 
-def damage_rows(run_dir: Path, results: str, resumed_step: int, draw: random.Random) -> str:
-    """Damage a file of rows of a run that will go on from `resumed_step`; says what, or "" where there is no file."""
-    files = [name for name in (METRICS, results) if (run_dir / name).exists()]
+def damage_rows(run_dir: Path, first_repeated: Mapping[str, int], draw: random.Random) -> str:
+    """Damage a file of rows; says what, or "" where there is no file.
+
+    Args:
+        run_dir: of the run.
+        first_repeated: names of the files, and from which step on the run will make their rows again.
+        draw: random numbers.
+    """
+    files = [name for name in first_repeated if (run_dir / name).exists()]
     if not files:
         return ""
     name, how = draw.choice(files), draw.choice(ROW_DAMAGES)
-    # an evaluation of the resumed step is made again, its step is not
-    first_repeated = resumed_step + (name == METRICS)
-    if how is cut_last_row and _last_step(run_dir / name) < first_repeated:
+    if how is cut_last_row and _last_step(run_dir / name) < first_repeated[name]:
         how = append_torn
     how(run_dir / name, draw)
     return f"{how.__name__} {name}"

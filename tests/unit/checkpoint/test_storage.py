@@ -89,6 +89,23 @@ def test_a_checkpoint_put_aside_stays_until_its_successor_is_sound(tmp_path: Pat
     assert reader is not None and reader.step == 20 and len(problems) == 1
 
 
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_damaged_successor_of_a_checkpoint_put_aside_is_replaced(tmp_path: Path, is_good: bool) -> None:
+    """A kill in a replacement, damage, and the same step is saved again: neither folder is in its way."""
+    save_steps(tmp_path, [10, 20], keep_last=2)
+    put_aside = (tmp_path / "step-00000020").rename(tmp_path / "step-00000020.replaced")
+    save_steps(tmp_path / "other", [20])
+    (tmp_path / "other" / "step-00000020").rename(tmp_path / "step-00000020")
+    (tmp_path / "other").rmdir()
+    for folder in (tmp_path / "step-00000020", *([] if is_good else [put_aside])):
+        (folder / "checkpoint.json").write_text("damaged")
+    (result,) = save_steps(tmp_path, [20], nonce="b", keep_last=2)
+    assert result.is_durable, result.message
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+    reader, problems = newest_good(tmp_path)
+    assert reader is not None and (reader.step, problems) == (20, [])
+
+
 def test_a_pipe_in_place_of_a_file_is_damage(tmp_path: Path) -> None:
     save_steps(tmp_path, [10])
     (tmp_path / "step-00000010" / "checkpoint.json").unlink()
