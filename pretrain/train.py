@@ -32,8 +32,11 @@ COMMAND_LINE = CommandLine(
 
 
 def plan(config: RunConfig, world_size: int) -> list[Row]:
-    from pretrain.data.extent import describe  # numpy and a tokenizer's library, which help and errors do without
+    # numpy and a tokenizer's library, which help and errors do without
+    from pretrain.data.extent import describe
+    from pretrain.data.stream.task_source import require_tasks
 
+    require_tasks(config)
     names = ["data", *[""] * len(config.data.sources) * 2]
     return [*plan_rows(make_plan(config, world_size)), *zip(names, describe(config), strict=False)]
 

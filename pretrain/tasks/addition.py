@@ -13,7 +13,7 @@ from random import Random
 from pydantic import Field, field_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 DIGITS = tuple("0123456789")
 
@@ -47,6 +47,10 @@ class Addition(Task[AdditionParameters]):
         operands = random.choices(range(10**parameters.num_digits), k=random.choice(parameters.num_operands))
         written = f"%0{parameters.num_digits}d"
         return Example("+".join([written % operand for operand in operands]) + "=", (), str(sum(operands)))
+
+    def longest(self, size: Size) -> Example:
+        num_operands, largest = max(self.parameters.num_operands), 10**self.parameters.num_digits - 1
+        return Example("+".join([str(largest)] * num_operands) + "=", (), str(num_operands * largest))
 
     def solve(self, question: str) -> str:
         if not re.fullmatch(r"\d+(\+\d+)+=", question, re.ASCII):

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 
 @lru_cache(maxsize=1 << 15)  # all pairs of the 120 permutations of 5 objects
@@ -91,6 +91,10 @@ class GroupComposition(Task[GroupCompositionParameters]):
         elements = random.choices(self._symbols, k=self.parameters.num_elements)
         *products, answer = self._kind.products(elements, self.parameters.order)
         return Example("".join(elements), tuple(products[1:]), answer)
+
+    def longest(self, size: Size) -> Example:
+        element, num_elements = max(self._symbols, key=len), self.parameters.num_elements
+        return Example(element * num_elements, (element,) * (num_elements - 2), element)
 
     def solve(self, question: str) -> str:
         return self.prefix_answers(question)[-1]

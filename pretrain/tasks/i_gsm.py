@@ -31,7 +31,7 @@ from typing import NamedTuple
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 MAX_DRAWS = 1000
 """Most problems drawn to find one that is hard enough."""
@@ -110,6 +110,16 @@ class IGSM(Task[IGSMParameters]):
                 return Example(f"{'. '.join(map(str, equations))}. {asked}?", steps, str(values[asked]))
         hard = f"a quantity that needs min_needed={min_needed} equations"
         raise ValueError(f"task {self.name}: none of {MAX_DRAWS} problems has {hard}: lower it")
+
+    def longest(self, size: Size) -> Example:
+        """All quantities are sums of as many as they can be, with a multiplier, and the answer needs them all."""
+        parameters, name, largest = self.parameters, "A#B", self.parameters.modulus - 1
+        num_equations = min(parameters.num_edges, (parameters.num_levels - 1) * parameters.max_width**2)
+        equations = [
+            Equation(name, (name,) * min(parameters.max_terms, place), largest) for place in range(num_equations)
+        ]
+        steps = tuple(_write_step(equation, {name: largest}) for equation in equations)
+        return Example(f"{'. '.join(map(str, equations))}. {name}?", steps, str(largest))
 
     def solve(self, question: str) -> str:
         *lines, query = question.split(". ")

@@ -28,7 +28,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 
 class PHopParameters(Section):
@@ -81,6 +81,9 @@ class PHop(Task[PHopParameters]):
             place = self._follow(question)
             if place:
                 return Example(question, (), question[place - 1])
+
+    def longest(self, size: Size) -> Example:
+        return Example(self._symbols[0] * self.parameters.length, (), self._symbols[0])
 
     def solve(self, question: str) -> str:
         self._check(question)

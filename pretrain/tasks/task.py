@@ -6,13 +6,16 @@
 3. `split_of(example)` hashes the question's text: a question is always in the same split, whatever parameters or seed
    made it.
 4. `pick(split, seed, number)` is the number-th example of a split: the first of `MAX_TRIES` candidates in that split.
-5. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
+5. `longest(size)` is at least as long as every example, so that a run is refused at its start whose sequences are too
+   short for one that it may draw after days.
+6. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
 
 The same seed gives the same examples for the same version of Python and of the code; tests check a hash of some.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -26,6 +29,10 @@ HELD_OUT = 1 / 16
 
 MAX_TRIES = 4096
 """Candidates for one example of a split; with many questions, all miss a split of 1/16 with probability 1e-115."""
+
+
+Size = Callable[[str], int]
+"""Tokens of a text."""
 
 
 class Example(NamedTuple):
@@ -47,7 +54,7 @@ P = TypeVar("P", bound=Section)
 
 
 class Task(ABC, Generic[P]):
-    """A task at one difficulty. A subclass gives `name`, `parameters_type`, `make` and `solve`."""
+    """A task at one difficulty. A subclass gives `name`, `parameters_type`, `make`, `solve` and `longest`."""
 
     name: ClassVar[str]
     parameters_type: ClassVar[type[Section]]
@@ -58,6 +65,8 @@ class Task(ABC, Generic[P]):
     """Text after each step, part of its span."""
     answer_start: ClassVar[str] = "### "
     """Text before the answer, with or without steps; part of its span."""
+    is_prose: ClassVar[bool] = False
+    """Whether texts are sentences of words from a list, whose tokens add up; else any characters may follow another."""
 
     def __init__(self, parameters: P) -> None:
         self.parameters = parameters
@@ -80,6 +89,12 @@ class Task(ABC, Generic[P]):
         Raises:
             ValueError: the text is not a question of this task.
         """
+
+    @abstractmethod
+    def longest(self, size: Size) -> Example:
+        """What is written like an example and has parts, every one of them as long as that of any example, in
+        characters and in symbols of `vocabulary`; in tokens, of which `size` counts those of a text, if the task
+        `is_prose`. The question need not have this answer."""
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...] | None:
         """The answer to every prefix of a question, one per symbol, for a loss at every position: None where a prefix

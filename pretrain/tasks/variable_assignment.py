@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 
 class VariableAssignmentParameters(Section):
@@ -77,6 +77,15 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
             # the next level starts from the shuffled order, so that a variable is not below the one it copies
             sources, asked = [level[place] for place in order], order.index(asked)
         return Example(separator.join([*lines, query.format(sources[asked])]), steps, answer)
+
+    def longest(self, size: Size) -> Example:
+        parameters = self.parameters
+        sign, separator, query, *_ = WORDINGS[parameters.wording]
+        numbers = [str(number) for number in range(parameters.num_values)[-parameters.num_variables :]]
+        copy = f"a{sign}a"
+        lines = [f"a{sign}{number}" for number in numbers]
+        question = [*lines, *[copy] * (parameters.num_variables * parameters.depth), query.format("a")]
+        return Example(separator.join(question), (*[copy] * parameters.depth, lines[-1]), numbers[-1])
 
     def solve(self, question: str) -> str:
         _, separator, _, line, last = WORDINGS[self.parameters.wording]

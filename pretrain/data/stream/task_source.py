@@ -8,11 +8,10 @@ and no number of ranks changes it.
 
 import hashlib
 import json
-from functools import partial
 
 import numpy as np
 
-from pretrain.config.run import SourceSection
+from pretrain.config.run import RunConfig, SourceSection
 from pretrain.data.stream.cursor import Cursor, Split
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -33,27 +32,35 @@ class TaskSource:
     def __init__(self, source: SourceSection, split: Split, seed: int, seq_len: int, tokenizer: Tokenizer) -> None:
         assert source.task is not None
         self.task = make_task(source.task, source.parameters)
-        self._encode = {
-            "answer": partial(self._sequence, with_steps=False),
-            "steps": partial(self._sequence, with_steps=True),
-            "prefixes": self._prefixes,
-        }[source.supervise]
+        self._with_steps = source.supervise == "steps"
+        self._encode = self._prefixes if source.supervise == "prefixes" else self._sequence
         self._split: Split = split
         self._seed, self._seq_len, self._tokenizer = seed, seq_len, tokenizer
         description = source.model_dump(mode="json", exclude={"weight"}, exclude_defaults=True)
         self.fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
     def require_document(self) -> None:
-        """Raise a ValueError unless the first example can be made and fits."""
-        self.sample(0)
+        """Raise a ValueError unless the first example can be made and the longest one fits."""
+        self._encoded(self.task.pick(self._split, self._seed, 0))
+        if (longest := self.most_positions()) > self._seq_len:
+            raise ValueError(
+                f"task {self.task.name}: an example can take {longest} positions, more than train.seq_len="
+                f"{self._seq_len}: raise it to that"
+            )
+
+    def most_positions(self) -> int:
+        """The positions that an example of the task takes at most, up to its last label."""
+        example = self.task.longest(lambda text: len(self._tokenizer.encode(text)))
+        if self._tokenizer.is_of_symbols or self.task.is_prose:
+            labels = self._encoded(example)[1]
+            return 1 + max(place for place, label in enumerate(labels) if label != IGNORED)
+        # How such a tokenizer joins these characters depends on each; it never makes more of them than they have bytes.
+        text = "".join(part.text for part in self.task.render(example, with_steps=self._with_steps))
+        return 1 + len(text.encode())
 
     def sample(self, number: int) -> np.ndarray:
         """Example `number` of the split, int64 [2, seq_len]."""
-        example = self.task.pick(self._split, self._seed, number)
-        try:
-            tokens, labels = self._encode(example)
-        except ValueError as error:
-            raise ValueError(f"task {self.task.name}: {error}: data.tokenizer is not made for it") from None
+        tokens, labels = self._encoded(self.task.pick(self._split, self._seed, number))
         if any(label != IGNORED for label in labels[self._seq_len :]):
             size = f"an example of {len(tokens)} tokens"
             raise ValueError(f"task {self.task.name}: {size} does not fit train.seq_len={self._seq_len}")
@@ -64,9 +71,15 @@ class TaskSource:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _sequence(self, example: Example, with_steps: bool) -> Encoded:
+    def _encoded(self, example: Example) -> Encoded:
+        try:
+            return self._encode(example)
+        except ValueError as error:
+            raise ValueError(f"task {self.task.name}: {error}: data.tokenizer is not made for it") from None
+
+    def _sequence(self, example: Example) -> Encoded:
         tokens, labels = [self._tokenizer.bos_id], []
-        for part in self.task.render(example, with_steps=with_steps):
+        for part in self.task.render(example, with_steps=self._with_steps):
             ids = self._tokenizer.encode(part.text)
             tokens += ids
             labels += [IGNORED] * len(ids) if part.kind == "question" else ids
@@ -80,6 +93,19 @@ class TaskSource:
             raise ValueError("supervise=prefixes needs a task with an answer to every prefix, one token a symbol")
         labels = [IGNORED if answer is None else self._tokenizer.encode(answer)[0] for answer in answers]
         return [self._tokenizer.bos_id, *symbols], [IGNORED, *labels]
+
+
+def require_tasks(config: RunConfig) -> None:
+    """Raise a ValueError that names the task whose examples do not fit a configuration, if its tokenizer is there."""
+    tasks = [source for source in config.data.sources if source.task is not None]
+    if not tasks:
+        return
+    try:
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+    except (ValueError, OSError):
+        return  # not there yet: what is said of it is said where it is needed
+    for source in tasks:
+        TaskSource(source, "train", config.run.seed, config.train.seq_len, tokenizer).require_document()
 
 
 class TaskWalker:

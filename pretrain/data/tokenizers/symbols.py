@@ -21,6 +21,8 @@ SPECIALS = ("<pad>", "<bos>", "<eos>", *THOUGHT_TOKENS)
 class SymbolTokenizer(Tokenizer):
     """A tokenizer over symbols."""
 
+    is_of_symbols = True
+
     def __init__(self, content: bytes) -> None:
         """Args: content, the bytes that `write_symbols` returned. Use `Tokenizer.load` for a file.
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -81,6 +81,8 @@ class Tokenizer(ABC):
     bos_id: int
     eos_id: int
     pad_id: int
+    is_of_symbols: ClassVar[bool] = False
+    """Whether every token is a symbol of a list; else it is of one byte of text or more, joined as training found."""
 
     @staticmethod
     def load(path: str | PathLike[str]) -> "Tokenizer":

@@ -21,13 +21,14 @@ because the original draws again when it gets stuck.
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import pairwise
 from random import Random
 
 from pydantic import Field
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 # fmt: off
 PERSONS = (
@@ -74,6 +75,7 @@ class ProntoQAParameters(Section):
 class ProntoQA(Task[ProntoQAParameters]):
     name = "prontoqa"
     parameters_type = ProntoQAParameters
+    is_prose = True
 
     def make(self, random: Random) -> Example:
         person = random.choice(PERSONS)
@@ -107,6 +109,21 @@ class ProntoQA(Task[ProntoQAParameters]):
         steps.append(_write_fact(person, (asked, not is_negated)))
         question = " ".join([*sentences, *is_a, f"True or false: {_write_fact(person, statement)}"])
         return Example(question, tuple(steps), str(statement[1] != is_negated))
+
+    def longest(self, size: Size) -> Example:
+        num_hops = self.parameters.num_hops
+        concepts = [(concept, True) for concept in CONCEPTS]
+        words = [(word, holds) for family in FAMILIES for word in family for holds in (True, False)]
+        is_a, is_so = _longest_rule(concepts, size), _longest_rule(words, size)
+        person = max(PERSONS, key=lambda name: size(f" {name} is"))
+        member, state = (
+            max((_write_fact(person, fact) for fact in facts), key=lambda text: size(f" {text}"))
+            for facts in (concepts, words)
+        )
+        rules = [is_a] * (2 * num_hops + 1) + [is_so] * (2 * num_hops + 2)
+        steps = [f"{member} {max(is_a, is_so, key=size)}"] * num_hops + [state]
+        question = " ".join([*rules, member, member, f"True or false: {state}"])
+        return Example(question, tuple(steps), max("True", "False", key=size))
 
     def solve(self, question: str) -> str:
         return self.solve_in_steps(question).answer
@@ -162,9 +179,28 @@ def _read_sentence(sentence: str) -> tuple[str, Fact]:
 def _write_rule(concept: str, fact: Fact, random: Random) -> str:
     """Such as "Each vumpus is an impus.", "Every vumpus is not red." or, half of the time, "Vumpuses are impuses."."""
     if random.random() < 0.5:
-        word = fact[0] + "es" if fact[0] in CONCEPTS else fact[0]
-        return f"{concept.capitalize()}es are {'' if fact[1] else 'not '}{word}."
+        return _write_plural(concept, fact)
     return _write_fact(f"{random.choice(('Each', 'Every'))} {concept}", fact)
+
+
+def _write_plural(concept: str, fact: Fact) -> str:
+    word = fact[0] + "es" if fact[0] in CONCEPTS else fact[0]
+    return f"{concept.capitalize()}es are {'' if fact[1] else 'not '}{word}."
+
+
+def _longest_rule(facts: Iterable[Fact], size: Size) -> str:
+    """The rule of most tokens about any concept and one of the facts: the words of the two do not touch, so the longest
+    of each make the longest rule of a form."""
+    facts = list(facts)
+    longest = []
+    for form in ("Each {}", "Every {}", ""):
+
+        def write(concept: str, fact: Fact, form: str = form) -> str:
+            return _write_fact(form.format(concept), fact) if form else _write_plural(concept, fact)
+
+        fact = max(facts, key=lambda fact, write=write: size(f" {write(CONCEPTS[0], fact)}"))
+        longest += [write(concept, fact) for concept in CONCEPTS]
+    return max(longest, key=lambda rule: size(f" {rule}"))
 
 
 def _write_fact(subject: str, fact: Fact) -> str:

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
 from pretrain.tasks.prosqa.prosqa_graph import Graph
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 # fmt: off
 PERSONS = (
@@ -49,6 +49,8 @@ WEIGHT_PER_DEPTH = 1.5
 FIRST_SIDE, SECOND_SIDE = 0.35, 0.7
 """Probability that parents descend only from 0 and, failing that, only from 1."""
 
+EDGES_PER_NODE = 3
+"""A graph of more edges, about one in 10 billion at the default difficulty, is drawn again: so there is a longest."""
 MAX_DRAWS = 1000
 """Most graphs drawn for one example; at the default difficulty more than 9 of 10 can be used."""
 
@@ -61,6 +63,12 @@ class ProsQAParameters(Section):
     max_hops: int = Field(default=6, ge=1)
     """Most edges from the root to the target."""
 
+    @property
+    def most_edges(self) -> int:
+        """Edges of a graph at most: every node after the first two has one from each before it, or the limit."""
+        all_pairs = self.num_nodes * (self.num_nodes - 1) // 2 - 1
+        return min(all_pairs, EDGES_PER_NODE * self.num_nodes)
+
     @model_validator(mode="after")
     def _check_hops(self) -> "ProsQAParameters":
         if self.min_hops > self.max_hops:
@@ -71,9 +79,23 @@ class ProsQAParameters(Section):
 class ProsQA(Task[ProsQAParameters]):
     name = "prosqa"
     parameters_type = ProsQAParameters
+    is_prose = True
 
     def make(self, random: Random) -> Example:
         return write_example(self.draw_graph(random), random)
+
+    def longest(self, size: Size) -> Example:
+        person = max(PERSONS, key=lambda name: size(f" {name} is"))
+        first, second, last, every = (
+            max(CONCEPTS, key=lambda name, form=form: size(form.format(name)))
+            for form in (" a {} or", " {}?", " a {}.", " Every {} is")
+        )
+        facts = [f"{person} is a {last}.", f"Every {every} is a {last}."]
+        sentence = max(facts, key=lambda text: size(f" {text}"))
+        sentences = " ".join([sentence] * self.parameters.most_edges)
+        step = max(facts, key=size)
+        question = f"{sentences} Is {person} a {first} or {second}?"
+        return Example(question, (step,) * self.parameters.max_hops, facts[0])
 
     def solve(self, question: str) -> str:
         return Graph.parse(question).answer
@@ -100,6 +122,8 @@ class ProsQA(Task[ProsQAParameters]):
 
     def _try_graph(self, random: Random) -> Graph | None:
         drawn = _draw_parents(self.parameters.num_nodes, random)
+        if sum(map(len, drawn)) > self.parameters.most_edges:
+            return None
         if not {0, 1} <= {parent for of_node in drawn for parent in of_node}:
             return None
         parents = _without_isolated(drawn)

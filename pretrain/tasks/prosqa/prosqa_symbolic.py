@@ -14,7 +14,7 @@ from random import Random
 
 from pretrain.tasks.prosqa.prosqa import CONCEPTS, PERSONS, ProsQA, ProsQAParameters
 from pretrain.tasks.prosqa.prosqa_graph import Graph
-from pretrain.tasks.task import Example, Task
+from pretrain.tasks.task import Example, Size, Task
 
 PERSON_SYMBOLS = "ABCDEFGHIJKLMNOPQ"
 CONCEPT_SYMBOLS = "abcdefghijklmnopqrstuvwxyz0123456789YZ"
@@ -50,6 +50,9 @@ class ProsQASymbolic(Task[ProsQAParameters]):
         question = f"{''.join(f'{edge},' for edge in edges)}?{symbols[graph.root]}{''.join(options)}"
         steps = tuple(symbols[parent] + symbols[child] for parent, child in pairwise(path))
         return Example(question, steps, symbols[graph.root] + symbols[graph.target])
+
+    def longest(self, size: Size) -> Example:
+        return Example("ab," * self.parameters.most_edges + "?Abc", ("ab",) * self.parameters.max_hops, "Ab")
 
     def solve(self, question: str) -> str:
         graph = parse_graph(question)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pretrain import train
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
+from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.count import count_parameters
@@ -50,8 +52,24 @@ def test_examples_of_a_task_fit_tokenizer_vocabulary_and_length(path: Path) -> N
     assert tokenizer.vocab_size <= config.model.vocab_size
     for source in config.data.sources:
         made = TaskSource(source, "train", 0, config.train.seq_len, tokenizer)
+        made.require_document()
+        assert config.train.seq_len <= made.most_positions() + 1  # not padding for nothing
         longest = max(int((made.sample(number)[0] != tokenizer.pad_id).sum()) for number in range(300))
-        assert longest <= config.train.seq_len + 1 <= 1.2 * longest  # neither cut nor mostly padding
+        assert made.most_positions() <= 1.25 * longest
+
+
+@pytest.mark.parametrize(("name", "seq_len"), [("addition_small", 16), ("addition_small", 27), ("i_gsm", 381)])
+def test_a_sequence_too_short_for_the_longest_example_is_refused_at_the_start(name: str, seq_len: int) -> None:
+    path = FOLDER.parent / "tasks" / f"{name}.yaml"
+    config = read_config(path, RunConfig, [f"train.seq_len={seq_len}"])
+    with pytest.raises(
+        ValueError, match=rf"an example can take \d+ positions, more than train.seq_len={seq_len}: raise"
+    ):
+        train.plan(config, 1)
+    with pytest.raises(
+        ValueError, match=rf"an example can take \d+ positions, more than train.seq_len={seq_len}: raise"
+    ):
+        Loader(config.data, seed=0, seq_len=seq_len, global_batch=8)
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -13,9 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.config.run import SourceSection
+from pretrain.data.stream.labels import IGNORED
+from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.train import train_tokenizer
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.task import HELD_OUT, Example, Task
+from tests.support.corpus import make_texts
 
 ROOT = Path(__file__).parents[3]
 SIZES = st.integers(1, 6)
@@ -120,6 +126,56 @@ def test_pieces_are_the_question_the_steps_and_the_answer(task: Task[Any], seed:
     assert [(step.kind, step.text) for step in steps] == [("step", text + task.step_end) for text in example.steps]
     assert (answer.kind, answer.text) == ("answer", task.answer_start + example.answer)
     assert task.render(example, with_steps=False) == (question, answer)
+
+
+PROSE = {
+    "prosqa": lambda draw: {"num_nodes": draw(st.integers(8, 40)), "min_hops": 1, "max_hops": draw(st.integers(4, 8))},
+    "prosqa_symbolic": lambda draw: {"num_nodes": draw(st.integers(8, 40)), "min_hops": 1},
+    "prontoqa": lambda draw: {"num_hops": draw(st.integers(1, 6))},
+}
+
+
+def last_label(source: TaskSource, number: int) -> int:
+    """Positions of an example up to its last label."""
+    return 1 + int((source.sample(number)[1] != IGNORED).nonzero()[0][-1])
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of_words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Trained on words other than those of the tasks, and with some of theirs whole."""
+    texts = [make_task("prontoqa", {}).generate(0, 0).question, *make_texts(200)]
+    path = tmp_path_factory.mktemp("words") / "tokenizer.model"
+    path.write_bytes(train_tokenizer(texts, vocab_size=400)[0])
+    return Tokenizer.load(path)
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32), kind=st.sampled_from(["characters", "vocabulary", "words"]))
+@settings(deadline=None, max_examples=150)
+def test_no_example_is_longer_than_the_task_says(
+    tokenizer_of_words: Tokenizer, data: st.DataObject, seed: int, kind: str
+) -> None:
+    every = PARAMETERS | PROSE
+    name = data.draw(st.sampled_from(sorted(every)))
+    parameters = data.draw(st.composite(every[name])())
+    task = make_task(name, parameters)
+    supervise = data.draw(st.sampled_from(["answer", "steps"]))
+    characters = Tokenizer.from_bytes(write_symbols([*map(chr, range(32, 127)), "\n"]))
+    own = Tokenizer.from_bytes(write_symbols(task.vocabulary)) if task.vocabulary else characters
+    tokenizer = {"characters": characters, "vocabulary": own, "words": tokenizer_of_words}[kind]
+    described = SourceSection(task=name, parameters=parameters, supervise=supervise)
+    source = TaskSource(described, "train", seed, 100_000, tokenizer)
+    longest = source.most_positions()
+    assert max(last_label(source, number) for number in range(5)) <= longest
+    with pytest.raises(ValueError, match=rf"task {name}: an example can take {longest} positions, more than"):
+        TaskSource(described, "train", seed, longest - 1, tokenizer).require_document()
+    TaskSource(described, "train", seed, longest, tokenizer).require_document()
+
+
+@pytest.mark.parametrize("name", [*sorted(PARAMETERS), "prontoqa"])
+def test_the_longest_is_not_much_longer_than_what_is_drawn(name: str) -> None:
+    characters = Tokenizer.from_bytes(write_symbols([*map(chr, range(32, 127)), "\n"]))
+    source = TaskSource(SourceSection(task=name), "train", 0, 100_000, characters)
+    assert max(last_label(source, number) for number in range(200)) > 0.75 * source.most_positions()
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
