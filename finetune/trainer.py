@@ -87,12 +87,16 @@ class FinetuneTrainer:
         self.config, self.session, self.groups = config, session, session.groups
         layout, groups, tokenizer = session.layout, session.groups, session.tokenizer
         train, self.validation = self._examples("train"), self._examples("validation")
+        self.test = self._examples("test") if config.data.test.is_given else None
         self.examples_sha256 = hashlib.sha256(repr(list(train.encoded)).encode()).hexdigest()
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
         self.sampler.require_length(origin.saved.seq_len)
         self.engine = FinetuneEngine(config, origin.saved, layout, groups)
         self.answering = StageAnswerer(config, origin.saved, tokenizer, groups, session.vote)
+        self.answering.require_positions("validation", self.validation)
+        if self.test is not None:
+            self.answering.require_positions("test", self.test)
         self.counters = FinetuneCounters()
         self._resume(origin)
         num_steps = config.train.epochs * self.sampler.steps_per_epoch
@@ -205,7 +209,7 @@ class FinetuneTrainer:
         """Answer the test questions with the best weights, once, at the end of the run."""
         config, counters = self.config, self.counters
         is_over = counters.epoch == config.train.epochs and not self.session.vote.reason
-        if not config.data.test.is_given or not is_over or counters.best_accuracy < 0:
+        if self.test is None or not is_over or counters.best_accuracy < 0:
             return
         rows = JsonLines(self.session.directory / "eval" / RESULTS).read(CoconutRow)
         found = any((row.split, row.step) == ("test", counters.best_step) for row in rows)
@@ -216,7 +220,7 @@ class FinetuneTrainer:
         reader, _ = open_checkpoint(self.session.directory / BEST, counters.best_step)
         model = load_stage(self.session.saved, config.parallel, self.groups, reader)
         stage = final_stage(config.curriculum, config.chosen_method)
-        tally = self.answering.score(model, load_stop_classifier(reader, model), self._examples("test"), stage)
+        tally = self.answering.score(model, load_stop_classifier(reader, model), self.test, stage)
         if tally is not None and self.session.metrics is not None:
             row = self.answering.row(tally, "test", stage, step=counters.best_step, epoch=counters.epoch)
             log_row(self.session.metrics, row)

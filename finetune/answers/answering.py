@@ -7,6 +7,7 @@ from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
 from finetune.latent.stop import StopClassifier
+from finetune.method.curriculum import final_stage
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
@@ -24,6 +25,23 @@ class StageAnswerer:
         self, config: FinetuneConfig, saved: SavedModel, tokenizer: Tokenizer, groups: Groups, vote: StopVote
     ) -> None:
         self._config, self._saved, self._tokenizer, self._groups, self._vote = config, saved, tokenizer, groups, vote
+
+    def require_positions(self, split: Split, examples: ExampleSet) -> None:
+        """Raise a ValueError unless the model has a position for every token of the longest question and its answer, at
+        any stage; rotary positions have no end."""
+        if self._saved.model.positions != "learned":
+            return
+        last = final_stage(self._config.curriculum, self._config.chosen_method)
+        wanted = 0
+        for stage in range(last + 1):
+            settings = answer_settings(self._config, self._tokenizer, stage=stage)
+            longest = max(len(settings.markers.prompt(example.question)) for example in examples.encoded)
+            wanted = max(wanted, longest + settings.num_new - 1)  # the last new token is never an input
+        if wanted > self._saved.seq_len:
+            raise ValueError(
+                f"data.{split}: a question with its answer can take {wanted} positions, more than the "
+                f"{self._saved.seq_len} that the model learned: leave it out or lower validation.max_new_tokens"
+            )
 
     def score(
         self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int

@@ -68,6 +68,11 @@ class AnswerSettings:
         return self.thinking if self.num_slots else Tokens()
 
     @property
+    def num_new(self) -> int:
+        """Most tokens and slots after a prompt."""
+        return self.num_slots + len(self.script) + self.max_new_tokens
+
+    @property
     def script(self) -> tuple[int, ...]:
         """Tokens between the last slot, or the prompt, and the first token that is chosen."""
         return (*self.markers.after, *self.forced_text)
@@ -105,10 +110,9 @@ def generate_with_thoughts(
     Raises:
         ValueError: a prompt is empty or outside the vocabulary, or a row outgrows the model's table of positions.
     """
-    num_new = settings.num_slots + len(settings.script) + settings.max_new_tokens
-    check_prompts(model, prompts, settings.vocab_size, num_new - 1)  # the last new token is never an input
+    check_prompts(model, prompts, settings.vocab_size, settings.num_new - 1)  # the last new token is never an input
     with torch.inference_mode():
-        decoding = Decoding(model, prompts, num_new, settings.num_loops)
+        decoding = Decoding(model, prompts, settings.num_new, settings.num_loops)
         thoughts, states = think(decoding, settings, stop_classifier)
         answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
         _write(decoding, states, settings, answers)

@@ -2,16 +2,20 @@
 
 import math
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.answers.answering import StageAnswerer
 from finetune.config import FinetuneConfig, check_layout, ledger
-from finetune.examples.examples import EncodedExample
+from finetune.examples.examples import EncodedExample, ExampleSet, TextForm
 from finetune.examples.sampler import Sampler, StepBatch
 from finetune.examples.sequence import RowMaker
+from pretrain.config.model import ModelSection
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load("symbols:abcdefghijklmnopqrstuvwxyz")
@@ -142,3 +146,24 @@ def test_an_example_that_can_be_too_long_is_named() -> None:
         ValueError, match=rf"example 4 can have {longest} tokens, more than train\.seq_len={longest - 1}"
     ):
         sampler.require_length(longest - 1)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_questions_and_answers_beyond_the_learned_positions_are_refused_before_the_start(positions: str) -> None:
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "ffn_size": 16, "num_loop_layers": 1}
+    settings_ = config(8, 2, curriculum={"num_stages": 3, "thoughts_per_step": 2}, validation={"max_new_tokens": 10})
+    questions = ExampleSet(examples=[], encoded=examples(7), form=TextForm())
+    longest = 2 + 1 + 6 + 1 + 10 - 1  # question, <bot>, thoughts of the last stage, <eot>, text without its last token
+
+    def require(seq_len: int) -> None:
+        model = ModelSection.model_validate({**shape, "positions": positions})
+        saved = SavedModel(run="x", model=model, seq_len=seq_len, precision="fp32", tokenizer="symbols:a", max_loops=1)
+        no_ranks = cast(Any, None)
+        StageAnswerer(settings_, saved, TOKENIZER, no_ranks, no_ranks).require_positions("test", questions)
+
+    require(longest)
+    if positions == "rotary":
+        require(longest - 1)
+    else:
+        with pytest.raises(ValueError, match=rf"data.test: a question with its answer can take {longest} positions"):
+            require(longest - 1)
