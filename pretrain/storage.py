@@ -36,6 +36,12 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def require_content(path: Path, beginning: bytes) -> None:
+    """Raise a ValueError if a file, given its first bytes, only stands for one that Git LFS holds."""
+    if beginning.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: is a Git LFS pointer, not the file: fetch it with git lfs pull")
+
+
 def parse_json(text: str | bytes, on_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value of JSON that may come from anywhere; `on_object` makes something else than a dict of an object's keys
     and values, doubled keys among them.

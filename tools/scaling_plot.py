@@ -3,7 +3,7 @@
 Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Takes
 seconds, mostly for drawing.
 
-    python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric NAME]
+    python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...]
 """
 
 import argparse
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pretrain.command.console import run_command
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import names
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page
+from pretrain.scaling.rows import PREFERRED, tell_apart
 from pretrain.scaling.tables import make_tables, render, write_fits
 
 DEFAULT_FILES = "runs/*/eval/depth.jsonl"
@@ -27,7 +29,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Plot rows against effective depth and fit alpha·log(depth) + beta.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"rows; default: {DEFAULT_FILES}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for figures and fit.csv; default: the first file's")
-    parser.add_argument("--metric", metavar="NAME", help="metric to plot, where a task group has several")
+    parser.add_argument(
+        "--metric", type=names, default=[], metavar="[GROUP=]NAME,...",
+        help=f"metrics to plot where a task group has several; default: the first it has of {', '.join(PREFERRED)}",
+    )  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -37,10 +42,11 @@ def plot(options: argparse.Namespace) -> None:
         raise ValueError(
             f"nothing to plot: no file matches {DEFAULT_FILES}; train with validation.every > 0, or name files of rows"
         )
-    rows = [row for file in files for row in JsonLines(file).read(EvaluationRow, strict=True)]
+    rows, notes = tell_apart({file: JsonLines(file).read(EvaluationRow, strict=True) for file in files})
     if not rows:
         raise ValueError(f"nothing to plot: no rows in {', '.join(map(str, files))}")
     analysis = analyse(rows, options.metric)
+    print_warnings([*notes, *analysis.left_out])
     out = options.out or files[0].parent
     out.mkdir(parents=True, exist_ok=True)
     draw(analysis, [out / "scaling.png", out / "scaling.svg"])

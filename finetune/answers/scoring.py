@@ -63,8 +63,7 @@ def is_right(text: str, answer: str, form: TextForm) -> bool:
 
 def stated_answer(text: str, form: TextForm) -> str:
     """The text after the last answer mark; all of it where there is none."""
-    mark = "#" if form.answer_start.startswith("#") else form.answer_start.strip()
-    return (text.rpartition(mark)[2] if mark else text).replace(",", "").strip()
+    return (text.rpartition(form.mark)[2] if form.mark else text).replace(",", "").strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,10 @@ Question, steps and answer are encoded separately, each with the text that ends 
 of Coconut: removing steps does not change the tokens of the rest.
 """
 
+import codecs
 import gzip
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -31,6 +34,11 @@ class TextForm(NamedTuple):
     question_end: str = Task.question_end
     step_end: str = Task.step_end
     answer_start: str = Task.answer_start
+
+    @property
+    def mark(self) -> str:
+        """What an answer is told by: the text after the last one is the answer; empty if it has none."""
+        return "#" if self.answer_start.startswith("#") else self.answer_start.strip()
 
     @classmethod
     def of(cls, task: Task[Any] | type[Task[Any]]) -> "TextForm":
@@ -89,15 +97,22 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)
-    path = Path(section.path or "")
+    path, form = Path(section.path or ""), TextForm()
     examples = read_examples(path) if path.name.endswith((".json", ".json.gz")) else read_lines(path)
     if not examples:
         raise ValueError(f"{path}: has no examples")
-    return examples[: section.num_examples], TextForm()
+    for number, example in enumerate(examples):
+        if form.mark in example.answer:
+            raise ValueError(
+                f"{path}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks where "
+                "the answer begins: no given answer could equal it"
+            )
+    return examples[: section.num_examples], form
 
 
 def read_lines(path: Path) -> list[Example]:
-    """The examples of a text file, one per line: `question||step step ... #### answer`, perhaps without steps.
+    """The examples of a text file, one per line: `question||step step ... #### answer`, perhaps without steps. Blank
+    lines are passed over.
 
     Raises:
         ValueError: a line of another form, named by its number from 0, or not a text file.
@@ -105,17 +120,26 @@ def read_lines(path: Path) -> list[Example]:
     """
     data = read_file(path)
     try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (EOFError, OSError, UnicodeDecodeError) as error:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).removeprefix(codecs.BOM_UTF8).decode()
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path}: not a text file: {error}") from None
     examples = []
     # not splitlines: some lines contain other Unicode line breaks
     for index, line in enumerate(text.removesuffix("\n").split("\n")):
-        question, is_question, rest = line.partition("||")
-        steps, is_answer, answer = rest.rpartition("####")
-        if not is_question or not is_answer or not question.strip() or not answer.strip():
+        if not line.strip():
+            continue
+        question, _, rest = line.partition("||")
+        steps, _, answer = rest.partition("####")
+        if not question.strip() or not answer.strip():
             raise ValueError(f"{path}: row {index}: needs `question||steps #### answer`, got {line[:60]!r}")
-        examples.append(Example(question.strip(), tuple(steps.split()), answer.strip()))
+        if "||" in rest or "####" in answer:
+            raise ValueError(
+                f"{path}: row {index}: which `||` ends the question, or which `####` begins the answer, is not clear: "
+                f"got {line[:60]!r}; a JSON list of {{question, steps, answer}} holds any text"
+            )
+        examples.append(
+            Example(question.strip(), tuple(step for step in re.split(r"[ \t]+", steps) if step), answer.strip())
+        )
     return examples
 
 

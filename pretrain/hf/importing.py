@@ -131,8 +131,13 @@ def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tens
     """The reason why a tensor is not needed; raises a ValueError if it is."""
     if _BUFFERS.fullmatch(name):
         return "a constant of the computation"
-    if name == "lm_head.weight" and torch.equal(published.read(name).float(), weights["embedding.weight"]):
-        return "the head is the embedding"
+    if name == "lm_head.weight":  # the configuration says that the head is the embedding, else it had a place
+        if torch.equal(published.read(name).float(), weights["embedding.weight"]):
+            return "the head is the embedding"
+        raise ValueError(
+            f"{published.folder}: config.json ties the head to the embedding, but {name} differs from it: set "
+            "tie_word_embeddings to false there, or remove the tensor"
+        )
     raise ValueError(
         f"{published.folder}: {name} has no place in this model: it is not one of the supported architectures"
     )

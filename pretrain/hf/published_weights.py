@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.storage import is_there, parse_json, read_file
+from pretrain.storage import is_there, parse_json, read_file, require_content
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -56,12 +56,15 @@ class PublishedWeights:
         if name not in self._open:
             path = self.folder / name
             try:
+                with path.open("rb") as file:
+                    require_content(path, file.read(64))
+            except FileNotFoundError:
+                raise ValueError(f"{path}: this part of the weights is missing") from None
+            try:
                 if name.endswith(".safetensors"):
                     self._open[name] = safe_open(path, framework="pt")
                 else:
                     self._open[name] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except FileNotFoundError:
-                raise ValueError(f"{path}: this part of the weights is missing") from None
             except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
             except Exception as error:  # errors of torch's unpickler have no narrower base class

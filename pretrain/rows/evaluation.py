@@ -1,17 +1,20 @@
 """Evaluation rows: one number about one model at one loop count, a line of `<run>/eval/depth.jsonl`; validation losses
 are such rows. `ScoredModel.row` is the one place that makes them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from pretrain.checkpoint.counters import Counters
 from pretrain.config.saved_model import Family, SavedModel
 from pretrain.model.count import count_parameters, forward_flops_per_token
 
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that need not be finite; in a file of rows null stands for one that is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,8 @@ class EvaluationRow:
     """Tasks that are averaged in a plot."""
     metric: str
     """Name of the number; "nll" is nats per token."""
-    value: FiniteFloat
-    """The number."""
+    value: Measured
+    """The number; not finite where the model's loss was not, or overflowed."""
     stderr: NonNegative | None
     """Its standard error over examples, where known."""
     num_examples: PositiveInt

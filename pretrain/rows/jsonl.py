@@ -4,9 +4,11 @@ A kill, a full disk or a power cut can leave the last line unfinished. Nobody lo
 - `append` first completes such a line if only its end is missing, or removes it; what cannot be written, all of the
   call, is written first by the next call;
 - `cut` leaves whole rows of the steps that a resumed run does not repeat, so no step is in a file twice;
-- `read` passes over damaged lines and names them in `problems`, or raises at the first.
+- `read` passes over damaged lines and names them in `problems`, or raises at the first; blank lines and a byte order
+  mark are none.
 """
 
+import codecs
 import contextlib
 import functools
 import io
@@ -101,6 +103,9 @@ class JsonLines:
         parse, rows = _adapter(record).validate_json, []
         with naming(self.path), self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.isspace():
+                    continue
                 try:
                     rows.append(parse(line, strict=True))
                 except ValidationError as error:

@@ -1,6 +1,7 @@
 """All analyses of a set of evaluation rows, computed once for the tables, the figure and the page."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pretrain.rows.evaluation import EvaluationRow
@@ -22,23 +23,29 @@ class Analysis:
     gaps: list[Gap]
     law: JointLaw | str
     isoplots: list[Isoplot]
+    left_out: list[str]
+    """Results that are not finite and so no points, a line each."""
 
     @property
     def task_groups(self) -> list[str]:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
 
 
-def analyse(rows: Iterable[EvaluationRow], metric: str | None = None) -> Analysis:
-    """Analyse the rows of any number of runs and steps; `metric` is the one to use in task groups with several.
+def analyse(rows: Iterable[EvaluationRow], metrics: Sequence[str] = ()) -> Analysis:
+    """Analyse the rows of any number of runs and steps; `metrics` are the choices of `choose_metric`.
 
     Raises:
-        ValueError: there are no rows, or `choose_metric` refuses the metric.
+        ValueError: there are no rows, none has a finite value, or `choose_metric` refuses a choice.
     """
     rows = list(rows)
     if not rows:
         raise ValueError("there are no rows")
-    chosen = choose_metric(rows, metric)
-    curves = make_curves(latest(chosen))
+    chosen = choose_metric(rows, metrics)
+    # The latest step first: a run that diverged is not shown as it was before.
+    newest = latest(chosen)
+    curves = make_curves(_finite(newest))
+    if not curves:
+        raise ValueError(f"none of {len(newest)} results is finite: there is nothing to plot")
     fits = [fit_curve(curve) for curve in curves]
     fit_of = {(curve.task_group, curve.family): fit for curve, fit in zip(curves, fits, strict=True) if fit}
     ratios = [
@@ -47,6 +54,15 @@ def analyse(rows: Iterable[EvaluationRow], metric: str | None = None) -> Analysi
         if family == "looped" and (group, "baseline") in fit_of
     ]
     return Analysis(
-        curves=curves, fits=fits, ratios=ratios, gaps=find_gaps(curves), law=fit_law(latest(rows)),
-        isoplots=make_isoplots(chosen, rows),
+        curves=curves, fits=fits, ratios=ratios, gaps=find_gaps(curves), law=fit_law(_finite(latest(rows))),
+        isoplots=make_isoplots(_finite(chosen), _finite(rows)),
+        left_out=[
+            f"run {row.run}, step {row.step}: {row.task} {row.metric} at {row.num_loops} loops is not finite: left out"
+            for row in newest
+            if not math.isfinite(row.value)
+        ],
     )  # fmt: skip
+
+
+def _finite(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
+    return [row for row in rows if math.isfinite(row.value)]

@@ -3,6 +3,7 @@
 Other keys are ignored (ProsQA's rows also hold the graph, which its question spells out).
 """
 
+import codecs
 import gzip
 import zlib
 from pathlib import Path
@@ -20,7 +21,8 @@ class _ExampleRow(BaseModel):
     model_config = ConfigDict(strict=True)
 
     question: Text
-    steps: list[Text]
+    steps: list[str]
+    """An empty one is no step: that is what is left of a chain without steps that was split at spaces."""
     answer: Text
 
 
@@ -33,7 +35,8 @@ def read_examples(path: Path) -> list[Example]:
     """
     data = read_file(path)
     try:
-        rows = parse_json(gzip.decompress(data) if path.suffix == ".gz" else data)
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        rows = parse_json(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
@@ -45,6 +48,9 @@ def read_examples(path: Path) -> list[Example]:
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
-            raise ValueError(f"{path}: row {index}: {where}{first['msg']}") from None
-        examples.append(Example(valid.question, tuple(valid.steps), valid.answer))
+            is_number = first["type"] == "string_type" and isinstance(first["input"], (int, float))
+            hint = f': write it as text, "{first["input"]}"' if is_number else ""
+            raise ValueError(f"{path}: row {index}: {where}{first['msg']}{hint}") from None
+        steps = tuple(step for step in valid.steps if step and not step.isspace())
+        examples.append(Example(valid.question, steps, valid.answer))
     return examples

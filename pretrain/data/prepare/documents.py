@@ -270,7 +270,7 @@ def parse_text(utf8: bytes, where: str, consumed: int) -> Document | Problem:
 def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field: str) -> Iterator[Document | Problem]:
     """The lines that begin in [start, end) of plain bytes; all lines of an archive."""
     is_plain = content is stored
-    offset, number = piece.start, 0
+    offset, number, is_blank = piece.start, 0, True
     if piece.start:
         # A line begins at `start` only if the byte before it ends one.
         content.seek(piece.start - 1)
@@ -289,10 +289,11 @@ def _read_lines(piece: FilePart, content: BinaryIO, stored: BinaryIO, text_field
         offset += len(line)
         line = line.rstrip(b"\r\n")
         if line and not line.isspace():
+            is_blank = False
             consumed = min(offset, piece.end) - piece.start if is_plain else stored.tell()
             yield parse_record(line.removeprefix(codecs.BOM_UTF8) if first else line, where, text_field, consumed)
-    if number == 0 and piece.start == 0:
-        yield Problem("empty file", piece.path, "it holds no document")
+    if is_blank and piece.start == 0 and not content.readline():
+        yield Problem("empty file", piece.path, "only blank lines" if number else "it holds no document")
 
 
 def parse_record(line: bytes, where: str, text_field: str, consumed: int) -> Document | Problem:

@@ -260,8 +260,11 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
     if problems:
         write_atomically(output / PROBLEMS_NAME, b"".join(lines))
     if not rows:
+        if not problems:
+            raise ValueError("the inputs hold no document: only blank lines")
         counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
-        raise ValueError(f"the inputs hold no document ({counts}; see {output / PROBLEMS_NAME})")
+        first = b"".join(lines).partition(b"\n")[0].decode(errors="replace")
+        raise ValueError(f"the inputs hold no document ({counts}; see {output / PROBLEMS_NAME}): {first}")
     header = write_manifest(
         output,
         Header(

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
-from pretrain.storage import is_there, parse_json, read_file
+from pretrain.storage import is_there, parse_json, read_file, require_content
 
 FORMAT = "looped-published-tokenizer"
 
@@ -129,7 +129,10 @@ def _new_ids(folder: Path, backend: Backend, first_new_id: int | None) -> dict[s
     last = max(backend.get_vocab().values())
     first = last + 1 if first_new_id is None else first_new_id
     if first <= last:
-        raise ValueError(f"{folder}: first_new_id={first} is taken: the vocabulary goes up to id {last}")
+        raise ValueError(
+            f"{folder}: its tokenizer has ids up to {last}, its config.json {first} rows of vocabulary: no ids are "
+            "free for the tokens of latent thoughts; import it with --no-new-tokens"
+        )
     return {name: first + number for number, name in enumerate(THOUGHT_TOKENS)}
 
 
@@ -146,8 +149,10 @@ def _read_original(folder: Path) -> str:
     """Text of tokenizer.json, or of the one that GPT-2's old files stand for."""
     path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if is_there(path):
+        content = read_file(path)
+        require_content(path, content)
         try:
-            return read_file(path).decode()
+            return content.decode()
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not UTF-8 text") from None
     if is_there(vocab) and is_there(merges):
@@ -159,6 +164,7 @@ def _read_original(folder: Path) -> str:
         backend.decoder = decoders.ByteLevel()
         return backend.to_str()
     if is_there(folder / "tokenizer.model"):
+        require_content(folder / "tokenizer.model", read_file(folder / "tokenizer.model"))
         raise ValueError(
             f"{folder}: only a SentencePiece model: write its tokenizer.json with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
@@ -197,8 +203,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file."""
     if not is_there(path):
         return {}
+    content = read_file(path)
+    require_content(path, content)
     try:
-        settings = parse_json(read_file(path))
+        settings = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):

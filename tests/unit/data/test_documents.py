@@ -137,6 +137,13 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
     assert read(path) == ([], [f"{path}: empty file: it holds no document"])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_of_blank_lines_is_named(tmp_path: Path, packed: bool) -> None:
+    content = b"\n  \n\r\n\n"
+    path = write(tmp_path / ("a.jsonl" + ".gz" * packed), gzip.compress(content) if packed else content)
+    assert read(path) == ([], [f"{path}: empty file: only blank lines"])
+
+
 def test_an_archive_of_nothing_is_an_empty_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(b""))
     assert read(path) == ([], [f"{path}: empty file: it holds no document"])

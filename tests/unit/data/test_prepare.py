@@ -237,6 +237,15 @@ def test_strict_stops_at_the_first_problem_also_on_earlier_work(
         prepare(settings(inputs, tmp_path / "out", tokenizer_path, strict=True))
 
 
+@pytest.mark.parametrize("size", [5, 700])
+def test_inputs_of_blank_lines_are_an_error_that_says_so(tmp_path: Path, tokenizer_path: Path, size: int) -> None:
+    """Also where the file is cut into pieces, none of which is the whole file."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "blank.jsonl").write_text("\n" * size)
+    with pytest.raises(ValueError, match=r"the inputs hold no document.*: only blank lines$"):
+        prepare(settings(tmp_path / "in", tmp_path / "out", tokenizer_path))
+
+
 def test_inputs_without_a_document_are_an_error(tmp_path: Path, tokenizer_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"the inputs hold no document \(1 x empty document; see "):

@@ -224,6 +224,42 @@ def test_lines_of_gsm8k_aug(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_byte_order_mark_blank_lines_and_damage_of_a_text_file(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "train.txt", tmp_path / "train.txt.gz"
+    plain.write_bytes("\ufeffa?||1\u00a0m 2 #### 3\r\n \nb?||#### 4\n\n".encode())
+    first, second = read_lines(plain)
+    assert (first.question, first.steps, first.answer) == ("a?", ("1\u00a0m", "2"), "3")
+    assert (second.question, second.steps, second.answer) == ("b?", (), "4")
+    data = bytearray(gzip.compress(b"".join(b"%d?||<<1=1>> #### %d\n" % (n, n * n) for n in range(500))))
+    refused = 0
+    for place in range(10, len(data), 7):
+        packed.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"train\.txt\.gz: ") as caught:
+            read_lines(packed)
+        refused += "\n" not in str(caught.value)
+    assert refused == len(range(10, len(data), 7))
+
+
+@pytest.mark.parametrize("line", ["Is a||b true?||<<1=1>> #### 1", "a?||<<1=1>> #### 1 #### 2"])
+def test_a_line_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text(f"What is #### here?||#### 1\n{line}\n")
+    with pytest.raises(ValueError, match=r"train\.txt: row 1: which `\|\|` ends the question, or which `####` begins"):
+        read_lines(file)
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.json"])
+def test_an_answer_that_holds_the_mark_is_refused(tmp_path: Path, name: str) -> None:
+    """The answer that is given is what follows the last mark: it could never be this one."""
+    file = tmp_path / name
+    is_text = name.endswith(".txt")
+    rows = [{"question": "a?", "steps": [], "answer": answer} for answer in ("1", "C#")]
+    file.write_text("a?||#### 1\nWhich language?||<<a>> #### C#\n" if is_text else json.dumps(rows))
+    section = FinetuneConfig.model_fields["data"].default.train.model_copy(update={"path": str(file)})
+    with pytest.raises(ValueError, match=rf"{name}: example 1: its answer 'C#' holds '#', which marks where"):
+        load_examples(section, "train", 0)
+
+
 @pytest.mark.parametrize("bad", ["no separators", "question||steps", "||<<1=1>> #### 1", "question||#### "])
 def test_a_malformed_line_is_named(tmp_path: Path, bad: str) -> None:
     file = tmp_path / "train.txt"

@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
 from pretrain.scaling.axes import DEPTH, MAX_DRAWN, TRAINING, possible_axes, subsample
 from pretrain.scaling.curves import make_curves
 from pretrain.scaling.figure import _few_ticks, draw
 from pretrain.scaling.law import law_points
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import choose_metric, latest
+from pretrain.scaling.rows import choose_metric, latest, tell_apart
 from pretrain.scaling.tables import make_tables
 from tests.support.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
 from tools.scaling_plot import main
@@ -86,19 +88,77 @@ def test_values_that_get_worse_with_depth_beyond_chance_are_flagged(
     assert len(make_curves(rows)[0].warnings) == flags
 
 
-def test_several_metrics_of_a_group_ask_for_a_choice() -> None:
+def test_a_metric_is_chosen_for_each_group() -> None:
     rows = [
         make_row(),
         make_row(metric="acc", value=0.5),
         make_row(task="t", task_group="other", metric="ppl", value=9.0),
+        make_row(task="t", task_group="other", metric="em", value=0.2),
+        make_row(task="u", task_group="alone", metric="speed", value=9.0),
     ]
-    with pytest.raises(ValueError, match=r"'validation' has several metrics: choose one with --metric \{acc,nll\}"):
-        choose_metric(rows)
-    assert [row.metric for row in choose_metric(rows, "acc")] == ["acc", "ppl"]
-    with pytest.raises(ValueError, match="no row has metric 'f1': choose one of acc, nll, ppl"):
-        choose_metric(rows, "f1")
-    with pytest.raises(ValueError, match="'validation' has several metrics"):
-        choose_metric(rows, "ppl")
+
+    def chosen(*choices: str) -> list[str]:
+        return [row.metric for row in choose_metric(rows, choices)]
+
+    assert chosen("ppl") == ["acc", "ppl", "speed"]
+    assert chosen("nll", "other=em") == chosen("validation=nll", "em") == ["nll", "em", "speed"]
+    with pytest.raises(ValueError, match=r"'other' has several metrics: choose one with --metric 'other=\{em,ppl\}'"):
+        chosen()
+    with pytest.raises(ValueError, match="no row has metric 'f1': choose one of acc, em, nll, ppl, speed"):
+        chosen("f1")
+    with pytest.raises(ValueError, match="no row of task group 'alone' has metric 'acc': choose one of speed"):
+        chosen("alone=acc")
+    with pytest.raises(ValueError, match="no row is of task group 'lone': there are alone, other, validation"):
+        chosen("lone=acc")
+
+
+def test_runs_of_one_name_in_two_files_stay_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    depths = [{"run": "x", "num_loops": loops, "effective_depth": 2 * loops} for loops in (1, 2, 3)]
+    seeds = [
+        write_rows(tmp_path / str(seed) / "depth.jsonl", *({**row, "value": 3.5 - 0.1 * seed} for row in depths))
+        for seed in (0, 1)
+    ]
+    copy = write_rows(tmp_path / "copy.jsonl", *({**row, "value": 3.5} for row in depths))
+    assert main([*map(str, seeds), "--out", str(tmp_path)]) == 0
+    assert "2 files hold different runs of the name 'x'" in capsys.readouterr().err
+    rows, notes = tell_apart({file: JsonLines(file).read(EvaluationRow) for file in seeds})
+    (curve,) = make_curves(latest(rows))
+    assert len(curve.points) == 6 and len(notes) == 1
+    rows, notes = tell_apart({file: JsonLines(file).read(EvaluationRow) for file in (seeds[0], copy)})
+    assert len(rows) == 3 and not notes
+
+
+def test_rows_of_one_run_in_two_files_are_one_run(tmp_path: Path) -> None:
+    loss = write_rows(tmp_path / "a.jsonl", {"run": "x"}, {"run": "x", "step": 20, "value": 3.0})
+    task = write_rows(tmp_path / "b.jsonl", {"run": "x", "task": "t", "task_group": "t", "metric": "acc", "value": 0.5})
+    rows, notes = tell_apart({file: JsonLines(file).read(EvaluationRow) for file in (loss, task)})
+    assert {row.run for row in rows} == {"x"} and len(rows) == 3 and not notes
+
+
+def test_a_value_that_is_not_finite_is_written_read_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run was finite at an earlier step, which is not shown for the later one."""
+    file = JsonLines(tmp_path / "depth.jsonl")
+    rows = [make_row(num_loops=loops, effective_depth=2 * loops) for loops in (1, 2, 3)]
+    values = {"nan": math.nan, "inf": math.inf}
+    file.append([*rows, *(make_row(run=name, step=20, value=value) for name, value in values.items())])
+    file.append([make_row(run="nan", step=10)])
+    assert main([str(file.path)]) == 0
+    printed = capsys.readouterr()
+    for name in values:
+        assert f"run {name}, step 20: validation nll at 1 loops is not finite: left out" in printed.err
+    analysis = analyse(file.read(EvaluationRow, strict=True))
+    assert [point.row.run for curve in analysis.curves for point in curve.points] == ["a", "a", "a"]
+    JsonLines(tmp_path / "lost.jsonl").append([make_row(value=math.nan)])
+    assert main([str(tmp_path / "lost.jsonl")]) == 2
+    assert "error: none of 1 results is finite: there is nothing to plot" in capsys.readouterr().err
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "depth.jsonl", {}, {"num_loops": 2})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\n\n  \n"))
+    assert len(JsonLines(file).read(EvaluationRow, strict=True)) == 2
 
 
 def test_bare_command_reads_every_run_and_writes_beside_the_first(

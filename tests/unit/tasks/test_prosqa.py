@@ -156,6 +156,16 @@ def test_a_malformed_row_is_named(tmp_path: Path, key: str, value: object, reaso
         read_examples(path)
 
 
+def test_empty_steps_are_none_and_a_number_is_to_be_written_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    row = {"question": "Q?", "steps": ["<<1+1=2>>", "", " "], "answer": "2"}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([row, row | {"steps": [""]}]).encode())
+    assert [example.steps for example in read_examples(path)] == [("<<1+1=2>>",), ()]
+    path.write_text(json.dumps([row | {"answer": 2}]))
+    with pytest.raises(ValueError, match=r'rows\.json: row 0: answer: .*string: write it as text, "2"$'):
+        read_examples(path)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
