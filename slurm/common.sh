@@ -35,6 +35,8 @@ refuse() {
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from the job
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  command -v scontrol >/dev/null || refuse "no scontrol on this node: install Slurm's commands there, or unset SLURM_JOB_ID outside a job"
+  [[ -n ${SLURM_JOB_NODELIST:-} ]] || refuse "SLURM_JOB_ID=$SLURM_JOB_ID, but there is no SLURM_JOB_NODELIST: submit with sbatch"
   first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
   MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node need ports of their own
@@ -55,12 +57,21 @@ trap 'forward TERM' TERM
 # COMMAND after this runs on every rank; one that ends badly ends them all.
 ranks=(srun --kill-on-bad-exit=1 --label "${SRUN_FLAGS[@]}" bash slurm/rank.sh "${CONTAINER[@]}")
 
+# Not every Slurm sets it where tasks were asked for by the node.
+require_ntasks() {
+  [[ -z ${SLURM_NTASKS:-} ]] || return 0
+  [[ ${SLURM_NNODES:-} =~ ^[0-9]+$ && ${SLURM_NTASKS_PER_NODE:-} =~ ^[0-9]+ ]] ||
+    refuse "no SLURM_NTASKS, nor SLURM_NNODES and SLURM_NTASKS_PER_NODE: submit with --ntasks, or --nodes and --ntasks-per-node"
+  export SLURM_NTASKS=$((SLURM_NNODES * BASH_REMATCH[0]))
+}
+
 plan_run() {
   local here=(srun --nodes=1 --ntasks=1 "${SRUN_FLAGS[@]}")
   if [[ -z ${SLURM_JOB_ID:-} ]]; then
     [[ ${#CONTAINER[@]} -gt 0 || -x $PYTHON ]] || { echo "there is no $PYTHON here: the job checks the configuration" && exit 0; }
     exec "${CONTAINER[@]}" "$@" --dry-run
   fi
+  require_ntasks
   plan=$(WORLD_SIZE=$SLURM_NTASKS "${here[@]}" "${CONTAINER[@]}" "$@" --dry-run) || exit 2
   run_dir=$(sed -n 's/^run directory  *//p' <<<"$plan")
 }
@@ -83,6 +94,7 @@ evaluation_of() {
 
 run_until_done() {
   local status=0 first='' log tee
+  require_ntasks
   job_dir=$run_dir/jobs/$SLURM_JOB_ID-$restart
   mkdir -p "$job_dir"
   export RANK_LOGS=$job_dir
@@ -121,7 +133,7 @@ snapshot() {
   printf '%q ' "$@" >"$job_dir/command.txt"
   git rev-parse HEAD >"$job_dir/commit.txt" 2>/dev/null || { echo "not a git checkout" >"$job_dir/commit.txt"; return 0; }
   git diff HEAD >"$job_dir/uncommitted.diff"
-  mapfile -d '' -t new < <(git ls-files -z --others --exclude-standard -- '*.py' '*.sh' '*.yaml')
+  mapfile -d '' -t new < <(git ls-files -z --others --exclude-standard -- '*.py' '*.sh' '*.yaml' '*.yml')
   ((${#new[@]} == 0)) || tar -czf "$job_dir/untracked.tar.gz" -- "${new[@]}"
 }
 

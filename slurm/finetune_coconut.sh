@@ -19,7 +19,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 source slurm/common.sh
 
 config=configs/finetune/prosqa.yaml
-if [[ ${1:-} == *.yaml ]]; then
+if [[ ${1:-} =~ \.ya?ml$ ]]; then
   config=$1
   shift
 fi

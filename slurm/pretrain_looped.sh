@@ -22,7 +22,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 source slurm/common.sh
 
 config=configs/pretrain/12x2.yaml
-if [[ ${1:-} == *.yaml ]]; then
+if [[ ${1:-} =~ \.ya?ml$ ]]; then
   config=$1
   shift
 fi

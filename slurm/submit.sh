@@ -18,9 +18,11 @@ shift
 # shellcheck source=slurm/site.env.example
 [[ ! -f slurm/site.env ]] || source slurm/site.env
 
-options=()
-while (($#)) && [[ $1 != *.yaml && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
-  options+=("$1")
+options=() before=
+while (($#)) && [[ ! $1 =~ \.ya?ml$ && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
+  # The word after an option without "=" may be its value.
+  [[ $1 == -* || $before =~ ^-[^=]*$ ]] || refuse "$1: neither an option of sbatch, nor a configuration (.yaml, .yml), nor a.b=c"
+  options+=("$1") before=$1
   shift
 done
 

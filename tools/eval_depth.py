@@ -96,7 +96,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
-    subject = ScoredModel.of(reader.meta, reader.step)
+    subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     file = JsonLines(options.out or options.run / "eval" / "depth.jsonl")
     resolved = tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline)

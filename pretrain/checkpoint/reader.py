@@ -5,6 +5,7 @@ to copy is worked out in `pretrain/checkpoint/index.py`. Checksums are not looke
 `pretrain/checkpoint/verify.py` does that first, once, and leaves the bytes in the page cache.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -36,6 +37,8 @@ class CheckpointReader:
             raise ValueError(f"checkpoint {self.path}: {error}") from error
         self.step: int = contents.step
         self.meta: dict[str, Any] = contents.meta
+        self.sha256 = hashlib.sha256(" ".join(sorted(file.sha256 for file in contents.files)).encode()).hexdigest()
+        """Of the hashes of its files."""
         self._files: dict[str, Any] = {}
 
     @property

@@ -1,17 +1,21 @@
 """Evaluating a run on tasks: every task at every loop count, row by row, continued where an earlier call stopped.
 
 The rows of a task are given together when all its loop counts are done, and the next call leaves out a task that has
-them on as many examples. If a crash cut their writing short, a loop count lacks rows: the task is run again, and gives
-those that are not there.
+them on as many examples, and from the same inputs: examples, shots, tokenizer, checkpoint, bos. If a crash cut their
+writing short, a loop count lacks rows: the task is run again, and gives those that are not there.
 """
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from lm_eval import evaluator
@@ -19,7 +23,7 @@ from lm_eval.api.task import Task
 
 from pretrain.eval.groups import ResolvedTask
 from pretrain.eval.harness import LoopedLM
-from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
+from pretrain.rows.evaluation import EvaluationRow, FoundResult, ResultKey, ScoredModel, are_alike
 from pretrain.rows.jsonl import JsonLines
 
 BOOTSTRAP_SAMPLES = 1000
@@ -58,17 +62,27 @@ def evaluate(
         ValueError: a file of a task is malformed.
         Stopped: the ranks voted to stop.
     """
-    there = Counter(file.read(ResultKey))
+    found = file.read(FoundResult)
+    newest = {(row.run, row.step, row.task, row.num_examples): row.inputs for row in found}
     for task in tasks:
         rows: list[EvaluationRow] = []
         lm.forget()
         parts = loader(task)
+        inputs = _inputs(lm, subject, parts, num_examples)
+        # Of other inputs, or followed by rows of such, which a plot takes: they are as good as not there.
+        there = Counter(
+            ResultKey(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
+            for row in found
+            if are_alike(row.inputs, inputs)
+            and are_alike(newest[row.run, row.step, row.task, row.num_examples], inputs)
+        )
         sizes = {min(len(part.eval_docs), num_examples or len(part.eval_docs)) for part in parts}
         if not _is_done(there, subject, task, lm.loops, sizes):
             for part in parts:
                 for num_loops in lm.loops:
                     with lm.at(num_loops):
-                        rows += _rows(lm, subject, task, part, num_loops, num_examples)
+                        made = _rows(lm, subject, task, part, num_loops, num_examples)
+                        rows += [replace(row, inputs=inputs) for row in made]
         lm.forget()
         rows.sort(key=lambda row: lm.loops.index(row.num_loops))  # a write that is cut short leaves a loop count out
         missing = []
@@ -78,6 +92,25 @@ def evaluate(
             else:
                 missing.append(row)
         yield task, missing
+
+
+def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examples: int | None) -> str:
+    """What the rows of a task are made from; see `EvaluationRow.inputs`."""
+    examples, shots = hashlib.sha256(), hashlib.sha256()
+    for part in parts:
+        for document in islice(part.eval_docs, num_examples):
+            prompt = part.doc_to_text(document)  # a change of the task's form changes it too
+            examples.update(json.dumps([document, prompt], sort_keys=True, default=str).encode())
+        if num_fewshot := part.config.num_fewshot:
+            shots.update(str(num_fewshot).encode())
+            for document in part.fewshot_docs():
+                shots.update(json.dumps(document, sort_keys=True, default=str).encode())
+    found = {
+        "examples": examples.hexdigest(), "shots": shots.hexdigest(), "tokenizer": lm.text.sha256,
+        "checkpoint": subject.checkpoint,
+    }  # fmt: skip
+    hashes = [f"{name}={value[:12]}" for name, value in found.items() if value is not None]
+    return " ".join([*hashes, f"bos={'yes' if lm.add_bos else 'no'}"])
 
 
 def _is_done(

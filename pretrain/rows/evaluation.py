@@ -52,6 +52,9 @@ class EvaluationRow:
     """Forward FLOPs per token at that depth."""
     family: Family
     """Kind of model; see `SavedModel.family`."""
+    inputs: str | None = None
+    """What the number was made from, as "name=value" between spaces: hashes of the task's examples and shots, the
+    tokenizer, the checkpoint, and whether texts began with bos. Unknown in rows of validation and in old ones."""
     num_loop_params: NonNegativeInt | None = None
     """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
     needs it."""
@@ -73,16 +76,31 @@ class ResultKey:
         return cls(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
 
 
+@dataclass(frozen=True)
+class FoundResult(ResultKey):
+    """A row in a file of results."""
+
+    inputs: str | None = None
+
+
+def are_alike(inputs: str | None, others: str | None) -> bool:
+    """Whether two `EvaluationRow.inputs` agree in all that both name."""
+    first, second = (dict(part.split("=", 1) for part in (text or "").split(" ") if part) for text in (inputs, others))
+    return all(first[name] == second[name] for name in first.keys() & second.keys())
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
     saved: SavedModel
     counters: Counters
     """Of its training."""
+    checkpoint: str | None = None
+    """Hash of its checkpoint; None for a model that is being trained."""
 
     @classmethod
-    def of(cls, meta: Mapping[str, Any], step: int) -> "ScoredModel":
-        """The model of a checkpoint, from its `meta` and step."""
-        return cls(saved=SavedModel.read(meta), counters=replace(Counters.read(meta), step=step))
+    def of(cls, meta: Mapping[str, Any], step: int, checkpoint: str | None = None) -> "ScoredModel":
+        """The model of a checkpoint, from its `meta`, step and hash."""
+        return cls(saved=SavedModel.read(meta), counters=replace(Counters.read(meta), step=step), checkpoint=checkpoint)
 
     def row(
         self, task: str, task_group: str, metric: str, value: float, *, num_loops: int, num_examples: int,

@@ -6,6 +6,7 @@ a `RunMetrics`.
 """
 
 import contextlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,9 +59,10 @@ class RunMetrics:
         self._evaluations = self._open(run_dir / "eval" / results, resumed_step)
         self._held_back = False
         self._wandb = None
-        if config.logging.wandb != "disabled":
+        mode = self._wandb_mode(config.logging.wandb)
+        if mode != "disabled":
             try:
-                self._wandb = _start_wandb(config, run_dir)
+                self._wandb = _start_wandb(config, run_dir, mode)
             except Exception as error:  # a foreign service, never worth the run
                 self._lose_wandb("did not start", error)
 
@@ -130,6 +132,18 @@ class RunMetrics:
                 self.message(f"warning: {file.path}: {error.strerror}; its rows are held back until there is room")
             self._held_back = True
 
+    def _wandb_mode(self, configured: str) -> str:
+        """What is configured, or less if the environment says so: somebody switched it off or kept it from the
+        network."""
+        order = ["disabled", "offline", "online"]
+        asked = os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline")
+        if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            asked = "disabled"
+        if asked not in order or order.index(asked) >= order.index(configured):
+            return configured
+        self.message(f"wandb is {asked}, as the environment says; logging.wandb={configured}")
+        return asked
+
     def _to_wandb(self, values: dict[str, Any], step: int) -> None:
         if self._wandb is not None:
             try:
@@ -147,7 +161,7 @@ class RunMetrics:
             wandb.teardown()  # else its exit hook prints a traceback when its service is gone
 
 
-def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
+def _start_wandb(config: LoggedConfig, run_dir: Path, mode: str) -> Any:
     """The wandb run of this run directory: its id is made once and kept there, so that a resumed run continues it."""
     import wandb
 
@@ -160,8 +174,8 @@ def _start_wandb(config: LoggedConfig, run_dir: Path) -> Any:
         id=id_file.read_text().strip(),
         name=config.run.name,
         dir=run_dir,
-        mode=config.logging.wandb,
-        resume={"online": "allow", "offline": None}[config.logging.wandb],
+        mode=mode,
+        resume="allow" if mode == "online" else None,
         config=config.model_dump(),
         settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_SECONDS),
     )

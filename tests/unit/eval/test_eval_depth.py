@@ -77,6 +77,27 @@ def test_a_task_is_done_when_it_was_scored_on_as_many_examples(tmp_path: Path) -
     assert len(file.read_text().splitlines()) == 4
 
 
+def test_a_task_of_other_inputs_is_not_done(tmp_path: Path, tokenizer: Path) -> None:
+    """Each call differs from the one before in its data, in bos, in the weights; the fourth repeats the third."""
+    file, data = tmp_path / "rows.jsonl", [tmp_path / name / "lambada" for name in ("a", "b")]
+    for folder, word in zip(data, ("loop", "river"), strict=True):
+        folder.mkdir(parents=True)
+        rows = [{"text": f"the old {word} runs north again {number}"} for number in range(2)]
+        (folder / "lambada_openai.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [make_run(tmp_path / str(seed) / "run", tokenizer, {"num_loop_layers": 1}, seed=seed) for seed in (0, 1)]
+    calls = [(0, 0, []), (0, 1, []), (0, 1, ["--no-bos"]), (0, 1, ["--no-bos"]), (0, 0, []), (1, 0, [])]
+    counts = []
+    for run, folder, more in calls:
+        wanted = ["--run", str(runs[run]), "--tasks", "lambada_openai", "--data-dir", str(data[folder].parent)]
+        assert eval_depth.main([*wanted, "--out", str(file), *more]) == 0
+        counts.append(len(file.read_text().splitlines()))
+    assert counts == [2, 4, 6, 6, 8, 10]
+    old = [json.loads(line) | {"inputs": None} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in old[:2]))
+    assert eval_depth.main([*wanted, "--out", str(file)]) == 0
+    assert len(file.read_text().splitlines()) == 2, "rows from before inputs were kept count as done"
+
+
 def test_a_write_that_was_cut_short_loses_no_row_and_doubles_none(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     names = [f"variable_assignment_math_depth{depth}" for depth in (0, 1)]

@@ -148,7 +148,7 @@ def test_an_example_that_can_be_too_long_is_named() -> None:
         sampler.require_length(longest - 1)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_questions_and_answers_beyond_the_learned_positions_are_refused_before_the_start(positions: str) -> None:
     shape = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "ffn_size": 16, "num_loop_layers": 1}
     settings_ = config(8, 2, curriculum={"num_stages": 3, "thoughts_per_step": 2}, validation={"max_new_tokens": 10})
@@ -162,7 +162,7 @@ def test_questions_and_answers_beyond_the_learned_positions_are_refused_before_t
         StageAnswerer(settings_, saved, TOKENIZER, no_ranks, no_ranks).require_positions("test", questions)
 
     require(longest)
-    if positions == "rotary":
+    if positions == "rope":
         require(longest - 1)
     else:
         with pytest.raises(ValueError, match=rf"data.test: a question with its answer can take {longest} positions"):

@@ -95,7 +95,7 @@ def publish(
     return folder
 
 
-def make_run(directory: Path, tokenizer: Path, model: dict[str, Any]) -> Path:
+def make_run(directory: Path, tokenizer: Path, model: dict[str, Any], *, seed: int = 0) -> Path:
     """A run of random weights in every tensor."""
     shape = {
         "vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 4,
@@ -106,7 +106,7 @@ def make_run(directory: Path, tokenizer: Path, model: dict[str, Any]) -> Path:
         "data": {"tokenizer": str(tokenizer)}, "train": {"seq_len": SEQ_LEN, "precision": "fp32"},
     }  # fmt: skip
     config = RunConfig.model_validate(sections)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, weight in stage_weights(config.model, SEQ_LEN).items():
         noise = torch.randn(weight.shape, generator=generator)

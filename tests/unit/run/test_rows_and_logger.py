@@ -193,6 +193,33 @@ def test_wandb_offline_for_real(tmp_path: Path) -> None:
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("environment", "configured", "mode"),
+    [
+        ({"WANDB_MODE": "disabled"}, "online", "disabled"),
+        ({"WANDB_MODE": "dryrun"}, "online", "offline"),
+        ({"WANDB_DISABLED": "true"}, "offline", "disabled"),
+        ({"WANDB_MODE": "online"}, "offline", "offline"),
+        ({"WANDB_MODE": "what"}, "offline", "offline"),
+    ],
+)
+def test_the_environment_can_switch_wandb_off_but_not_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], configured: str, mode: str
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked: list[str] = []
+    monkeypatch.setattr("pretrain.run.logger._start_wandb", lambda _, __, mode: asked.append(mode))
+    stream = io.StringIO()
+    with RunMetrics(config(configured), tmp_path, num_steps=1, resumed_step=0, stream=stream):
+        pass
+    assert asked == ([] if mode == "disabled" else [mode])
+    said = f"wandb is {mode}, as the environment says; logging.wandb={configured}"
+    assert (said in stream.getvalue()) == (mode != configured)
+
+
 def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("in the way")
     stream = io.StringIO()

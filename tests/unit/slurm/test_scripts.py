@@ -94,6 +94,8 @@ def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[st
         ((CONFIG, "train.step=3"), "train.step: unknown key, did you mean train.steps?"),
         (("--nodes=3", CONFIG), "train.global_batch=128 is not divisible by"),
         (("configs/none.yaml",), "configs/none.yaml: No such file or directory"),
+        (("configs/none.yml",), "configs/none.yml: No such file or directory"),
+        (("-N", "2", "configs/none.yam"), "configs/none.yam: neither an option of sbatch, nor a configuration"),
     ],
 )
 def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -101,3 +103,29 @@ def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tu
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "no scontrol on this node: "),
+        ({"scontrol": "true"}, "SLURM_JOB_ID=7, but there is no SLURM_JOB_NODELIST: submit with sbatch"),
+        ({"scontrol": "true", "SLURM_JOB_NODELIST": "n1"}, "no SLURM_NTASKS, nor SLURM_NNODES and SLURM_NTASKS_PER"),
+        ({"scontrol": "true", "SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4(x2)"}, ""),
+    ],
+)
+def test_what_a_job_lacks_is_named(tmp_path: Path, variables: dict[str, str], message: str) -> None:
+    """A job as Slurm would run it, but for its variables; srun says for how many ranks it is asked to plan."""
+    programs = {"srun": 'echo "WORLD_SIZE=$WORLD_SIZE" >&2; exit 1', "scontrol": "exit 0"}
+    for name in {"srun", *({"scontrol"} & variables.keys())}:
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{programs[name]}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    for name in ("bash", "sed"):  # and no other program: this machine may have a Slurm
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    environment |= {"PATH": str(tmp_path), "SLURM_JOB_ID": "7", **variables}
+    command = [tmp_path / "bash", "slurm/pretrain_looped.sh", CONFIG]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}" if message else "WORLD_SIZE=8")
