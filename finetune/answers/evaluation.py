@@ -4,9 +4,10 @@
 The row of a cell is appended when it is complete, and cells that have a row are skipped, so a repeated command resumes.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -16,6 +17,7 @@ from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.run.finetuned_model import FinetunedModel
+from pretrain.rows.evaluation import are_alike
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
@@ -86,7 +88,8 @@ def evaluate_cells(
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.
     """
-    rows = {key_of(row): row for row in file.read(CoconutRow)}
+    inputs = _inputs(finetuned, questions)
+    rows = {key_of(row): row for row in file.read(CoconutRow)}  # the later of two is the one that counts
     config, trained, num_examples = finetuned.config, finetuned.trained, len(questions.examples)
     subject = ScoredRun.of(
         config, step=trained.step, epoch=finetuned.epoch, stage=finetuned.stage, split=questions.split
@@ -95,7 +98,7 @@ def evaluate_cells(
     bar = Progress(len(cells) * num_batches)
     for number, cell in enumerate(cells):
         key = (subject.run, subject.step, subject.split, *cell, num_examples)
-        if key not in rows:
+        if key not in rows or not are_alike(rows[key].inputs, inputs):
             num_slots = cell.num_thoughts if finetuned.has_slots else None
             answerer = Answerer(
                 model=trained.model,
@@ -105,10 +108,18 @@ def evaluate_cells(
                 stop_classifier=finetuned.stop_classifier,
             )
             track = partial(_track, bar, number * num_batches, cell)
-            rows[key] = CoconutRow.of(answerer.score(questions, track), cell, subject)
+            rows[key] = replace(CoconutRow.of(answerer.score(questions, track), cell, subject), inputs=inputs)
             file.append([rows[key]])
         yield rows[key]
     bar.close()
+
+
+def _inputs(finetuned: FinetunedModel, questions: Questions) -> str:
+    hashes = {
+        "examples": hashlib.sha256(repr((questions.examples, questions.form)).encode()).hexdigest(),
+        "tokenizer": finetuned.trained.tokenizer.sha256,
+    }
+    return " ".join(f"{name}={value[:12]}" for name, value in hashes.items())
 
 
 def _track(bar: Progress, done: int, cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:

@@ -78,6 +78,8 @@ class CoconutRow:
     variant: str = ""
     """Hash of the configuration without its sections run and logging: runs that differ in name and seed alone have the
     same one. Empty in rows from before it was kept."""
+    inputs: str | None = None
+    """What was asked, as in `EvaluationRow.inputs`; unknown in rows of a training run and in old ones."""
 
     @classmethod
     def of(cls, tally: Tally, cell: Cell, subject: ScoredRun) -> "CoconutRow":
@@ -106,4 +108,4 @@ def standard_error(num_right: int, num_examples: int) -> float:
 
 
 key_of = attrgetter("run", "step", "split", "num_thoughts", "num_loops", "num_examples")
-"""Rows with the same key have the same answers."""
+"""Rows with the same key have the same answers, if their inputs are alike."""

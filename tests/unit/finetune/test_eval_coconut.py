@@ -139,6 +139,19 @@ def test_a_file_is_read_in_the_form_that_the_run_was_trained_on(tmp_path: Path) 
     )
 
 
+def test_another_file_of_the_same_name_is_another_question(tmp_path: Path) -> None:
+    run, file = tmp_path / "tiny", tmp_path / "mine.json"
+    save_run(run)
+    finetuned = load_finetuned(run, CPU)
+    whole = load_questions(finetuned).examples
+    counts = []
+    for examples in (whole[:3], whole[3:6], whole[3:6]):
+        write_examples(file, examples)
+        first_row(finetuned, load_questions(finetuned, file=file), Cell(0, 1), tmp_path, batch=3)
+        counts.append(len(JsonLines(tmp_path / "rows.jsonl").read(CoconutRow)))
+    assert counts == [1, 2, 2]
+
+
 def test_what_is_wrong_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
