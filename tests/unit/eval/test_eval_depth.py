@@ -82,7 +82,7 @@ def test_a_task_of_other_inputs_is_not_done(tmp_path: Path, tokenizer: Path) -> 
     file, data = tmp_path / "rows.jsonl", [tmp_path / name / "lambada" for name in ("a", "b")]
     for folder, word in zip(data, ("loop", "river"), strict=True):
         folder.mkdir(parents=True)
-        rows = [{"text": f"the old {word} runs north again {number}"} for number in range(2)]
+        rows = [{"context": f"the old {word} runs", "continuation": f" again {number}"} for number in range(2)]
         (folder / "lambada_openai.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = [make_run(tmp_path / str(seed) / "run", tokenizer, {"num_loop_layers": 1}, seed=seed) for seed in (0, 1)]
     calls = [(0, 0, []), (0, 1, []), (0, 1, ["--no-bos"]), (0, 1, ["--no-bos"]), (0, 0, []), (1, 0, [])]

@@ -295,21 +295,6 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
         save_file(tensors, weights)
         with pytest.raises(ValueError, match=message):
             import_model(folder=folder, run=tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    save_file(stored, weights)
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    with pytest.raises(ValueError, match=r"config\.json ties the head to the embedding, but lm_head\.weight differs"):
-        import_model(folder=folder, run=tmp_path / "run")
-    (folder / "config.json").write_text(json.dumps(config))
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    for name in ("model.safetensors", "tokenizer.json"):
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(pointer)
-        with pytest.raises(
-            ValueError, match=rf"{name}: is a Git LFS pointer, not the file: fetch it with git lfs pull"
-        ):
-            import_model(folder=folder, run=tmp_path / "run")
-        (folder / name).write_bytes(whole)
     weights.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
         import_model(folder=folder, run=tmp_path / "run")

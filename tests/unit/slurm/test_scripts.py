@@ -80,7 +80,7 @@ def submit(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[str], ranks: int) -> None:
-    overrides = ["train.micro_batch=1", "data.sources=[{task: p_hop, parameters: {num_hops: 4, length: 64}}]"]
+    overrides = ["train.micro_batch=1", "data.sources=[{task: p_hop, parameters: {num_hops: 4, length: 63}}]"]
     done = submit(tmp_path, *options, CONFIG, *overrides)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^ranks +{ranks} = tensor 1 × pipeline 1 × data {ranks}$", done.stdout, re.MULTILINE)
