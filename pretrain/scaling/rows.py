@@ -21,7 +21,9 @@ def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
     return [row for by_loops in newest.values() for row in by_loops.values()]
 
 
-PREFERRED = ("acc", "exact_match", "f1", "nll", "bits_per_byte", "word_perplexity", "perplexity")
+PREFERRED = (
+    "acc", "exact_match", "exact_match (strict-match)", "f1", "nll", "bits_per_byte", "word_perplexity", "perplexity",
+)  # fmt: skip
 """Which of several metrics of a task group is plotted where none is chosen, the first that it has."""
 
 
