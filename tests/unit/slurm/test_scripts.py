@@ -94,6 +94,7 @@ def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[st
         ((CONFIG, "train.step=3"), "train.step: unknown key, did you mean train.steps?"),
         (("--nodes=3", CONFIG), "train.global_batch=128 is not divisible by"),
         (("configs/none.yaml",), "configs/none.yaml: No such file or directory"),
+        (("--array=0-3", CONFIG), "--array=0-3: the jobs of an array would train in one run directory"),
         (("configs/none.yml",), "configs/none.yml: No such file or directory"),
         (("-N", "2", "configs/none.yam"), "configs/none.yam: neither an option of sbatch, nor a configuration"),
     ],
