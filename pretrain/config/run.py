@@ -17,6 +17,8 @@ Precision = Literal["fp64", "fp32", "bf16"]
 BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
 """Of one number. Types of torch: `pretrain/device/hardware.py`."""
 Recompute = Literal["none", "loop", "layer"]
+WandbMode = Literal["disabled", "offline", "online"]
+"""From the least to the most that leaves the machine."""
 SYMBOLS_PREFIX = "symbols:"
 """Prefix of a tokenizer given inline, as its symbols."""
 
@@ -240,7 +242,7 @@ class CheckpointSection(CommonCheckpointSection):
 class LoggingSection(Section):
     every: int = Field(default=1, gt=0)
     """Steps between rows of metrics.jsonl."""
-    wandb: Literal["offline", "online", "disabled"] = "offline"
+    wandb: WandbMode = "offline"
     """Weights & Biases: offline writes <run>/wandb for a later `wandb sync`."""
     wandb_project: str = "looped"
     """Project that wandb files the run under."""

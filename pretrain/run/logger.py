@@ -10,10 +10,10 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_args
 
 from pretrain.config.read import Dumpable
-from pretrain.config.run import LoggingSection, RunSection
+from pretrain.config.run import LoggingSection, RunSection, WandbMode
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepRow
@@ -132,11 +132,11 @@ class RunMetrics:
                 self.message(f"warning: {file.path}: {error.strerror}; its rows are held back until there is room")
             self._held_back = True
 
-    def _wandb_mode(self, configured: str) -> str:
+    def _wandb_mode(self, configured: WandbMode) -> WandbMode:
         """What is configured, or less if the environment says so: somebody switched it off or kept it from the
         network."""
-        order = ["disabled", "offline", "online"]
-        asked = os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline")
+        order = get_args(WandbMode)
+        asked: Any = os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline")
         if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
             asked = "disabled"
         if asked not in order or order.index(asked) >= order.index(configured):
@@ -161,7 +161,7 @@ class RunMetrics:
             wandb.teardown()  # else its exit hook prints a traceback when its service is gone
 
 
-def _start_wandb(config: LoggedConfig, run_dir: Path, mode: str) -> Any:
+def _start_wandb(config: LoggedConfig, run_dir: Path, mode: WandbMode) -> Any:
     """The wandb run of this run directory: its id is made once and kept there, so that a resumed run continues it."""
     import wandb
 
