@@ -248,6 +248,10 @@ KINDS = {
         Kind(
             name="train from weights", command=_train_from_weights, prepare=_pretrain_source, result=_result_of_run,
         ),
+        Kind(
+            name="train on two ranks", prepare=_nothing, result=_result_of_run,
+            command=lambda root: ("tests.faults.two_ranks", [*_train(root)[1], "train.micro_batch=1"]),
+        ),
         Kind(name="index", command=_index, prepare=_lay_tars_out, result=_result_of_output),
         Kind(
             name="prepare", command=lambda root: _prepare(root, "--workers", "0"), prepare=_nothing,

@@ -19,9 +19,9 @@ import torch
 
 TIME_LIMIT_S = 60.0
 MODULES = (
-    "pretrain.train", "pretrain.trainer", "pretrain.run.session", "pretrain.eval.evaluate", "pretrain.eval.groups",
-    "pretrain.eval.harness", "pretrain.eval.scorer", "pretrain.run.trained_model", "pretrain.parallel.stage",
-    "tools.eval_depth", "tools.prepare_data", "finetune.coconut", "finetune.trainer",
+    "pretrain.train", "tests.faults.two_ranks", "pretrain.trainer", "pretrain.run.session", "pretrain.eval.evaluate",
+    "pretrain.eval.groups", "pretrain.eval.harness", "pretrain.eval.scorer", "pretrain.run.trained_model",
+    "pretrain.parallel.stage", "tools.eval_depth", "tools.prepare_data", "finetune.coconut", "finetune.trainer",
     "pyarrow.parquet", "pandas",
 )  # fmt: skip
 """What the commands import; those at the end are imported by the libraries only when they are used."""
