@@ -76,8 +76,14 @@ def run_result(run_dir: Path) -> dict[str, Any]:
         "rows": {path.name: rows(path) for path in sorted(run_dir.rglob("*.jsonl"))},
         "newest": (newest, kept.get(newest)),
         "best": checkpoints(best / CHECKPOINTS) if best.exists() else {},
-        "files": _names(run_dir, lambda name: not name.startswith(f"{CHECKPOINTS}/step-") or "." in name.split("/")[1]),
+        "files": _names(run_dir, _is_of_the_result),
     }
+
+
+def _is_of_the_result(name: str) -> bool:
+    """Not a file of a checkpoint, which is compared apart, nor what a failed start noted."""
+    of_checkpoint = name.startswith(f"{CHECKPOINTS}/step-") and "." not in name.split("/")[1]
+    return not of_checkpoint and not name.startswith("logs/")
 
 
 def folder_result(folder: Path) -> dict[str, Any]:

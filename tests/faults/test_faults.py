@@ -22,7 +22,7 @@ from tests.faults.seam import COMPILER
 
 SAMPLE = {
     "train": 8, "train with workers": 6, "resume": 16, "prepare": 16, "prepare with workers": 4, "merge": 12,
-    "evaluate": 10, "finetune": 8, "train from weights": 4, "train on two ranks": 6,
+    "evaluate": 10, "finetune": 8, "train from weights": 4, "train on two ranks": 4,
     "index": 8,
 }  # fmt: skip
 """Cases of the default suite."""
