@@ -7,6 +7,11 @@ Exit codes as those of pretrain.train: 0 complete, or asked to stop and resumabl
 line each on standard error; 1 the work failed; 130 interrupted before there was anything to save.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -37,7 +37,7 @@ class ExamplesSection(Section):
     """Instead of a file: name of a reasoning task with steps (pretrain/tasks), whose examples are generated."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Difficulty of the task; its file documents the keys."""
-    num_examples: int | None = Field(default=None, gt=0)
+    num_examples: int | None = Field(default=None, gt=0, le=100_000_000)
     """Number of examples: the first ones of the file, or generated ones. Default: all of the file."""
 
     @model_validator(mode="after")
@@ -84,7 +84,7 @@ class MethodSection(Section):
 
 
 class FinetuneTrainSection(CommonTrainSection):
-    epochs: int = Field(default=50, gt=0)
+    epochs: int = Field(default=50, gt=0, le=1_000_000)
     """Number of epochs."""
     effective_batch: int = Field(default=128, gt=0)
     """Examples of one optimizer step: micro_batch x accumulation x data-parallel ranks."""

@@ -27,16 +27,18 @@ from finetune.method.curriculum import final_stage, stage_at
 from finetune.run.counters import FinetuneCounters
 from finetune.run.finetuned_model import BEST, load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
+from finetune.run.plan import model_need
 from finetune.run.rows import FinetuneRow, step_flops
 from pretrain.checkpoint.commit import retire
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.store import open_store
 from pretrain.config.layout import Layout
-from pretrain.device.hardware import peak_memory_gib
+from pretrain.device.hardware import device_memory, peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
+from pretrain.plan.room import require_room
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession, join_world
@@ -64,11 +66,10 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
         RunFailed: either of these, after the run had begun.
     """
     origin = resolve_origin(config)
-    with (
-        join_world(config) as (groups, signals),
-        open_session(config, layout, groups, origin, signals) as session,
-    ):
-        return FinetuneTrainer(config, origin, session).run()
+    with join_world(config) as (groups, signals):
+        require_room([model_need(origin.saved, layout.world_size)], *device_memory(groups.device))
+        with open_session(config, layout, groups, origin, signals) as session:
+            return FinetuneTrainer(config, origin, session).run()
 
 
 def open_session(

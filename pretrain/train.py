@@ -9,6 +9,11 @@ directory says which). 2: bad input, one line each on standard error. 1: the wor
 was anything to save.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

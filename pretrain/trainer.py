@@ -21,15 +21,18 @@ from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel, require_vocabulary
 from pretrain.data.extent import measure
+from pretrain.data.stream.cursor import FIELDS
 from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.device.hardware import peak_memory_gib
+from pretrain.device.hardware import device_memory, peak_memory_gib
+from pretrain.device.host_memory import installed_memory
 from pretrain.eval.validation import Validation
 from pretrain.model.count import train_flops_per_token
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
+from pretrain.plan.room import data_needs, model_needs, require_room
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
@@ -84,12 +87,14 @@ def run(config: RunConfig, layout: Layout) -> int:
     """
     tokenizer = Tokenizer.load(config.data.tokenizer)
     require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
-    with (
-        join_world(config) as (groups, signals),
-        open_session(config, layout, groups, tokenizer, signals) as session,
-        Trainer(config, session) as trainer,
-    ):
-        return trainer.run()
+    require_room(data_needs(config, layout, len(FIELDS)), installed_memory(), "this machine")
+    with join_world(config) as (groups, signals):
+        require_room(model_needs(config, layout), *device_memory(groups.device))
+        with (
+            open_session(config, layout, groups, tokenizer, signals) as session,
+            Trainer(config, session) as trainer,
+        ):
+            return trainer.run()
 
 
 def open_session(
@@ -116,11 +121,12 @@ class Trainer:
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
         self.engine = Engine(config, groups, session.tokenizer.separators)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
+        self._scored_every = 0
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
         self._describe_data()
-        session.begin(self.counters, config.train.steps)
+        session.begin(self.counters, config.train.steps, scored_every=self._scored_every)
 
     def __enter__(self) -> Self:
         return self
@@ -289,6 +295,8 @@ class Trainer:
             self.loader.require_sources(reader.meta["sources"])
             self.loader.load_state(reader.read_whole("data/cursors").numpy(), reader.meta["next_sample"])
             self.counters = PretrainCounters.read(reader.meta)
+            then, now = reader.meta["config"]["validation"]["every"], config.validation.every
+            self._scored_every = now if now == then else 0
         elif config.checkpoint.init_from is not None:
             self._start_from(Path(config.checkpoint.init_from))
 

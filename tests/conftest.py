@@ -13,6 +13,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=0.0, help="how long tests/soak goes on; 0: a few cycles")
     parser.addoption("--soak-seed", type=int, default=0, help="of what is random in tests/soak")
     parser.addoption("--configurations", type=int, default=15, metavar="N", help="random configurations that train")
+    words = "of tests/malformed: a sample, all in forks, or all as processes"
+    parser.addoption("--malformed", choices=("sample", "all", "processes"), default="sample", help=words)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

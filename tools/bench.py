@@ -6,6 +6,11 @@ them as JSON. The module of the same name in `tools/benchmarks/` documents what 
 `add_arguments(parser)`, and `run(arguments)`, which returns rows of name, value, unit, target and against.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import contextlib
 import importlib
@@ -16,11 +21,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from benchmarks.measure import Turns, require_possible
 
 from pretrain.command.console import run_command
-from pretrain.command.options import positive
+from pretrain.command.options import OptionParser, positive
 
 BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "coconut", "plot")
 MINUTES = "turns that do not begin in this time are left out, what takes twice as long is given up; default: 15"
@@ -28,7 +32,7 @@ MINUTES = "turns that do not begin in this time are left out, what takes twice a
 
 def parse_arguments() -> argparse.Namespace:
     """The options, including those of the chosen benchmark."""
-    parser = argparse.ArgumentParser(description="Measure this machine.", add_help=False)
+    parser = OptionParser(description="Measure this machine.", add_help=False)
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows; default: runs/bench/<benchmark>.json")
     if any(word in BENCHMARKS for word in sys.argv[1:]):
@@ -41,6 +45,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def machine() -> str:
     """One line: processor or GPU, cores, versions."""
+    import torch
+
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):  # not Linux: keep the name from `platform`
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -5,6 +5,11 @@ prints a table of what was dropped and why, also in `report.txt` of the output f
 repeated and resumes. With --slurm the stages are jobs. Implementation: `pretrain/data/web`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import sys
@@ -12,14 +17,14 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import run_command
-from pretrain.command.options import positive
+from pretrain.command.options import OptionParser, positive
 
 MOST_TASKS = 1000
 """Most tasks without --tasks; Slurm's usual limit on arrays."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Clean web archives (WARC or WET) into shards for pretraining.")
+    parser = OptionParser(description="Clean web archives (WARC or WET) into shards for pretraining.")
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="GLOB", help="files, globs or URLs: .warc or .wet, plain or .gz"
     )

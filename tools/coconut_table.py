@@ -5,7 +5,13 @@ and each number of thoughts and loops: accuracy as mean ± standard deviation ov
 FLOPs per example.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
+import os
 import re
 import statistics
 import sys
@@ -16,13 +22,14 @@ from pathlib import Path
 from finetune.answers.results import CoconutRow
 from finetune.method.methods import METHODS
 from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import OptionParser
 from pretrain.rows.jsonl import JsonLines
 
 HEADER = ("method", "run", "thoughts", "loops", "accuracy %", "new tokens", "ms/example", "MFLOP/example", "seeds")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare fine-tuned runs by method.")
+    parser = OptionParser(description="Compare fine-tuned runs by method.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directories of runs, or files of their rows")
     parser.add_argument("--split", default="test", help="rows of this split; default: test")
     return parser.parse_args(arguments)
@@ -37,7 +44,7 @@ def pooled_rows(runs: Sequence[Path], split: str) -> list[list[CoconutRow]]:
         ValueError: a run has no rows of this split.
     """
     newest: dict[Hashable, CoconutRow] = {}
-    for run in dict.fromkeys(run.resolve() for run in runs):
+    for run in dict.fromkeys(Path(os.path.realpath(run)) for run in runs):
         file = JsonLines(run if run.is_file() else run / "eval" / "coconut.jsonl")
         rows = [row for row in file.read(CoconutRow) if row.split == split]
         print_warnings(file.problems)

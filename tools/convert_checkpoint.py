@@ -8,6 +8,11 @@ Exports and imports are checked by comparing logits with transformers. conversio
 Implementation: `pretrain/hf/`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import sys
@@ -16,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.command.console import run_command
-from pretrain.command.options import add_run, at_least, positive
+from pretrain.command.options import OptionParser, add_run, at_least, positive
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Convert between runs and the weights that other software loads.")
+    parser = OptionParser(description="Convert between runs and the weights that other software loads.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,import,loop}")
 
     export = commands.add_parser(

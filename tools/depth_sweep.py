@@ -1,5 +1,10 @@
 """The former name of `tools/sweep.py`, so that commands written down with older results still run."""
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import sys
 
 from sweep import main

@@ -7,13 +7,18 @@ have the same depth: L passes over k layers, or one pass over k·L layers.
     python tools/draw_ring.py [--output FILE.svg]
 """
 
-import argparse
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.command.console import run_command
+from pretrain.command.options import OptionParser
 from pretrain.plan.pipeline import Visit, stage_order
 from pretrain.scaling.style import new_figure
 
@@ -140,7 +145,7 @@ def draw(file: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw the ring of pipeline stages and its timeline.")
+    parser = OptionParser(description="Draw the ring of pipeline stages and its timeline.")
     default = Path(__file__).parent / "figures" / "ring.svg"
     parser.add_argument("--output", type=Path, default=default, help=".svg or .png; default: tools/figures/ring.svg")
     options = parser.parse_args(arguments)

@@ -5,6 +5,11 @@ seconds and FLOPs per example. Each finished row is appended to <run>/eval/cocon
 Uses the best checkpoint of the last stage if there is one. Implementation: `finetune/answers/evaluation.py`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -13,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
 from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import OptionParser
 from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
@@ -22,7 +28,7 @@ HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a fine-tuned run at several numbers of thoughts and loops.")
+    parser = OptionParser(description="Evaluate a fine-tuned run at several numbers of thoughts and loops.")
     add_options(parser)
     return parser.parse_args(arguments)
 

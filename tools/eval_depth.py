@@ -6,6 +6,11 @@ by local files. The rows of each finished task are appended to <run>/eval/depth.
 torchrun, --tensor and --pipeline split the model, and the remaining factor of ranks splits the examples.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import sys
@@ -15,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import add_run, counts, names, positive
+from pretrain.command.options import OptionParser, add_run, counts, names, positive
 from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Evaluate a run on tasks at several loop counts.")
+    parser = OptionParser(description="Evaluate a run on tasks at several loop counts.")
     add_run(parser)
     option = parser.add_argument
     option("--tasks", type=names, default=[], metavar="A,B", help="tasks, groups; default: what the run trained on")
@@ -50,6 +55,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from pretrain.checkpoint.run import open_checkpoint
     from pretrain.config.run import ParallelSection
     from pretrain.config.saved_model import SavedModel
+    from pretrain.config.section import require_divides
+    from pretrain.device.ranks import world_from_environment
     from pretrain.eval.scorer import Scorer
     from pretrain.parallel.contact import contact
     from pretrain.parallel.groups import make_groups, start_world
@@ -61,6 +68,10 @@ def evaluate(options: argparse.Namespace) -> None:
     saved.model.require_split(("--tensor", options.tensor), ("--pipeline", options.pipeline))
     loops = options.num_loops or [saved.model.num_loops]
     saved.model.require_loops("--num-loops", loops)
+    split = ("--tensor · --pipeline", options.tensor * options.pipeline)
+    require_divides("number of ranks", world_from_environment().size, *split)
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise ValueError(f"--data-dir {options.data_dir}: no such folder")
     with contact(options.run):
         device = start_world()
         try:

@@ -4,23 +4,29 @@ Prints each prompt with its continuation, which depends on the prompt and its nu
 not on the batch it is in. Implementation: `pretrain/eval/sampling.py`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import add_run, positive
-from pretrain.eval.sampling import Generation, generate
-from pretrain.run.trained_model import TrainedModel, load_trained_model
+from pretrain.command.options import OptionParser, add_run, positive
+
+if TYPE_CHECKING:
+    from pretrain.data.tokenizers.tokenizer import Tokenizer
+    from pretrain.eval.sampling import Generation
+    from pretrain.run.trained_model import TrainedModel
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Generate text with a pretrained model.")
+    parser = OptionParser(description="Generate text with a pretrained model.")
     add_run(parser)
     option = parser.add_argument
     option("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
@@ -47,19 +53,36 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def texts(trained: TrainedModel, prompts: list[str], settings: Generation, batch: int) -> Iterator[str]:
+def encode(tokenizer: "Tokenizer", text: str, what: str) -> list[int]:
+    """Token ids of a text; an error names what it is."""
+    try:
+        return tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def texts(trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int) -> Iterator[str]:
     """Each prompt with its continuation; a terminal shows a bar over the tokens of a batch."""
+    from tqdm import tqdm
+
+    from pretrain.eval.sampling import generate
+
     tokenizer, silent = trained.tokenizer, not sys.stderr.isatty()
     bar = partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=silent)
     for start in range(0, len(prompts), batch):
-        rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts[start : start + batch]]
-        numbers = range(start, start + len(rows))
+        numbers = range(start, min(start + batch, len(prompts)))
+        rows = [[tokenizer.bos_id, *encode(tokenizer, prompts[number], f"prompt {number + 1}")] for number in numbers]
         continuations = generate(trained.model, rows, settings, row_numbers=numbers, track=bar)
         yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
 
 
 def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments)
+    import torch
+
+    from pretrain.eval.sampling import Generation
+    from pretrain.run.trained_model import load_trained_model
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
     print_warnings(trained.problems)

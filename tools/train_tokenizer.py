@@ -4,6 +4,11 @@ Reads the same inputs as tools/prepare_data.py, holds out every tenth document (
 token on these. Implementation: `pretrain/data/tokenizers/train.py`.
 """
 
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import multiprocessing
 import sys
@@ -11,8 +16,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from pretrain.command.console import run_command
-from pretrain.command.options import add_input, positive
+from pretrain.command.console import interruptible, run_command
+from pretrain.command.options import OptionParser, add_input, positive
 from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
 from pretrain.data.prepare.progress import PrepareProgress
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
@@ -21,7 +26,7 @@ from pretrain.storage import write_atomically
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a SentencePiece tokenizer on text files.")
+    parser = OptionParser(description="Train a SentencePiece tokenizer on text files.")
     add_input(parser, required=True)
     parser.add_argument("--vocab-size", type=positive, required=True, metavar="N", help="pieces, special ones included")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.model", help="tokenizer to write")
@@ -75,7 +80,8 @@ def main() -> int:
     with without_interrupts():
         process.start()
     try:
-        process.join()
+        with interruptible():
+            process.join()
     except KeyboardInterrupt:
         process.terminate()
         print("interrupted; nothing was written", file=sys.stderr)

@@ -6,10 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from finetune.answers.scoring import Tally
 from finetune.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from finetune.answers.scoring import Tally  # imports torch, which a table of rows does without
 
 
 class ScoredRun(NamedTuple):
@@ -82,7 +84,7 @@ class CoconutRow:
     """What was asked, as in `EvaluationRow.inputs`; unknown in rows of a training run and in old ones."""
 
     @classmethod
-    def of(cls, tally: Tally, cell: Cell, subject: ScoredRun) -> "CoconutRow":
+    def of(cls, tally: "Tally", cell: Cell, subject: ScoredRun) -> "CoconutRow":
         """The row of a tally of all examples."""
         total, by_length = tally.total, sorted(tally.num_examples.items())
         return cls(

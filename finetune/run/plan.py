@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from finetune.config import FinetuneConfig, check_layout, ledger
 from finetune.method.curriculum import cut_at, stage_at
 from finetune.run.origin import resolve_origin
+from pretrain.config.saved_model import SavedModel
 from pretrain.model.count import count_parameters
+from pretrain.plan.room import Need
 from pretrain.plan.text import Row, model_rows
 
 
@@ -26,6 +28,14 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         ("step", ledger(config, layout)),
         *_stage_rows(config),
     ]
+
+
+def model_need(saved: SavedModel, world_size: int) -> Need:
+    """The least that weights, gradients and AdamW's state take on one of the ranks, however they are partitioned: 16
+    bytes a parameter in any precision, over all ranks."""
+    num_parameters = sum(count_parameters(saved.model, saved.seq_len).values())
+    what = f"weights, gradients and optimizer state of a model of {num_parameters:,} parameters"
+    return Need(what, 16 * num_parameters / world_size)
 
 
 def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from pretrain.checkpoint.names import CONTENTS_NAME, parse_step
+from pretrain.config.section import first_problem
 from pretrain.storage import parse_json, read_file
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -209,8 +210,7 @@ def unseal(path: Path, kind: type[DocumentT]) -> DocumentT:
         # JSON text, not objects: strict validation takes lists as tuples only from JSON.
         return kind.model_validate_json(json.dumps(sealed["body"]))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path.name} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(f"{path.name} is damaged: {first_problem(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
 

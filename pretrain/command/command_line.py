@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
+from pretrain.command.options import OptionParser, at_least, positive
 from pretrain.config.help_page import config_help
 from pretrain.config.read import FROM_COMMAND_LINE, read_config
 from pretrain.config.run import EntryConfig
@@ -88,16 +89,14 @@ class CommandLine(Generic[Config]):
         for option in self.options:
             parser.add_argument(option.option, dest=option.key)
         parser.add_argument("--dry-run", action="store_true")
-        parser.add_argument("--world-size", type=int)
+        parser.add_argument("--world-size", type=positive)
         # DeepSpeed's launcher adds it; the environment says the same
-        parser.add_argument("--local_rank", "--local-rank", type=int)
+        parser.add_argument("--local_rank", "--local-rank", type=at_least(0))
         parser.add_argument("overrides", nargs="*")
         options, unknown = parser.parse_known_intermixed_args(argv)
         for argument in unknown:
             hint = f"; write {argument.lstrip('-')}" if "=" in argument else "; --help lists options and keys"
             raise ValueError(f"{FROM_COMMAND_LINE}: {argument}: unknown option{hint}")
-        if options.world_size is not None and options.world_size < 1:
-            raise ValueError(f"{FROM_COMMAND_LINE}: --world-size: must be at least 1, got {options.world_size}")
         if options.world_size is not None and not options.dry_run:
             raise ValueError(
                 f"{FROM_COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run"
@@ -119,7 +118,7 @@ class CommandLine(Generic[Config]):
         return config_help(self.title, usage, options, self.launch, self.schema, columns)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(OptionParser):
     """Prints the help page of a command line, and raises its errors as ValueErrors."""
 
     def __init__(self, line: CommandLine[Any]) -> None:
@@ -127,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
         self._line = line
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{FROM_COMMAND_LINE}: {message}; --help lists options and keys")
+        raise ValueError(f"{FROM_COMMAND_LINE}: {message.removeprefix('argument ')}; --help lists options and keys")
 
     def format_help(self) -> str:
         return self._line.help_text(shutil.get_terminal_size().columns)

@@ -1,11 +1,20 @@
 """How a command ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
 
 import contextlib
+import errno
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_LEADS_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path, as those of a file that is not there."""
 
 
 def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -> int:
@@ -20,14 +29,74 @@ def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -
         The exit code: 0, BAD_INPUT (a file that is not there among it), FAILED or INTERRUPTED.
     """
     try:
-        work()
-    except (ValueError, OSError, ImportError) as error:
+        with interruptible(), printing():
+            work()
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print_error(error)
         return exit_code(error)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def end_on_interrupt() -> None:
+    """From now until `interruptible`, Ctrl-C ends this process at once, in one line: an interrupt of an import can come
+    out of it as any other error. For entry points, before they import anything."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as behind nohup
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt here, also where a library makes another error of it."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    is_ours = before in (_end, signal.default_int_handler) and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if interrupts:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print to whatever standard output is: what it cannot spell becomes a question mark, and a reader who has seen
+    enough (`| head`) ends the work without a word."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+        _flush()
+    except BrokenPipeError:
+        try:
+            _flush()  # raises again, unless it was another pipe
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return
+        raise
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 class RunFailed(Exception):  # noqa: N818
@@ -37,7 +106,8 @@ class RunFailed(Exception):  # noqa: N818
 def exit_code(error: Exception) -> int:
     """BAD_INPUT, which fails again however often it is tried, or FAILED for storage, a process or a run that had begun,
     which may not."""
-    may_pass = isinstance(error, (OSError, RunFailed)) and not isinstance(error, _MISSING)
+    is_path_bad = isinstance(error, _MISSING) or (isinstance(error, OSError) and error.errno in _LEADS_NOWHERE)
+    may_pass = isinstance(error, (OSError, RunFailed, MemoryError)) and not is_path_bad
     return FAILED if may_pass else BAD_INPUT
 
 
@@ -63,4 +133,6 @@ def describe_error(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ImportError):
         return f"{error.name} is not installed: run tools/setup.sh with the extra of pyproject.toml that has it"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error or 'no more is to be had'}"
     return str(error)

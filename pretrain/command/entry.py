@@ -1,11 +1,19 @@
 """The main function of an entry point that every rank runs, alone, under torchrun, deepspeed or srun."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from pretrain.command.command_line import CommandLine, Config
-from pretrain.command.console import BAD_INPUT, INTERRUPTED, RunFailed, exit_code, print_error, print_line
+from pretrain.command.console import (
+    BAD_INPUT,
+    INTERRUPTED,
+    RunFailed,
+    exit_code,
+    interruptible,
+    print_error,
+    print_line,
+    printing,
+)
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, render
@@ -40,12 +48,10 @@ def run_entry(
             config = command.config
             if command.dry_run:
                 rows = plan(config, command.world_size or planned_world_size(config.ranks_per_replica))
-                print(render(config, [*rows, ("run directory", str(config.run.directory))]), end="")
+                with printing():
+                    print(render(config, [*rows, ("run directory", str(config.run.directory))]), end="")
                 return 0
             layout = check_layout(config, world.size)
-        except BrokenPipeError:  # the reader of the plan has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            return 0
         except (ValueError, OSError) as error:
             if exit_code(error) != BAD_INPUT:
                 raise
@@ -55,8 +61,9 @@ def run_entry(
         if rank == 0:
             ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
             print_line(f"{config.run.directory}: {ranks}, loading")
-        return run(config, layout)
-    except (ValueError, OSError, ImportError, RunFailed) as error:
+        with interruptible():
+            return run(config, layout)
+    except (ValueError, OSError, ImportError, MemoryError, RunFailed) as error:
         print_error(error, who)
         return exit_code(error)
     except KeyboardInterrupt:

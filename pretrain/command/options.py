@@ -1,8 +1,30 @@
 """Options that commands share, and the types of options: numbers with a least value, lists of numbers and of names."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pretrain.command.console import BAD_INPUT, printing
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+MOST_SHOWN = 60
+"""Characters of a wrong value in an error."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Options of a command. A wrong one is a line, without the usage before it, and the help goes to any terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message.removeprefix('argument ')}; --help lists the options", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        with printing():
+            super().print_help(file)
 
 
 def add_run(parser: argparse.ArgumentParser, default: str = "the newest good one") -> None:
@@ -26,9 +48,11 @@ def at_least(minimum: int) -> Callable[[str], int]:
         try:
             number = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"needs a whole number, got {text}") from None
+            raise argparse.ArgumentTypeError(f"needs a whole number, got {text[:MOST_SHOWN]}") from None
         if number < minimum:
             raise argparse.ArgumentTypeError(f"needs at least {minimum}, got {number}")
+        if number > sys.maxsize:
+            raise argparse.ArgumentTypeError(f"needs at most {sys.maxsize}, got {text[:MOST_SHOWN]}")
         return number
 
     return parse
@@ -44,9 +68,9 @@ def counts(minimum: int) -> Callable[[str], list[int]]:
         try:
             numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
         except ValueError:
-            raise argparse.ArgumentTypeError(f"needs whole numbers such as 1,2,4, got {text}") from None
-        if min(numbers) < minimum:
-            raise argparse.ArgumentTypeError(f"needs numbers of at least {minimum}, got {text}")
+            raise argparse.ArgumentTypeError(f"needs whole numbers such as 1,2,4, got {text[:MOST_SHOWN]}") from None
+        if min(numbers) < minimum or max(numbers) > sys.maxsize:
+            raise argparse.ArgumentTypeError(f"needs numbers of at least {minimum}, got {text[:MOST_SHOWN]}")
         return numbers
 
     return parse

@@ -20,9 +20,15 @@ def choose(table: Mapping[str, T], name: str, key: str) -> T:
     return table[name]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error on an unknown name: the nearest known one, else all of them, if they are not too many."""
+def did_you_mean(name: str, known: Iterable[str], within: str = "") -> str:
+    """The end of an error on an unknown name: the nearest known one, else all of them, if they are not too many.
+
+    Args:
+        name: the unknown one.
+        known: the others.
+        within: what stands before each of them when it is named in full, such as "train.".
+    """
     names = list(known)
     if near := get_close_matches(name, names, n=1):
-        return f", did you mean {near[0]}?"
+        return f", did you mean {within}{near[0]}?"
     return f"; there are {', '.join(sorted(names)) or 'none'}" if len(names) <= MOST_LISTED else ""

@@ -3,6 +3,9 @@
 from pretrain.config.run import RunConfig
 from pretrain.config.section import Section, require_divides
 
+MOST_VISITS = 1_000_000
+"""Most passes of micro-batches through the loop in a step: a mistyped number is refused, not worked on for ever."""
+
 
 class Layout(Section):
     """How the sequences of an optimizer step are shared out: micro-batch · micro_batches · data_parallel."""
@@ -43,5 +46,11 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
             f"train.global_batch / (train.micro_batch · data-parallel size {layout.data_parallel}) = "
             f"{layout.micro_batches} micro-batches are fewer than parallel.pipeline={config.parallel.pipeline}: "
             "raise train.global_batch or lower train.micro_batch"
+        )
+    visits = layout.micro_batches * config.model.num_passes(config.max_loops)
+    if visits > MOST_VISITS:
+        raise ValueError(
+            f"train.global_batch={train.global_batch}: a step has {layout.micro_batches:,} micro-batches of "
+            f"{config.model.num_passes(config.max_loops):,} passes on each rank, {MOST_VISITS:,} passes at most"
         )
     return layout

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from pretrain.config.section import Section, require_divides
 
+MOST_LAYERS_DEEP = 100_000
+"""Most applications of layers to a token: a mistyped number is refused, not worked on for ever."""
 WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
 
 
@@ -112,6 +114,13 @@ class ModelSection(Section):
             raise ValueError(f"{given}: loop counts start at 1")
         if self.num_blocks > 1 and any(count != 1 for count in loops):
             raise ValueError(f"{given}: a block-regularised model has no loops to vary: its only count is 1")
+        self.require_depth(given, max(loops, default=1))
+
+    def require_depth(self, given: str, num_loops: int) -> None:
+        """Raise a ValueError that begins with `given` if the model would be too deep at a loop count."""
+        depth = self.effective_depth(num_loops)
+        if depth > MOST_LAYERS_DEEP:
+            raise ValueError(f"{given}: {depth:,} layers deep, {MOST_LAYERS_DEEP:,} at most")
 
     def require_split(self, tensor: tuple[str, int], pipeline: tuple[str, int]) -> None:
         """Raise a ValueError unless the matrices and the loop block can be split over ranks: the key, or option, of the
@@ -125,6 +134,8 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelSection":
+        parts = ("num_prelude_layers", "num_loop_layers", "num_coda_layers", "num_loops")
+        self.require_depth(", ".join(f"model.{part}={getattr(self, part)}" for part in parts), self.num_loops)
         heads, regulariser = ("model.num_attention_heads", self.num_attention_heads), self.loop_regulariser
         if self.head_size is None:
             require_divides("model.hidden_size", self.hidden_size, *heads)

@@ -16,17 +16,19 @@ YAML gives structure only; a scalar stays the text that was written until its fi
 number, `name: 1e5` is a name and `steps: true` an error.
 """
 
+import errno
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from pretrain.config.choice import did_you_mean
 from pretrain.config.help_page import config_keys, inline, section_in
 from pretrain.config.section import Section
 
@@ -66,7 +68,7 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
                 return schema.model_validate(settings.values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            settings.problems.extend(_explain(detail, settings.origins, whole) for detail in details)
+            settings.problems += _explain(details, settings.origins, whole)
     raise ValueError("\n".join(settings.problems))
 
 
@@ -237,13 +239,14 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
     wanted, origin = path, ""
     while True:
         chain.append(wanted)
-        if wanted.resolve() in [file.resolve() for file in chain[:-1]]:
+        if os.path.realpath(wanted) in map(os.path.realpath, chain[:-1]):
             raise ValueError(f"{origin}: base: goes in a circle: {' -> '.join(map(str, chain))}")
         try:
             text = wanted.read_bytes().decode()
         except OSError as error:
             named = f"{origin}: base: {wanted}" if origin else wanted
-            raise type(error)(f"{named}: {error.strerror}") from None
+            kind = FileNotFoundError if error.errno == errno.ELOOP else type(error)
+            raise kind(f"{named}: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{wanted}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
@@ -319,15 +322,28 @@ def _compose(text: str, source: str) -> yaml.Node:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
-    """One finding of pydantic as a line of the same form as ours."""
-    path: KeyPath = tuple(part for part in detail["loc"] if not _is_branch(part))
+def _explain(details: Sequence[Any], origins: dict[KeyPath, str], whole: str) -> list[str]:
+    """What pydantic found, as lines of the same form as ours, one for each key: of a value that fits no branch of a
+    union it finds something for each."""
+    by_key: dict[KeyPath, list[Any]] = {}
+    for detail in details:
+        by_key.setdefault(tuple(part for part in detail["loc"] if not _is_branch(part)), []).append(detail)
+    lines = []
+    for path, found in by_key.items():
+        kind, origin = found[0]["type"], _origin(path, origins, whole)
+        if kind == "value_error":  # our own checks, which name keys and values themselves
+            lines.append(f"{whole}: {found[0]['ctx']['error']}")
+        elif kind == "missing":
+            lines.append(f"{origin}: {_dotted(path)}: is missing")
+        else:
+            what = ", or ".join(map(_what_is_wrong, found)).replace(", or needs ", ", or ")
+            lines.append(f"{origin}: {_dotted(path)}: {what}, got {_short(found[0]['input'])}")
+    return lines
+
+
+def _what_is_wrong(detail: Any) -> str:
+    """A finding of pydantic in our words."""
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "value_error":  # our own checks, which name keys and values themselves
-        return f"{whole}: {context['error']}"
-    origin = _origin(path, origins, whole)
-    if kind == "missing":
-        return f"{origin}: {_dotted(path)}: is missing"
     words = {
         "int": "needs a whole number",
         "float": "needs a number",
@@ -341,8 +357,7 @@ def _explain(detail: Any, origins: dict[KeyPath, str], whole: str) -> str:
         "less_than_equal": f"must be at most {context.get('le')}",
         "less_than": f"must be smaller than {context.get('lt')}",
     }
-    what = next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
-    return f"{origin}: {_dotted(path)}: {what}, got {_short(detail['input'])}"
+    return next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
 
 
 def _origin(path: KeyPath, origins: dict[KeyPath, str], whole: str) -> str:
@@ -377,8 +392,7 @@ def _did_you_mean(path: KeyPath, schema: type[Section]) -> str:
     parent, _, name = wanted.rpartition(".")
     keys = [key for key, _ in config_keys(schema)]
     siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
-    near = [key for key in keys if key.rpartition(".")[2] == name]
-    near = near or [siblings[match] for match in get_close_matches(name, siblings, n=1)]
-    if near:
-        return f", did you mean {' or '.join(near)}?"
-    return f"; {parent} has {', '.join(siblings)}" if parent else f"; sections are {', '.join(siblings)}"
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
+    if elsewhere:
+        return f", did you mean {' or '.join(elsewhere)}?"
+    return did_you_mean(name, siblings, f"{parent}." if parent else "")

@@ -5,6 +5,7 @@ value, and what depends on other values is a property: the configuration in a ru
 the defaults of the code. Reading files and overrides: `read.py`. What depends on the number of ranks: `layout.py`.
 """
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -94,6 +95,12 @@ class DataSection(Section):
     on_damage: Literal["stop", "skip"] = "stop"
     """A damaged shard or document stops the run, or is named, counted and skipped."""
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> "DataSection":
+        if math.isinf(sum(source.weight for source in self.sources)):
+            raise ValueError("data.sources: the weights add up to more than a number can hold: make them smaller")
+        return self
+
 
 class LoopSamplingSection(Section):
     distribution: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
@@ -103,7 +110,7 @@ class LoopSamplingSection(Section):
     """Smallest loop count drawn."""
     maximum: int = Field(default=32, gt=0)
     """Largest loop count drawn; larger draws are cut to it."""
-    sigma: float = Field(default=0.5, ge=0)
+    sigma: float = Field(default=0.5, ge=0, le=10)
     """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
 
     def without_effect(self) -> dict[str, str]:

@@ -7,9 +7,11 @@ pretraining configuration as `meta["config"]`, made up by fine-tuning and import
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from pretrain.config.model import ModelSection
 from pretrain.config.run import Precision, RunConfig, SourceSection
-from pretrain.config.section import Section
+from pretrain.config.section import Section, first_problem
 
 Family = Literal["looped", "baseline", "regularised"]
 """Kind of model, as the scaling plot tells them apart."""
@@ -46,10 +48,19 @@ class SavedModel(Section):
 
     @classmethod
     def read(cls, meta: Mapping[str, Any]) -> "SavedModel":
-        """The model of a checkpoint, from its `meta`."""
-        if "saved_model" in meta:
-            return cls.model_validate(meta["saved_model"])
-        return cls.of(RunConfig.model_validate(meta["config"]))
+        """The model of a checkpoint, from its `meta`.
+
+        Raises:
+            ValueError: it does not say what the model is.
+        """
+        try:
+            if "saved_model" in meta:
+                return cls.model_validate(meta["saved_model"])
+            return cls.of(RunConfig.model_validate(meta["config"]))
+        except KeyError:
+            raise ValueError("the checkpoint does not say what its model is: its meta has no configuration") from None
+        except ValidationError as error:
+            raise ValueError(f"the checkpoint describes a model that cannot be: {first_problem(error)}") from None
 
     @property
     def family(self) -> Family:

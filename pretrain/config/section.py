@@ -1,9 +1,11 @@
-"""What all configurations are made of: a strict section of documented fields, and the check that one number divides
-another."""
+"""What all configurations are made of: a strict section of documented fields, the check that one number divides
+another, and what pydantic finds as a line."""
 
+import sys
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
@@ -12,6 +14,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @field_validator("*")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:
+        """Refuse whole numbers that do not fit into 64 bits."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > sys.maxsize:
+                raise PydanticKnownError("less_than_equal", {"le": sys.maxsize})
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -30,3 +41,10 @@ def require_divides(name: str, value: int, divisor_name: str, divisor: int) -> N
     """Raise a ValueError that names both keys unless `divisor` divides `value`."""
     if value % divisor:
         raise ValueError(f"{name}={value} is not divisible by {divisor_name}={divisor}")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first finding of pydantic: field and what is wrong, in one line."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"

@@ -15,6 +15,8 @@ from functools import cache
 
 import torch
 
+from pretrain.device.host_memory import installed_memory
+
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 """train.precision -> dtype of weights and activations."""
 
@@ -94,6 +96,13 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def device_memory(device: torch.device) -> tuple[int | None, str]:
+    """Bytes of memory of a device, None if unknown, and what has them, for people: the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    return installed_memory(), "this machine"
 
 
 def device_name(device: torch.device) -> str:

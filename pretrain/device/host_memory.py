@@ -1,4 +1,5 @@
-"""Keep freed memory in the process on a CPU; otherwise page faults take much of a training step.
+"""Memory of the machine: how much there is, and how to keep freed memory in the process on a CPU, as otherwise page
+faults take much of a training step.
 
 glibc maps every block above a threshold (at most 32 MiB) from the kernel and unmaps it when it is freed, so in every
 step the pages of each activation and gradient are mapped and zeroed again. Blocks of the heap reuse the same pages. The
@@ -7,9 +8,21 @@ cost: the process keeps its peak memory until it ends. Source: mallopt(3).
 
 import ctypes
 import platform
+import re
+from pathlib import Path
 
 # Parameters of mallopt, from glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def installed_memory() -> int | None:
+    """Bytes of memory and swap of this machine; None where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.findall(r"^(?:MemTotal|SwapTotal): +(\d+) kB$", text, flags=re.MULTILINE)
+    return 1024 * sum(map(int, found)) if found else None
 
 
 def keep_freed_memory() -> bool:

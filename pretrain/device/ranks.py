@@ -8,6 +8,9 @@ from typing import NamedTuple
 _FIRST_SPECIAL_STEP = 0xFFFFFFFA
 """Slurm numbers the steps of srun from 0; interactive and batch steps have numbers from here on (slurm.h)."""
 
+MOST_RANKS = 10_000_000
+"""Numbers beyond this are no ranks."""
+
 
 class World(NamedTuple):
     rank: int
@@ -33,6 +36,8 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
                     f"environment: {names[1]}={size} without MASTER_ADDR, so the ranks cannot find each other: "
                     "export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>, or start one process alone"
                 )
+            if size > 1:
+                _number(environment, "MASTER_PORT", 1, 65535)
             if rank >= size:
                 raise ValueError(f"environment: {names[0]}={rank} is not below {names[1]}={size}")
             return World(rank, size, _number(environment, names[2], 0) if names[2] in environment else 0)
@@ -60,8 +65,9 @@ def _is_srun_task(environment: Mapping[str, str]) -> bool:
     return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
-def _number(environment: Mapping[str, str], name: str, minimum: int) -> int:
+def _number(environment: Mapping[str, str], name: str, minimum: int, maximum: int = MOST_RANKS) -> int:
     text = environment.get(name, "")
-    if not text.isdecimal() or int(text) < minimum:
-        raise ValueError(f"environment: {name}={text} is not a whole number of at least {minimum}; unset it or mend it")
+    if not text.isdecimal() or len(text) > len(str(maximum)) or not minimum <= int(text) <= maximum:
+        span = f"from {minimum} to {maximum}" if maximum != MOST_RANKS else f"of at least {minimum}"
+        raise ValueError(f"environment: {name}={text[:40]} is not a whole number {span}; unset it or mend it")
     return int(text)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pretrain.config.model import ModelSection
+from pretrain.config.section import first_problem
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
-from pretrain.storage import is_there
+from pretrain.storage import is_there, parse_json, read_file
 
 LOOPED = "LoopedGPTForCausalLM"
 NOT_EXPORTED = ("loop_regulariser",)
@@ -90,25 +93,51 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     Raises:
         ValueError: the file is missing or invalid, or names a feature that this model cannot compute.
     """
-    from transformers import CONFIG_MAPPING, PretrainedConfig
-
     path = folder / "config.json"
     if not is_there(path):
         raise ValueError(f"{folder}: no config.json in it; give the folder of a Hugging Face model")
-    values, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
+    try:
+        values = parse_json(read_file(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a JSON object")
     kind = str(values.get("model_type"))
-    if kind == LoopedGPTConfig.model_type:
-        looped = LoopedGPTConfig.from_dict(values)
-        looped.check()
-        model = ModelSection(**{name: getattr(looped, name) for name in _SHAPE_FIELDS})
-        return kind, model, looped.max_position_embeddings
-    if kind not in _BY_TYPE:
+    if kind not in _BY_TYPE and kind != LoopedGPTConfig.model_type:
         known = ", ".join((*_BY_TYPE, LoopedGPTConfig.model_type))
         raise ValueError(f"{path}: model_type={kind!r} is not supported; those that are: {known}")
-    config = CONFIG_MAPPING[kind].from_dict(values)
+    config = _read_values(path, kind, values)
+    try:
+        model = _shape_of(path, kind, config, values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_problem(error)}") from None
+    seq_len = config.max_position_embeddings
+    if type(seq_len) is not int or seq_len < 1:
+        raise ValueError(f"{path}: max_position_embeddings={seq_len!r} is not a length of sequences")
+    return kind, model, seq_len
+
+
+def _read_values(path: Path, kind: str, values: dict[str, Any]) -> Any:
+    """The values as the class of transformers that knows the defaults of its model."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        if kind == LoopedGPTConfig.model_type:
+            looped = LoopedGPTConfig.from_dict(values)
+            looped.check()
+            return looped
+        return CONFIG_MAPPING[kind].from_dict(values)
+    except Exception as error:  # values of a wrong type meet errors of every kind there
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: {lines[-1].strip().removeprefix('TypeError: ')}") from None
+
+
+def _shape_of(path: Path, kind: str, config: Any, values: dict[str, Any]) -> ModelSection:
+    if kind == LoopedGPTConfig.model_type:
+        return ModelSection(**{name: getattr(config, name) for name in _SHAPE_FIELDS})
     _refuse_unsupported(path, config, values)
     shape = _gpt2_shape if kind == "gpt2" else _llama_like_shape
-    return kind, shape(path, config, _BY_TYPE[kind]), config.max_position_embeddings
+    return shape(path, config, _BY_TYPE[kind])
 
 
 def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None:

@@ -41,10 +41,11 @@ class PublishedWeights:
             if is_there(index):
                 try:
                     files: dict[str, str] = parse_json(read_file(index))["weight_map"]
-                except (ValueError, KeyError, TypeError) as error:
+                    named = set(files.values())
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise ValueError(f"{index}: not an index of weights ({error})") from None
-                for file in set(files.values()):
-                    if Path(file).name != file:
+                for file in named:
+                    if not isinstance(file, str) or Path(file).name != file:
                         raise ValueError(f"{index}: names a file {file!r} outside its folder")
                 return files
             if is_there(self.folder / name):

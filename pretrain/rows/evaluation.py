@@ -2,17 +2,21 @@
 are such rows. `ScoredModel.row` is the one place that makes them."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, FiniteFloat
 
 from pretrain.checkpoint.counters import Counters
 from pretrain.config.saved_model import Family, SavedModel
 from pretrain.model.count import count_parameters, forward_flops_per_token
 
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=sys.maxsize)]
+PositiveInt = Annotated[int, Field(gt=0, le=sys.maxsize)]
+"""Of 64 bits, as tables of numbers hold them."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that need not be finite; in a file of rows null stands for one that is not."""
 

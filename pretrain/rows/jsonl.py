@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from pretrain.config.section import first_problem
 from pretrain.storage import is_there, naming
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class JsonLines:
                 try:
                     rows.append(parse(line, strict=True))
                 except ValidationError as error:
-                    first = error.errors(include_url=False)[0]
-                    field = ".".join(map(str, first["loc"]))
-                    problem = f"{self.path}:{number}: {field + ': ' if field else ''}{first['msg']}"
+                    problem = f"{self.path}:{number}: {first_problem(error)}"
                     if strict:
                         raise ValueError(problem) from None
                     self.problems.append(problem)
@@ -134,13 +133,24 @@ class JsonLines:
                     rows.append(_adapter(record).validate_json(line, strict=True))
         return rows
 
-    def cut(self, last_step: int) -> None:
-        """Remove rows whose `step` is after `last_step`, and lines that hold no row; atomically.
+    def sync(self) -> None:
+        """Make what was written survive a power cut.
+
+        Raises:
+            OSError: naming the file.
+        """
+        if self._is_healed:  # it was written or cut, so it is there
+            with naming(self.path), self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def cut(self, last_step: int) -> set[int]:
+        """Remove rows whose `step` is after `last_step`, and lines that hold no row; atomically. Returns the steps of
+        the rows that stay.
 
         Raises:
             OSError: the file cannot be read or written.
         """
-        self.problems, changed = [], False
+        self.problems, changed, steps = [], False, set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with naming(self.path):
             self.path.touch()
@@ -150,7 +160,10 @@ class JsonLines:
                 step = _object_in(line).get("step")
                 if not isinstance(step, int):
                     self.problems.append(f"{self.path}:{number}: an unfinished row, removed")
-                kept = line.removesuffix(b"\n") + b"\n" if isinstance(step, int) and step <= last_step else b""
+                kept = b""
+                if isinstance(step, int) and step <= last_step:
+                    steps.add(step)
+                    kept = line.removesuffix(b"\n") + b"\n"
                 new.write(kept)
                 changed |= kept != line
             new.flush()
@@ -160,6 +173,7 @@ class JsonLines:
             scratch.replace(self.path)
         else:
             scratch.unlink()
+        return steps
 
 
 def _heal(file: io.FileIO) -> None:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: its files, Weights & Biases, the screen.
 
-`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows`) and are always complete. wandb gets
+`<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows`); those of the steps before a checkpoint are
+on the disk when it is, and rows that are missing all the same are named when the run goes on. wandb gets
 the same numbers, offline by default; it may fail at any time, which the run says once, and continues. Only rank 0 makes
 a `RunMetrics`.
 """
@@ -8,7 +9,7 @@ a `RunMetrics`.
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_args
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 WANDB_START_SECONDS = 30
 """How long the start of a run waits for an online wandb server."""
 
+MOST_SPANS = 5
+"""Of missing rows, in a warning."""
+
 
 class LoggedConfig(Dumpable, Protocol):
     """What logging needs of a configuration, of pretraining or of fine-tuning."""
@@ -42,7 +46,7 @@ class RunMetrics:
 
     def __init__(
         self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
-        stream: TextIO | None = None,
+        logged_every: int = 0, scored_every: int = 0, stream: TextIO | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -51,12 +55,16 @@ class RunMetrics:
             num_steps: steps of the whole run.
             resumed_step: steps done in the checkpoint that the run continues from; 0 for a fresh run.
             results: name of the file of evaluation rows.
+            logged_every: there should be rows of all multiples of this up to `resumed_step`; 0 if nobody knows.
+            scored_every: and evaluation rows of all multiples of this before it.
             stream: of the progress display. Default: standard error.
         """
         self._every, self._num_steps = config.logging.every, num_steps
         self._progress = Progress(num_steps, done=resumed_step, stream=stream)
-        self._steps = self._open(run_dir / "metrics.jsonl", resumed_step)
-        self._evaluations = self._open(run_dir / "eval" / results, resumed_step)
+        logged = range(logged_every, resumed_step + 1, logged_every) if logged_every else ()
+        scored = range(scored_every, resumed_step, scored_every) if scored_every else ()  # the last may be made again
+        self._steps = self._open(run_dir / "metrics.jsonl", resumed_step, logged)
+        self._evaluations = self._open(run_dir / "eval" / results, resumed_step, scored)
         self._held_back = False
         self._wandb = None
         mode = self._wandb_mode(config.logging.wandb)
@@ -102,6 +110,14 @@ class RunMetrics:
         """Show a line that stays, without tearing the progress bar."""
         self._progress.message(text)
 
+    def sync(self) -> None:
+        """Make all rows so far survive a power cut, as the checkpoint after them will."""
+        for file in (self._steps, self._evaluations):
+            try:
+                file.sync()
+            except OSError as error:
+                self.message(f"warning: {file.path}: {error.strerror}; a power cut would take its last rows")
+
     def close(self) -> None:
         """Close everything, once."""
         self._progress.close()
@@ -116,9 +132,12 @@ class RunMetrics:
             except Exception as error:
                 self._lose_wandb("did not finish", error)
 
-    def _open(self, path: Path, resumed_step: int) -> JsonLines:
+    def _open(self, path: Path, resumed_step: int, expected: Sequence[int]) -> JsonLines:
         file = JsonLines(path)
-        file.cut(resumed_step)
+        there = file.cut(resumed_step)
+        missing = _spans(expected, there)
+        if missing:
+            file.problems.append(f"{path}: no row of step {missing}: lost or removed, the run goes on without")
         for problem in file.problems:
             self.message(f"warning: {problem}")
         return file
@@ -159,6 +178,22 @@ class RunMetrics:
         self.message(f"warning: wandb {what} ({reason[0]}); the run continues without it, metrics.jsonl has everything")
         with contextlib.suppress(Exception):
             wandb.teardown()  # else its exit hook prints a traceback when its service is gone
+
+
+def _spans(expected: Iterable[int], there: Container[int]) -> str:
+    """The steps that are not there, in words, not too many: 1 to 8, 10."""
+    spans: list[list[int]] = []
+    is_open = False
+    for step in expected:
+        if step in there:
+            is_open = False
+        elif is_open:
+            spans[-1][1] = step
+        else:
+            spans.append([step, step])
+            is_open = True
+    words = [str(first) if first == last else f"{first} to {last}" for first, last in spans[:MOST_SPANS]]
+    return ", ".join([*words, *(["..."] if len(spans) > MOST_SPANS else [])])
 
 
 def _start_wandb(config: LoggedConfig, run_dir: Path, mode: WandbMode) -> Any:

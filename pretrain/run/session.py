@@ -10,6 +10,7 @@ An error after `begin` ends the run as `session.fail` does: file `state` says fa
 """
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -128,6 +129,7 @@ class RunSession:
         self._keep_every, self._asynchronous = keep_every, asynchronous
         self._ownership = Ownership(self.directory, lost=self._lose, say=lambda text: print(text, file=sys.stderr))
         self._is_lost = False
+        self._logged_every = 0
         self._set_aside: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -186,18 +188,20 @@ class RunSession:
                 raise ValueError("\n".join([*problems, f"{folder}: no good checkpoint is left; {advice}"]))
             return None
         self.notes += resumable.compare(reader, self.config)
+        self._logged_every = math.lcm(self.config.logging.every, reader.meta[resumable.config]["logging"]["every"])
         require_tokenizer(reader, self.saved.tokenizer, self.tokenizer.sha256)
         torch.set_rng_state(reader.read_whole("rng/cpu"))
         self.warnings += problems
         return reader
 
-    def begin(self, counters: Counters, num_steps: int, more: str = "") -> None:
+    def begin(self, counters: Counters, num_steps: int, more: str = "", *, scored_every: int = 0) -> None:
         """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
 
         Args:
             counters: of the run; the loop counts with them from here on.
             num_steps: steps of the whole run.
             more: said with the first line.
+            scored_every: a run that goes on has evaluation rows of all multiples of this; 0 if nobody knows.
 
         Raises:
             OSError: the run directory cannot be written.
@@ -209,8 +213,9 @@ class RunSession:
             write_state(self.directory, "running")
             self.notes += [f"set aside: {set_aside(path)}" for path in self._set_aside]
             self.metrics = RunMetrics(
-                self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results
-            )
+                self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results,
+                logged_every=self._logged_every, scored_every=scored_every,
+            )  # fmt: skip
         for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
             if warning:
                 self.say(f"warning: {warning}")
@@ -254,6 +259,8 @@ class RunSession:
         """
         if self.rank == 0:
             pieces.append(Piece.whole("rng/cpu", torch.get_rng_state()))
+        if self.metrics is not None:
+            self.metrics.sync()
         self._store.save(self.counters.step, pieces, self.meta(meta))
 
     def meta(self, more: dict[str, Any]) -> dict[str, Any]:

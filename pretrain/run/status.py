@@ -14,13 +14,15 @@ import os
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.rows.jsonl import JsonLines
@@ -44,7 +46,7 @@ RANK_LABEL = re.compile(r"^(\s*\d+: )?(\[rank\d+\]: )?(error: )?")
 class LoggedStep:
     """What is read of a row of metrics.jsonl, of pretraining or of fine-tuning."""
 
-    step: int
+    step: Annotated[int, Field(ge=0, le=sys.maxsize)]
     epoch: int | None = None
     loss: float | None = None
     tokens_per_s: float | None = None

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pretrain.config.section import first_problem
 from pretrain.storage import parse_json, read_file
 from pretrain.tasks.task import Example
 
@@ -47,10 +48,9 @@ def read_examples(path: Path) -> list[Example]:
             valid = _ExampleRow.model_validate(row)
         except ValidationError as error:
             first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"])
             is_number = first["type"] == "string_type" and isinstance(first["input"], (int, float))
             hint = f': write it as text, "{first["input"]}"' if is_number else ""
-            raise ValueError(f"{path}: row {index}: {where}{first['msg']}{hint}") from None
+            raise ValueError(f"{path}: row {index}: {first_problem(error)}{hint}") from None
         steps = tuple(step for step in valid.steps if step and not step.isspace())
         examples.append(Example(valid.question, steps, valid.answer))
     return examples

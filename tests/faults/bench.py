@@ -18,6 +18,12 @@ from tests.faults.seam import CommandServer, Ended, Storage
 ERRORS = (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOENT)
 KEEP_LAST = 2
 """Of the kind that resumes."""
+MODULES = (
+    "pretrain.train", "tests.faults.two_ranks", "pretrain.trainer", "pretrain.eval.evaluate", "pretrain.eval.groups",
+    "pretrain.eval.harness", "pretrain.eval.scorer", "pretrain.run.trained_model", "pretrain.parallel.stage",
+    "tools.eval_depth", "tools.prepare_data", "finetune.coconut", "finetune.trainer", "pyarrow.parquet", "pandas",
+)  # fmt: skip
+"""What the commands import; those at the end are imported by the libraries only when they are used."""
 _SAID_OF_MISSING = ("no such", "File exists", "Directory not empty")
 """Of a file that a call did not find: what we say of bad input, and what the system says of a folder found too late."""
 _SAID_BY_SAFETENSORS = "it could not be opened"
@@ -52,7 +58,7 @@ class Bench:
             kind.prepare(self._root, self._server)
             shutil.copytree(self._root, self._start(kind))
             ended, calls = self._run(kind)
-            assert ended.code == 0, ended.output
+            assert ended.code == 0, ended.said
             self._references[name] = Reference(calls=calls, result=kind.result(self._root))
         return self._references[name]
 
@@ -70,7 +76,7 @@ class Bench:
             found.append("an input was changed")
         found += [f"again: {problem}" for problem in self._again(kind)]
         title = f"{name}, call {number}, {call}: {errno.errorcode[error]}"
-        return [f"{title}: {line}\n{ended.output}" for line in found]
+        return [f"{title}: {line}\n{ended.said}" for line in found]
 
     def _again(self, kind: Kind) -> list[str]:
         """What is wrong after the same command on a sound storage. From the same files it ends in the same way."""
@@ -78,7 +84,7 @@ class Bench:
         if files not in self._known_ends:
             ended, _ = self._run(kind)
             if ended.code != 0:
-                self._known_ends[files] = [f"exit code {ended.code}: {ended.output}"]
+                self._known_ends[files] = [f"exit code {ended.code}: {ended.said}"]
             else:
                 wanted, found = self._references[kind.name].result, kind.result(self._root)
                 self._known_ends[files] = [
@@ -109,7 +115,7 @@ def open_bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(dir=memory) as name:
         folder = Path(name).resolve()
         storage = Storage(folder, folder / "root")
-        with CommandServer(folder, storage.environment) as server:
+        with CommandServer(folder, MODULES, storage.environment) as server:
             yield Bench(folder, storage, server)
 
 
@@ -124,14 +130,14 @@ def _ending(ended: Ended, call: str, error: int, root: Path) -> list[str]:
     """What is wrong with how the run with the failing call ended."""
     if ended.code is None:
         return ["it hangs"]
-    if _BUG.search(ended.output):
+    if _BUG.search(ended.said):
         return ["a traceback"]
     if ended.code == 0:
         return []
-    begun = re.search(r": (started|resumed) ", ended.output)
+    begun = re.search(r": (started|resumed) ", ended.said)
     if ended.code != 1 and not (ended.code == 2 and error == errno.ENOENT and not begun):
         return [f"exit code {ended.code}"]
-    lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
     path = root / call.partition(" ")[2].removesuffix(" (deleted)").rstrip("/")
     names = {str(path), re.sub(r"\.(tmp|part)$", "", str(path)), str(path.parent)}
     if not 1 <= len(lines) <= 2:

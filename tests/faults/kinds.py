@@ -282,4 +282,4 @@ KINDS = {
 
 def _must_succeed(server: CommandServer, command: Command) -> None:
     ended = server.run(*command)
-    assert ended.code == 0, ended.output
+    assert ended.code == 0, ended.said

@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("faultfs.c")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 MAX_CALLS, NAME_BYTES = 8192, 256
+TIME_LIMIT_S = 60.0
 _HEAD = struct.Struct(f"qqq{NAME_BYTES}s")
 """`struct state` of faultfs.c before its names: count, armed, error, root."""
 
@@ -62,27 +63,48 @@ class Ended:
     code: int | None
     """Exit code; None if it had to be killed."""
     output: str
-    """Standard output and error together."""
+    """Standard output."""
+    errors: str
+    """Standard error."""
+    seconds: float
+    """Of processor time."""
+
+    @property
+    def said(self) -> str:
+        """All that it printed."""
+        return self.output + self.errors
 
 
 class CommandServer:
-    """A process that runs commands, each in a child of its own. A context manager that ends it."""
+    """A process that runs commands, each in a child of its own. A context manager that ends it.
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    Args:
+        folder: for what commands print.
+        modules: imported once, those with the `main` of a command among them.
+        environment: of all commands.
+    """
+
+    def __init__(self, folder: Path, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-        self._output = folder / "output.txt"
+        self._files = {name: str(folder / f"{name}.txt") for name in ("output", "errors")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server"], cwd=ROOT, env={**os.environ, **fixed, **environment},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.faults.server", *modules], cwd=ROOT,
+            env={**os.environ, **fixed, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # all is imported
 
-    def run(self, module: str, arguments: Sequence[str | Path]) -> Ended:
-        """Run the `main` of a module with command-line arguments."""
+    def run(
+        self, module: str, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None,
+        limit_s: float = TIME_LIMIT_S,
+    ) -> Ended:  # fmt: skip
+        """Run the `main` of a module with command-line arguments, and with more variables of the environment."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        request = {"module": module, "arguments": list(map(str, arguments)), "output": str(self._output)}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        code = json.loads(self._process.stdout.readline())
-        return Ended(code=code, output=self._output.read_text(errors="replace"))
+        request = {"module": module, "arguments": list(map(str, arguments)), "environment": dict(environment or {})}
+        print(json.dumps({**request, **self._files, "limit_s": limit_s}), file=self._process.stdin, flush=True)
+        code, seconds = json.loads(self._process.stdout.readline())
+        said = {name: Path(file).read_text(errors="replace") for name, file in self._files.items()}
+        return Ended(code=code, seconds=seconds, **said)
 
     def __enter__(self) -> Self:
         return self

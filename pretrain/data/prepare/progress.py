@@ -12,7 +12,6 @@ from pretrain.data.prepare.documents import Problem
 from pretrain.data.prepare.units import Advance, Event, Started
 
 LINE_SECONDS = 10.0
-SHOWN_PROBLEMS = 10
 
 
 class PrepareProgress:
@@ -68,8 +67,5 @@ class PrepareProgress:
 
     def _problem(self, problem: Problem) -> None:
         self._problems[problem.reason] += 1
-        shown = self._problems[problem.reason]
-        if shown <= SHOWN_PROBLEMS:
-            tqdm.write(str(problem), file=sys.stderr)
-        elif shown == SHOWN_PROBLEMS + 1:
-            tqdm.write(f"more of {problem.reason!r} are only counted", file=sys.stderr)
+        if self._problems[problem.reason] == 1:
+            tqdm.write(f"{problem} (any more of this kind are counted)", file=sys.stderr)

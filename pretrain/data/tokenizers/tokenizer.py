@@ -49,7 +49,10 @@ def read_tokenizer(name: str | PathLike[str]) -> bytes:
     if text.startswith(SYMBOLS_PREFIX):
         from pretrain.data.tokenizers.symbols import write_symbols
 
-        return write_symbols(text.removeprefix(SYMBOLS_PREFIX))
+        try:
+            return write_symbols(text.removeprefix(SYMBOLS_PREFIX))
+        except ValueError as error:
+            raise ValueError(f"tokenizer {text}: {error}") from None
     return read_file(Path(name))
 
 

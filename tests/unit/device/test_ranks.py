@@ -9,7 +9,7 @@ import pytest
 from pretrain.device.ranks import planned_world_size, world_from_environment
 
 ROOT = Path(__file__).parents[3]
-RENDEZVOUS = {"MASTER_ADDR": "node1"}
+RENDEZVOUS = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 
 
@@ -47,12 +47,13 @@ def test_a_dry_run_plans_for_the_launcher_or_for_one_replica(environment: dict[s
         ({"RANK": "0"}, "WORLD_SIZE= is not a whole number of at least 1"),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 is not a whole number of at least 0"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}, "MASTER_PORT=0 is not a whole number from 1 to 65535"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "0"}, "SLURM_NTASKS=0 is not a whole number of at least 1"),
     ],
 )
 def test_variables_that_are_no_ranks_are_named(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=f"^environment: {message}"):
-        world_from_environment({**environment, **RENDEZVOUS})
+        world_from_environment({**RENDEZVOUS, **environment})
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
         ("question", None, r"question: "),
         ("question", "", r"question: .*at least 1"),
         ("steps", "Tom is a lempus.", r"steps: "),
-        ("steps", ["Tom is a lempus.", 3], r"steps: 1: "),
+        ("steps", ["Tom is a lempus.", 3], r"steps\.1: "),
         ("answer", ["Tom"], r"answer: "),
     ],
 )
