@@ -24,13 +24,13 @@ from pretrain.config.run import (
     OptimizerSection,
     ParallelSection,
 )
-from pretrain.config.section import Section
+from pretrain.config.section import PathText, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ExamplesSection(Section):
-    path: str | None = None
+    path: PathText | None = None
     """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt), also
     gzipped."""
     task: str | None = None
@@ -60,7 +60,7 @@ class FinetuneDataSection(Section):
     """Examples that select the best checkpoint."""
     test: ExamplesSection = ExamplesSection()
     """Examples to score the best checkpoint on at the end. Default: none."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Tokenizer file, or "symbols:abc", for a model from scratch. Default: that of checkpoint.init_from."""
 
 

@@ -61,7 +61,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
         raise ValueError(f"{run_dir} was not fine-tuned: train it with finetune/coconut.py --init {run_dir}")
     return FinetunedModel(
         trained=trained,
-        config=FinetuneConfig.model_validate(meta["finetune"]),
+        config=FinetuneConfig.read_saved(meta["finetune"]),
         stop_classifier=load_stop_classifier(trained.checkpoint, trained.model),
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
         epoch=last_epoch(meta),

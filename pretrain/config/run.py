@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.model import ModelSection
-from pretrain.config.section import Section, require_divides
+from pretrain.config.section import PathText, Section, require_divides
 
 Precision = Literal["fp64", "fp32", "bf16"]
 BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
@@ -27,7 +27,7 @@ SYMBOLS_PREFIX = "symbols:"
 class RunSection(Section):
     name: str = Field(default="looped", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     """Name of the run; its directory is <run.root>/<run.name>. {a.b} in it stands for the value of key a.b."""
-    root: str = "runs"
+    root: PathText = "runs"
     """Folder that holds the run directories."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights, of the data order and of the loop counts. Never combined with a rank."""
@@ -49,7 +49,7 @@ class ParallelSection(Section):
 
 
 class SourceSection(Section):
-    path: str | None = None
+    path: PathText | None = None
     """Folder of shards with its manifest.jsonl, as tools/prepare_data.py writes it."""
     task: str | None = None
     """Instead of a folder: name of a reasoning task (pretrain/tasks), whose examples are made as they are needed, one a
@@ -73,7 +73,7 @@ class SourceSection(Section):
 
 
 class DataSection(Section):
-    tokenizer: str = "data/tokenizer.model"
+    tokenizer: PathText = "data/tokenizer.model"
     """Tokenizer file of tools/train_tokenizer.py or convert_checkpoint.py; or "symbols:0123456789+=", one id a
     character, for tasks."""
     sources: tuple[SourceSection, ...] = ()
@@ -217,7 +217,7 @@ class ValidationSection(Section):
     """Tasks and groups of tools/eval_depth.py that need no network. Default: the tasks among data.sources."""
     num_examples: int | None = Field(default=None, gt=0)
     """First examples of each task that are scored. Default: all, of a generated task 1,000."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder of evaluation data, for tasks that are read from files."""
 
     def without_effect(self) -> dict[str, str]:
@@ -229,7 +229,7 @@ class CommonCheckpointSection(Section):
 
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Directory of a run whose newest weights a new run starts from: pretrained, imported or fine-tuned.
     Default: random weights."""
     resume: Literal["auto", "never"] | NonNegativeInt = "auto"
@@ -244,6 +244,15 @@ class CheckpointSection(CommonCheckpointSection):
     """Every checkpoint at a multiple of this step count is kept; 0 = none."""
     asynchronous: bool = True
     """Write in the background: the step waits only for the copy out of the training state."""
+
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.every else {"keep_every": "every=0"}
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> "CheckpointSection":
+        if self.every and self.keep_every:
+            require_divides("checkpoint.keep_every", self.keep_every, "checkpoint.every", self.every)
+        return self
 
 
 class LoggingSection(Section):
@@ -315,6 +324,12 @@ class RunConfig(EntryConfig):
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
         model.require_loops("validation.num_loops", validation.num_loops)
+        folders = [source.path for source in self.data.sources if source.path is not None]
+        if validation.every and folders and not self.data.validation_fraction:
+            raise ValueError(
+                f"validation.every={validation.every} scores documents that are held out, and "
+                f"data.validation_fraction=0 holds out none of {folders[0]}: raise it or set validation.every=0"
+            )
         has_tasks = validation.tasks or any(source.task is not None for source in self.data.sources)
         if validation.tasks_every and not has_tasks:
             raise ValueError(

@@ -51,16 +51,27 @@ class SavedModel(Section):
         """The model of a checkpoint, from its `meta`.
 
         Raises:
-            ValueError: it does not say what the model is.
+            ValueError: it does not say what the model is, or says it with a key that this version does not have.
         """
         try:
-            if "saved_model" in meta:
-                return cls.model_validate(meta["saved_model"])
-            return cls.of(RunConfig.model_validate(meta["config"]))
-        except KeyError:
+            return cls._of_meta(meta)
+        except (KeyError, TypeError, AttributeError):
             raise ValueError("the checkpoint does not say what its model is: its meta has no configuration") from None
         except ValidationError as error:
             raise ValueError(f"the checkpoint describes a model that cannot be: {first_problem(error)}") from None
+
+    @classmethod
+    def _of_meta(cls, meta: Mapping[str, Any]) -> "SavedModel":
+        whole = meta["saved_model"] if "saved_model" in meta else meta["config"]
+        unknown = sorted(whole["model"].keys() - ModelSection.model_fields.keys())
+        if unknown:
+            raise ValueError(f"the checkpoint's model.{unknown[0]} is unknown here: use the version that wrote it")
+        if "saved_model" in meta:
+            return cls.read_saved(whole)
+        parts = {"run": whole["run"], "model": whole["model"]}
+        for section, keys in (("train", ("seq_len", "precision", "loop_sampling")), ("data", ("tokenizer", "sources"))):
+            parts[section] = {key: value for key, value in whole[section].items() if key in keys}
+        return cls.of(RunConfig.read_saved(parts))  # without what later versions may refuse, and the model is not of
 
     @property
     def family(self) -> Family:

@@ -1,11 +1,16 @@
-"""What all configurations are made of: a strict section of documented fields, the check that one number divides
+"""What all configurations are made of: a strict section of documented fields, paths, the check that one number divides
 another, and what pydantic finds as a line."""
 
+import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticKnownError
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path; ~ at its start is the home directory, which a shell does not fill in after `key=`."""
 
 
 class Section(BaseModel):
@@ -30,6 +35,12 @@ class Section(BaseModel):
         for name, info in cls.model_fields.items():
             bases = (base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", ()))
             info.description = info.description or next((base.description for base in bases), None)
+
+    @classmethod
+    def read_saved(cls, values: Mapping[str, Any]) -> Self:
+        """The section as a checkpoint holds it, which another version may have written: what it does not say has its
+        default, and keys that are gone are passed over."""
+        return cls.model_validate(values, extra="ignore")
 
     def without_effect(self) -> dict[str, str]:
         """Fields that nothing reads because of another field of the section -> that one, as "field=value". A file or

@@ -39,6 +39,24 @@ def _with(changes: dict[str, Any]) -> RunConfig:
             "model.loop_regulariser.block_size=3 is not divisible by parallel.pipeline=2",
         ),
         (
+            {"model.loop_regulariser": {"weight": 1.0, "block_size": 6}},
+            "model.loop_regulariser.weight pulls blocks together, but model.num_loop_layers=6 is one block of "
+            "block_size=6",
+        ),
+        (
+            {"model.loop_regulariser": {"groups": ["gate", "gate"]}},
+            "model.loop_regulariser.groups names gate twice",
+        ),
+        (
+            {"data.sources": [{"path": "shards"}], "data.validation_fraction": 0},
+            "validation.every=200 scores documents that are held out, and data.validation_fraction=0 holds out none of "
+            "shards: raise it or set validation.every=0",
+        ),
+        (
+            {"checkpoint.every": 500, "checkpoint.keep_every": 750},
+            "checkpoint.keep_every=750 is not divisible by checkpoint.every=500",
+        ),
+        (
             {"parallel.sequence": True},
             "parallel.sequence splits tokens over tensor-parallel ranks: it needs parallel.tensor > 1",
         ),

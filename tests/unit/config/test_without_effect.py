@@ -32,6 +32,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["validation={tasks: [addition], num_examples: 5, data_dir: a}"],
         ["validation.tasks", "validation.num_examples", "validation.data_dir"],
     ),
+    (["checkpoint={every: 0, keep_every: 500}"], ["checkpoint.keep_every"]),
 ]
 
 
@@ -120,3 +121,12 @@ def test_every_declared_key_is_a_field() -> None:
             if isinstance(info.default, Section):
                 assert set(info.default.without_effect()) <= set(type(info.default).model_fields)
                 sections.append(type(info.default))
+
+
+def test_a_path_may_begin_with_the_home_directory(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does not fill it in after `key=`, nor YAML."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    given = ["run.root=~/runs", "data={tokenizer: ~/t.model, sources: [{path: ~/a}, {path: b~c}]}"]
+    config = read_config(empty, RunConfig, given)
+    assert (config.run.root, config.data.tokenizer) == ("/home/someone/runs", "/home/someone/t.model")
+    assert [source.path for source in config.data.sources] == ["/home/someone/a", "b~c"]
