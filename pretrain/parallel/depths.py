@@ -6,9 +6,10 @@ the deepest one, plus a coda and a head each.
 
 Stage p works on batch after batch of a loop, then on the next loop: it takes states from stage p-1 (stage 0 from the
 last one) and sends what it makes onward. Messages of a pair of ranks arrive in the order in which they were sent, so
-with as many batches as stages no stage waits except at the start and end. The way from the last stage back to the first
-has a process group of its own: with two stages it is the same pair of ranks, and NCCL runs a group's messages in order,
-so the two directions could deadlock.
+with as many batches as stages no stage waits except at the start and end. A few times as many go round together, not
+all, so that the states that are kept do not grow with the number of batches; on one stage, one goes alone. The way from
+the last stage back to the first has a process group of its own: with two stages it is the same pair of ranks, and NCCL
+runs a group's messages in order, so the two directions could deadlock.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ class Batch:
     """This stage's keys and values; serves one loop count."""
 
 
+TOGETHER = 4
+"""Batches under way for each of several stages: the waits at start and end are at most a fifth of the time at one
+loop."""
 OnDepth = Callable[[int, int, Tensor], None]
 """(number of the batch, loop count, final states [t, d] as the last stage holds them)."""
 
@@ -68,21 +72,31 @@ class DepthRing:
         Args:
             batches: the same on every stage.
             loops: loop counts, in any order; just one if there are caches.
-            on_depth: called in the order of loops, and of batches within.
+            on_depth: called for each batch in the order of loops, and for each loop count in the order of batches.
         """
         model, stage = self.model, self.model.stage
         assert len(loops) == 1 or all(batch.cache is None for batch in batches), "a cache serves one loop count"
         asked = {model.config.num_passes(num_loops): num_loops for num_loops in loops}
-        under_way = [_BatchState(batch=batch, context=_context(model, batch)) for batch in batches]
+        size = TOGETHER * stage.count if stage.count > 1 else 1
+        numbered = list(enumerate(batches))
+        for start in range(0, len(numbered), size):
+            self._run_together(numbered[start : start + size], asked, on_depth)
+
+    def _run_together(self, batches: Sequence[tuple[int, Batch]], asked: dict[int, int], on_depth: OnDepth) -> None:
+        """Loop by loop, all batches in turn; `asked`: passes -> loop count."""
+        model, stage = self.model, self.model.stage
+        under_way = [(number, _BatchState(batch=batch, context=_context(model, batch))) for number, batch in batches]
         sent: list[dist.Work] = []
         for loop in range(max(asked)):
-            for number, current in enumerate(under_way):
+            for number, current in under_way:
                 states = self._arriving(current, loop)
                 states = model.run_loop(model.enter(states, current.carried, loop), current.context, loop)
                 if stage.count == 1:
                     current.states = states
                 elif not stage.is_last or loop < max(asked) - 1:
                     sent.append(self._send(states))
+                    if len(sent) > len(under_way):  # what came of that one has just arrived here
+                        sent.pop(0).wait()
                 if stage.is_last and loop + 1 in asked:
                     on_depth(number, asked[loop + 1], model.finish(states, current.context, loop + 1))
         for work in sent:

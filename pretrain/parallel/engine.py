@@ -92,7 +92,8 @@ class Engine:
             vote: held when the gradients are there, so that a signal during the step counts.
         """
         micro_batches = self.split_rows(rows)
-        num_supervised = self._num_supervised(micro_batches)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        num_supervised = self._num_supervised(micro_batches).clamp_min(1).to(wide)
         self.optimizer.zero_grad()
         nll = self.ring.run(
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight
@@ -159,9 +160,10 @@ class Engine:
         self.optimizer.finish_loading(0)
 
     def _num_supervised(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        """Supervised tokens of these micro-batches on all data-parallel ranks, int64. Collective."""
         count = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).sum()
         dist.all_reduce(count, group=self.groups.data)
-        return count.clamp_min(1).to(torch.promote_types(self.dtype, torch.float32))
+        return count
 
     def _add_regularisation(self) -> Tensor:
         """Backward of this stage's part of the loop regulariser; each data-parallel rank adds its share."""

@@ -241,6 +241,7 @@ class Ring:
         if num_stages > 1:
             interleaved = num_passes > 1
             config.overlap_p2p_comm, config.batch_p2p_comm = interleaved, not interleaved
+            config.batch_p2p_sync = False  # it waits for the device after every message, as torch before 1.10 needed
             config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
             config.virtual_pipeline_model_parallel_size = num_passes if interleaved else None
         return config

@@ -4,7 +4,8 @@ Activations are what autograd keeps of the chunks in flight, each a share of one
 time follows from the timetable (`pretrain/plan/pipeline.py`). Working space is what the backward pass adds at its
 worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a token,
 document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no activations are
-held). torch.compile may keep less.
+held), evaluation (`pretrain/parallel/depths.py` holds a few states then, where training holds activations).
+torch.compile may keep less.
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,13 @@ import random
 
 import pytest
 import torch
+from megatron.core.pipeline_parallel import p2p_communication
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.data.stream.batch import Inputs
 from pretrain.data.stream.labels import IGNORED
+from pretrain.parallel.depths import Batch
 from pretrain.parallel.engine import StepResult
 from pretrain.parallel.ring import _Carried
 from tests.distributed.cases import (
@@ -65,6 +68,20 @@ def test_random_loops_and_micro_batches(pool: RankPool, num_stages: int, first: 
             )
 
 
+def waits_for_the_device(config: RunConfig) -> int:
+    """How often the messages of a step with one loop wait for the whole device, where there is one."""
+    engine, groups = make_engine(config)
+    waits: list[None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(p2p_communication.torch.cuda, "synchronize", lambda *_: waits.append(None))  # type: ignore
+        engine.train_step(own_rows(make_rows(4), groups), 1, 0.0)
+    return len(waits)
+
+
+def test_messages_do_not_wait_for_the_device(pool: RankPool) -> None:
+    assert pool.run(waits_for_the_device, _config(2), world_size=2) == [0, 0]
+
+
 def one_step_with_learned_injection(config: RunConfig, rows: Tensor, num_loops: int) -> RankReport:
     with learned_injection():
         return one_step(config, rows, num_loops)
@@ -112,6 +129,23 @@ def test_what_is_carried_is_let_go_when_its_gradient_has_joined() -> None:
 
 
 DEPTHS = (3, 1, 2)
+
+
+def evaluation_order(config: RunConfig) -> tuple[list[tuple[int, int]], int]:
+    """(batch, loop count) as they are seen on one stage; what is counted of more tokens than fp32 tells apart."""
+    engine, _ = make_engine(config)
+    seen = []
+    batches = [Batch(tokens=rows[:, 0]) for rows in make_rows(2).split(1)]
+    engine.depths.run(batches, DEPTHS, lambda number, num_loops, _: seen.append((number, num_loops)))
+    labels = torch.zeros((), dtype=torch.int64).expand(2**24 + 1)
+    many = Inputs(tokens=labels, labels=labels, positions=None, segment_ids=None)
+    return seen, int(engine._num_supervised([many]))
+
+
+def test_one_stage_keeps_the_states_of_one_batch_and_counts_every_token(pool: RankPool) -> None:
+    ((seen, count),) = pool.run(evaluation_order, tiny_config(train={"precision": "fp32"}), world_size=1)
+    assert seen == [(number, num_loops) for number in range(2) for num_loops in sorted(DEPTHS)]
+    assert count == 2**24 + 1
 
 
 def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, float, float]]:
