@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,8 +102,12 @@ def lost(path: Path) -> OSError:
     return OSError(f"{path}: {os.strerror(errno.ENOENT)}, though it is there: the storage failed")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file so that its name holds either the old bytes or the new, whatever happens.
+
+    Args:
+        path: its name.
+        data: all bytes, or one part after another.
 
     Raises:
         OSError: naming the file.
@@ -111,7 +115,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(temporary), temporary.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             sync_file(file)
         temporary.replace(path)
     except OSError:

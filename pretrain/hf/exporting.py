@@ -77,6 +77,11 @@ def export_run(
 def _choose(model: ModelSection, num_loops: int, unroll: bool) -> Architecture | None:
     """The stock architecture to write, or None for the looped model."""
     model.require_loops("--num-loops", [num_loops])
+    if model.num_blocks > 1 and not injection_kind(model).can_unroll:
+        raise ValueError(
+            f"a block-regularised model with input_injection={model.input_injection} has no form to be written in: "
+            "a stock model injects nothing, a looped one has one block"
+        )
     stock = stock_architecture(model)
     if not unroll:
         return stock if num_loops == 1 else None

@@ -1,7 +1,7 @@
 """JSON from anywhere is a value or one line, however deep it is nested."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from pretrain.data.manifest import MANIFEST_NAME, Manifest
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
-from pretrain.storage import parse_json
+from pretrain.storage import parse_json, write_atomically
 
 DEEP = "[" * 100_000
 
@@ -43,3 +43,16 @@ def test_readers_name_the_file(tmp_path: Path, name: str, read: Callable[[Path],
     message = str(caught.value)
     assert name in message and len(message.splitlines()) <= 2 and len(message) < 500
     assert json.dumps(DEEP)[:50] not in message
+
+
+def test_a_file_is_written_from_parts_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    seen = []
+
+    def parts() -> Iterator[bytes]:
+        for number in range(3):
+            seen.append(path.exists())
+            yield bytes([number])
+
+    write_atomically(path, parts())
+    assert path.read_bytes() == b"\0\1\2" and seen == [False] * 3

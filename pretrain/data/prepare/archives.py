@@ -21,6 +21,9 @@ DECODERS: dict[str, Callable[[], Any]] = {
 """Incremental decoder of one member of each kind of archive."""
 
 ARCHIVE_CHUNK = 1 << 16
+DECODED_AT_ONCE = 1 << 10
+"""Stored bytes given to a decoder at a time. The most that they can become is 32 MiB (blocks of zstd that repeat one
+byte), where a whole chunk could become 2 GiB."""
 
 
 class DamagedArchiveError(Exception):
@@ -83,40 +86,48 @@ class Inflated(io.RawIOBase):
         self._stored = stored
         self._new_decoder = new_decoder
         self._decoder: Any = None
+        self._stored_ahead = memoryview(b"")
         self._pending = memoryview(b"")
+        self._damage: DamagedArchiveError | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._pending:
-            data = self._stored.read(ARCHIVE_CHUNK)
-            if not data:
+            if self._damage is not None:
+                raise self._damage
+            if not self._stored_ahead:
+                self._stored_ahead = memoryview(self._stored.read(ARCHIVE_CHUNK))
+            if not self._stored_ahead:
                 if self._decoder is not None:
                     raise DamagedArchiveError("it ends in the middle")
                 return 0
-            self._pending = memoryview(self._inflate(data))
+            self._pending = memoryview(self._inflate())
         count = min(len(buffer), len(self._pending))
         buffer[:count] = self._pending[:count]
         self._pending = self._pending[count:]
         return count
 
-    def _inflate(self, data: bytes) -> bytes:
-        parts = []
-        while data:
+    def _inflate(self) -> bytes:
+        """Decode what was read ahead until there is a chunk of content, or until the damage, which the next call
+        meets."""
+        parts, size = [], 0
+        while self._stored_ahead and size < ARCHIVE_CHUNK:
+            data = bytes(self._stored_ahead[:DECODED_AT_ONCE])
+            num_taken = len(data)
             if self._decoder is None:
                 data = data.lstrip(b"\0")  # padding between members
-                if not data:
+                self._decoder = self._new_decoder() if data else None
+            if self._decoder is not None:
+                try:
+                    parts.append(self._decoder.decompress(data))
+                except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                    self._damage = DamagedArchiveError(str(error))
                     break
-                self._decoder = self._new_decoder()
-            try:
-                parts.append(self._decoder.decompress(data))
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                # What decoded before is handed out first; the next call meets the damage.
-                if parts:
-                    break
-                raise DamagedArchiveError(str(error)) from None
-            data = b""
-            if self._decoder.eof:
-                data, self._decoder = self._decoder.unused_data, None
+                size += len(parts[-1])
+                if self._decoder.eof:
+                    num_taken -= len(self._decoder.unused_data)
+                    self._decoder = None
+            self._stored_ahead = self._stored_ahead[num_taken:]
         return b"".join(parts)

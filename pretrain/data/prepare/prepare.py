@@ -245,12 +245,10 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
     """Number the shards of all units and write the manifest."""
     rows: list[ShardRow] = []
     problems: Counter[str] = Counter()
-    lines: list[bytes] = []
     for unit in units:
         folder = output / WORK_NAME / unit.name
         result = read_result(folder)
         problems.update(result.problems)
-        lines.append(read_file(folder / PROBLEMS_NAME))
         for row in result.rows:
             name = f"shard-{len(rows):06d}.tar"
             for source, target in ((index_name(row.shard), index_name(name)), (row.shard, name)):
@@ -258,7 +256,8 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
             rows.append(replace(row, shard=name))
     sync_folder(output)
     if problems:
-        write_atomically(output / PROBLEMS_NAME, b"".join(lines))
+        folders = (output / WORK_NAME / unit.name for unit in units)
+        write_atomically(output / PROBLEMS_NAME, (read_file(folder / PROBLEMS_NAME) for folder in folders))
     if not rows:
         if not problems:
             raise ValueError("the inputs hold no document: only blank lines")

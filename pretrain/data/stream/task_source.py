@@ -91,8 +91,15 @@ class TaskSource:
         symbols = self._tokenizer.encode(example.question)
         if answers is None or len(answers) != len(symbols):
             raise ValueError("supervise=prefixes needs a task with an answer to every prefix, one token a symbol")
-        labels = [IGNORED if answer is None else self._tokenizer.encode(answer)[0] for answer in answers]
+        labels = [IGNORED if answer is None else self._token(answer) for answer in answers]
         return [self._tokenizer.bos_id, *symbols], [IGNORED, *labels]
+
+    def _token(self, answer: str) -> int:
+        """The one token of the answer to a prefix."""
+        ids = self._tokenizer.encode(answer)
+        if len(ids) != 1:
+            raise ValueError(f"supervise=prefixes needs answers of one token, and {answer!r} has {len(ids)}")
+        return ids[0]
 
 
 def require_tasks(config: RunConfig) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.data.prepare.archives import ARCHIVE_CHUNK, open_content
 from pretrain.data.prepare.documents import (
     Document,
     InputFile,
@@ -293,3 +295,17 @@ def test_documents_are_tuples_of_text_bytes_and_progress(tmp_path: Path) -> None
     path = write(tmp_path / "a.txt", b"abc")
     (piece,) = split_file(find_inputs([str(path)])[0], 1)
     assert list(read_documents(piece, "text")) == [Document("abc", b"abc", 3)]
+
+
+def test_memory_does_not_follow_what_an_archive_becomes(tmp_path: Path) -> None:
+    """One byte, repeated: a chunk of the archive is all of it."""
+    size = 256 << 20
+    path = write(tmp_path / "bomb.jsonl.zst", COMPRESSORS[".zst"](bytes(size)))
+    assert path.stat().st_size < ARCHIVE_CHUNK
+    tracemalloc.start()
+    with open_content(str(path)) as content:
+        total = sum(iter(lambda: len(content.read(1 << 16)), 0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == size
+    assert peak < size / 3

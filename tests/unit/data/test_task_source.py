@@ -67,6 +67,16 @@ def test_every_prefix_has_its_own_label() -> None:
         assert labels == [IGNORED, *(IGNORED if answer is None else tokenizer.encode(answer)[0] for answer in answers)]
 
 
+def test_a_prefix_has_an_answer_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = source(HOPS, "symbols:abcd", 13, supervise="prefixes")
+    for answer, number in (("ab", 2), ("", 0)):
+        monkeypatch.setattr(type(made.task), "prefix_answers", lambda _, question, said=answer: (said,) * len(question))
+        with pytest.raises(
+            ValueError, match=f"needs answers of one token, and '{answer}' has {number}: data.tokenizer"
+        ):
+            made.sample(0)
+
+
 def test_an_example_whose_last_label_would_be_cut_off_does_not_fit() -> None:
     made, _ = source(HOPS, "symbols:abcd", 12, supervise="prefixes")
     with pytest.raises(ValueError, match=r"an example can take 13 positions, more than train\.seq_len=12"):

@@ -330,6 +330,10 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
     for run, message in zip((injected, mixed), messages, strict=True):
         with pytest.raises(ValueError, match=message):
             export_run(run=run, out=tmp_path / "out", unroll=True)
+    blocks = {"num_loop_layers": 4, "input_injection": "add", "loop_regulariser": {"weight": 0.1, "block_size": 2}}
+    pulled = make_run(tmp_path / "pulled", tokenizer, blocks)
+    with pytest.raises(ValueError, match="block-regularised model with input_injection=add has no form"):
+        export_run(run=pulled, out=tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists: name a new folder"):
         export_run(run=mixed, out=tmp_path / "out")
