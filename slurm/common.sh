@@ -39,7 +39,8 @@ if [[ -n ${SLURM_JOB_ID:-} ]]; then
   [[ -n ${SLURM_JOB_NODELIST:-} ]] || refuse "SLURM_JOB_ID=$SLURM_JOB_ID, but there is no SLURM_JOB_NODELIST: submit with sbatch"
   first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node need ports of their own
+  # Jobs that share a node need ports of their own, a restart another one, and from 32768 on Linux gives them to anybody.
+  MASTER_PORT=$((20000 + (SLURM_JOB_ID + 4099 * restart) % 12768))
   export MASTER_ADDR MASTER_PORT
 fi
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
@@ -72,8 +73,17 @@ plan_run() {
     exec "${CONTAINER[@]}" "$@" --dry-run
   fi
   require_ntasks
-  plan=$(WORLD_SIZE=$SLURM_NTASKS "${here[@]}" "${CONTAINER[@]}" "$@" --dry-run) || exit 2
+  plan=$(WORLD_SIZE=$SLURM_NTASKS "${here[@]}" "${CONTAINER[@]}" "$@" --dry-run) || not_planned $?
   run_dir=$(sed -n 's/^run directory  *//p' <<<"$plan")
+}
+
+# The configuration is refused (2), or srun or the storage failed, which may pass. There is no run directory yet to count in.
+not_planned() {
+  (($1 != 2 && restart < MAX_REQUEUES)) || exit "$1"
+  echo "requeue: the dry run failed with exit code $1"
+  trap '' TERM
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
 }
 
 # What a resumed run starts from. It grows, or the run makes no progress.
@@ -124,6 +134,8 @@ run_until_done() {
   ((status)) || requeue "$(cat "$run_dir/state" 2>/dev/null || echo "no state")"
   [[ -z $signalled ]] || requeue "SIG$signalled"
   ((status != 2)) || fail "$status"
+  # The same steps again from the same checkpoint have the same numbers.
+  ((status != 3)) || { echo "not requeued: the run diverged and would again; lower optimizer.lr, or go back with checkpoint.resume=STEP" && fail 3; }
   requeue "exit code $status" "$status"
 }
 

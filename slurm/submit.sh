@@ -19,7 +19,7 @@ shift
 [[ ! -f slurm/site.env ]] || source slurm/site.env
 
 options=() before=
-while (($#)) && [[ ! $1 =~ \.ya?ml$ && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
+while (($#)) && [[ $1 == -* || ! $1 =~ \.ya?ml$ ]] && [[ $1 != --init && $1 != --init=* && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
   # The word after an option without "=" may be its value.
   [[ $1 == -* || $before =~ ^-[^=]*$ ]] || refuse "$1: neither an option of sbatch, nor a configuration (.yaml, .yml), nor a.b=c"
   options+=("$1") before=$1

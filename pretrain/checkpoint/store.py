@@ -209,6 +209,11 @@ class CheckpointStore:
         if self._latest is not None and not self._latest.is_durable:
             raise OSError(self._latest.message)
 
+    def settle(self, timeout_s: float) -> None:
+        """After an error on this rank: let the save in flight become durable, if it can without the training loops."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def _join(self) -> None:
         """Wait until the latest save has ended on all ranks."""
         while True:

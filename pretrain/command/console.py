@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, DIVERGED, INTERRUPTED = 2, 1, 3, 130
+"""A run that DIVERGED has numbers that are not finite, and would have them again: like bad input, it is not worth a
+second try."""
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _LEADS_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
 """Errors of a path, as those of a file that is not there."""

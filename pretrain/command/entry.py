@@ -1,6 +1,7 @@
 """The main function of an entry point that every rank runs, alone, under torchrun, deepspeed or srun."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pretrain.command.command_line import CommandLine, Config
@@ -17,6 +18,9 @@ from pretrain.command.console import (
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, render
+
+ALONE_AFTER_S = 3.0
+"""A rank that still lives so long after it found bad input is alone with it: launchers end all ranks with the first."""
 
 
 def run_entry(
@@ -37,7 +41,8 @@ def run_entry(
         run: the work; returns the exit code.
 
     Returns:
-        The exit code, as `run_command`. Bad input is the same on every rank and told by rank 0 alone.
+        The exit code, as `run_command`. Bad input that every rank finds is told by rank 0, whose end ends the others;
+        what only another rank finds, such as a file that its machine does not see, by that rank a moment later.
     """
     rank, who = 0, ""
     try:
@@ -55,8 +60,8 @@ def run_entry(
         except (ValueError, OSError) as error:
             if exit_code(error) != BAD_INPUT:
                 raise
-            if rank == 0:
-                print_error(error)
+            time.sleep(ALONE_AFTER_S if rank else 0)
+            print_error(error, who if rank else "")
             return BAD_INPUT
         if rank == 0:
             ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"

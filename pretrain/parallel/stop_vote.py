@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-REASONS = ("train.exit_after", "SIGINT", "SIGUSR1", "SIGTERM")
+REASONS = ("train.exit_after", "SIGINT", "SIGHUP", "SIGUSR1", "SIGTERM")
 """Why a run stops before its last step, the weakest first."""
 
 

@@ -6,7 +6,7 @@
         ...                             # train, session.vote, session.save(...)
         return session.finish()         # or session.fail(why)
 
-An error after `begin` ends the run as `session.fail` does: file `state` says failed, and why, and the exit code is 1.
+An error after `begin` ends the run as `session.fail` does: file `state` says failed, and why; but the exit code is 1.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import require_tokenizer
 from pretrain.checkpoint.store import open_store
-from pretrain.command.console import FAILED, RunFailed, describe_error
+from pretrain.command.console import DIVERGED, RunFailed, describe_error
 from pretrain.config.layout import Layout
 from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
-from pretrain.parallel.contact import contact
+from pretrain.parallel.contact import contact, describe_loss
 from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.step import StepCost
@@ -47,11 +47,20 @@ from pretrain.run.logger import LoggedConfig, RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
+from pretrain.storage import read_file
+
+SETTLE_S = 60.0
+"""How long a rank with an error waits for a checkpoint that is being written, before its end ends the other ranks."""
 
 
 def _went_on_from(config: Mapping[str, Any], step: int) -> bool:
     """Whether a checkpoint was made by a run that was told to resume from this very step, and so comes after it."""
     return config["checkpoint"].get("resume") == step
+
+
+def _lost_contact(error: BaseException) -> str | None:
+    """One line if it means that another rank has gone."""
+    return describe_loss(error) if isinstance(error, RuntimeError) else None
 
 
 class SessionConfig(LoggedConfig, Protocol):
@@ -145,6 +154,9 @@ class RunSession:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._has_begun and isinstance(error, Exception) and not _lost_contact(error):
+            self._store.settle(SETTLE_S)
+            self.report_saves()
         if self.metrics is not None:
             self.metrics.close()
             if self._outcome:  # only now: the progress display is gone
@@ -155,8 +167,18 @@ class RunSession:
                 with contextlib.suppress(OSError):  # what failed may be this very folder
                     write_state(self.directory, f"failed: {why.partition(chr(10))[0]}")
                 raise RunFailed(why) from error
+            if self._has_begun and error is not None:
+                self._say_ended(error)
         finally:
             self._ownership.release()
+
+    def _say_ended(self, error: BaseException) -> None:
+        """Let `state` not say for ever that the run is running: a bug, Ctrl-C, or a rank that was killed without a
+        word. What a rank said is left as it is."""
+        first_line = f"{type(error).__name__}: {error}".removesuffix(": ").partition("\n")[0]
+        with contextlib.suppress(OSError):
+            if read_file(self.directory / "state") == b"running\n":
+                write_state(self.directory, f"failed: {_lost_contact(error) or first_line}")
 
     def resume(self, resumable: Resumable) -> CheckpointReader | None:
         """The newest good checkpoint, to go on from; None where there is none. The random state is the saved one.
@@ -204,8 +226,14 @@ class RunSession:
             scored_every: a run that goes on has evaluation rows of all multiples of this; 0 if nobody knows.
 
         Raises:
+            ValueError: it is beyond that.
             OSError: the run directory cannot be written.
         """
+        if counters.step > num_steps:
+            raise ValueError(
+                f"{self.directory} is at step {counters.step}, beyond the {num_steps} steps of this configuration: "
+                "raise train.steps or train.epochs, or go back with checkpoint.resume=STEP"
+            )
         self.counters, self.num_steps = counters, num_steps
         self._has_begun = True
         if self.rank == 0:
@@ -286,9 +314,9 @@ class RunSession:
         return 0
 
     def fail(self, why: str) -> int:
-        """End the run as failed, for a reason that all ranks found; returns the exit code."""
+        """End the run as failed because its numbers are no longer finite, as all ranks found; returns the exit code."""
         self._end(f"failed: {why}", f"error: {why}")
-        return FAILED
+        return DIVERGED
 
     def _end(self, state: str, outcome: str) -> None:
         self._store.wait()

@@ -1,14 +1,15 @@
 """Stop signals: they become a stop request of this rank; all ranks vote on it (`pretrain/parallel/stop_vote.py`).
 
-SIGTERM, SIGUSR1 (Slurm's warning before the time limit) or SIGINT (Ctrl-C) sets a flag here and nothing else, so the
-step under way finishes. A second Ctrl-C raises KeyboardInterrupt at once.
+SIGTERM, SIGUSR1 (Slurm's warning before the time limit), SIGHUP (the terminal is gone; not under nohup) or SIGINT
+(Ctrl-C) sets a flag here and nothing else, so the step under way finishes. A second Ctrl-C raises KeyboardInterrupt at
+once.
 """
 
 import signal
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignal:
@@ -22,7 +23,12 @@ class StopSignal:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        heard = [
+            number
+            for number in STOP_SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # as nohup leaves it
+        ]
+        self._previous = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

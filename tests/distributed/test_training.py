@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.verify import newest_good
+from pretrain.command.console import DIVERGED
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
 from tests.support.run_rows import scored
@@ -147,7 +148,7 @@ def test_bad_steps_are_skipped_and_end_the_run(root: Path, pool: RankPool) -> No
     config = training_config(
         root, "bad", optimizer={"lr": 1e38, "clip_grad_norm": 0.0, "warmup_steps": 0}, train={"max_bad_steps": 3}
     )
-    assert pool.run(train, config, world_size=2) == [1, 1]
+    assert pool.run(train, config, world_size=2) == [DIVERGED] * 2
     written = rows(root, "bad")
     assert written[-1]["skipped"] == 3 and written[-1]["loss"] is None
     assert [row["skipped"] for row in written[-4:]] == [0, 1, 2, 3]
@@ -161,6 +162,33 @@ def test_what_defines_the_run_may_not_change_on_resume(root: Path, pool: RankPoo
     )
     (printed,) = pool.run(train_aloud, training_config(root, reference, checkpoint={"resume": "never"}), world_size=1)
     assert "holds step-00000012, but checkpoint.resume=never" in printed
+
+
+def test_a_run_beyond_the_last_step_says_so(root: Path, pool: RankPool, reference: str) -> None:
+    shorter = training_config(root, reference, train={"steps": 5})
+    (printed,) = pool.run(train_aloud, shorter, world_size=1)
+    assert "is at step 12, beyond the 5 steps of this configuration: raise train.steps" in printed
+    assert (root / "runs" / reference / "state").read_text() == "complete\n"
+
+
+def test_a_bug_ends_the_state_of_running(root: Path, pool: RankPool) -> None:
+    bug = Interruption(rank=0, method="train_step", call=2, signal=None, bug="no such kernel\nand more")
+    (printed,) = pool.run(train_aloud, training_config(root, "buggy"), bug, world_size=1)
+    assert "error: no such kernel" in printed
+    assert (root / "runs" / "buggy" / "state").read_text() == "failed: RuntimeError: no such kernel\n"
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_the_rate_of_a_row_is_the_one_that_was_applied(root: Path, pool: RankPool, name: str) -> None:
+    """Of a norm, which does not decay: Adafactor's first update has this RMS, relative to that of the weight, 1; Muon
+    leaves it to AdamW, whose first update is its rate."""
+    config = training_config(
+        root, f"rate-{name}", train={"steps": 1}, optimizer={"name": name, "lr": 0.05, "warmup_steps": 0}
+    )
+    assert pool.run(train, config, world_size=1) == [0]
+    (row,) = rows(root, f"rate-{name}")
+    change = tensors(root, f"rate-{name}")["weights/final_norm.weight"] - 1
+    torch.testing.assert_close(change.square().mean().sqrt(), torch.tensor(row["lr"]), rtol=1e-3, atol=0)
 
 
 def test_a_complete_run_stays_as_it_is(root: Path, pool: RankPool, reference: str) -> None:

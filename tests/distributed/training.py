@@ -25,12 +25,15 @@ from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:
-    """A signal to one rank, at the n-th call (from 0) of a method: "train_step" or "evaluate" of the engine, say."""
+    """A signal to one rank, or a bug in it, at the n-th call (from 0) of a method: "train_step" or "evaluate" of the
+    engine, say."""
 
     rank: int
     method: str
     call: int
-    signal: signal.Signals
+    signal: signal.Signals | None
+    """None: a bug, with this text:"""
+    bug: str = ""
     part: str = "engine"
     """The object of the trainer that has the method."""
 
@@ -50,13 +53,13 @@ def train(config: RunConfig, interruption: Interruption | None = None) -> int:
         return trainer.run()
 
 
-def train_aloud(config: RunConfig) -> str:
-    """Run the trainer; what this rank printed, and the line of an error that is meant for people."""
+def train_aloud(config: RunConfig, interruption: Interruption | None = None) -> str:
+    """Run the trainer; what this rank printed, and the line of its error."""
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed):
         try:
-            train(config)
-        except (ValueError, OSError, RunFailed) as error:
+            train(config, interruption)
+        except (ValueError, OSError, RunFailed, RuntimeError) as error:
             printed.write(f"error: {error}\n")
     return printed.getvalue()
 
@@ -68,6 +71,8 @@ def interrupt(trainer: Any, interruption: Interruption) -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == interruption.call:
+            if interruption.signal is None:
+                raise RuntimeError(interruption.bug)
             signal.raise_signal(interruption.signal)
         return method(*args, **kwargs)
 

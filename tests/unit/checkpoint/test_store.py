@@ -282,3 +282,18 @@ def test_ranks_agree_on_the_newest_good_one(tmp_path: Path) -> None:
         f"checkpoint {tmp_path / 'step-00000020'} is bad: rank-00002.safetensors is damaged: its sha256 does not match"
     )
     assert found == {rank: (10, [line]) for rank in range(3)}
+
+
+def test_after_an_error_a_save_that_only_needs_the_other_ranks_threads_becomes_durable(tmp_path: Path) -> None:
+    piece = [Piece.whole("weights", torch.ones(5))]
+    stores = [make_store(tmp_path, rank=rank, world_size=2, asynchronous=True) for rank in (0, 1)]
+    stores[0].save(1, piece, {})
+    late = threading.Timer(0.3, stores[1].save, (1, [], {}))
+    late.start()
+    stores[0].settle(60)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
+    assert [result.is_durable for result in stores[0].poll()] == [True]
+    late.join()
+    stores[0].save(2, piece, {})  # nobody joins in this one
+    stores[0].settle(0.2)
+    assert stores[0].poll() == []

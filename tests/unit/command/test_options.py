@@ -1,5 +1,10 @@
 """Numbers and lists on a command line: what is read, and the line that people get when something is wrong."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tools import convert_checkpoint, eval_coconut, eval_depth
@@ -46,3 +51,14 @@ def test_numbers_of_the_loop_command_are_checked_too(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         convert_checkpoint.parse(arguments)
     assert "error: --block: needs at least 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "who"), [(0, ""), (1, "rank 1: ")])
+def test_bad_input_that_one_rank_alone_finds_is_told_by_it(tmp_path: Path, rank: int, who: str) -> None:
+    """A file that its machine does not see; here no other rank ends, and so none ends this one."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain.train", "--config", tmp_path / "none.yaml"],
+        env={**os.environ, **place}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, f"error: {who}{tmp_path}/none.yaml: No such file or directory\n")

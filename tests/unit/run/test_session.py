@@ -10,6 +10,7 @@ import finetune.trainer
 import pretrain.trainer
 from finetune.config import FinetuneConfig
 from pretrain.checkpoint.run import open_checkpoint
+from pretrain.command.console import DIVERGED
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.data.manifest import Manifest
@@ -43,7 +44,7 @@ def start(root: Path, command: list[str], *overrides: str) -> tuple[int, str, Pa
 )
 def test_a_run_that_diverges_ends_as_failed(tmp_path: Path, command: list[str], overrides: list[str], why: str) -> None:
     code, printed, run_dir = start(tmp_path, command, *overrides)
-    assert code == 1 and f"error: {why}" in printed and "Traceback" not in printed
+    assert code == DIVERGED == 3 and f"error: {why}" in printed and "Traceback" not in printed
     assert (run_dir / "state").read_text().startswith(f"failed: {why}")
 
 

@@ -36,3 +36,13 @@ def test_handlers_come_back_after_an_error() -> None:
 
 def test_every_stop_signal_is_a_reason() -> None:
     assert {number.name for number in STOP_SIGNALS} < set(REASONS)
+
+
+def test_a_lost_terminal_is_no_reason_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

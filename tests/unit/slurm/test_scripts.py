@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.command.console import BAD_INPUT, DIVERGED
+
 ROOT = Path(__file__).parents[3]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 CONFIG = "configs/tasks/p_hop_small.yaml"
@@ -58,14 +60,16 @@ def test_a_bad_node_is_named(tmp_path: Path, clock: int, min_free_gib: int, gpus
     assert all(re.fullmatch(f"unhealthy node7: {finding}", line) for line in said.splitlines())
 
 
-def submit(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    tmp_path: Path, *arguments: str, script: str = "slurm/pretrain_looped.sh"
+) -> subprocess.CompletedProcess[str]:
     """Run slurm/submit.sh with an sbatch that prints its arguments."""
     fake = tmp_path / "sbatch"
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     # from inside an allocation, too
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    command = ["bash", "slurm/submit.sh", "slurm/pretrain_looped.sh", *arguments]
+    command = ["bash", "slurm/submit.sh", script, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -77,6 +81,7 @@ def submit(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["-N", "4", "--ntasks-per-node=2"], 8),
         (["-N2", "--nodes", "1", "-n", "4"], 4),
         (["--nodes=2-4"], 1),  # open: one replica
+        (["--comment=of run.yaml", "--output=log.yaml"], 8),
     ],
 )
 def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[str], ranks: int) -> None:
@@ -117,7 +122,7 @@ def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tu
 )
 def test_what_a_job_lacks_is_named(tmp_path: Path, variables: dict[str, str], message: str) -> None:
     """A job as Slurm would run it, but for its variables; srun says for how many ranks it is asked to plan."""
-    programs = {"srun": 'echo "WORLD_SIZE=$WORLD_SIZE" >&2; exit 1', "scontrol": "exit 0"}
+    programs = {"srun": 'echo "WORLD_SIZE=$WORLD_SIZE" >&2; exit 2', "scontrol": "exit 0"}
     for name in {"srun", *({"scontrol"} & variables.keys())}:
         (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{programs[name]}\n")
         (tmp_path / name).chmod(0o755)
@@ -130,3 +135,63 @@ def test_what_a_job_lacks_is_named(tmp_path: Path, variables: dict[str, str], me
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {message}" if message else "WORLD_SIZE=8")
+
+
+def test_init_belongs_to_the_entry_point_without_a_configuration_too(tmp_path: Path) -> None:
+    done = submit(tmp_path, "--ntasks-per-node=1", "--init", f"{tmp_path}/none", script="slurm/finetune_coconut.sh")
+    assert (done.returncode, done.stdout) == (2, "") and f"{tmp_path}/none" in done.stderr
+
+
+FAKES = {
+    "scontrol": """
+case "$*" in
+  "show hostnames"*) echo n1 ;;
+  "show node"*) echo "NodeAddr=127.0.0.1" ;;
+  "show job"*) echo "JobState=RUNNING" ;;
+  requeue*) echo "$*" >>"$FAKE/requeued" ;;
+esac""",
+    "srun": """
+case "$*" in
+  *--dry-run*) echo "run directory  $FAKE/run"; exit "$DRY_RUN_CODE" ;;
+  *check_node.sh*) ;;
+  *) echo "srun: error: n1: task 0: Exited with exit code $CODE"; exit "$CODE" ;;
+esac""",
+}
+"""Slurm's commands, as a job on one node meets them: the dry run and the ranks end with given codes."""
+
+
+@pytest.mark.parametrize(
+    ("dry_run_code", "code", "ends_with", "is_requeued"),
+    [
+        (0, 1, 0, True),
+        (0, 2, 2, False),
+        (0, DIVERGED, DIVERGED, False),
+        (BAD_INPUT, 0, 2, False),
+        (1, 0, 0, True),  # srun itself, or the storage
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    tmp_path: Path, dry_run_code: int, code: int, ends_with: int, is_requeued: bool
+) -> None:
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "39999", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    codes = {"DRY_RUN_CODE": str(dry_run_code), "CODE": str(code), "FAKE": str(tmp_path)}
+    environment = {**os.environ, **job, **codes, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = tmp_path / "job.sh"
+    script.write_text('source slurm/common.sh\nplan_run "$PYTHON" train\nrun_until_done "$PYTHON" train\n')
+    done = subprocess.run(["bash", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "requeued").exists()) == (ends_with, is_requeued), done.stdout + done.stderr
+    assert ("not requeued: the run diverged" in done.stdout) == (code == DIVERGED)
+
+
+def test_ranks_meet_at_a_port_of_the_job_that_linux_gives_to_nobody() -> None:
+    (line,) = [line for line in (ROOT / "slurm/common.sh").read_text().splitlines() if "MASTER_PORT=$" in line]
+    script = "while read -r SLURM_JOB_ID restart; do " + line + "; echo $MASTER_PORT; done"
+    places = [(job, restart) for job in (1, 2, 12767, 12768, 39999, 99999999) for restart in (0, 1, 5, 77)]
+    given = "".join(f"{job} {restart}\n" for job, restart in places)
+    done = subprocess.run(["bash", "-uc", script], input=given, capture_output=True, text=True, check=True)
+    ports = dict(zip(places, map(int, done.stdout.split()), strict=True))
+    assert all(20000 <= port < 32768 for port in ports.values())
+    assert ports[1, 0] != ports[2, 0] and len({ports[1, restart] for restart in (0, 1, 5, 77)}) == 4
