@@ -262,7 +262,8 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
         if not problems:
             raise ValueError("the inputs hold no document: only blank lines")
         counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(problems.items()))
-        first = b"".join(lines).partition(b"\n")[0].decode(errors="replace")
+        with naming(output / PROBLEMS_NAME), (output / PROBLEMS_NAME).open("rb") as file:
+            first = file.readline().rstrip(b"\n").decode(errors="replace")
         raise ValueError(f"the inputs hold no document ({counts}; see {output / PROBLEMS_NAME}): {first}")
     header = write_manifest(
         output,
