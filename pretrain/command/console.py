@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -86,19 +87,19 @@ def printing() -> Iterator[None]:
         sys.stdout.reconfigure(errors="replace")
     try:
         yield
-        _flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        try:
-            _flush()  # raises again, unless it was another pipe
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            return
-        raise
+        if not _is_reader_gone():  # it was another pipe
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
+def _is_reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 class RunFailed(Exception):  # noqa: N818

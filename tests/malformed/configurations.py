@@ -99,7 +99,7 @@ def command_lines() -> Iterator[Case]:
     for what, (argument, words) in COMMAND_LINES.items():
         yield from both_ways(what, argument, words=words, most_lines=1, is_light=True)
         if argument.startswith(("--", "run", "=", "quick", "a.")):
-            words = ("run.name", "train.setps") if argument.startswith("run.name=.{train") else words
+            words = ("run.name", "train.setps") if "setps}" in argument else words
             yield finetune(what, argument, words=words, most_lines=1, is_light=True)
     for value in ("0", "-1", "abc", "1.5", BEYOND_64_BITS):
         words = ("--world-size", value)
