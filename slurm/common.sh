@@ -69,7 +69,11 @@ require_ntasks() {
 plan_run() {
   local here=(srun --nodes=1 --ntasks=1 "${SRUN_FLAGS[@]}")
   if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    [[ ${#CONTAINER[@]} -gt 0 || -x $PYTHON ]] || { echo "there is no $PYTHON here: the job checks the configuration" && exit 0; }
+    if [[ ${#CONTAINER[@]} -eq 0 && ! -x $PYTHON ]]; then
+      [[ -z ${VERIFY:-} ]] || refuse "--verify needs $PYTHON here, on the login node"
+      echo "there is no $PYTHON here: the job checks the configuration" && exit 0
+    fi
+    [[ -z ${VERIFY:-} ]] || exec "${CONTAINER[@]}" "${@/#pretrain.train/pretrain.verify}" --elsewhere
     exec "${CONTAINER[@]}" "$@" --dry-run
   fi
   require_ntasks

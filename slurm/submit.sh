@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Submits a batch script that trains, after a dry run of its configuration here, on the login node:
 #
-#   bash slurm/submit.sh slurm/pretrain_looped.sh [options of sbatch] [CONFIG.yaml] [a.b=c ...]
+#   bash slurm/submit.sh [--verify] slurm/pretrain_looped.sh [options of sbatch] [CONFIG.yaml] [a.b=c ...]
 #
-# A configuration that the dry run refuses, also because it does not fit the number of ranks asked for, never joins the queue. Sources
-# slurm/site.env, so partition and account can be set there.
+# A configuration that the dry run refuses, also because it does not fit the number of ranks asked for, never joins the queue. --verify runs
+# it here in miniature first (python -m pretrain.verify), and submits it only if every row holds. Sources slurm/site.env, so partition and
+# account can be set there.
 set -euo pipefail
 
 refuse() {
@@ -12,9 +13,12 @@ refuse() {
   exit 2
 }
 
-[[ -f ${1:-} ]] || refuse "usage: bash slurm/submit.sh SCRIPT [options of sbatch] [CONFIG.yaml] [a.b=c ...], from the root of the project"
+verify=
+[[ ${1:-} != --verify ]] || { verify=1 && shift; }
+[[ -f ${1:-} ]] || refuse "usage: bash slurm/submit.sh [--verify] SCRIPT [options of sbatch] [CONFIG.yaml] [a.b=c ...], from the root of the project"
 script=$1
 shift
+[[ -z $verify ]] || grep -q '^plan_run .* pretrain\.train ' "$script" || refuse "--verify: $script does not pretrain, and nothing else is verified"
 # shellcheck source=slurm/site.env.example
 [[ ! -f slurm/site.env ]] || source slurm/site.env
 
@@ -45,5 +49,7 @@ if [[ -z $ntasks && $nodes =~ ^[0-9]+$ && $per_node =~ ^[0-9]+$ ]]; then
   ntasks=$((nodes * per_node))
 fi
 
-env -u SLURM_JOB_ID -u SLURM_NTASKS -u SLURM_SUBMIT_DIR WORLD_SIZE="$ntasks" bash "$script" "$@"
+here=(env -u SLURM_JOB_ID -u SLURM_NTASKS -u SLURM_SUBMIT_DIR WORLD_SIZE="$ntasks")
+"${here[@]}" bash "$script" "$@"
+[[ -z $verify ]] || "${here[@]}" VERIFY=1 bash "$script" "$@"
 exec sbatch "${options[@]}" "$script" "$@"

@@ -21,6 +21,10 @@ _BATCH, _LENGTH = 2, 64
 _TEXTS = ("KING HENRY. Once more unto the breach,\n", "x = 12345\n\n\tdef f():", "naïve \U0001f642 \u2581 你好", "")
 
 
+class WrongConversion(ValueError):  # noqa: N818 - reads as what it reports
+    """What was written is not what was read: a fault of ours, not of the input."""
+
+
 def load_published(folder: Path, model_type: str) -> Any:
     """Load the model of a folder with transformers in fp32; code in the folder is not run, no objects are unpickled."""
     from transformers import AutoModelForCausalLM
@@ -62,23 +66,23 @@ def largest_difference(
 
 
 def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
-    """Raise a ValueError unless the folder's tokenizer, loaded by transformers, gives the same ids as `tokenizer`."""
+    """Raise a WrongConversion unless the folder's tokenizer, loaded by transformers, gives the ids of `tokenizer`."""
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for text in _TEXTS:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__
-            raise ValueError(
+            raise WrongConversion(
                 f"the tokenizer that transformers makes of the export ({kind}) gives other ids for {text!r}: "
                 "nothing was kept"
             )
 
 
 def require_equal(difference: float, what: str) -> str:
-    """A line that reports the difference of logits; raises a ValueError if it exceeds TOLERANCE."""
+    """A line that reports the difference of logits; raises a WrongConversion if it exceeds TOLERANCE."""
     if not difference <= TOLERANCE:
-        raise ValueError(
+        raise WrongConversion(
             f"{what}: logits differ by {difference:.1e}, more than {TOLERANCE:g}: "
             "the conversion is wrong, nothing was kept"
         )

@@ -57,6 +57,16 @@ class Plan:
     """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: weights and states of the optimizer, each once and in fp32 (fp64 for fp64)."""
+        config = self.config
+        weights = stage_weights(config.model, config.train.seq_len).values()
+        kind = optimizer_kind(config.optimizer)
+        of_weights = (kind.for_weight(weight).states(weight.shape) for weight in weights)
+        states = sum(math.prod(shape) for of_weight in of_weights for shape in of_weight.values())
+        return max(4, BYTES[config.train.precision]) * (count(weights) + states)
+
+    @property
     def worst_stage(self) -> StagePlan:
         return max(self.stages, key=lambda stage: stage.total)
 

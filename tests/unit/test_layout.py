@@ -14,7 +14,8 @@ import pytest
 
 from finetune import coconut
 from finetune.config import FinetuneConfig
-from pretrain import train
+from pretrain import train, verify
+from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +142,10 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     if script == "pretrain.train":
         monkeypatch.chdir(ROOT)
         assert "--help" in arguments or train.COMMAND_LINE.parse(arguments).config.run.name
+        return
+    if script == "pretrain.verify":
+        options = verify.parse(arguments)
+        assert read_config(ROOT / options.config, RunConfig, options.overrides).run.name
         return
     assert (ROOT / script).is_file()
     if script.endswith(".py"):

@@ -60,17 +60,21 @@ def test_a_bad_node_is_named(tmp_path: Path, clock: int, min_free_gib: int, gpus
     assert all(re.fullmatch(f"unhealthy node7: {finding}", line) for line in said.splitlines())
 
 
-def submit(
-    tmp_path: Path, *arguments: str, script: str = "slurm/pretrain_looped.sh"
-) -> subprocess.CompletedProcess[str]:
+def submit(tmp_path: Path, *arguments: str, project: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run slurm/submit.sh with an sbatch that prints its arguments."""
     fake = tmp_path / "sbatch"
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     # from inside an allocation, too
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    command = ["bash", "slurm/submit.sh", script, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", "slurm/submit.sh", *arguments],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,10 +90,10 @@ def submit(
 )
 def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[str], ranks: int) -> None:
     overrides = ["train.micro_batch=1", "data.sources=[{task: p_hop, parameters: {num_hops: 4, length: 63}}]"]
-    done = submit(tmp_path, *options, CONFIG, *overrides)
+    script = "slurm/pretrain_looped.sh"
+    done = submit(tmp_path, script, *options, CONFIG, *overrides)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^ranks +{ranks} = tensor 1 × pipeline 1 × data {ranks}$", done.stdout, re.MULTILINE)
-    script = "slurm/pretrain_looped.sh"
     assert done.stdout.splitlines()[-len(options) - 4 :] == [*options, script, CONFIG, *overrides]
 
 
@@ -105,7 +109,7 @@ def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[st
     ],
 )
 def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = submit(tmp_path, *arguments)
+    done = submit(tmp_path, "slurm/pretrain_looped.sh", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
@@ -138,7 +142,7 @@ def test_what_a_job_lacks_is_named(tmp_path: Path, variables: dict[str, str], me
 
 
 def test_init_belongs_to_the_entry_point_without_a_configuration_too(tmp_path: Path) -> None:
-    done = submit(tmp_path, "--ntasks-per-node=1", "--init", f"{tmp_path}/none", script="slurm/finetune_coconut.sh")
+    done = submit(tmp_path, "slurm/finetune_coconut.sh", "--ntasks-per-node=1", "--init", f"{tmp_path}/none")
     assert (done.returncode, done.stdout) == (2, "") and f"{tmp_path}/none" in done.stderr
 
 
@@ -195,3 +199,28 @@ def test_ranks_meet_at_a_port_of_the_job_that_linux_gives_to_nobody() -> None:
     ports = dict(zip(places, map(int, done.stdout.split()), strict=True))
     assert all(20000 <= port < 32768 for port in ports.values())
     assert ports[1, 0] != ports[2, 0] and len({ports[1, restart] for restart in (0, 1, 5, 77)}) == 4
+
+
+@pytest.mark.parametrize("verdict", [0, 1, 2])
+def test_what_is_verified_is_submitted_only_if_every_row_holds(tmp_path: Path, verdict: int) -> None:
+    """In a project whose Python says how it was called, and ends the verification with a chosen code."""
+    project = tmp_path / "project"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / "pretrain").mkdir()
+    (project / "slurm").symlink_to(ROOT / "slurm")
+    python = project / ".venv" / "bin" / "python"
+    python.write_text(f'#!/usr/bin/env bash\necho "$WORLD_SIZE: $*"\n[[ $2 != pretrain.verify ]] || exit {verdict}\n')
+    python.chmod(0o755)
+    script, arguments = "slurm/pretrain_looped.sh", [CONFIG, "train.steps=7"]
+    done = submit(tmp_path, "--verify", script, "--nodes=2", *arguments, project=project)
+    assert (done.returncode, done.stderr) == (verdict, "")
+    config = f"--config {CONFIG} train.steps=7"
+    called = [f"16: -m pretrain.train {config} --dry-run", f"16: -m pretrain.verify {config} --elsewhere"]
+    handed_on = ["--nodes=2", script, *arguments] if verdict == 0 else []
+    assert done.stdout.splitlines() == [*called, *handed_on]
+
+
+def test_only_pretraining_is_verified(tmp_path: Path) -> None:
+    done = submit(tmp_path, "--verify", "slurm/finetune_coconut.sh")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --verify: slurm/finetune_coconut.sh does not pretrain, and nothing else is verified\n"

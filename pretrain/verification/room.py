@@ -1,0 +1,81 @@
+"""Row 6: disk and memory of the plan against what is there."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain.config.run import RunConfig
+from pretrain.plan.plan import Plan, make_plan
+from pretrain.storage import read_file
+from pretrain.verification.job import PlannedJob, Tick
+
+GIB = 2**30
+
+
+def check_room(job: PlannedJob) -> Iterator[Tick]:
+    """A row for the disk and one for memory."""
+    plan = make_plan(job.config, job.layout.world_size)
+    yield _disk(job.config, plan)
+    yield _memory(job, plan)
+
+
+def _disk(config: RunConfig, plan: Plan) -> Tick:
+    directory = config.run.directory
+    count = num_checkpoints(config)
+    held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    wanted = max(0, count * plan.checkpoint_bytes - held)
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        return Tick("disk", False, f"{existing} cannot be written, and {directory} is to be in it")
+    each = f"{count} checkpoints of {plan.checkpoint_bytes / GIB:.2f} GiB"
+    text = f"{each} need {wanted / GIB:.2f} GiB more, {free / GIB:.1f} GiB free in {existing}"
+    return Tick("disk", free > wanted, text)
+
+
+def num_checkpoints(config: RunConfig) -> int:
+    """Checkpoints that a run has at most: the newest, those at multiples, and the one that is being written."""
+    checkpoint, steps = config.checkpoint, config.train.steps
+    kept = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+    saved = steps // checkpoint.every + 1 if checkpoint.every else 1
+    return min(checkpoint.keep_last + kept + 1, saved + 1)
+
+
+def _memory(job: PlannedJob, plan: Plan) -> Tick:
+    worst, gpus = plan.worst_stage.total, gpu_bytes()
+    each = f"{worst / GIB:.2f} GiB a rank by the plan"
+    if job.is_elsewhere:
+        return Tick("memory", None, f"{each}; the job runs elsewhere: compare it with the GPUs, or machines, there")
+    if gpus:
+        return Tick("memory", worst < min(gpus), f"{each}, {min(gpus) / GIB:.1f} GiB on each GPU here")
+    total = sum(stage.total for stage in plan.stages) * job.config.parallel.tensor * job.layout.data_parallel
+    ranks, free = job.layout.world_size, host_bytes()
+    what = f"{ranks} rank{'s' * (ranks > 1)} need {total / GIB:.2f} GiB, {free / GIB:.1f} GiB free here"
+    advice = "" if total < free else "; --elsewhere, if they will run on other machines"
+    return Tick("memory", total < free, what + advice)
+
+
+def gpu_bytes() -> list[int]:
+    """Memory of each GPU of this machine, as NVIDIA's driver tells it; none without one."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [int(line) << 20 for line in said.split() if line.isdecimal()]
+
+
+def host_bytes() -> int:
+    """Memory that this machine can still give: what the kernel calls available, or what the control group leaves."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    limit, used = (_text(Path("/sys/fs/cgroup", f"memory.{name}")).strip() for name in ("max", "current"))
+    return min(available, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else available
+
+
+def _text(path: Path) -> str:
+    return read_file(path).decode() if path.is_file() else ""
