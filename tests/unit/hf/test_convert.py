@@ -306,23 +306,6 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-class Malice:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return exec, ("raise SystemExit('code of a checkpoint was run')",)
-
-
-def test_torch_files_are_read_but_never_unpickled(tmp_path: Path, byte_level: Path) -> None:
-    folder = publish(tmp_path / "published", byte_level, "Llama", LLAMA)
-    stored = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save({**stored, "evil": Malice()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: holds more than tensors"):
-        import_model(folder=folder, run=tmp_path / "run")
-    torch.save(stored, folder / "pytorch_model.bin")
-    import_model(folder=folder, run=tmp_path / "run")
-    assert torch.equal(saved_weights(tmp_path / "run")["weights/final_norm.weight"], stored["model.norm.weight"])
-
-
 def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"input_injection": "add"})
     mixed = make_run(tmp_path / "mixed", tokenizer, LOOPED | {"norm": "layer"})

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pretrain.hf.importing import import_model
-from tests.unit.hf.test_convert import LLAMA, byte_level, publish  # noqa: F401 - byte_level is a fixture
+from tests.unit.hf.test_convert import LLAMA, byte_level, publish, saved_weights  # noqa: F401 - byte_level is a fixture
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
@@ -51,3 +53,19 @@ def test_a_tokenizer_above_the_vocabulary(folder: Path) -> None:
     refused(
         folder, r"its tokenizer has ids up to \d+, its config\.json 200 rows of vocabulary: .* with --no-new-tokens"
     )
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code of a checkpoint was run')",)
+
+
+def test_torch_files_are_read_but_never_unpickled(folder: Path) -> None:
+    stored = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**stored, "evil": Malice()}, folder / "pytorch_model.bin")
+    refused(folder, r"pytorch_model\.bin: holds more than tensors")
+    torch.save(stored, folder / "pytorch_model.bin")
+    run = folder.parent / "run"
+    import_model(folder=folder, run=run)
+    assert torch.equal(saved_weights(run)["weights/final_norm.weight"], stored["model.norm.weight"])
