@@ -55,8 +55,10 @@ def started(root: Path, module: str, name: str, *more: str) -> list[Rank]:
 
 
 def said(rank: Rank) -> list[str]:
-    """Lines that are not about steps; DeepSpeed says what it found when it is imported."""
-    return [line for line in rank.output.splitlines() if "step " not in line and "[WARNING]" not in line]
+    """Lines after the start that are not about steps; DeepSpeed says what it found when it is imported."""
+    lines = rank.output.splitlines()
+    first = next((number for number, line in enumerate(lines) if ": started " in line), 0)
+    return [line for line in lines[first:] if "step " not in line and "[WARNING]" not in line]
 
 
 @pytest.mark.parametrize(("module", "killed"), [("pretrain.train", 1), ("pretrain.train", 0), ("finetune.coconut", 1)])
