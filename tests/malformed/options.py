@@ -38,7 +38,7 @@ OTHERS: dict[str, tuple[tuple[str, ...], str]] = {
 """Command, its other arguments, and options with values that cannot be."""
 TORCH = ("=2", "=3", "nope", "999", "nan", "temperature=-1", "top-p=2")
 """Ends of options that need the checkpoint to be refused."""
-SAID_AS = {"--temperature": "temperature", "--top-p": "top", "--step": "step"}
+SAID_AS = {"--num-loops": "loops", "--temperature": "temperature", "--top-p": "top", "--step": "step"}
 LIGHT = ("--split=nope", "--stage=nope", "--metric=nope", "--prompt-file={here}/nope")
 
 

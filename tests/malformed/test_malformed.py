@@ -30,7 +30,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     for each in folders:
         each.mkdir()
     with (
-        CommandServer(folders[0], MODULES, {}) as with_torch,
+        CommandServer(folders[0], MODULES, {"TRANSFORMERS_VERBOSITY": "error"}) as with_torch,
         CommandServer(folders[1], LIGHT_MODULES, {}) as light,
     ):
         yield Bench(folder, (with_torch, light))
