@@ -17,16 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--malformed", choices=("sample", "all", "processes"), default="sample", help=words)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2 --dist loadgroup`), a file stays in one process, and all that share the pool in one: first,
-    since it is the longest."""
-    for item in items:
-        shares_pool = "pool" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("pool" if shares_pool else item.path.as_posix()))
-    items.sort(key=lambda item: "pool" not in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture(scope="session")
 def pool() -> Iterator[RankPool]:
     """Four ranks with the engine and the evaluation of tasks imported."""

@@ -23,10 +23,22 @@ check "set-up" bash tools/setup.sh clean finetune eval plot dev
 check "lint" .venv/bin/ruff check .
 check "types" .venv/bin/pyright
 check "import contracts" .venv/bin/lint-imports
+# The tests that spawn ranks and commands, and the others, side by side.
+both_halves() {
+  local log spawning=0 others=0
+  log=$(mktemp)
+  .venv/bin/python -m pytest --ignore=tests/unit --ignore=tests/malformed >"$log" 2>&1 &
+  .venv/bin/python -m pytest tests/unit tests/malformed || others=$?
+  wait $! || spawning=$?
+  cat "$log"
+  rm "$log"
+  ((spawning == 0 && others == 0))
+}
+
 if (($#)); then
   check "tests" .venv/bin/python -m pytest "$@"
 else
-  check "tests" .venv/bin/python -m pytest -n 2 --dist loadgroup  # two at a time: tests/conftest.py
+  check "tests" both_halves
   check "tests on Slurm" bash tools/test_slurm.sh
 fi
 echo "all checks passed in $SECONDS s"
