@@ -5,10 +5,11 @@
 that a save of the same step was about to replace.
 """
 
+import os
 import re
 from pathlib import Path
 
-from pretrain.storage import naming, require_missing
+from pretrain.storage import is_there, naming
 
 CHECKPOINTS = "checkpoints"
 """Folder of checkpoints in a run directory."""
@@ -41,12 +42,18 @@ def list_checkpoints(directory: Path | str) -> list[Path]:
         OSError: the directory cannot be listed.
     """
     try:
-        with naming(directory):
-            found = [path for path in Path(directory).iterdir() if parse_step(path.name) is not None]
+        names = _list(directory)
     except FileNotFoundError:
-        require_missing(Path(directory))
-        return []
+        if not is_there(Path(directory)):
+            return []
+        names = _list(directory)  # made in the meantime, by a run that someone watches
+    found = [Path(directory, name) for name in names if parse_step(name) is not None]
     return sorted(found, key=lambda path: (-(parse_step(path.name) or 0), path.name))
+
+
+def _list(directory: Path | str) -> list[str]:
+    with naming(directory):
+        return os.listdir(directory)
 
 
 def newest_step(run_dir: Path) -> int:
