@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.names import list_checkpoints
 from pretrain.checkpoint.verify import newest_good, verify
 from tests.support.checkpoints import flip, make_store, names, save_steps
 
@@ -63,6 +64,21 @@ def fail_calls(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
 
     for module, function in ((os, "stat"), (os, "listdir"), (io, "open")):
         monkeypatch.setattr(module, function, failing(getattr(module, function)))
+
+
+def test_a_folder_that_appears_while_someone_looks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    assert list_checkpoints(folder) == []
+    save_steps(folder, [10])
+    listing, is_early = os.listdir, iter([True])
+
+    def listdir(path: Path) -> list[str]:
+        if next(is_early, False):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000010"]
 
 
 def test_a_checkpoint_moved_to_another_disk_behind_a_link_is_retired_as_a_link(tmp_path: Path) -> None:
