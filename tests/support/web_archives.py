@@ -3,6 +3,8 @@ two apart."""
 
 import io
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,10 +70,15 @@ def write_warc(path: Path, responses: Iterable[tuple[str, bytes]]) -> Path:
     return _write(path, records())
 
 
+_TRAIN = """
+import sys, fasttext
+settings = dict(dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0)
+fasttext.train_supervised(sys.argv[1], **settings).save_model(sys.argv[2])
+"""
+
+
 def write_language_model(path: Path) -> Path:
     """A model of fastText's kind, labels as in its lid.176.bin."""
-    import fasttext
-
     lines = [
         f"__label__{code} {page(seed, words, 1)}"
         for seed in range(300)
@@ -79,15 +86,8 @@ def write_language_model(path: Path) -> Path:
     ]
     text = path.with_suffix(".txt")
     text.write_text("\n".join(lines))
-    for attempt in range(5):  # fastText meets a NaN now and then, with the same text, seed and one thread
-        try:
-            model = fasttext.train_supervised(
-                str(text), dim=16, epoch=20, minn=2, maxn=3, bucket=50_000, thread=1, verbose=0
-            )
-        except RuntimeError:
-            if attempt == 4:
-                raise
-        else:
-            model.save_model(str(path))
-            break
-    return path
+    # fastText reads memory that it has not written: in a process that has used much of it, it meets a NaN now and then
+    for _ in range(5):
+        if subprocess.run([sys.executable, "-c", _TRAIN, text, path], check=False).returncode == 0:
+            return path
+    raise RuntimeError("fastText could not be trained in five tries")
