@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import FAILED, run_command
-from pretrain.command.options import positive
+from pretrain.command.options import OptionParser, positive
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; ends with exit code 2 where it is malformed."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m pretrain.verify", description="Verify a pretraining job in miniature before it runs.",
         epilog="Keys: python -m pretrain.train --help.",
     )  # fmt: skip
