@@ -176,13 +176,19 @@ def test_readme_names_files_and_keys_that_exist() -> None:
         )
 
 
+def users_of(*calls: str) -> set[str]:
+    """Files of the product, without benchmarks, that hold one of these texts."""
+    paths = [path for folder in ("pretrain", "finetune", "tools") for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in paths if any(call in path.read_text() for call in calls)}
+    return {path for path in found if not path.startswith("tools/benchmarks/")}
+
+
 def test_json_from_files_is_read_in_one_way() -> None:
     """`parse_json` knows that nesting can be too deep; what a process of ours has just written needs no care."""
     own = {"pretrain/storage.py", "pretrain/data/stream/worker.py", "pretrain/checkpoint/store.py"}
-    readers = {
-        str(path.relative_to(ROOT))
-        for folder in ("pretrain", "finetune", "tools")
-        for path in (ROOT / folder).rglob("*.py")
-        if "json.loads(" in path.read_text() or "json.load(" in path.read_text()
-    }
-    assert {path for path in readers if not path.startswith("tools/benchmarks/")} == own
+    assert users_of("json.loads(", "json.load(") == own
+
+
+def test_a_wrong_option_is_one_line_of_every_command() -> None:
+    """`OptionParser` says it so; argparse's own prints the usage first."""
+    assert users_of("argparse.ArgumentParser(") == set()
