@@ -20,6 +20,7 @@ from typing import NoReturn
 ROOT = Path(__file__).parents[2]
 MODULES = (
     "tests.distributed.cases", "tests.distributed.training", "tests.distributed.finetuning", "pretrain.eval.in_loop",
+    "torch._dynamo",
 )  # fmt: skip
 """What a forked rank need not import: there is one server, and the first fork says what it imports."""
 
