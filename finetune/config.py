@@ -39,6 +39,8 @@ class ExamplesSection(Section):
     """Difficulty of the task; its file documents the keys."""
     num_examples: int | None = Field(default=None, gt=0, le=100_000_000)
     """Number of examples: the first ones of the file, or generated ones. Default: all of the file."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of generated examples, so that runs of all seeds share them. Default: run.seed."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> "ExamplesSection":
@@ -47,6 +49,9 @@ class ExamplesSection(Section):
         if self.task is not None and self.num_examples is None:
             raise ValueError(f"data: examples of task {self.task} are unlimited: set num_examples")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        return {"seed": "task=null"} if self.task is None else {}
 
     @property
     def is_given(self) -> bool:

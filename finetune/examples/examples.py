@@ -85,7 +85,7 @@ def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenize
 
 
 def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:
-    """The examples of a file, or of a split of a task with a seed.
+    """The examples of a file, or of a split of a task with `section.seed` or else `seed`.
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), an unknown task, or one without steps.
@@ -93,6 +93,7 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
     """
     if section.task is not None:
         task = make_task(section.task, section.parameters)
+        seed = seed if section.seed is None else section.seed
         examples = [task.pick(split, seed, number) for number in range(section.num_examples or 0)]
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")

@@ -8,14 +8,15 @@
 4. `pick(split, seed, number)` is the number-th example of a split: the first of `MAX_TRIES` candidates in that split.
 5. `longest(size)` is at least as long as every example, so that a run is refused at its start whose sequences are too
    short for one that it may draw after days.
-6. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
+6. `shortcuts` are rules that need no reasoning, to be scored beside every model.
+7. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
 
 The same seed gives the same examples for the same version of Python and of the code; tests check a hash of some.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -33,6 +34,10 @@ MAX_TRIES = 4096
 
 Size = Callable[[str], int]
 """Tokens of a text."""
+
+
+Rule = Callable[[str], Sequence[str]]
+"""From a question to the answers that a shortcut cannot tell apart; whoever uses it guesses one of them."""
 
 
 class Example(NamedTuple):
@@ -95,6 +100,12 @@ class Task(ABC, Generic[P]):
         """What is written like an example and has parts, every one of them as long as that of any example, in
         characters and in symbols of `vocabulary`; in tokens, of which `size` counts those of a text, if the task
         `is_prose`. The question need not have this answer."""
+
+    @property
+    def shortcuts(self) -> Mapping[str, Rule]:
+        """Rules by name that need less than the task is meant to need: what a model has to beat. The most common answer
+        is one for every task and is not among them (`pretrain/tasks/shortcuts.py`)."""
+        return {}
 
     def prefix_answers(self, question: str) -> tuple[str | None, ...] | None:
         """The answer to every prefix of a question, one per symbol, for a loss at every position: None where a prefix

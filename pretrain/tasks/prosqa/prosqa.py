@@ -20,16 +20,28 @@ was inferred from those graphs:
    reaches it, is the root; the other option is a leaf that only the other one reaches. A graph is drawn again if 0 or 1
    has no edge or no such leaf, if the target is not `min_hops` to `max_hops` steps away, or if there are more nodes
    than names.
+
+In these graphs the target is mostly the deeper option, so a rule that never looks at the root finds it: the option
+farther from any person is right in 91.6 % of the 800 released questions. With `distractor=same_depth` rule 3 becomes:
+both options are equally far from their own one of 0 and 1, and equally far from the nearest person, as far as two
+leaves of the graph can be; a coin makes 0 or 1 the root. Whatever a rule finds out about the options without the root
+is then right half of the time.
 """
 
 import math
+import re
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Sequence
 from random import Random
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
+from pretrain.tasks.prosqa.option_rules import option_shortcuts
 from pretrain.tasks.prosqa.prosqa_graph import Graph
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 # fmt: off
 PERSONS = (
@@ -45,6 +57,7 @@ CONCEPTS = (
 # fmt: on
 
 MEAN_PARENTS = 1.5
+_NO_PARENTS = math.exp(-MEAN_PARENTS)
 WEIGHT_PER_DEPTH = 1.5
 FIRST_SIDE, SECOND_SIDE = 0.35, 0.7
 """Probability that parents descend only from 0 and, failing that, only from 1."""
@@ -62,6 +75,9 @@ class ProsQAParameters(Section):
     """Fewest edges from the root to the target."""
     max_hops: int = Field(default=6, ge=1)
     """Most edges from the root to the target."""
+    distractor: Literal["any_leaf", "same_depth"] = "any_leaf"
+    """The wrong option: any_leaf = any leaf of its side, as released; same_depth = one as deep as the target, so that
+    only a search from the root tells them apart."""
 
     @property
     def most_edges(self) -> int:
@@ -80,6 +96,13 @@ class ProsQA(Task[ProsQAParameters]):
     name = "prosqa"
     parameters_type = ProsQAParameters
     is_prose = True
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {
+            **option_shortcuts(Graph.parse, lambda graph, option: graph.sentence(graph.root, option)),
+            "first option": lambda question: [re.sub(r".* Is (\w+) a (\w+) or .*", r"\1 is a \2.", question)],
+        }
 
     def make(self, random: Random) -> Example:
         return write_example(self.draw_graph(random), random)
@@ -130,10 +153,12 @@ class ProsQA(Task[ProsQAParameters]):
         num_persons = sum(not of_node for of_node in parents)
         if num_persons > len(PERSONS) or len(parents) - num_persons > len(CONCEPTS):
             return None
-        asked = _draw_question(parents, random)
-        if asked is None or not self.parameters.min_hops <= asked[3] <= self.parameters.max_hops:
+        hops = range(self.parameters.min_hops, self.parameters.max_hops + 1)
+        draw = {"any_leaf": _draw_question, "same_depth": _draw_question_of_one_depth}[self.parameters.distractor]
+        asked = draw(parents, hops, random)
+        if asked is None:
             return None
-        root, target, neg_target, _ = asked
+        root, target, neg_target = asked
         persons = iter(random.sample(PERSONS, num_persons))
         concepts = iter(random.sample(CONCEPTS, len(parents) - num_persons))
         names = tuple(next(concepts if of_node else persons) for of_node in parents)
@@ -155,13 +180,14 @@ def _draw_parents(num_nodes: int, random: Random) -> list[list[int]]:
     """Parents of every node, by rule 1 of the module."""
     parents: list[list[int]] = [[], []]
     labels, weights = [1, 2], [1.0, 1.0]  # label: bit 0 if the node descends from node 0, bit 1 if from node 1
+    of_label: dict[int | None, list[int]] = {None: [0, 1], 0: [], 1: [0], 2: [1], 3: []}
     for node in range(2, num_nodes):
-        count = _draw_poisson(MEAN_PARENTS, random)
+        count = _draw_num_parents(random)
         side = 1 if random.random() <= FIRST_SIDE else 2 if random.random() <= SECOND_SIDE else None
-        candidates = [other for other in range(node) if side is None or labels[other] == side]
+        candidates = of_label[side].copy()
         chosen: list[int] = []
         for _ in range(min(count, len(candidates))):
-            chosen += random.choices(candidates, [weights[other] for other in candidates])
+            chosen.append(_draw_weighted(candidates, weights, random))
             candidates.remove(chosen[-1])
         parents.append(chosen)
         # one level deeper than the shallowest parent; a node without parents gets weight 1
@@ -170,13 +196,22 @@ def _draw_parents(num_nodes: int, random: Random) -> list[list[int]]:
         for parent in chosen:
             label |= labels[parent]
         labels.append(label)
+        of_label[label].append(node)
+        of_label[None].append(node)
     return parents
 
 
-def _draw_poisson(mean: float, random: Random) -> int:
-    """A Poisson variate, from a product of uniform ones (Knuth)."""
-    count, product, end = 0, random.random(), math.exp(-mean)
-    while product > end:
+def _draw_weighted(candidates: list[int], weights: list[float], random: Random) -> int:
+    """What `random.choices` draws, in half of its time."""
+    total = 0.0
+    sums = [total := total + weights[node] for node in candidates]
+    return candidates[min(bisect(sums, random.random() * total), len(sums) - 1)]
+
+
+def _draw_num_parents(random: Random) -> int:
+    """A Poisson variate of `MEAN_PARENTS`, from a product of uniform ones (Knuth)."""
+    count, product = 0, random.random()
+    while product > _NO_PARENTS:
         count, product = count + 1, product * random.random()
     return count
 
@@ -189,22 +224,50 @@ def _without_isolated(parents: list[list[int]]) -> list[list[int]]:
     return [[number[parent] for parent in parents[node]] for node in kept]
 
 
-def _draw_question(parents: list[list[int]], random: Random) -> tuple[int, int, int, int] | None:
-    """Root, target, other option and hops from root to target; None if node 0 or 1 has no leaf of its own."""
+def _own_leaves(parents: list[list[int]], distances: Sequence[dict[int, int]]) -> list[list[int]]:
+    """The leaves that only node 0 reaches, and those that only node 1 reaches; `distances` are those from 0 and 1."""
     leaves = set(range(len(parents))) - {parent for of_node in parents for parent in of_node}
-    distances = [_distances_down(parents, start) for start in (0, 1)]
-    own_leaves = [sorted((leaves & distances[side].keys()) - distances[1 - side].keys()) for side in (0, 1)]
-    if not own_leaves[0] or not own_leaves[1]:
+    return [sorted((leaves & distances[side].keys()) - distances[1 - side].keys()) for side in (0, 1)]
+
+
+def _draw_question(parents: list[list[int]], hops: range, random: Random) -> tuple[int, int, int] | None:
+    """Root, target and other option by rule 3 of the module; None if there are none."""
+    distances = [_distances_down(parents, [start]) for start in (0, 1)]
+    own = _own_leaves(parents, distances)
+    if not own[0] or not own[1]:
         return None
-    farthest = [max(distances[side][leaf] for leaf in own_leaves[side]) for side in (0, 1)]
+    farthest = [max(distances[side][leaf] for leaf in own[side]) for side in (0, 1)]
     root = random.randrange(2) if farthest[0] == farthest[1] else int(farthest[1] > farthest[0])
-    target = random.choice([leaf for leaf in own_leaves[root] if distances[root][leaf] == farthest[root]])
-    return root, target, random.choice(own_leaves[1 - root]), farthest[root]
+    target = random.choice([leaf for leaf in own[root] if distances[root][leaf] == farthest[root]])
+    neg_target = random.choice(own[1 - root])
+    return (root, target, neg_target) if farthest[root] in hops else None
 
 
-def _distances_down(parents: list[list[int]], start: int) -> dict[int, int]:
-    """Shortest distance from `start` to every node that it reaches; parents have lower numbers than children."""
-    distances = {start: 0}
+def _draw_question_of_one_depth(parents: list[list[int]], hops: range, random: Random) -> tuple[int, int, int] | None:
+    """As `_draw_question`, by the rule for `distractor=same_depth`."""
+    distances: list[dict[int, int]] = []
+    for start in (0, 1):
+        distances.append(_distances_down(parents, [start]))
+        if max(distances[start].values()) < hops.start:  # true of most small graphs, and told soon
+            return None
+    from_persons = _distances_down(parents, [node for node, of_node in enumerate(parents) if not of_node])
+    by_depth: list[defaultdict[tuple[int, int], list[int]]] = [defaultdict(list), defaultdict(list)]
+    for side, leaves in enumerate(_own_leaves(parents, distances)):
+        for leaf in leaves:
+            if distances[side][leaf] in hops:
+                by_depth[side][distances[side][leaf], from_persons[leaf]].append(leaf)
+    shared = by_depth[0].keys() & by_depth[1].keys()
+    if not shared:
+        return None
+    options = [random.choice(of_side[max(shared)]) for of_side in by_depth]
+    root = random.randrange(2)
+    return root, options[root], options[1 - root]
+
+
+def _distances_down(parents: list[list[int]], starts: list[int]) -> dict[int, int]:
+    """Shortest distance to every node that `starts`, which have no parents, reach; parents have lower numbers than
+    children."""
+    distances = dict.fromkeys(starts, 0)
     for node, of_node in enumerate(parents):
         if above := [distances[parent] for parent in of_node if parent in distances]:
             distances[node] = 1 + min(above)

@@ -12,9 +12,10 @@ import re
 from itertools import pairwise
 from random import Random
 
+from pretrain.tasks.prosqa.option_rules import option_shortcuts
 from pretrain.tasks.prosqa.prosqa import CONCEPTS, PERSONS, ProsQA, ProsQAParameters
 from pretrain.tasks.prosqa.prosqa_graph import Graph
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 PERSON_SYMBOLS = "ABCDEFGHIJKLMNOPQ"
 CONCEPT_SYMBOLS = "abcdefghijklmnopqrstuvwxyz0123456789YZ"
@@ -38,6 +39,15 @@ class ProsQASymbolic(Task[ProsQAParameters]):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return (*PERSON_SYMBOLS, *CONCEPT_SYMBOLS, ",", "?", "=")
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {
+            **option_shortcuts(
+                parse_graph, lambda graph, option: graph.idx_to_symbol[graph.root] + graph.idx_to_symbol[option]
+            ),
+            "first option": lambda question: [question[-3:-1]],
+        }
 
     def make(self, random: Random) -> Example:
         graph = self._graphs.draw_graph(random)

@@ -26,7 +26,9 @@ from tests.support.finetuned_runs import save_run
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
-BASES = sorted(f"{task}{size}.yaml" for task in ("prosqa", "prontoqa", "gsm8k") for size in ("", "_small"))
+BASES = sorted(
+    f"{task}{size}.yaml" for task in ("prosqa", "prosqa_hard", "prontoqa", "gsm8k") for size in ("", "_small")
+)
 SMALL = ROOT / "configs" / "finetune" / "prosqa_small.yaml"
 
 
@@ -300,3 +302,19 @@ def test_parts_are_encoded_by_themselves() -> None:
         assert [tokenizer.decode(step) for step in encoded.steps] == [f"{step}," for step in example.steps]
         assert tokenizer.decode(encoded.answer) == f"={example.answer}" and encoded.answer[-1] == tokenizer.eos_id
         assert encoded.num_mark_tokens == 1
+
+
+def test_examples_with_a_seed_of_their_own_are_the_same_for_every_run(tmp_path: Path) -> None:
+    config = read_config(SMALL, FinetuneConfig, ["data.test.seed=7", "data.test.num_examples=5"])
+    sets = {
+        split: [load_examples(getattr(config.data, split), "test", seed)[0][:5] for seed in (0, 1)]
+        for split in ("validation", "test")
+    }
+    assert sets["test"][0] == sets["test"][1]
+    assert sets["validation"][0] != sets["validation"][1]
+    file = tmp_path / "own.yaml"
+    file.write_text(f"base: {SMALL}\ndata: {{test: {{seed: 7}}}}\n")
+    swapped = read_config(file, FinetuneConfig, ["data.test={path: a.json, task: null, parameters: {}}"])
+    assert swapped.data.test.seed is None, "a file of examples needs no seed"
+    with pytest.raises(ValueError, match=r"data\.test\.seed: has no effect with data\.test\.task=null"):
+        read_config(SMALL, FinetuneConfig, ["data.test={path: a.json, task: null, parameters: {}, seed: 3}"])
