@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from finetune.method.curriculum import CurriculumSection
-from finetune.method.methods import METHODS, Method, MethodName
+from finetune.method.methods import METHODS, Method, MethodName, Term, names_of
 from pretrain.config.layout import Layout, lay_out
 from pretrain.config.model import ModelSection
 from pretrain.config.run import (
@@ -82,7 +82,13 @@ class MethodSection(Section):
     jacobi_passes: int | None = Field(default=None, ge=0)
     """Compute all thoughts of an example in parallel, in this many refining passes (PCCoT). Default: in sequence."""
     distillation_weight: float = Field(default=0.0, ge=0)
-    """Weight of CODI's self-distillation from the whole chain into thoughts; 0 = none."""
+    """Weight of CODI's self-distillation from the whole chain into thoughts. Default: 1 in codi, none in other methods,
+    to which a weight adds it."""
+
+    @property
+    def term(self) -> Term | None:
+        """The term that is added to the loss, but for the stop classifier's."""
+        return "distillation" if self.distillation_weight else METHODS[self.name].term
 
     def without_effect(self) -> dict[str, str]:
         return {"stop_weight": "stop=count"} if self.stop == "count" else {}
@@ -185,10 +191,13 @@ class FinetuneConfig(EntryConfig):
             "distillation_weight": method.distillation_weight > 0,
         }
         for name, is_set in needs_thoughts.items():
-            if is_set and not self.chosen_method.has_thoughts:
-                raise ValueError(
-                    f"method.{name} is for methods with thoughts: coconut or without_curriculum, not {method.name}"
-                )
+            if is_set and not self.chosen_method.thinks_in_sequence:
+                names = names_of(lambda other: other.thinks_in_sequence)
+                raise ValueError(f"method.{name} is for methods with thoughts ({names}), not for {method.name}")
+        if self.chosen_method.term is not None and not self.curriculum.max_slots:
+            raise ValueError(
+                f"method.name={method.name} needs thoughts: set curriculum.thoughts_per_step and num_stages above 0"
+            )
         if self.chosen_method.removal == "token" and "tokens_per_stage" not in self.curriculum.model_fields_set:
             raise ValueError(
                 f"method.name={method.name} removes tokens, not steps: set curriculum.tokens_per_stage, and num_stages "

@@ -1,10 +1,11 @@
 """The objective of fine-tuning as one module, so that DeepSpeed sees every weight used inside the module's forward.
 
 The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all
-ranks, and the terms that a method adds: the stop classifier's (`finetune/latent/stop.py`) and self-distillation's
-(`finetune/latent/distillation.py`).
+ranks, and what is added to it: the term of the method (the table `TERMS`) and the stop classifier's
+(`finetune/latent/stop.py`).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol, assert_never
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from finetune.config import MethodSection
 from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
-from finetune.latent.distillation import DistillationTerm
+from finetune.latent.distillation import CODI_WEIGHT, DistillationTerm
 from finetune.latent.stop import StopClassifier, StopTerm
 from finetune.latent.ways import thinking_of
+from finetune.method.methods import Term
 from pretrain.model.gpt import LoopedGPT
 
 
-class Term(Protocol):
+class LossTerm(Protocol):
     """A part of the loss."""
 
     def watch(self, model: LoopedGPT, batch: LatentBatch) -> AbstractContextManager[object]:
@@ -30,6 +32,12 @@ class Term(Protocol):
         ...
 
 
+TERMS: dict[Term, Callable[[MethodSection], LossTerm]] = {
+    "distillation": lambda method: DistillationTerm(method.distillation_weight or CODI_WEIGHT),
+}
+"""The terms that methods add, by the names in `finetune/method/methods.py`."""
+
+
 class Objective(nn.Module):
     """The model, or its tensor-parallel part, and the stop classifier if there is one."""
 
@@ -37,9 +45,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self._thinking = model, thinking_of(method)
         self.stop_classifier: StopClassifier | None = None
-        self._terms: list[Term] = []
-        if method.distillation_weight:
-            self._terms.append(DistillationTerm(method.distillation_weight))
+        self._terms: list[LossTerm] = [] if method.term is None else [TERMS[method.term](method)]
         match method.stop:
             case "count":
                 pass

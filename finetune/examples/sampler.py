@@ -19,7 +19,8 @@ import numpy as np
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
-from finetune.latent.batch import MicroBatch, StepBatch
+from finetune.latent.batch import Added, AddedCount, MicroBatch, StepBatch
+from finetune.latent.ways import thinking_of
 from finetune.method.curriculum import Cut, draw_cut
 from pretrain.config.layout import Layout
 
@@ -32,6 +33,7 @@ class Sampler:
     ) -> None:
         self._examples, self._maker, self._config = examples, maker, config
         self._layout, self._rank = layout, rank
+        self._thinking = thinking_of(config.method)
         self._chain_lengths = [len(example.chain(config.chosen_method.removal)) for example in examples]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -58,8 +60,8 @@ class Sampler:
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
         num_rows = self._config.train.micro_batch
         turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same time
-        teachers = []
-        if self._config.method.distillation_weight:
+        teachers: list[TrainingRow] = []
+        if self._config.method.term == "distillation":
             teachers = [
                 self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW for _, number in rows
             ]
@@ -67,18 +69,28 @@ class Sampler:
         for start in range(0, size, turn):
             own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
             num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
-            teacher = collate(teachers[own]) if teachers else None
+            added: Added | None = collate(teachers[own]) if teachers else None
             micro_batches.append(
-                MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, teacher=teacher)
+                MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, added=added)
             )
         return StepBatch(
             micro_batches=tuple(micro_batches),
             num_examples=len(numbers),
             num_targets=sum(row.num_targets for row, _ in rows),
-            num_teacher_targets=sum(row.num_targets for row in teachers),
             num_thoughts=sum(row.num_thoughts for row, _ in rows),
             num_tokens=sum(len(row.tokens) for row, number in rows if number >= 0),
+            num_tried=sum(self._num_tried(row) for row, _ in rows),
+            added=AddedCount(
+                rows=sum(row.num_targets > 0 for row in teachers),
+                tokens=sum(len(row.tokens) for row in teachers if row.num_targets),
+                targets=sum(row.num_targets for row in teachers),
+            ),
         )
+
+    def _num_tried(self, row: TrainingRow) -> int:
+        """Positions of a row's passes whose keys are dropped."""
+        count = self._thinking.passes(row.first_slot, row.num_thoughts, row.num_thoughts, is_stopped=False)
+        return sum(positions for positions, _ in count.tried) if row.num_thoughts else 0
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

@@ -1,6 +1,8 @@
 """What a step trains on: rows of text and latent slots as tensors, in micro-batches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,14 +33,29 @@ class LatentBatch:
 
     def to(self, device: torch.device) -> "LatentBatch":
         """The batch on a device, copied asynchronously."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **tensors_on(device, vars(self)))
 
     def text_loss(self, model: LoopedGPT, states: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of the supervised tokens from final states [b, s, d], summed; with and without
         gradient."""
         chosen = states.flatten(0, 1).index_select(0, self.supervised)
         return loss_sums(model, chosen, self.labels.flatten()[self.supervised])
+
+
+class Added(Protocol):
+    """What the term of a method reads beside the rows, such as a teacher's rows: `Objective` gives it to that term."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class AddedCount(NamedTuple):
+    """How much of it there is in a step, over all ranks."""
+
+    rows: int = 0
+    tokens: int = 0
+    """Positions without padding, of forward passes of their own."""
+    targets: int = 0
+    """Supervised tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +65,11 @@ class MicroBatch:
     batch: LatentBatch
     num_slots: int
     """Most latent slots of a row in the micro-batches that the ranks run side by side."""
-    teacher: LatentBatch | None
-    """The same examples with their chain in text, for self-distillation (CODI)."""
+    added: Added | None
+    """What the method's term reads of the same examples."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        teacher = None if self.teacher is None else self.teacher.to(device)
-        return replace(self, batch=self.batch.to(device), teacher=teacher)
+        return replace(self, batch=self.batch.to(device), added=self.added and self.added.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +79,18 @@ class StepBatch:
     micro_batches: tuple[MicroBatch, ...]
     num_examples: int
     num_targets: int
-    """Supervised tokens, the teacher's not counted."""
-    num_teacher_targets: int
-    """Supervised tokens of the teacher's rows."""
+    """Supervised tokens of the rows."""
     num_thoughts: int
     """Latent slots."""
     num_tokens: int
-    """Positions without padding."""
+    """Positions of the rows without padding."""
+    num_tried: int
+    """Positions of further passes, whose keys are dropped."""
+    added: AddedCount
+    """What the method's term reads beside the rows."""
+
+
+def tensors_on(device: torch.device, fields: Mapping[str, object]) -> dict[str, Tensor]:
+    """Those fields that are tensors, on a device, copied asynchronously."""
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

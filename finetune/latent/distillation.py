@@ -7,10 +7,11 @@ no gradient:
 
     L = Σ over rows of the mean over applications l of mean |student_l - stop_gradient(teacher_l)| / std(teacher_l).
 
-It is added, weighted, to both cross-entropies. Differences from CODI: the std is that of the row's own state over its
-width, not of the batch, so that the loss does not depend on how a batch is cut; every loop counts as a layer; a state
-is taken as it leaves its layer, before the final norm; thoughts re-enter as in Coconut, without a projector (CODI with
-GPT-2: 42.5 % without, 43.7 % with), so that the model and its checkpoints do not change.
+It is added to both cross-entropies with a weight (in the published code, zhenyi4/codi, 1 for GPT-2 and 20 for Llama 3.2
+1B). Differences from CODI: the std is that of the row's own state over its width, not of the batch, so that the loss
+does not depend on how a batch is cut; every loop counts as a layer; a state is taken as it leaves its layer, before the
+final norm; thoughts re-enter as in Coconut, without a projector (CODI with GPT-2: 42.5 % without, 43.7 % with), so that
+the model and its checkpoints do not change.
 
 Cost: a forward and backward pass over the whole chain; the comparison itself is a product of one row per layer.
 """
@@ -28,6 +29,8 @@ from finetune.latent.thinking import Tokens
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Layer
 
+CODI_WEIGHT = 1.0
+"""Of the distance, where the configuration gives none."""
 WatchedStates = dict[int, Tensor]
 """States [b, d] by number of the layer application, in their order."""
 
@@ -94,10 +97,10 @@ class DistillationTerm:
             yield
 
     def loss(self, model: LoopedGPT, states: Tensor, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
-        batch, teacher = micro_batch.batch, micro_batch.teacher
-        assert batch.answer is not None and teacher is not None and teacher.answer is not None
+        batch, teacher = micro_batch.batch, micro_batch.added
+        assert isinstance(teacher, LatentBatch) and batch.answer is not None and teacher.answer is not None
         with watch_layers(model, teacher.answer) as taught:
             teacher_states = Tokens().states(model, teacher, 0)
         distance = distillation_loss(self._student, taught, batch.answer)
         teacher_loss, _ = teacher.text_loss(model, teacher_states)
-        return teacher_loss / step.num_teacher_targets + self._weight * distance / step.num_examples
+        return teacher_loss / step.added.targets + self._weight * distance / step.num_examples

@@ -2,16 +2,19 @@
 
 Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices
 only: the stages of the curriculum that they use, whether a stage removes steps or tokens, and what fills the slots of
-removed reasoning.
+removed reasoning. Methods that came later also add a term to the loss, each in a file of `finetune/latent`: CODI.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 MethodName = Literal[
-    "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought"
+    "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought", "codi"
 ]
 Removal = Literal["step", "token"]
+Term = Literal["distillation"]
+"""A part of the loss that reads more of an example than its row (`finetune/engine/objective.py`)."""
 
 
 class Slots(NamedTuple):
@@ -37,10 +40,17 @@ class Method:
     """What replaces removed reasoning: latent thoughts, the embedding of <pause>, or nothing."""
     removal: Removal = "step"
     """What a stage removes from the front of the chain."""
+    term: Term | None = None
+    """What it adds to the loss."""
 
     @property
     def has_thoughts(self) -> bool:
         return self.slots is not None and self.slots.thinking != "tokens"
+
+    @property
+    def thinks_in_sequence(self) -> bool:
+        """Whether each thought is the state after the one before."""
+        return self.slots is not None and self.slots.thinking == "sequential"
 
 
 METHODS: dict[MethodName, Method] = {
@@ -52,4 +62,10 @@ METHODS: dict[MethodName, Method] = {
     "without_curriculum": Method(stages="last", slots=THOUGHTS),
     "without_thought": Method(stages="all", slots=None),
     "pause_as_thought": Method(stages="all", slots=PAUSES),
+    "codi": Method(stages="last", slots=THOUGHTS, term="distillation"),
 }
+
+
+def names_of(is_one: Callable[[Method], bool]) -> str:
+    """The names of the methods that something is true of, for messages."""
+    return ", ".join(name for name, method in METHODS.items() if is_one(method))

@@ -28,9 +28,14 @@ class FinetuneRow(StepRow):
 
 
 def step_flops(model: ModelSection, step: StepBatch) -> float:
-    """Forward and backward FLOPs of a step: every loop of every position, and the head where something is predicted.
+    """Forward and backward FLOPs of a step: every loop of every position in every pass, those of the method's term
+    included, and the head where something is predicted.
 
     Attention is counted over rows of mean length (`pretrain/model/count.py` counts the whole square, causal or not).
     """
     length = round(step.num_tokens / step.num_examples)
-    return 3.0 * (step.num_tokens * body_flops(model, length) + step.num_targets * head_flops(model))
+    body = (step.num_tokens + step.num_tried) * body_flops(model, length)
+    added = step.added
+    if added.tokens:
+        body += added.tokens * body_flops(model, round(added.tokens / added.rows))
+    return 3.0 * (body + (step.num_targets + added.targets) * head_flops(model))

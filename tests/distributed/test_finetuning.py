@@ -233,7 +233,7 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
     [
         {"jacobi_passes": 2},
         {"stop": "classifier", "stop_weight": 0.5},
-        {"distillation_weight": 1.0},
+        {"name": "codi"},
         {"name": "pause"},
         {"name": "icot"},
         {"name": "without_curriculum"},

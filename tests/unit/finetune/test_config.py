@@ -149,8 +149,12 @@ def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
     [
         (["method.nam=cot"], "command line: method.nam: unknown key, did you mean method.name?"),
         (["method.name=coco"], "method.name: needs one of coconut, cot, no_cot"),
-        (["method.name=cot", "method.stop=classifier"], "method.stop=classifier is for methods with thoughts"),
+        (
+            ["method.name=cot", "method.stop=classifier"],
+            "method.stop=classifier is for methods with thoughts (coconut, without_curriculum, codi), not for cot",
+        ),
         (["method.name=pause", "method.jacobi_passes=1"], "method.jacobi_passes is for methods with thoughts"),
+        (["method.name=codi", "curriculum.thoughts_per_step=0"], "method.name=codi needs thoughts: set curriculum."),
         (["train.effective_batch=8"], "train.effective_batch=8 is smaller than train.micro_batch=32"),
         (["checkpoint.init_from=runs/x"], "model: its shape comes from checkpoint.init_from"),
         (["--init", "runs/x", "checkpoint.init_from=runs/y"], "--init and checkpoint.init_from= say the same"),

@@ -14,6 +14,7 @@ from finetune.config import FinetuneConfig, check_layout, ledger
 from finetune.examples.examples import EncodedExample, ExampleSet, TextForm
 from finetune.examples.sampler import Sampler, StepBatch
 from finetune.examples.sequence import RowMaker
+from finetune.latent.batch import LatentBatch
 from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -114,8 +115,8 @@ def test_the_teacher_reads_the_same_examples_in_text() -> None:
     settings_ = config(8, 4, method={"distillation_weight": 1.0})
     step = steps_of_ranks(settings_, 50, 1, 9, 0)[0]
     for micro_batch in step.micro_batches:
-        teacher = micro_batch.teacher
-        assert teacher is not None and not teacher.is_latent.any()
+        teacher = micro_batch.added
+        assert isinstance(teacher, LatentBatch) and not teacher.is_latent.any()
         assert teacher.answer is not None and micro_batch.batch.answer is not None
         for row in range(len(teacher.tokens)):
             ours, theirs = (batch.tokens[row, int(batch.first_token[row]) :] for batch in (micro_batch.batch, teacher))
@@ -123,8 +124,8 @@ def test_the_teacher_reads_the_same_examples_in_text() -> None:
             for batch in (micro_batch.batch, teacher):
                 assert batch.answer is not None
                 assert batch.labels[row, int(batch.answer[row])] == FIRST + 22
-    assert step.num_teacher_targets > 0
-    assert steps_of_ranks(config(8, 4), 50, 1, 9, 0)[0].num_teacher_targets == 0
+    assert step.added.rows == 8 and step.added.tokens > step.added.targets > 8
+    assert steps_of_ranks(config(8, 4), 50, 1, 9, 0)[0].added == (0, 0, 0)
 
 
 def test_an_effective_batch_that_does_not_fit_the_ranks_is_refused() -> None:
