@@ -27,6 +27,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,15 @@ class SaveAttempt:
     def give_up(self, reason: str) -> str:
         """Clear the temporary folder and tell the other ranks; returns the reason that stands. Raises no OSError."""
         reason = self._read_note() or f"rank {self.rank}: {reason}"
-        try:
+        with suppress(OSError):  # the note matters more
             for path in _listing(self.folder):
                 path.unlink(missing_ok=True)
+        with suppress(OSError):  # without a note the other ranks wait until their time limit
+            self.directory.mkdir(parents=True, exist_ok=True)  # the first save of a run may fail at making it
             partial = self.note.with_name(f"{self.note.name}.{self.rank}")
             partial.write_text(reason, encoding="utf-8")
             partial.rename(self.note)
             clear_away(self.folder)
-        except OSError:
-            pass  # the other ranks still see the folder, and their time limit ends their wait
         return reason
 
     def _commit(self, meta: dict[str, Any]) -> None:

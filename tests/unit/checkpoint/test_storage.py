@@ -2,8 +2,10 @@
 
 import errno
 import io
+import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,3 +160,31 @@ def test_what_a_save_leaves_is_not_the_newest_checkpoint(tmp_path: Path, leftove
     (tmp_path / "checkpoints" / "step-00000500.replaced").mkdir()
     command = [sys.executable, "-m", "pretrain.run.job", "progress", str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "step 500\n"
+
+
+def test_a_first_save_that_cannot_make_its_folder_ends_for_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the note would be is no folder yet either."""
+    stores = [make_store(tmp_path / "checkpoints", rank=rank, world_size=2, asynchronous=True) for rank in (0, 1)]
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    fail_first(monkeypatch, os, "mkdir", errno.ESTALE)
+    stores[0].save(1, [Piece.whole("x", torch.ones(2))], {})
+    stores[0].settle(60)
+    monkeypatch.undo()
+    stores[1].save(1, [], {})
+    stores[1].settle(30)
+    problems = [result.problem for store in stores for result in store.poll()]
+    assert len(problems) == 2 and all("rank 0: " in problem and "Stale" in problem for problem in problems if problem)
+
+
+def fail_first(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, error: int) -> None:
+    """Let the first call of a function fail."""
+    real, calls = getattr(module, function), itertools.count()
+
+    def failing(path: Any, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == 0:
+            raise OSError(error, os.strerror(error), os.fspath(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(module, function, failing)
