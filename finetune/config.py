@@ -106,6 +106,9 @@ class FinetuneTrainSection(CommonTrainSection):
     """Longest sequence of a model from scratch, in tokens. Default: that of checkpoint.init_from."""
     num_loops: int | None = Field(default=None, gt=0)
     """L. Default: model.num_loops."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of dropping an element of the embeddings, of the probabilities of attention, and of what attention
+    and feed-forward add (GPT-2's dropout, with which the published models were fine-tuned)."""
 
 
 class FinetuneOptimizerSection(AdamWSection):

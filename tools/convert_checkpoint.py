@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     take.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder: config, weights, tokenizer")
     take.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     take.add_argument("--no-new-tokens", action="store_true", help="do not add <bot> <eot> <latent> <pause>")
+    rows = "token whose embedding they begin as ('<<' in Coconut's code); default: the mean of all"
+    take.add_argument("--new-tokens-like", metavar="TOKEN", help=rows)
 
     loop = commands.add_parser(
         "loop", help="an unlooped run -> a looped one", description="Make a looped model of an unlooped one."
@@ -79,7 +81,10 @@ def export(options: argparse.Namespace) -> list[str]:
 def import_published(options: argparse.Namespace) -> list[str]:
     from pretrain.hf.importing import import_model
 
-    return import_model(options.model, options.run, new_tokens=not options.no_new_tokens)
+    if options.no_new_tokens and options.new_tokens_like is not None:
+        raise ValueError("--new-tokens-like says how new tokens begin: leave out --no-new-tokens")
+    like = options.new_tokens_like
+    return import_model(options.model, options.run, new_tokens=not options.no_new_tokens, new_tokens_like=like)
 
 
 def loop(options: argparse.Namespace) -> list[str]:

@@ -23,6 +23,7 @@ from finetune.latent.batch import Added, AddedCount, MicroBatch, StepBatch
 from finetune.latent.ways import thinking_of
 from finetune.method.curriculum import Cut, draw_cut
 from pretrain.config.layout import Layout
+from pretrain.keyed_hash import bits
 
 
 class Sampler:
@@ -58,6 +59,7 @@ class Sampler:
         rows = [(self._row(epoch, int(number)), int(number)) for number in numbers]
         rows.sort(key=lambda row: (row[0].num_thoughts, len(row[0].tokens)))
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
+        keys = [self._row_key(epoch, number) for _, number in rows]
         num_rows = self._config.train.micro_batch
         turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same time
         teachers: list[TrainingRow] = []
@@ -69,10 +71,10 @@ class Sampler:
         for start in range(0, size, turn):
             own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
             num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
-            added: Added | None = collate(teachers[own]) if teachers else None
-            micro_batches.append(
-                MicroBatch(batch=collate([row for row, _ in rows[own]]), num_slots=num_slots, added=added)
-            )
+            rate = self._config.train.dropout
+            added: Added | None = collate(teachers[own], rate, keys[own]) if teachers else None
+            batch = collate([row for row, _ in rows[own]], rate, keys[own])
+            micro_batches.append(MicroBatch(batch=batch, num_slots=num_slots, added=added))
         return StepBatch(
             micro_batches=tuple(micro_batches),
             num_examples=len(numbers),
@@ -91,6 +93,10 @@ class Sampler:
         """Positions of a row's passes whose keys are dropped."""
         count = self._thinking.passes(row.first_slot, row.num_thoughts, row.num_thoughts, is_stopped=False)
         return sum(positions for positions, _ in count.tried) if row.num_thoughts else 0
+
+    def _row_key(self, epoch: int, number: int) -> int:
+        """32 random bits of an example in an epoch, for dropout."""
+        return bits(f"dropout/{self._config.run.seed}/{epoch}/{number}") % 2**32 - 2**31
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

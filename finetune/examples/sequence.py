@@ -81,8 +81,9 @@ EMPTY_ROW = TrainingRow((0, 0), 2, 1, 0, -1)
 """Fills the last batch of an epoch; predicts nothing."""
 
 
-def collate(rows: Sequence[TrainingRow]) -> LatentBatch:
-    """Rows as a batch, padded on the left so that all slots begin at one position, and on the right."""
+def collate(rows: Sequence[TrainingRow], dropout: float = 0.0, row_keys: Sequence[int] = ()) -> LatentBatch:
+    """Rows as a batch, padded on the left so that all slots begin at one position, and on the right; for dropout with
+    a key (int32) of each row."""
     first_slot = max(row.first_slot for row in rows)
     padding = [first_slot - row.first_slot for row in rows]
     length = max(shift + len(row.tokens) for shift, row in zip(padding, rows, strict=True))
@@ -103,4 +104,6 @@ def collate(rows: Sequence[TrainingRow]) -> LatentBatch:
         is_latent=is_latent,
         first_slot=first_slot,
         answer=torch.tensor(answers),
+        dropout=dropout,
+        row_keys=torch.tensor(row_keys, dtype=torch.int32) if dropout else None,
     )

@@ -71,6 +71,14 @@ class LatentCache(KeyValueCache):
         """Cached positions: the prefix, and the slots so far."""
         return next((prefix.keys.shape[2] for prefix in self._prefixes.values()), 0) + super().length
 
+    def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base, for attention that knows no prefix (that of dropout); a trial leaves no trace."""
+        before = self.entries.get(application.number)
+        whole = super().extend(application, keys, values)
+        if self.segment == "trial" and before is not None:
+            self.entries[application.number] = before
+        return whole
+
     def attend(
         self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:

@@ -30,6 +30,10 @@ class LatentBatch:
     answer: Tensor | None = None
     """int64 [b]: the position that predicts the first token of the answer, after its mark; -1 for none. Needed by
     self-distillation."""
+    dropout: float = 0.0
+    """Probability of dropping an element (`pretrain/model/dropout.py`)."""
+    row_keys: Tensor | None = None
+    """int32 [b]: of each row, for dropout."""
 
     def to(self, device: torch.device) -> "LatentBatch":
         """The batch on a device, copied asynchronously."""

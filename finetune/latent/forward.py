@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from finetune.latent.attention import LatentCache, Segment
 from finetune.latent.batch import LatentBatch
+from pretrain.model.dropout import Dropout
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -51,6 +52,7 @@ class Passes:
         self._bias = seen[:, None].repeat(1, len(later), 1)
         self._bias.masked_fill_(self._places > later[:, None], -torch.inf)
         self._cache = LatentCache(segment="whole" if self.prefix == self.length else "prefix")
+        self._rate, self._row_keys = batch.dropout, batch.row_keys
 
     def embed(self, start: int, stop: int) -> Tensor:
         """Embeddings of the tokens at places [start, stop): [b, stop - start, d]."""
@@ -60,7 +62,10 @@ class Passes:
         """States [b, p, d] of the places before the first slot."""
         tokens = self._tokens[:, : self.prefix].gather(1, self._turned)
         self._cache.places = self._turned
-        states = self._model(tokens, self._num_loops, positions=self._places[None, : self.prefix], cache=self._cache)
+        positions = self._places[None, : self.prefix]
+        states = self._model(
+            tokens, self._num_loops, positions=positions, cache=self._cache, dropout=self._dropout(positions)
+        )
         rows = torch.arange(self._num_rows, device=self._places.device)[:, None] * self.prefix
         states = _Reorder.apply(states, (rows + self._columns).flatten(), (rows + self._turned).flatten())
         return states.view(self._num_rows, self.prefix, -1)
@@ -72,9 +77,19 @@ class Passes:
         positions = self._places[start:stop].clamp_max(self._wanted - 1) - self._padding
         tokens = self._tokens[:, start:stop]
         states = self._model(
-            tokens, self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings
-        )
+            tokens, self._num_loops, positions=positions, mask=bias, cache=self._cache, embeddings=embeddings,
+            dropout=self._dropout(positions, stop),
+        )  # fmt: skip
         return states.view(self._num_rows, stop - start, -1)
+
+    def _dropout(self, positions: Tensor, stop: int = 0) -> Dropout | None:
+        """Of a pass over positions [b or 1, s] which attends to the prefix and the places after it up to `stop`."""
+        if self._row_keys is None:
+            return None
+        keys = self._places[None, : self.prefix].expand(self._num_rows, -1)
+        if stop:
+            keys = torch.cat((keys, self._places[self.prefix : stop] - self._padding), dim=1)
+        return Dropout(rate=self._rate, rows=self._row_keys, positions=positions, keys=keys)
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """States [b, s, d] of the batch from those of its segments."""

@@ -67,6 +67,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 _BY_TYPE["mistral"] = _BY_TYPE["llama"]  # Mistral without a sliding window is Llama
+_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "mlp_dropout")
 _FORBIDDEN = {  # unsupported feature -> its configuration fields, with the values that turn it off
     "sliding windows": {"sliding_window": None},
     "clipped queries, keys and values": {"clip_qkv": None},
@@ -115,6 +116,14 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     if type(seq_len) is not int or seq_len < 1:
         raise ValueError(f"{path}: max_position_embeddings={seq_len!r} is not a length of sequences")
     return kind, model, seq_len
+
+
+def read_dropout(folder: Path) -> dict[str, float]:
+    """The rates of dropout above 0 in the config.json of a folder that `read_shape` could read, by name."""
+    values = parse_json(read_file(folder / "config.json"))
+    config = _read_values(folder / "config.json", values["model_type"], values)
+    rates = {name: getattr(config, name, 0.0) for name in _DROPOUT}
+    return {name: float(rate) for name, rate in rates.items() if isinstance(rate, (int, float)) and rate > 0}
 
 
 def _read_values(path: Path, kind: str, values: dict[str, Any]) -> Any:

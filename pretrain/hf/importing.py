@@ -2,8 +2,9 @@
 
 1. Read the shape; features that this model cannot compute are refused by name.
 2. Read the tokenizer and, by default, add <bot> <eot> <latent> <pause>. Their rows in embedding and head are the mean
-   of all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), as are the rows that
-   pad the table to a multiple of 8, so that tensor parallelism can split it.
+   of all rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"), or those of a given
+   token (`<<` in the published code of Coconut), as are the rows that pad the table to a multiple of 8, so that tensor
+   parallelism can split it.
 3. Map every tensor; one without a rule is dropped, with the reason, or refused if that would change the model.
 4. Compare logits with those of transformers on the folder, and save.
 """
@@ -20,7 +21,7 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.published import import_tokenizer
 from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.hf.architectures import read_shape
+from pretrain.hf.architectures import read_dropout, read_shape
 from pretrain.hf.check import build, largest_difference, load_published, require_equal
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.hf.names import Rule, looped_rules, stock_rules
@@ -35,13 +36,14 @@ _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 _GROWING = ("embedding.weight", "head.weight")
 
 
-def import_model(folder: Path, run: Path, *, new_tokens: bool = True) -> list[str]:
+def import_model(folder: Path, run: Path, *, new_tokens: bool = True, new_tokens_like: str | None = None) -> list[str]:
     """Import a published model; returns lines that describe the result.
 
     Args:
         folder: folder of the published model.
         run: new run directory.
         new_tokens: add the tokens for latent thoughts.
+        new_tokens_like: the token whose rows they begin as. Default: the mean of all rows.
 
     Raises:
         ValueError: the model is not supported, the folder is damaged, or the check failed; no run is left.
@@ -53,6 +55,7 @@ def import_model(folder: Path, run: Path, *, new_tokens: bool = True) -> list[st
     published = PublishedWeights(folder)
     content = _tokenizer(folder, shape.vocab_size, new_tokens)
     tokenizer = Tokenizer.from_bytes(content)
+    like = None if new_tokens_like is None else _id_of(new_tokens_like, tokenizer, shape.vocab_size)
     rows = shape.vocab_size
     if tokenizer.vocab_size > rows:  # tokens were added
         rows = math.ceil(tokenizer.vocab_size / ROWS_MULTIPLE) * ROWS_MULTIPLE
@@ -62,7 +65,7 @@ def import_model(folder: Path, run: Path, *, new_tokens: bool = True) -> list[st
     weights, fates, dtypes = _map(rules, published)
     for name in _GROWING:
         if name in weights and rows > shape.vocab_size:
-            weights[name], fate = _grow(name, weights[name], rows)
+            weights[name], fate = _grow(name, weights[name], rows, like)
             fates.append(fate)
     ours = build(model, seq_len, lambda name: weights[name])
     difference = largest_difference(ours, load_published(folder, model_type), seq_len, shape.vocab_size)
@@ -74,7 +77,8 @@ def import_model(folder: Path, run: Path, *, new_tokens: bool = True) -> list[st
         tokenizer=str(run / f"tokenizer{suffix}"),
     )  # fmt: skip
     totals = write_run(run, saved, content, weights, fates, f"{run} <- {folder} ({model_type})")
-    return [f"{run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}", check]
+    first = f"{run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}"
+    return [first, *_dropout_line(folder), check]
 
 
 def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
@@ -86,6 +90,22 @@ def _tokenizer(folder: Path, num_rows: int, new_tokens: bool) -> bytes:
         except ValueError:
             pass  # a SentencePiece model, but not one of this project
     return import_tokenizer(folder, new_tokens=new_tokens, first_new_id=num_rows if new_tokens else None)
+
+
+def _id_of(token: str, tokenizer: Tokenizer, num_published: int) -> int:
+    """The id of a token that the published model knows, given as text."""
+    ids = tokenizer.encode(token)
+    if len(ids) != 1 or ids[0] >= num_published:
+        raise ValueError(f"new tokens like {token!r}: the tokenizer makes {len(ids)} tokens of it, not one of its own")
+    return ids[0]
+
+
+def _dropout_line(folder: Path) -> list[str]:
+    """What becomes of the dropout that the model was trained with."""
+    rates = read_dropout(folder)
+    named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    most = max(rates.values(), default=0.0)
+    return [f"{named}: not of the model here; train.dropout={most:g} fine-tunes with it"] if most else []
 
 
 def _map(rules: list[Rule], published: PublishedWeights) -> tuple[dict[str, Tensor], list[Fate], set[torch.dtype]]:
@@ -143,9 +163,9 @@ def _why_dropped(name: str, published: PublishedWeights, weights: dict[str, Tens
     )
 
 
-def _grow(name: str, table: Tensor, rows: int) -> tuple[Tensor, Fate]:
-    """Append rows equal to the mean of the existing ones, up to `rows` in total."""
+def _grow(name: str, table: Tensor, rows: int, like: int | None) -> tuple[Tensor, Fate]:
+    """Append rows equal to row `like` or to the mean of the existing ones, up to `rows` in total."""
     number = rows - table.shape[0]
-    whole = torch.cat((table, table.mean(0, keepdim=True).expand(number, -1)))
-    detail = f"rows {table.shape[0]} to {rows - 1}: {number}"
-    return whole, Fate("made", name, "the mean of all rows", detail)
+    row, source = (table.mean(0), "the mean of all rows") if like is None else (table[like], f"row {like}")
+    whole = torch.cat((table, row.expand(number, -1)))
+    return whole, Fate("made", name, source, f"rows {table.shape[0]} to {rows - 1}: {number}")

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.model import ModelSection
 from pretrain.config.run import Recompute
+from pretrain.model.dropout import Dropout
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
@@ -91,6 +92,7 @@ class LoopedGPT(nn.Module):
         segment_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
         embeddings: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """States after the final norm.
 
@@ -102,11 +104,14 @@ class LoopedGPT(nn.Module):
             segment_ids: [b, s] number of each token's document; attention then stays within documents.
             cache: keys and values of earlier tokens, extended in place.
             embeddings: [b, s, d] what enters in place of the tokens' embeddings: latent thoughts.
+            dropout: of this pass; none by default.
 
         Returns:
             [t, d] states, rows in the order of the flattened tokens.
         """
-        context = self.context(tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache)
+        context = self.context(
+            tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache, dropout=dropout
+        )
         num_passes = self.config.num_passes(num_loops)
         states, carried = self.begin(tokens, context, embeddings)
         for loop in range(num_passes):
@@ -121,6 +126,7 @@ class LoopedGPT(nn.Module):
         mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        dropout: Dropout | None = None,
     ) -> Context:
         """What all layers share: rotations and mask for `tokens` [b, s]; arguments as for `forward`."""
         batch, seq = tokens.shape
@@ -136,7 +142,7 @@ class LoopedGPT(nn.Module):
         if self.config.positions == "rope":
             dtype = next(self.parameters()).dtype
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
-        return Context(batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache)
+        return Context(batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout)
 
     def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop, and what
@@ -145,7 +151,10 @@ class LoopedGPT(nn.Module):
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
         if self.position_embedding is not None:
             states = states + self.position_embedding(context.positions)
-        states = self.ops.scatter(states.flatten(0, 1))
+        states = states.flatten(0, 1)
+        if context.dropout is not None:
+            states = context.dropout.states(states, "embedding")
+        states = self.ops.scatter(states)
         for number, application in self.recurrence.in_prelude():
             states = self._run(self.prelude[str(number)], states, context, application)
         return states, self.injection.carry(states)

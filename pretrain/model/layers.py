@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.model import ModelSection
+from pretrain.model.dropout import Dropout, Site
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.loop.recurrence import Application
@@ -67,6 +68,11 @@ class Context:
     mask: Tensor | None
     """[b or 1, 1, s, keys] True where a query may look, or None for plain causal attention."""
     cache: KeyValueCache | None
+    dropout: Dropout | None = None
+
+    def drop(self, states: Tensor, site: Site, application: Application) -> Tensor:
+        """[t, d] -> [t, d]: what a layer adds to the residual stream, with dropout if there is any."""
+        return states if self.dropout is None else self.dropout.states(states, site, application.number)
 
 
 class RMSNorm(nn.Module):
@@ -176,7 +182,12 @@ class Attention(nn.Module):
         if context.rotary is not None:
             queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
         queries, keys, values = [heads.transpose(1, 2) for heads in (queries, keys, values)]  # [b, h or g, s, e]
-        if context.cache is None:
+        if context.dropout is not None:
+            if context.cache is not None:
+                keys, values = context.cache.extend(application, keys, values)
+            first_head = self.ops.rank * queries.shape[1]
+            mixed = context.dropout.attend(queries, keys, values, context.mask, first_head, application.number)
+        elif context.cache is None:
             mixed = attend(queries, keys, values, context.mask)
         else:
             mixed = context.cache.attend(application, queries, keys, values, context.mask)
@@ -227,7 +238,9 @@ class Layer(nn.Module):
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.norms_after:
-            states = states + self.attention_norm(self.attention(states, context, application))
-            return states + self.ffn_norm(self.ffn(states))
-        states = states + self.attention(self.attention_norm(states), context, application)
-        return states + self.ffn(self.ffn_norm(states))
+            added = self.attention_norm(self.attention(states, context, application))
+        else:
+            added = self.attention(self.attention_norm(states), context, application)
+        states = states + context.drop(added, "attention", application)
+        added = self.ffn_norm(self.ffn(states)) if self.norms_after else self.ffn(self.ffn_norm(states))
+        return states + context.drop(added, "ffn", application)

@@ -22,6 +22,8 @@ class ParallelOps:
 
     size: int
     """Tensor-parallel ranks; a layer holds num_attention_heads / size heads."""
+    rank: int
+    """Of this part among them, from 0."""
     linear: Callable[[Weights], nn.Module]
     """Linear layer of its weights. Split by outputs: call `to_split` on its input first. By inputs: its output is whole
     again."""
@@ -80,6 +82,7 @@ def _identity(states: Tensor) -> Tensor:
 
 PLAIN = ParallelOps(
     size=1,
+    rank=0,
     linear=_linear,
     embedding=Embedding,
     parameter=_parameter,

@@ -70,6 +70,7 @@ def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> Paral
     copy = partial(copy_to_tensor_model_parallel_region, group=group)
     return ParallelOps(
         size=group.size(),
+        rank=group.rank(),
         linear=linear,
         embedding=embedding,
         parameter=parameter,

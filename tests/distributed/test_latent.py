@@ -46,9 +46,11 @@ def assert_ranks_equal(
     ]
     + [("gpt2", "mixed numbers of thoughts"), ("olmo2", "mixed numbers of thoughts")],
 )
-@pytest.mark.parametrize("num_loops", [1, 3])
-def test_two_ranks_equal_whole_passes_on_one(pool: RankPool, family: str, num_loops: int, shape: str) -> None:
-    batch = make_batch(*SHAPES[shape], vocab=VOCAB_SIZE)
+@pytest.mark.parametrize(("num_loops", "dropout"), [(1, 0.0), (3, 0.0), (2, 0.2)])
+def test_two_ranks_equal_whole_passes_on_one(
+    pool: RankPool, family: str, num_loops: int, dropout: float, shape: str
+) -> None:
+    batch = make_batch(*SHAPES[shape], vocab=VOCAB_SIZE, dropout=dropout)
     reference = Reference(config=make_config(family, 1), shake=True)
     wanted = loss_by_definition(reference.model, batch, num_loops)
     wanted.backward()

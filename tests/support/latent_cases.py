@@ -6,6 +6,7 @@ from torch import Tensor
 
 from finetune.latent.batch import LatentBatch
 from pretrain.data.stream.labels import IGNORED
+from pretrain.model.dropout import Dropout
 from pretrain.model.gpt import LoopedGPT
 
 BOT, EOT, LATENT = 1, 2, 3
@@ -21,7 +22,9 @@ SHAPES = {
 Shape = tuple[list[int], list[int], list[int]]
 
 
-def make_batch(questions: list[int], slots: list[int], texts: list[int], vocab: int = 64) -> LatentBatch:
+def make_batch(
+    questions: list[int], slots: list[int], texts: list[int], vocab: int = 64, dropout: float = 0.0
+) -> LatentBatch:
     """Rows of random tokens; labels on the text after `<eot>`."""
     generator = torch.Generator().manual_seed(0)
     before = 1 + max(questions)
@@ -46,11 +49,21 @@ def make_batch(questions: list[int], slots: list[int], texts: list[int], vocab: 
         is_latent=is_latent,
         first_slot=before,
         answer=torch.tensor([before + count for count in slots]),
+        dropout=dropout,
+        row_keys=torch.arange(7, 7 + len(slots), dtype=torch.int32) * 2**27 if dropout else None,
     )
 
 
 def num_slots_of(batch: LatentBatch) -> int:
     return int(batch.is_latent.sum(1).max())
+
+
+def dropout_of(batch: LatentBatch, row: int, length: int) -> Dropout | None:
+    """Of a whole pass over the first positions of one row."""
+    if batch.row_keys is None:
+        return None
+    positions = torch.arange(length)[None]
+    return Dropout(rate=batch.dropout, rows=batch.row_keys[row : row + 1], positions=positions, keys=positions)
 
 
 def embeddings_by_definition(model: LoopedGPT, batch: LatentBatch, row: int, num_loops: int) -> Tensor:
@@ -60,7 +73,9 @@ def embeddings_by_definition(model: LoopedGPT, batch: LatentBatch, row: int, num
     assert model.embedding is not None
     embeddings = model.embedding(tokens)
     for place in is_latent.nonzero().flatten().tolist():
-        states = model(tokens[:, :place], num_loops, embeddings=embeddings[:, :place]).view(1, place, -1)
+        dropout = dropout_of(batch, row, place)
+        states = model(tokens[:, :place], num_loops, embeddings=embeddings[:, :place], dropout=dropout)
+        states = states.view(1, place, -1)
         embeddings = torch.cat((embeddings[:, :place], states[:, -1:], embeddings[:, place + 1 :]), dim=1)
     return embeddings
 
@@ -68,10 +83,12 @@ def embeddings_by_definition(model: LoopedGPT, batch: LatentBatch, row: int, num
 def loss_of_row(model: LoopedGPT, batch: LatentBatch, row: int, num_loops: int) -> Tensor:
     """Summed negative log-likelihood of one row by definition: n + 1 whole passes without a cache."""
     first = int(batch.first_token[row])
+    tokens = batch.tokens[row : row + 1, first:]
     states = model(
-        batch.tokens[row : row + 1, first:],
+        tokens,
         num_loops,
         embeddings=embeddings_by_definition(model, batch, row, num_loops),
+        dropout=dropout_of(batch, row, tokens.shape[1]),
     )
     return loss_of(model, states, batch.labels[row, first:])
 

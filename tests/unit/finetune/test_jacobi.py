@@ -15,9 +15,10 @@ from tests.unit.model.test_model import GPT2, LLAMA, build
 @pytest.mark.parametrize("family", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_enough_passes_are_the_sequential_method(family: Any, num_loops: int, shape: str) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_enough_passes_are_the_sequential_method(family: Any, num_loops: int, shape: str, dropout: float) -> None:
     model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
-    batch = make_batch(*SHAPES[shape])
+    batch = make_batch(*SHAPES[shape], dropout=dropout)
     num_slots = num_slots_of(batch)
     states = Sequential().states(model, batch, num_slots, num_loops)
     real = torch.arange(batch.tokens.shape[1]) >= batch.first_token[:, None]

@@ -46,6 +46,18 @@ def test_loss_and_gradients_are_those_of_whole_passes(family: Any, num_loops: in
     assert_same_gradients(gradients(model, loss), gradients(model, wanted))
 
 
+@pytest.mark.parametrize("family", [LLAMA, GPT2, OLMO2], ids=["llama", "gpt2", "olmo2"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_so_they_are_under_dropout(family: Any, shape: str) -> None:
+    """What is dropped depends on neither the padding nor the passes, nor on the other rows."""
+    model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    batch = make_batch(*SHAPES[shape], dropout=0.2)
+    loss, wanted = our_loss(model, batch, 2), loss_by_definition(model, batch, 2)
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
+    assert_same_gradients(gradients(model, loss), gradients(model, wanted))
+    assert not torch.isclose(loss, our_loss(model, make_batch(*SHAPES[shape]), 2), rtol=1e-3)
+
+
 @pytest.mark.parametrize("text", [7, 8, 30])
 def test_text_of_any_length_gives_them(text: int) -> None:
     """Short text looks at the question as slots do, longer text at all keys in one."""

@@ -172,6 +172,18 @@ def test_new_tokens_are_the_mean_and_the_others_stay(tmp_path: Path, byte_level:
     assert again.saved.model == trained.saved.model and again.tokenizer.bot_id == 300
 
 
+def test_new_tokens_begin_as_the_token_that_is_named_and_dropout_is_told(tmp_path: Path, byte_level: Path) -> None:
+    folder = publish(tmp_path / "published", byte_level, "GPT2", GPT2, torch.float32)
+    lines = import_model(folder=folder, run=tmp_path / "run", new_tokens_like="e")
+    assert "attn_pdrop 0.1: not of the model here; train.dropout=0.1 fine-tunes with it" in lines[1]
+    tokenizer = load_trained_model(tmp_path / "run", torch.device("cpu")).tokenizer
+    (like,), table = tokenizer.encode("e"), saved_weights(tmp_path / "run")["weights/embedding.weight"]
+    assert torch.equal(table[300:], table[like].expand(4, -1))
+    with pytest.raises(ValueError, match=r"new tokens like 'e  zz': the tokenizer makes \d tokens of it, not one"):
+        import_model(folder=folder, run=tmp_path / "other", new_tokens_like="e  zz")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("case", OURS)
 def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str) -> None:
     run = make_run(tmp_path / "run", tokenizer, OURS[case])
