@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.method.curriculum import CurriculumSection
+from finetune.method.curriculum import CurriculumSection, final_stage, stage_at
 from finetune.method.methods import METHODS, Method, MethodName, Term, names_of
 from pretrain.config.layout import Layout, lay_out
 from pretrain.config.model import ModelSection
@@ -31,8 +31,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 class ExamplesSection(Section):
     path: PathText | None = None
-    """File of examples: a JSON list of {question, steps, answer}, or lines `question||steps #### answer` (.txt), also
-    gzipped."""
+    """File of examples: {question, steps, answer} as a JSON list (.json) or a row a line (.jsonl), or lines
+    `question||steps #### answer` (.txt), also gzipped."""
+    step_separator: str | None = Field(default=None, min_length=1)
+    """What stands between the steps of a .txt file. Default: each step is in << and >>, as in GSM8k-Aug."""
     task: str | None = None
     """Instead of a file: name of a reasoning task with steps (pretrain/tasks), whose examples are generated."""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -46,6 +48,8 @@ class ExamplesSection(Section):
     def _check_kind(self) -> "ExamplesSection":
         if self.path is not None and self.task is not None:
             raise ValueError("data: examples come from a path or from a task, not from both")
+        if self.step_separator is not None and self.path is None:
+            raise ValueError("data: step_separator is for a file: set path")
         if self.task is not None and self.num_examples is None:
             raise ValueError(f"data: examples of task {self.task} are unlimited: set num_examples")
         return self
@@ -120,8 +124,8 @@ class FinetuneOptimizerSection(AdamWSection):
     """Decoupled weight decay of all parameters."""
     clip_grad_norm: float = Field(default=0.0, ge=0)
     reset: Literal["never", "stage", "epoch"] = "stage"
-    """When the moments are set to zero: never, at every new stage (as in the paper), or at every epoch (as in its
-    code)."""
+    """When the moments are set to zero: never, at every new stage (as in the paper; in a gradual removal whenever a
+    token more is removed), or at every epoch (as in its code)."""
 
     @property
     def schedule(self) -> OptimizerSection:
@@ -176,6 +180,12 @@ class FinetuneConfig(EntryConfig):
     def chosen_method(self) -> Method:
         return METHODS[self.method.name]
 
+    @property
+    def reaches_last_stage(self) -> bool:
+        """Whether an epoch is in the stage that the method ends in, where the best weights are chosen."""
+        stages = (self.curriculum, self.chosen_method)
+        return stage_at(*stages, self.train.epochs - 1) == final_stage(*stages)
+
     @model_validator(mode="after")
     def _check_together(self) -> "FinetuneConfig":
         method = self.method
@@ -205,6 +215,15 @@ class FinetuneConfig(EntryConfig):
             raise ValueError(
                 f"method.name={method.name} removes tokens, not steps: set curriculum.tokens_per_stage, and num_stages "
                 "so that the stages remove the chain; under variants: of the file they are for this method alone"
+            )
+        if self.curriculum.gradual and self.chosen_method.removal != "token":
+            raise ValueError(f"curriculum.gradual is for a method that removes tokens (icot), not {method.name}")
+        if self.data.test.is_given and not self.reaches_last_stage:
+            raise ValueError(
+                f"train.epochs={self.train.epochs} ends in stage "
+                f"{stage_at(self.curriculum, self.chosen_method, self.train.epochs - 1)}, before the last one, "
+                f"{self.curriculum.last_stage}: no weights would be kept as the best, and data.test not be scored; "
+                "raise it, or leave out data.test"
             )
         if self.train.effective_batch < self.train.micro_batch:
             batch, micro_batch = self.train.effective_batch, self.train.micro_batch

@@ -53,6 +53,7 @@ RESUMABLE = Resumable(
         **MAY_DIFFER,
         "train.epochs": "the length of the run",
         "engine": "how the work is spread over the ranks",
+        "data.test": "what the best weights are scored on at the end",
     },
 )  # fmt: skip
 
@@ -111,9 +112,9 @@ class FinetuneTrainer:
         """Train until the last epoch or until the ranks vote to stop; returns the exit code."""
         config, counters, session, vote = self.config, self.counters, self.session, self.session.vote
         while counters.epoch < config.train.epochs and not vote.reason:
-            if counters.step_in_epoch == 0 and counters.epoch > 0 and self._resets_optimizer():
-                self.engine.reset_optimizer()
             while counters.step_in_epoch < self.sampler.steps_per_epoch and not vote.reason:
+                if self._resets_optimizer():
+                    self.engine.reset_optimizer()
                 try:
                     self._train_step()
                 except FloatingPointError as error:
@@ -134,15 +135,18 @@ class FinetuneTrainer:
         return session.finish()
 
     def _resets_optimizer(self) -> bool:
-        """Whether the moments are set to zero at the start of this epoch, which is not the first."""
-        reset, epoch = self.config.optimizer.reset, self.counters.epoch
+        """Whether the moments are set to zero before the next step, which is not the first."""
+        reset, epoch, index = self.config.optimizer.reset, self.counters.epoch, self.counters.step_in_epoch
+        if epoch == index == 0:
+            return False
         match reset:
             case "never":
                 return False
             case "stage":
-                return self._stage(epoch) != self._stage(epoch - 1)
+                before = (epoch, index - 1) if index else (epoch - 1, self.sampler.steps_per_epoch - 1)
+                return self.sampler.removal(epoch, index) != self.sampler.removal(*before)
             case "epoch":
-                return True
+                return index == 0
             case _:
                 assert_never(reset)
 
@@ -223,7 +227,8 @@ class FinetuneTrainer:
         stage = final_stage(config.curriculum, config.chosen_method)
         tally = self.answering.score(model, load_stop_classifier(reader, model), self.test, stage)
         if tally is not None and self.session.metrics is not None:
-            row = self.answering.row(tally, "test", stage, step=counters.best_step, epoch=counters.epoch)
+            epoch = (counters.best_step - 1) // self.sampler.steps_per_epoch
+            row = self.answering.row(tally, "test", stage, step=counters.best_step, epoch=epoch)
             log_row(self.session.metrics, row)
 
     def _examples(self, split: Split) -> ExampleSet:

@@ -54,7 +54,7 @@ def load_questions(
     if file and trained_on.task is not None:
         form = TextForm.of(make_task(trained_on.task, trained_on.parameters))
     examples = examples[:num_examples]
-    encoded = encode_examples(examples, form, finetuned.trained.tokenizer)
+    encoded = encode_examples(examples, form, finetuned.trained.tokenizer, str(file) if file else f"data.{split}")
     return Questions(split=file.name if file else split, examples=examples, encoded=encoded, form=form)
 
 

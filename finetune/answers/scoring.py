@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from finetune.config import FinetuneConfig
-from finetune.examples.examples import EncodedExample, ExampleSet, TextForm
+from finetune.examples.examples import EncodedExample, ExampleSet, TextForm, spoken
 from finetune.examples.sequence import RowMaker
 from finetune.latent.generation import Answer, AnswerSettings, answer_flops, generate_with_thoughts
 from finetune.latent.stop import StopClassifier
@@ -40,17 +40,15 @@ def answer_settings(
     """
     method, curriculum = config.chosen_method, config.curriculum
     maker = RowMaker(method, curriculum, config.method.markers_in_first_stage, tokenizer)
-    markers = maker.markers
     if num_slots is None:
         stage = final_stage(curriculum, method) if stage is None else stage
         num_slots = cut_at(curriculum, method, stage, curriculum.num_stages).num_slots  # those of a long chain
-        markers = maker.markers_at(num_slots)
     return AnswerSettings(
         max_new_tokens=config.validation.max_new_tokens,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         thinking=thinking_of(config.method),
-        markers=markers,
+        markers=maker.markers_at(num_slots),
         num_slots=num_slots,
         num_loops=num_loops or config.train.num_loops,
     )
@@ -58,12 +56,12 @@ def answer_settings(
 
 def is_right(text: str, answer: str, form: TextForm) -> bool:
     """Whether the text that a model wrote ends in the wanted answer, which is given without its mark."""
-    return stated_answer(text, form) == answer.replace(",", "").strip()
+    return stated_answer(text, form) == spoken(answer)
 
 
 def stated_answer(text: str, form: TextForm) -> str:
     """The text after the last answer mark; all of it where there is none."""
-    return (text.rpartition(form.mark)[2] if form.mark else text).replace(",", "").strip()
+    return spoken(text.rpartition(form.mark)[2] if form.mark else text)
 
 
 @dataclass(frozen=True, kw_only=True)

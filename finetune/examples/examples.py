@@ -1,18 +1,13 @@
 """Examples of reasoning as token ids: read or generated once, encoded once, then only cut and laid out
 (`finetune/examples/sequence.py`).
 
-Files: a JSON list of {question, steps, answer} (`pretrain/tasks/example_file.py`), or the text form of GSM8k-Aug, one
-`question||step step ... #### answer` per line (Deng et al. 2023, arXiv 2311.01460). Tasks: any of `pretrain/tasks` that
-has steps.
+Files: JSON of {question, steps, answer}, a list or a row a line (`pretrain/tasks/example_file.py`), or the text form of
+GSM8k-Aug (`finetune/examples/text_lines.py`). Tasks: any of `pretrain/tasks` that has steps.
 
 Question, steps and answer are encoded separately, each with the text that ends or begins it, as in the published code
 of Coconut: removing steps does not change the tokens of the rest.
 """
 
-import codecs
-import gzip
-import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
 from finetune.config import ExamplesSection
+from finetune.examples.text_lines import read_lines
 from finetune.method.methods import Removal
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.storage import read_file
-from pretrain.tasks.example_file import read_examples
+from pretrain.tasks.example_file import is_json, read_examples
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Example, Split, Task
 
@@ -81,14 +76,16 @@ class ExampleSet:
 def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer) -> ExampleSet:
     """Load and encode the examples of a section; errors as of `load_examples` and `encode_examples`."""
     examples, form = load_examples(section, split, seed)
-    return ExampleSet(examples=examples, encoded=encode_examples(examples, form, tokenizer), form=form)
+    encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}")
+    return ExampleSet(examples=examples, encoded=encoded, form=form)
 
 
 def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:
     """The examples of a file, or of a split of a task with `section.seed` or else `seed`.
 
     Raises:
-        ValueError: a malformed row (named by file and index from 0), an unknown task, or one without steps.
+        ValueError: a malformed row (named by file and index from 0), one whose answer could not be given, fewer rows
+            than asked for, an unknown task, or one without steps.
         OSError: the file cannot be read.
     """
     if section.task is not None:
@@ -99,10 +96,17 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)
     path, form = Path(section.path or ""), TextForm()
-    examples = read_examples(path) if path.name.endswith((".json", ".json.gz")) else read_lines(path)
-    if not examples:
-        raise ValueError(f"{path}: has no examples")
+    if is_json(path):
+        if section.step_separator is not None:
+            raise ValueError(f"{path}: its steps are lists already: leave out step_separator")
+        examples = read_examples(path)
+    else:
+        examples = read_lines(path, section.step_separator)
+    if len(examples) < (section.num_examples or 1):
+        raise ValueError(f"{path}: has {len(examples)} examples, data.{split}.num_examples={section.num_examples or 1}")
     for number, example in enumerate(examples):
+        if not spoken(example.answer):
+            raise ValueError(f"{path}: example {number}: its answer {example.answer[:60]!r} has nothing to compare")
         if form.mark in example.answer:
             raise ValueError(
                 f"{path}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks where "
@@ -111,41 +115,15 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
     return examples[: section.num_examples], form
 
 
-def read_lines(path: Path) -> list[Example]:
-    """The examples of a text file, one per line: `question||step step ... #### answer`, perhaps without steps. Blank
-    lines are passed over.
-
-    Raises:
-        ValueError: a line of another form, named by its number from 0, or not a text file.
-        OSError: the file cannot be read.
-    """
-    data = read_file(path)
-    try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).removeprefix(codecs.BOM_UTF8).decode()
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(f"{path}: not a text file: {error}") from None
-    examples = []
-    # not splitlines: some lines contain other Unicode line breaks
-    for index, line in enumerate(text.removesuffix("\n").split("\n")):
-        if not line.strip():
-            continue
-        question, _, rest = line.partition("||")
-        steps, _, answer = rest.partition("####")
-        if not question.strip() or not answer.strip():
-            raise ValueError(f"{path}: row {index}: needs `question||steps #### answer`, got {line[:60]!r}")
-        if "||" in rest or "####" in answer:
-            raise ValueError(
-                f"{path}: row {index}: which `||` ends the question, or which `####` begins the answer, is not clear: "
-                f"got {line[:60]!r}; a JSON list of {{question, steps, answer}} holds any text"
-            )
-        examples.append(
-            Example(question.strip(), tuple(step for step in re.split(r"[ \t]+", steps) if step), answer.strip())
-        )
-    return examples
+def spoken(answer: str) -> str:
+    """An answer as it is compared: without commas and white space around it."""
+    return answer.replace(",", "").strip()
 
 
-def encode_examples(examples: Sequence[Example], form: TextForm, tokenizer: Tokenizer) -> list[EncodedExample]:
-    """Encode every part of every example.
+def encode_examples(
+    examples: Sequence[Example], form: TextForm, tokenizer: Tokenizer, source: str
+) -> list[EncodedExample]:
+    """Encode every part of every example of a source, which errors name.
 
     Raises:
         ValueError: the tokenizer cannot encode a text.
@@ -153,11 +131,20 @@ def encode_examples(examples: Sequence[Example], form: TextForm, tokenizer: Toke
     start = () if tokenizer.separators.are_one else (tokenizer.bos_id,)
     mark = tokenizer.encode(form.answer_start)
     encoded = []
-    for example in examples:
-        question = tokenizer.encode(example.question + form.question_end)
-        steps = tuple(tuple(tokenizer.encode(step + form.step_end)) for step in example.steps)
-        answer = tokenizer.encode(form.answer_start + example.answer)
-        # the common beginning: a tokenizer may join the end of the mark with the answer
-        num_mark_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, answer, strict=False)))
-        encoded.append(EncodedExample((*start, *question), steps, (*answer, tokenizer.eos_id), num_mark_tokens))
+    for number, example in enumerate(examples):
+        try:
+            encoded.append(_encode(example, form, tokenizer, start, mark))
+        except ValueError as error:
+            raise ValueError(f"{source}: example {number}: {error}") from None
     return encoded
+
+
+def _encode(
+    example: Example, form: TextForm, tokenizer: Tokenizer, start: tuple[int, ...], mark: Sequence[int]
+) -> EncodedExample:
+    question = tokenizer.encode(example.question + form.question_end)
+    steps = tuple(tuple(tokenizer.encode(step + form.step_end)) for step in example.steps)
+    answer = tokenizer.encode(form.answer_start + example.answer)
+    # the common beginning: a tokenizer may join the end of the mark with the answer
+    num_mark_tokens = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mark, answer, strict=False)))
+    return EncodedExample((*start, *question), steps, (*answer, tokenizer.eos_id), num_mark_tokens)

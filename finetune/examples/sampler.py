@@ -21,7 +21,7 @@ from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
 from finetune.latent.batch import Added, AddedCount, MicroBatch, StepBatch
 from finetune.latent.ways import thinking_of
-from finetune.method.curriculum import Cut, draw_cut
+from finetune.method.curriculum import Cut, draw_cut, num_held_back, stage_at
 from pretrain.config.layout import Layout
 from pretrain.keyed_hash import bits
 
@@ -56,7 +56,8 @@ class Sampler:
         """Step `index` of an epoch; the last one of an epoch may hold fewer examples."""
         size = self._config.train.effective_batch
         numbers = self._order_of(epoch)[index * size : (index + 1) * size]
-        rows = [(self._row(epoch, int(number)), int(number)) for number in numbers]
+        progress = index / self.steps_per_epoch
+        rows = [(self._row(epoch, progress, int(number)), int(number)) for number in numbers]
         rows.sort(key=lambda row: (row[0].num_thoughts, len(row[0].tokens)))
         rows += [(EMPTY_ROW, -1)] * (size - len(rows))
         keys = [self._row_key(epoch, number) for _, number in rows]
@@ -104,9 +105,13 @@ class Sampler:
             self._order = epoch, generator.permutation(len(self._examples))
         return self._order[1]
 
-    def _row(self, epoch: int, number: int) -> TrainingRow:
-        config = self._config
-        cut = draw_cut(
-            config.curriculum, config.chosen_method, config.run.seed, epoch, number, self._chain_lengths[number]
-        )
+    def removal(self, epoch: int, index: int) -> tuple[int, int]:
+        """The stage of a step and the tokens that it holds back: what changes when more of the chains is removed."""
+        curriculum, method = self._config.curriculum, self._config.chosen_method
+        held_back = num_held_back(curriculum, method, epoch, index / self.steps_per_epoch)
+        return stage_at(curriculum, method, epoch), held_back
+
+    def _row(self, epoch: int, progress: float, number: int) -> TrainingRow:
+        config, chain_length = self._config, self._chain_lengths[number]
+        cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, chain_length, progress)
         return self._maker.row(self._examples[number], cut)

@@ -30,10 +30,14 @@ class CurriculumSection(Section):
     """Give a chain shorter than the stage all slots of the stage; false: c for each of its steps."""
     tokens_per_stage: int = Field(default=8, gt=0)
     """Tokens that a stage removes, in methods that remove tokens (iCoT)."""
+    gradual: bool = False
+    """Remove the tokens of a stage one at a time, evenly over its steps, as the code of iCoT does; false: all at its
+    start."""
     smoothing: float = Field(default=4.0, gt=0)
     """λ of iCoT: o further tokens are removed with a probability proportional to exp(-λ·o)."""
     uniform_prob: float = Field(default=0.0, ge=0, le=1)
-    """Share of the examples of an epoch whose stage is drawn uniformly, up to the length of their chain."""
+    """Share of the examples of an epoch whose stage is drawn uniformly, up to the length of their chain; beyond
+    num_stages it is the last one."""
 
     @property
     def last_stage(self) -> int:
@@ -72,6 +76,16 @@ def stage_at(curriculum: CurriculumSection, method: Method, epoch: int) -> int:
     return min(1 + (epoch - curriculum.first_stage_epochs) // curriculum.epochs_per_stage, curriculum.last_stage)
 
 
+def num_held_back(curriculum: CurriculumSection, method: Method, epoch: int, progress: float) -> int:
+    """Tokens of the stage that are not removed yet when this share of an epoch, in [0, 1), is over: all of them at its
+    start in a gradual removal, in others none."""
+    stage = stage_at(curriculum, method, epoch)
+    if not curriculum.gradual or not 0 < stage < curriculum.last_stage:
+        return 0
+    done = (epoch - curriculum.first_stage_epochs) % curriculum.epochs_per_stage + progress
+    return curriculum.tokens_per_stage - int(done * curriculum.tokens_per_stage / curriculum.epochs_per_stage + 1e-9)
+
+
 def cut_at(curriculum: CurriculumSection, method: Method, stage: int, chain_length: int, extra: int = 0) -> Cut:
     """What a stage (from 0 to `last_stage`) does to a chain, whose length is in the unit that the method removes;
     `extra` tokens are removed beyond those of the stage (iCoT's smoothing)."""
@@ -84,19 +98,27 @@ def cut_at(curriculum: CurriculumSection, method: Method, stage: int, chain_leng
     if stage == curriculum.last_stage:
         return Cut(chain_length, num_slots)
     per_stage = {"step": 1, "token": curriculum.tokens_per_stage}[method.removal]
-    removed = stage * per_stage + (extra if stage else 0)
+    removed = max(stage * per_stage + extra, 0)
     return Cut(min(removed, chain_length), num_slots)
 
 
 def draw_cut(
-    curriculum: CurriculumSection, method: Method, seed: int, epoch: int, example: int, chain_length: int
+    curriculum: CurriculumSection,
+    method: Method,
+    seed: int,
+    epoch: int,
+    example: int,
+    chain_length: int,
+    progress: float = 0.0,
 ) -> Cut:
-    """What is done to an example, given by its number, in an epoch, from 0; the rest as in `cut_at`."""
+    """What is done to an example, given by its number, in an epoch, from 0, of which a share (`progress`) is over; the
+    rest as in `cut_at`."""
     stage = stage_at(curriculum, method, epoch)
     mixes, which, smooth = (
         uniform(f"curriculum/{purpose}/{seed}/{epoch}/{example}") for purpose in ("mix", "stage", "smooth")
     )
     if method.stages == "all" and mixes < curriculum.uniform_prob:
-        stage = int(which * (1 + min(chain_length, curriculum.num_stages)))
+        stage = min(int(which * (1 + chain_length)), curriculum.last_stage)
     extra = int(-math.log(1 - smooth) / curriculum.smoothing) if method.removal == "token" else 0
-    return cut_at(curriculum, method, stage, chain_length, extra)
+    held_back = num_held_back(curriculum, method, epoch, progress)
+    return cut_at(curriculum, method, stage, chain_length, extra - held_back)

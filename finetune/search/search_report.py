@@ -67,7 +67,7 @@ class Searcher:
     def judge_other(self, other: FinetunedModel) -> ProcessBar:
         """Classes of another run's answers to the same questions, with its own tokenizer and number of thoughts."""
         tokenizer = other.trained.tokenizer
-        encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer)
+        encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer, self.questions.split)
         questions, settings = replace(self.questions, encoded=encoded), answer_settings(other.config, tokenizer)
         is_partial = other.config.chosen_method.stages == "all"  # the curriculum removed the front of the chain
         return self._judge(other, questions, settings, is_partial=is_partial, label=other.config.run.name)
@@ -95,7 +95,10 @@ class Searcher:
         self, finetuned: FinetunedModel, questions: Questions, settings: AnswerSettings, *, is_partial: bool, label: str
     ) -> ProcessBar:
         trained = finetuned.trained
-        answerer = Answerer(model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch)
+        answerer = Answerer(
+            model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch,
+            stop_classifier=finetuned.stop_classifier,
+        )  # fmt: skip
         answers = answerer.answer(questions.encoded)
         texts = [trained.tokenizer.decode(answer.text) for answer in answers]
         pairs = zip(texts, questions.examples, strict=True)

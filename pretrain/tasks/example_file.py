@@ -1,4 +1,5 @@
-"""Examples in files: a JSON list of {question, steps, answer}, plain or gzipped, as ProsQA and ProntoQA are published.
+"""Examples in files: {question, steps, answer} as a JSON list, as ProsQA and ProntoQA are published, or as lines of
+JSON; plain or gzipped.
 
 Other keys are ignored (ProsQA's rows also hold the graph, which its question spells out).
 """
@@ -6,8 +7,9 @@ Other keys are ignored (ProsQA's rows also hold the graph, which its question sp
 import codecs
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,8 +29,13 @@ class _ExampleRow(BaseModel):
     answer: Text
 
 
+def is_json(path: Path) -> bool:
+    """Whether `read_examples` is for this file, by its name."""
+    return path.name.removesuffix(".gz").endswith((".json", ".jsonl"))
+
+
 def read_examples(path: Path) -> list[Example]:
-    """The examples of a .json or .json.gz file.
+    """The examples of a .json or .jsonl file, perhaps gzipped.
 
     Raises:
         ValueError: the file is not such a list, or a row is malformed; names the file and the row's index from 0.
@@ -37,7 +44,9 @@ def read_examples(path: Path) -> list[Example]:
     data = read_file(path)
     try:
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-        rows = parse_json(data.removeprefix(codecs.BOM_UTF8))
+        data = data.removeprefix(codecs.BOM_UTF8)
+        is_list = path.name.removesuffix(".gz").endswith(".json")
+        rows = parse_json(data) if is_list else list(_parse_lines(data))
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(rows, list):
@@ -54,3 +63,12 @@ def read_examples(path: Path) -> list[Example]:
         steps = tuple(step for step in valid.steps if step and not step.isspace())
         examples.append(Example(valid.question, steps, valid.answer))
     return examples
+
+
+def _parse_lines(data: bytes) -> Iterator[Any]:
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            if line.strip():
+                yield parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None

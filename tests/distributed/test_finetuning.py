@@ -73,7 +73,7 @@ def reference(root: Path, pool: RankPool) -> str:
 def smooth(root: Path, name: str, **engine: int) -> FinetuneConfig:
     return finetune_config(
         root, name, model={"qk_norm": "head"}, optimizer={"lr": 0.1, "epsilon": 1.0},
-        engine={"zero_stage": 0, **engine}, train={"epochs": 3, "dropout": 0.1},
+        engine={"zero_stage": 0, **engine}, train={"epochs": 3, "dropout": 0.1}, data={"test": {}},
     )  # fmt: skip
 
 

@@ -1,8 +1,6 @@
 """Configurations, command line, plan and examples of fine-tuning: what is shipped loads, and what does not fit is
 named."""
 
-import gzip
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import pytest
 
 from finetune.coconut import COMMAND_LINE
 from finetune.config import FinetuneConfig
-from finetune.examples.examples import encode_examples, load_examples, read_lines
+from finetune.examples.examples import encode_examples, load_examples
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
 from finetune.method.methods import METHODS
@@ -21,7 +19,6 @@ from finetune.run.origin import resolve_origin
 from finetune.run.plan import plan_rows
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.sweep import SweepConfig, cells
-from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.finetuned_runs import save_run
 
 ROOT = Path(__file__).parents[3]
@@ -96,8 +93,8 @@ def test_a_method_is_the_same_run_in_a_sweep_and_on_the_command_line(name: str) 
         ("prosqa_small", {"num_stages": 3, "tokens_per_stage": 3, "first_stage_epochs": 3, "epochs_per_stage": 1}),
         ("prontoqa", {"num_stages": 12, "tokens_per_stage": 8, "first_stage_epochs": 5, "epochs_per_stage": 3}),
         ("prontoqa_small", {"num_stages": 4, "tokens_per_stage": 24, "first_stage_epochs": 3, "epochs_per_stage": 1}),
-        ("gsm8k", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
-        ("gsm8k_12x2", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
+        ("gsm8k", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 0, "epochs_per_stage": 1}),
+        ("gsm8k_12x2", {"num_stages": 5, "tokens_per_stage": 8, "first_stage_epochs": 0, "epochs_per_stage": 1}),
         ("gsm8k_small", {"num_stages": 4, "tokens_per_stage": 8, "first_stage_epochs": 1, "epochs_per_stage": 1}),
     ],
 )
@@ -135,7 +132,7 @@ def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
     examples, form = load_examples(section, "train", 0)
     maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, origin.tokenizer)
     assert config.train.seq_len is not None
-    for example in encode_examples(examples, form, origin.tokenizer):
+    for example in encode_examples(examples, form, origin.tokenizer, "data.train"):
         for stage in range(config.curriculum.last_stage + 1):
             length = len(example.steps) if config.chosen_method.removal == "step" else sum(map(len, example.steps))
             row = maker.row(example, cut_at(config.curriculum, config.chosen_method, stage, length))
@@ -219,106 +216,9 @@ def test_the_help_page_has_every_key() -> None:
     assert max(map(len, text.splitlines())) < 100
 
 
-def test_lines_of_gsm8k_aug(tmp_path: Path) -> None:
-    lines = "What is 2+3?||<<2+3=5>> #### 5\nHow many?||#### 7\nA\u2028B?||<<1=1>> <<2=2>> #### 1,000\n"
-    plain, packed = tmp_path / "train.txt", tmp_path / "train.txt.gz"
-    plain.write_text(lines)
-    packed.write_bytes(gzip.compress(lines.encode()))
-    found = read_lines(plain)
-    assert found == read_lines(packed)
-    assert [(example.question, example.steps, example.answer) for example in found] == [
-        ("What is 2+3?", ("<<2+3=5>>",), "5"), ("How many?", (), "7"), ("A\u2028B?", ("<<1=1>>", "<<2=2>>"), "1,000"),
-    ]  # fmt: skip
-
-
-def test_a_byte_order_mark_blank_lines_and_damage_of_a_text_file(tmp_path: Path) -> None:
-    plain, packed = tmp_path / "train.txt", tmp_path / "train.txt.gz"
-    plain.write_bytes("\ufeffa?||1\u00a0m 2 #### 3\r\n \nb?||#### 4\n\n".encode())
-    first, second = read_lines(plain)
-    assert (first.question, first.steps, first.answer) == ("a?", ("1\u00a0m", "2"), "3")
-    assert (second.question, second.steps, second.answer) == ("b?", (), "4")
-    data = bytearray(gzip.compress(b"".join(b"%d?||<<1=1>> #### %d\n" % (n, n * n) for n in range(500))))
-    refused = 0
-    for place in range(10, len(data), 7):
-        packed.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
-        with pytest.raises(ValueError, match=r"train\.txt\.gz: ") as caught:
-            read_lines(packed)
-        refused += "\n" not in str(caught.value)
-    assert refused == len(range(10, len(data), 7))
-
-
-@pytest.mark.parametrize("line", ["Is a||b true?||<<1=1>> #### 1", "a?||<<1=1>> #### 1 #### 2"])
-def test_a_line_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, line: str) -> None:
-    file = tmp_path / "train.txt"
-    file.write_text(f"What is #### here?||#### 1\n{line}\n")
-    with pytest.raises(ValueError, match=r"train\.txt: row 1: which `\|\|` ends the question, or which `####` begins"):
-        read_lines(file)
-
-
-@pytest.mark.parametrize("name", ["rows.txt", "rows.json"])
-def test_an_answer_that_holds_the_mark_is_refused(tmp_path: Path, name: str) -> None:
-    """The answer that is given is what follows the last mark: it could never be this one."""
-    file = tmp_path / name
-    is_text = name.endswith(".txt")
-    rows = [{"question": "a?", "steps": [], "answer": answer} for answer in ("1", "C#")]
-    file.write_text("a?||#### 1\nWhich language?||<<a>> #### C#\n" if is_text else json.dumps(rows))
-    section = FinetuneConfig.model_fields["data"].default.train.model_copy(update={"path": str(file)})
-    with pytest.raises(ValueError, match=rf"{name}: example 1: its answer 'C#' holds '#', which marks where"):
-        load_examples(section, "train", 0)
-
-
-@pytest.mark.parametrize("bad", ["no separators", "question||steps", "||<<1=1>> #### 1", "question||#### "])
-def test_a_malformed_line_is_named(tmp_path: Path, bad: str) -> None:
-    file = tmp_path / "train.txt"
-    file.write_text(f"a?||#### 1\n{bad}\n")
-    with pytest.raises(ValueError, match=r"train\.txt: row 1: needs `question\|\|steps #### answer`"):
-        read_lines(file)
-
-
-def test_a_malformed_row_of_a_list_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
-    file.write_text(
-        json.dumps(
-            [{"question": "a?", "steps": [], "answer": "b"}, {"question": "a?", "steps": "no list", "answer": "b"}]
-        )
-    )
-    section = FinetuneConfig.model_fields["data"].default.train.model_copy(update={"path": str(file)})
-    with pytest.raises(ValueError, match=r"rows\.json: row 1: steps: "):
-        load_examples(section, "train", 0)
-
-
-def test_the_released_files_are_read() -> None:
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the folder of real data is not here")
-    files = ("prosqa/prosqa_test.json.gz", "prontoqa/prontoqa_valid.json.gz", "gsm8k_aug/test.txt.gz")
-    train = FinetuneConfig.model_fields["data"].default.train
-    sizes = [len(load_examples(train.model_copy(update={"path": str(folder / file)}), "test", 0)[0]) for file in files]
-    assert sizes == [500, 200, 1319]
-
-
-def test_parts_are_encoded_by_themselves() -> None:
-    tokenizer = Tokenizer.load("symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?=")
-    section = read_config(SMALL, FinetuneConfig).data.train.model_copy(update={"num_examples": 3})
-    examples, form = load_examples(section, "train", 0)
-    for example, encoded in zip(examples, encode_examples(examples, form, tokenizer), strict=True):
-        assert encoded.question == (tokenizer.bos_id, *tokenizer.encode(example.question))
-        assert [tokenizer.decode(step) for step in encoded.steps] == [f"{step}," for step in example.steps]
-        assert tokenizer.decode(encoded.answer) == f"={example.answer}" and encoded.answer[-1] == tokenizer.eos_id
-        assert encoded.num_mark_tokens == 1
-
-
-def test_examples_with_a_seed_of_their_own_are_the_same_for_every_run(tmp_path: Path) -> None:
-    config = read_config(SMALL, FinetuneConfig, ["data.test.seed=7", "data.test.num_examples=5"])
-    sets = {
-        split: [load_examples(getattr(config.data, split), "test", seed)[0][:5] for seed in (0, 1)]
-        for split in ("validation", "test")
-    }
-    assert sets["test"][0] == sets["test"][1]
-    assert sets["validation"][0] != sets["validation"][1]
-    file = tmp_path / "own.yaml"
-    file.write_text(f"base: {SMALL}\ndata: {{test: {{seed: 7}}}}\n")
-    swapped = read_config(file, FinetuneConfig, ["data.test={path: a.json, task: null, parameters: {}}"])
-    assert swapped.data.test.seed is None, "a file of examples needs no seed"
-    with pytest.raises(ValueError, match=r"data\.test\.seed: has no effect with data\.test\.task=null"):
-        read_config(SMALL, FinetuneConfig, ["data.test={path: a.json, task: null, parameters: {}, seed: 3}"])
+def test_a_run_that_never_reaches_its_last_stage_is_refused_if_it_has_a_test() -> None:
+    with pytest.raises(ValueError, match=r"train\.epochs=4 ends in stage 1, before the last one, 4: no weights would"):
+        read_config(SMALL, FinetuneConfig, ["train.epochs=4"])
+    assert read_config(SMALL, FinetuneConfig, ["train.epochs=4", "method.name=cot"]).reaches_last_stage
+    without = read_config(SMALL, FinetuneConfig, ["train.epochs=4", "data.test={task: null, num_examples: null}"])
+    assert not without.reaches_last_stage

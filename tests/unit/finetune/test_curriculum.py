@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.method.curriculum import CurriculumSection, Cut, cut_at, draw_cut, final_stage, stage_at
+from finetune.method.curriculum import CurriculumSection, Cut, cut_at, draw_cut, final_stage, num_held_back, stage_at
 from finetune.method.methods import METHODS, MethodName
 
 COCONUT, ICOT_METHOD = METHODS["coconut"], METHODS["icot"]
@@ -35,11 +35,40 @@ def test_each_stage_trades_steps_for_thoughts() -> None:
 
 
 def test_tokens_are_removed_in_lots_with_a_few_more() -> None:
-    assert [cut_at(ICOT, ICOT_METHOD, stage, 100, 3).removed for stage in range(7)] == [0, 11, 19, 27, 35, 43, 100]
+    assert [cut_at(ICOT, ICOT_METHOD, stage, 100, 3).removed for stage in range(7)] == [3, 11, 19, 27, 35, 43, 100]
     extras = Counter(draw_cut(ICOT, ICOT_METHOD, 0, 5, example, 1000).removed - 8 for example in range(20_000))
     ratio = math.exp(-ICOT.smoothing)
     for extra in range(4):
         assert extras[extra] / 20_000 == pytest.approx((1 - ratio) * ratio**extra, abs=0.015)
+
+
+def test_a_gradual_removal_takes_a_token_at_a_time_as_in_the_code_of_icot() -> None:
+    """There: from the start, one token more every (steps of an epoch / 8) steps, all of the chain after the 39th."""
+    gradual = CurriculumSection(num_stages=5, first_stage_epochs=0, epochs_per_stage=1, gradual=True, smoothing=1e9)
+    steps_per_epoch = 100
+    for step in range(700):
+        epoch, index = divmod(step, steps_per_epoch)
+        scheduled = math.floor(8 * step / steps_per_epoch + 1e-9)
+        removed = draw_cut(gradual, ICOT_METHOD, 0, epoch, 0, 200, index / steps_per_epoch).removed
+        assert removed == (scheduled if scheduled < 40 else 200)
+    slow = CurriculumSection(num_stages=2, first_stage_epochs=3, epochs_per_stage=4, gradual=True)
+    held = [num_held_back(slow, ICOT_METHOD, epoch, progress) for epoch in range(12) for progress in (0.0, 0.5)]
+    assert held == [0] * 6 + [8, 7, 6, 5, 4, 3, 2, 1] * 2 + [0, 0]
+
+
+def test_smoothing_removes_a_few_tokens_in_the_first_stage_too() -> None:
+    cuts = Counter(draw_cut(ICOT, ICOT_METHOD, 0, 0, example, 1000).removed for example in range(20_000))
+    assert cuts[0] / 20_000 == pytest.approx(1 - math.exp(-ICOT.smoothing), abs=0.015)
+
+
+def test_a_uniform_stage_beyond_the_last_one_removes_all_text() -> None:
+    """As in the code of Coconut: a chain of 9 steps has 10 stages to draw from, whatever num_stages is."""
+    mixed = GSM8K.model_copy(update={"uniform_prob": 1.0})
+    drawn = Counter(draw_cut(mixed, COCONUT, 0, 0, example, 9) for example in range(20_000))
+    expected = {Cut(0, 0): 1, Cut(1, 2): 1, Cut(2, 4): 1, Cut(3, 6): 1, Cut(9, 6): 6}
+    assert drawn.keys() == expected.keys()
+    for cut, share in expected.items():
+        assert drawn[cut] / 20_000 == pytest.approx(share / 10, abs=0.015)
 
 
 @given(

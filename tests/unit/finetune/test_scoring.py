@@ -38,7 +38,7 @@ EXAMPLES = [
     Example("bb", (), "3"),
     Example("cabd", ("b", "c"), "4"),
 ]
-ENCODED = encode_examples(EXAMPLES, TextForm(), TOKENIZER)
+ENCODED = encode_examples(EXAMPLES, TextForm(), TOKENIZER, "data.test")
 QUESTIONS = ExampleSet(examples=EXAMPLES, encoded=ENCODED, form=TextForm())
 
 
@@ -145,10 +145,11 @@ def test_a_stage_says_how_its_method_answers(
         assert isinstance(settings.thinking, thinking)
 
 
-def test_a_first_stage_without_markers_answers_without_them_unless_thoughts_are_asked_for() -> None:
+def test_a_first_stage_without_markers_answers_without_them_also_when_no_thoughts_are_asked_for() -> None:
     plain = config(method={"name": "coconut", "markers_in_first_stage": False})
     assert answer_settings(plain, TOKENIZER, stage=0).markers == Markers()
-    assert answer_settings(plain, TOKENIZER, stage=0, num_slots=0).script == (TOKENIZER.eot_id,)
+    assert answer_settings(plain, TOKENIZER, num_slots=0).markers == Markers()
+    assert answer_settings(plain, TOKENIZER, stage=0, num_slots=1).script == (TOKENIZER.eot_id,)
     assert answer_settings(plain, TOKENIZER, stage=1).num_slots == 1
     with pytest.raises(ValueError, match="num_slots=3: this method has no slots"):
         answer_settings(config(method={"name": "cot"}), TOKENIZER, num_slots=3)
