@@ -14,6 +14,7 @@ from typing import Any
 from pretrain.checkpoint.names import CHECKPOINTS
 from tests.faults.kinds import KINDS, RUN, Kind, checkpoints, folder_result, inputs, make_corpus, rows
 from tests.faults.seam import CommandServer, Ended, Storage
+from tests.faults.two_ranks import KILLED
 
 ERRORS = (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOENT)
 KEEP_LAST = 2
@@ -136,6 +137,8 @@ def _ending(ended: Ended, call: str, error: int, root: Path) -> list[str]:
     if ended.code == 0:
         return []
     begun = re.search(r": (started|resumed) ", ended.said)
+    if begun and KILLED in ended.said:
+        return [KILLED]
     if ended.code != 1 and not (ended.code == 2 and error == errno.ENOENT and not begun):
         return [f"exit code {ended.code}"]
     lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
