@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+LEADS_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that no storage has: symbolic links in a circle, a name too long. Bad input, as a missing file."""
+
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:

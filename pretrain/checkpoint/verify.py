@@ -26,7 +26,7 @@ from pretrain.checkpoint.format import Contents, FileEntry, describe, read_conte
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.storage import naming
+from pretrain.storage import LEADS_NOWHERE, naming
 
 Gather = Callable[[list[str]], list[str]]
 _HASHING_THREADS = 8
@@ -81,15 +81,20 @@ def newest_good(
 
 @contextmanager
 def _agreed_failure(gather: Gather) -> Iterator[None]:
-    """A call that fails inside on one rank raises the same OSError on all of them."""
+    """A call that fails inside on one rank raises the same OSError, with its errno, on all of them."""
     failures = []
     try:
         yield
     except OSError as error:
-        failures = [describe(error)]
+        failures = [f"{error.errno or 0} {describe(error)}"]
     failures = gather(failures)
     if failures:
-        raise OSError(f"{failures[0]}: the storage failed, and no checkpoint was passed over for it")
+        number, _, what = failures[0].partition(" ")
+        is_path_bad = int(number) in LEADS_NOWHERE
+        why = "" if is_path_bad else ": the storage failed, and no checkpoint was passed over for it"
+        agreed = OSError(f"{what}{why}")
+        agreed.errno = int(number) or None
+        raise agreed
 
 
 def verify(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -1,7 +1,6 @@
 """How a command ends: an exit code, and one line for what went wrong. A traceback is for bugs."""
 
 import contextlib
-import errno
 import io
 import os
 import select
@@ -12,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pretrain.storage import LEADS_NOWHERE
+
 BAD_INPUT, FAILED, DIVERGED, INTERRUPTED = 2, 1, 3, 130
 """A run that DIVERGED has numbers that are not finite, and would have them again: like bad input, it is not worth a
 second try."""
+MOST_CHARACTERS, _AT_THE_START, _AT_THE_END = 500, 300, 180
+"""Of a line on standard error; what is kept of a longer one: where it happened, and why."""
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_LEADS_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors of a path, as those of a file that is not there."""
 
 
 def run_command(work: Callable[[], None], *, interrupted: str = "interrupted") -> int:
@@ -109,14 +110,14 @@ class RunFailed(Exception):  # noqa: N818
 def exit_code(error: Exception) -> int:
     """BAD_INPUT, which fails again however often it is tried, or FAILED for storage, a process or a run that had begun,
     which may not."""
-    is_path_bad = isinstance(error, _MISSING) or (isinstance(error, OSError) and error.errno in _LEADS_NOWHERE)
+    is_path_bad = isinstance(error, _MISSING) or (isinstance(error, OSError) and error.errno in LEADS_NOWHERE)
     may_pass = isinstance(error, (OSError, RunFailed, MemoryError)) and not is_path_bad
     return FAILED if may_pass else BAD_INPUT
 
 
 def print_warnings(problems: Iterable[str]) -> None:
     for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        print_line(f"warning: {problem}")
 
 
 def print_error(error: Exception, who: str = "") -> None:
@@ -124,10 +125,15 @@ def print_error(error: Exception, who: str = "") -> None:
     print_line("\n".join(f"error: {who}{line}" for line in describe_error(error).splitlines()))
 
 
-def print_line(line: str) -> None:
-    """To standard error, at once; a display that cannot be written ends nothing."""
+def print_line(text: str) -> None:
+    """To standard error, at once; a display that cannot be written ends nothing. Of a line without end, as one that
+    quotes a path or value of thousands of letters, beginning and end are shown."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(map(_cut, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:_AT_THE_START]} ... {line[-_AT_THE_END:]}"
 
 
 def describe_error(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pretrain.command.console import BAD_INPUT, printing
+from pretrain.command.console import BAD_INPUT, print_line, printing
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -19,7 +19,7 @@ class OptionParser(argparse.ArgumentParser):
     """Options of a command. A wrong one is a line, without the usage before it, and the help goes to any terminal."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message.removeprefix('argument ')}; --help lists the options", file=sys.stderr)
+        print_line(f"error: {message.removeprefix('argument ')}; --help lists the options")
         sys.exit(BAD_INPUT)
 
     def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:

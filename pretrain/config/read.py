@@ -16,7 +16,6 @@ YAML gives structure only; a scalar stays the text that was written until its fi
 number, `name: 1e5` is a name and `steps: true` an error.
 """
 
-import errno
 import os
 import re
 import textwrap
@@ -31,6 +30,7 @@ from pydantic import ValidationError
 from pretrain.config.choice import did_you_mean
 from pretrain.config.help_page import config_keys, inline, section_in
 from pretrain.config.section import Section
+from pretrain.storage import LEADS_NOWHERE
 
 FROM_COMMAND_LINE = "command line"
 VARIANTS = "variants"
@@ -245,7 +245,7 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
             text = wanted.read_bytes().decode()
         except OSError as error:
             named = f"{origin}: base: {wanted}" if origin else wanted
-            kind = FileNotFoundError if error.errno == errno.ELOOP else type(error)
+            kind = FileNotFoundError if error.errno in LEADS_NOWHERE else type(error)
             raise kind(f"{named}: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise ValueError(

@@ -112,11 +112,17 @@ def command_lines() -> Iterator[Case]:
     yield train("a folder", "--config", "{here}", words=("Is a directory",), is_light=True)
     arguments = ("--config",)
     yield Case(name="no file", command="pretrain.train", arguments=arguments, words=("--config",), is_light=True)
-    for text in ("symbols:aab", "symbols:", "symbols:a\udcff"):
+    for text in ("symbols:aab", "symbols:"):
         yield train(f"{text!r}", f"data.tokenizer='{text}'", words=("symbols:",))
         yield finetune(f"{text!r}", f"data.tokenizer='{text}'", words=("symbols:",))
-    yield train("a path of a lone surrogate", "data.tokenizer=\udcff", words=("no such tokenizer file",))
-    yield train("a path without end", f"data.tokenizer={'a' * 5000}", words=("aaa", "name too long"))
+    surrogate = ("data.tokenizer", "#xdcff")
+    for text in ("symbols:a\udcff", "\udcff"):
+        yield train(f"a lone surrogate in {text!r}", f"data.tokenizer='{text}'", words=surrogate, is_light=True)
+        yield finetune(f"a lone surrogate in {text!r}", f"data.tokenizer='{text}'", words=surrogate, is_light=True)
+    endless = "a" * 5000
+    config = ("--config", endless)
+    yield train("--config without end", *config, words=("aaa", "name too long"), most_lines=1, is_light=True)
+    yield train("a path without end", f"data.tokenizer={endless}", words=("aaa", "name too long"))
 
 
 def sweeps() -> Iterator[Case]:
