@@ -160,9 +160,10 @@ class FinetuneTrainer:
             FloatingPointError: the loss is not finite.
         """
         counters, started = self.counters, time.perf_counter()
-        batch = self.sampler.step(counters.epoch, counters.step_in_epoch)
         lr = learning_rate(self.config.optimizer.schedule, counters.step, self.session.num_steps)
-        result = self.engine.train_step(batch, lr, self.session.vote)
+        with self.session.step(self.engine.how_far):
+            batch = self.sampler.step(counters.epoch, counters.step_in_epoch)
+            result = self.engine.train_step(batch, lr, self.session.vote)
         counters.step_in_epoch += 1
         flops = step_flops(self.session.saved.model, batch)
         counters.count_step(tokens=batch.num_tokens, flops=flops, skipped=result.skipped)

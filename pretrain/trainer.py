@@ -144,8 +144,9 @@ class Trainer:
             started = time.perf_counter()
             num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, counters.step)
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
-            rows = torch.from_numpy(self.loader.next_batch())
-            result = self.engine.train_step(rows, num_loops, lr, vote)
+            with session.step(self.engine.ring.how_far):
+                rows = torch.from_numpy(self.loader.next_batch())
+                result = self.engine.train_step(rows, num_loops, lr, vote)
             self._count(result, num_loops, lr, started)
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(

@@ -71,6 +71,7 @@ class FinetuneEngine:
         if config.train.precision == "fp16" and groups.device.type == "cpu":
             raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs only; use bf16 or fp32")
         self.config, self.saved, self.groups = config, saved, groups
+        self._num_begun, self._num_micro_batches = 0, 0
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         # always fp32: DeepSpeed casts the weights itself and keeps its own fp32 copies
@@ -109,7 +110,9 @@ class FinetuneEngine:
         set_lr(self._engine.optimizer, lr)
         replicas = self.groups.data.size()
         nll = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        self._num_micro_batches = len(step.micro_batches)
         for number, micro_batch in enumerate(step.micro_batches):
+            self._num_begun = number + 1
             loss, plain = self._engine(micro_batch.to(self.groups.device), step)
             nll += plain
             # DeepSpeed averages over micro-batches and replicas; the loss is a sum over them
@@ -126,6 +129,10 @@ class FinetuneEngine:
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
         grad_norm = float("nan") if skipped else float(norm)
         return FinetuneStepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
+
+    def how_far(self) -> str:
+        """How much of the step has begun, for people; any thread may ask."""
+        return f"{self._num_begun:,} of {self._num_micro_batches:,} micro-batches begun"
 
     def _plain_norm(self) -> float:
         """Norm of the reduced gradients, which DeepSpeed does not compute where it does not wrap the optimizer."""

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pretrain.config.run import ParallelSection
 from pretrain.device.ranks import world_from_environment
+from pretrain.parallel.meeting import meet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,18 @@ class Groups:
 
 
 def start_world(timeout_minutes: float = 30.0) -> torch.device:
-    """Join the default process group (NCCL on GPUs, gloo on CPUs; a lone process is a world) and choose the device."""
+    """Join the default process group (NCCL on GPUs, gloo on CPUs; a lone process is a world) and choose the device.
+
+    Raises:
+        ConnectionError: another rank did not come (`pretrain/parallel/meeting.py`).
+    """
     rank, size, local = world_from_environment()
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", local % torch.cuda.device_count()), "cuda:nccl,cpu:gloo"
         torch.cuda.set_device(device)
-    store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
+    store = dist.HashStore() if size == 1 else meet(rank, size)  # type: ignore[attr-defined]
+    store.set_timeout(timedelta(minutes=timeout_minutes))
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=timeout_minutes)
     )

@@ -183,6 +183,17 @@ class Ring:
         self.collection = ProcessGroupCollection(
             tp=groups.tensor, pp=groups.pipeline, cp=groups.alone, embd=None, pos_embd=None, dp_cp=groups.data
         )
+        self._num_begun, self._num_micro_batches = 0, 0
+
+    def how_far(self) -> str:
+        """How much of the step has begun, for people; any thread may ask."""
+        return f"{self._num_begun:,} of {self._num_micro_batches:,} micro-batches begun"
+
+    def _counted(self, micro_batches: Sequence[Inputs]) -> Iterator[Inputs]:
+        self._num_begun, self._num_micro_batches = 0, len(micro_batches)
+        for inputs in micro_batches:
+            self._num_begun += 1
+            yield inputs
 
     def run(
         self, micro_batches: Sequence[Inputs], num_loops: int, *, num_supervised: Tensor, z_loss_weight: float = 0.0
@@ -210,8 +221,8 @@ class Ring:
             carried = _Carried()
             chunks = [LoopChunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
 
-        def forward_step(batches: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
-            inputs = next(batches)
+        def forward_step(batch: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
+            inputs = next(batch)
 
             def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)
@@ -221,10 +232,11 @@ class Ring:
             return chunk(inputs), loss
 
         several = len(chunks) > 1
+        batches = [self._counted(micro_batches), *(iter(micro_batches) for _ in chunks[1:])]
         schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
         losses = schedule(
             forward_step_func=forward_step,
-            data_iterator=[iter(micro_batches) for _ in chunks] if several else iter(micro_batches),
+            data_iterator=batches if several else batches[0],
             model=chunks if several else chunks[0],
             num_microbatches=len(micro_batches),
             seq_length=micro_batches[0].tokens.numel(),

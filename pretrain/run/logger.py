@@ -9,7 +9,8 @@ a `RunMetrics`.
 import contextlib
 import os
 import secrets
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_args
 
@@ -79,6 +80,10 @@ class RunMetrics:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def first_step(self, number: int, how_far: Callable[[], str]) -> AbstractContextManager[None]:
+        """While the first step of this start is done inside, show now and then how far it is."""
+        return self._progress.first_step(number, how_far)
 
     def log_step(self, row: StepRow) -> None:
         """Show a step, and keep its row if `logging.every` says so or if it is the last one."""

@@ -1,17 +1,22 @@
 """Progress of a run for people: one live bar on a terminal, a plain line every few seconds in a log file.
 
-A display that fails, because its reader is gone or its disk is full, is given up; it never costs the run. Only one
-rank has one of these. Other output of that rank goes through `message`, so that it does not tear the bar.
+The first step, which may take minutes, says now and then how far it is. A display that fails, because its reader is
+gone or its disk is full, is given up; it never costs the run. Only one rank has one of these. Other output of that rank
+goes through `message`, so that it does not tear the bar.
 """
 
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from tqdm import tqdm
 
 BAR_FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, ETA {remaining}{postfix}"
+FIRST_AFTER_S, FIRST_EVERY_S = 20.0, 60.0
+"""When it is said how far the first step is, and again."""
 
 
 class Progress:
@@ -60,6 +65,23 @@ class Progress:
         if now - self._last_line >= self._seconds_per_line or done >= self._num_steps:
             self._last_line = now
             self._say_line()
+
+    @contextmanager
+    def first_step(self, number: int, how_far: Callable[[], str]) -> Iterator[None]:
+        """While it is done inside, say how far step `number` is."""
+        began, is_over = self._clock(), threading.Event()
+
+        def speak() -> None:
+            wait_s = FIRST_AFTER_S
+            while not is_over.wait(wait_s):
+                self.message(f"step {number}/{self._num_steps}: {how_far()} after {self._clock() - began:.0f} s")
+                wait_s = FIRST_EVERY_S
+
+        threading.Thread(target=speak, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
 
     def message(self, text: str) -> None:
         """Show a line that stays."""

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -137,7 +137,7 @@ class RunSession:
         self._has_begun, self._outcome = False, ""
         self._keep_every, self._asynchronous = keep_every, asynchronous
         self._ownership = Ownership(self.directory, lost=self._lose, say=lambda text: print(text, file=sys.stderr))
-        self._is_lost = False
+        self._is_lost, self._has_stepped = False, False
         self._logged_every = 0
         self._set_aside: list[Path] = []
 
@@ -272,6 +272,13 @@ class RunSession:
             self._peak_flops = max(self._peak_flops, flops / seconds / self.layout.world_size)
         peak = self._peak_flops and self._peak_flops * self.layout.world_size
         return StepCost(tokens=tokens, flops=flops, seconds=seconds, peak_flops=peak)
+
+    def step(self, how_far: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+        """Where a step is done, data and all; the first one shows how far it is, as it may take minutes."""
+        is_first, self._has_stepped = not self._has_stepped, True
+        if self.metrics is None or not is_first:
+            return contextlib.nullcontext()
+        return self.metrics.first_step(self.counters.step + 1, how_far)
 
     def say(self, text: str) -> None:
         """Show a line, on rank 0."""

@@ -2,25 +2,36 @@
 
 SIGTERM, SIGUSR1 (Slurm's warning before the time limit), SIGHUP (the terminal is gone; not under nohup) or SIGINT
 (Ctrl-C) sets a flag here and nothing else, so the step under way finishes. A second Ctrl-C raises KeyboardInterrupt at
-once.
+once; where the first one's step goes on, rank 0 says so.
 """
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
+
+from pretrain.command.console import print_line
+from pretrain.device.ranks import world_from_environment
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignal:
     """Context manager that turns stop signals into `requested`; the handlers from before are restored at exit. Main
-    thread only."""
+    thread only.
 
-    def __init__(self) -> None:
+    Args:
+        patience_s: how long after Ctrl-C rank 0 says that the run has not stopped yet.
+    """
+
+    def __init__(self, patience_s: float = 2.0) -> None:
         self.requested: str | None = None
         """Name of the signal received last, or None."""
         self._interrupted = False
         self._previous: dict[signal.Signals, Any] = {}
+        words = "SIGINT: the run ends after the step under way and its save; Ctrl-C again ends it at once, without them"
+        self._answer = threading.Timer(patience_s, print_line, [words])
+        self._answer.daemon = True
 
     def __enter__(self) -> "StopSignal":
         heard = [
@@ -32,6 +43,7 @@ class StopSignal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._answer.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -40,4 +52,6 @@ class StopSignal:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
+            if world_from_environment().rank == 0:
+                self._answer.start()
         self.requested = signal.Signals(number).name

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.parallel.contact import contact
 from tests.distributed.training import training_config, write_corpus
-from tests.support.ranks import Rank, start_ranks
+from tests.support.ranks import Rank, free_port, start_ranks
 
 LINE = "error: rank {}: lost contact with another rank; see its message (traceback: {})"
 REAL = (
@@ -80,6 +80,39 @@ def test_ctrl_c_twice_is_a_line_of_each_rank(root: Path) -> None:
         time.sleep(0.2)
     codes = [rank.wait(60) for rank in ranks]
     assert (codes, [said(rank) for rank in ranks]) == ([130, 130], [["rank 0: interrupted"], ["rank 1: interrupted"]])
+
+
+def start_alone(root: Path, rank: int, limit_s: float, name: str) -> tuple[Rank, str]:
+    """One rank of two, without the other, and where it waits."""
+    where = f"127.0.0.1:{free_port()}"
+    environment = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= dict(zip(("MASTER_ADDR", "MASTER_PORT"), where.split(":"), strict=True))
+    arguments = [str(limit_s), "--config", str(root / "pretrain.yaml"), f"run.name={name}"]
+    (root / "output").mkdir(exist_ok=True)
+    output = root / "output" / f"{name}.txt"
+    return Rank("tests.support.impatient_rank", arguments, environment, output, afresh=False), where
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_whose_peers_never_come_says_so_and_ends(root: Path, number: int) -> None:
+    rank, where = start_alone(root, number, 0.6, f"alone-{number}")
+    assert rank.wait(60) == 1, rank.output
+    waits = f"rank {number} of 2 waits for the others at {where}, 0.01 minutes at most"
+    end = f"error: rank {number}: the other ranks did not come to {where} within 0.01 minutes"
+    assert [line for line in rank.output.splitlines() if ", loading" not in line] == [waits, end]
+
+
+def test_ctrl_c_twice_ends_a_rank_that_waits(root: Path) -> None:
+    rank, _ = start_alone(root, 0, 600, "patient")
+    deadline = time.monotonic() + 60
+    while " waits for the others at " not in rank.output:
+        assert rank.code is None and time.monotonic() < deadline, rank.output
+        time.sleep(0.01)
+    for _ in range(2):
+        rank.send(signal.SIGINT)
+        time.sleep(0.1)
+    assert rank.wait(10) == 130, rank.output
+    assert rank.output.splitlines()[-1] == "rank 0: interrupted"
 
 
 @pytest.mark.parametrize("message", REAL)

@@ -85,7 +85,7 @@ def start_ranks(
     """Start a command on ranks of this machine, with gloo; `folder` takes their output."""
     folder.mkdir(parents=True, exist_ok=True)
     world = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(num_ranks)}
-    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         Rank(module, arguments, {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, folder / f"rank-{rank}.txt",
              afresh=afresh)
@@ -106,7 +106,7 @@ def session_of(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -141,6 +141,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(
     run = config(shape, train={"precision": precision, "seq_len": 16, "global_batch": 4}, optimizer={"name": name})
     engine = Engine(run, make_groups(run.parallel, world_of_one), Separators(bos_id=1, eos_id=2))
     engine.train_step(torch.randint(2, run.model.vocab_size, (4, 2, 16)), run.model.num_loops, lr=1e-3)
+    assert engine.ring.how_far() == "1 of 1 micro-batches begun"
     inner: torch.optim.Optimizer = engine.optimizer.inner  # type: ignore[attr-defined]
     weights = list(engine.optimizer.names)
     buffers: list[Any] = engine.optimizer.ddp.buffers  # type: ignore[assignment]

@@ -144,6 +144,16 @@ def test_plain_lines_come_first_last_and_now_and_then(tmp_path: Path) -> None:
     ]
 
 
+def test_a_slow_first_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.run.progress.FIRST_AFTER_S", 0.05)
+    stream, batches = io.StringIO(), iter(range(1, 100))
+    progress = Progress(20, done=4, stream=stream)
+    with progress.first_step(5, lambda: f"{next(batches)} of 8"):
+        time.sleep(0.2)
+    time.sleep(0.1)
+    assert stream.getvalue() == "step 5/20: 1 of 8 after 0 s\n"
+
+
 def test_a_finished_run_says_its_last_step_once() -> None:
     stream = io.StringIO()
     progress = Progress(2, stream=stream, clock=lambda: 0.0)

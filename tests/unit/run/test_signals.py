@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -25,6 +26,17 @@ def test_a_second_interrupt_is_immediate() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested == "SIGTERM"
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_where_the_run_goes_on_ctrl_c_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    with StopSignal(patience_s=0.02):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+    with StopSignal(patience_s=0.02):
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Ctrl-C again ends it at once" in line
 
 
 def test_handlers_come_back_after_an_error() -> None:
