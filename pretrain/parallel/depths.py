@@ -22,6 +22,7 @@ from torch import Tensor
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Context, KeyValueCache
 from pretrain.parallel.groups import Groups
+from pretrain.plan.pipeline import TOGETHER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,6 @@ class Batch:
     """This stage's keys and values; serves one loop count."""
 
 
-TOGETHER = 4
-"""Batches under way for each of several stages: the waits at start and end are at most a fifth of the time at one
-loop."""
 OnDepth = Callable[[int, int, Tensor], None]
 """(number of the batch, loop count, final states [t, d] as the last stage holds them)."""
 

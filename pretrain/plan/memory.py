@@ -1,11 +1,14 @@
-"""Memory of a forward and backward pass: activations and working space.
+"""Memory of a forward and backward pass, activations and working space, and of the evaluations between steps.
 
 Activations are what autograd keeps of the chunks in flight, each a share of one micro-batch. How much is in flight at a
 time follows from the timetable (`pretrain/plan/pipeline.py`). Working space is what the backward pass adds at its
 worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a token,
 document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no activations are
-held), evaluation (`pretrain/parallel/depths.py` holds a few states then, where training holds activations).
-torch.compile may keep less.
+held). torch.compile may keep less.
+
+An evaluation keeps states where training keeps activations (`pretrain/parallel/depths.py`): those of one batch on one
+stage, of TOGETHER batches for each of several, which may be more than a ring with few micro-batches trains with.
+Working space is that of one layer or of the loss. Not counted: the caches of a task that continues texts.
 """
 
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
-from pretrain.plan.pipeline import peak_in_flight
+from pretrain.plan.pipeline import TOGETHER, peak_in_flight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,34 @@ class Activations:
         if self.stage.count == 1:
             return sum(chunks)
         return peak_in_flight(chunks, self.stage.index, self.stage.count, num_micro_batches)
+
+    def evaluation(self, num_batches: int) -> float:
+        """The most that an evaluation of batches as large as a micro-batch holds, working space and all.
+
+        A layer sees its batch's state before the loop or coda, before itself and after its attention; attention has
+        queries, keys and values, copies of them in the order that the kernel wants, and the mixed values.
+        """
+        model, stage = self.config.model, self.stage
+        heads = (3 * model.num_attention_heads + 4 * model.kv_heads) * model.head_dim
+        ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
+        working = self._tokens * max(heads, ffn) * self._size / self.config.parallel.tensor
+        if stage.is_last:
+            working = max(working, self._scoring)
+        together = 1 if stage.count == 1 else min(TOGETHER * stage.count, num_batches)
+        carried = together if stage.is_first and model.input_injection != "none" else 0
+        sent = together if stage.count > 1 else 0
+        return (3 + carried + sent) * self.state + self.whole_state + working
+
+    @property
+    def _scoring(self) -> float:
+        """What a loss without gradients adds: of a whole head two blocks of logits, as one is made while the one before
+        is still there."""
+        model, num_ranks = self.config.model, self.config.parallel.tensor
+        if num_ranks > 1:
+            return self._loss_working
+        narrow = self._size if self._size < self._wide else 0
+        blocks = self._wide * (1 + (self._tokens > LOSS_BLOCK_TOKENS)) + narrow
+        return model.vocab_size * min(self._tokens, LOSS_BLOCK_TOKENS) * blocks
 
     @property
     def working(self) -> float:

@@ -11,6 +11,10 @@ the ring (`pretrain/parallel/ring.py`).
 from collections.abc import Sequence
 from typing import NamedTuple
 
+TOGETHER = 4
+"""Batches that an evaluation has under way for each of several stages: the waits at start and end are at most a fifth
+of the time at one loop."""
+
 
 class Visit(NamedTuple):
     """A forward or backward pass of one micro-batch through one chunk of a stage."""

@@ -38,10 +38,13 @@ class StagePlan:
     optimizer: float
     activations: float
     working: float
+    evaluation: float
+    """What an evaluation between steps holds in the place of activations and working space; 0 without evaluations."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+        """The most at one time."""
+        return self.weights + self.gradients + self.optimizer + max(self.activations + self.working, self.evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         optimizer = wide * (states + held * (size < wide)) / layout.data_parallel
     else:
         optimizer = wide * (2 * count(weights) + states)
-    activations = Activations(config=config, stage=stage)
+    activations, validation = Activations(config=config, stage=stage), config.validation
     return StagePlan(
         parameters=count(weights),
         forward_flops=body_flops(model, train.seq_len, stage=stage) + (head_flops(model) if stage.is_last else 0),
@@ -128,4 +131,5 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         optimizer=optimizer,
         activations=activations.peak(layout.micro_batches, model.num_passes(config.max_loops)),
         working=activations.working,
+        evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,
     )

@@ -101,8 +101,9 @@ def _idle_row(plan: Plan, loop_counts: list[int]) -> Row:
 
 
 def _memory_rows(plan: Plan) -> Iterator[Row]:
-    names = ("weights", "gradients", "optimizer", "activations", "working", "total")
+    names = ("weights", "gradients", "optimizer", "activations", "working", "evaluation", "total")
     yield "GiB a rank", "".join(f"{name:>12}" for name in names)
     for index, stage in enumerate(plan.stages):
         mark = "  <- most" if stage is plan.worst_stage and len(plan.stages) > 1 else ""
         yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark
+    yield "", "an evaluation takes the place of activations and working space"

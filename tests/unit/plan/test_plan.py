@@ -26,6 +26,7 @@ from pretrain.plan import memory
 from pretrain.plan.memory import Activations
 from pretrain.plan.plan import Plan, make_plan
 from pretrain.plan.text import plan_rows
+from tests.support.memory import allocations, measured_evaluation
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
 LLAMA = {"num_key_value_heads": 2}
@@ -73,7 +74,7 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
     events: list[Any] = trace.profiler.kineto_results.events()
     (start,) = (event.start_ns() for event in events if event.name() == "backward")
     kept = held = peak = 0
-    for time, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+    for time, size in allocations(trace):
         held += size
         peak = max(peak, held)
         kept = held if time < start else kept
@@ -117,6 +118,20 @@ def world_of_one() -> Iterator[torch.device]:
     device = start_world()
     yield device
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [LLAMA, GPT2, {"input_injection": "add"}], ids=["llama", "gpt-2", "injection"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("vocab_size", [96, 4096], ids=["layers", "logits"])
+def test_an_evaluation_holds_what_torch_allocates(
+    shape: dict, precision: str, vocab_size: int, world_of_one: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)
+    for module in (head_loss, memory):
+        monkeypatch.setattr(module, "LOSS_BLOCK_TOKENS", 256)
+    run = config({**shape, "num_coda_layers": 1, "vocab_size": vocab_size}, train={"precision": precision})
+    measured = measured_evaluation(run, 3, make_groups(run.parallel, world_of_one))
+    assert Activations(config=run).evaluation(3) == pytest.approx(measured, rel=0.1)
 
 
 def num_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -185,6 +200,18 @@ def test_plan_of_a_ring_adds_up() -> None:
     assert "13 = prelude 1 + 4 layers × 3 loops + coda 0" in text
     assert "16 = tensor 2 × pipeline 2 × data 4, sequence parallel" in text
     assert f"{1 / 7:.1%} at 3 loops" in text
+
+
+def test_what_an_evaluation_holds_counts_where_it_is_more_than_training() -> None:
+    def plan(every: int) -> Plan:
+        model = {"num_loop_layers": 8, "num_loops": 1, "ffn_size": 64, "input_injection": "add"}
+        train = {"micro_batch": 4, "global_batch": 128, "recompute": "layer"}
+        return make_plan(config(model, train=train, parallel={"pipeline": 8}, validation={"every": every}), 8)
+
+    training, both = plan(0).stages[-2], plan(1).stages[-2]
+    assert training.evaluation == 0 and both.evaluation > both.activations + both.working
+    assert both.total - training.total == both.evaluation - both.activations - both.working
+    assert f" {both.total / 2**30:.3f}" in text_of(plan(1)) and "evaluation takes the place" in text_of(plan(1))
 
 
 def test_more_ranks_hold_less_each() -> None:
