@@ -100,9 +100,13 @@ class FinetuneTrainer:
         if self.test is not None:
             self.answering.require_positions("test", self.test)
         self.counters = FinetuneCounters()
+        self._scored_epochs = 0
         self._resume(origin)
-        num_steps = config.train.epochs * self.sampler.steps_per_epoch
-        session.begin(self.counters, num_steps, more=f", {ledger(config, layout)}")
+        steps = self.sampler.steps_per_epoch
+        session.begin(
+            self.counters, config.train.epochs * steps, more=f", {ledger(config, layout)}",
+            scored_every=self._scored_epochs * steps,
+        )  # fmt: skip
         if session.rank == 0:  # best weights of steps that are trained again
             for path in list_checkpoints(session.directory / BEST / CHECKPOINTS):
                 if (parse_step(path.name) or 0) > self.counters.step:
@@ -264,4 +268,6 @@ class FinetuneTrainer:
                 f"data.train: not the examples that {self.session.directory} was trained on: choose another run.name"
             )
         self.engine.load(reader, reader.meta)
+        then, now = reader.meta["finetune"]["validation"]["every"], self.config.validation.every
+        self._scored_epochs = now if now == then else 0
         self.counters = FinetuneCounters.read(reader.meta)

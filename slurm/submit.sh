@@ -23,7 +23,8 @@ shift
 [[ ! -f slurm/site.env ]] || source slurm/site.env
 
 options=() before=
-while (($#)) && [[ $1 == -* || ! $1 =~ \.ya?ml$ ]] && [[ $1 != --init && $1 != --init=* && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
+takes_text='^(-[oeiDJ]|--(output|error|input|chdir|job-name|comment))$' # the word after it is its value, a .yaml too
+while (($#)) && [[ $1 == -* || ! $1 =~ \.ya?ml$ || $before =~ $takes_text ]] && [[ $1 != --init && $1 != --init=* && ! $1 =~ ^[a-z_]+(\.[a-z_]+)+= ]]; do
   # The word after an option without "=" may be its value.
   [[ $1 == -* || $before =~ ^-[^=]*$ ]] || refuse "$1: neither an option of sbatch, nor a configuration (.yaml, .yml), nor a.b=c"
   options+=("$1") before=$1

@@ -55,6 +55,8 @@ def rows() -> Iterator[Case]:
         ):  # fmt: skip
             words = f"warning: {{here}}/{named}: no row of step"
             yield resumed(f"metrics.jsonl {name}", run, {named: "".join(lines)}, words, f" {missing}: ")
+        words = f"warning: {{here}}/{run}/eval/{results}: no row of step {last // 2}: "
+        yield resumed(f"eval/{results} emptied", run, {f"{run}/eval/{results}": ""}, words)
 
 
 def checkpoints() -> Iterator[Case]:

@@ -86,6 +86,7 @@ def submit(tmp_path: Path, *arguments: str, project: Path = ROOT) -> subprocess.
         (["-N2", "--nodes", "1", "-n", "4"], 4),
         (["--nodes=2-4"], 1),  # open: one replica
         (["--comment=of run.yaml", "--output=log.yaml"], 8),
+        (["--output", "log.yaml", "-J", "a.yml", "--verbose"], 8),
     ],
 )
 def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[str], ranks: int) -> None:
