@@ -1,5 +1,6 @@
 """Files, local or any fsspec URL, decompressed as their names say; a truncated archive is an error."""
 
+import ftplib
 import io
 import lzma
 import zlib
@@ -70,11 +71,24 @@ def read_bytes(path: str) -> bytes:
         raise ValueError(f"{path}: damaged archive: {error}; fetch it again") from None
 
 
+@contextmanager
+def naming_url(url: str) -> Iterator[None]:
+    """An error of a server, or of the way to it, names the URL."""
+    try:
+        yield
+    except (OSError, EOFError, ftplib.Error) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "filename", None) is not None:
+            raise
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ConnectionError(f"{url}: {why}") from error
+
+
 def open_stored(path: str) -> BinaryIO:
     """A local file or a URL as it is stored."""
     if "://" in path:
-        file_system, name = url_to_fs(path)
-        return cast("BinaryIO", file_system.open(name, "rb"))
+        with naming_url(path):
+            file_system, name = url_to_fs(path)
+            return cast("BinaryIO", file_system.open(name, "rb"))
     return Path(path).open("rb")
 
 

@@ -24,7 +24,14 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
+from pretrain.data.prepare.archives import (
+    DECODERS,
+    DamagedArchiveError,
+    compression_of,
+    inflate,
+    naming_url,
+    open_stored,
+)
 from pretrain.storage import is_there, naming, parse_json, require_missing
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -114,7 +121,8 @@ def find_files(
 def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
     """The files that a pattern matches; adds paths and types of what else it matches to `others`."""
     try:
-        file_system, path = url_to_fs(pattern)
+        with naming_url(pattern):
+            file_system, path = url_to_fs(pattern)
     except (ValueError, ImportError) as error:
         raise ValueError(f"{pattern}: {error}") from None
     is_local = isinstance(file_system, LocalFileSystem)
@@ -124,10 +132,12 @@ def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
     elif is_local:
         found = _glob(path)
     else:
-        found = cast("dict[str, Any]", file_system.glob(path, detail=True))
+        with naming_url(pattern):
+            found = cast("dict[str, Any]", file_system.glob(path, detail=True))
     files = {name: info for name, info in found.items() if info["type"] == "file"}
     if not files:
         hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
+        hint += "" if is_local or found else ", or no answer"
         raise ValueError(f"{pattern}: {hint}")
     unknown = [name for name, info in files.items() if info["size"] is None]
     if unknown:

@@ -291,6 +291,13 @@ def test_an_unknown_protocol_is_one_line() -> None:
         find_inputs(["nosuch://x/a.txt"])
 
 
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConnectionError, match=r"ftp://127\.0\.0\.1:1/a\.txt: Connection refused"):
+        find_inputs(["ftp://127.0.0.1:1/a.txt"])
+    with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:1/a\.txt: no such file, or no answer"):
+        find_inputs(["http://127.0.0.1:1/a.txt"])
+
+
 def test_documents_are_tuples_of_text_bytes_and_progress(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"abc")
     (piece,) = split_file(find_inputs([str(path)])[0], 1)
