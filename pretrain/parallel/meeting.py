@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -22,7 +23,7 @@ _CONNECT_S, _PAUSES_S = 5.0, (0.02, 1.0)
 """The longest that a call waits for an answer; first and longest pause between two looks."""
 
 
-def meet(rank: int, size: int) -> dist.Store:
+def meet(rank: int, size: int) -> Any:
     """torch's store, once all ranks have come to it. Collective.
 
     Raises:
@@ -34,8 +35,9 @@ def meet(rank: int, size: int) -> dist.Store:
     holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not holds:
         wait.until(lambda: _answers(host, port))
-    store = dist.TCPStore(
-        host, port, size, holds, timedelta(minutes=LIMIT_MINUTES), wait_for_workers=False, multi_tenant=True
+    limit = timedelta(minutes=LIMIT_MINUTES)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, size, holds, limit, wait_for_workers=False, multi_tenant=True
     )
     store.add("here", 1)
     wait.until(lambda: store.add("here", 0) >= size)

@@ -126,7 +126,7 @@ def run_process(module: str, arguments: Sequence[str], environment: Mapping[str,
     try:
         child = subprocess.run(
             [sys.executable, *start, *arguments], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=2 * PATIENCE_S, check=False,
+            capture_output=True, timeout=8 * PATIENCE_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Ended(code=None, output="", errors="", seconds=PATIENCE_S)
