@@ -8,7 +8,7 @@ from pretrain.command.console import describe_error
 from pretrain.verification.answers import check_answers
 from pretrain.verification.data import check_data
 from pretrain.verification.data_order import check_order
-from pretrain.verification.interruption import check_export, check_interruption
+from pretrain.verification.interruption import check_compilation, check_export, check_interruption
 from pretrain.verification.job import PlannedJob, Tick
 from pretrain.verification.layouts import check_layouts
 from pretrain.verification.ranks import RanksFailed
@@ -30,6 +30,7 @@ CHECKS = (
     Check("layout", check_layouts),
     Check("cache", check_answers),
     Check("resume", check_interruption),
+    Check("compile", check_compilation),
     Check("export", check_export),
 )
 

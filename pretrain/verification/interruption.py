@@ -1,4 +1,5 @@
-"""Row 3: killed and resumed equals uninterrupted, bit for bit. Row 4: its export equals the model.
+"""Row 3: killed and resumed equals uninterrupted, bit for bit, the tasks scored between steps too. Row 4: its export
+equals the model. And what these runs leave out.
 
 A run of a few steps of the miniature in the user's precision, on the largest layout that fits: once to its end, and
 once ended by SIGKILL to all ranks as soon as its first checkpoint is there, then started again by the same command.
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, newest_step
 from pretrain.config.run import RunConfig
+from pretrain.plan.text import plural
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
 from pretrain.verification.comparison import Numbers, compare
 from pretrain.verification.job import PlannedJob, Tick
-from pretrain.verification.miniature import NUM_STEPS
+from pretrain.verification.miniature import NUM_STEPS, has_harness
 from pretrain.verification.ranks import TIMEOUT_S, Ranks, RanksFailed, run_on_ranks
 
 TRAIN = "pretrain.verification.work:train"
@@ -27,7 +29,7 @@ UNINTERRUPTED, INTERRUPTED = "uninterrupted", "killed"
 
 
 def check_interruption(job: PlannedJob) -> Iterator[Tick]:
-    """One row."""
+    """A row, and one of the tasks if the job scores some."""
     name, degrees = "resume", job.richest
     whole, killed = (_config(job, run) for run in (UNINTERRUPTED, INTERRUPTED))
     _train(job, whole)
@@ -44,6 +46,24 @@ def check_interruption(job: PlannedJob) -> Iterator[Tick]:
     how = f"{degrees}, {NUM_STEPS} steps in {whole.train.precision}"
     text = f"SIGKILL after the checkpoint of step {step} and resumed = uninterrupted, bit for bit: {how}"
     yield Tick(name, not difference, difference or text)
+    if job.config.validation.tasks_every:
+        yield _tasks(whole.run.directory)
+
+
+def _tasks(run_dir: Path) -> Tick:
+    """What was scored of the tasks; that it is the same after the resume, the row before says."""
+    rows = JsonLines(run_dir / "eval" / "depth.jsonl").read(EvaluationRow, strict=True)
+    scored = sorted({row.task for row in rows} - {"validation"})
+    if scored:
+        return Tick("tasks", True, f"{plural(len(scored), 'task')} scored between steps: {', '.join(scored)}")
+    why = "no task of validation.tasks can be scored" if has_harness() else "bash tools/setup.sh eval"
+    return Tick("tasks", None, f"not tried here: {why}")
+
+
+def check_compilation(job: PlannedJob) -> Iterator[Tick]:
+    """One row, if the job compiles."""
+    if job.config.train.compile:
+        yield Tick("compile", None, "not tried here: the miniature runs uncompiled")
 
 
 def check_export(job: PlannedJob) -> Iterator[Tick]:

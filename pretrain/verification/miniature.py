@@ -1,13 +1,15 @@
 """The user's configuration in miniature: narrow, on little data, and of the same structure. No torch.
 
 Kept: layers and loops, injection, norms, the ratio of query to key/value heads, tied head, biases, loop regulariser,
-loop sampling, document mask, recomputation, optimizer, loss, sources (how many, of which weight, tasks as they are) and
-what a layout needs. Cut: width, vocabulary, length of a sequence (not that of tasks, whose examples must fit), batch,
-steps. A degree of parallelism becomes its smallest prime factor, so that a layout fits on a few ranks. Initial weights
-grow as the width shrinks, so that every product keeps its size and no part of the model is too faint to be compared.
+loop sampling, document mask, recomputation, optimizer, loss, sources (how many, of which weight, tasks as they are),
+tasks between steps and what a layout needs. Cut: width, vocabulary, length of a sequence (not that of tasks, whose
+examples must fit), batch, steps, examples, compilation. A degree of parallelism becomes its smallest prime factor, so
+that a layout fits on a few ranks. Initial weights grow as the width shrinks, so that every product keeps its size and
+no part of the model is too faint to be compared.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -27,6 +29,8 @@ SEQ_LEN = 32
 VOCAB_SIZE = 320
 NUM_STEPS = 6
 SAVE_EVERY = 2
+NUM_EXAMPLES = 2
+"""Of each task that is scored between steps."""
 NUM_DOCUMENTS, MAX_DOCUMENT_TOKENS = 120, 40
 """Of each source of text: several in a sequence, some longer than one."""
 WORDS = "the loop of a block runs once again and the river folds deep into old north stones by night"
@@ -112,12 +116,19 @@ def make_miniature(config: RunConfig, layout: Layout, folder: Path) -> Miniature
     sections["train"] |= _short_training(config, whole, seq_len)
     sections["optimizer"]["warmup_steps"] = min(config.optimizer.warmup_steps, 2)
     sections["optimizer"]["decay_steps"] = config.optimizer.decay_steps and min(config.optimizer.decay_steps, 4)
-    sections["validation"] |= {"every": SAVE_EVERY, "num_sequences": 4, "tasks_every": 0, "tasks": []}
+    sections["validation"] |= {"every": SAVE_EVERY, "num_sequences": 4}
+    if config.validation.tasks_every:
+        sections["validation"] |= {"tasks_every": SAVE_EVERY if has_harness() else 0, "num_examples": NUM_EXAMPLES}
     sections["checkpoint"] |= {
         "every": SAVE_EVERY, "keep_last": 2, "keep_every": 0, "init_from": None, "resume": "auto",
     }  # fmt: skip
     sections["logging"] |= {"every": 1, "wandb": "disabled"}
     return Miniature(config=RunConfig.model_validate(sections), whole=whole)
+
+
+def has_harness() -> bool:
+    """Whether tasks can be scored on this machine."""
+    return find_spec("lm_eval") is not None
 
 
 def _narrow(model: ModelSection, tensor: int, num_tokens: int) -> dict[str, Any]:

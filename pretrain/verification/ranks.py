@@ -18,7 +18,8 @@ from typing import Any, Self
 
 TIMEOUT_S = 300.0
 """Longest wait for the ranks of one world."""
-IMPORTED_ONCE = ("pretrain.verification.work",)
+IMPORTED_ONCE = ("pretrain.verification.work", "pretrain.eval.in_loop")
+"""What cannot be imported, as the second without the evaluation harness, is left out."""
 
 
 class RanksFailed(Exception):  # noqa: N818

@@ -37,6 +37,7 @@ def text_job(corpus: Path, tmp_path: Path) -> list[str]:
     return [
         "--config=configs/pretrain/quickstart.yaml", f"data.tokenizer={corpus}/tokenizer.model", sources,
         "model.vocab_size=320", "data.validation_fraction=0.2", "data.num_workers=0", f"run.root={tmp_path}",
+        "validation.tasks_every=3", "validation.tasks=[addition_8]", "train.compile=true",
     ]  # fmt: skip
 
 
@@ -62,11 +63,14 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_every_row_holds_for_text_on_a_ring(text_job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, found = rows(capsys, *text_job)
     assert code == 0, found
-    names = ["data", "data", "disk", "memory", "order", "layout", "cache", "cache", "cache", "resume", "export"]
-    assert [(mark, name) for mark, name, _ in found] == [("✓", name) for name in names]
+    names = ["data", "data", "disk", "memory", "order", "layout", "cache", "cache", "cache", "resume", "tasks"]
+    marked = [*(("✓", name) for name in names), ("–", "compile"), ("✓", "export")]
+    assert [(mark, name) for mark, name, _ in found] == marked
     texts = {name: text for _, name, text in found}
     assert "pipeline 2 = one rank in fp64: 3 updates, 5 depths" in texts["layout"]
     assert "resumed = uninterrupted, bit for bit: pipeline 2, 6 steps in fp32" in texts["resume"]
+    assert texts["tasks"] == "1 task scored between steps: addition_8"
+    assert "not tried here" in texts["compile"]
 
 
 def test_every_row_holds_for_a_task_with_an_injection(
