@@ -136,22 +136,15 @@ def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
             found = cast("dict[str, Any]", file_system.glob(path, detail=True))
     files = {name: info for name, info in found.items() if info["type"] == "file"}
     if not files:
-        hint = "is a folder; name the files in it, as folder/*.jsonl" if found else "no such file"
-        hint += "" if is_local or found else ", or no answer"
+        absent = "no such file" if is_local else "no such file, or no answer"
+        hint = "is a folder; name the files in it, as folder/*.jsonl" if found else absent
         raise ValueError(f"{pattern}: {hint}")
     unknown = [name for name, info in files.items() if info["size"] is None]
     if unknown:
         raise ValueError(f"{unknown[0]}: the server does not say how long it is: download it and name the copy")
     paths = {name: name if is_local else file_system.unstrip_protocol(name) for name in found}
     others.update({paths[name]: info["type"] for name, info in found.items() if name not in files})
-    return [
-        InputFile(
-            path=paths[name],
-            size=info["size"],
-            version=_version(info),
-        )
-        for name, info in files.items()
-    ]
+    return [InputFile(path=paths[name], size=info["size"], version=_version(info)) for name, info in files.items()]
 
 
 class _LocalFiles(LocalFileSystem):

@@ -13,6 +13,7 @@ keeps one document and one block of index rows in memory, all walkers together a
 the number of shards.
 """
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,8 +35,9 @@ from pretrain.data.stream.long_documents import DocumentPiece, cut_fingerprint, 
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 
-BLOCK = 256
-"""Documents whose place and split are looked up at once."""
+BLOCK, LARGEST_BLOCK = 256, 2**16
+"""Documents whose place and split are looked up at once: of a split with few of them, as many as have one on average,
+so that a start does not take minutes to find its validation sequences."""
 OPEN_FILES = 32
 """Shard files that a process holds open per source."""
 
@@ -94,6 +96,7 @@ class Source:
         self.units_per_stream = self._num_units + bool(self._long)
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._shards_named: set[str] = set()
+        self._checked: set[str] = set()
         self.documents_read: list[DocumentRead] = []
         self.fingerprint = cut_fingerprint(self.manifest.fingerprint) if long else self.manifest.fingerprint
         header = self.manifest.header
@@ -129,11 +132,14 @@ class Source:
         key = order.make_key(self.spec.seed, "documents", self._number, epoch, unit.shard, unit.part)
         is_good = True
         try:
-            check_index(self.folder, shard)
+            if shard.shard not in self._checked:
+                check_index(self.folder, shard)
         except ValueError:
             is_good = False
-        for begin in range(first, stop - start, BLOCK):
-            places = np.arange(begin, min(begin + BLOCK, stop - start))
+        if is_good and self.spec.split == "validation":  # it is read once, at the start, with many visits to a shard
+            self._checked.add(shard.shard)
+        for begin in range(first, stop - start, self._block):
+            places = np.arange(begin, min(begin + self._block, stop - start))
             numbers = start + order.permute(places, stop - start, key)
             if not is_good:
                 pairs = zip(places.tolist(), numbers.tolist(), strict=True)
@@ -143,6 +149,12 @@ class Source:
             mine = self._is_mine(rows["text_hash"])
             for place, number, row in zip(places[mine].tolist(), numbers[mine].tolist(), rows[mine], strict=True):
                 yield Candidate(shard, place, number, row)
+
+    @property
+    def _block(self) -> int:
+        fraction = self.spec.data.validation_fraction
+        share = fraction if self.spec.split == "validation" else 1 - fraction
+        return max(BLOCK, math.ceil(1 / max(share, 1 / LARGEST_BLOCK)))
 
     def _is_mine(self, text_hashes: np.ndarray) -> np.ndarray:
         """Whether documents are of the split."""
