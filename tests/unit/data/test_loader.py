@@ -23,7 +23,7 @@ from pretrain.config.run import DataSection
 from pretrain.data import shards
 from pretrain.data.manifest import Manifest, write_manifest
 from pretrain.data.stream import stream
-from pretrain.data.stream.cursor import FIELDS, Split
+from pretrain.data.stream.cursor import FIELDS
 from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
@@ -136,28 +136,6 @@ def test_sources_come_by_weight_and_epochs_are_counted(root: Path, tokenizer: To
     assert counts["left"] / sum(counts.values()) == pytest.approx(2 / 3, abs=0.03)
     assert loader.epochs == epochs.min() > 10
     assert (epochs.max(axis=0) < 1.4 * epochs.min(axis=0)).all()
-
-
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_how_many_documents_are_looked_up_at_once_changes_no_sample(
-    data: DataSection, split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither does an index that is compared with its hash once, which is what a validation split does: few of its
-    documents are in a shard, and it would hash each index for each of them."""
-
-    def samples(fraction: float, block: int) -> tuple[str, int]:
-        hashed: list[Path] = []
-        monkeypatch.setattr(stream, "check_index", lambda folder, row: hashed.append(folder / row.shard))
-        monkeypatch.setattr(stream, "BLOCK", block)
-        changed = data.model_copy(update={"validation_fraction": fraction})
-        with Loader(changed, split=split, **SIZES) as loader:
-            batches = [digest(loader.next_batch()) for _ in range(3)]
-        return "".join(batches), len(hashed)
-
-    for fraction in (0.02, 0.5):
-        (one, _), (several, num_hashed) = samples(fraction, 1), samples(fraction, 256)
-        assert one == several
-        assert split == "train" or num_hashed <= 2 * 8  # shards; the reader at the start, and that of the batches
 
 
 def test_validation_repeats_itself_and_shares_nothing_with_training(data: DataSection, tokenizer: Tokenizer) -> None:

@@ -297,3 +297,23 @@ def test_a_process_holds_a_bounded_number_of_files_open(root: Path, tokenizer: T
 def test_an_unknown_choice_is_refused_and_not_taken_for_the_other_one(root: Path, choice: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(choice))):
         make_spec(root, root / "tokens", **choice)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_how_many_documents_are_looked_up_at_once_changes_no_sample(
+    root: Path, source: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an index is compared with its hash once where little of it is read, as a visit would hash all of it for a
+    document or none."""
+
+    def samples(fraction: float, block: int) -> tuple[np.ndarray, int]:
+        hashed: list[str] = []
+        monkeypatch.setattr(stream, "check_index", lambda _, row: hashed.append(row.shard))
+        monkeypatch.setattr(stream, "BLOCK", block)
+        spec = make_spec(root, source, split=split, validation_fraction=fraction)
+        return StreamReader(spec, fresh(spec)).read(np.arange(24))[1], len(hashed)
+
+    for fraction in (0.04, 0.5):
+        (one, _), (several, num_hashed) = samples(fraction, 1), samples(fraction, 256)
+        assert np.array_equal(one, several)
+        assert split == "train" or num_hashed <= 3  # shards
