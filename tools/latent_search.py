@@ -1,12 +1,15 @@
-"""Analyse how latent thoughts search a graph: `python tools/latent_search.py --run runs/prosqa_coconut`.
+"""Analyse latent thoughts and how they search a graph: `python tools/latent_search.py --run runs/prosqa_coconut`.
 
-Writes figures (PNG and SVG) and numbers to <run>/analysis/, after section 5 of the Coconut paper, for questions of
-ProsQA in words or symbols:
+Writes figures (PNG and SVG) and numbers to <run>/analysis/, after section 5 of the Coconut paper. For questions with a
+graph (ProsQA in words or symbols):
 
     process      correct answers and classes of reasoning for each number of thoughts, and for other runs (--compare)
     parallelism  share of the value on the best one, two, three nodes, over the questions
     height       value of nodes that lead to the target and of those that do not, against their height
     tree         the graph of one question (--question), nodes shaded by their value
+
+For questions of any data set, with the tokens that the thoughts about one of them (--question) decode to:
+
     thoughts     norm and direction of thoughts, and the tokens they decode to
     grid         accuracy for each number of thoughts and loops against FLOPs per answer
 
@@ -35,10 +38,12 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = OptionParser(description="Look at the search of latent thoughts on the graphs of ProsQA.")
+    parser = OptionParser(description="Look at latent thoughts: what they decode to, and their search in a graph.")
     add_options(parser)
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="DIR", help="other runs to classify too")
-    parser.add_argument("--question", type=at_least(0), default=0, metavar="N", help="whose tree is drawn; default: 0")
+    parser.add_argument(
+        "--question", type=at_least(0), default=0, metavar="N", help="the one that is looked at; default: 0"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: analysis/ of the run")
     return parser.parse_args(arguments)
 
@@ -58,14 +63,16 @@ def search(options: argparse.Namespace) -> None:
     if options.question >= len(questions.examples):
         raise ValueError(f"--question {options.question}: there are {len(questions.examples)} questions, from 0")
     searcher = Searcher(finetuned, questions, options.batch)
+    if others and not searcher.graphs:
+        raise ValueError("--compare classifies paths in a graph, and these questions have none")
     latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
     cells = choose_cells(finetuned, latents, options.num_loops)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
     grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch))
     print_warnings(file.problems)
-    bar = Progress(2 * len(latents) + len(others))
+    bar = Progress((2 * len(latents) if searcher.graphs else 0) + len(others))
     bars, values = [], {}
-    for number, num_thoughts in enumerate(latents):
+    for number, num_thoughts in enumerate(latents if searcher.graphs else ()):
         bars.append(searcher.judge(num_thoughts))
         bar.update(2 * number + 1, f"answers after {num_thoughts} thoughts")
         if num_thoughts:
@@ -90,7 +97,7 @@ def search(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_numbers(report, options.question, out)
     names = draw_report(report, searcher, options.question, out)
-    print(summary(report))
+    print("\n".join([summary(report), *searcher.case_study(report.thoughts, options.question)]))
     print(f"figures in {out}: {', '.join(names)}; numbers: numbers.json, node_values.csv")
 
 
@@ -100,6 +107,10 @@ def summary(report: "SearchReport") -> str:
 
     examples = f"{report.num_examples} examples of {report.split}"
     lines = [f"{report.run}, step {report.step}, {examples}, loops: {report.num_loops}"]
+    if not report.bars:
+        for row in report.grid:
+            right = f"{100 * row.accuracy:.1f} ± {100 * row.stderr:.1f} % right"
+            lines.append(f"  thoughts: {row.num_thoughts}, loops: {row.num_loops}: {right}")
     for bar in report.bars:
         shares = ", ".join(f"{process.value} {100 * share:.1f}" for process, share in bar.shares.items() if share)
         lines.append(f"  {bar.label}: {100 * bar.accuracy:.1f} ± {100 * bar.stderr:.1f} % right; {shares}")

@@ -75,16 +75,12 @@ class Symbols(GraphForm):
         return Step(*text) if len(text) == 2 else None
 
 
-def form_of(question: str) -> GraphForm:
-    """The form that a question is written in.
-
-    Raises:
-        ValueError: it is not a question of ProsQA.
-    """
+def form_of(question: str) -> GraphForm | None:
+    """The form that a question is written in; None if no graph is written in it."""
     for form in (Symbols(), Words()):
         try:
             form.graph(question)
         except ValueError:
             continue
         return form
-    raise ValueError(f"the search tree is for ProsQA, and this is not a question of it: {question[:60]!r}")
+    return None

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 from finetune.answers.evaluation import Questions
 from finetune.answers.results import CoconutRow, standard_error
@@ -24,7 +25,7 @@ from finetune.search.figures import (
     draw_thoughts,
     draw_tree,
 )
-from finetune.search.graph_text import form_of
+from finetune.search.graph_text import GraphForm, form_of
 from finetune.search.latent_search import ThoughtStatistics, search_values, thought_statistics
 from finetune.search.search_tree import (
     NodeValue,
@@ -41,10 +42,11 @@ SUFFIXES = (".png", ".svg")
 
 
 class Searcher:
-    """Analyses the thoughts of one run about questions of ProsQA, in words or symbols.
+    """Analyses the thoughts of one run about questions: their size and what they decode to, and the search in the graph
+    of the questions if they have one (ProsQA, in words or symbols).
 
     Raises:
-        ValueError: the run has no slots for thoughts, or a question is not one of ProsQA.
+        ValueError: the run has no slots for thoughts, or the first question has a graph and another has none.
     """
 
     def __init__(self, finetuned: FinetunedModel, questions: Questions, batch: int) -> None:
@@ -54,8 +56,24 @@ class Searcher:
                 f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs"
             )
         self.finetuned, self.questions, self.batch = finetuned, questions, batch
-        self.form = form_of(questions.examples[0].question)
-        self.graphs = [self.form.graph(example.question) for example in questions.examples]
+        self._form = form_of(questions.examples[0].question)
+        self.graphs = [self._form.graph(example.question) for example in questions.examples] if self._form else []
+
+    @property
+    def form(self) -> GraphForm:
+        """How the graphs are written."""
+        assert self._form is not None, "these questions have no graph"
+        return self._form
+
+    def case_study(self, thoughts: ThoughtStatistics | None, question: int) -> list[str]:
+        """Lines about one question: its chain of reasoning, and the tokens that each thought decodes to."""
+        example = self.questions.examples[question]
+        lines = [f"  question {question}: {shorten(example.question, 200)}"]
+        lines.append(f"    steps {' '.join(example.steps)}, answer {example.answer}")
+        for number, tokens in enumerate(thoughts.top_tokens[question] if thoughts else (), 1):
+            decoded = ", ".join(f"{token!r} {100 * probability:.1f} %" for token, probability in tokens)
+            lines.append(f"    thought {number}: {decoded}")
+        return lines
 
     def judge(self, num_thoughts: int) -> ProcessBar:
         """Classes of the answers after a number of thoughts."""
@@ -126,7 +144,7 @@ class SearchReport:
     num_loops: int
     """Loops of everything but the grid."""
     bars: list[ProcessBar]
-    """For each number of thoughts, and each compared run."""
+    """For each number of thoughts, and each compared run; none where questions have no graph, like the values."""
     values: dict[int, list[NodeValue]]
     """The values of all questions by number of thoughts, from 1."""
     thoughts: ThoughtStatistics | None
@@ -177,7 +195,8 @@ def draw_report(report: SearchReport, searcher: Searcher, question: int, folder:
         names.append(name)
         return [folder / (name + suffix) for suffix in SUFFIXES]
 
-    draw_process(report.bars, files("process"))
+    if report.bars:
+        draw_process(report.bars, files("process"))
     shown = dict(list(report.values.items())[:MAX_PANELS])
     if shown:
         draw_parallelism({number: top_values(values) for number, values in shown.items()}, files("parallelism"))

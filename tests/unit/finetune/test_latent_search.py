@@ -177,6 +177,27 @@ def test_the_command_leaves_figures_and_numbers(
     ]  # type: ignore[union-attr]
 
 
+def test_questions_without_a_graph_show_what_their_thoughts_decode_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the paper's case study of GSM8k."""
+    run, file = tmp_path / "tiny", tmp_path / "sums.json"
+    save_run(run)
+    write_examples(file, [Example("1,2,3?", ("3", "6"), "6"), Example("4,5?", ("9",), "9")])
+    arguments = ["--run", run, "--data", file, "--latents", "0,2", "--question", "1"]
+    assert run_tool(monkeypatch, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  question 1: 4,5?" in lines and "    steps 9, answer 9" in lines
+    decoded = [line for line in lines if line.startswith("    thought ")]
+    assert [line.split(":")[0] for line in decoded] == ["    thought 1", "    thought 2"]
+    assert [line.count(" %") for line in decoded] == [5, 5]
+    assert [line for line in lines if "% right" in line and "loops: 2" in line]
+    folder = run / "analysis"
+    assert {path.stem for path in folder.glob("*.svg")} == {"thoughts", "grid"}
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["process"] == [] and len(numbers["grid"]) == 2
+
+
 def searcher_of(run: Path) -> Searcher:
     finetuned = load_finetuned(run, torch.device("cpu"))
     return Searcher(finetuned, load_questions(finetuned, num_examples=3), 2)
@@ -214,8 +235,8 @@ def test_what_is_wrong_is_said_in_one_line(
     for arguments, message in (
         (["--run", chain], f"{chain}: method cot has no thoughts to search with; --compare takes such runs"),
         (
-            ["--run", run, "--data", file],
-            "the search tree is for ProsQA, and this is not a question of it: '1,2,3?'",
+            ["--run", run, "--data", file, "--compare", chain],
+            "--compare classifies paths in a graph, and these questions have none",
         ),
         (["--run", run, "--question", "6"], "--question 6: there are 6 questions, from 0"),
     ):
