@@ -91,7 +91,11 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
     if section.task is not None:
         task = make_task(section.task, section.parameters)
         seed = seed if section.seed is None else section.seed
-        examples = [task.pick(split, seed, number) for number in range(section.num_examples or 0)]
+        count = section.num_examples or 0
+        is_train = split == "train"  # what is scored holds no problem twice
+        examples = (
+            [task.pick(split, seed, n) for n in range(count)] if is_train else task.pick_distinct(split, seed, count)
+        )
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from pretrain.tasks.task import Split, Task
+from pretrain.tasks.task import Example, Task
 
 SHOT_END = "\n\n"
 SHOT_POOL = 64
@@ -40,7 +40,8 @@ def harness_task(
     Args:
         task: what to ask.
         name: of the task in results.
-        num_examples: questions of the test split; they follow from `seed` alone.
+        num_examples: questions of the test split, no problem twice; they follow from `seed` alone. Fewer if there are
+            not so many problems.
         num_fewshot: solved examples before each question; the harness may override it.
         seed: of the examples.
         match: how an answer is matched, see the top of this file.
@@ -57,8 +58,10 @@ def harness_task(
             f"task {name}: cannot be scored with steps: {why}; use match='generation' with a marked answer, or no steps"
         )
     splits = {
-        "train": _examples(task, "train", SHOT_POOL + num_fewshot, seed, with_steps),
-        "test": _examples(task, "test", num_examples, seed, with_steps),
+        "train": _examples(
+            task, [task.pick("train", seed, shot) for shot in range(SHOT_POOL + num_fewshot)], with_steps
+        ),
+        "test": _examples(task, task.pick_distinct("test", seed, num_examples), with_steps),
     }
     config: dict[str, Any] = {
         "task": name, "custom_dataset": lambda **_: splits,
@@ -94,10 +97,9 @@ def _by_generation(task: Task[Any], splits: Mapping[str, Dataset], with_steps: b
     }
 
 
-def _examples(task: Task[Any], split: Split, count: int, seed: int, with_steps: bool) -> Dataset:
+def _examples(task: Task[Any], examples: Sequence[Example], with_steps: bool) -> Dataset:
     rows = []
-    for number in range(count):
-        example = task.pick(split, seed, number)
+    for example in examples:
         question, *rest = task.render(example, with_steps=with_steps)
         target = "".join(span.text for span in rest)
         rows.append({"question": question.text, "target": target, "answer": example.answer})

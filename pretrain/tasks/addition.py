@@ -12,13 +12,12 @@ from random import Random
 
 from pydantic import Field, field_validator
 
-from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, SplitByProblem, Task
 
 DIGITS = tuple("0123456789")
 
 
-class AdditionParameters(Section):
+class AdditionParameters(SplitByProblem):
     num_operands: tuple[int, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
     """n: drawn from these for each example, all equally likely."""
     num_digits: int = Field(default=3, ge=1, le=15)
@@ -42,6 +41,20 @@ class Addition(Task[AdditionParameters]):
     def vocabulary(self) -> tuple[str, ...]:
         return (*DIGITS, "+", "=")
 
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        largest = 10**self.parameters.num_digits - 1
+        return {
+            "sum to be expected": lambda question: [str(len(_operands(question)) * largest // 2)],
+            "sum without carries": lambda question: [_without_carries(_operands(question))],
+            "first digits alone": lambda question: [_of_first_digits(_operands(question), len(str(largest)) - 1)],
+        }
+
+    def problem(self, example: Example) -> str:
+        if self.parameters.split_by == "question":
+            return example.question
+        return "+".join(sorted(_operands(example.question)))
+
     def make(self, random: Random) -> Example:
         parameters = self.parameters
         operands = random.choices(range(10**parameters.num_digits), k=random.choice(parameters.num_operands))
@@ -56,3 +69,18 @@ class Addition(Task[AdditionParameters]):
         if not re.fullmatch(r"\d+(\+\d+)+=", question, re.ASCII):
             raise ValueError(f"not a sum: {question!r}")
         return str(sum(map(int, question[:-1].split("+"))))
+
+
+def _operands(question: str) -> list[str]:
+    return question[:-1].split("+")
+
+
+def _without_carries(operands: list[str]) -> str:
+    columns = zip(*operands, strict=True)
+    return "".join(str(sum(map(int, column)) % 10) for column in columns).lstrip("0") or "0"
+
+
+def _of_first_digits(operands: list[str], num_others: int) -> str:
+    """The sum if all digits but the first of each operand are at their mean."""
+    rest = len(operands) * (10**num_others - 1) // 2
+    return str(sum(int(operand[0]) for operand in operands) * 10**num_others + rest)

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 
 @lru_cache(maxsize=1 << 15)  # all pairs of the 120 permutations of 5 objects
@@ -86,6 +86,22 @@ class GroupComposition(Task[GroupCompositionParameters]):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return self._symbols
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        def product_of(part: slice) -> Rule:
+            def rule(question: str) -> list[str]:
+                *_, product = self._kind.products(re.findall(r"\[\d+\]", question)[part], self.parameters.order)
+                return [product]
+
+            return rule
+
+        return {
+            "last element": product_of(slice(-1, None)),
+            "product of the first two": product_of(slice(2)),
+            "product of the last two": product_of(slice(-2, None)),
+            "product without the first": product_of(slice(1, None)),
+        }
 
     def make(self, random: Random) -> Example:
         elements = random.choices(self._symbols, k=self.parameters.num_elements)

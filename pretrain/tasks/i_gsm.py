@@ -22,22 +22,23 @@ defaults of Ye et al.: widths 2 to 4 and 15 quantities. How sums are drawn is ou
 order of dependency, with numbers substituted; their count is the difficulty of the example.
 """
 
+import hashlib
 import re
 import string
+from collections import Counter
 from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
-from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, SplitByProblem, Task
 
 MAX_DRAWS = 1000
 """Most problems drawn to find one that is hard enough."""
 
 
-class IGSMParameters(Section):
+class IGSMParameters(SplitByProblem):
     modulus: int = Field(default=7, ge=3, le=97)
     """Values are taken modulo this prime; a prime, so that every multiplier is invertible."""
     num_levels: int = Field(default=4, ge=2)
@@ -92,6 +93,48 @@ class IGSM(Task[IGSMParameters]):
     def vocabulary(self) -> tuple[str, ...]:
         letters = string.ascii_uppercase[: self.parameters.num_levels * self.parameters.max_width]
         return (*letters, *string.digits, "#", ":=", "+", "*", "=", "(", ")", ".", "?", " ", "\n")
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {
+            "most common number": lambda question: _most_common(re.findall(r"\d+", question)),
+            "multiplier of its equation": lambda question: [str(_asked_equation(question)[0])],
+            "sum of the constants": lambda question: [
+                str(sum(map(int, re.findall(r":= (\d+)\.", question))) % self.parameters.modulus)
+            ],
+            "constants of its equation's terms": self._sum_of_known_terms,
+        }
+
+    def _sum_of_known_terms(self, question: str) -> list[str]:
+        """One look: what the equation of the quantity gives if each term is a constant; else any value."""
+        multiplier, terms = _asked_equation(question)
+        equations = dict(map(_parse, question.split(". ")[:-1]))
+        known = [equations[term][1] for term in terms if term in equations]
+        if all(len(values) == 1 and values[0].isdigit() for values in known):
+            return [str(multiplier * sum(int(values[0]) for values in known) % self.parameters.modulus)]
+        return [str(value) for value in range(self.parameters.modulus)]
+
+    def problem(self, example: Example) -> str:
+        """With `split_by=problem` the structure, as Ye et al. split by template: all equations and the quantity asked
+        for, without numbers, whatever the names and the order."""
+        if self.parameters.split_by == "question":
+            return example.question
+        *lines, query = example.question.split(". ")
+        equations = dict(map(_parse, lines))
+        forms: dict[str, str] = {}
+
+        def form_of(term: str) -> str:
+            """What a quantity is made of, named by a hash; a number is as good as any other."""
+            if term not in equations:
+                return ""
+            if term not in forms:
+                multiplier, terms = equations[term]
+                parts = f"{multiplier != 1}{sorted(map(form_of, terms))}"
+                forms[term] = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
+            return forms[term]
+
+        asked = form_of(query[:-1])
+        return f"{sorted(map(form_of, equations))} {asked}"
 
     def make(self, random: Random) -> Example:
         modulus, min_needed = self.parameters.modulus, self.parameters.min_needed
@@ -190,3 +233,14 @@ def _parse(line: str) -> tuple[str, tuple[int, list[str]]]:
     if not match:
         raise ValueError(f"not an equation: {line!r}")
     return match[1], (int(match[2] or 1), match[3].split(" + "))
+
+
+def _asked_equation(question: str) -> tuple[int, list[str]]:
+    """Multiplier and terms of the equation of the quantity asked for."""
+    *lines, query = question.split(". ")
+    return dict(map(_parse, lines))[query[:-1]]
+
+
+def _most_common(numbers: list[str]) -> list[str]:
+    counts = Counter(numbers)
+    return [number for number, count in counts.items() if count == max(counts.values())]

@@ -14,7 +14,7 @@ from random import Random
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 
 class InductionCopyingParameters(Section):
@@ -45,6 +45,15 @@ class InductionCopying(Task[InductionCopyingParameters]):
     def vocabulary(self) -> tuple[str, ...]:
         return (*string.ascii_lowercase, " ")
 
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        size = self.parameters.num_words
+        return {
+            "one of the words": lambda question: question.split(" ")[:size],
+            "one of the words that are not repeated": lambda question: _said_once(question.split(" ")),
+            "last new word": lambda question: question.split(" ")[size - 1 : size],
+        }
+
     def make(self, random: Random) -> Example:
         parameters = self.parameters
         length = parameters.word_length
@@ -69,3 +78,7 @@ class InductionCopying(Task[InductionCopyingParameters]):
             if words[start : start + len(repeated)] == repeated:
                 return words[start + len(repeated)]
         raise ValueError(f"its last {len(repeated)} words are not in it before: {question!r}")
+
+
+def _said_once(words: list[str]) -> list[str]:
+    return [word for word in words if words.count(word) == 1]

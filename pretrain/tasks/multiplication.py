@@ -18,11 +18,10 @@ from random import Random
 
 from pydantic import Field
 
-from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, SplitByProblem, Task
 
 
-class MultiplicationParameters(Section):
+class MultiplicationParameters(SplitByProblem):
     num_left_digits: int = Field(default=4, ge=1, le=20)
     """Digits of x."""
     num_right_digits: int = Field(default=4, ge=1, le=20)
@@ -40,6 +39,15 @@ class Multiplication(Task[MultiplicationParameters]):
     def vocabulary(self) -> tuple[str, ...]:
         return (*"0123456789", " ", "*", "+", "(", ")", "||", "####")
 
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {"product of the first digits": _of_first_digits}
+
+    def problem(self, example: Example) -> str:
+        if self.parameters.split_by == "question":
+            return example.question
+        return " * ".join(sorted(example.question.split(" * ")))
+
     def make(self, random: Random) -> Example:
         left, right = self.parameters.num_left_digits, self.parameters.num_right_digits
         return write_product(*(random.randrange(10 ** (digits - 1), 10**digits) for digits in (left, right)))
@@ -54,6 +62,13 @@ class Multiplication(Task[MultiplicationParameters]):
         left, right = operands[1].replace(" ", ""), operands[3].replace(" ", "")
         product = int(left[::-1]) * int(right[::-1])
         return " ".join(reversed(f"{product:0{len(left) + len(right)}d}"))
+
+
+def _of_first_digits(question: str) -> list[str]:
+    """The product if every digit but the most significant one is 0."""
+    left, right = (operand[::-1].replace(" ", "") for operand in question.split(" * "))
+    product = int(left[0]) * int(right[0]) * 10 ** (len(left) + len(right) - 2)
+    return [_write(product, len(left) + len(right))]
 
 
 def write_product(left: int, right: int) -> Example:

@@ -21,6 +21,7 @@ loops of one layer suffice.
 """
 
 import string
+from collections import Counter
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Literal
@@ -28,7 +29,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 
 class PHopParameters(Section):
@@ -71,6 +72,16 @@ class PHop(Task[PHopParameters]):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return tuple(self._symbols)
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {
+            "last symbol": lambda question: question[-1],
+            "most common symbol": _most_common,
+            "most common of the first sixth": lambda question: _most_common(question[: -(-len(question) // 6)]),
+            "first symbol": lambda question: question[0],
+            "one hop": lambda question: question[self._first_hops(question)[-1] - 1],
+        }
 
     def make(self, random: Random) -> Example:
         return {"forced": self._make_forced, "uniform": self._make_uniform}[self.parameters.sampling](random)
@@ -141,6 +152,12 @@ class PHop(Task[PHopParameters]):
     def _check(self, question: str) -> None:
         if not question or not set(question) <= set(self._symbols):
             raise ValueError(f"not a sequence of {self._symbols}: {question!r}")
+
+
+def _most_common(symbols: str) -> str:
+    """All symbols that none is more common than."""
+    counts = Counter(symbols)
+    return "".join(symbol for symbol, count in counts.items() if count == max(counts.values()))
 
 
 def _draw_bytes(random: Random, count: int, size: int) -> bytes:

@@ -3,8 +3,8 @@
 1. `generate(seed, number)` makes one example from a random source seeded with a hash of (task, parameters, seed,
    number). Examples can be made anywhere and in any order, independent of ranks, workers and Python's own hash.
 2. `solve(question)` reads only the question's text, so it checks the generator instead of repeating it.
-3. `split_of(example)` hashes the question's text: a question is always in the same split, whatever parameters or seed
-   made it.
+3. `split_of(example)` hashes the problem, by default the question's text: it is always in the same split, whatever
+   parameters or seed made it. `problem(example)` may be less than the text: 12+34 is the problem of 34+12 too.
 4. `pick(split, seed, number)` is the number-th example of a split: the first of `MAX_TRIES` candidates in that split.
 5. `longest(size)` is at least as long as every example, so that a run is refused at its start whose sequences are too
    short for one that it may draw after days.
@@ -31,6 +31,8 @@ HELD_OUT = 1 / 16
 MAX_TRIES = 4096
 """Candidates for one example of a split; with many questions, all miss a split of 1/16 with probability 1e-115."""
 
+MAX_REPEATS = 256
+"""Examples without a new problem after which a split is taken to have no other."""
 
 Size = Callable[[str], int]
 """Tokens of a text."""
@@ -58,6 +60,13 @@ class TextPart(NamedTuple):
 P = TypeVar("P", bound=Section)
 
 
+class SplitByProblem(Section):
+    """Parameters of a task whose questions can be the same problem in other words."""
+
+    split_by: Literal["question", "problem"] = "question"
+    """What is in one split alone. question = the text, as in runs before this key; problem = whatever the words."""
+
+
 class Task(ABC, Generic[P]):
     """A task at one difficulty. A subclass gives `name`, `parameters_type`, `make`, `solve` and `longest`."""
 
@@ -76,7 +85,7 @@ class Task(ABC, Generic[P]):
     def __init__(self, parameters: P) -> None:
         self.parameters = parameters
         # Defaults are left out, so that a parameter added later does not change the examples where it is not set.
-        self._key = f"{self.name}\0{parameters.model_dump_json(exclude_defaults=True)}"
+        self._key = f"{self.name}\0{parameters.model_dump_json(exclude={'split_by'}, exclude_defaults=True)}"
 
     @property
     def vocabulary(self) -> tuple[str, ...] | None:
@@ -116,10 +125,13 @@ class Task(ABC, Generic[P]):
         """The example of a seed and a number, a pure function of these and the parameters."""
         return self.make(Random(bits(f"{self._key}\0{seed}\0{number}", "little")))
 
-    @staticmethod
-    def split_of(example: Example) -> Split:
-        """The split of an example, a function of its question's text."""
-        digest = hashlib.blake2b(example.question.encode(), digest_size=4, person=b"split").digest()
+    def problem(self, example: Example) -> str:
+        """What two examples share that test the same thing."""
+        return example.question
+
+    def split_of(self, example: Example) -> Split:
+        """The split of an example, a function of its problem."""
+        digest = hashlib.blake2b(self.problem(example).encode(), digest_size=4, person=b"split").digest()
         share = int.from_bytes(digest, "little") / 2**32
         return "validation" if share < HELD_OUT else "test" if share < 2 * HELD_OUT else "train"
 
@@ -136,6 +148,22 @@ class Task(ABC, Generic[P]):
                 return example
         which = f"task {self.name} with {self.parameters.model_dump_json()}"
         raise ValueError(f"{which}: no question in {split}: it has too few questions; make it harder")
+
+    def pick_distinct(self, split: Split, seed: int, count: int) -> list[Example]:
+        """The first examples of a split without those whose problem has been there: what a test may count as
+        independent. Fewer than `count` if the split has not so many problems.
+
+        Raises:
+            ValueError: as `pick`.
+        """
+        found: dict[str, Example] = {}
+        number = newest = 0
+        while len(found) < count and number - newest < MAX_REPEATS:
+            example = self.pick(split, seed, number)
+            number += 1
+            if found.setdefault(self.problem(example), example) is example:
+                newest = number
+        return list(found.values())
 
     def render(self, example: Example, *, with_steps: bool = True) -> tuple[TextPart, ...]:
         """The text of an example as consecutive spans; the trainer adds bos and eos."""

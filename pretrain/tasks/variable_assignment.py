@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 
 class VariableAssignmentParameters(Section):
@@ -57,6 +57,18 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
     name = "variable_assignment"
     parameters_type = VariableAssignmentParameters
     answer_start = "Answer: "
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        size = self.parameters.num_variables
+        rules: dict[str, Rule] = {
+            "one of the numbers": lambda question: re.findall(r"\d+", question),
+            "first number": lambda question: re.findall(r"\d+", question)[:1],
+            "last number": lambda question: re.findall(r"\d+", question)[-1:],
+        }
+        if self.parameters.depth:  # without copies this is the answer
+            rules["number in the same place"] = lambda question: _in_the_same_place(question, size)
+        return rules
 
     def make(self, random: Random) -> Example:
         parameters = self.parameters
@@ -100,3 +112,10 @@ class VariableAssignment(Task[VariableAssignmentParameters]):
         if not asked or asked[1] not in values:
             raise ValueError(f"asks for no variable that is set: {query!r}")
         return values[asked[1]]
+
+
+def _in_the_same_place(question: str, num_variables: int) -> list[str]:
+    """The number whose place among the numbers is that of the assignment of what is asked for in its level."""
+    asked = re.findall(r"[a-z](?=\)|=\?)", question)[-1]
+    variables = re.findall(r"([a-z]) ?= ?(?!\?)", question)
+    return [re.findall(r"\d+", question)[variables.index(asked) % num_variables]]

@@ -14,6 +14,10 @@ have the same skeleton:
 - the person is also a concept outside the chain, which has a property and is another concept;
 - a concept that the person is not has the opposite of the property asked for, so matching words does not help.
 
+Nothing of the chain is needed: the concept that the person is not is named once, the last of the chain three times, so
+of the two rules about the property asked for the one whose subject is named more often is right in all 800 released
+test questions.
+
 Properties of one family (red, blue) are never in the same example, except the one asked for and its opposite. The
 shares of negated properties are measured on those 10,000 examples, and a test compares them; they differ by position
 because the original draws again when it gets stuck.
@@ -21,14 +25,14 @@ because the original draws again when it gets stuck.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from random import Random
 
 from pydantic import Field
 
 from pretrain.config.section import Section
-from pretrain.tasks.task import Example, Size, Task
+from pretrain.tasks.task import Example, Rule, Size, Task
 
 # fmt: off
 PERSONS = (
@@ -76,6 +80,16 @@ class ProntoQA(Task[ProntoQAParameters]):
     name = "prontoqa"
     parameters_type = ProntoQAParameters
     is_prose = True
+
+    @property
+    def shortcuts(self) -> dict[str, Rule]:
+        return {
+            "rule whose subject is named more often": lambda question: _by_a_rule(question, _num_mentions),
+            "rule that stands first": lambda question: _by_a_rule(
+                question, lambda text, sentence: -text.index(sentence)
+            ),
+            "false": lambda _: ["False"],
+        }
 
     def make(self, random: Random) -> Example:
         person = random.choice(PERSONS)
@@ -164,6 +178,23 @@ class ProntoQA(Task[ProntoQAParameters]):
             raise ValueError(f"{verdict}: {statement!r}")
         proved = wanted if wanted in proofs else opposite
         return Example(question, (*proofs[proved], _write_fact(person, proved)), str(proved == wanted))
+
+
+def _by_a_rule(question: str, value: Callable[[str, str], int]) -> list[str]:
+    """The answer if, of the two sentences about the property asked for, the one of larger `value` (of all sentences,
+    and this one) counts; both answers if they are equal."""
+    text, _, statement = question.partition(" True or false: ")
+    _, (asked, is_affirmed) = _read_sentence(statement)
+    facts = {sentence: _read_sentence(sentence)[1] for sentence in re.split(r"(?<=\.) ", text)}
+    about = [sentence for sentence, (word, _) in facts.items() if word == asked]
+    most = max(value(text, sentence) for sentence in about)
+    return [str(facts[sentence][1] == is_affirmed) for sentence in about if value(text, sentence) == most]
+
+
+def _num_mentions(text: str, sentence: str) -> int:
+    """How often the subject of a sentence is named."""
+    subject, _ = _read_sentence(sentence)
+    return len(re.findall(rf"\b{subject}(?:es)?\b", text.lower()))
 
 
 def _read_sentence(sentence: str) -> tuple[str, Fact]:

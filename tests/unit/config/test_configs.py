@@ -58,7 +58,7 @@ def test_examples_of_a_task_fit_tokenizer_vocabulary_and_length(path: Path) -> N
         assert made.most_positions() <= 1.25 * longest
 
 
-@pytest.mark.parametrize(("name", "seq_len"), [("addition_small", 16), ("addition_small", 27), ("i_gsm", 381)])
+@pytest.mark.parametrize(("name", "seq_len"), [("addition_small", 14), ("addition_8_small", 27), ("i_gsm", 381)])
 def test_a_sequence_too_short_for_the_longest_example_is_refused_at_the_start(name: str, seq_len: int) -> None:
     path = FOLDER.parent / "tasks" / f"{name}.yaml"
     config = read_config(path, RunConfig, [f"train.seq_len={seq_len}"])

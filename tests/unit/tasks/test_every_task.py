@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +222,12 @@ def test_examples_are_those_of_other_processes_and_days() -> None:
 
 
 def test_splits_have_their_shares_and_are_fixed() -> None:
-    counts = Counter(Task.split_of(Example(str(number), (), "")) for number in range(40_000))
+    task = make_task("p_hop", {})
+    counts = Counter(task.split_of(Example(str(number), (), "")) for number in range(40_000))
     for split in ("validation", "test"):
         assert counts[split] / 40_000 == pytest.approx(HELD_OUT, abs=0.005)
     digest = hashlib.sha256(
-        " ".join(Task.split_of(Example(str(number), (), "")) for number in range(1000)).encode()
+        " ".join(task.split_of(Example(str(number), (), "")) for number in range(1000)).encode()
     ).hexdigest()
     assert digest[:16] == "06eb1e4be37fc595"
 
@@ -238,6 +240,52 @@ def test_splits_share_no_question_whatever_the_seed_and_miss_none() -> None:
     }
     questions = [question for split in seen.values() for question in split]
     assert len(questions) == len(set(questions)) == 81
+
+
+def mirrored(example: Example) -> Example:
+    left, right = example.question.removesuffix("=").split("+" if "+" in example.question else " * ")
+    sign, end = ("+", "=") if "+" in example.question else (" * ", "")
+    return example._replace(question=f"{right}{sign}{left}{end}")
+
+
+def renamed(example: Example) -> Example:
+    """The same problem with other names and numbers, its equations in another order."""
+    names = str.maketrans("ABCDEFGHI0123456", "CABFDEIGH1234560")
+    *equations, query = example.question.translate(names).split(". ")
+    return example._replace(question=". ".join([*reversed(equations), query]))
+
+
+SMALL_I_GSM = {"num_levels": 3, "max_width": 3, "num_edges": 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "other"),
+    [
+        ("addition", {"num_operands": [2]}, mirrored),
+        ("multiplication", {"num_left_digits": 2, "num_right_digits": 2}, mirrored),
+        ("i_gsm", SMALL_I_GSM, renamed),
+    ],
+)
+def test_a_problem_in_other_words_is_in_the_same_split(
+    name: str, parameters: dict[str, object], other: Callable[[Example], Example]
+) -> None:
+    task, old = make_task(name, parameters | {"split_by": "problem"}), make_task(name, parameters)
+    examples = [task.generate(0, number) for number in range(300)]
+    assert examples == [old.generate(0, number) for number in range(300)], "only the split is another"
+    assert all(task.split_of(example) == task.split_of(other(example)) for example in examples)
+    assert {task.split_of(example) for example in examples} == {"train", "validation", "test"}
+    assert any(old.split_of(example) != old.split_of(other(example)) for example in examples)
+
+
+def test_no_problem_is_twice_in_a_test() -> None:
+    """Of two numbers of two digits there are 5,050 problems, of which a sixteenth are in the test."""
+    task = make_task("addition", {"num_operands": [2], "num_digits": 2, "split_by": "problem"})
+    examples = task.pick_distinct("test", 0, 1000)
+    problems = {task.problem(example) for example in examples}
+    assert 270 < len(problems) == len(examples) < 360
+    assert examples[:100] == task.pick_distinct("test", 0, 100)
+    few = make_task("p_hop", {})
+    assert few.pick_distinct("test", 3, 20) == [few.pick("test", 3, number) for number in range(20)]
 
 
 def test_an_example_of_a_split_can_be_made_alone() -> None:
