@@ -25,6 +25,7 @@ from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
+    from pretrain.eval.groups import ResolvedTask
     from pretrain.eval.scorer import Scorer
 
 
@@ -126,7 +127,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
             print(f"{file.path} has {task.name} already", file=sys.stderr)
             continue
         file.append(rows)
-        print(f"[{number}/{len(wanted)}] {task.name} ({task.group})")
+        print(f"[{number}/{len(wanted)}] {task.name} ({task.group}{about_generated(task)})")
         for row in rows:
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
             print(
@@ -135,6 +136,16 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
             )
     print_warnings(file.problems)
     print(f"{file.path}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
+
+
+def about_generated(task: "ResolvedTask") -> str:
+    """That no file was read, and what the task's best shortcut gets; nothing for a task of files or of the network."""
+    if task.generator is None:
+        return ""
+    from pretrain.tasks.shortcuts import best_shortcut
+
+    best = best_shortcut(task.generator, task.parameters)
+    return f"; generated; best shortcut: {best.name}, {100 * best.accuracy:.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

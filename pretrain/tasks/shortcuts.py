@@ -5,13 +5,13 @@ A rule that cannot tell some answers apart guesses one of them, and its expected
 thrown. The most common answer is a shortcut of every task.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pretrain.tasks.registry import make_task
+from pretrain.config.section import Section
+from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.task import Example, Task
 
 NUM_EXAMPLES = 500
@@ -32,12 +32,12 @@ def best_shortcut(name: str, parameters: Mapping[str, object]) -> Shortcut:
     Raises:
         ValueError: as `make_task`.
     """
-    return _best(name, json.dumps(parameters, sort_keys=True))
+    return _best(name, make_task(name, parameters).parameters)
 
 
 @lru_cache
-def _best(name: str, parameters: str) -> Shortcut:
-    task = make_task(name, json.loads(parameters))
+def _best(name: str, parameters: Section) -> Shortcut:
+    task = TASKS[name](parameters)
     # Of any split: a rule learns nothing but the most common answer, which is that of another seed.
     asked = [task.generate(0, number) for number in range(NUM_EXAMPLES)]
     seen = [task.generate(1, number) for number in range(NUM_SEEN)]

@@ -64,8 +64,9 @@ FIRST_SIDE, SECOND_SIDE = 0.35, 0.7
 
 EDGES_PER_NODE = 3
 """A graph of more edges, about one in 10 billion at the default difficulty, is drawn again: so there is a longest."""
-MAX_DRAWS = 1000
-"""Most graphs drawn for one example; at the default difficulty more than 9 of 10 can be used."""
+MAX_DRAWS = 4000
+"""Most graphs drawn for one example; at the default difficulty more than 9 of 10 can be used, at the smallest size of a
+shipped configuration one of 90."""
 
 
 class ProsQAParameters(Section):

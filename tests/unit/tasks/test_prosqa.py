@@ -108,7 +108,7 @@ def test_a_difficulty_that_cannot_be_met_says_so() -> None:
     with pytest.raises(ValueError, match=r"min_hops=4 is more than max_hops=2"):
         ProsQAParameters(min_hops=4, max_hops=2)
     with pytest.raises(
-        ValueError, match=r"none of 1000 graphs of num_nodes=4 has a target 6 \(min_hops\) to 9 \(max_hops\) steps away"
+        ValueError, match=r"none of 4000 graphs of num_nodes=4 has a target 6 \(min_hops\) to 9 \(max_hops\) steps away"
     ):
         ProsQA(ProsQAParameters(num_nodes=4, min_hops=6, max_hops=9)).generate(0, 0)
 
