@@ -10,6 +10,7 @@ surrounds the loop: `pretrain/run/session.py`.
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import Any, assert_never
 
 import torch
@@ -17,7 +18,8 @@ import torch.distributed as dist
 
 from finetune.answers.answering import StageAnswerer, log_row
 from finetune.answers.results import CoconutRow
-from finetune.config import FinetuneConfig, ledger
+from finetune.answers.scoring import Tally
+from finetune.config import ExamplesSection, FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
 from finetune.examples.examples import ExampleSet, load_example_set
 from finetune.examples.sampler import Sampler
@@ -25,11 +27,12 @@ from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import StepBatch
 from finetune.method.curriculum import final_stage, stage_at
 from finetune.run.counters import FinetuneCounters
-from finetune.run.finetuned_model import BEST, load_stop_classifier
+from finetune.run.finetuned_model import BEST, identity_of, load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
 from finetune.run.plan import model_need
 from finetune.run.rows import FinetuneRow, step_flops
 from pretrain.checkpoint.commit import retire
+from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.checkpoint.store import open_store
@@ -39,6 +42,7 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.plan.room import require_room
+from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession, join_world
@@ -77,7 +81,8 @@ def open_session(
     config: FinetuneConfig, layout: Layout, groups: Groups, origin: Origin, signals: StopSignal
 ) -> RunSession:
     """The shell of a fine-tuning run."""
-    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, results=RESULTS)
+    identity = identity_of(config, origin.saved)
+    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, identity, results=RESULTS)
     session.warnings += origin.problems
     return session
 
@@ -90,6 +95,7 @@ class FinetuneTrainer:
         layout, groups, tokenizer = session.layout, session.groups, session.tokenizer
         train, self.validation = self._examples("train"), self._examples("validation")
         self.test = self._examples("test") if config.data.test.is_given else None
+        session.identity = replace(session.identity, data=_data_fingerprint(config.data.train, train))
         self.examples_sha256 = hashlib.sha256(repr(list(train.encoded)).encode()).hexdigest()
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
@@ -208,7 +214,7 @@ class FinetuneTrainer:
             tally = self.answering.score(model, stop_classifier, self.validation, stage)
         if tally is None:
             return
-        row = self.answering.row(tally, "validation", stage, step=counters.step, epoch=counters.epoch)
+        row = self._row(tally, self.validation, "validation", stage, counters)
         if self.session.metrics is not None:
             log_row(self.session.metrics, row)
         if stage == final_stage(config.curriculum, config.chosen_method) and row.accuracy > counters.best_accuracy:
@@ -232,9 +238,14 @@ class FinetuneTrainer:
         stage = final_stage(config.curriculum, config.chosen_method)
         tally = self.answering.score(model, load_stop_classifier(reader, model), self.test, stage)
         if tally is not None and self.session.metrics is not None:
-            epoch = (counters.best_step - 1) // self.sampler.steps_per_epoch
-            row = self.answering.row(tally, "test", stage, step=counters.best_step, epoch=epoch)
-            log_row(self.session.metrics, row)
+            best = replace(Counters.read(reader.meta), step=counters.best_step)
+            log_row(self.session.metrics, self._row(tally, self.test, "test", stage, best))
+
+    def _row(self, tally: Tally, questions: ExampleSet, split: Split, stage: int, counters: Counters) -> CoconutRow:
+        epoch = (counters.step - 1) // self.sampler.steps_per_epoch
+        return self.answering.row(
+            tally, questions, split, stage, counters=counters, epoch=epoch, identity=self.session.identity
+        )
 
     def _examples(self, split: Split) -> ExampleSet:
         return load_example_set(getattr(self.config.data, split), split, self.config.run.seed, self.session.tokenizer)
@@ -271,3 +282,9 @@ class FinetuneTrainer:
         then, now = reader.meta["finetune"]["validation"]["every"], self.config.validation.every
         self._scored_epochs = now if now == then else 0
         self.counters = FinetuneCounters.read(reader.meta)
+
+
+def _data_fingerprint(section: ExamplesSection, train: ExampleSet) -> str:
+    """Of what a run is trained on: the examples of a file, or the task, whose examples follow from the seed."""
+    of_file = repr(train.examples) if section.task is None else ""
+    return digest([section.model_dump(mode="json", exclude={"path"}), of_file])

@@ -7,7 +7,8 @@ the loop: `pretrain/run/session.py`.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -34,6 +35,7 @@ from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
+from pretrain.rows.identity import RunIdentity, digest, loops_of
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
 from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
@@ -102,7 +104,8 @@ def open_session(
 ) -> RunSession:
     """The shell of a pretraining run."""
     return RunSession(
-        config, layout, groups, signals, SavedModel.of(config), tokenizer, results=RESULTS,
+        config, layout, groups, signals, SavedModel.of(config), tokenizer,
+        RunIdentity.of(config, trained_loops=loops_of(config)), results=RESULTS,
         keep_every=config.checkpoint.keep_every, asynchronous=config.checkpoint.asynchronous,
     )  # fmt: skip
 
@@ -118,6 +121,7 @@ class Trainer:
             config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
             rank=groups.data.rank(), num_ranks=groups.data.size(),
         )  # fmt: skip
+        session.identity = replace(session.identity, data=digest(self.loader.fingerprints))
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
         self.engine = Engine(config, groups, session.tokenizer.separators)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
@@ -212,11 +216,14 @@ class Trainer:
             loops = self._loops_without_row(loops)
         losses = self.validation.losses(self.engine, loops, self.session.vote) if loops else None
         if losses is not None:
-            model, size = self._scored_model(), self.validation.num_sequences
+            of = partial(
+                self._scored_model().row, "validation", "validation", "nll", is_main=True,
+                num_examples=self.validation.num_sequences, inputs=self.validation.inputs,
+            )  # fmt: skip
             self._report_rows(
                 [
-                    model.row("validation", "validation", "nll", loss, num_loops=num_loops, num_examples=size)
-                    for num_loops, loss in zip(loops, losses, strict=True)
+                    of(loss, num_loops=num_loops, stderr=stderr)
+                    for num_loops, (loss, stderr) in zip(loops, losses, strict=True)
                 ]
             )
 
@@ -248,7 +255,7 @@ class Trainer:
 
     def _scored_model(self) -> ScoredModel:
         """The model as it is now."""
-        return ScoredModel(saved=self.session.saved, counters=self.counters)
+        return ScoredModel(saved=self.session.saved, counters=self.counters, identity=self.session.identity)
 
     def _describe_data(self) -> None:
         """Have it said how much text there is, and how often training and validation read it. Collective."""

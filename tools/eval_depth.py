@@ -39,7 +39,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--offline", action="store_true", help="never use the network: tasks without local files are skipped")
     option("--num-examples", type=positive, metavar="N", help="first examples of each task; default: all")
     option("--batch", type=positive, default=8, metavar="N", help="sequences run together, any number; default: 8")
-    option("--no-bos", action="store_true", help="texts do not begin with the begin-of-sequence token")
+    option(
+        "--bos", action=argparse.BooleanOptionalAction,
+        help="texts begin with the begin-of-sequence token; default: as the tokenizer says, like lm-eval's hf",
+    )  # fmt: skip
     option("--tensor", type=positive, default=1, metavar="N", help="ranks that split each matrix; default: 1")
     option("--pipeline", type=positive, default=1, metavar="N", help="pipeline stages; default: 1")
     option("--out", type=Path, metavar="FILE", help="rows; default: eval/depth.jsonl of the run")
@@ -116,7 +119,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     for task in skipped:
         print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
     wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
-    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=not options.no_bos)
+    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=options.bos)
     loader = partial(load_tasks, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
     results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)

@@ -71,7 +71,8 @@ def texts(trained: "TrainedModel", prompts: list[str], settings: "Generation", b
     bar = partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=silent)
     for start in range(0, len(prompts), batch):
         numbers = range(start, min(start + batch, len(prompts)))
-        rows = [[tokenizer.bos_id, *encode(tokenizer, prompts[number], f"prompt {number + 1}")] for number in numbers]
+        rows = [encode(tokenizer, prompts[number], f"prompt {number + 1}") for number in numbers]
+        rows = [[tokenizer.bos_id, *row] if tokenizer.adds_bos or not row else row for row in rows]
         continuations = generate(trained.model, rows, settings, row_numbers=numbers, track=bar)
         yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
 

@@ -3,7 +3,10 @@
 Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Takes
 seconds, mostly for drawing.
 
-    python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...]
+    python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...] [--colour KEY]
+
+One curve is one k (prelude, coda) with L varying and everything else equal, or the unlooped models with k varying; what
+differs gets a curve of its own, named by the difference (`pretrain/scaling/comparable.py`).
 """
 
 if __name__ == "__main__":
@@ -18,44 +21,64 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import OptionParser, names
+from pretrain.command.options import OptionParser, at_least, names
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
+from pretrain.scaling.colours import value_of
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import PREFERRED, tell_apart
+from pretrain.scaling.rows import tell_apart
 from pretrain.scaling.tables import make_tables, render, write_fits
 
-DEFAULT_FILES = "runs/*/eval/depth.jsonl"
+DEFAULT_FILES = ("runs/*/eval/depth.jsonl", "runs/sweeps/*/*/eval/depth.jsonl")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OptionParser(description="Plot rows against effective depth and fit alpha·log(depth) + beta.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"rows; default: {DEFAULT_FILES}")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help=f"rows; default: {DEFAULT_FILES[0]}, or of sweeps"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="for figures and fit.csv; default: the first file's")
     parser.add_argument(
         "--metric", type=names, default=[], metavar="[GROUP=]NAME,...",
-        help=f"metrics to plot where a task group has several; default: the first it has of {', '.join(PREFERRED)}",
+        help="metrics to plot where tasks have several; default: the one that each task is judged by",
     )  # fmt: skip
+    parser.add_argument("--colour", metavar="KEY", help="colour by a configuration key, such as optimizer.lr, or seed")
+    parser.add_argument(
+        "--from-step",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="first step of the plots over training; default: 0",
+    )
     return parser.parse_args(arguments)
 
 
 def plot(options: argparse.Namespace) -> None:
-    files = options.files or sorted(Path().glob(DEFAULT_FILES))
+    files = options.files or next(filter(None, (sorted(Path().glob(pattern)) for pattern in DEFAULT_FILES)), [])
     if not files:
         raise ValueError(
-            f"nothing to plot: no file matches {DEFAULT_FILES}; train with validation.every > 0, or name files of rows"
+            f"nothing to plot: no file matches {DEFAULT_FILES[0]}; train with validation.every > 0, or name files of "
+            "rows"
         )
-    rows, notes = tell_apart({file: JsonLines(file).read(EvaluationRow, strict=True) for file in files})
+    found, problems = {}, []
+    for path in files:
+        file = JsonLines(path)
+        found[path] = file.read(EvaluationRow, required=True)
+        problems += [f"{problem}: passed over" for problem in file.problems]
+    print_warnings(problems)
+    rows, notes = tell_apart(found)
     if not rows:
         raise ValueError(f"nothing to plot: no rows in {', '.join(map(str, files))}")
-    analysis = analyse(rows, options.metric)
+    analysis = analyse(rows, options.metric, from_step=options.from_step)
+    if options.colour and not any(value_of(row, options.colour) for row in rows):
+        raise ValueError(f"--colour {options.colour}: no row says its configuration; rows of this version do")
     print_warnings([*notes, *analysis.left_out])
     out = options.out or files[0].parent
     out.mkdir(parents=True, exist_ok=True)
-    draw(analysis, [out / "scaling.png", out / "scaling.svg"])
-    write_page(analysis, out / "scaling.html")
+    draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour)
+    write_page(analysis, out / "scaling.html", colour_by=options.colour)
     write_fits(analysis, out / "fit.csv")
     print("\n\n".join(map(render, make_tables(analysis))))
     print(f"\nplot: {out / 'scaling.png'}, .svg and .html, fits: {out / 'fit.csv'}")

@@ -2,17 +2,19 @@
 
 import torch.distributed as dist
 
-from finetune.answers.results import Cell, CoconutRow, ScoredRun
+from finetune.answers.results import Cell, CoconutRow, ScoredRun, inputs_of
 from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
 from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import final_stage
+from pretrain.checkpoint.counters import Counters
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
+from pretrain.rows.identity import RunIdentity
 from pretrain.run.logger import RunMetrics
 from pretrain.tasks.task import Split
 
@@ -64,10 +66,20 @@ class StageAnswerer:
         dist.all_gather_object(shares, tally, group=self._groups.data)
         return sum(shares[1:], start=shares[0])
 
-    def row(self, tally: Tally, split: Split, stage: int, *, step: int, epoch: int) -> CoconutRow:
+    def row(
+        self, tally: Tally, questions: ExampleSet, split: Split, stage: int, *, counters: Counters, epoch: int,
+        identity: RunIdentity,
+    ) -> CoconutRow:  # fmt: skip
+        """The row of a tally of a split's questions; the counters are those of the weights that answered."""
         num_slots = answer_settings(self._config, self._tokenizer, stage=stage).num_slots
-        subject = ScoredRun.of(self._config, step=step, epoch=epoch, stage=stage, split=split)
-        return CoconutRow.of(tally, Cell(num_slots, self._saved.model.num_loops), subject)
+        subject = ScoredRun(
+            self._config.run.name, counters.step, epoch, stage, self._config.method.name, split,
+            counters.tokens_seen, counters.train_flops,
+        )  # fmt: skip
+        return CoconutRow.of_tally(
+            tally, Cell(num_slots, self._saved.model.num_loops), subject, identity, self._saved.model,
+            inputs=inputs_of(questions, self._tokenizer.sha256), batch=self._config.validation.batch,
+        )  # fmt: skip
 
 
 def log_row(metrics: RunMetrics, row: CoconutRow) -> None:

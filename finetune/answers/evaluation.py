@@ -4,20 +4,19 @@
 The row of a cell is appended when it is complete, and cells that have a row are skipped, so a repeated command resumes.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from finetune.answers.results import Cell, CoconutRow, ScoredRun, key_of
+from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, inputs_of, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
 from finetune.run.finetuned_model import FinetunedModel
-from pretrain.rows.evaluation import are_alike
+from pretrain.checkpoint.counters import Counters
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
@@ -83,22 +82,28 @@ def evaluate_cells(
     finetuned: FinetunedModel, questions: Questions, cells: Sequence[Cell], file: JsonLines, *, batch: int
 ) -> Iterator[CoconutRow]:
     """The row of every cell, in order: read from the file, or made and appended to it. Shows progress. The batch size
-    changes no answer.
+    changes no answer, but the seconds. A row that is there and does not count is named in `file.problems`.
 
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.
     """
-    inputs = _inputs(finetuned, questions)
+    inputs = inputs_of(questions, finetuned.trained.tokenizer.sha256)
     rows = {key_of(row): row for row in file.read(CoconutRow)}  # the later of two is the one that counts
     config, trained, num_examples = finetuned.config, finetuned.trained, len(questions.examples)
-    subject = ScoredRun.of(
-        config, step=trained.step, epoch=finetuned.epoch, stage=finetuned.stage, split=questions.split
-    )
+    counters = Counters.read(trained.checkpoint.meta)
+    subject = ScoredRun(
+        config.run.name, trained.step, finetuned.epoch, finetuned.stage, config.method.name, questions.split,
+        counters.tokens_seen, counters.train_flops,
+    )  # fmt: skip
     num_batches = math.ceil(num_examples / batch)
     bar = Progress(len(cells) * num_batches)
     for number, cell in enumerate(cells):
-        key = (subject.run, subject.step, subject.split, *cell, num_examples)
-        if key not in rows or not are_alike(rows[key].inputs, inputs):
+        key = (subject.run, subject.step, subject.split, *cell, num_examples, batch)
+        others = differences(rows[key], finetuned.identity, inputs) if key in rows else []
+        if others:
+            what = f"{questions.split} at {cell.num_thoughts} thoughts and {cell.num_loops} loops"
+            file.problems.append(f"{file.path}: the row of {what} is of another {', '.join(others)}: it does not count")
+        if key not in rows or others:
             num_slots = cell.num_thoughts if finetuned.has_slots else None
             answerer = Answerer(
                 model=trained.model,
@@ -108,18 +113,13 @@ def evaluate_cells(
                 stop_classifier=finetuned.stop_classifier,
             )
             track = partial(_track, bar, number * num_batches, cell)
-            rows[key] = replace(CoconutRow.of(answerer.score(questions, track), cell, subject), inputs=inputs)
+            rows[key] = CoconutRow.of_tally(
+                answerer.score(questions, track), cell, subject, finetuned.identity, trained.saved.model,
+                inputs=inputs, batch=batch,
+            )  # fmt: skip
             file.append([rows[key]])
         yield rows[key]
     bar.close()
-
-
-def _inputs(finetuned: FinetunedModel, questions: Questions) -> str:
-    hashes = {
-        "examples": hashlib.sha256(repr((questions.examples, questions.form)).encode()).hexdigest(),
-        "tokenizer": finetuned.trained.tokenizer.sha256,
-    }
-    return " ".join(f"{name}={value[:12]}" for name, value in hashes.items())
 
 
 def _track(bar: Progress, done: int, cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:

@@ -1,14 +1,14 @@
 """Rows of the evaluation of fine-tuned models, `eval/coconut.jsonl` of a run: how well it answers, at how many thoughts
 and loops."""
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from finetune.config import FinetuneConfig
+from finetune.examples.examples import ExampleSet
+from pretrain.config.model import ModelSection
+from pretrain.rows.identity import ResultRow, RunIdentity, differing_inputs, digest
 
 if TYPE_CHECKING:
     from finetune.answers.scoring import Tally  # imports torch, which a table of rows does without
@@ -18,18 +18,13 @@ class ScoredRun(NamedTuple):
     """Which run is scored on which examples; the fields are those of `CoconutRow`."""
 
     run: str
-    variant: str
     step: int
     epoch: int
     stage: int
     method: str
     split: str
-
-    @classmethod
-    def of(cls, config: FinetuneConfig, *, step: int, epoch: int, stage: int, split: str) -> "ScoredRun":
-        settings = json.dumps(config.model_dump(mode="json", exclude={"run", "logging"}), sort_keys=True)
-        variant = hashlib.sha256(settings.encode()).hexdigest()[:12]
-        return cls(config.run.name, variant, step, epoch, stage, config.method.name, split)
+    tokens_seen: int | None = None
+    train_flops: float | None = None
 
 
 class Cell(NamedTuple):
@@ -40,13 +35,9 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoconutRow:
+class CoconutRow(ResultRow):
     """How well a run answers at one number of thoughts and of loops: a line of `eval/coconut.jsonl`."""
 
-    run: str
-    """Name of the run."""
-    step: int
-    """Optimizer steps done."""
     epoch: int
     """Epoch that was trained last, from 0."""
     stage: int
@@ -57,39 +48,40 @@ class CoconutRow:
     """Examples: train, validation, test, or the name of a file."""
     num_thoughts: int
     """k: slots of thoughts or pauses; with a classifier, at most."""
-    num_loops: int
-    """L the model was run with."""
     accuracy: float
     """Share of exact matches."""
     stderr: float
-    """Its standard error over examples."""
-    num_examples: int
-    """Examples scored."""
     new_tokens: float
     """Mean of latent thoughts and tokens of text."""
     mean_thoughts: float
     """Mean of latent thoughts alone."""
     seconds_per_example: float
-    """Of one rank, in the batches that were chosen."""
+    """Of one rank, in batches of `batch`."""
+    batch: int | None = None
+    """Questions that were answered together; unknown in old rows."""
     flops_per_example: float
     """Mean forward FLOPs, every pass and loop counted."""
     accuracy_by_chain_length: dict[str, float]
     """Accuracy by the number of reasoning steps of the example."""
     examples_by_chain_length: dict[str, int]
     """Examples by the number of reasoning steps."""
-    variant: str = ""
-    """Hash of the configuration without its sections run and logging: runs that differ in name and seed alone have the
-    same one. Empty in rows from before it was kept."""
-    inputs: str | None = None
-    """What was asked, as in `EvaluationRow.inputs`; unknown in rows of a training run and in old ones."""
 
     @classmethod
-    def of(cls, tally: "Tally", cell: Cell, subject: ScoredRun) -> "CoconutRow":
+    def of_tally(
+        cls, tally: "Tally", cell: Cell, subject: ScoredRun, identity: RunIdentity, model: ModelSection,
+        *, inputs: str | None = None, batch: int | None = None,
+    ) -> "CoconutRow":  # fmt: skip
         """The row of a tally of all examples."""
         total, by_length = tally.total, sorted(tally.num_examples.items())
         return cls(
+            **vars(identity),
             **subject._asdict(),
             **cell._asdict(),
+            num_prelude_layers=model.num_prelude_layers,
+            num_loop_layers=model.num_loop_layers,
+            num_coda_layers=model.num_coda_layers,
+            inputs=inputs,
+            batch=batch,
             accuracy=tally.accuracy,
             stderr=standard_error(tally.right.total(), total),
             num_examples=total,
@@ -109,5 +101,15 @@ def standard_error(num_right: int, num_examples: int) -> float:
     return math.sqrt(share * (1 - share) / size + 1 / (4 * size**2)) / (1 + 1 / size)
 
 
-key_of = attrgetter("run", "step", "split", "num_thoughts", "num_loops", "num_examples")
-"""Rows with the same key have the same answers, if their inputs are alike."""
+key_of = attrgetter("run", "step", "split", "num_thoughts", "num_loops", "num_examples", "batch")
+"""Rows with the same key have the same answers, and took as long, if nothing of `differences` differs."""
+
+
+def inputs_of(questions: ExampleSet, tokenizer_sha256: str) -> str:
+    """`ResultRow.inputs` of questions: hashes of their text and form, and of the tokenizer."""
+    return f"examples={digest(repr((questions.examples, questions.form)))} tokenizer={tokenizer_sha256[:12]}"
+
+
+def differences(row: CoconutRow, identity: RunIdentity, inputs: str) -> list[str]:
+    """The names in which a row is of another run or of other questions than what is asked for, the unknown included."""
+    return differing_inputs(row, row.inputs, identity, inputs)

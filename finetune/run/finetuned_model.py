@@ -5,8 +5,9 @@ whose `meta` also has the fine-tuning configuration; the classifier is under "st
 directory, with the best weights of the last stage, and is preferred if it exists.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from finetune.method.curriculum import stage_at
 from finetune.run.counters import last_epoch
 from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config.saved_model import SavedModel
 from pretrain.model.gpt import LoopedGPT
+from pretrain.rows.identity import RunIdentity
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 from pretrain.storage import is_there
 
@@ -34,6 +37,7 @@ class FinetunedModel:
     """Where results go: the directory of the run, also for its best checkpoint."""
     epoch: int
     """Epoch that was trained last, from 0."""
+    identity: RunIdentity
 
     @property
     def stage(self) -> int:
@@ -59,13 +63,21 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
     meta = trained.checkpoint.meta
     if "finetune" not in meta:
         raise ValueError(f"{run_dir} was not fine-tuned: train it with finetune/coconut.py --init {run_dir}")
+    config = FinetuneConfig.read_saved(meta["finetune"])
     return FinetunedModel(
         trained=trained,
-        config=FinetuneConfig.read_saved(meta["finetune"]),
+        config=config,
+        identity=RunIdentity.read(meta) if "identity" in meta else identity_of(config, trained.saved, run_id=None),
         stop_classifier=load_stop_classifier(trained.checkpoint, trained.model),
         run_dir=run_dir.parent if run_dir.name == BEST else run_dir,
         epoch=last_epoch(meta),
     )
+
+
+def identity_of(config: FinetuneConfig, saved: SavedModel, **more: Any) -> RunIdentity:
+    """The identity of a run that begins with this configuration and model, with some of its fields replaced."""
+    loops = saved.model.num_loops
+    return replace(RunIdentity.of(config, trained_loops=(loops, loops)), **more)
 
 
 def load_stop_classifier(reader: CheckpointReader, model: LoopedGPT) -> StopClassifier | None:

@@ -1,8 +1,9 @@
 """Evaluating a run on tasks: every task at every loop count, row by row, continued where an earlier call stopped.
 
 The rows of a task are given together when all its loop counts are done, and the next call leaves out a task that has
-them on as many examples, and from the same inputs: examples, shots, tokenizer, checkpoint, bos. If a crash cut their
-writing short, a loop count lacks rows: the task is run again, and gives those that are not there.
+them on as many examples, of the same run, configuration and data, and from the same inputs: examples, shots, tokenizer,
+checkpoint, harness, bos. Rows of which one of these differs, or is not known, do not count, and that is said. If a
+crash cut their writing short, a loop count lacks rows: the task is run again, and gives those that are not there.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
@@ -23,8 +24,11 @@ from lm_eval.api.task import Task
 
 from pretrain.eval.groups import ResolvedTask
 from pretrain.eval.harness import LoopedLM
-from pretrain.rows.evaluation import EvaluationRow, FoundResult, ResultKey, ScoredModel, are_alike
+from pretrain.rows.evaluation import EvaluationRow, FoundResult, ResultKey, ScoredModel
+from pretrain.rows.identity import differing_inputs
 from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.metrics import main_metric
+from pretrain.tasks.shortcuts import best_shortcut
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is not a mean."""
@@ -56,33 +60,28 @@ def evaluate(
         tasks: what to run.
         loader: returns the harness's objects of a task: `load_tasks`.
         num_examples: first examples of each task that are run; None runs them whole.
-        file: rows of earlier calls, read before the first task; a task that is done there is not run.
+        file: rows of earlier calls, read before the first task; a task that is done there is not run. Its `problems`
+            also say which rows of a task were passed over, and why.
 
     Raises:
         ValueError: a file of a task is malformed.
         Stopped: the ranks voted to stop.
     """
     found = file.read(FoundResult)
-    newest = {(row.run, row.step, row.task, row.num_examples): row.inputs for row in found}
     for task in tasks:
         rows: list[EvaluationRow] = []
         lm.forget()
         parts = loader(task)
         inputs = _inputs(lm, subject, parts, num_examples)
-        # Of other inputs, or followed by rows of such, which a plot takes: they are as good as not there.
-        there = Counter(
-            ResultKey(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
-            for row in found
-            if are_alike(row.inputs, inputs)
-            and are_alike(newest[row.run, row.step, row.task, row.num_examples], inputs)
-        )
+        there, passed_over = _made_alike(found, subject, task, inputs)
+        if passed_over:
+            file.problems.append(f"{file.path}: {task.name}: {passed_over}")
         sizes = {min(len(part.eval_docs), num_examples or len(part.eval_docs)) for part in parts}
         if not _is_done(there, subject, task, lm.loops, sizes):
             for part in parts:
                 for num_loops in lm.loops:
                     with lm.at(num_loops):
-                        made = _rows(lm, subject, task, part, num_loops, num_examples)
-                        rows += [replace(row, inputs=inputs) for row in made]
+                        rows += _rows(lm, subject, task, part, num_loops, num_examples, inputs)
         lm.forget()
         rows.sort(key=lambda row: lm.loops.index(row.num_loops))  # a write that is cut short leaves a loop count out
         missing = []
@@ -95,7 +94,7 @@ def evaluate(
 
 
 def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examples: int | None) -> str:
-    """What the rows of a task are made from; see `EvaluationRow.inputs`."""
+    """What the rows of a task are made from; see `ResultRow.inputs`."""
     examples, shots = hashlib.sha256(), hashlib.sha256()
     for part in parts:
         for document in islice(part.eval_docs, num_examples):
@@ -110,7 +109,31 @@ def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examp
         "checkpoint": subject.checkpoint,
     }  # fmt: skip
     hashes = [f"{name}={value[:12]}" for name, value in found.items() if value is not None]
-    return " ".join([*hashes, f"bos={'yes' if lm.add_bos else 'no'}"])
+    return " ".join([*hashes, f"harness={version('lm_eval')}", f"bos={'yes' if lm.add_bos else 'no'}"])
+
+
+def _made_alike(
+    found: Sequence[FoundResult], subject: ScoredModel, task: ResolvedTask, inputs: str
+) -> tuple[Counter[ResultKey], str]:
+    """The rows of a task that count as those that are asked for, and what to say of the others.
+
+    They are those after the last row of other inputs, which is what a plot takes: an older one is as good as not there.
+    """
+    there: Counter[ResultKey] = Counter()
+    others: dict[str, int] = {}
+    for row in found:
+        if (row.run, row.step, row.task) != (subject.saved.run, subject.counters.step, task.name):
+            continue
+        key, names = ResultKey.of(row), differing_inputs(row, row.inputs, subject.identity, inputs)
+        if names:
+            others[", ".join(names)] = others.get(", ".join(names), 0) + 1
+            same = (key.run, key.step, key.task, key.num_examples)
+            for old in [each for each in there if (each.run, each.step, each.task, each.num_examples) == same]:
+                del there[old]
+        else:
+            there[key] += 1
+    said = [f"{count} rows of this step are of another {names}" for names, count in others.items()]
+    return there, f"{'; '.join(said)}: they do not count" if said else ""
 
 
 def _is_done(
@@ -127,8 +150,9 @@ def _is_done(
 
 
 def _rows(
-    lm: LoopedLM, subject: ScoredModel, task: ResolvedTask, loaded: Task, num_loops: int, num_examples: int | None
-) -> list[EvaluationRow]:
+    lm: LoopedLM, subject: ScoredModel, task: ResolvedTask, loaded: Task, num_loops: int, num_examples: int | None,
+    inputs: str,
+) -> list[EvaluationRow]:  # fmt: skip
     name = loaded.task_name
     task_dict: Any = {"tasks": {name: loaded}, "groups": {}, "group_map": {}}
     loaded.set_fewshot_seed(FEWSHOT_SEED)  # for each loop count, or each would see other prompts
@@ -139,14 +163,17 @@ def _rows(
         )
     size = found["n-samples"][name]["effective"]
     results: dict[str, Any] = found["results"][name]
-    rows = []
+    values: dict[str, tuple[float, float | None]] = {}
     for key, value in results.items():
         metric, _, way = key.partition(",")
         if key in _COUNTS or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         error = results.get(f"{metric}_stderr,{way}")
         shown = metric if way in ("", "none") else f"{metric} ({way})"
-        stderr = float(error) if isinstance(error, (int, float)) else None
-        of = partial(subject.row, num_loops=num_loops, num_examples=size, stderr=stderr)
-        rows.append(of(task.name, task.group, shown, float(value)))
-    return rows
+        values[shown] = float(value), float(error) if isinstance(error, (int, float)) else None
+    main = main_metric(values, task.main)
+    rule = None if task.generator is None else best_shortcut(task.generator, task.parameters).accuracy
+    of = partial(
+        subject.row, task.name, task.group, num_loops=num_loops, num_examples=size, inputs=inputs, shortcut=rule
+    )
+    return [of(metric, value, stderr=stderr, is_main=metric == main) for metric, (value, stderr) in values.items()]

@@ -39,11 +39,17 @@ class KnownTask:
     parameters: Mapping[str, object] = field(default_factory=dict)
     num_fewshot: int | None = None
     """Solved examples in the prompt; None leaves it to the task."""
+    main: str | None = None
+    """The metric it is judged by, where that is not the usual one (`pretrain/rows/metrics.py`)."""
 
 
-def _in_files(*names: str, in_harness: bool, num_fewshot: int | None = None) -> dict[str, KnownTask]:
+def _in_files(
+    *names: str, in_harness: bool, num_fewshot: int | None = None, main: str | None = None
+) -> dict[str, KnownTask]:
     return {
-        name: KnownTask(harness=name if in_harness else None, offline=f"{name}_offline", num_fewshot=num_fewshot)
+        name: KnownTask(
+            harness=name if in_harness else None, offline=f"{name}_offline", num_fewshot=num_fewshot, main=main
+        )
         for name in names
     }
 
@@ -54,11 +60,11 @@ def _in_files(*names: str, in_harness: bool, num_fewshot: int | None = None) -> 
 TASKS: dict[str, KnownTask] = {
     **_in_files("triviaqa", "nq_open", "webqs", in_harness=True, num_fewshot=5),
     "tydiqa_no_context": KnownTask(num_fewshot=5),
-    "tydiqa_goldp": KnownTask(harness="tydiqa_goldp_en", num_fewshot=0),
-    **_in_files("squadv2", in_harness=True, num_fewshot=0),
-    "drop": KnownTask(harness="drop", num_fewshot=0),
-    "quac": KnownTask(num_fewshot=0),
-    "coqa": KnownTask(harness="coqa", num_fewshot=0),
+    "tydiqa_goldp": KnownTask(harness="tydiqa_goldp_en", num_fewshot=0, main="f1"),
+    **_in_files("squadv2", in_harness=True, num_fewshot=0, main="f1"),
+    "drop": KnownTask(harness="drop", num_fewshot=0, main="f1"),
+    "quac": KnownTask(num_fewshot=0, main="f1"),
+    "coqa": KnownTask(harness="coqa", num_fewshot=0, main="f1"),
     "asdiv": KnownTask(harness="asdiv", num_fewshot=5),
     **_in_files(
         "svamp", "mawps_addsub", "mawps_multiarith", "mawps_singleeq", "mawps_singleop", in_harness=False, num_fewshot=5
@@ -71,10 +77,8 @@ TASKS: dict[str, KnownTask] = {
         for wording in ("code", "math")
     },
     **{f"addition_{n}": KnownTask(generator="addition", parameters={"num_operands": (n,)}) for n in (8, 16, 24, 32)},
-    **_in_files(
-        "gsm8k", "lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "boolq", "winogrande", "wikitext",
-        in_harness=True,
-    ),
+    **_in_files("gsm8k", "lambada_openai", "piqa", "arc_easy", "boolq", "winogrande", "wikitext", in_harness=True),
+    **_in_files("hellaswag", "arc_challenge", in_harness=True, main="acc_norm"),
 }  # fmt: skip
 """Every task with more to know about it than its name."""
 
@@ -86,6 +90,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "addition": tuple(name for name in TASKS if name.startswith("addition_")),
 }
 """The tasks of each group of the paper."""
+GROUPS["all_15"] = (*GROUPS["closed_book"], *GROUPS["open_book"], *GROUPS["math_word_problems"])
+GROUPS["all"] = (*GROUPS["all_15"], *GROUPS["primitives"])
+"""Its 15 tasks of tables 3 and 4, and these with the primitives; a task's own group is the narrower one."""
 
 
 Supervise = Literal["answer", "steps", "prefixes"]
@@ -112,6 +119,8 @@ class ResolvedTask:
     """Name of its object, and of its results, in the harness."""
     num_fewshot: int | None
     """Solved examples in the prompt; None leaves it to the task."""
+    main: str | None = None
+    """As of `KnownTask`."""
     generator: str | None = None
     """Task of `pretrain.tasks`, if that is the source."""
     parameters: Mapping[str, object] = field(default_factory=dict)
@@ -192,7 +201,7 @@ def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
 
 def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: bool) -> ResolvedTask | SkippedTask:
     known = _known(name, allow_network)
-    resolved = partial(ResolvedTask, name=name, group=group, num_fewshot=known.num_fewshot)
+    resolved = partial(ResolvedTask, name=name, group=group, num_fewshot=known.num_fewshot, main=known.main)
     if known.generator is not None:
         return resolved(
             source="generator", harness_name=name, generator=known.generator, parameters=known.parameters,

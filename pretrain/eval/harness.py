@@ -3,8 +3,8 @@
 The harness asks for one loop count at a time. `LoopedLM` scores all its loop counts at the first request and remembers
 them; the requests for the other loop counts are look-ups. Texts differ between loop counts and are generated for each.
 
-Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer has
-one), so that an exported model scores the same there.
+Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer puts
+one), so that an exported or imported model scores the same there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,18 +48,19 @@ class LoopedLM(TemplateLM):
         tokenizer: its tokenizer.
         loops: loop counts to score.
         max_length: longest sequence, in tokens.
-        add_bos: whether a text begins with the bos, as the documents of pretraining did.
+        add_bos: whether a text begins with the bos. Default: as the tokenizer says.
     """
 
     def __init__(
-        self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int, add_bos: bool = True
-    ) -> None:
+        self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int,
+        add_bos: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.scorer = scorer
         self.text = tokenizer
         self.loops = tuple(loops)
         self.max_length = max_length
-        self.add_bos = add_bos
+        self.add_bos = tokenizer.adds_bos if add_bos is None else add_bos
         self._current = self.loops[0]
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Likelihood]] = {}
 

@@ -14,8 +14,10 @@ from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.stream.loader import Loader
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.stop_vote import StopVote
+from pretrain.rows.identity import digest
 
 
 class Validation:
@@ -48,6 +50,10 @@ class Validation:
         padding = empty.expand(padded - per_rank, -1, -1)
         self.batches: tuple[Tensor, ...] = torch.cat((rows, padding)).split(batch)
         self.num_sequences = wanted
+        tokenizer, seq_len, streams = config.data.tokenizer, config.train.seq_len, config.data.num_streams
+        of = [config.run.seed, wanted, seq_len, streams, config.data.validation_fraction, loader.fingerprints]
+        self.inputs = f"examples={digest(of)} tokenizer={Tokenizer.load(tokenizer).sha256[:12]}"
+        """As of `ResultRow.inputs`."""
 
     def repeated(self, group: ProcessGroup) -> Counter[str]:
         """How many documents of each folder the sequences of all ranks of a group hold more than once. Collective."""
@@ -56,14 +62,15 @@ class Validation:
         reads = Counter(document for part in parts for document in part)
         return Counter(document.folder for document, times in reads.items() if times > 1)
 
-    def losses(self, engine: Engine, loops: Sequence[int], vote: StopVote) -> list[float] | None:
-        """Mean negative log-likelihood per token in nats over all ranks, for each loop count; None where the ranks
-        voted to stop before the end. Collective.
+    def losses(self, engine: Engine, loops: Sequence[int], vote: StopVote) -> list[tuple[float, float | None]] | None:
+        """Mean negative log-likelihood per token in nats over all ranks and its standard error, for each loop count;
+        None where the ranks voted to stop before the end. Collective.
         """
-        totals, tokens = [0.0] * len(loops), 0
+        found = None
         for rows in self.batches:
-            sums, count = engine.evaluate(rows, loops, vote)
+            sums = engine.evaluate(rows, loops, vote)
             if vote.reason:
                 return None
-            totals, tokens = [total + nll for total, nll in zip(totals, sums, strict=True)], tokens + count
-        return [total / max(tokens, 1) for total in totals]
+            found = sums if found is None else found + sums
+        assert found is not None, "validation.num_sequences is at least 1"
+        return found.means()

@@ -41,6 +41,47 @@ from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Losses of rows at several loop counts, summed over the rows of all ranks; those of disjoint rows add up."""
+
+    sums: list[float]
+    """Negative log-likelihood in nats, for each loop count."""
+    num_supervised: int
+    """Tokens that it is of."""
+    squares: list[float]
+    """Sum over micro-batches of the square of each one's loss."""
+    products: list[float]
+    """Sum over micro-batches of the loss times the number of tokens."""
+    size_squares: float
+    """Sum over micro-batches of the square of the number of tokens."""
+    num_parts: int
+    """Micro-batches with a supervised token."""
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        def added(ours: list[float], theirs: list[float]) -> list[float]:
+            return [mine + its for mine, its in zip(ours, theirs, strict=True)]
+
+        return LossSums(
+            sums=added(self.sums, other.sums), num_supervised=self.num_supervised + other.num_supervised,
+            squares=added(self.squares, other.squares), products=added(self.products, other.products),
+            size_squares=self.size_squares + other.size_squares, num_parts=self.num_parts + other.num_parts,
+        )  # fmt: skip
+
+    def means(self) -> list[tuple[float, float | None]]:
+        """For each loop count the loss per token and its standard error, that of a ratio of sums over micro-batches
+        (Cochran 1977, section 6.4), which takes the micro-batches, not their tokens, as independent; None of fewer
+        than two."""
+        tokens, parts, found = max(self.num_supervised, 1), self.num_parts, []
+        for total, squares, products in zip(self.sums, self.squares, self.products, strict=True):
+            mean, error = total / tokens, None
+            if parts > 1 and math.isfinite(total):
+                rest = max(squares - 2 * mean * products + mean**2 * self.size_squares, 0.0)
+                error = math.sqrt(parts / (parts - 1) * rest) / tokens
+            found.append((mean, error))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What a step did, agreed by all ranks."""
 
@@ -114,7 +155,7 @@ class Engine:
         return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped)
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None) -> tuple[list[float], int]:
+    def evaluate(self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None) -> "LossSums":
         """Score rows at several loop counts, without training.
 
         Args:
@@ -123,21 +164,30 @@ class Engine:
             vote: held at the end.
 
         Returns:
-            Negative log-likelihood summed over the rows of all ranks in nats, for each loop count; number of supervised
-            tokens.
+            Losses of the rows of all ranks, for each loop count.
         """
         micro_batches = self.split_rows(rows)
         num_supervised = int(self._num_supervised(micro_batches).item())
-        sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
+        losses = torch.zeros(len(loops), len(micro_batches), dtype=torch.float64, device=self.groups.device)
+        sizes = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).double()
 
         def add_losses(number: int, num_loops: int, states: Tensor) -> None:
-            sums[loops.index(num_loops)] += loss_sums(self.model, states, micro_batches[number].labels)[1]
+            losses[loops.index(num_loops), number] += loss_sums(self.model, states, micro_batches[number].labels)[1]
 
         batches = [Batch(tokens=i.tokens, positions=i.positions, segment_ids=i.segment_ids) for i in micro_batches]
         self.depths.run(batches, loops, add_losses)
+        sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
+        for number in range(len(micro_batches)):  # in their order, whatever sum() may do
+            sums += losses[:, number]
+        scatter = [losses.square().sum(1), losses @ sizes, sizes.square().sum()[None], sizes.sign().sum()[None]]
+        own = torch.cat((sums, *scatter))
         if not self._owns_loss:
-            sums.zero_()
-        return self._sum(list(sums), vote), num_supervised
+            own.zero_()
+        values, count = self._sum(list(own), vote), len(loops)
+        return LossSums(
+            sums=values[:count], num_supervised=num_supervised, squares=values[count : 2 * count],
+            products=values[2 * count : 3 * count], size_squares=values[-2], num_parts=int(values[-1]),
+        )  # fmt: skip
 
     def split_rows(self, rows: Tensor) -> list[Inputs]:
         """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""

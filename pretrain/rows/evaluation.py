@@ -2,38 +2,26 @@
 are such rows. `ScoredModel.row` is the one place that makes them."""
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import BeforeValidator
 
 from pretrain.checkpoint.counters import Counters
 from pretrain.config.saved_model import Family, SavedModel
 from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.rows.identity import NonNegative, NonNegativeInt, PositiveInt, ResultRow, RunIdentity
 
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=sys.maxsize)]
-PositiveInt = Annotated[int, Field(gt=0, le=sys.maxsize)]
-"""Of 64 bits, as tables of numbers hold them."""
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that need not be finite; in a file of rows null stands for one that is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRow:
+class EvaluationRow(ResultRow):
     """One number about one model at one loop count; all that tools/scaling_plot.py needs. The types are checked when a
     row is read."""
 
-    run: str
-    """Name of the run."""
-    step: NonNegativeInt
-    """Steps done when the model was scored."""
-    tokens_seen: NonNegativeInt | None
-    """Tokens that the run trained on until then; null where nobody counted them, as for imported weights."""
-    train_flops: NonNegative | None
-    """FLOPs of the run's training until then; null where nobody counted them."""
     num_params: PositiveInt
     """Parameters, each shared one counted once."""
     task: str
@@ -42,23 +30,16 @@ class EvaluationRow:
     """Tasks that are averaged in a plot."""
     metric: str
     """Name of the number; "nll" is nats per token."""
+    is_main: bool | None = None
+    """Whether it is the number that its task is judged by; unknown in old rows."""
     value: Measured
     """The number; not finite where the model's loss was not, or overflowed."""
-    stderr: NonNegative | None
-    """Its standard error over examples, where known."""
-    num_examples: PositiveInt
-    """Examples scored."""
-    num_loops: PositiveInt
-    """Loops the model was run with."""
     effective_depth: PositiveInt
     """Layers a token passed."""
     eval_flops_per_token: NonNegative
     """Forward FLOPs per token at that depth."""
     family: Family
     """Kind of model; see `SavedModel.family`."""
-    inputs: str | None = None
-    """What the number was made from, as "name=value" between spaces: hashes of the task's examples and shots, the
-    tokenizer, the checkpoint, and whether texts began with bos. Unknown in rows of validation and in old ones."""
     num_loop_params: NonNegativeInt | None = None
     """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
     needs it."""
@@ -66,7 +47,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class ResultKey:
-    """What tells the row of one result from those of others."""
+    """What tells the row of one result from those of others in a file of rows."""
 
     run: str
     step: int
@@ -76,21 +57,21 @@ class ResultKey:
     num_examples: int
 
     @classmethod
-    def of(cls, row: EvaluationRow) -> "ResultKey":
+    def of(cls, row: "EvaluationRow | FoundResult") -> "ResultKey":
         return cls(row.run, row.step, row.task, row.num_loops, row.metric, row.num_examples)
 
 
-@dataclass(frozen=True)
-class FoundResult(ResultKey):
-    """A row in a file of results."""
+@dataclass(frozen=True, kw_only=True)
+class FoundResult(RunIdentity):
+    """A row in a file of results, as much of it as says whether it is the one that is asked for."""
 
+    run: str
+    step: int
+    task: str
+    num_loops: int
+    metric: str
+    num_examples: int
     inputs: str | None = None
-
-
-def are_alike(inputs: str | None, others: str | None) -> bool:
-    """Whether two `EvaluationRow.inputs` agree in all that both name."""
-    first, second = (dict(part.split("=", 1) for part in (text or "").split(" ") if part) for text in (inputs, others))
-    return all(first[name] == second[name] for name in first.keys() & second.keys())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,24 +79,34 @@ class ScoredModel:
     saved: SavedModel
     counters: Counters
     """Of its training."""
+    identity: RunIdentity = field(default_factory=RunIdentity)
     checkpoint: str | None = None
     """Hash of its checkpoint; None for a model that is being trained."""
 
     @classmethod
     def of(cls, meta: Mapping[str, Any], step: int, checkpoint: str | None = None) -> "ScoredModel":
         """The model of a checkpoint, from its `meta`, step and hash."""
-        return cls(saved=SavedModel.read(meta), counters=replace(Counters.read(meta), step=step), checkpoint=checkpoint)
+        return cls(
+            saved=SavedModel.read(meta), counters=replace(Counters.read(meta), step=step),
+            identity=RunIdentity.read(meta), checkpoint=checkpoint,
+        )  # fmt: skip
 
     def row(
         self, task: str, task_group: str, metric: str, value: float, *, num_loops: int, num_examples: int,
-        stderr: float | None = None,
+        stderr: float | None = None, inputs: str | None = None, is_main: bool | None = None,
+        shortcut: float | None = None,
     ) -> EvaluationRow:  # fmt: skip
         """The row of a number; the arguments are the fields of the same name."""
         model, seq_len = self.saved.model, self.saved.seq_len
         parameters = count_parameters(model, seq_len)
         return EvaluationRow(
+            **vars(self.identity),
             run=self.saved.run,
             step=self.counters.step,
+            num_prelude_layers=model.num_prelude_layers,
+            num_loop_layers=model.num_loop_layers,
+            num_coda_layers=model.num_coda_layers,
+            num_loops=num_loops,
             tokens_seen=self.counters.tokens_seen,
             train_flops=self.counters.train_flops,
             num_params=sum(parameters.values()),
@@ -123,10 +114,12 @@ class ScoredModel:
             task=task,
             task_group=task_group,
             metric=metric,
+            is_main=is_main,
             value=value,
             stderr=stderr,
             num_examples=num_examples,
-            num_loops=num_loops,
+            shortcut=shortcut,
+            inputs=inputs,
             effective_depth=model.effective_depth(num_loops),
             eval_flops_per_token=forward_flops_per_token(model, seq_len, num_loops),
             family=self.saved.family,

@@ -86,20 +86,21 @@ class JsonLines:
         if self._unwritten.startswith(file.read()):
             file.truncate(self._start)
 
-    def read(self, record: type[T], *, strict: bool = False) -> list[T]:
+    def read(self, record: type[T], *, strict: bool = False, required: bool = False) -> list[T]:
         """The rows of the file, in order.
 
         Args:
             record: dataclass of a row; keys that it does not have are ignored.
             strict: raise for a missing file or a damaged line. Default: a missing file has no rows, and damaged lines
                 are in `problems` alone.
+            required: raise for a missing file.
 
         Raises:
             ValueError: naming file, line and field, if strict.
             OSError: the file cannot be read.
         """
         self.problems = []
-        if not strict and not is_there(self.path):
+        if not (strict or required) and not is_there(self.path):
             return []
         parse, rows = _adapter(record).validate_json, []
         with naming(self.path), self.path.open("rb") as lines:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -41,6 +41,7 @@ from pretrain.device.host_memory import keep_freed_memory
 from pretrain.parallel.contact import contact, describe_loss
 from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
 from pretrain.parallel.stop_vote import StopVote
+from pretrain.rows.identity import RunIdentity
 from pretrain.rows.step import StepCost
 from pretrain.run.directory import describe_run, tokenizer_copy, write_state
 from pretrain.run.logger import LoggedConfig, RunMetrics
@@ -110,6 +111,7 @@ class RunSession:
         groups: process groups of this rank.
         signals: stop signals that this rank got.
         saved: the model, as checkpoints describe it.
+        identity: of a run that begins now; one that goes on has that of its checkpoint.
         tokenizer: of the model.
         results: name of the file of evaluation rows.
         keep_every: every checkpoint at a multiple of this step count is kept; 0 = none.
@@ -121,9 +123,10 @@ class RunSession:
 
     def __init__(
         self, config: SessionConfig, layout: Layout, groups: Groups, signals: StopSignal, saved: SavedModel,
-        tokenizer: Tokenizer, *, results: str, keep_every: int = 0, asynchronous: bool = True,
+        tokenizer: Tokenizer, identity: RunIdentity, *, results: str, keep_every: int = 0, asynchronous: bool = True,
     ) -> None:  # fmt: skip
         self.config, self.layout, self.groups, self.saved, self.tokenizer = config, layout, groups, saved, tokenizer
+        self.identity = identity
         self.rank, self.directory = dist.get_rank(), config.run.directory
         self.vote = StopVote(self._stop_request, groups.device)
         self.warnings: list[str] = []
@@ -213,6 +216,7 @@ class RunSession:
         self._logged_every = math.lcm(self.config.logging.every, reader.meta[resumable.config]["logging"]["every"])
         require_tokenizer(reader, self.saved.tokenizer, self.tokenizer.sha256)
         torch.set_rng_state(reader.read_whole("rng/cpu"))
+        self.identity = replace(self.identity, run_id=RunIdentity.read(reader.meta).run_id)
         self.warnings += problems
         return reader
 
@@ -303,6 +307,7 @@ class RunSession:
         return {
             "counters": asdict(self.counters),
             "saved_model": self.saved.model_dump(mode="json"),
+            "identity": self.identity.as_meta(),
             "tokenizer_sha256": self.tokenizer.sha256,
             **more,
         }

@@ -1,6 +1,7 @@
 """From evaluation rows to the scaling plot: what more loops are worth, with confidence intervals.
 
-    rows.py      of the rows of `eval/depth.jsonl`, keep the latest step and one metric per task group
+    rows.py      of the rows of `eval/depth.jsonl`, keep the latest step and the metric that each task is judged by
+    comparable.py   which rows belong to one curve, and what a curve is called
     curves.py    average the tasks of a group: value against effective depth, and where it gets worse with depth
     fit.py       value = alpha·log(D) + beta with bootstrap intervals; the ratio of two alphas
     gap.py       how much of the gap between its two baselines a looped model covers
@@ -9,6 +10,7 @@
     analysis.py  runs all of the above on one set of rows
     tables.py    the results as text and fit.csv; figure.py: as PNG and SVG; page.py: as one self-contained HTML page
     axes.py      the horizontal axes: effective depth, parameters, FLOPs; style.py: the look of all figures
+    spots.py     seeds as one spot, curves side by side; labels.py: names of points; colours.py: of curves
 
 Nothing here imports torch, so a laptop without it can plot a cluster's runs.
 

@@ -1,16 +1,19 @@
 """All analyses of a set of evaluation rows, computed once for the tables, the figure and the page."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.identity import parse_inputs
+from pretrain.scaling.comparable import VALIDATION
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
 from pretrain.scaling.gap import Gap, find_gaps
 from pretrain.scaling.isoplot import Isoplot, make_isoplots
 from pretrain.scaling.law import JointLaw, fit_law
-from pretrain.scaling.rows import choose_metric, latest
+from pretrain.scaling.rows import choose_metric, latest, with_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,44 +27,95 @@ class Analysis:
     law: JointLaw | str
     isoplots: list[Isoplot]
     left_out: list[str]
-    """Results that are not finite and so no points, a line each."""
+    """Results that are no points, and why, a line each."""
 
     @property
     def task_groups(self) -> list[str]:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
 
 
-def analyse(rows: Iterable[EvaluationRow], metrics: Sequence[str] = ()) -> Analysis:
-    """Analyse the rows of any number of runs and steps; `metrics` are the choices of `choose_metric`.
+def analyse(rows: Iterable[EvaluationRow], metrics: Sequence[str] = (), *, from_step: int = 0) -> Analysis:
+    """Analyse the rows of any number of runs and steps; `metrics` are the choices of `choose_metric`, `from_step` the
+    first step of the isoplots.
 
     Raises:
         ValueError: there are no rows, none has a finite value, or `choose_metric` refuses a choice.
     """
-    rows = list(rows)
+    rows, left_out = without_repeats(list(rows))
     if not rows:
         raise ValueError("there are no rows")
-    chosen = choose_metric(rows, metrics)
+    chosen, without = choose_metric(rows, metrics)
+    chosen = with_means(chosen)
     # The latest step first: a run that diverged is not shown as it was before.
     newest = latest(chosen)
     curves = make_curves(_finite(newest))
     if not curves:
         raise ValueError(f"none of {len(newest)} results is finite: there is nothing to plot")
     fits = [fit_curve(curve) for curve in curves]
-    fit_of = {(curve.task_group, curve.family): fit for curve, fit in zip(curves, fits, strict=True) if fit}
-    ratios = [
-        ratio_of(group, fit, fit_of[group, "baseline"])
-        for (group, family), fit in fit_of.items()
-        if family == "looped" and (group, "baseline") in fit_of
-    ]
+    losses, other_losses = _of_one_text(_finite(latest(row for row in rows if row.is_trained_depth)))
     return Analysis(
-        curves=curves, fits=fits, ratios=ratios, gaps=find_gaps(curves), law=fit_law(_finite(latest(rows))),
-        isoplots=make_isoplots(_finite(chosen), _finite(rows)),
+        curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves), law=fit_law(losses),
+        isoplots=make_isoplots(_finite(chosen), _finite(rows), from_step=from_step),
         left_out=[
-            f"run {row.run}, step {row.step}: {row.task} {row.metric} at {row.num_loops} loops is not finite: left out"
-            for row in newest
-            if not math.isfinite(row.value)
+            *left_out, *without, *other_losses,
+            *dict.fromkeys(
+                f"run {row.run}, step {row.step}: {row.task} {row.metric} at {row.num_loops} loops is not finite: "
+                "left out"
+                for row in newest
+                if not math.isfinite(row.value)
+            ),
         ],
     )  # fmt: skip
+
+
+def _ratios(curves: Sequence[Curve], fits: Sequence[Fit | None]) -> list[Ratio]:
+    """Each curve of looped models against the baselines that agree with it in all but k and L."""
+    found = []
+    for curve, fit in zip(curves, fits, strict=True):
+        if curve.family != "looped" or fit is None:
+            continue
+        for other, baseline in zip(curves, fits, strict=True):
+            agrees = other.key.all_but_shape == curve.key.all_but_shape
+            has_ends = other.key.shape[::2] == curve.key.shape[::2]
+            is_baseline = (other.task_group, other.family) == (curve.task_group, "baseline")
+            if is_baseline and agrees and has_ends and baseline is not None:
+                found.append(ratio_of(curve.task_group, (curve.name, other.name), fit, baseline))
+    return found
+
+
+def without_repeats(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], list[str]]:
+    """The rows without those of runs that repeat another with the same configuration, seed and data: they are no
+    further seeds. A line for each such run."""
+    first: dict[tuple[str, str | None], str] = {}
+    names: dict[str, str] = {}
+    repeats: dict[str, str] = {}
+    for row in rows:
+        if row.run_id is None or row.config is None:
+            continue
+        names.setdefault(row.run_id, row.run)
+        kept = first.setdefault((row.config, row.data), row.run_id)
+        if kept != row.run_id:
+            repeats[row.run_id] = kept
+    said = [
+        f"run {names[run]} has the configuration, seed and data of run {names[kept]}: it is no further seed, left out"
+        for run, kept in repeats.items()
+    ]
+    return [row for row in rows if row.run_id not in repeats or row.run_id is None], said
+
+
+def _of_one_text(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], list[str]]:
+    """The validation losses for the joint law, which holds on one text under one tokenizer: of several, those of which
+    there are most, and a line for the others."""
+    by_text: dict[tuple[str | None, str | None], list[EvaluationRow]] = defaultdict(list)
+    for row in rows:
+        if row.task == VALIDATION:
+            by_text[row.data, parse_inputs(row.inputs).get("tokenizer")].append(row)
+    if not by_text:
+        return [], []
+    chosen = max(by_text.values(), key=len)
+    rest = sum(map(len, by_text.values())) - len(chosen)
+    said = f"joint law: {rest} validation losses are of other data or tokenizers than the other {len(chosen)}: left out"
+    return chosen, [said] if rest else []
 
 
 def _finite(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:

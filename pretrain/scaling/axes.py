@@ -41,13 +41,14 @@ AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
 
 def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
     """The axes on which any point has a place."""
-    return [axis for axis in AXES if any(axis.placed(curve.points) for curve in curves)]
+    return [axis for axis in AXES if any(axis.placed(curve.all_points) for curve in curves)]
 
 
 def informative_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes worth a panel: only depth if all points come from one model, so parameters and training are equal."""
-    models = {(curve.family, point.row.num_params) for curve in curves for point in curve.points}
-    return [DEPTH] if len(models) == 1 else possible_axes(curves)
+    """The axes worth a panel of the figure: depth, and parameters where there are several counts. FLOPs are a choice of
+    the page."""
+    counts = {point.row.num_params for curve in curves for point in curve.all_points}
+    return [DEPTH] if len(counts) == 1 else [DEPTH, PARAMETERS]
 
 
 def subsample(points: Sequence[T], limit: int = MAX_DRAWN) -> Sequence[T]:

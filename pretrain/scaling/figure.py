@@ -1,4 +1,10 @@
-"""The figure as PNG and SVG: one panel per task group and axis, then the isoplots and the joint law, if any."""
+"""The figure as PNG and SVG: two panels per task group (depth and parameters), then isoplots and the joint law, if any.
+
+Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
+standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
+trained at are hollow and joined by dots. The figure is at most two panels wide, so that its smallest type has 9 pixels
+where it is shown 850 pixels wide.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,21 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pretrain.rows.metrics import LOWER_IS_BETTER, METRIC_NAMES, possible_range
 from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import DEPTH, Axis, informative_axes, subsample
-from pretrain.scaling.curves import LOWER_IS_BETTER, METRIC_NAMES, Curve
-from pretrain.scaling.fit import NO_LINE, Fit
+from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
+from pretrain.scaling.curves import Curve
+from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
 from pretrain.scaling.isoplot import Isoplot
+from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.law import JointLaw
-from pretrain.scaling.style import BLUE, GREEN, RED, draw_grid_lines, new_figure
+from pretrain.scaling.spots import Spot, dodge, spots_of
+from pretrain.scaling.style import draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = {"looped": (BLUE, "o"), "baseline": (RED, "s"), "regularised": (GREEN, "^")}
-"""Colour and marker of each family."""
-MARKERS: dict[str, Any] = {"markeredgecolor": "white", "linestyle": "none"}
-LINE: dict[str, Any] = {"linewidth": 1.4, "alpha": 0.55, "zorder": 1}
+COLUMNS = 2
+PANEL_WIDTH, PANEL_HEIGHT = 5.4, 3.7
+LEFT, RIGHT, TOP, BOTTOM = 0.8, 0.25, 0.4, 0.55
+"""Inches around the axes of a panel: for the numbers and names of the axes, and the title."""
+LEGEND_LINE = 0.19
+"""Inches of a line of a legend."""
+SHORT, SHORT_COLUMNS = 12, 4
+"""Letters of names that stand beside each other in a legend, and how many do."""
+LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
+Looks = dict[tuple[str, str], Look]
+Labels = list[tuple["Axes", list[Label]]]
 
 MAX_TICKS = 10
 MAX_NUMBERS = 5
@@ -35,97 +52,157 @@ ROUND_NUMBERS = (
 )
 """Candidate ticks within a decade, from few to many."""
 
-MAX_SEARCHED = 100
-"""Most points of a panel for which matplotlib searches the best position of the legend."""
 
-
-def draw(analysis: Analysis, files: Sequence[Path]) -> None:
-    """Draw the figure and save it to every file."""
-    shown = informative_axes(analysis.curves)
-    panels = _panels(analysis, shown)
-    columns = len(shown) if len(shown) > 1 else min(2 if len(panels) == 4 else 3, len(panels))
+def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None) -> None:
+    """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`)."""
+    look = looks(analysis.curves, colour_by)
+    panels = _panels(analysis, informative_axes(analysis.curves), look)
+    columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / columns)
-    with new_figure(files, 0.6 + 4.6 * columns, 0.3 + 3.7 * num_rows) as figure:
-        all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
-        for axes, panel in zip(all_axes, panels, strict=False):
-            axes.margins(x=0.06, y=0.12)
+    named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
+    most = max(max(map(names.count, names), default=0) for names in named) + 1
+    labels: Labels = []
+    width, height = PANEL_WIDTH * columns, (PANEL_HEIGHT + LEGEND_LINE * most) * num_rows
+    with new_figure(files, width, height) as figure:
+        figure.set_layout_engine("none")  # each panel has its place, and its legend one below it
+        for number, panel in enumerate(panels):
+            row, column = divmod(number, columns)
+            left, top = PANEL_WIDTH * column + LEFT, height - (PANEL_HEIGHT + LEGEND_LINE * most) * row - TOP
+            size = PANEL_WIDTH - LEFT - RIGHT, PANEL_HEIGHT - TOP - BOTTOM
+            axes = figure.add_axes((left / width, (top - size[1]) / height, size[0] / width, size[1] / height))
+            axes.margins(x=0.1, y=0.12)
             draw_grid_lines(axes)
-            panel(axes)
-        for axes in all_axes[len(panels) :]:
-            axes.remove()
+            panel(axes, labels)
+            _legend(axes, (left - 0.5) / width, (top - size[1] - BOTTOM) / height)
+        place_labels(figure, labels)
 
 
-def _panels(analysis: Analysis, shown: Sequence[Axis]) -> list[Callable[["Axes"], None]]:
-    panels: list[Callable[[Axes], None]] = []
+def _panels(analysis: Analysis, shown: Sequence[Axis], look: Looks) -> list[Callable[["Axes", Labels], None]]:
+    panels: list[Callable[[Axes, Labels], None]] = []
     for group in analysis.task_groups:
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        panels += [partial(_draw_group, fitted, axis) for axis in shown]
+        panels += [partial(_draw_group, fitted, axis, look) for axis in shown]
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
-        panels.append(partial(_draw_isoplot, [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]))
+        mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
+        panels.append(partial(_draw_isoplot, mine, look))
     if isinstance(analysis.law, JointLaw):
         panels.append(partial(_draw_law, analysis.law))
     return panels
 
 
-def _draw_group(fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, axes: "Axes") -> None:
-    for curve, fit in fitted:
-        colour, marker = STYLES[curve.family]
-        label = curve.family
-        if axis is DEPTH and fit:
-            label += f": {fit.alpha:+.3g} log D {'+' if fit.beta >= 0 else '−'} {abs(fit.beta):.3g}"
-            ends = np.array([curve.points[0].depth, curve.points[-1].depth])
-            axes.plot(ends, fit.alpha * np.log(ends) + fit.beta, color=colour, **LINE)
-        elif axis is DEPTH:
-            label += f" ({NO_LINE})"
-        points = subsample(axis.placed(curve.points))
-        places, values = [place for place, _ in points], [point.value for _, point in points]
-        errors = [point.stderr for _, point in points]
-        look: dict[str, Any] = MARKERS | {"color": colour, "marker": marker, "label": label}
-        axes.errorbar(places, values, errors if any(errors) else None, markersize=6, elinewidth=1, capsize=2, **look)
+def _draw_group(
+    fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, look: Looks, axes: "Axes", labels: Labels
+) -> None:
+    low, high = possible_range(fitted[0][0].metric)
     axes.set_xscale("log", base=axis.base)
+    places = {place for curve, _ in fitted for place, _ in axis.placed(curve.all_points)}
+    if len(places) == 1:
+        axes.set_xlim(min(places) / 2, max(places) * 2)
+    drawn = dodge([(curve, spots_of(curve, axis)) for curve, _ in fitted])
+    named: list[Label] = []
+    for (curve, fit), (_, spots) in zip(fitted, drawn, strict=True):
+        colour, marker = look[curve.family, curve.name]
+        label = curve.name + (f": {_slope_text(fit)}" if axis is DEPTH else "")
+        if axis is DEPTH and fit and fit.has_slope:
+            ends = np.array([curve.points[0].depth, curve.points[-1].depth])
+            axes.plot(ends, np.clip(fit.alpha * np.log(ends) + fit.beta, low, high), color=colour, **LINE)
+        trained = [spot for spot in spots if spot.is_trained]
+        _join(axes, trained, colour, "-")
+        _join(axes, [*trained[-1:], *(spot for spot in spots if not spot.is_trained)], colour, ":")
+        for is_trained in (True, False):
+            own = [spot for spot in spots if spot.is_trained is is_trained and spot.is_own]
+            face = colour if is_trained else "white"
+            _draw_spots(axes, own, (low, high), color=colour, marker=marker, markerfacecolor=face)
+        axes.plot([], [], color=colour, marker=marker, markersize=7, linewidth=1.2, label=label)
+        seeds = [(spot.place, value) for spot in spots if spot.is_own for value in spot.seeds if len(spot.seeds) > 1]
+        if seeds:
+            x, y = zip(*subsample(seeds), strict=True)
+            axes.plot(x, y, ".", color=colour, markersize=3.5, alpha=0.6, linestyle="none", zorder=3)
+        named += [Label(spot.place, spot.value, spot.label, colour) for spot in spots if spot.is_own]
+    labels.append((axes, named))
     if axis is DEPTH:
-        ticks = sorted({point.depth for curve, _ in fitted for point in curve.points})
+        ticks = sorted({point.depth for curve, _ in fitted for point in curve.all_points})
         axes.set_xticks(ticks if len(ticks) <= MAX_TICKS else ticks[:: math.ceil(len(ticks) / MAX_TICKS)])
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xticks([], minor=True)
     else:
         _few_ticks(axes)
-    metric, num_points = fitted[0][0].metric, sum(len(curve.points) for curve, _ in fitted)
-    _name(axes, fitted[0][0].task_group, axis.label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
+    metric = fitted[0][0].metric
+    _keep_within(axes, low, high)
+    _name(axes, fitted[0][0].task_group, axis.label, metric)
+    if any(curve.extrapolated for curve, _ in fitted):
+        axes.plot([], [], "o", color="#666666", markerfacecolor="white", label="hollow: loops it was not trained with")
 
 
-def _draw_isoplot(isoplots: Sequence[Isoplot], axes: "Axes") -> None:
-    for isoplot in isoplots:
-        colour, marker = STYLES[isoplot.family]
+def _slope_text(fit: Fit | None) -> str:
+    if fit is None:
+        return NO_LINE
+    low, high = fit.alpha_interval
+    return f"{fit.alpha:+.3g} log D [{low:+.3g}, {high:+.3g}]" if fit.has_slope else NO_SLOPE
+
+
+def _join(axes: "Axes", spots: Sequence[Spot], colour: str, style: str) -> None:
+    places, values = [spot.place for spot in spots], [spot.value for spot in spots]
+    axes.plot(places, values, style, color=colour, linewidth=0.9, alpha=0.8, zorder=2)
+
+
+def _draw_spots(axes: "Axes", spots: Sequence[Spot], span: tuple[float, float], **look: Any) -> None:
+    """Means with their errors, which end where values end."""
+    if not spots:
+        return
+    values = np.array([spot.value for spot in spots])
+    errors = np.array([spot.error for spot in spots])
+    bounds = np.stack([np.minimum(errors, values - span[0]), np.minimum(errors, span[1] - values)]).clip(min=0)
+    axes.errorbar(
+        [spot.place for spot in spots], values, bounds if errors.any() else None, markersize=7, elinewidth=1.2,
+        capsize=3, linestyle="none", zorder=4, **look,
+    )  # fmt: skip
+
+
+def _keep_within(axes: "Axes", low: float, high: float) -> None:
+    """Limit the vertical axis to what values can be; an axis of equal values gets a height."""
+    bottom, top = axes.get_ylim()
+    if top - bottom < (0.02 if math.isfinite(high) else 1e-6 * abs(top)):
+        bottom, top = bottom - 0.05, top + 0.05
+    axes.set_ylim(max(bottom, low), min(top, high))
+    for line in axes.lines:
+        line.set_clip_on(False)  # a marker at the limit is whole; all of them are within it
+
+
+def _draw_isoplot(isoplots: Sequence[Isoplot], look: Looks, axes: "Axes", _: Labels) -> None:
+    low, high = possible_range(isoplots[0].metric)
+    for number, isoplot in enumerate(isoplots):
+        own = Look(PALETTE[number % len(PALETTE)], MARKERS[isoplot.family])
+        colour, marker = look.get((isoplot.family, isoplot.name), own)
         points = subsample(isoplot.points)
         losses = [point.loss for point in points]
-        label = isoplot.family
-        if isoplot.line:
-            slope, intercept = isoplot.line
-            label += f": {slope:+.3g} per nat"
-            ends = np.array([min(losses), max(losses)])
-            axes.plot(ends, slope * ends + intercept, color=colour, **LINE)
+        label = isoplot.name
+        if isoplot.line and isoplot.line.has_slope:
+            line, ends = isoplot.line, np.array([min(losses), max(losses)])
+            label += f": {line.slope:+.3g} per nat [{line.slope_interval[0]:+.3g}, {line.slope_interval[1]:+.3g}]"
+            axes.plot(ends, np.clip(line.slope * ends + line.intercept, low, high), color=colour, **LINE)
+        elif isoplot.line:
+            label += f": {NO_SLOPE}"
         values = [point.value for point in points]
-        axes.plot(losses, values, color=colour, marker=marker, markersize=5, label=label, **MARKERS)
+        axes.plot(losses, values, color=colour, marker=marker, markersize=4.5, label=label, linestyle="none", alpha=0.7)
+    _keep_within(axes, low, high)
     axes.invert_xaxis()  # the loss falls in training: time runs to the right
-    metric, num_points = isoplots[0].metric, sum(len(isoplot.points) for isoplot in isoplots)
-    title, x_label = f"{isoplots[0].task_group} over training", "validation loss (nats per token)"
-    _name(axes, title, x_label, metric, rises=metric not in LOWER_IS_BETTER, num_points=num_points)
+    _name(axes, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
 
 
-def _draw_law(law: JointLaw, axes: "Axes") -> None:
+def _draw_law(law: JointLaw, axes: "Axes", _: Labels) -> None:
     loops = sorted(set(law.num_loops))
     named = loops[:: math.ceil(len(loops) / MAX_TICKS)]
     for num_loops in loops:
         chosen = np.array(law.num_loops) == num_loops
         label = f"{num_loops} loop{'s' * (num_loops > 1)}" if num_loops in named else None
-        axes.plot(law.predicted[chosen], law.losses[chosen], marker="o", markersize=5, label=label, **MARKERS)
+        axes.plot(law.predicted[chosen], law.losses[chosen], "o", markersize=5, label=label, markeredgecolor="white")
     ends = [law.losses.min(), law.losses.max()]
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
-    title = f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
-    _name(axes, title, "loss by the law (nats per token)", "nll", rises=True, num_points=len(law.losses))
+    _name(axes, f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]", "loss by the law (nats per token)", "nll")
 
 
 def _few_ticks(axes: "Axes") -> None:
@@ -144,9 +221,20 @@ def _few_ticks(axes: "Axes") -> None:
     axes.set_xticks([], minor=True)
 
 
-def _name(axes: "Axes", title: str, x_label: str, metric: str, *, rises: bool, num_points: int) -> None:
-    axes.set_title(title)
+def _name(axes: "Axes", title: str, x_label: str, metric: str) -> None:
+    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+    axes.set_title(title.replace("$", r"\$"))
     axes.set_xlabel(x_label)
-    axes.set_ylabel(METRIC_NAMES.get(metric, metric))
-    corner = "upper left" if rises else "upper right"  # normally free, and costs no search over all points
-    axes.legend(loc="best" if num_points <= MAX_SEARCHED else corner)
+    axes.set_ylabel(f"{METRIC_NAMES.get(metric, metric)}, {better}".replace("$", r"\$"))
+
+
+def _legend(axes: "Axes", left: float, top: float) -> None:
+    """Below the panel, at a place of the figure, where it hides no point."""
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        names = [name.replace("$", r"\$") for name in names]
+        axes.legend(
+            handles, names, loc="upper left", bbox_to_anchor=(left, top), bbox_transform=axes.figure.transFigure,
+            ncols=SHORT_COLUMNS if max(map(len, names)) < SHORT else 1, borderaxespad=0, handlelength=1.6,
+            labelspacing=0.25,
+        )  # fmt: skip

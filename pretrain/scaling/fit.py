@@ -20,12 +20,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.scaling.curves import ACCURACIES, Curve
+from pretrain.rows.metrics import ACCURACIES
+from pretrain.scaling.curves import Curve
 
 Array = NDArray[np.float64]
 
 MIN_DEPTHS = 4
 """Fewer distinct depths are not evidence for a law."""
+
+NO_SLOPE = "no line: the interval of the slope holds 0"
 
 NO_LINE = f"a line needs {MIN_DEPTHS} depths"
 
@@ -46,11 +49,18 @@ class Fit:
     alpha_draws: Array
     """alpha of each bootstrap draw."""
 
+    @property
+    def has_slope(self) -> bool:
+        """Whether the interval of alpha leaves 0 out: else there is no line to draw."""
+        return self.alpha_interval[0] > 0 or self.alpha_interval[1] < 0
+
 
 class Ratio(NamedTuple):
     """alpha_looped / alpha_baseline with its 95% interval; None if the interval of alpha_baseline contains 0."""
 
     task_group: str
+    names: tuple[str, str]
+    """Of the two curves."""
     value: float
     interval: tuple[float, float] | None
 
@@ -78,16 +88,16 @@ def fit_curve(curve: Curve, seed: int = 0) -> Fit | None:
     )  # fmt: skip
 
 
-def ratio_of(task_group: str, looped: Fit, baseline: Fit) -> Ratio:
+def ratio_of(task_group: str, names: tuple[str, str], looped: Fit, baseline: Fit) -> Ratio:
     """The ratio of two alphas, taking the bootstrap draws of the two families as independent."""
     low, high = baseline.alpha_interval
     value = looped.alpha / baseline.alpha if baseline.alpha else float("nan")
     if low <= 0 <= high:
-        return Ratio(task_group, value, None)
+        return Ratio(task_group, names, value, None)
     num_draws = min(len(looped.alpha_draws), len(baseline.alpha_draws))
     # both curves used the same bootstrap seed: pair their draws in random order
     order = np.random.default_rng(1).permutation(len(baseline.alpha_draws))[:num_draws]
-    return Ratio(task_group, value, interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]))
+    return Ratio(task_group, names, value, interval(looped.alpha_draws[:num_draws] / baseline.alpha_draws[order]))
 
 
 def interval(draws: Array) -> tuple[float, float]:

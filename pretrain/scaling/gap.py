@@ -4,7 +4,8 @@
 
 The iso-parameter baseline of k⊗L is an unlooped model with equally many parameters (k⊗1), the iso-FLOP baseline one
 with equally many FLOPs per token (kL⊗1), both after the same number of training tokens, within `TOLERANCE`. Replicates
-(seeds) are looped models of equal parameters, loops, depth, FLOPs and tokens, and baselines equal by the rule above.
+(seeds) are looped models of one curve (`comparable.py`) at one loop count, and baselines those of a curve that agrees
+with it in all but the shape, equal by the rule above. A gap of losses is one of perplexities, as in the paper's tables.
 They are averaged. If there are several, the best ones are compared too, as the paper does for addition, where training
 is noisy and the question is what a model can learn.
 """
@@ -17,7 +18,8 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from pretrain.scaling.curves import LOWER_IS_BETTER, Curve, Point
+from pretrain.rows.metrics import LOWER_IS_BETTER
+from pretrain.scaling.curves import Curve, Point
 
 TOLERANCE = 0.01
 """Largest relative difference of "equal" models: k and kL layers have different norms, tokens come in whole batches."""
@@ -50,14 +52,18 @@ class Gap:
 
 def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
     """The gaps of all looped models with two or more loops, by task group; one loop is its own baseline."""
-    baselines = {curve.task_group: curve.points for curve in curves if curve.family == "baseline"}
+    baselines: dict[tuple[object, ...], list[Point]] = defaultdict(list)
+    for curve in curves:
+        if curve.family == "baseline":
+            baselines[curve.task_group, curve.key.all_but_shape].extend(curve.points)
     gaps = []
     for curve in curves:
         if curve.family != "looped":
             continue
-        group_baselines = _Baselines(baselines.get(curve.task_group, ()))
+        group_baselines = _Baselines(baselines[curve.task_group, curve.key.all_but_shape])
+        to_shown, metric = (np.exp, "ppl") if curve.metric == "nll" else (np.asarray, curve.metric)
         models: dict[tuple[float, ...], list[Point]] = defaultdict(list)
-        for point in curve.points:
+        for point in curve.own_points:
             if point.row.num_loops > 1:
                 tokens = -1 if point.row.tokens_seen is None else point.row.tokens_seen
                 key = (point.row.num_params, point.depth, point.row.num_loops, point.row.eval_flops_per_token, tokens)
@@ -66,13 +72,14 @@ def find_gaps(curves: Sequence[Curve]) -> list[Gap]:
             first = seeds[0]
             iso_param = group_baselines.like(first, "num_params")
             iso_flop = group_baselines.like(first, "eval_flops_per_token")
-            values = np.array([point.value for point in seeds])
+            iso_param, iso_flop = to_shown(iso_param), to_shown(iso_flop)
+            values = to_shown(np.array([point.value for point in seeds]))
             statistics: tuple[Statistic, ...] = ("mean", "best") if len(seeds) > 1 else ("mean",)
             for statistic in statistics:
-                of = partial(_summarise, statistic, curve.metric)
+                of = partial(_summarise, statistic, metric)
                 gaps.append(
                     Gap(
-                        task_group=curve.task_group, metric=curve.metric, statistic=statistic,
+                        task_group=curve.task_group, metric=metric, statistic=statistic,
                         runs=tuple(point.row.run for point in seeds), num_loops=first.row.num_loops, depth=first.depth,
                         num_params=first.row.num_params, value=of(values),
                         iso_param=of(iso_param) if len(iso_param) else None,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pretrain.rows.metrics import METRIC_NAMES
 from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import DEPTH, Axis, possible_axes, subsample
-from pretrain.scaling.curves import METRIC_NAMES, Curve
-from pretrain.scaling.figure import STYLES
+from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
+from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import Fit
 from pretrain.scaling.law import JointLaw
 from pretrain.scaling.tables import Table, make_tables
@@ -19,15 +20,17 @@ from pretrain.scaling.tables import Table, make_tables
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SYMBOLS = {"looped": "circle", "baseline": "square", "regularised": "triangle-up"}
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up"}
+"""plotly's names of matplotlib's markers."""
 MAX_COLUMNS = 3
 PANEL_HEIGHT = 380  # pixels
 
 HOVER = (
-    "<b>%{customdata[0]}</b>, step %{customdata[1]}<br>%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
+    "<b>%{customdata[0]}</b>, %{customdata[9]}, step %{customdata[1]}<br>"
+    "%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
     "effective depth %{customdata[4]}, loops %{customdata[5]}<br>"
     "%{customdata[6]:.4s} parameters, tokens %{customdata[7]}<br>training FLOPs %{customdata[8]}<br>"
-    "%{customdata[9]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
+    "%{customdata[10]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
 )
 
 FRAME = """<!DOCTYPE html>
@@ -45,11 +48,13 @@ p.note {{ color: #666; margin: .4rem 0; }}
 """
 
 
-def write_page(analysis: Analysis, file: Path) -> None:
-    """Write the page: about 5 MB, mostly the plotting library, which is included so that the page works offline."""
-    figures = [_curve_figure(analysis)]
+def write_page(analysis: Analysis, file: Path, *, colour_by: str | None = None) -> None:
+    """Write the page: about 5 MB, mostly the plotting library, which is included so that the page works offline;
+    `colour_by` as of `draw`."""
+    look = looks(analysis.curves, colour_by)
+    figures = [_curve_figure(analysis, look)]
     if analysis.isoplots:
-        figures.append(_isoplot_figure(analysis))
+        figures.append(_isoplot_figure(analysis, look))
     if isinstance(analysis.law, JointLaw):
         figures.append(_law_figure(analysis.law))
     # without the button that uploads the figure
@@ -62,7 +67,7 @@ def write_page(analysis: Analysis, file: Path) -> None:
     file.write_text(FRAME.format(body="\n".join(parts)), encoding="utf-8")
 
 
-def _curve_figure(analysis: Analysis) -> "Figure":
+def _curve_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) -> "Figure":
     """One panel per task group, and one menu that changes the axis of all panels."""
     groups = analysis.task_groups
     figure, places = _panels(groups)
@@ -71,13 +76,14 @@ def _curve_figure(analysis: Analysis) -> "Figure":
     usable = possible_axes(analysis.curves)
     for axis in usable:
         for curve, fit in zip(analysis.curves, analysis.fits, strict=True):
-            traces = [_points_trace(curve, axis)]
-            if axis is DEPTH and fit:
-                traces.append(_line_trace(curve, fit))
+            own = look[curve.family, curve.name]
+            traces = [_points_trace(curve, axis, own)]
+            if axis is DEPTH and fit and fit.has_slope:
+                traces.append(_line_trace(curve, fit, own))
             place = places[groups.index(curve.task_group)]
             for trace in traces:
-                is_new = (axis.name, curve.family) not in named  # each family appears in the legend once
-                named.add((axis.name, curve.family))
+                is_new = (axis.name, curve.name) not in named  # each curve appears in the legend once
+                named.add((axis.name, curve.name))
                 figure.add_trace(trace | {"visible": axis is DEPTH, "showlegend": is_new}, row=place[0], col=place[1])
                 shown_for.append(axis)
     figure.update_xaxes(type="log", title_text=DEPTH.label, nticks=5, tickangle=0)
@@ -98,17 +104,19 @@ def _curve_figure(analysis: Analysis) -> "Figure":
     return figure
 
 
-def _points_trace(curve: Curve, axis: Axis) -> dict[str, Any]:
-    points = subsample(axis.placed(curve.points))
+def _points_trace(curve: Curve, axis: Axis, look: Look) -> dict[str, Any]:
+    placed = [(place, point) for place, point in axis.placed(curve.all_points) if point.row.family == curve.family]
+    points = subsample(placed)
     details = []
     for _, point in points:
         row, error = point.row, f"{point.stderr:.2g}" if point.stderr else "unknown"
-        costs = _known(row.tokens_seen), _known(row.train_flops), row.eval_flops_per_token
+        costs = _known(row.tokens_seen), _known(row.train_flops), point.label, row.eval_flops_per_token
         details.append((row.run, row.step, curve.metric, error, point.depth, row.num_loops, row.num_params, *costs))
     errors = [point.stderr for _, point in points]
+    symbols = [SYMBOLS[look.marker] + ("" if point.row.is_trained_depth else "-open") for _, point in points]
     return _markers(
-        curve.family, [place for place, _ in points], [point.value for _, point in points], details, HOVER,
-        {"size": 9, "line": {"color": "white", "width": 1}},
+        curve.name, look, [place for place, _ in points], [point.value for _, point in points], details, HOVER,
+        {"size": 9, "symbol": symbols},
     ) | {"error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1}}  # fmt: skip
 
 
@@ -116,60 +124,69 @@ def _known(count: float | None) -> str:
     return "unknown" if count is None else f"{count:.4g}"
 
 
-def _line_trace(curve: Curve, fit: Fit) -> dict[str, Any]:
+def _line_trace(curve: Curve, fit: Fit, look: Look) -> dict[str, Any]:
     depths = np.geomspace(curve.points[0].depth, curve.points[-1].depth, 30)
     low, high = fit.alpha_interval
-    hover = f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}<extra>{curve.family}</extra>"
-    line = _line(curve.family, depths.tolist(), (fit.alpha * np.log(depths) + fit.beta).tolist())
-    return line | {"name": curve.family, "hovertemplate": hover}
+    hover = f"alpha {fit.alpha:.4g} [{low:.4g}, {high:.4g}]<br>beta {fit.beta:.4g}<extra></extra>"
+    line = _line(curve.name, look, depths.tolist(), (fit.alpha * np.log(depths) + fit.beta).tolist())
+    return line | {"name": html.escape(curve.name), "hovertemplate": hover}
 
 
 def _markers(
-    family: str, x: list[float], y: list[float], details: Sequence[tuple[object, ...]], hover: str,
+    name: str, own: Look, x: list[float], y: list[float], details: Sequence[tuple[object, ...]], hover: str,
     look: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    marker = {"color": STYLES[family][0], "symbol": SYMBOLS[family], **look}
+    marker = {"color": own.colour, "symbol": SYMBOLS[own.marker], **look}
+    name = html.escape(name)
     return {
-        "type": "scatter", "mode": "markers", "name": family, "legendgroup": family, "x": x, "y": y, "marker": marker,
+        "type": "scatter", "mode": "markers", "name": name, "legendgroup": name, "x": x, "y": y, "marker": marker,
         "customdata": details, "hovertemplate": hover,
     }  # fmt: skip
 
 
-def _line(family: str, x: list[float], y: list[float]) -> dict[str, Any]:
-    line = {"color": STYLES[family][0], "width": 1.5}
-    return {"type": "scatter", "mode": "lines", "legendgroup": family, "x": x, "y": y, "line": line, "opacity": 0.6}
+def _line(name: str, own: Look, x: list[float], y: list[float]) -> dict[str, Any]:
+    line = {"color": own.colour, "width": 1.5}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "legendgroup": html.escape(name),
+        "x": x,
+        "y": y,
+        "line": line,
+        "opacity": 0.6,
+    }
 
 
 def _mark_depths(figure: "Figure", analysis: Analysis, places: Sequence[tuple[int, int]]) -> None:
     """Put ticks at the depths that occur; by default there are none between powers of ten."""
     for group, (row, column) in zip(analysis.task_groups, places, strict=True):
         depths = sorted(
-            {point.depth for curve in analysis.curves if curve.task_group == group for point in curve.points}
+            {point.depth for curve in analysis.curves if curve.task_group == group for point in curve.all_points}
         )
         ticks = depths[:: math.ceil(len(depths) / 10)]
         figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=list(map(str, ticks)), row=row, col=column)
 
 
-def _isoplot_figure(analysis: Analysis) -> "Figure":
+def _isoplot_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) -> "Figure":
     groups = list(dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots))
     figure, places = _panels([f"{group} over training" for group in groups])
     named: set[str] = set()
-    for isoplot in analysis.isoplots:
+    for number, isoplot in enumerate(analysis.isoplots):
+        own = look.get((isoplot.family, isoplot.name), Look(PALETTE[number % len(PALETTE)], MARKERS[isoplot.family]))
         row, column = places[groups.index(isoplot.task_group)]
         shown = subsample(isoplot.points)
         losses = [point.loss for point in shown]
         details = [(point.run, point.step, point.num_loops) for point in shown]
         hover = (
             "<b>%{customdata[0]}</b>, step %{customdata[1]}, loops %{customdata[2]}<br>loss %{x:.4g}, "
-            f"{html.escape(isoplot.metric)} %{{y:.4g}}<extra>{isoplot.family}</extra>"
+            f"{html.escape(isoplot.metric)} %{{y:.4g}}<extra></extra>"
         )
-        points = _markers(isoplot.family, losses, [point.value for point in shown], details, hover, {"size": 8})
-        figure.add_trace(points | {"showlegend": isoplot.family not in named}, row=row, col=column)
-        named.add(isoplot.family)
-        if isoplot.line:
-            slope, intercept = isoplot.line
-            ends = [min(losses), max(losses)]
-            line = _line(isoplot.family, ends, [slope * end + intercept for end in ends])
+        points = _markers(isoplot.name, own, losses, [point.value for point in shown], details, hover, {"size": 8})
+        figure.add_trace(points | {"showlegend": isoplot.name not in named}, row=row, col=column)
+        named.add(isoplot.name)
+        if isoplot.line and isoplot.line.has_slope:
+            fitted, ends = isoplot.line, [min(losses), max(losses)]
+            line = _line(isoplot.name, own, ends, [fitted.slope * end + fitted.intercept for end in ends])
             figure.add_trace(line | {"showlegend": False, "hoverinfo": "skip"}, row=row, col=column)
         figure.update_yaxes(title_text=METRIC_NAMES.get(isoplot.metric, isoplot.metric), row=row, col=column)
     figure.update_xaxes(title_text="validation loss (nats per token)", autorange="reversed")

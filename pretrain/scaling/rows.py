@@ -1,19 +1,23 @@
-"""Select of evaluation rows the latest step and one metric per task group; tell runs of one name apart."""
+"""Select of evaluation rows the latest step and the metric of each task; tell runs apart; add the means over groups."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.metrics import PERCENT, is_share, main_metric
+
+PAPER_GROUPS = ("closed_book", "open_book", "math_word_problems")
+"""The groups of the 15 tasks in tables 3 and 4 of arXiv 2502.17416."""
 
 
 def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
     """The rows of the latest step of each run, task and metric; a later row of the same step and loop count wins."""
-    newest: dict[tuple[str, ...], dict[int, EvaluationRow]] = {}
-    steps: dict[tuple[str, ...], int] = {}
+    newest: dict[tuple[str | None, ...], dict[int, EvaluationRow]] = {}
+    steps: dict[tuple[str | None, ...], int] = {}
     for row in rows:
-        key = (row.run, row.task_group, row.task, row.metric)
+        key = (row.run, row.run_id, row.task_group, row.task, row.metric)
         if row.step > steps.get(key, -1):
             steps[key], newest[key] = row.step, {}
         if row.step == steps[key]:
@@ -21,64 +25,90 @@ def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
     return [row for by_loops in newest.values() for row in by_loops.values()]
 
 
-PREFERRED = (
-    "acc", "exact_match", "exact_match (strict-match)", "f1", "nll", "bits_per_byte", "word_perplexity", "perplexity",
-)  # fmt: skip
-"""Which of several metrics of a task group is plotted where none is chosen, the first that it has."""
-
-
-def choose_metric(rows: Sequence[EvaluationRow], choices: Sequence[str] = ()) -> list[EvaluationRow]:
-    """Keep one metric of each task group: its only one, or the first of the choices that it has, or of PREFERRED.
+def choose_metric(rows: Sequence[EvaluationRow], choices: Sequence[str] = ()) -> tuple[list[EvaluationRow], list[str]]:
+    """Keep one metric of each task: the one that is chosen for its group, else the one that it is judged by.
 
     Args:
         rows: of any task groups.
-        choices: a metric, or "group=metric" for one task group.
+        choices: a metric, for every group that has it, or "group=metric" for one task group.
+
+    Returns:
+        The rows, percentages as shares of 1, and a line for each task that is left out, as it lacks what is chosen.
 
     Raises:
-        ValueError: no row has what is chosen, or nothing says which of several metrics to take.
+        ValueError: no row has what is chosen, or nothing says which of several metrics of a task to take.
     """
-    metrics: dict[str, set[str]] = defaultdict(set)
+    metrics: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    judged_by: dict[str, str] = {}
     for row in rows:
-        metrics[row.task_group].add(row.metric)
+        metrics[row.task_group][row.task].add(row.metric)
+        if row.is_main:
+            judged_by[row.task] = row.metric
+    of_group = {group: set().union(*tasks.values()) for group, tasks in metrics.items()}
     wanted = [choice.rpartition("=") for choice in choices]
     for group, is_named, metric in wanted:
         if is_named and group not in metrics:
             raise ValueError(f"no row is of task group {group!r}: there are {', '.join(sorted(metrics))}")
-        there = metrics[group] if is_named else set().union(*metrics.values())
+        there = of_group[group] if is_named else set().union(*of_group.values())
         if rows and metric not in there:
             what = f"row of task group {group!r}" if is_named else "row"
             raise ValueError(f"no {what} has metric {metric!r}: choose one of {', '.join(sorted(there))}")
     chosen: dict[str, str] = {}
-    for group, names in metrics.items():
+    left_out: list[str] = []
+    for group, tasks in metrics.items():
         mine = [metric for other, is_named, metric in wanted if is_named and other == group]
-        anyone = [metric for _, is_named, metric in wanted if not is_named]
-        found = next((name for name in (*mine, *anyone, *PREFERRED) if name in names), None)
-        if found is None and len(names) > 1:
-            raise ValueError(
-                f"task group {group!r} has several metrics: choose one with --metric "
-                f"'{group}={{{','.join(sorted(names))}}}'"
-            )
-        chosen[group] = found or next(iter(names))
-    return [row for row in rows if row.metric == chosen[row.task_group]]
+        anyone = [metric for _, is_named, metric in wanted if not is_named and metric in of_group[group]]
+        choice = next(iter((*mine, *anyone)), None)
+        for task, names in tasks.items():
+            if choice is not None and choice not in names:
+                left_out.append(f"task {task} of {group} has no {choice}, but {', '.join(sorted(names))}: left out")
+                continue
+            found = choice or judged_by.get(task) or main_metric(names)
+            if found is None:
+                several = ",".join(sorted(names))
+                raise ValueError(f"task {task!r} has several metrics: choose one with --metric '{group}={{{several}}}'")
+            chosen[task] = found
+    return [_as_share(row) for row in rows if chosen.get(row.task) == row.metric], left_out
+
+
+def _as_share(row: EvaluationRow) -> EvaluationRow:
+    if (row.task, row.metric) not in PERCENT:
+        return row
+    return replace(row, value=row.value / 100, stderr=None if row.stderr is None else row.stderr / 100)
+
+
+def with_means(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The rows, and again those of groups that are averaged together: the 15 tasks of the paper ("all_15"), and all
+    tasks whose metric is a share of 1 ("all"); a mean of one group, or the same mean again, is left out."""
+    shares = [row for row in rows if is_share(row.metric)]
+    paper = [row for row in shares if row.task_group in PAPER_GROUPS]
+    more: list[EvaluationRow] = []
+    for name, members in (("all_15", paper), ("all", shares)):
+        if len({row.task_group for row in members}) > 1 and not (name == "all" and len(members) == len(paper)):
+            more += [replace(row, task_group=name) for row in members]
+    return [*rows, *more]
 
 
 def tell_apart(files: Mapping[Path, Sequence[EvaluationRow]]) -> tuple[list[EvaluationRow], list[str]]:
     """The rows of all files, each once, and what to say about them.
 
-    A run is its name, and people give seeds of one configuration the same. Where two files hold different numbers of
-    one result of a run, they are of different runs: each gets its file in its name. The same rows in two files, a copy,
-    are one run.
+    A run is its id. Rows from before runs had one are of a run by its name, and people give seeds of one configuration
+    the same: where two files hold different numbers of one result of a name, they are of different runs. Of runs with
+    one name each gets its file in its name. The same rows in two files, a copy, are one run.
     """
     results: dict[str, dict[tuple[object, ...], set[tuple[object, ...]]]] = defaultdict(lambda: defaultdict(set))
+    ids: dict[str, set[str | None]] = defaultdict(set)
     holders: dict[str, dict[Path, None]] = defaultdict(dict)
     for path, rows in files.items():
         ours: dict[tuple[str, tuple[object, ...]], EvaluationRow] = {}
         for row in rows:  # a later row of one file is the one that counts
-            ours[row.run, (row.step, row.task, row.metric, row.num_loops, row.num_examples)] = row
+            ours[row.run, (row.step, row.task, row.metric, row.num_loops, row.num_examples, row.inputs)] = row
             holders[row.run][path] = None
+            ids[row.run].add(row.run_id)
         for (run, key), row in ours.items():
             results[run][key].add((repr(row.value), row.tokens_seen, row.effective_depth, row.num_params))
     doubled = {run for run, found in results.items() if any(len(values) > 1 for values in found.values())}
+    doubled = {run for run in doubled if None in ids[run]} | {run for run in ids if len(ids[run] - {None}) > 1}
     notes = [
         f"{len(holders[run])} files hold different runs of the name {run!r}: they are told apart by their files, "
         f"{', '.join(map(str, holders[run]))}"
@@ -87,6 +117,12 @@ def tell_apart(files: Mapping[Path, Sequence[EvaluationRow]]) -> tuple[list[Eval
     kept: dict[tuple[object, ...], EvaluationRow] = {}
     for path, rows in files.items():
         for row in rows:
-            named = replace(row, run=f"{row.run} ({path})") if row.run in doubled else row
-            kept.setdefault((repr(named.value), *astuple(replace(named, value=0.0))), named)
+            named = replace(row, run=_own_name(row, path)) if row.run in doubled else row
+            what = (row.step, row.task_group, row.task, row.metric, row.num_loops, row.num_examples, row.inputs)
+            cost = (row.tokens_seen, row.train_flops, row.num_params, row.effective_depth, row.stderr)
+            kept.setdefault((named.run, row.run_id, *what, *cost, repr(row.value)), named)
     return list(kept.values()), notes
+
+
+def _own_name(row: EvaluationRow, path: Path) -> str:
+    return f"{row.run} ({path})" if row.run_id is None else f"{row.run} ({row.run_id[:6]}, {path})"

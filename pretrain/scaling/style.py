@@ -14,8 +14,8 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 SKY, PINK, GREY = "#56b4e9", "#cc79a7", "#999999"
 
 STYLE: dict[Any, Any] = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
-    "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 9, "svg.fonttype": "none",
+    "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 10, "svg.fonttype": "none",
     "svg.hashsalt": "looped",  # the same drawing gives the same file
 }  # fmt: skip
 

@@ -10,7 +10,10 @@ from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
 
-CSV_FIELDS = ("task_group", "family", "alpha", "beta", "alpha_low", "alpha_high", "num_depths")
+CSV_FIELDS = (
+    "task_group", "family", "curve", "metric", "alpha", "alpha_low", "alpha_high", "beta", "beta_low", "beta_high",
+    "held_out_error", "num_depths",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,10 @@ def write_fits(analysis: Analysis, file: Path) -> None:
         writer = csv.writer(output, lineterminator="\n")
         writer.writerow(CSV_FIELDS)
         for curve, fit in zip(analysis.curves, analysis.fits, strict=True):
-            numbers = (fit.alpha, fit.beta, *fit.alpha_interval) if fit else ("",) * 4
-            writer.writerow([curve.task_group, curve.family, *numbers, curve.num_depths])
+            numbers: tuple[object, ...] = ("",) * 7
+            if fit:
+                numbers = fit.alpha, *fit.alpha_interval, fit.beta, *fit.beta_interval, fit.held_out_error
+            writer.writerow([curve.task_group, curve.family, curve.name, curve.metric, *numbers, curve.num_depths])
 
 
 def make_tables(analysis: Analysis) -> list[Table]:
@@ -55,18 +60,18 @@ def _fit_table(analysis: Analysis) -> Table:
         numbers = ("-", "-", f"- ({NO_LINE})")
         if fit:
             alpha, beta = _with_interval(fit.alpha, fit.alpha_interval), _with_interval(fit.beta, fit.beta_interval)
-            numbers = alpha, beta, f"{fit.held_out_error:.2g}"
-        rows.append((curve.task_group, curve.family, curve.metric, str(curve.num_depths), *numbers))
+            numbers = alpha if fit.has_slope else f"{alpha}: none", beta, f"{fit.held_out_error:.2g}"
+        rows.append((curve.task_group, curve.name, curve.metric, str(curve.num_depths), *numbers))
         num_points, warnings = len(curve.points), list(curve.warnings)
         if unplaced := num_points - len(TRAINING.placed(curve.points)):
             missing = f"training FLOPs of {unplaced} of {num_points} points are unknown or 0"
             warnings.insert(0, f"{missing}, so they are not drawn against these")
         if num_points > MAX_DRAWN:
             warnings.insert(0, f"{MAX_DRAWN} of {num_points} points are drawn; the line is through all")
-        notes += [f"{curve.task_group}, {curve.family}: {warning}" for warning in warnings]
+        notes += [f"{curve.task_group}, {curve.name}: {warning}" for warning in warnings]
     if not any(analysis.fits):
         notes.insert(0, f"no curve has a line: {NO_LINE}; its points are drawn")
-    header = ("task group", "family", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
+    header = ("task group", "curve", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
     title = "value = alpha·log(D) + beta, D: effective depth in layers"
     return Table(title=title, header=header, rows=rows, notes=notes)
 
@@ -75,9 +80,15 @@ def _ratio_table(analysis: Analysis) -> Table:
     rows = []
     for ratio in analysis.ratios:
         unbounded = f"{ratio.value:.3g} (unbounded: alpha_baseline may be 0)"
-        rows.append((ratio.task_group, _with_interval(ratio.value, ratio.interval) if ratio.interval else unbounded))
+        rows.append(
+            (
+                ratio.task_group,
+                *ratio.names,
+                _with_interval(ratio.value, ratio.interval) if ratio.interval else unbounded,
+            )
+        )
     title = "a loop against layers of their own: alpha_looped / alpha_baseline"
-    return Table(title=title, header=("task group", "ratio [95%]"), rows=rows)
+    return Table(title=title, header=("task group", "looped", "baseline", "ratio [95%]"), rows=rows)
 
 
 def _gap_table(analysis: Analysis) -> Table:
@@ -116,9 +127,11 @@ def _law_table(analysis: Analysis) -> Table:
 def _isoplot_table(analysis: Analysis) -> Table:
     rows = []
     for isoplot in analysis.isoplots:
-        line = (f"{isoplot.line[0]:.4g}", f"{isoplot.line[1]:.4g}") if isoplot.line else ("-", "- (too few losses)")
-        rows.append((isoplot.task_group, isoplot.family, isoplot.metric, str(len(isoplot.points)), *line))
-    header = ("task group", "family", "metric", "points", "per nat of loss", "at loss 0")
+        line = ("-", "- (too few losses)")
+        if found := isoplot.line:
+            line = _with_interval(found.slope, found.slope_interval), f"{found.intercept:.4g}"
+        rows.append((isoplot.task_group, isoplot.name, isoplot.metric, str(len(isoplot.points)), *line))
+    header = ("task group", "curve", "metric", "points", "per nat of loss [95%]", "at loss 0")
     return Table(title="downstream value against validation loss over training steps", header=header, rows=rows)
 
 

@@ -54,7 +54,7 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
                     numbers[f"regularisation {where}"] = result.regularisation
         losses = Validation(config, layout, rank).losses(engine, loops, vote)
         assert losses is not None, "nobody votes to stop"
-        numbers |= {f"validation loss at L={count}": loss for count, loss in zip(loops, losses, strict=True)}
+        numbers |= {f"validation loss at L={count}": loss for count, (loss, _) in zip(loops, losses, strict=True)}
     return numbers
 
 

@@ -107,8 +107,8 @@ def train(config: RunConfig) -> tuple[list[StepResult], list[float], list[float]
         return own_rows(make_rows(NUM_ROWS, number), groups)
 
     def validate() -> list[float]:
-        sums, num_supervised = engine.evaluate(rows(NUM_STEPS), loops)
-        return [total / num_supervised for total in sums]
+        found = engine.evaluate(rows(NUM_STEPS), loops)
+        return [total / found.num_supervised for total in found.sums]
 
     before = validate()
     results = [

@@ -153,10 +153,12 @@ def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, flo
     rows."""
     engine, groups = make_engine(config)
     own = own_rows(rows, groups)
-    totals, num_tokens = engine.evaluate(own, DEPTHS)
+    found = engine.evaluate(own, DEPTHS)
+    totals, num_tokens = found.sums, found.num_supervised
     assert num_tokens == (rows[:, 1] != IGNORED).sum()
     padding = torch.tensor([[0], [IGNORED]]).expand(2, 2, SEQ_LEN)
-    padded, num_padded = engine.evaluate(torch.cat((own, padding)), DEPTHS)
+    found = engine.evaluate(torch.cat((own, padding)), DEPTHS)
+    padded, num_padded = found.sums, found.num_supervised
     assert num_padded == num_tokens
     trained = [engine.train_step(own, num_loops, 0.0).loss for num_loops in DEPTHS]
     return [

@@ -1,8 +1,8 @@
 """Tokenizers of published models (GPT-2, Llama, Qwen, OLMo, SmolLM), used as they are, by the `tokenizers` library.
 
 The file is one JSON object of ours: the text of the original tokenizer.json, unchanged, the names of its bos and eos,
-and the tokens that were added for latent thoughts. `import_tokenizer` makes it from a folder of a published model;
-nothing in that folder is executed.
+whether the publisher's tokenizer puts the bos before a text, and the tokens that were added for latent thoughts.
+`import_tokenizer` makes it from a folder of a published model; nothing in that folder is executed.
 
 1. Added tokens get the ids after the last row of the model's embedding, which may be longer than the vocabulary (Qwen
    pads it).
@@ -49,6 +49,8 @@ class PublishedTokenizer(Tokenizer):
         self._backend = _load_backend(self.original, (self.bos_token, self.eos_token))
         ids = self._backend.get_vocab()
         self.bos_id, self.eos_id = ids[self.bos_token], ids[self.eos_token]
+        own = fields.get("adds_bos")  # files from before it was kept follow the published template
+        self.adds_bos = own if isinstance(own, bool) else _begins_with(self._backend, self.bos_id)
         self.pad_id = self.eos_id
         self.vocab_size = 1 + max((*ids.values(), *self.new_tokens.values()))
 
@@ -97,8 +99,19 @@ def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int
         "bos_token": bos_token,
         "eos_token": eos_token,
         "new_tokens": ids,
+        "adds_bos": _adds_bos(folder, backend, bos_token),
     }
     return json.dumps({**fields, "tokenizer_json": original}, ensure_ascii=False, indent=1).encode()
+
+
+def _adds_bos(folder: Path, backend: Backend, bos_token: str) -> bool:
+    """Whether transformers puts the bos before a text: its option, else the template of tokenizer.json."""
+    option = _read_settings(folder / "tokenizer_config.json").get("add_bos_token")
+    return option if isinstance(option, bool) else _begins_with(backend, backend.token_to_id(bos_token))
+
+
+def _begins_with(backend: Backend, number: int | None) -> bool:
+    return backend.encode("a", add_special_tokens=True).ids[:1] == [number]
 
 
 def _load_backend(original: str, specials: tuple[str, str]) -> Backend:

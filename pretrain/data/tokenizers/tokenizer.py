@@ -84,6 +84,8 @@ class Tokenizer(ABC):
     bos_id: int
     eos_id: int
     pad_id: int
+    adds_bos: bool = True
+    """Whether a text begins with bos where nothing else is said, as the documents of pretraining do."""
     is_of_symbols: ClassVar[bool] = False
     """Whether every token is a symbol of a list; else it is of one byte of text or more, joined as training found."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from pretrain import train
 from pretrain.checkpoint.counters import Counters
+from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
@@ -20,6 +21,7 @@ from pretrain.eval.groups import ResolvedTask, load_tasks, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.sampling import Generation
 from pretrain.rows.evaluation import ScoredModel
+from pretrain.rows.identity import parse_inputs, variant_of
 from pretrain.rows.jsonl import JsonLines
 from tests.support.corpus import make_tokenizer
 from tests.unit.hf.test_convert import make_run
@@ -78,7 +80,9 @@ def test_a_task_is_done_when_it_was_scored_on_as_many_examples(tmp_path: Path) -
     assert len(file.read_text().splitlines()) == 4
 
 
-def test_a_task_of_other_inputs_is_not_done(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_task_of_other_inputs_is_not_done(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
     """Each call differs from the one before in its data, in bos, in the weights; the fourth repeats the third."""
     file, data = tmp_path / "rows.jsonl", [tmp_path / name / "lambada" for name in ("a", "b")]
     for folder, word in zip(data, ("loop", "river"), strict=True):
@@ -93,10 +97,13 @@ def test_a_task_of_other_inputs_is_not_done(tmp_path: Path, tokenizer: Path) -> 
         assert eval_depth.main([*wanted, "--out", str(file), *more]) == 0
         counts.append(len(file.read_text().splitlines()))
     assert counts == [2, 4, 6, 6, 8, 10]
+    said = capsys.readouterr().err
+    assert f"{file}: lambada_openai: " in said
+    assert "rows of this step are of another examples" in said and "of another bos: they do not count" in said
     old = [json.loads(line) | {"inputs": None} for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row) + "\n" for row in old[:2]))
     assert eval_depth.main([*wanted, "--out", str(file)]) == 0
-    assert len(file.read_text().splitlines()) == 2, "rows from before inputs were kept count as done"
+    assert len(file.read_text().splitlines()) == 4, "of rows from before inputs were kept nobody knows"
 
 
 def test_a_write_that_was_cut_short_loses_no_row_and_doubles_none(tmp_path: Path) -> None:
@@ -234,3 +241,10 @@ def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
         ("p_hop", "acc", 2),
     ]
     assert {row["num_examples"] for row in rows} == {20}
+    config = read_config(tmp_path / "run.yaml", RunConfig, [*overrides, *shape, *settings])
+    for row in rows:
+        assert row["variant"] == variant_of(config) and row["settings"]["train.steps"] == 2 and row["seed"] == 0
+        assert len(row["run_id"]) == 16 and row["trained_loops"] == [1, 1] and row["is_main"] is True
+        assert (row["num_prelude_layers"], row["num_loop_layers"], row["num_coda_layers"]) == (0, 1, 0)
+        names = ["examples", "shots", "tokenizer", "checkpoint", "harness", "bos"]
+        assert list(parse_inputs(row["inputs"])) == names and row["data"] and 0 < row["shortcut"] < 1

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune.answers.results import CoconutRow, ScoredRun
+from finetune.answers.results import CoconutRow
 from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config
+from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
 from tests.unit.finetune.test_scoring import make_row
 from tools.coconut_table import main
@@ -19,8 +20,8 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "finetune"
 def write_run(folder: Path, accuracy: float, *overrides: str, config: str = "prosqa_small", **changes: Any) -> Path:
     """A run directory named after its folder with one test row."""
     settings = read_config(CONFIGS / f"{config}.yaml", FinetuneConfig, [f"run.name={folder.name}", *overrides])
-    scored = ScoredRun.of(settings, step=9, epoch=8, stage=4, split="test")
-    row = replace(make_row(), **(scored._asdict() | {"accuracy": accuracy} | changes))
+    said = vars(RunIdentity.of(settings, trained_loops=(1, 1))) | {"run": folder.name, "method": settings.method.name}
+    row = replace(make_row(), **(said | {"step": 9, "epoch": 8, "accuracy": accuracy} | changes))
     JsonLines(folder / "eval" / "coconut.jsonl").append([row])
     return folder
 

@@ -144,12 +144,25 @@ def test_another_file_of_the_same_name_is_another_question(tmp_path: Path) -> No
     save_run(run)
     finetuned = load_finetuned(run, CPU)
     whole = load_questions(finetuned).examples
-    counts = []
+    counts, rows = [], JsonLines(tmp_path / "rows.jsonl")
     for examples in (whole[:3], whole[3:6], whole[3:6]):
         write_examples(file, examples)
-        first_row(finetuned, load_questions(finetuned, file=file), Cell(0, 1), tmp_path, batch=3)
-        counts.append(len(JsonLines(tmp_path / "rows.jsonl").read(CoconutRow)))
-    assert counts == [1, 2, 2]
+        next(evaluate_cells(finetuned, load_questions(finetuned, file=file), [Cell(0, 1)], rows, batch=3))
+        counts.append((len(rows.path.read_text().splitlines()), rows.problems))
+    what = "the row of mine.json at 0 thoughts and 1 loops is of another examples: it does not count"
+    assert counts == [(1, []), (2, [f"{rows.path}: {what}"]), (2, [])]
+
+
+def test_another_batch_is_timed_anew_and_answers_the_same(tmp_path: Path) -> None:
+    """The seconds of one test case, as the paper gives them, are not those of a batch of the training run."""
+    run = tmp_path / "tiny"
+    save_run(run)
+    finetuned = load_finetuned(run, CPU)
+    questions = load_questions(finetuned)
+    rows = [first_row(finetuned, questions, Cell(2, 1), tmp_path, batch=batch) for batch in (6, 1, 6)]
+    assert [row.batch for row in JsonLines(tmp_path / "rows.jsonl").read(CoconutRow)] == [6, 1]
+    assert rows[0] == rows[2] and rows[0].accuracy == rows[1].accuracy
+    assert rows[0].seconds_per_example != rows[1].seconds_per_example
 
 
 def test_what_is_wrong_is_said_in_one_line(

@@ -25,7 +25,9 @@ from finetune.latent.sequential import Sequential
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Tokens
 from finetune.method.markers import Markers
+from pretrain.config.model import ModelSection
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
 from pretrain.tasks.task import Example
 from tests.unit.eval.test_sampling import make_model
@@ -107,7 +109,9 @@ def test_right_answers_are_counted_under_the_length_of_their_chain(monkeypatch: 
     tally = answerer(batch=3, max_new_tokens=9, num_slots=1).score(QUESTIONS)
     assert (tally.right, tally.num_examples) == ({0: 1, 1: 0, 2: 2}, {0: 1, 1: 1, 2: 2})
     assert (tally.accuracy, tally.num_thoughts, tally.num_text_tokens) == (0.75, 4, 5 + 5 + 1 + 7)
-    row = CoconutRow.of(tally, Cell(1, 1), ScoredRun("x", "", 5, 2, 1, "coconut", "test"))
+    row = CoconutRow.of_tally(
+        tally, Cell(1, 1), ScoredRun("x", 5, 2, 1, "coconut", "test"), RunIdentity(), ModelSection()
+    )
     assert row.accuracy_by_chain_length == {"0": 1.0, "1": 0.0, "2": 1.0}
     assert (row.new_tokens, row.mean_thoughts, row.num_examples) == (5.5, 1.0, 4)
 
@@ -209,7 +213,12 @@ def make_row(**changes: Any) -> CoconutRow:
     tally = Tally(
         right=Counter({2: 3}), num_examples=Counter({2: 4}), num_thoughts=8, num_text_tokens=12, seconds=2.0, flops=400
     )
-    return replace(CoconutRow.of(tally, Cell(2, 1), ScoredRun("x", "", 7, 2, 1, "coconut", "test")), **changes)
+    return replace(
+        CoconutRow.of_tally(
+            tally, Cell(2, 1), ScoredRun("x", 7, 2, 1, "coconut", "test"), RunIdentity(), ModelSection()
+        ),
+        **changes,
+    )
 
 
 def test_rows_come_back_from_their_file_and_tell_what_was_counted(tmp_path: Path) -> None:

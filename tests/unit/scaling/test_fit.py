@@ -165,12 +165,12 @@ def test_ratio_of_two_alphas_and_its_interval() -> None:
         baseline = fitted(
             curve_of({depth: [0.10 * math.log(depth) + rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01)
         )
-        interval = ratio_of("t", looped, baseline).interval
+        interval = ratio_of("t", ("l", "b"), looped, baseline).interval
         assert interval is not None
         inside += interval[0] <= 1.2 <= interval[1]
     assert inside >= 90
     flat = fitted(curve_of({depth: [rng.normal(0, 0.01)] for depth in DEPTHS}, stderr=0.01))
-    assert ratio_of("t", looped, flat).interval is None
+    assert ratio_of("t", ("l", "b"), looped, flat).interval is None
 
 
 def table_3_rows() -> list[EvaluationRow]:
@@ -179,6 +179,7 @@ def table_3_rows() -> list[EvaluationRow]:
             **model_fields("looped" if loops > 1 else "baseline", layers, loops, 10**9),
             task=column,
             task_group=column,
+            metric="ppl" if column == "ppl" else "acc",
             value=value,
         )
         for (layers, loops), values in TABLE_3.items()
@@ -239,8 +240,10 @@ def test_the_best_of_seeds_is_the_lowest_loss() -> None:
         for seed, value in enumerate(values)
     ]
     mean, best = find_gaps(make_curves(rows))
-    assert (mean.value, mean.iso_param, mean.iso_flop) == pytest.approx((3.8, 4.7, 3.45))
-    assert (best.value, best.iso_param, best.iso_flop) == (3.6, 4.4, 3.4)
+    perplexities = [[math.exp(value) for value in values] for *_, values in (found[0], found[2], found[1])]
+    assert (mean.value, mean.iso_param, mean.iso_flop) == pytest.approx([np.mean(each) for each in perplexities])
+    assert (best.value, best.iso_param, best.iso_flop) == pytest.approx([min(each) for each in perplexities])
+    assert mean.metric == "ppl", "the paper's gap is one of perplexities"
     (table,) = [table for table in make_tables(analyse(rows)) if table.title.startswith("% of the gap")]
     assert [row[1] for row in table.rows] == [
         "mean of 2: looped-2x2-1000000000-0, ...",
@@ -317,12 +320,16 @@ def test_isoplots_pair_a_value_with_the_loss_at_the_same_step_and_loop_count() -
     rows.append(make_row(step=99, task="x", task_group="qa", metric="acc", value=0.0))  # no loss is known there
     (isoplot,) = make_isoplots(rows, rows)
     assert (isoplot.task_group, isoplot.metric, len(isoplot.points)) == ("qa", "acc", 6)
-    assert isoplot.line == pytest.approx((-0.1, 0.9))
+    assert isoplot.line is not None and isoplot.line.has_slope
+    assert (isoplot.line.slope, isoplot.line.intercept) == pytest.approx((-0.1, 0.9))
+    (later,) = make_isoplots(rows, rows, from_step=20)
+    assert {point.step for point in later.points} == {20, 30}
 
 
 def test_everything_of_a_sweep_is_in_the_tables() -> None:
     analysis = analyse([make_row(**row) for row in sweep()])
-    assert [curve.task_group for curve in analysis.curves] == ["closed book"] * 2 + ["math"] * 2 + ["validation"] * 2
+    groups = ["all", "closed book", "math", "validation"]
+    assert [curve.task_group for curve in analysis.curves] == [group for group in groups for _ in range(2)]
     text = "\n".join(map(render, make_tables(analysis)))
     for words in ("alpha_looped / alpha_baseline", "gap covered", "phi [95%]", "held out", "per nat of loss"):
         assert words in text

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_families_have_curves_of_their_own_over_all_runs() -> None:
     rows = [
         make_row(run=str(depth), family="baseline", effective_depth=depth, value=9.0 - depth) for depth in (1, 2, 4, 8)
     ]
-    baseline, looped = make_curves([*rows, make_row()])
+    baseline, looped = make_curves([*rows, make_row(num_loops=2)])
     assert (baseline.family, baseline.num_depths, looped.family, looped.num_depths) == ("baseline", 4, "looped", 1)
 
 
@@ -98,12 +99,14 @@ def test_a_metric_is_chosen_for_each_group() -> None:
     ]
 
     def chosen(*choices: str) -> list[str]:
-        return [row.metric for row in choose_metric(rows, choices)]
+        return [row.metric for row in choose_metric(rows, choices)[0]]
 
-    assert chosen("ppl") == ["acc", "ppl", "speed"]
+    assert chosen() == ["acc", "em", "speed"] and chosen("ppl") == ["acc", "ppl", "speed"]
     assert chosen("nll", "other=em") == chosen("validation=nll", "em") == ["nll", "em", "speed"]
-    with pytest.raises(ValueError, match=r"'other' has several metrics: choose one with --metric 'other=\{em,ppl\}'"):
-        chosen()
+    with pytest.raises(
+        ValueError, match=r"task 't' has several metrics: choose one with --metric 'other=\{ppl,speed\}'"
+    ):
+        choose_metric([row if row.metric != "em" else replace(row, metric="speed") for row in rows])
     with pytest.raises(ValueError, match="no row has metric 'f1': choose one of acc, em, nll, ppl, speed"):
         chosen("f1")
     with pytest.raises(ValueError, match="no row of task group 'alone' has metric 'acc': choose one of speed"):
@@ -175,7 +178,8 @@ def test_bare_command_reads_every_run_and_writes_beside_the_first(
     out = tmp_path / "runs/a/eval"
     assert (out / "scaling.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "scaling.svg").read_text()
-    assert (out / "fit.csv").read_text().startswith("task_group,family,alpha,beta,alpha_low,alpha_high,num_depths\n")
+    header = "task_group,family,curve,metric,alpha,alpha_low,alpha_high,beta,beta_low,beta_high,held_out_error"
+    assert (out / "fit.csv").read_text().startswith(f"{header},num_depths\n")
     with (out / "fit.csv").open() as file:
         baseline, looped = csv.DictReader(file)
     assert (baseline["family"], baseline["alpha"], baseline["alpha_low"], baseline["num_depths"]) == (
@@ -219,14 +223,19 @@ def test_points_are_drawn_where_no_curve_has_enough_depths(tmp_path: Path, capsy
         (json.dumps(FIELDS | {"family": "deep"}), "depth.jsonl:2: family: "),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, message: str) -> None:
+def test_a_damaged_line_is_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, message: str
+) -> None:  # fmt: skip
     file = write_rows(tmp_path / "depth.jsonl", {})
     file.write_text(file.read_text() + bad + "\n")
-    assert main([str(file)]) == 2
+    assert main([str(file)]) == 0
     error = capsys.readouterr().err
-    assert message in error
+    assert message in error and error.startswith("warning: ") and error.endswith(": passed over\n")
     assert error.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth.jsonl"]
+    file.write_text(bad + "\n")
+    assert main([str(file), "--out", str(tmp_path / "none")]) == 2
+    assert f"error: nothing to plot: no rows in {file}" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_missing_and_empty_files_are_one_line(
@@ -305,14 +314,14 @@ def test_a_point_of_unknown_cost_has_no_place_on_its_axis_and_no_share_in_what_n
         make_row(run=f"k{n}", num_loops=n, effective_depth=2 * n, **(unknown if n > 2 else {})) for n in (1, 2, 3)
     ]
     analysis = analyse([*looped, make_row(run="deep", family="baseline", num_params=3000, effective_depth=6)])
-    curve = analysis.curves[-1]
-    assert [point.row.run for _, point in DEPTH.placed(curve.points)] == ["k1", "k2", "k3"]
-    assert [point.row.run for _, point in TRAINING.placed(curve.points)] == ["k1", "k2"]
+    points = [point for curve in analysis.curves if curve.family == "looped" for point in curve.points]
+    assert sorted(point.row.run for _, point in DEPTH.placed(points)) == ["k1", "k2", "k3"]
+    assert sorted(point.row.run for _, point in TRAINING.placed(points)) == ["k1", "k2"]
     assert TRAINING in possible_axes(analysis.curves)
     assert [gap.iso_param for gap in analysis.gaps if gap.runs == ("k3",)] == [None]
     assert [row.run for row in law_points(looped)] == ["k1", "k2"]
     notes = [note for table in make_tables(analysis) for note in table.notes]
-    assert any("looped: training FLOPs of 1 of 3 points are unknown or 0" in note for note in notes)
+    assert any("training FLOPs of 1 of 1 points are unknown or 0" in note for note in notes)
     draw(analysis, [tmp_path / "figure.svg"])
     write_page(analysis, tmp_path / "figure.html")
     assert "unknown" in (tmp_path / "figure.html").read_text().rpartition("Plotly.newPlot")[2]

@@ -1,0 +1,88 @@
+"""Who a row is about: runs of one configuration, seeds, and what an old row does not say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.answers.results import CoconutRow
+from finetune.config import FinetuneConfig
+from pretrain.config.read import read_config
+from pretrain.config.run import RunConfig
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.identity import RunIdentity, differing_inputs, settings_of, variant_of
+from pretrain.rows.jsonl import JsonLines
+from tests.support.scaling_rows import make_row
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def identity(*overrides: str, schema: Any = RunConfig, file: str = "tasks/p_hop_small.yaml") -> RunIdentity:
+    return RunIdentity.of(read_config(CONFIGS / file, schema, overrides), trained_loops=(1, 4))
+
+
+def test_what_changes_no_number_is_not_in_the_configuration_of_a_row() -> None:
+    first = identity()
+    layout = ["parallel.pipeline=2", "train.micro_batch=2", "logging.wandb=disabled", "checkpoint.every=7"]
+    same = identity("run.seed=3", "run.name=other", "validation.every=5", *layout)
+    assert (same.variant, same.settings) == (first.variant, first.settings)
+    assert same.config != first.config and same.run_id != first.run_id and same.seed == 3
+    for change in ("optimizer.lr=0.5", "train.steps=77", "data.num_streams=2"):
+        assert identity(change).variant != first.variant
+
+
+def test_settings_are_what_differs_from_the_defaults() -> None:
+    assert settings_of(RunConfig()) == {}
+    config = RunConfig.model_validate({"model": {"num_loops": 3}, "optimizer": {"lr": 0.5}, "run": {"seed": 4}})
+    assert settings_of(config) == {"model.num_loops": 3, "optimizer.lr": 0.5}
+
+
+def test_fine_tuning_chooses_by_validation_so_it_counts_there() -> None:
+    tuned = [
+        variant_of(read_config(CONFIGS / "finetune/prosqa_small.yaml", FinetuneConfig, overrides))
+        for overrides in ([], ["engine.zero_stage=3"], ["validation.batch=3"], ["validation.every=2"])
+    ]
+    assert tuned[0] == tuned[1] == tuned[2] != tuned[3]
+
+
+def test_a_checkpoint_keeps_the_identity_and_an_old_one_says_its_configuration() -> None:
+    first = identity("run.seed=2")
+    assert RunIdentity.read({"identity": json.loads(json.dumps(first.as_meta()))}) == first
+    config = read_config(CONFIGS / "tasks/p_hop_small.yaml", RunConfig, ["run.seed=2"])
+    old = RunIdentity.read({"next_sample": 0, "config": config.model_dump(mode="json")})
+    assert (old.run_id, old.data, old.config, old.variant, old.seed) == (None, None, first.config, first.variant, 2)
+    assert RunIdentity.read({"saved_model": {}}) == RunIdentity(), "of imported weights nothing is known"
+
+
+def test_the_unknown_is_equal_to_nothing_and_a_run_knows_its_own_checkpoints() -> None:
+    ours, theirs = identity(), identity()
+    asked = "examples=a bos=yes checkpoint=c"
+    assert differing_inputs(ours, asked, ours, asked) == []
+    assert differing_inputs(ours, "examples=a bos=yes", ours, asked) == []
+    assert differing_inputs(ours, "examples=a", ours, asked) == ["bos"]
+    assert differing_inputs(ours, "examples=a bos=no", ours, asked) == ["bos"]
+    assert differing_inputs(ours, None, ours, "examples=a") == ["examples"]
+    assert differing_inputs(ours, asked, theirs, asked) == ["run_id"]
+    assert differing_inputs(RunIdentity(), "examples=a", ours, "examples=a") == ["run_id", "config"]
+
+
+def test_rows_say_their_shape() -> None:
+    assert make_row().shape == "" and make_row(num_loop_layers=4, num_loops=2).shape == "4⊗2"
+    whole = make_row(num_prelude_layers=1, num_loop_layers=4, num_coda_layers=2, num_loops=3, trained_loops=(1, 2))
+    assert whole.shape == "1+4⊗3+2" and not whole.is_trained_depth and make_row().is_trained_depth
+
+
+@pytest.mark.parametrize(
+    ("pattern", "record"), [("sweeps/results/*/depth.jsonl", EvaluationRow), ("finetune/results/*/*.jsonl", CoconutRow)]
+)
+def test_committed_rows_of_older_versions_are_read(pattern: str, record: Any) -> None:
+    for file in CONFIGS.glob(pattern):
+        assert JsonLines(file).read(record, strict=True)
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    row = make_row(**{**vars(identity()), "trained_loops": (1, 6)}, is_main=True, inputs="examples=a")
+    file = JsonLines(tmp_path / "depth.jsonl")
+    file.append([row])
+    assert file.read(EvaluationRow, strict=True) == [row]
