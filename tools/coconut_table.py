@@ -1,8 +1,9 @@
 """Compare fine-tuned runs: `python tools/coconut_table.py runs/prosqa_*_small-seed*`.
 
 Prints a Markdown table of the runs' test rows (`eval/coconut.jsonl`), one line for runs that differ in the seed alone
-and each number of thoughts and loops: accuracy as mean ± standard deviation over seeds, and mean new tokens, time and
-FLOPs per example.
+and each number of thoughts and loops: accuracy as mean ± standard deviation over seeds beside its standard error over
+examples, the best shortcut, and mean new tokens, time and FLOPs per example. Unlike rows are never averaged: other
+settings, training data, questions or batches are lines of their own, and the settings that differ are named.
 """
 
 if __name__ == "__main__":
@@ -23,9 +24,14 @@ from finetune.answers.results import CoconutRow
 from finetune.method.methods import METHODS
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser
+from pretrain.rows.identity import parse_inputs
 from pretrain.rows.jsonl import JsonLines
+from pretrain.scaling.comparable import shown_value
 
-HEADER = ("method", "run", "thoughts", "loops", "accuracy %", "new tokens", "ms/example", "MFLOP/example", "seeds")
+HEADER = (
+    "method", "run", "thoughts", "loops", "accuracy %", "± examples", "examples", "best shortcut %", "new tokens",
+    "ms/example", "batch", "MFLOP/example", "differs in", "seeds",
+)  # fmt: skip
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,8 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def pooled_rows(runs: Sequence[Path], split: str) -> list[list[CoconutRow]]:
     """The newest rows of all runs. Those of one list differ in the seed alone: they have the same method, thoughts,
-    loops, number of examples and configuration (`CoconutRow.variant`); rows that do not say their configuration, the
-    same name up to its `-seed<N>`.
+    loops, configuration (`CoconutRow.variant`), training data, questions and batch, and no two are of one seed; rows
+    that do not say their configuration, the same name up to its `-seed<N>`.
 
     Raises:
         ValueError: a run has no rows of this split.
@@ -47,40 +53,80 @@ def pooled_rows(runs: Sequence[Path], split: str) -> list[list[CoconutRow]]:
     for run in dict.fromkeys(Path(os.path.realpath(run)) for run in runs):
         file = JsonLines(run if run.is_file() else run / "eval" / "coconut.jsonl")
         rows = [row for row in file.read(CoconutRow) if row.split == split]
-        print_warnings(file.problems)
+        print_warnings([f"{problem}: passed over" for problem in file.problems])
         if not rows:
             hint = "a finished run has them, and tools/eval_coconut.py writes some"
             raise ValueError(f"{file.path}: no rows of split {split}; {hint}")
         for row in sorted(rows, key=lambda row: row.step):
-            newest[file.path, row.run, row.variant, row.num_thoughts, row.num_loops, row.num_examples] = row
-    pools: dict[tuple[int, int, int, int, str], list[CoconutRow]] = {}
+            who = row.run_id or (file.path, row.run)
+            cell = row.num_thoughts, row.num_loops
+            newest[who, row.variant, *cell, row.num_examples, row.inputs, row.batch] = row
+    pools: dict[tuple[object, ...], dict[Hashable, CoconutRow]] = {}
     for row in newest.values():
         method = list(METHODS).index(row.method)  # type: ignore[arg-type]
         variant = row.variant or name_without_seed(row)
-        pools.setdefault((method, row.num_thoughts, row.num_loops, row.num_examples, variant), []).append(row)
-    return [pools[key] for key in sorted(pools)]
+        asked = row.num_examples, row.inputs or "", row.batch or 0
+        key = (method, row.num_thoughts, row.num_loops, *asked, variant, row.data or "")
+        seeds = pools.setdefault(key, {})
+        if row.seed is not None and row.seed in seeds:
+            first = seeds[row.seed]
+            print_warnings([f"run {row.run} has configuration and seed of run {first.run}: no further seed, left out"])
+        else:
+            seeds[len(seeds) if row.seed is None else row.seed] = row
+    found = [list(seeds.values()) for seeds in pools.values()]
+    order = list(METHODS)
+    return sorted(found, key=lambda rows: (order.index(rows[0].method), rows[0].num_thoughts, rows[0].num_loops))  # type: ignore[arg-type]
 
 
 def name_without_seed(row: CoconutRow) -> str:
     return re.sub(r"-seed\d+$", "", row.run)
 
 
-def line_of(rows: Sequence[CoconutRow]) -> tuple[str, ...]:
+def apart(pools: Sequence[Sequence[CoconutRow]]) -> list[str]:
+    """What sets each line apart from others of its method, thoughts and loops: settings, data, questions."""
+    facts = [_facts(rows[0]) for rows in pools]
+    found = []
+    for rows, mine in zip(pools, facts, strict=True):
+        cell = _cell(rows[0])
+        others = [each for other, each in zip(pools, facts, strict=True) if _cell(other[0]) == cell]
+        keys = dict.fromkeys(key for each in others for key in each)
+        differing = [key for key in keys if len({each.get(key, "default") for each in others}) > 1]
+        found.append(", ".join(f"{key}={mine.get(key, 'default')}" for key in differing))
+    return found
+
+
+def _cell(row: CoconutRow) -> tuple[object, ...]:
+    return row.method, row.num_thoughts, row.num_loops
+
+
+def _facts(row: CoconutRow) -> dict[str, str]:
+    """All that can set rows apart, by name."""
+    found = {key: shown_value(value) for key, value in (row.settings or {}).items()}
+    found |= {} if row.data is None else {"data": row.data[:6]}
+    return found | {"test set": parse_inputs(row.inputs).get("examples", "unknown")[:6]}
+
+
+def line_of(rows: Sequence[CoconutRow], differs: str) -> tuple[str, ...]:
     """The line of runs that differ in the seed alone."""
     accuracies = [100 * row.accuracy for row in rows]
     spread = f" ± {statistics.stdev(accuracies):.1f}" if len(rows) > 1 else ""
-    means = ("new_tokens", "seconds_per_example", "flops_per_example")
-    tokens, seconds, flops = (statistics.mean(getattr(row, name) for row in rows) for name in means)
-    first, names = rows[0], ", ".join(dict.fromkeys(map(name_without_seed, rows)))
+    means = ("new_tokens", "seconds_per_example", "flops_per_example", "stderr")
+    tokens, seconds, flops, error = (statistics.mean(getattr(row, name) for row in rows) for name in means)
+    first, runs = rows[0], ", ".join(dict.fromkeys(map(name_without_seed, rows)))
     return (
-        first.method, names, str(first.num_thoughts), str(first.num_loops),
-        f"{statistics.mean(accuracies):.1f}{spread}", f"{tokens:.1f}", f"{1000 * seconds:.2f}",
-        f"{flops / 1e6:.1f}", str(len(rows)),
+        first.method, runs, str(first.num_thoughts), str(first.num_loops),
+        f"{statistics.mean(accuracies):.1f}{spread}", f"{100 * error:.1f}", str(first.num_examples),
+        "" if first.shortcut is None else f"{100 * first.shortcut:.1f}", f"{tokens:.1f}", f"{1000 * seconds:.2f}",
+        str(first.batch or ""), f"{flops / 1e6:.1f}", differs, str(len(rows)),
     )  # fmt: skip
 
 
 def work(options: argparse.Namespace) -> None:
-    lines = [HEADER, ("---",) * len(HEADER), *map(line_of, pooled_rows(options.runs, options.split))]
+    pools = pooled_rows(options.runs, options.split)
+    differs = apart(pools)
+    if any("test set=" in text for text in differs):
+        print_warnings(["runs that have other test sets are not averaged: give data.test a seed of its own"])
+    lines = [HEADER, ("---",) * len(HEADER), *map(line_of, pools, differs)]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 

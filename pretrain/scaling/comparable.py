@@ -133,7 +133,7 @@ def _shape_name(key: CurveKey, row: EvaluationRow) -> str:
 
 def _apart(key: CurveKey, row: EvaluationRow) -> dict[str, str]:
     """What can set a curve apart, by name."""
-    found = {name: _short(value) for name, value in (row.settings or {}).items() if name not in SHAPE}
+    found = {name: shown_value(value) for name, value in (row.settings or {}).items() if name not in SHAPE}
     if row.data is not None:
         found["data"] = row.data[:6]
     if key.tokens is not None:
@@ -143,6 +143,7 @@ def _apart(key: CurveKey, row: EvaluationRow) -> dict[str, str]:
     return found
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def shown_value(value: Any) -> str:
+    """A setting in a table or a name: one line, and a short one."""
+    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
     return text if len(text) <= 40 else f"{text[:37]}..."

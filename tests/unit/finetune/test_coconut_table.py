@@ -74,11 +74,39 @@ def test_other_questions_are_not_pooled_and_a_newer_checkpoint_replaces(
 
 
 def test_rows_from_before_the_variant_are_pooled_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"variant": None, "settings": None, "run_id": None, "seed": None}
     runs = [
-        write_run(tmp_path / name, accuracy, variant="")
+        write_run(tmp_path / name, accuracy, **old)
         for name, accuracy in (("a-seed0", 0.5), ("a-seed1", 0.6), ("a_mixed-seed0", 0.7))
     ]
     assert table(capsys, *runs) == [("coconut", "a", "2", "55.0 ± 7.1", "2"), ("coconut", "a_mixed", "2", "70.0", "1")]
+
+
+def test_unlike_rows_are_never_averaged_and_what_differs_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """Names that match, of another data set, another test set, and a repeated run."""
+    first = write_run(tmp_path / "a-seed0", 0.5, inputs="examples=aaa")
+    runs = [
+        first,
+        write_run(tmp_path / "a-seed1", 0.6, "run.seed=1", inputs="examples=aaa"),
+        write_run(tmp_path / "a-seed2", 0.9, "run.seed=2", inputs="examples=bbb"),
+        write_run(tmp_path / "a-seed3", 0.8, "run.seed=3", "curriculum.uniform_prob=0.3", inputs="examples=aaa"),
+        write_run(tmp_path / "again-seed0", 0.1, inputs="examples=aaa"),
+    ]
+    assert main([str(run) for run in runs]) == 0
+    printed = capsys.readouterr()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.out.splitlines()]
+    differs = cells[0].index("differs in")
+    assert sorted((line[4], line[differs], line[-1]) for line in cells[2:]) == [
+        ("55.0 ± 7.1", "test set=aaa, curriculum.uniform_prob=default", "2"),
+        ("80.0", "test set=aaa, curriculum.uniform_prob=0.3", "1"),
+        ("90.0", "test set=bbb, curriculum.uniform_prob=default", "1"),
+    ]
+    assert "run again-seed0 has configuration and seed of run a-seed0: no further seed, left out" in printed.err
+    assert "runs that have other test sets are not averaged" in printed.err
+    row = dict(zip(cells[0], cells[2], strict=True))
+    assert row["examples"] == "4" and float(row["± examples"]) > 0
 
 
 def test_the_shipped_rows_are_those_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:

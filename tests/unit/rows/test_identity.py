@@ -24,11 +24,11 @@ def identity(*overrides: str, schema: Any = RunConfig, file: str = "tasks/p_hop_
 
 def test_what_changes_no_number_is_not_in_the_configuration_of_a_row() -> None:
     first = identity()
-    layout = ["parallel.pipeline=2", "train.micro_batch=2", "logging.wandb=disabled", "checkpoint.every=7"]
+    layout = ["train.recompute=loop", "train.micro_batch=2", "logging.wandb=disabled", "checkpoint.every=7"]
     same = identity("run.seed=3", "run.name=other", "validation.every=5", *layout)
     assert (same.variant, same.settings) == (first.variant, first.settings)
     assert same.config != first.config and same.run_id != first.run_id and same.seed == 3
-    for change in ("optimizer.lr=0.5", "train.steps=77", "data.num_streams=2"):
+    for change in ("optimizer.lr=0.5", "train.steps=7777", "data.num_streams=2"):
         assert identity(change).variant != first.variant
 
 

@@ -1,0 +1,291 @@
+"""Compare runs: `python tools/compare.py runs/sweeps/p_hop_small runs/other --csv table.csv`.
+
+A row is one configuration: the settings in which the configurations differ, seeds as mean ± standard deviation of each
+result at each loop count (and number of thoughts), tokens, and device-hours of the training. Runs are seeds of one
+configuration only if all else is equal: settings, data and the questions of each task; a repeated run is no seed. A
+folder without a run of its own stands for the runs in it. tools/scaling_plot.py --colour KEY draws the same runs
+coloured by a setting.
+"""
+
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
+import argparse
+import csv
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from finetune.answers.results import CoconutRow
+from finetune.config import FinetuneConfig
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import OptionParser, names
+from pretrain.config.run import RunConfig
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.identity import ResultRow, digest, settings_of
+from pretrain.rows.jsonl import JsonLines
+from pretrain.scaling.analysis import without_repeats
+from pretrain.scaling.comparable import questions_of, shown_value
+from pretrain.scaling.rows import choose_metric, latest
+from pretrain.scaling.tables import Table, render
+from pretrain.storage import is_there
+
+
+class Result(NamedTuple):
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """What is read of a row of metrics.jsonl."""
+
+    step: int
+    step_time_s: float
+    tokens_seen: int | None = None
+    loss: float | None = None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run directory, as far as it is compared."""
+
+    name: str
+    settings: dict[str, Any]
+    seed: int | None
+    data: str | None
+    tokens: int | None
+    hours: float | None
+    """Device-hours of training: seconds of its steps times ranks."""
+    results: dict[str, Result]
+
+    @property
+    def configuration(self) -> str:
+        return digest([self.settings, self.data])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OptionParser(description="Compare runs: a row a configuration, mean ± sd over seeds.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, or folders of them")
+    parser.add_argument(
+        "--metric", type=names, default=[], metavar="[GROUP=]NAME,...", help="default: what each task is judged by"
+    )
+    parser.add_argument("--split", default="test", help="of fine-tuned runs; default: test")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
+    return parser.parse_args(arguments)
+
+
+def directories(paths: Iterable[Path]) -> list[Path]:
+    """The run directories among paths and in folders of runs.
+
+    Raises:
+        ValueError: one holds none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = (
+            [path] if is_there(path / "config.yaml") else sorted(file.parent for file in path.glob("*/config.yaml"))
+        )
+        if not inside:
+            raise ValueError(f"{path}: no run there, and no folder of runs: a run has a config.yaml")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[Run, list[ResultRow]] | None:
+    """A run directory and its rows; None for one that was not trained here, as an imported model.
+
+    Raises:
+        ValueError: its configuration is damaged.
+    """
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        schema = FinetuneConfig if "curriculum" in values else RunConfig
+        config: Any = schema.read_saved(values) if isinstance(values.get("run"), dict) else None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"{path / 'config.yaml'}: not the configuration of a run of this version") from None
+    if config is None:
+        warnings.append(f"{path} was not trained here: left out")
+        return None
+    files = JsonLines(path / "eval" / "depth.jsonl"), JsonLines(path / "eval" / "coconut.jsonl")
+    deep, tuned = files[0].read(EvaluationRow), files[1].read(CoconutRow)
+    steps = JsonLines(path / "metrics.jsonl")
+    times = steps.read(StepTime)
+    for file in (*files, steps):
+        warnings += [f"{problem}: passed over" for problem in file.problems]
+    chosen, left_out = choose_metric(deep, options.metric) if deep else ([], [])
+    warnings += left_out
+    newest = latest(chosen)
+    answers = {
+        (row.num_thoughts, row.num_loops, row.inputs): row
+        for row in sorted(tuned, key=lambda row: row.step)
+        if row.split == options.split
+    }
+    rows: list[ResultRow] = [*newest, *answers.values()]
+    known = rows[-1] if rows else None
+    results = {_label(row): Result(row.value, row.stderr) for row in newest}
+    results |= {_label(row): Result(row.accuracy, row.stderr) for row in answers.values()}
+    run = Run(
+        name=path.name, settings=settings_of(config), seed=config.run.seed, data=known.data if known else None,
+        tokens=times[-1].tokens_seen if times and times[-1].tokens_seen else (known.tokens_seen if known else None),
+        hours=_hours(path, times), results=results,
+    )  # fmt: skip
+    return run, rows
+
+
+def _label(row: ResultRow) -> str:
+    if isinstance(row, CoconutRow):
+        return f"{row.split} accuracy k={row.num_thoughts} L={row.num_loops}"
+    assert isinstance(row, EvaluationRow)
+    return f"{row.task} {row.metric} L={row.num_loops}"
+
+
+def _hours(path: Path, times: Sequence[StepTime]) -> float | None:
+    """Steps of which no row was kept took as long as the others."""
+    if not times:
+        return None
+    found = re.search(r"^ranks: (\d+)", _text(path / "environment.txt"), re.MULTILINE)
+    seconds = sum(row.step_time_s for row in times) / len(times) * times[-1].step
+    return seconds * int(found[1] if found else 1) / 3600
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def ask_apart(found: Sequence[tuple[Run, list[ResultRow]]]) -> list[str]:
+    """Where runs were asked other questions under one name, give each version a name of its own; says so."""
+    asked: dict[str, set[str]] = defaultdict(set)
+    for _, rows in found:
+        for row in rows:
+            asked[_label(row)].add(_questions(row))
+    several = {label for label, versions in asked.items() if len(versions) > 1}
+    for run, rows in found:
+        for row in rows:
+            if (label := _label(row)) in several and label in run.results:
+                run.results[f"{label} [{_questions(row)}]"] = run.results.pop(label)
+    return [f"{label}: the runs were not asked the same questions: shown apart" for label in sorted(several)]
+
+
+def _questions(row: ResultRow) -> str:
+    return questions_of(row) if isinstance(row, EvaluationRow) else f"N={row.num_examples} {row.inputs or ''}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs by configuration."""
+
+    groups: list[list[Run]]
+    keys: list[str]
+    """Settings in which they differ."""
+    labels: list[str]
+    """Results that any of them has."""
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Comparison":
+        by_configuration: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            by_configuration[run.configuration].append(run)
+        groups = list(by_configuration.values())
+        every = dict.fromkeys(key for run in runs for key in run.settings)
+        keys = [key for key in every if len({_shown(group[0], key) for group in groups}) > 1]
+        if len({group[0].data for group in groups} - {None}) > 1:
+            keys.append("data")
+        return cls(groups=groups, keys=keys, labels=list(dict.fromkeys(label for run in runs for label in run.results)))
+
+    def table(self) -> Table:
+        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *self.labels)
+        rows = [
+            (
+                _names(group), *(_shown(group[0], key) for key in self.keys), str(len(group)),
+                _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]),
+                *(_spread([run.results[label] for run in group if label in run.results]) for label in self.labels),
+            )
+            for group in self.groups
+        ]  # fmt: skip
+        notes = ["mean ± standard deviation over seeds; of one seed, (± standard error over examples)"]
+        return Table(title=f"{len(rows)} configurations", header=header, rows=rows, notes=notes)
+
+    def write_csv(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            numbers = [f"{label}{part}" for label in self.labels for part in (" mean", " sd", " stderr", " seeds")]
+            writer.writerow(["runs", *self.keys, "seeds", "tokens", "device_hours", *numbers])
+            for group in self.groups:
+                cells: list[object] = []
+                for label in self.labels:
+                    found = [run.results[label] for run in group if label in run.results]
+                    values = [result.value for result in found]
+                    cells.append(statistics.fmean(values) if values else "")
+                    cells.append(statistics.stdev(values) if len(values) > 1 else "")
+                    cells += [found[0].stderr if len(found) == 1 else "", len(found)]
+                writer.writerow(
+                    [
+                        " ".join(run.name for run in group), *(_shown(group[0], key) for key in self.keys), len(group),
+                        _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]), *cells,
+                    ]
+                )  # fmt: skip
+
+
+def _shown(run: Run, key: str) -> str:
+    if key == "data":
+        return run.data or "unknown"
+    return shown_value(run.settings.get(key, "default"))
+
+
+def _names(group: Sequence[Run]) -> str:
+    return ", ".join(dict.fromkeys(re.sub(r"-seed\d+$", "", run.name) for run in group))
+
+
+def _mean_of(numbers: Sequence[float | None]) -> str:
+    known = [number for number in numbers if number is not None]
+    return f"{statistics.fmean(known):.3g}" if known else "unknown"
+
+
+def _spread(results: Sequence[Result]) -> str:
+    if not results:
+        return "-"
+    values = [result.value for result in results]
+    mean = f"{statistics.fmean(values):.4g}"
+    if len(values) > 1:
+        return f"{mean} ± {statistics.stdev(values):.2g}"
+    return mean if results[0].stderr is None else f"{mean} (± {results[0].stderr:.2g})"
+
+
+def compare(options: argparse.Namespace) -> None:
+    warnings: list[str] = []
+    found = [loaded for path in directories(options.runs) if (loaded := load(path, options, warnings)) is not None]
+    if not found:
+        raise ValueError("nothing to compare: none of these runs was trained here")
+    rows = [row for _, its in found for row in its if isinstance(row, EvaluationRow)]
+    kept, repeats = without_repeats(rows)
+    ids = {row.run_id for row in rows} - {row.run_id for row in kept}
+    found = [(run, its) for run, its in found if not its or its[0].run_id not in ids or its[0].run_id is None]
+    warnings += repeats + ask_apart(found)
+    print_warnings(list(dict.fromkeys(warnings)))
+    comparison = Comparison.of([run for run, _ in found])
+    print(render(comparison.table()))
+    if options.csv:
+        comparison.write_csv(options.csv)
+        print(f"\ntable: {options.csv}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(partial(compare, parse(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
