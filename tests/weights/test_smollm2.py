@@ -29,6 +29,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 WIKITEXT = DATA / "wikitext2"
 PROMPTS = ("The capital of France is", "Once upon a time", "def fibonacci(n):", "Q: What is 2 + 3?\nA:")
 WINDOW, NUM_WINDOWS = 512, 8
+NUM_EXAMPLES = 200
+"""Of each task."""
 
 
 class Imported(NamedTuple):
@@ -102,8 +104,9 @@ def test_likelihood_of_wikitext_is_that_of_transformers(imported: Imported) -> N
     assert mine == pytest.approx(other, abs=1e-5) and 2.5 < mine < 4.5
 
 
-@pytest.mark.parametrize("name", ["lambada_openai", "hellaswag"])
+@pytest.mark.parametrize("name", ["lambada_openai", "hellaswag", "piqa", "arc_easy"])
 def test_tasks_score_as_in_the_adapter_for_transformers(imported: Imported, name: str) -> None:
+    """With nothing said of bos on either side: the published tokenizer puts none."""
     (task,) = resolve([name], DATA if DATA.is_dir() else None, allow_network=False)
     if isinstance(task, SkippedTask):
         pytest.skip(task.reason)
@@ -112,17 +115,17 @@ def test_tasks_score_as_in_the_adapter_for_transformers(imported: Imported, name
         batch_size=8,
         device="cpu",
         max_length=2048,
-        add_bos_token=False,
         dtype="float32",
     )
     device = start_world()
     try:
         scorer = Scorer(imported.ours.model, make_groups(ParallelSection(), device), batch_size=8)
-        ours = LoopedLM(scorer, imported.ours.tokenizer, (1,), max_length=2048, add_bos=False)
-        found = [scores(model, task, 24) for model in (ours, theirs)]
+        ours = LoopedLM(scorer, imported.ours.tokenizer, (1,), max_length=2048)
+        assert not ours.add_bos
+        found = [scores(model, task, NUM_EXAMPLES) for model in (ours, theirs)]
     finally:
         torch.distributed.destroy_process_group()
-    print(f"{name}, 24 examples: {found[0]}")
+    print(f"{name}, {NUM_EXAMPLES} examples: {found[0]}")
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 

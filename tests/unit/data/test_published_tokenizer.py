@@ -230,3 +230,25 @@ def test_a_file_that_is_not_of_the_format_is_named(tmp_path: Path, content: str,
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"t\.json: not a tokenizer of this project: {message}"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "option", "expected"),
+    [
+        ("one separator", None, False), ("one separator", True, True), ("two separators", None, True),
+        ("two separators", False, False), ("old form", None, False),
+    ],
+)  # fmt: skip
+def test_a_text_begins_with_bos_as_the_publisher_says(
+    tmp_path: Path, form: str, option: bool | None, expected: bool
+) -> None:
+    """By the option of tokenizer_config.json, else by the template of tokenizer.json, which also tells what files from
+    before it was kept mean."""
+    FORMS[form](tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, settings if option is None else settings | {"add_bos_token": option})
+    fields = json.loads(import_tokenizer(tmp_path))
+    assert PublishedTokenizer(json.dumps(fields).encode()).adds_bos is expected
+    del fields["adds_bos"]
+    assert PublishedTokenizer(json.dumps(fields).encode()).adds_bos is (form == "two separators")

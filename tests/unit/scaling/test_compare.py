@@ -1,0 +1,79 @@
+"""tools/compare.py: a row a configuration, the settings that differ, mean and deviation over seeds."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.read import read_config, resolved_yaml
+from pretrain.config.run import RunConfig
+from pretrain.rows.evaluation import EvaluationRow
+from pretrain.rows.identity import RunIdentity
+from pretrain.rows.jsonl import JsonLines
+from tests.support.scaling_rows import FIELDS
+from tools.compare import main
+
+CONFIG = Path(__file__).parents[3] / "configs" / "tasks" / "p_hop_small.yaml"
+
+
+def write_run(root: Path, name: str, values: dict[int, float], *overrides: str, **fields: object) -> Path:
+    """A run directory whose model has these accuracies by loop count."""
+    config = read_config(CONFIG, RunConfig, [f"run.name={name}", *overrides])
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(resolved_yaml(config))
+    (folder / "environment.txt").write_text("git commit: x\nranks: 4 = data 4\ndevice: cpu\n")
+    steps = [{"step": 2 * n, "step_time_s": 9.0, "tokens_seen": 50 * n, "loss": 1.0} for n in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    said = vars(RunIdentity.of(config, trained_loops=(1, 2), data="d"))
+    task = {"task": "p_hop", "task_group": "p_hop", "metric": "acc", "inputs": "examples=a bos=yes", "stderr": 0.01}
+    JsonLines(folder / "eval" / "depth.jsonl").append(
+        EvaluationRow(**(FIELDS | said | task | {"run": name, "num_loops": loops, "value": value} | fields))  # type: ignore[arg-type]
+        for loops, value in values.items()
+    )
+    return folder
+
+
+def test_seeds_are_one_row_and_what_differs_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "sweep"
+    for seed, value in ((0, 0.5), (1, 0.7)):
+        write_run(root, f"a-seed{seed}", {1: value, 2: value + 0.1}, f"run.seed={seed}")
+    write_run(root, "b-seed0", {1: 0.9}, "optimizer.lr=0.002")
+    write_run(root, "again", {1: 0.1}, "run.seed=0")
+    assert main([str(root), "--csv", str(tmp_path / "table.csv")]) == 0
+    printed = capsys.readouterr()
+    assert "run again has the configuration, seed and data of run a-seed0" in printed.err or "left out" in printed.err
+    assert "2 configurations" in printed.out and "0.6 ± 0.14" in printed.out and "0.9 (± 0.01)" in printed.out
+    with (tmp_path / "table.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert set(first) - {"runs", "seeds", "tokens", "device_hours"} >= {"optimizer.lr", "p_hop acc L=2 mean"}
+    assert not any(key.startswith(("model.", "train.")) for key in first), "what is equal is no column"
+    assert (first["optimizer.lr"], second["optimizer.lr"], first["seeds"]) == ("0.001", "0.002", "2")
+    assert float(first["p_hop acc L=1 mean"]) == pytest.approx(0.6)
+    assert float(first["p_hop acc L=1 sd"]) == pytest.approx(0.02**0.5)
+    assert (first["tokens"], second["p_hop acc L=2 mean"]) == ("100", "")
+    assert float(first["device_hours"]) == pytest.approx(4 * 4 * 9 / 3600, rel=1e-2)
+
+
+def test_other_questions_are_no_seeds_and_imported_models_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "a-seed0", {1: 0.5})
+    write_run(tmp_path, "a-seed1", {1: 0.7}, "run.seed=1", inputs="examples=b bos=yes")
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "config.yaml").write_text("run: imported\nmodel: {}\n")
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "p_hop acc L=1: the runs were not asked the same questions: shown apart" in printed.err
+    assert f"{tmp_path / 'imported'} was not trained here: left out" in printed.err
+    assert "0.5 (± 0.01)" in printed.out and "0.7 (± 0.01)" in printed.out and "0.6 ±" not in printed.out
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.yaml").write_text("model: [1")
+    for path, words in ((tmp_path / "absent", "no run there"), (tmp_path / "bad", "not the configuration of a run")):
+        assert main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
