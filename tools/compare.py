@@ -185,7 +185,7 @@ def _questions(row: ResultRow) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ConfigurationTable:
     """Runs by configuration."""
 
     groups: list[list[Run]]
@@ -195,7 +195,7 @@ class Comparison:
     """Results that any of them has."""
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> "Comparison":
+    def of(cls, runs: Sequence[Run]) -> "ConfigurationTable":
         by_configuration: dict[str, list[Run]] = defaultdict(list)
         for run in runs:
             by_configuration[run.configuration].append(run)
@@ -276,7 +276,7 @@ def compare(options: argparse.Namespace) -> None:
     found = [(run, its) for run, its in found if not its or its[0].run_id not in ids or its[0].run_id is None]
     warnings += repeats + ask_apart(found)
     print_warnings(list(dict.fromkeys(warnings)))
-    comparison = Comparison.of([run for run, _ in found])
+    comparison = ConfigurationTable.of([run for run, _ in found])
     print(render(comparison.table()))
     if options.csv:
         comparison.write_csv(options.csv)

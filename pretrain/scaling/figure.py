@@ -56,7 +56,7 @@ ROUND_NUMBERS = (
 def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None) -> None:
     """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`)."""
     look = looks(analysis.curves, colour_by)
-    panels = _panels(analysis, informative_axes(analysis.curves), look)
+    panels = _panels(analysis, look)
     columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
@@ -77,13 +77,15 @@ def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = N
         place_labels(figure, labels)
 
 
-def _panels(analysis: Analysis, shown: Sequence[Axis], look: Looks) -> list[Callable[["Axes", Labels], None]]:
+def _panels(analysis: Analysis, look: Looks) -> list[Callable[["Axes", Labels], None]]:
     panels: list[Callable[[Axes, Labels], None]] = []
     for group in analysis.task_groups:
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        panels += [partial(_draw_group, fitted, axis, look) for axis in shown]
+        panels += [
+            partial(_draw_group, fitted, axis, look) for axis in informative_axes([curve for curve, _ in fitted])
+        ]
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
@@ -120,7 +122,7 @@ def _draw_group(
         if seeds:
             x, y = zip(*subsample(seeds), strict=True)
             axes.plot(x, y, ".", color=colour, markersize=3.5, alpha=0.6, linestyle="none", zorder=3)
-        named += [Label(spot.place, spot.value, spot.label, colour) for spot in spots if spot.is_own]
+        named += [Label(spot.place, spot.value, spot.label, colour, spot.error) for spot in spots if spot.is_own]
     labels.append((axes, named))
     if axis is DEPTH:
         ticks = sorted({point.depth for curve, _ in fitted for point in curve.all_points})

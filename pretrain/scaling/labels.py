@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = 9.5
-OFFSETS = ((0, 8), (0, -17), (9, -4), (-9, -4), (9, 7), (-9, 7), (9, -15), (-9, -15), (0, 19), (0, -28))
+OFFSETS = ((0, 8), (0, -17), (9, -4), (-9, -4), (9, 7), (-9, 7), (9, -15), (-9, -15), (0, 19), (0, -28), (9, 18))
 """Points from the marker to try, in this order."""
 MARKER = 5.0
 """Half the size of a marker, in points."""
@@ -21,6 +21,8 @@ class Label(NamedTuple):
     y: float
     text: str
     colour: str
+    error: float
+    """Half the height of the error bar, which no name may cross."""
 
 
 class Box(NamedTuple):
@@ -43,6 +45,9 @@ def place_labels(figure: "Figure", labels: Sequence[tuple["Axes", Sequence[Label
         spots = [tuple(axes.transData.transform((label.x, label.y))) for label in wanted]
         half = MARKER * scale
         taken = [Box(x - half, y - half, x + half, y + half) for x, y in spots]
+        for label, (x, _) in zip(wanted, spots, strict=True):
+            ends = [axes.transData.transform((label.x, label.y + sign * label.error))[1] for sign in (-1, 1)]
+            taken.append(Box(x - half / 2, ends[0], x + half / 2, ends[1]))
         for label, (x, y) in list(zip(wanted, spots, strict=True))[:MOST]:
             width, height = 0.62 * SIZE * len(label.text) * scale, 1.15 * SIZE * scale
             for right, up in OFFSETS:
