@@ -9,15 +9,17 @@ Layers i and i+k lie on the same pipeline stage (`Recurrence.block`), so a stage
 parallelism has to reduce the dot products and norms. Cost: three dot products for each pair of matrices, once a step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pretrain.config.model import ModelSection, WeightGroup
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.weights import layer_weights
 
-_PATHS = {
+WEIGHT_PATHS: dict[WeightGroup, str] = {
     "query": "attention.query",
     "key": "attention.key",
     "value": "attention.value",
@@ -26,22 +28,39 @@ _PATHS = {
     "up": "ffn.up",
     "down": "ffn.down",
 }
+"""Module of each kind of weight matrix in a layer."""
 
 
 def regularisation(model: LoopedGPT) -> Tensor:
     """This stage's part of λ · mean(1 - cosine), a scalar with gradients; the sum over stages is the whole."""
     settings, config = model.config.loop_regulariser, model.config
-    paths = [f"{_PATHS[name]}.weight" for name in settings.groups]
-    present = [path for path in paths if path in layer_weights(config)]  # gate is not in every model
+    present = list(matrix_paths(config, settings.groups).values())
     products = []
     for number in (number for block in range(config.num_blocks - 1) for number in model.recurrence.block(block)):
         for path in present:
             a, b = (model.get_parameter(f"loop.{n}.{path}") for n in (number, number + settings.block_size))
-            products.append(torch.stack([_Dot.apply(*pair) for pair in ((a, b), (a, a), (b, b))]))
-    products = model.ops.all_reduce(torch.stack(products))  # [pairs of matrices, 3]
-    cosines = products[:, 0] * (products[:, 1] * products[:, 2]).rsqrt()
+            products.append(dot_products(a, b))
+    cosines = cosine(model.ops.all_reduce(torch.stack(products)))  # [pairs of matrices]
     num_pairs = len(present) * (config.num_loop_layers - settings.block_size)
     return settings.weight * (1 - cosines).sum() / num_pairs
+
+
+def matrix_paths(config: ModelSection, groups: Sequence[WeightGroup]) -> dict[WeightGroup, str]:
+    """The parameter of a layer for each of these kinds that the model has: gate is not in every one."""
+    paths = {name: f"{WEIGHT_PATHS[name]}.weight" for name in groups}
+    present = layer_weights(config)
+    return {name: path for name, path in paths.items() if path in present}
+
+
+def dot_products(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b>, <a, a> and <b, b> of two tensors of one shape: [3], in fp32 or wider, with gradients. The sums over the
+    shards of two matrices are those of the matrices."""
+    return torch.stack([_Dot.apply(*pair) for pair in ((a, b), (a, a), (b, b))])
+
+
+def cosine(products: Tensor) -> Tensor:
+    """Cosines [...] from `dot_products` [..., 3]."""
+    return products[..., 0] * (products[..., 1] * products[..., 2]).rsqrt()
 
 
 class _Dot(torch.autograd.Function):

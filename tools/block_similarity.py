@@ -1,0 +1,144 @@
+"""How alike the blocks of trained models are: `python tools/block_similarity.py runs/sweeps/regulariser_small/8x1*`.
+
+For each run and kind of weight matrix the mean cosine between layers i and i + k, with the least and the largest
+(Saunshi et al. 2025, section 4). Runs are trained or imported (tools/convert_checkpoint.py); a looped model has one
+block, and nothing to compare. Prints a table and writes block_similarity.csv (a row for each pair of layers), .png and
+.svg, in which runs that differ in the seed alone are one bar.
+"""
+
+if __name__ == "__main__":
+    from pretrain.command.console import end_on_interrupt
+
+    end_on_interrupt()
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.command.console import print_warnings, run_command
+from pretrain.command.options import OptionParser, positive
+from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, draw_grid_lines, new_figure
+
+if TYPE_CHECKING:
+    from pretrain.model.block_similarity import BlockSimilarity
+
+COLOURS = (GREY, SKY, BLUE, GREEN, ORANGE, RED, PINK)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = OptionParser(description="Compare the weights of the blocks of trained models.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs")
+    default = "default: model.loop_regulariser.block_size of the run, or of the other runs"
+    parser.add_argument("--block-size", type=positive, metavar="K", help=f"layers of a block; {default}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: folder of the first run")
+    return parser.parse_args(arguments)
+
+
+def compare(options: argparse.Namespace) -> None:
+    from pretrain.checkpoint.run import open_checkpoint
+    from pretrain.config.saved_model import SavedModel
+    from pretrain.model.block_similarity import block_similarities
+
+    runs = list(dict.fromkeys(run.resolve() for run in options.runs))
+    opened = {run: open_checkpoint(run) for run in runs}
+    models = {run: SavedModel.read(reader.meta).model for run, (reader, _) in opened.items()}
+    sizes = {model.loop_regulariser.block_size for model in models.values()} - {0}
+    if options.block_size is None and len(sizes) != 1:
+        had = f"the runs have {', '.join(map(str, sorted(sizes)))}" if sizes else "no run has one in its configuration"
+        raise ValueError(f"--block-size: give the layers of a block: {had}")
+    size = options.block_size or sizes.pop()
+    found: dict[str, list[BlockSimilarity]] = {}
+    for run, (reader, problems) in opened.items():
+        print_warnings(problems)
+        try:
+            found[name_of(run, runs)] = block_similarities(
+                models[run], size, lambda name, reader=reader: reader.read_whole(f"weights/{name}")
+            )
+        except ValueError as error:
+            raise ValueError(f"{run}: {error}") from None
+    out = options.out or runs[0].parent
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(found, size, out / "block_similarity.csv")
+    draw(found, size, [out / f"block_similarity.{suffix}" for suffix in ("png", "svg")])
+    print(table(found, size))
+    print(f"\n{out / 'block_similarity.csv'}, .png and .svg")
+
+
+def name_of(run: Path, runs: Sequence[Path]) -> str:
+    """The folder's name, with that of the folder around it where two runs have the same."""
+    several = sum(other.name == run.name for other in runs) > 1
+    return f"{run.parent.name}/{run.name}" if several else run.name
+
+
+def table(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int) -> str:
+    """A line for each run, a column for each kind of matrix."""
+    groups = [similarity.group for similarity in max(found.values(), key=len)]
+    header = ("run", *groups, "mean")
+    lines = [header]
+    for run, similarities in found.items():
+        by_group = {similarity.group: similarity for similarity in similarities}
+        cells = [_cell(by_group[group]) if group in by_group else "-" for group in groups]
+        mean = sum(similarity.mean for similarity in similarities) / len(similarities)
+        lines.append((run, *cells, f"{mean:.3f}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    title = f"cosine of layers i and i + {block_size}: mean (least to largest) over the layers"
+    return "\n".join([title, *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)])
+
+
+def _cell(similarity: "BlockSimilarity") -> str:
+    return f"{similarity.mean:.3f} ({min(similarity.cosines):.3f} to {max(similarity.cosines):.3f})"
+
+
+def write_csv(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("run", "group", "layer", "other_layer", "cosine"))
+        for run, similarities in found.items():
+            for group, cosines in similarities:
+                writer.writerows((run, group, i, i + block_size, f"{value:.6f}") for i, value in enumerate(cosines))
+
+
+def draw(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, files: Sequence[Path]) -> None:
+    """A bar for each kind of matrix and configuration, with a line from the least to the largest cosine."""
+    pools: dict[str, list[BlockSimilarity]] = {}
+    for run, similarities in found.items():
+        pools.setdefault(re.sub(r"-seed\d+$", "", run), []).extend(similarities)
+    groups = [similarity.group for similarity in max(found.values(), key=len)]
+    width = 0.8 / len(pools)
+    with new_figure(files, 8.0, 3.6) as figure:
+        axes = figure.add_subplot()
+        draw_grid_lines(axes)
+        for number, (name, similarities) in enumerate(pools.items()):
+            cosines = {
+                group: [value for one in similarities if one.group == group for value in one.cosines]
+                for group in groups
+            }
+            places = [place + (number - (len(pools) - 1) / 2) * width for place in range(len(groups))]
+            kept = [(place, cosines[group]) for place, group in zip(places, groups, strict=True) if cosines[group]]
+            means = [sum(values) / len(values) for _, values in kept]
+            spread = [
+                [mean - min(values) for mean, (_, values) in zip(means, kept, strict=True)],
+                [max(values) - mean for mean, (_, values) in zip(means, kept, strict=True)],
+            ]
+            axes.bar(
+                [place for place, _ in kept], means, 0.9 * width, label=name, color=COLOURS[number % len(COLOURS)],
+                yerr=spread, error_kw={"linewidth": 1.0},
+            )  # fmt: skip
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(groups)), [group.replace("_", "\n") for group in groups])
+        axes.set_ylabel(f"cosine of layers i and i + {block_size}")
+        axes.set_title("Likeness of blocks after training (mean, least and largest)", fontsize=10)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(partial(compare, parse(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
