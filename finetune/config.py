@@ -88,6 +88,10 @@ class MethodSection(Section):
     distillation_weight: float = Field(default=0.0, ge=0)
     """Weight of CODI's self-distillation from the whole chain into thoughts. Default: 1 in codi, none in other methods,
     to which a weight adds it."""
+    step_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss on the steps that slots replace, in sim_cot and lotus."""
+    refinements: int = Field(default=0, ge=0)
+    """R of lotus: passes that refine its latents, after a first one; each runs all loops of the model."""
 
     @property
     def term(self) -> Term | None:
@@ -95,7 +99,12 @@ class MethodSection(Section):
         return "distillation" if self.distillation_weight else METHODS[self.name].term
 
     def without_effect(self) -> dict[str, str]:
-        return {"stop_weight": "stop=count"} if self.stop == "count" else {}
+        unread = {"stop_weight": "stop=count"} if self.stop == "count" else {}
+        if self.term not in ("step_decoder", "slot_tokens"):
+            unread["step_weight"] = f"name={self.name}"
+        if self.name != "lotus":
+            unread["refinements"] = f"name={self.name}"
+        return unread
 
 
 class FinetuneTrainSection(CommonTrainSection):
@@ -203,6 +212,8 @@ class FinetuneConfig(EntryConfig):
             "jacobi_passes": method.jacobi_passes is not None,
             "distillation_weight": method.distillation_weight > 0,
         }
+        if method.distillation_weight and self.chosen_method.term not in (None, "distillation"):
+            raise ValueError(f"method.distillation_weight: {method.name} adds another term to the loss; leave it out")
         for name, is_set in needs_thoughts.items():
             if is_set and not self.chosen_method.thinks_in_sequence:
                 names = names_of(lambda other: other.thinks_in_sequence)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from finetune.config import MethodSection
 from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
 from finetune.latent.distillation import CODI_WEIGHT, DistillationTerm
+from finetune.latent.lotus import SlotTerm
+from finetune.latent.sim_cot import StepDecoderTerm
 from finetune.latent.stop import StopClassifier, StopTerm
 from finetune.latent.ways import thinking_of
 from finetune.method.methods import Term
@@ -34,6 +36,8 @@ class LossTerm(Protocol):
 
 TERMS: dict[Term, Callable[[MethodSection], LossTerm]] = {
     "distillation": lambda method: DistillationTerm(method.distillation_weight or CODI_WEIGHT),
+    "step_decoder": lambda method: StepDecoderTerm(method.step_weight),
+    "slot_tokens": lambda method: SlotTerm(method.step_weight),
 }
 """The terms that methods add, by the names in `finetune/method/methods.py`."""
 

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.config import FinetuneConfig
+from finetune.examples.added import CutExample, added_maker
 from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
-from finetune.latent.batch import Added, AddedCount, MicroBatch, StepBatch
+from finetune.latent.batch import AddedCount, MicroBatch, StepBatch
 from finetune.latent.ways import thinking_of
 from finetune.method.curriculum import Cut, draw_cut, num_held_back, stage_at
 from pretrain.config.layout import Layout
@@ -34,7 +35,7 @@ class Sampler:
     ) -> None:
         self._examples, self._maker, self._config = examples, maker, config
         self._layout, self._rank = layout, rank
-        self._thinking = thinking_of(config.method)
+        self._thinking, self._added = thinking_of(config.method), added_maker(config, maker)
         self._chain_lengths = [len(example.chain(config.chosen_method.removal)) for example in examples]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -63,19 +64,19 @@ class Sampler:
         keys = [self._row_key(epoch, number) for _, number in rows]
         num_rows = self._config.train.micro_batch
         turn = num_rows * self._layout.data_parallel  # rows of all ranks at the same time
-        teachers: list[TrainingRow] = []
-        if self._config.method.term == "distillation":
-            teachers = [
-                self._maker.teacher_row(self._examples[number]) if number >= 0 else EMPTY_ROW for _, number in rows
-            ]
+        added = self._added
+        is_made = [added is not None and number >= 0 for _, number in rows]
+        material = [
+            self._cut(epoch, progress, number) if made else None
+            for made, (_, number) in zip(is_made, rows, strict=True)
+        ]
         micro_batches = []
         for start in range(0, size, turn):
             own = slice(start + self._rank * num_rows, start + (self._rank + 1) * num_rows)
             num_slots = max(row.num_thoughts for row, _ in rows[start : start + turn])
-            rate = self._config.train.dropout
-            added: Added | None = collate(teachers[own], rate, keys[own]) if teachers else None
-            batch = collate([row for row, _ in rows[own]], rate, keys[own])
-            micro_batches.append(MicroBatch(batch=batch, num_slots=num_slots, added=added))
+            batch = collate([row for row, _ in rows[own]], self._config.train.dropout, keys[own])
+            beside = None if added is None else added.of(material[own], batch)
+            micro_batches.append(MicroBatch(batch=batch, num_slots=num_slots, added=beside))
         return StepBatch(
             micro_batches=tuple(micro_batches),
             num_examples=len(numbers),
@@ -83,11 +84,7 @@ class Sampler:
             num_thoughts=sum(row.num_thoughts for row, _ in rows),
             num_tokens=sum(len(row.tokens) for row, number in rows if number >= 0),
             num_tried=sum(self._num_tried(row) for row, _ in rows),
-            added=AddedCount(
-                rows=sum(row.num_targets > 0 for row in teachers),
-                tokens=sum(len(row.tokens) for row in teachers if row.num_targets),
-                targets=sum(row.num_targets for row in teachers),
-            ),
+            added=AddedCount() if added is None else added.count(material),
         )
 
     def _num_tried(self, row: TrainingRow) -> int:
@@ -112,6 +109,9 @@ class Sampler:
         return stage_at(curriculum, method, epoch), held_back
 
     def _row(self, epoch: int, progress: float, number: int) -> TrainingRow:
-        config, chain_length = self._config, self._chain_lengths[number]
-        cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, chain_length, progress)
-        return self._maker.row(self._examples[number], cut)
+        return self._maker.row(*self._cut(epoch, progress, number))
+
+    def _cut(self, epoch: int, progress: float, number: int) -> CutExample:
+        config, length = self._config, self._chain_lengths[number]
+        cut = draw_cut(config.curriculum, config.chosen_method, config.run.seed, epoch, number, length, progress)
+        return CutExample(self._examples[number], cut)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from finetune.config import MethodSection
 from finetune.latent.jacobi import Jacobi
+from finetune.latent.lotus import Lotus
 from finetune.latent.sequential import Sequential
 from finetune.latent.thinking import Thinking, Tokens
 from finetune.method.methods import METHODS
@@ -11,6 +12,7 @@ from finetune.method.methods import METHODS
 WAYS: dict[str, Callable[[MethodSection], Thinking]] = {
     "tokens": lambda _: Tokens(),
     "sequential": lambda method: Sequential() if method.jacobi_passes is None else Jacobi(method.jacobi_passes),
+    "refined": lambda method: Lotus(method.refinements),
 }
 
 

@@ -2,7 +2,8 @@
 
 Coconut and the methods it is compared with (Hao et al. 2024, arXiv 2412.06769, section 4.3) differ in three choices
 only: the stages of the curriculum that they use, whether a stage removes steps or tokens, and what fills the slots of
-removed reasoning. Methods that came later also add a term to the loss, each in a file of `finetune/latent`: CODI.
+removed reasoning. Methods that came later also add a term to the loss, each in a file of `finetune/latent`: CODI
+(`distillation.py`), SIM-CoT (`sim_cot.py`) and LOTUS (`lotus.py`).
 """
 
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 MethodName = Literal[
-    "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought", "codi"
-]
+    "coconut", "cot", "no_cot", "icot", "pause", "without_curriculum", "without_thought", "pause_as_thought", "codi",
+    "sim_cot", "lotus",
+]  # fmt: skip
 Removal = Literal["step", "token"]
-Term = Literal["distillation"]
+Term = Literal["distillation", "step_decoder", "slot_tokens"]
 """A part of the loss that reads more of an example than its row (`finetune/engine/objective.py`)."""
 
 
@@ -24,11 +26,12 @@ class Slots(NamedTuple):
     """Its name in the singular, for messages."""
     token: str
     """Name of the token at the slots; thoughts replace its embedding."""
-    thinking: Literal["tokens", "sequential"]
+    thinking: Literal["tokens", "sequential", "refined"]
     """Key of the table in `finetune/latent/ways.py`: tokens are read like text, all others are latent thoughts."""
 
 
 THOUGHTS = Slots("thought", "<latent>", "sequential")
+LATENTS = Slots("latent", "<latent>", "refined")
 PAUSES = Slots("pause", "<pause>", "tokens")
 
 
@@ -63,6 +66,8 @@ METHODS: dict[MethodName, Method] = {
     "without_thought": Method(stages="all", slots=None),
     "pause_as_thought": Method(stages="all", slots=PAUSES),
     "codi": Method(stages="last", slots=THOUGHTS, term="distillation"),
+    "sim_cot": Method(stages="all", slots=THOUGHTS, term="step_decoder"),
+    "lotus": Method(stages="all", slots=LATENTS, term="slot_tokens"),
 }
 
 

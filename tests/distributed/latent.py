@@ -8,6 +8,7 @@ from torch import Tensor
 from finetune.latent.batch import LatentBatch
 from finetune.latent.distillation import distillation_loss, watch_layers
 from finetune.latent.jacobi import Jacobi
+from finetune.latent.lotus import Lotus
 from finetune.latent.sequential import Sequential
 from pretrain.config.run import RunConfig
 from pretrain.device.hardware import DTYPES
@@ -24,6 +25,10 @@ def sequential(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_s
 
 def parallel(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:
     return batch.text_loss(model, Jacobi(2).states(model, batch, num_slots, num_loops))[0]
+
+
+def refined(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:
+    return batch.text_loss(model, Lotus(2).states(model, batch, num_slots, num_loops))[0]
 
 
 def distilled(model: LoopedGPT, batch: LatentBatch, teacher: LatentBatch, num_slots: int, num_loops: int) -> Tensor:

@@ -233,7 +233,6 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
     [
         {"jacobi_passes": 2},
         {"stop": "classifier", "stop_weight": 0.5},
-        {"name": "codi"},
         {"name": "pause"},
         {"name": "icot"},
         {"name": "without_curriculum"},
@@ -244,6 +243,37 @@ def test_methods_train_on_two_ranks(root: Path, pool: RankPool, method: dict[str
     run(pool, finetune_config(root, f"method-{name}", method=method, train={"epochs": 4}), 2)
     losses = [row["loss"] for row in rows(root, f"method-{name}")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "codi"}, {"name": "sim_cot"}, {"name": "lotus", "refinements": 2}],
+    ids=lambda found: found["name"],
+)
+def test_what_a_method_adds_is_the_same_on_ranks_and_after_a_stop(
+    root: Path, pool: RankPool, method: dict[str, Any]
+) -> None:
+    """One rank in one go, against two under ZeRO-3 that are stopped in between: ranks with nothing to add included."""
+    changes: dict[str, Any] = {
+        "method": method, "train": {"epochs": 2}, "optimizer": {"lr": 0.1, "epsilon": 1.0},
+        "curriculum": {"first_stage_epochs": 0, "num_stages": 1, "uniform_prob": 0.3}, "data": {"test": {}},
+    }  # fmt: skip
+    names = [f"{method['name']}-{ranks}" for ranks in (1, 2)]
+    alone, spread = (
+        finetune_config(root, name, engine={"zero_stage": stage}, **changes)
+        for name, stage in zip(names, (0, 3), strict=True)
+    )
+    run(pool, alone, 1)
+    assert len(run(pool, spread, 2, Interruption(rank=1, method="train_step", call=3, signal=signal.SIGTERM))) == 4
+    assert len(run(pool, spread, 2)) == 2
+    for mine, other in zip(rows(root, names[1]), rows(root, names[0]), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-6)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-5)
+    wanted = tensors(root, names[0])
+    for key, tensor in tensors(root, names[1]).items():
+        if tensor.is_floating_point():
+            assert (tensor - wanted[key]).abs().max() <= 2e-5 * wanted[key].abs().max(), key
+    assert scores(root, names[0]) == scores(root, names[1])
 
 
 def test_what_a_run_was_trained_with_stays(root: Path, pool: RankPool, reference: str) -> None:

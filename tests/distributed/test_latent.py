@@ -8,7 +8,7 @@ import torch
 from finetune.latent.batch import LatentBatch
 from pretrain.config.run import RunConfig
 from tests.distributed.cases import VOCAB_SIZE, Reference, tiny_config
-from tests.distributed.latent import Loss, distilled, loss_and_gradients, parallel, sequential
+from tests.distributed.latent import Loss, distilled, loss_and_gradients, parallel, refined, sequential
 from tests.distributed.pool import RankPool
 from tests.support.latent_cases import SHAPES, loss_by_definition, make_batch, num_slots_of
 
@@ -57,7 +57,7 @@ def test_two_ranks_equal_whole_passes_on_one(
     assert_ranks_equal(pool, family, sequential, batch, num_loops, reference, wanted)
 
 
-@pytest.mark.parametrize("loss", [parallel, distilled])
+@pytest.mark.parametrize("loss", [parallel, refined, distilled])
 def test_going_further_is_the_same_on_two_ranks(pool: RankPool, loss: Loss) -> None:
     batch = make_batch([2, 1], [4, 3], [2, 3], vocab=VOCAB_SIZE)
     reference = Reference(config=make_config("llama", 1), shake=True)
