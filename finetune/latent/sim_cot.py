@@ -11,7 +11,9 @@ answer, and the last ones for all steps that remain, both as published. In answe
 
 Difference from the published code: its decoder is a copy of the model that is trained on its own, with the model's
 embeddings; here it is the model itself, without the question and without dropout, so that the model, its checkpoints
-and the memory of a run do not change. Cost: a forward and backward pass over steps and thoughts, and a head for each token of a step.
+and the memory of a run do not change.
+
+Cost: a forward and backward pass over steps and thoughts, and a head for each token of a step.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -158,7 +158,7 @@ def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
             ["method.name=sim_cot", "method.distillation_weight=1"],
             "sim_cot adds another term to the loss; leave it out",
         ),
-        (["method.step_weight=2"], "method.step_weight=2.0: has no effect with name=coconut"),
+        (["method.step_weight=2"], "method.step_weight: has no effect with method.name=coconut; remove it"),
         (["method.name=codi", "curriculum.thoughts_per_step=0"], "method.name=codi needs thoughts: set curriculum."),
         (["train.effective_batch=8"], "train.effective_batch=8 is smaller than train.micro_batch=32"),
         (["checkpoint.init_from=runs/x"], "model: its shape comes from checkpoint.init_from"),
