@@ -78,8 +78,7 @@ def name_of(run: Path, runs: Sequence[Path]) -> str:
 def table(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int) -> str:
     """A line for each run, a column for each kind of matrix."""
     groups = [similarity.group for similarity in max(found.values(), key=len)]
-    header = ("run", *groups, "mean")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [("run", *groups, "mean")]
     for run, similarities in found.items():
         by_group = {similarity.group: similarity for similarity in similarities}
         cells = [_cell(by_group[group]) if group in by_group else "-" for group in groups]

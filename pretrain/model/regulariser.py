@@ -47,7 +47,7 @@ def regularisation(model: LoopedGPT) -> Tensor:
 
 def matrix_paths(config: ModelSection, groups: Sequence[WeightGroup]) -> dict[WeightGroup, str]:
     """The parameter of a layer for each of these kinds that the model has: gate is not in every one."""
-    paths = {name: f"{WEIGHT_PATHS[name]}.weight" for name in groups}
+    paths: dict[WeightGroup, str] = {name: f"{WEIGHT_PATHS[name]}.weight" for name in groups}
     present = layer_weights(config)
     return {name: path for name, path in paths.items() if path in present}
 
