@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from finetune.answers.answering import StageAnswerer, log_row
-from finetune.answers.results import CoconutRow
+from finetune.answers.results import CoconutRow, inputs_of
 from finetune.answers.scoring import Tally
 from finetune.config import ExamplesSection, FinetuneConfig, ledger
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
@@ -228,7 +228,8 @@ class FinetuneTrainer:
         if self.test is None or not is_over or counters.best_accuracy < 0:
             return
         rows = JsonLines(self.session.directory / "eval" / RESULTS).read(CoconutRow)
-        found = any((row.split, row.step) == ("test", counters.best_step) for row in rows)
+        inputs = inputs_of(self.test, self.session.tokenizer.sha256)  # data.test may be corrected
+        found = any((row.split, row.step, row.inputs) == ("test", counters.best_step, inputs) for row in rows)
         is_there = torch.tensor(int(found), device=self.groups.device)
         dist.broadcast(is_there, src=0)  # rank 0 writes the rows, and others may not see them yet
         if is_there:

@@ -214,6 +214,15 @@ def test_moments_start_again_as_configured(root: Path, pool: RankPool, reset: st
     assert meta is not None and meta.meta["updates_since_reset"] == 15 - starts[-1]
 
 
+def test_a_gradual_removal_resets_the_moments_at_every_token(root: Path, pool: RankPool) -> None:
+    config = finetune_config(
+        root, "gradual", method={"name": "icot"}, curriculum={"gradual": True}, train={"epochs": 3}, data={"test": {}}
+    )
+    run(pool, config, 1)
+    meta = newest_good(root / "runs" / "gradual" / "checkpoints")[0]
+    assert meta is not None and meta.meta["updates_since_reset"] == 1
+
+
 def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, pool: RankPool, reference: str) -> None:
     first = tensors(root, reference)
     config = finetune_config(
@@ -223,6 +232,12 @@ def test_training_starts_from_a_run_and_other_methods_train_on_it(root: Path, po
     (step, *_) = run(pool, config, 1)
     assert math.isfinite(step.loss)
     assert {row["num_loops"] for row in rows(root, "from-run", "eval/coconut.jsonl")} == {3}
+    # the test set may be corrected afterwards: it is scored once, without training
+    fewer = config.data.test.model_copy(update={"num_examples": 4})
+    corrected = config.model_copy(update={"data": config.data.model_copy(update={"test": fewer})})
+    assert run(pool, corrected, 1) == run(pool, corrected, 1) == []
+    tests = [row for row in rows(root, "from-run", "eval/coconut.jsonl") if row["split"] == "test"]
+    assert [row["num_examples"] for row in tests] == [5, 4]
     for key, tensor in tensors(root, "from-run").items():
         if key.startswith("weights/"):
             torch.testing.assert_close(tensor, first[key], rtol=0, atol=1e-6)
