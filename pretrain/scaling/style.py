@@ -29,9 +29,21 @@ def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        _read_no_formulas(figure)
         for file in files:
             figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
             figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
+
+
+def _read_no_formulas(figure: "Figure") -> None:
+    """Take dollar signs in names, of tasks or tokens, as they are. The numbers of a logarithmic axis are formulas."""
+    from matplotlib.axis import Tick
+    from matplotlib.text import Text
+
+    numbers = {text for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in numbers:
+            text.set_parse_math(False)
 
 
 def draw_grid_lines(axes: "Axes") -> None:
