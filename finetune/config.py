@@ -229,13 +229,6 @@ class FinetuneConfig(EntryConfig):
             )
         if self.curriculum.gradual and self.chosen_method.removal != "token":
             raise ValueError(f"curriculum.gradual is for a method that removes tokens (icot), not {method.name}")
-        if self.data.test.is_given and not self.reaches_last_stage:
-            raise ValueError(
-                f"train.epochs={self.train.epochs} ends in stage "
-                f"{stage_at(self.curriculum, self.chosen_method, self.train.epochs - 1)}, before the last one, "
-                f"{self.curriculum.last_stage}: no weights would be kept as the best, and data.test not be scored; "
-                "raise it, or leave out data.test"
-            )
         if self.train.effective_batch < self.train.micro_batch:
             batch, micro_batch = self.train.effective_batch, self.train.micro_batch
             raise ValueError(f"train.effective_batch={batch} is smaller than train.micro_batch={micro_batch}")
@@ -246,8 +239,16 @@ def check_layout(config: FinetuneConfig, world_size: int) -> Layout:
     """The layout of a fine-tuning run.
 
     Raises:
-        ValueError: naming the key and value that do not fit this number of ranks.
+        ValueError: naming the key and value that do not fit this number of ranks, or the epochs that the curriculum
+            needs: only here, as older runs that ended early stay readable.
     """
+    if config.data.test.is_given and not config.reaches_last_stage:
+        raise ValueError(
+            f"train.epochs={config.train.epochs} ends in stage "
+            f"{stage_at(config.curriculum, config.chosen_method, config.train.epochs - 1)}, before the last one, "
+            f"{config.curriculum.last_stage}: no weights would be kept as the best, and data.test not be scored; "
+            "raise it, or leave out data.test"
+        )
     batch = ("train.effective_batch", config.train.effective_batch)
     return lay_out(world_size, ("engine.tensor", config.ranks_per_replica), batch, config.train.micro_batch)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet
 from pretrain.config.model import ModelSection
 from pretrain.rows.identity import ResultRow, RunIdentity, differing_inputs, digest
+from pretrain.tasks.shortcuts import best_shortcut
 
 if TYPE_CHECKING:
     from finetune.answers.scoring import Tally  # imports torch, which a table of rows does without
@@ -69,7 +71,7 @@ class CoconutRow(ResultRow):
     @classmethod
     def of_tally(
         cls, tally: "Tally", cell: Cell, subject: ScoredRun, identity: RunIdentity, model: ModelSection,
-        *, inputs: str | None = None, batch: int | None = None,
+        *, inputs: str | None = None, batch: int | None = None, shortcut: float | None = None,
     ) -> "CoconutRow":  # fmt: skip
         """The row of a tally of all examples."""
         total, by_length = tally.total, sorted(tally.num_examples.items())
@@ -82,6 +84,7 @@ class CoconutRow(ResultRow):
             num_coda_layers=model.num_coda_layers,
             inputs=inputs,
             batch=batch,
+            shortcut=shortcut,
             accuracy=tally.accuracy,
             stderr=standard_error(tally.right.total(), total),
             num_examples=total,
@@ -108,6 +111,11 @@ key_of = attrgetter("run", "step", "split", "num_thoughts", "num_loops", "num_ex
 def inputs_of(questions: ExampleSet, tokenizer_sha256: str) -> str:
     """`ResultRow.inputs` of questions: hashes of their text and form, and of the tokenizer."""
     return f"examples={digest(repr((questions.examples, questions.form)))} tokenizer={tokenizer_sha256[:12]}"
+
+
+def shortcut_of(section: ExamplesSection) -> float | None:
+    """What the best of a task's shortcut rules gets; None of a file."""
+    return None if section.task is None else best_shortcut(section.task, section.parameters).accuracy
 
 
 def differences(row: CoconutRow, identity: RunIdentity, inputs: str) -> list[str]:

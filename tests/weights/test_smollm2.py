@@ -104,6 +104,7 @@ def test_likelihood_of_wikitext_is_that_of_transformers(imported: Imported) -> N
     assert mine == pytest.approx(other, abs=1e-5) and 2.5 < mine < 4.5
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["lambada_openai", "piqa", "arc_easy", "winogrande"])
 def test_tasks_score_as_in_the_adapter_for_transformers(imported: Imported, name: str) -> None:
     """With nothing said of bos on either side: the published tokenizer puts none."""

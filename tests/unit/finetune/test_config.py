@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from finetune.coconut import COMMAND_LINE
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, check_layout
 from finetune.examples.examples import encode_examples, load_examples
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
@@ -226,7 +226,7 @@ def test_the_help_page_has_every_key() -> None:
 
 def test_a_run_that_never_reaches_its_last_stage_is_refused_if_it_has_a_test() -> None:
     with pytest.raises(ValueError, match=r"train\.epochs=4 ends in stage 1, before the last one, 4: no weights would"):
-        read_config(SMALL, FinetuneConfig, ["train.epochs=4"])
+        check_layout(read_config(SMALL, FinetuneConfig, ["train.epochs=4"]), 1)
     assert read_config(SMALL, FinetuneConfig, ["train.epochs=4", "method.name=cot"]).reaches_last_stage
     without = read_config(SMALL, FinetuneConfig, ["train.epochs=4", "data.test={task: null, num_examples: null}"])
     assert not without.reaches_last_stage
