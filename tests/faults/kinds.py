@@ -37,14 +37,14 @@ class Kind:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file, without fields about time."""
+    """The whole rows of a file, without fields about time, and the id that a run has for itself."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_stable(json.loads(line)) for line in lines if line.endswith(b"\n")]
 
 
 def _stable(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key in ROW_FIELDS} if "loss" in row else {
-        key: value for key, value in row.items() if key != "seconds_per_example"
+        key: value for key, value in row.items() if key not in ("seconds_per_example", "run_id")
     }  # fmt: skip
 
 
