@@ -29,6 +29,8 @@ from pretrain.scaling.fit import interval
 
 Array = NDArray[np.float64]
 
+PUBLISHED = "arXiv 2604.21106 has phi = 0.46, from 116 runs of one effective depth, 1 to 8 loops"
+
 MIN_POINTS = 8
 MAX_POINTS = 2000
 """Most points that are fitted, evenly spaced ones if there are more."""
@@ -67,6 +69,16 @@ class JointLaw:
     tokens: Array
     losses: Array
     predicted: Array
+
+    @property
+    def undetermined(self) -> str:
+        """Why these points do not determine phi; empty if they do."""
+        low, high = self.phi_interval
+        if self.at_edge:
+            return "an exponent ran into the end of its range: these points do not determine the law"
+        if low <= 0 and high >= 1:
+            return "phi is not determined: to these points a loop may be worth nothing (0) or a block of its own (1)"
+        return ""
 
 
 def law_points(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
+from pretrain.scaling.law import PUBLISHED
 
 CSV_FIELDS = (
     "task_group", "family", "curve", "metric", "alpha", "alpha_low", "alpha_high", "beta", "beta_low", "beta_high",
@@ -118,7 +119,7 @@ def _law_table(analysis: Analysis) -> Table:
         return Table(title=title, notes=[law] if law else [])
     constants = ["-" if number is None else f"{number:.3g}" for number in (law.offset, law.a, law.b, law.error)]
     row = (_with_interval(law.phi, law.phi_interval), *constants, str(len(law.losses)))
-    notes = ["an exponent ran into the end of its range: these points do not determine the law"] if law.at_edge else []
+    notes = [law.undetermined] if law.undetermined else [PUBLISHED]
     if law.b is None:
         notes.append("all runs saw equally many tokens: B·T^-b is part of E")
     return Table(title=title, header=("phi [95%]", "E", "a", "b", "error", "points"), rows=[row], notes=notes)

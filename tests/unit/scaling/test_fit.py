@@ -287,6 +287,17 @@ def test_phi_is_recovered_from_noisy_runs() -> None:
     assert inside >= 17
 
 
+@pytest.mark.parametrize(("noise", "note"), [(0.003, "has phi = 0.46, from 116 runs"), (1.0, "determine")])
+def test_phi_is_said_not_to_be_determined_by_runs_that_cannot_tell(noise: float, note: str) -> None:
+    """Noise of 1 nat is more than loops are worth in these runs."""
+    rows = law_rows(0.46, noise, 1)
+    law = fit_law(rows)
+    assert isinstance(law, JointLaw)
+    assert bool(law.undetermined) == (noise > 0.01), law.phi_interval
+    (table,) = [table for table in make_tables(analyse(rows)) if table.title.startswith("validation loss = E")]
+    assert note in table.notes[0]
+
+
 def test_joint_law_of_one_token_budget() -> None:
     law = fit_law(law_rows(0.46, 0.0005, 0, tokens=(10**9,)))
     assert isinstance(law, JointLaw)
