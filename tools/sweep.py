@@ -91,17 +91,23 @@ def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     return command + (["--data-dir", evaluation.data_dir] if evaluation.data_dir else [])
 
 
+def has_tasks(sweep: SweepConfig, cell: SweepCell) -> bool:
+    """Whether there is a task to score; the validation loss of text is a result of training."""
+    sources = read_config(Path(sweep.config), RunConfig, list(cell.overrides)).data.sources
+    return bool(sweep.evaluation.tasks) or any(source.task for source in sources)
+
+
 def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[str, list[Command]]:
     """The commands of each stage of the sweep, in order."""
     train = [train_command(sweep, cell, root) for cell in family]
     if sweep.methods:
         runs = (str(root / cell.name) for cell in family)
         return {"train": train, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
-    evaluate = [eval_command(sweep, cell, root) for cell in family]
+    evaluate = [eval_command(sweep, cell, root) for cell in family if has_tasks(sweep, cell)]
     rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
     return {
         "train": train,
-        "eval": evaluate,
+        **({"eval": evaluate} if evaluate else {}),
         "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root)]],
     }
 
