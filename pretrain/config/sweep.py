@@ -45,8 +45,8 @@ class SweepConfig(Section):
     baselines: bool = True
     """Add kL⊗1 and k⊗1 for every k⊗L."""
     methods: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Instead of models: values of method.name, each with overrides for it alone; the configuration is one of
-    fine-tuning."""
+    """Instead of models: values of method.name, or <method.name>-<label> for several runs of a method, each with
+    overrides for it alone; the configuration is one of fine-tuning."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Values of run.seed; each model or method is trained with all of them."""
     ranks: int = Field(default=1, gt=0)
@@ -95,5 +95,6 @@ def _models(sweep: SweepConfig) -> Iterator[SweepCell]:
 
 
 def _methods(sweep: SweepConfig) -> Iterator[SweepCell]:
-    for method, overrides in sweep.methods.items():
-        yield SweepCell(method, (f"method.name={method}", *overrides))
+    for name, overrides in sweep.methods.items():
+        method, _, _ = name.partition("-")
+        yield SweepCell(name, (f"method.name={method}", *overrides))

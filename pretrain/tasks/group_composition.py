@@ -9,7 +9,8 @@ ceil(log2 n) loops, at constant precision, for every finite group. The symmetric
 its word problem is complete for NC1 (Barrington's theorem); a cyclic group only needs a sum.
 
 A permutation g is written as g(1) g(2) .. g(5); the product g_1 g_2 .. g_n maps i to g_1(g_2(..g_n(i))). Elements are
-uniform, hence so is the answer. Each element is one symbol. Steps: the products of the first 2, 3, ..., n - 1 elements.
+uniform, hence so is the answer. Each element is one symbol. Steps: the products of the first 2, 3, ..., n - 1 elements,
+or of the first 1 + s, 1 + 2s, ... with s elements a step: fewer steps of more work each.
 """
 
 import re
@@ -63,6 +64,8 @@ class GroupCompositionParameters(Section):
     """Number of permuted objects, or the modulus."""
     num_elements: int = Field(default=16, ge=2)
     """n: factors of the product."""
+    elements_per_step: int = Field(default=1, ge=1)
+    """s: elements that a step multiplies on."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "GroupCompositionParameters":
@@ -104,13 +107,15 @@ class GroupComposition(Task[GroupCompositionParameters]):
         }
 
     def make(self, random: Random) -> Example:
+        each = self.parameters.elements_per_step
         elements = random.choices(self._symbols, k=self.parameters.num_elements)
         *products, answer = self._kind.products(elements, self.parameters.order)
-        return Example("".join(elements), tuple(products[1:]), answer)
+        return Example("".join(elements), tuple(products[each::each]), answer)
 
     def longest(self, size: Size) -> Example:
         element, num_elements = max(self._symbols, key=len), self.parameters.num_elements
-        return Example(element * num_elements, (element,) * (num_elements - 2), element)
+        each = self.parameters.elements_per_step
+        return Example(element * num_elements, (element,) * len(range(each, num_elements - 1, each)), element)
 
     def solve(self, question: str) -> str:
         return self.prefix_answers(question)[-1]
@@ -121,3 +126,15 @@ class GroupComposition(Task[GroupCompositionParameters]):
             group = f"{self.parameters.group} group of order {self.parameters.order}"
             raise ValueError(f"not elements of the {group}: {question!r}")
         return tuple(self._kind.products(elements, self.parameters.order))
+
+
+class GroupProduct(GroupComposition):
+    """Group composition with a mark before the answer, so that a model may write steps or not, and is scored either
+    way."""
+
+    name = "group_product"
+    answer_start = "="
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return (*super().vocabulary, self.answer_start)

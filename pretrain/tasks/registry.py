@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pretrain.config.choice import did_you_mean
 from pretrain.tasks.addition import Addition
-from pretrain.tasks.group_composition import GroupComposition
+from pretrain.tasks.group_composition import GroupComposition, GroupProduct
 from pretrain.tasks.i_gsm import IGSM
 from pretrain.tasks.induction_copying import InductionCopying
 from pretrain.tasks.multiplication import Multiplication
@@ -21,8 +21,8 @@ from pretrain.tasks.variable_assignment import VariableAssignment
 TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
     for task in (
-        Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, Multiplication, ProsQA,
-        ProsQASymbolic, ProntoQA,
+        Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, GroupProduct, Multiplication,
+        ProsQA, ProsQASymbolic, ProntoQA,
     )
 }  # fmt: skip
 """Every task by its name in configurations."""

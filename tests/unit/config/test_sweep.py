@@ -13,6 +13,8 @@ from finetune.method.methods import METHODS
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
+from pretrain.tasks.registry import make_task
+from tools.sweep import stages
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -61,10 +63,56 @@ def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPat
             assert read_config(Path(sweep.config), RunConfig, overrides).model.num_loops == cell.num_loops
 
 
+def test_several_runs_of_a_method_have_labels(tmp_path: Path) -> None:
+    text = "{config: CONFIG, methods: {no_cot-2loops: [train.num_loops=2], no_cot-4loops: [train.num_loops=4]}}"
+    family = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
+    assert [cell.name for cell in family] == ["no_cot-2loops-seed0", "no_cot-4loops-seed0"]
+    assert family[1].overrides == ("method.name=no_cot", "train.num_loops=4", "run.seed=0")
+
+
+def test_runs_on_text_alone_are_trained_and_plotted_but_scored_on_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    planned = {}
+    for name in ("regulariser_text_small", "regulariser_tasks_small"):
+        sweep = read_config(ROOT / "configs" / "sweeps" / f"{name}.yaml", SweepConfig)
+        planned[name] = stages(sweep, cells(sweep), Path("runs"))
+    assert list(planned["regulariser_text_small"]) == ["train", "plot"]
+    assert {stage: len(commands) for stage, commands in planned["regulariser_tasks_small"].items()} == {
+        "train": 9, "eval": 9, "plot": 1,
+    }  # fmt: skip
+
+
+def test_steps_of_text_and_thoughts_of_composition_are_those_that_its_names_say() -> None:
+    family = cells(read_config(ROOT / "configs" / "sweeps" / "composition_small.yaml", SweepConfig))
+    for cell in family:
+        config = read_config(ROOT / "configs" / "finetune" / "composition_small.yaml", FinetuneConfig, cell.overrides)
+        method, label, _ = cell.name.split("-")
+        sets = (config.data.train, config.data.validation, config.data.test)
+        made = [make_task(one.task or "", one.parameters) for one in sets]
+        num_steps = {len(task.generate(0, 0).steps) for task in made}
+        assert len(num_steps) == 1 and {task.parameters.num_elements for task in made} == {9}
+        if method == "no_cot":
+            assert label == f"{config.train.num_loops}loops"
+        else:
+            assert num_steps == {int(label)}
+            assert method == "cot" or config.curriculum.num_stages == int(label)
+            assert config.reaches_last_stage
+
+
+def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tokens() -> None:
+    family = cells(read_config(ROOT / "configs" / "sweeps" / "loop_worth_small.yaml", SweepConfig))
+    file = ROOT / "configs" / "pretrain" / "characters_small.yaml"
+    configs = [read_config(file, RunConfig, list(cell.overrides)) for cell in family]
+    assert {config.model.effective_depth() for config in configs} == {8}
+    cells_of_law = {(config.model.num_loops, config.model.hidden_size, config.train.steps) for config in configs}
+    assert cells_of_law == {(r, width, n) for r in (1, 2, 4, 8) for width in (32, 64, 96) for n in (250, 500, 1000)}
+
+
 def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
     sweeps = {path.stem: read_config(path, SweepConfig) for path in SWEEPS}
-    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods}
-    assert set(found) == {f"{task}{size}" for task in ("prosqa", "prontoqa", "gsm8k") for size in ("", "_small")}
+    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods and name != "composition_small"}
+    names = ("prosqa", "prosqa_hard", "prontoqa", "gsm8k")
+    assert set(found) == {f"{task}{size}" for task in names for size in ("", "_small")}
     for name, sweep in found.items():
         assert sweep.config == f"configs/finetune/{name}.yaml" and set(sweep.methods) == set(METHODS)
         assert not any(sweep.methods.values()), "what a method needs is in the configuration, for the command line too"

@@ -187,6 +187,16 @@ def test_permutations_are_composed_in_logarithmically_many_rounds(num_elements: 
         assert task.prefix_answers(question) == (question[:7], *steps, answer)
 
 
+@pytest.mark.parametrize(("each", "places"), [(1, [2, 3, 4, 5, 6, 7, 8]), (2, [3, 5, 7]), (4, [5]), (8, [])])
+def test_steps_of_a_product_multiply_as_many_elements_as_they_are_told(each: int, places: list[int]) -> None:
+    task = make_task("group_product", {"order": 4, "num_elements": 9, "elements_per_step": each})
+    for question, steps, answer in examples(task, 100):
+        assert steps == tuple(task.prefix_answers(question)[place - 1] for place in places)
+        assert task.solve(question) == answer
+    spans = task.render(examples(task, 1)[0], with_steps=True)
+    assert spans[-1].text.startswith("=") and len(spans) == len(places) + 2
+
+
 def test_products_of_permutations_depend_on_the_order_and_apply_the_last_first() -> None:
     task = make_task("group_composition", {"order": 3, "num_elements": 2})
     assert task.solve("[213][132]") == "[231]", "1 goes to 1, then to 2"

@@ -82,6 +82,7 @@ PARAMETERS = {
     "variable_assignment": variable_assignment,
     "induction_copying": induction_copying,
     "group_composition": group_composition,
+    "group_product": lambda draw: {**group_composition(draw), "elements_per_step": draw(st.integers(1, 9))},
     "multiplication": lambda draw: {"num_left_digits": draw(SIZES), "num_right_digits": draw(SIZES)},
 }
 """What draws parameters of each of the tasks that this file holds to the rules."""
@@ -201,6 +202,7 @@ for name in {names}:
 KNOWN = {
     "addition": "1a1f5123f58ccf30",
     "group_composition": "057c427784fa84ea",
+    "group_product": "58d65e8704e7eeec",
     "i_gsm": "61ea4e86eb6fccd4",
     "induction_copying": "c2cc02d17325483d",
     "multiplication": "12309a0d2cc4c86f",
