@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from finetune.run.options import add_options
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import OptionParser
+from pretrain.command.options import OptionParser, counts
 from pretrain.rows.jsonl import JsonLines
 
 if TYPE_CHECKING:
@@ -30,22 +30,40 @@ HEADER = ["method", "thoughts", "loops", "accuracy %", "new tokens", "s/example"
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OptionParser(description="Evaluate a fine-tuned run at several numbers of thoughts and loops.")
     add_options(parser)
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--soft-thoughts", type=counts(0), metavar="0,4,8",
+        help="for a model that reasons in text: at most so many mixtures of tokens (Soft Thinking) in place of its "
+        "chain; 0: the chain",
+    )  # fmt: skip
+    parser.add_argument(
+        "--soft-beta", type=float, metavar="B", help="weight of the likeliest token (Mixture of Inputs)"
+    )
+    parser.add_argument(
+        "--soft-stop", type=float, default=0.0, metavar="NATS", help="end them at this entropy, three times; default: 0"
+    )
+    options = parser.parse_args(arguments)
+    if options.soft_thoughts and options.latents:
+        parser.error("--latents and --soft-thoughts: give one of the two")
+    return options
 
 
 def evaluate(options: argparse.Namespace) -> None:
     import torch
 
-    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions
+    from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, soft_thinking
     from finetune.run.finetuned_model import load_finetuned
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finetuned = load_finetuned(options.run, device, step=options.step)
     print_warnings(finetuned.trained.problems)
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
-    cells = choose_cells(finetuned, options.latents, options.num_loops)
+    soft = None
+    if options.soft_thoughts is not None:
+        soft = soft_thinking(finetuned, questions, beta=options.soft_beta, threshold=options.soft_stop)
+    thoughts = options.latents if soft is None else options.soft_thoughts
+    cells = choose_cells(finetuned, thoughts, options.num_loops, are_soft=soft is not None)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    rows = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch))
+    rows = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, soft=soft))
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
     print(table(rows))
     print_warnings(file.problems)

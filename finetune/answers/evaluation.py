@@ -6,7 +6,7 @@ The row of a cell is appended when it is complete, and cells that have a row are
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -15,8 +15,10 @@ from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, i
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
+from finetune.latent.soft import SoftThinking
 from finetune.run.finetuned_model import FinetunedModel
 from pretrain.checkpoint.counters import Counters
+from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
@@ -60,15 +62,23 @@ def load_questions(
     return Questions(split=name, examples=examples, encoded=encoded, form=form, shortcut=shortcut)
 
 
-def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops: Sequence[int] | None) -> list[Cell]:
-    """The cells of a grid of thoughts (default: that of the last stage) and loops (default: that of training).
+def choose_cells(
+    finetuned: FinetunedModel, latents: Sequence[int] | None, loops: Sequence[int] | None, *, are_soft: bool = False
+) -> list[Cell]:
+    """The cells of a grid of thoughts (default: that of the last stage) and loops (default: that of training); soft
+    thoughts are for methods without slots.
 
     Raises:
         ValueError: the run's method has no slots, or its model no loops to vary.
     """
     model = finetuned.trained.saved.model
     default = answer_settings(finetuned.config, finetuned.trained.tokenizer)
-    if latents and any(latents) and not finetuned.has_slots:
+    if are_soft and finetuned.has_slots:
+        raise ValueError(
+            f"soft-thoughts: method {finetuned.config.method.name} of {finetuned.run_dir} has slots of its own; "
+            "they are for a model that reasons in text, such as method.name=cot"
+        )
+    if latents and any(latents) and not are_soft and not finetuned.has_slots:
         raise ValueError(
             f"latents: method {finetuned.config.method.name} of {finetuned.run_dir} "
             "has no slots, so no number of them but 0"
@@ -82,15 +92,16 @@ def choose_cells(finetuned: FinetunedModel, latents: Sequence[int] | None, loops
 
 
 def evaluate_cells(
-    finetuned: FinetunedModel, questions: Questions, cells: Sequence[Cell], file: JsonLines, *, batch: int
-) -> Iterator[CoconutRow]:
+    finetuned: FinetunedModel, questions: Questions, cells: Sequence[Cell], file: JsonLines, *, batch: int,
+    soft: SoftThinking | None = None,
+) -> Iterator[CoconutRow]:  # fmt: skip
     """The row of every cell, in order: read from the file, or made and appended to it. Shows progress. The batch size
     changes no answer, but the seconds. A row that is there and does not count is named in `file.problems`.
 
     Raises:
         ValueError: questions and thoughts are longer than the model's table of positions.
     """
-    inputs = inputs_of(questions, finetuned.trained.tokenizer.sha256)
+    asked = inputs_of(questions, finetuned.trained.tokenizer.sha256)
     rows = {key_of(row): row for row in file.read(CoconutRow)}  # the later of two is the one that counts
     config, trained, num_examples = finetuned.config, finetuned.trained, len(questions.examples)
     counters = Counters.read(trained.checkpoint.meta)
@@ -101,6 +112,8 @@ def evaluate_cells(
     num_batches = math.ceil(num_examples / batch)
     bar = Progress(len(cells) * num_batches)
     for number, cell in enumerate(cells):
+        used = soft if cell.num_thoughts else None
+        inputs = asked if used is None else f"{asked} soft={digest(repr(used))}"
         key = (subject.run, subject.step, subject.split, *cell, num_examples, batch)
         others = differences(rows[key], finetuned.identity, inputs) if key in rows else []
         if others:
@@ -108,10 +121,14 @@ def evaluate_cells(
             file.problems.append(f"{file.path}: the row of {what} is of another {', '.join(others)}: it does not count")
         if key not in rows or others:
             num_slots = cell.num_thoughts if finetuned.has_slots else None
+            settings = answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops)
+            if used is not None:
+                mark = tuple(trained.tokenizer.encode(questions.form.answer_start))
+                settings = replace(settings, thinking=used, num_slots=cell.num_thoughts, forced_text=mark)
             answerer = Answerer(
                 model=trained.model,
                 tokenizer=trained.tokenizer,
-                settings=answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops),
+                settings=settings,
                 batch=batch,
                 stop_classifier=finetuned.stop_classifier,
             )
@@ -123,6 +140,23 @@ def evaluate_cells(
             file.append([rows[key]])
         yield rows[key]
     bar.close()
+
+
+def soft_thinking(
+    finetuned: FinetunedModel, questions: Questions, *, beta: float | None, threshold: float
+) -> SoftThinking:
+    """Soft Thinking with a model that writes answers in the form of these questions.
+
+    Raises:
+        ValueError: a weight or an entropy below 0, or answers have no mark that would end the thoughts.
+    """
+    if not (beta or 0.0) >= 0 or not threshold >= 0:
+        raise ValueError(f"soft-beta={beta} and soft-stop={threshold}: each needs 0 or more")
+    tokenizer = finetuned.trained.tokenizer
+    mark = tokenizer.encode(questions.form.answer_start)
+    if not mark:
+        raise ValueError("soft-thoughts: answers of these questions begin with no mark, at which thoughts could end")
+    return SoftThinking(vocab_size=tokenizer.vocab_size, end=mark[0], beta=beta, threshold=threshold)
 
 
 def _track(bar: Progress, done: int, cell: Cell, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:

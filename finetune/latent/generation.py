@@ -21,7 +21,7 @@ from torch import Tensor
 
 from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
-from finetune.latent.thinking import Thinking, Thoughts, Tokens
+from finetune.latent.thinking import Answering, Thoughts, Tokens
 from finetune.method.markers import Markers
 from pretrain.config.model import ModelSection
 from pretrain.eval.sampling import check_prompts
@@ -43,7 +43,7 @@ class AnswerSettings:
     """Tokens of the tokenizer; further rows of the model are never chosen."""
     eos_id: int
     """End-of-sequence token: ends a row."""
-    thinking: Thinking = field(default_factory=Tokens)
+    thinking: Answering = field(default_factory=Tokens)
     """Fills the slots."""
     markers: Markers = field(default_factory=Markers)
     """Tokens around the slots. Default: none, for a method without slots."""
@@ -59,11 +59,11 @@ class AnswerSettings:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} needs at least 1, num_slots={self.num_slots} at least 0"
             )
-        if self.num_slots and not self.markers.after:
+        if self.num_slots and not self.markers.after and isinstance(self.thinking, Tokens):
             raise ValueError(f"num_slots={self.num_slots}: this method has no slots")
 
     @property
-    def way(self) -> Thinking:
+    def way(self) -> Answering:
         """Fills the slots, if there are any."""
         return self.thinking if self.num_slots else Tokens()
 
@@ -164,5 +164,5 @@ def answer_flops(
     for positions in (*count.fed, count.pending + len(settings.script), *[1] * num_written):
         num_keys += positions
         body += positions * (outside + per_key * num_keys)
-    num_heads = len(answer.text) + answer.is_over
+    num_heads = count.num_heads + len(answer.text) + answer.is_over
     return body + num_heads * head_flops(model)

@@ -34,22 +34,12 @@ class PassCount(NamedTuple):
     """Positions that share a pass with what follows."""
     tried: list[tuple[int, int]]
     """Positions, and keys that they attend to, of each pass whose keys are dropped."""
+    num_heads: int = 0
+    """Products of one state with a matrix of the head's size."""
 
 
-class Thinking(Protocol):
-    def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
-        """Training: final states of all positions.
-
-        Args:
-            model: on one device, or its tensor-parallel part; not a pipeline stage.
-            batch: the rows.
-            num_slots: at least the largest number of latent slots of a row, equal on ranks that must stay in step.
-            num_loops: L. Default: the configuration's.
-
-        Returns:
-            [b, s, d] states after the final norm, undefined at padding.
-        """
-        ...
+class Answering(Protocol):
+    """What answering needs; a way that is trained is a `Thinking`."""
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
         """Answering: run the model over the prompts and fill the slots.
@@ -65,6 +55,22 @@ class Thinking(Protocol):
     def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
         """The passes that `think` makes for one row, by the tokens of its prompt, k, its number of thoughts and whether
         a classifier ended them."""
+        ...
+
+
+class Thinking(Answering, Protocol):
+    def states(self, model: LoopedGPT, batch: LatentBatch, num_slots: int, num_loops: int | None = None) -> Tensor:
+        """Training: final states of all positions.
+
+        Args:
+            model: on one device, or its tensor-parallel part; not a pipeline stage.
+            batch: the rows.
+            num_slots: at least the largest number of latent slots of a row, equal on ranks that must stay in step.
+            num_loops: L. Default: the configuration's.
+
+        Returns:
+            [b, s, d] states after the final norm, undefined at padding.
+        """
         ...
 
 

@@ -75,6 +75,30 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads", "num_parameters"),
+    [("1b", 16, 2048, 32, "1,235,814,400"), ("3b", 28, 3072, 24, "3,212,749,824")],
+)
+@pytest.mark.parametrize("method", ["coconut", "codi", "lotus"])
+def test_llama_is_planned_from_its_shape_alone(
+    name: str, layers: int, width: int, heads: int, num_parameters: str, method: str
+) -> None:
+    """Without weights: the architecture of Llama 3.2 described in place of the run that it is imported into."""
+    shape = {
+        "num_loop_layers": layers, "hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": 8,
+        "ffn_size": 8192, "vocab_size": 128256, "rope_theta": 500000, "tied_head": "true",
+    }  # fmt: skip
+    head = "model.head_size=128" if name == "3b" else "model.head_size=64"
+    described = [f"model.{key}={value}" for key, value in shape.items()]
+    path = ROOT / "configs" / "finetune" / f"gsm8k_llama_{name}.yaml"
+    overrides = ["checkpoint.init_from=null", "data.tokenizer=symbols:0123456789", "train.seq_len=512", head]
+    config = read_config(path, FinetuneConfig, [*described, *overrides, f"method.name={method}"])
+    plan = plan_rows(config, 8)
+    assert any(num_parameters in text for _, text in plan), plan
+    assert config.curriculum.first_stage_epochs == 3 and config.curriculum.epochs_per_stage == 1
+    assert config.curriculum.thoughts_per_step == (25 if method == "lotus" else 1)
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_a_method_is_the_same_run_in_a_sweep_and_on_the_command_line(name: str) -> None:
     base = ROOT / "configs" / "finetune" / name

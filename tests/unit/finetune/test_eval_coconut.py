@@ -195,3 +195,24 @@ def test_what_is_wrong_is_said_in_one_line(
     ):
         assert command(monkeypatch, "--run", run, *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_soft_thoughts_are_for_a_model_that_reasons_in_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their rows are those of their own settings, and the row without any is the ordinary one."""
+    run = tmp_path / "cot"
+    save_run(run, method={"name": "cot"})
+    assert command(monkeypatch, "--run", run) == 0
+    for beta, made in (("1", 2), ("1", 0), ("2", 2)):
+        file = run / "eval" / "coconut.jsonl"
+        before = len(file.read_text().splitlines())
+        assert command(monkeypatch, "--run", run, "--soft-thoughts", "0,1,3", "--soft-beta", beta) == 0
+        assert len(file.read_text().splitlines()) - before == made
+    assert [row.num_thoughts for row in JsonLines(file).read(CoconutRow)] == [0, 1, 3, 1, 3]
+    save_run(tmp_path / "coconut")
+    capsys.readouterr()
+    assert command(monkeypatch, "--run", tmp_path / "coconut", "--soft-thoughts", "1") == 2
+    assert "has slots of its own; they are for a model that reasons in text" in capsys.readouterr().err
+    assert command(monkeypatch, "--run", run, "--soft-thoughts", "1", "--soft-stop", "-1") == 2
+    assert "soft-beta=None and soft-stop=-1.0: each needs 0 or more" in capsys.readouterr().err
