@@ -239,18 +239,32 @@ def check_layout(config: FinetuneConfig, world_size: int) -> Layout:
     """The layout of a fine-tuning run.
 
     Raises:
-        ValueError: naming the key and value that do not fit this number of ranks, or the epochs that the curriculum
-            needs: only here, as older runs that ended early stay readable.
+        ValueError: naming the key and value that do not fit this number of ranks.
     """
-    if config.data.test.is_given and not config.reaches_last_stage:
-        raise ValueError(
-            f"train.epochs={config.train.epochs} ends in stage "
-            f"{stage_at(config.curriculum, config.chosen_method, config.train.epochs - 1)}, before the last one, "
-            f"{config.curriculum.last_stage}: no weights would be kept as the best, and data.test not be scored; "
-            "raise it, or leave out data.test"
-        )
     batch = ("train.effective_batch", config.train.effective_batch)
     return lay_out(world_size, ("engine.tensor", config.ranks_per_replica), batch, config.train.micro_batch)
+
+
+def require_last_stage(config: FinetuneConfig, *, has_begun: bool = False) -> list[str]:
+    """A warning if the epochs end before the stage in which the best weights are chosen.
+
+    Args:
+        config: of a run.
+        has_begun: it goes on, perhaps from a version that took such epochs.
+
+    Raises:
+        ValueError: they do, and the run that begins is to be tested with its best weights.
+    """
+    if config.reaches_last_stage:
+        return []
+    stage = stage_at(config.curriculum, config.chosen_method, config.train.epochs - 1)
+    problem = (
+        f"train.epochs={config.train.epochs} ends in stage {stage}, before the last one, "
+        f"{config.curriculum.last_stage}: no weights will be kept as the best, and data.test not be scored"
+    )
+    if config.data.test.is_given and not has_begun:
+        raise ValueError(f"{problem}; raise it, or leave out data.test")
+    return [problem]
 
 
 def ledger(config: FinetuneConfig, layout: Layout) -> str:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from finetune.answers.answering import StageAnswerer, log_row
 from finetune.answers.results import CoconutRow, inputs_of
 from finetune.answers.scoring import Tally
-from finetune.config import ExamplesSection, FinetuneConfig, ledger
+from finetune.config import ExamplesSection, FinetuneConfig, ledger, require_last_stage
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
 from finetune.examples.examples import ExampleSet, load_example_set
 from finetune.examples.sampler import Sampler
@@ -271,6 +271,7 @@ class FinetuneTrainer:
     def _resume(self, origin: Origin) -> None:
         """Go on from the newest good checkpoint, or start from the weights of another run, or from random ones."""
         reader = self.session.resume(RESUMABLE)
+        self.session.warnings += require_last_stage(self.config, has_begun=reader is not None)
         if reader is None:
             if origin.weights is not None:
                 self.engine.load(origin.weights)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from finetune.config import FinetuneConfig, check_layout, ledger
+from finetune.config import FinetuneConfig, check_layout, ledger, require_last_stage
 from finetune.method.curriculum import cut_at, stage_at
 from finetune.run.origin import resolve_origin
 from pretrain.config.saved_model import SavedModel
@@ -19,6 +19,7 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         OSError: a file cannot be read.
     """
     layout = check_layout(config, world_size)
+    require_last_stage(config)
     origin = resolve_origin(config)
     sizes = f"tensor {config.engine.tensor} × data {layout.data_parallel}, ZeRO stage {config.engine.zero_stage}"
     return [

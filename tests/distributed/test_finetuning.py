@@ -105,6 +105,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
 ) -> None:
     changes = {
         "train": {"precision": precision, "epochs": 3, "deterministic": True},
+        "data": {"test": {}},
         "engine": {"zero_stage": zero_stage},
     }
     names = [f"{name}-{precision}-{zero_stage}" for name in ("whole", "cut")]
@@ -144,7 +145,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(root: Path, pool:
 
 
 def test_a_signal_during_validation_leaves_it_to_the_next_start(root: Path, pool: RankPool) -> None:
-    config = finetune_config(root, "validating", train={"epochs": 2})
+    config = finetune_config(root, "validating", train={"epochs": 2}, data={"test": {}})
     stop = Interruption(rank=1, method="score", part="answering", call=0, signal=signal.SIGTERM)
     assert len(run(pool, config, 2, stop)) == 3
     assert rows(root, "validating", "eval/coconut.jsonl") == []

@@ -27,7 +27,9 @@ def nesting() -> Iterator[Case]:
     for key in ("train.steps", "data.sources", "validation.num_loops", "run.name"):
         yield train(f"nested lists for {key}", f"{key}={DEEP_LIST}", words=(key, deep), is_light=True)
     task = "data.sources=[{task: addition, parameters: "
-    yield train("nested parameters of a task", task + DEEP_MAP + "}]", words=("data.sources", deep), is_light=True)
+    yield train(
+        "nested parameters of a task", task + DEEP_MAP[:100_000] + "}]", words=("data.sources", deep), is_light=True
+    )
     closed = "[" * 400 + "]" * 400
     yield train("closed lists", f"validation.num_loops={closed}", words=("validation.num_loops", deep), is_light=True)
     aliases = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*{f'b{n - 1}' if n else 'a'}, *a]\n" for n in range(9))
