@@ -237,10 +237,13 @@ class Layer(nn.Module):
         self.norms_after = {"before": False, "after": True}[config.norm_place]
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
+        states = states + context.drop(self._attended(states, context, application), "attention", application)
+        return states + context.drop(self._fed(states), "ffn", application)
+
+    def _attended(self, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.norms_after:
-            added = self.attention_norm(self.attention(states, context, application))
-        else:
-            added = self.attention(self.attention_norm(states), context, application)
-        states = states + context.drop(added, "attention", application)
-        added = self.ffn_norm(self.ffn(states)) if self.norms_after else self.ffn(self.ffn_norm(states))
-        return states + context.drop(added, "ffn", application)
+            return self.attention_norm(self.attention(states, context, application))
+        return self.attention(self.attention_norm(states), context, application)
+
+    def _fed(self, states: Tensor) -> Tensor:
+        return self.ffn_norm(self.ffn(states)) if self.norms_after else self.ffn(self.ffn_norm(states))

@@ -37,6 +37,9 @@ TESTED = {
         "logging.wandb_project": "tests/support/wandb_child.py",
     },
     FinetuneConfig: {
+        "data.train.step_separator": "tests/unit/finetune/test_examples.py",
+        "data.validation.step_separator": "tests/unit/finetune/test_examples.py",
+        "data.test.step_separator": "tests/unit/finetune/test_examples.py",
         "method.stop_weight": "tests/distributed/test_finetuning.py",
         "curriculum.smoothing": "tests/unit/finetune/test_curriculum.py",
         "train.num_loops": "tests/distributed/test_finetuning.py",

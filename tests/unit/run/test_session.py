@@ -39,7 +39,7 @@ def start(root: Path, command: list[str], *overrides: str) -> tuple[int, str, Pa
             ["optimizer.lr=1e38", "optimizer.clip_grad_norm=0", "optimizer.warmup_steps=0", "train.max_bad_steps=2"],
             "loss or gradient was not finite in 2 steps in a row; lower optimizer.lr",
         ),
-        (FINETUNE, ["optimizer.lr=1e38"], "step 2: the loss is nan: lower optimizer.lr or set"),
+        (FINETUNE, ["optimizer.lr=1e38", "train.epochs=3"], "step 2: the loss is nan: lower optimizer.lr or set"),
     ],
 )
 def test_a_run_that_diverges_ends_as_failed(tmp_path: Path, command: list[str], overrides: list[str], why: str) -> None:
