@@ -157,12 +157,14 @@ def test_parts_are_encoded_by_themselves() -> None:
 
 
 def test_examples_with_a_seed_of_their_own_are_the_same_for_every_run(tmp_path: Path) -> None:
-    config = read_config(SMALL, FinetuneConfig, ["data.test.seed=7", "data.test.num_examples=5"])
+    config = read_config(SMALL, FinetuneConfig, ["data.test.seed=7", "data.test.num_examples=5", "data.train.seed=8"])
     sets = {
         split: [load_examples(getattr(config.data, split), "test", seed)[0][:5] for seed in (0, 1)]
         for split in ("validation", "test")
     }
     assert sets["test"][0] == sets["test"][1]
+    few = config.data.train.model_copy(update={"num_examples": 3})
+    assert load_examples(few, "train", 0) == load_examples(few, "train", 1)
     assert sets["validation"][0] != sets["validation"][1]
     file = tmp_path / "own.yaml"
     file.write_text(f"base: {SMALL}\ndata: {{test: {{seed: 7}}}}\n")
