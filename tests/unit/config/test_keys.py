@@ -48,7 +48,6 @@ TESTED = {
         "train.exit_after": "tests/distributed/test_finetuning.py",
         "optimizer.beta1": "tests/distributed/test_finetuning.py",
         "optimizer.epsilon": "tests/distributed/test_finetuning.py",
-        "optimizer.reset": "tests/distributed/test_finetuning.py",
         "engine.tensor": "tests/distributed/test_finetuning.py",
         "checkpoint.keep_last": "tests/golden/finetuned.yaml",
         "checkpoint.resume": "tests/distributed/test_finetuning.py",
