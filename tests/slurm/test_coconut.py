@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 SMALL = [
     *("model.hidden_size=32", "model.num_attention_heads=2", "model.ffn_size=64", "model.num_loop_layers=1"),
     *("data.train.num_examples=320", "data.validation.num_examples=8", "data.test.num_examples=8", "train.epochs=3"),
-    *("curriculum.num_stages=2", "curriculum.first_stage_epochs=1", "train.effective_batch=8", "train.micro_batch=4"),
+    *("curriculum.num_stages=1", "curriculum.first_stage_epochs=1", "train.effective_batch=8", "train.micro_batch=4"),
     *("validation.batch=8", "checkpoint.every=20", "logging.wandb=disabled"),
 ]
 EXACT = ("step", "epoch", "stage", "loss", "grad_norm")
