@@ -19,8 +19,8 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         OSError: a file cannot be read.
     """
     layout = check_layout(config, world_size)
-    require_last_stage(config)
     origin = resolve_origin(config)
+    require_last_stage(config)
     sizes = f"tensor {config.engine.tensor} × data {layout.data_parallel}, ZeRO stage {config.engine.zero_stage}"
     return [
         *model_rows(origin.saved.model, count_parameters(origin.saved.model, origin.saved.seq_len)),
