@@ -21,7 +21,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CredType=cred/munge
 SlurmUser={user}
 SlurmdUser={user}
@@ -42,13 +42,16 @@ SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 ReturnToService=2
 JobRequeue=1
 KillWait=20
+MessageTimeout=60
+SlurmdTimeout=0
+UnkillableStepTimeout=600
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000 Gres=gpu:1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000 Gres=gpu:1
 PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
-"""`cred_expire` is how long a requeued job waits at least (by default two minutes). The GPUs are files that nobody
-opens."""
+"""`cred_expire` is how long a requeued job waits at least (by default two minutes), and how late a message may be read.
+A node whose machine stands still for a while is neither given up nor drained. The GPUs are files that nobody opens."""
 
 
 def missing_programs() -> list[str]:
@@ -56,11 +59,13 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if _program(name) is None]
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    """Look again until it holds; AssertionError naming `what` after so many seconds."""
+def wait_until(
+    condition: Callable[[], bool], what: str, seconds: float, explain: Callable[[], str] = lambda: ""
+) -> None:
+    """Look again until it holds; AssertionError naming `what`, and what explains it, after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s\n{explain()}"
         time.sleep(0.2)
 
 
@@ -106,6 +111,12 @@ class Cluster:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
 
+    def condition(self) -> str:
+        """What the queue, the nodes and the controller say, for the message of a test that waits in vain."""
+        said = [self.run("squeue", "-o", "%i %j %T %R"), self.run("sinfo", "-N", "-o", "%N %T %E")]
+        said += [path.read_text()[-2_000:] for path in sorted(self.folder.glob("*.log"))]
+        return "\n".join(said)
+
     def submit(self, script: str, options: Sequence[str], arguments: Sequence[str], **variables: str) -> "Job":
         """Submit a batch script; `variables` join its environment."""
         small = ["--parsable", "--cpus-per-task=1", "--time=30", f"--output={self.project}/job-%j.out", *options]
@@ -147,11 +158,18 @@ class Job:
             assert now not in ends, f"job {self.number} is {now}:\n{self.log}"
             return now == state
 
-        wait_until(arrived, f"job {self.number} {state}; its log:\n{self.log}", seconds)
+        wait_until(
+            arrived,
+            f"job {self.number} {state}",
+            seconds,
+            lambda: f"its log:\n{self.log}\n{self.cluster.condition()}",
+        )
 
     def wait_for_line(self, text: str, seconds: float = 300) -> None:
         """Wait until its log has this text."""
-        wait_until(lambda: text in self.log, f"'{text}' in the log of job {self.number}", seconds)
+        wait_until(
+            lambda: text in self.log, f"'{text}' in the log of job {self.number}", seconds, self.cluster.condition
+        )
 
     def process(self, rank: int) -> int:
         """The process of one of its ranks."""

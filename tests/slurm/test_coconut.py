@@ -31,7 +31,7 @@ def rows(cluster: Cluster, name: str) -> list[dict[str, Any]]:
 def test_coconut_on_two_nodes_survives_a_signal(cluster: Cluster) -> None:
     whole = start(cluster, "coconut")
     cut = start(cluster, "coconut_cut", FAULT="slow", FAULTY_ATTEMPTS="1")
-    wait_until(lambda: len(rows(cluster, "coconut_cut")) >= 3, "three steps of Coconut", 400)
+    wait_until(lambda: len(rows(cluster, "coconut_cut")) >= 3, "three steps of Coconut", 400, cluster.condition)
     cluster.run("scancel", "--batch", "--signal=USR1", cut.number)
     for job in (whole, cut):
         job.wait("COMPLETED", 400)

@@ -38,7 +38,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def wait_for_end(cluster: Cluster, seconds: float) -> None:
-    wait_until(lambda: not cluster.run("squeue", "-h", "--name=prepare_data"), "the end of the preparation", seconds)
+    def is_over() -> bool:
+        return not cluster.run("squeue", "-h", "--name=prepare_data")
+
+    wait_until(is_over, "the end of the preparation", seconds, cluster.condition)
 
 
 def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_an_array_prepares_what_one_process_does(cluster: Cluster, tmp_path: Pat
     first, second = submitted.stdout.splitlines()
     assert first.endswith(": parts 1,3 of 3")
     assert second.endswith(": merges them")
-    wait_for_end(cluster, 90)
+    wait_for_end(cluster, 300)
     logs = "\n".join(path.read_text() for path in cluster.project.glob("slurm-prepare_data-*.out"))
     assert files(parted.output) == files(whole.output), logs
     again = script(cluster, 3, *options)
@@ -84,9 +87,9 @@ def test_a_part_that_is_out_of_time_comes_back_and_goes_on(cluster: Cluster, tmp
     submitted = script(cluster, 1, "--cpus-per-task=1", "--time=5", "--", *options)
     assert submitted.returncode == 0, submitted.stderr
     array = submitted.stdout.split()[1].rstrip(":")
-    wait_until(lambda: any((output / ".work").glob("unit-??????")), "the first unit", 60)
+    wait_until(lambda: any((output / ".work").glob("unit-??????")), "the first unit", 300, cluster.condition)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
-    wait_for_end(cluster, 120)
+    wait_for_end(cluster, 300)
     log = (cluster.project / f"slurm-prepare_data-{array}_1.out").read_text()
     done = re.search(r"part 1/1 is finished: (\d+) units, (\d+) of them before", log)
     assert done is not None, log
@@ -146,7 +149,12 @@ def test_cleaning_runs_through_its_stages(cluster: Cluster, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[3]
     assert done.stdout == f"submitted; when job {job} has ended: {tmp_path}/jobs/report.txt\n"
-    wait_until(lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"), "the end of the cleaning", 240)
+    wait_until(
+        lambda: not cluster.run("squeue", "-h", "-o", "%j").count("clean_"),
+        "the end of the cleaning",
+        300,
+        cluster.condition,
+    )
     logs = "\n".join(path.read_text() for path in (tmp_path / "jobs" / "logs").glob("*/slurm_logs/*.out"))
     assert (tmp_path / "jobs" / "report.txt").exists(), logs
     assert (tmp_path / "jobs" / "report.txt").read_text() == (tmp_path / "here" / "report.txt").read_text()

@@ -65,7 +65,7 @@ def requeues(cluster: Cluster, name: str) -> list[str]:
 
 
 def wait_for_step(cluster: Cluster, name: str, step: int) -> None:
-    wait_until(lambda: len(rows(cluster, name)) >= step, f"step {step} of {name}", 300)
+    wait_until(lambda: len(rows(cluster, name)) >= step, f"step {step} of {name}", 300, cluster.condition)
 
 
 @pytest.fixture(scope="module")
