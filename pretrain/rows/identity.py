@@ -99,6 +99,11 @@ def variant_of(config: BaseModel) -> str:
     return digest(settings_of(config))
 
 
+def config_of(config: BaseModel) -> str:
+    """`RunIdentity.config` of a configuration."""
+    return str(_of_settings(config)["config"])
+
+
 def digest(value: Any) -> str:
     """Short hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

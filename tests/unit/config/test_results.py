@@ -1,0 +1,103 @@
+"""Committed results belong to the committed configurations, and tools/publish.py takes no others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from pretrain.config.read import read_config
+from pretrain.config.run import RunConfig
+from pretrain.config.sweep import SweepConfig, cells
+from pretrain.rows.identity import RunIdentity, config_of
+from pretrain.rows.jsonl import JsonLines
+from tools import publish
+
+ROOT = Path(__file__).parents[3]
+RESULTS = sorted(folder for folder in (ROOT / "configs").glob("*/results/*") if folder.is_dir())
+OLD_RESULTS = {
+    "sweeps/results/p_hop_small": "trained in bf16 on sequences without planted hops, before rows had an identity",
+    "sweeps/results/addition_small": "trained with two schedules, before rows had an identity",
+    "finetune/results/prosqa_small": "trained by files that are one now, before rows had an identity",
+}
+"""Folders whose rows do not say their configuration, and why. No folder may join them."""
+
+
+def name_of(folder: Path) -> str:
+    return folder.relative_to(ROOT / "configs").as_posix()
+
+
+def rows_in(folder: Path) -> list[RunIdentity]:
+    return [row for path in sorted(folder.glob("*.jsonl")) for row in JsonLines(path).read(RunIdentity, strict=True)]
+
+
+def committed(folder: Path, rows: list[RunIdentity]) -> set[str]:
+    """Hashes of the runs that the files of today give: of the sweep of that name, or, where there is none, of the
+    configuration of that name with the seeds of the rows."""
+    sweep = ROOT / "configs" / "sweeps" / f"{folder.name}.yaml"
+    if sweep.is_file():
+        return set(publish.configurations(read_config(sweep, SweepConfig)).values())
+    file = folder.parents[1] / f"{folder.name}.yaml"
+    schema = FinetuneConfig if folder.parents[1].name == "finetune" else RunConfig
+    return {config_of(read_config(file, schema, [f"run.seed={row.seed}"])) for row in rows}
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=name_of)
+def test_rows_are_of_the_configuration_of_today(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = rows_in(folder)
+    assert rows, "no rows"
+    if name_of(folder) in OLD_RESULTS:
+        assert all(row.config is None for row in rows), "its rows say their configuration: take it off OLD_RESULTS"
+    else:
+        assert {row.config for row in rows} <= committed(folder, rows)
+
+
+def test_the_list_of_old_results_can_only_shrink() -> None:
+    assert set(OLD_RESULTS) <= {name_of(folder) for folder in RESULTS}, "a folder is gone: take it off OLD_RESULTS"
+    assert len(OLD_RESULTS) <= 3
+
+
+SWEEP = f"""
+config: {ROOT}/configs/tasks/p_hop_small.yaml
+overrides: [train.steps=STEPS]
+models: [{{num_loop_layers: 1, num_loops: 2}}]
+seeds: [0, 1]
+"""
+
+
+def make_runs(folder: Path, sweep: Path) -> None:
+    """Rows and figures, as the sweep of a file leaves them."""
+    settings, root = read_config(sweep, SweepConfig), folder / "runs" / "sweeps" / sweep.stem
+    for cell in cells(settings):
+        said = RunIdentity.of(read_config(Path(settings.config), RunConfig, list(cell.overrides)), trained_loops=(1, 2))
+        file = root / cell.name / "eval" / "depth.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({**vars(said), "run": cell.name, "value": 0.5}) + "\n")
+        (file.parents[1] / "environment.txt").write_text("git commit: abc\ntorch: 2\nhost: here\n")
+    (root / "scaling.svg").write_text("<svg/>")
+
+
+def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SWEEP.replace("STEPS", "200"))
+    make_runs(tmp_path, file)
+    assert publish.main(["tiny.yaml"]) == 0
+    out = tmp_path / "configs" / "sweeps" / "results" / "tiny"
+    names = [json.loads(line)["run"] for line in (out / "depth.jsonl").read_text().splitlines()]
+    assert names == [f"{shape}-seed{seed}" for shape in ("1x2", "2x1", "1x1") for seed in (0, 1)]
+    assert (out / "scaling.svg").read_text() == "<svg/>"
+    said = "# git commit: abc\n# torch: 2\npython tools/sweep.py tiny.yaml\npython tools/publish.py tiny.yaml\n"
+    assert (out / "commands.txt").read_text() == said
+    before = (out / "depth.jsonl").read_bytes()
+    file.write_text(SWEEP.replace("STEPS", "300"))
+    assert publish.main(["tiny.yaml"]) == 2
+    assert "1 of 1 rows are of another configuration than the sweep's today" in capsys.readouterr().err
+    (tmp_path / "runs/sweeps/tiny/1x1-seed1/eval/depth.jsonl").unlink()
+    file.write_text(SWEEP.replace("STEPS", "200"))
+    assert publish.main(["tiny.yaml"]) == 2
+    assert "1x1-seed1/eval/depth.jsonl: no rows: end the sweep first" in capsys.readouterr().err
+    assert (out / "depth.jsonl").read_bytes() == before, "a sweep that is refused replaces nothing"
