@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from finetune.method.curriculum import CurriculumSection, final_stage, stage_at
 from finetune.method.methods import METHODS, Method, MethodName, Term, names_of
 from pretrain.config.layout import Layout, lay_out
-from pretrain.config.model import ModelSection
 from pretrain.config.run import (
     AdamWSection,
     CommonCheckpointSection,
@@ -24,7 +23,8 @@ from pretrain.config.run import (
     OptimizerSection,
     ParallelSection,
 )
-from pretrain.config.section import PathText, Section
+from pretrain.model.config import ModelSection
+from pretrain.schema.section import PathText, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

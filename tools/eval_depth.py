@@ -59,12 +59,12 @@ def evaluate(options: argparse.Namespace) -> None:
     from pretrain.checkpoint.run import open_checkpoint
     from pretrain.config.run import ParallelSection
     from pretrain.config.saved_model import SavedModel
-    from pretrain.config.section import require_divides
     from pretrain.device.ranks import world_from_environment
     from pretrain.eval.scorer import Scorer
     from pretrain.parallel.contact import contact
     from pretrain.parallel.groups import make_groups, start_world
     from pretrain.parallel.stage import load_stage
+    from pretrain.schema.section import require_divides
 
     reader, problems = open_checkpoint(options.run, options.step)
     saved = SavedModel.read(reader.meta)

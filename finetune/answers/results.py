@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.rows.identity import ResultRow, RunIdentity, differing_inputs, digest
 from pretrain.tasks.shortcuts import best_shortcut
 

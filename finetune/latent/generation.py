@@ -23,8 +23,8 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Answering, Thoughts, Tokens
 from finetune.method.markers import Markers
-from pretrain.config.model import ModelSection
 from pretrain.eval.sampling import check_prompts
+from pretrain.model.config import ModelSection
 from pretrain.model.count import body_flops, head_flops
 from pretrain.model.gpt import LoopedGPT
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from pydantic import Field
 
 from finetune.method.methods import Method, Slots
-from pretrain.config.section import Section
 from pretrain.keyed_hash import uniform
+from pretrain.schema.section import Section
 
 
 class CurriculumSection(Section):

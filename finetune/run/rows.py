@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from finetune.latent.batch import StepBatch
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.count import body_flops, head_flops
 from pretrain.rows.step import StepRow
 

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from pretrain.checkpoint.names import CONTENTS_NAME, parse_step
-from pretrain.config.section import first_problem
+from pretrain.schema.section import first_problem
 from pretrain.storage import parse_json, read_file
 
 DTYPES: Mapping[str, torch.dtype] = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.format import DTYPES, Piece, check_range, read_contents
 from pretrain.checkpoint.index import SavedTensor, build_index, plan_copies
-from pretrain.config.choice import did_you_mean
+from pretrain.schema.choice import did_you_mean
 
 
 class CheckpointReader:

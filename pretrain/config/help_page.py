@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 
 
 def config_help(

@@ -1,7 +1,7 @@
 """How a configuration lies on a number of ranks, checked without a process group."""
 
 from pretrain.config.run import RunConfig
-from pretrain.config.section import Section, require_divides
+from pretrain.schema.section import Section, require_divides
 
 MOST_VISITS = 100_000
 """Most passes of micro-batches through the loop in a step, each some milliseconds on any device: a mistyped number is

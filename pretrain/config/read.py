@@ -27,9 +27,9 @@ from typing import Any, Protocol, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from pretrain.config.choice import did_you_mean
 from pretrain.config.help_page import config_keys, inline, section_in
-from pretrain.config.section import Section
+from pretrain.schema.choice import did_you_mean
+from pretrain.schema.section import Section
 from pretrain.storage import LEADS_NOWHERE
 
 FROM_COMMAND_LINE = "command line"

@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from pretrain.config.model import ModelSection
-from pretrain.config.section import PathText, Section, require_divides
+from pretrain.model.config import ModelSection, Recompute
+from pretrain.schema.section import PathText, Section, require_divides
 
 Precision = Literal["fp64", "fp32", "bf16"]
 BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
 """Of one number. Types of torch: `pretrain/device/hardware.py`."""
-Recompute = Literal["none", "loop", "layer"]
 WandbMode = Literal["disabled", "offline", "online"]
 """From the least to the most that leaves the machine."""
 SYMBOLS_PREFIX = "symbols:"

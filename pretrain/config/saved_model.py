@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import Precision, RunConfig, SourceSection
-from pretrain.config.section import Section, first_problem
+from pretrain.model.config import ModelSection
+from pretrain.schema.section import Section, first_problem
 
 Family = Literal["looped", "baseline", "regularised"]
 """Kind of model, as the scaling plot tells them apart."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 
 
 class SweepModel(Section):

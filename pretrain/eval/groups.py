@@ -14,10 +14,10 @@ from typing import Any, Literal
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from pretrain.config.choice import did_you_mean
 from pretrain.config.saved_model import SavedModel
 from pretrain.eval.own_tasks import harness_task
 from pretrain.eval.tasks.files import find_file
+from pretrain.schema.choice import did_you_mean
 from pretrain.tasks.registry import TASKS as GENERATORS
 from pretrain.tasks.registry import make_task
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.config.model import ModelSection
-from pretrain.config.section import first_problem
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
+from pretrain.model.config import ModelSection
+from pretrain.schema.section import first_problem
 from pretrain.storage import is_there, parse_json, read_file
 
 LOOPED = "LoopedGPTForCausalLM"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.model import ModelSection
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalLM
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 
 TOLERANCE = 1e-5

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf import modeling_looped_gpt
@@ -28,6 +27,7 @@ from pretrain.hf.check import build, largest_difference, load_published, require
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
+from pretrain.model.config import ModelSection
 from pretrain.model.loop.injections import injection_kind
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 from pretrain.storage import is_there

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.config.choice import choose
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.weights import layer_weights, stage_weights
+from pretrain.schema.choice import choose
 
 _LLAMA_LAYER = {
     "attention_norm": "input_layernorm",

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config.model import LoopRegulariserSection, ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import write_run
+from pretrain.model.config import LoopRegulariserSection, ModelSection
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import tokenizer_file
 from pretrain.storage import is_there

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pretrain.config.model import ModelSection, WeightGroup
-from pretrain.config.section import require_divides
+from pretrain.model.config import ModelSection, WeightGroup
 from pretrain.model.regulariser import WEIGHT_PATHS, cosine, dot_products, matrix_paths
+from pretrain.schema.section import require_divides
 
 
 class BlockSimilarity(NamedTuple):

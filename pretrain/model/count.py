@@ -21,8 +21,7 @@ that runs L times.
 from collections import Counter
 from collections.abc import Iterable
 
-from pretrain.config.model import ModelSection
-from pretrain.config.run import Recompute
+from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config.model import ModelSection
-from pretrain.config.run import Recompute
+from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.dropout import Dropout
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.injections import injection_kind

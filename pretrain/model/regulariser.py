@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.model import ModelSection, WeightGroup
+from pretrain.model.config import ModelSection, WeightGroup
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.weights import layer_weights
 

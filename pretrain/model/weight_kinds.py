@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 
 Init = Literal["normal", "residual", "ones", "zeros"]
 PartialUnder = Literal["never", "tensor", "sequence"]

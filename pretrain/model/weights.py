@@ -10,7 +10,7 @@ one line here and one in the module that uses it; the weights of an injection ar
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight, Weights, column, inside, norm, row

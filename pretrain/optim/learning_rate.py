@@ -13,8 +13,8 @@ Nothing is remembered between steps: a resumed run gets the rates of an uninterr
 import math
 from collections.abc import Callable
 
-from pretrain.config.choice import choose
 from pretrain.config.run import OptimizerSection
+from pretrain.schema.choice import choose
 
 
 def learning_rate(config: OptimizerSection, step: int, num_steps: int) -> float:

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pretrain.config.choice import choose
-from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection
 from pretrain.keyed_hash import bits, open_uniform
+from pretrain.model.config import ModelSection
+from pretrain.schema.choice import choose
 
 
 def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pretrain.config.choice import choose
 from pretrain.config.run import OptimizerSection
 from pretrain.model.weight_kinds import Weight
+from pretrain.schema.choice import choose
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -6,10 +6,10 @@ import warnings
 import torch
 
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.config.model import ModelSection
-from pretrain.config.run import ParallelSection, Recompute
+from pretrain.config.run import ParallelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.device.hardware import DTYPES
+from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.recurrence import Stage
 from pretrain.parallel.cpu import use_cpu

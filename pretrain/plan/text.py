@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from pretrain.config.model import ModelSection
 from pretrain.config.read import resolved_yaml
-from pretrain.config.section import Section
+from pretrain.model.config import ModelSection
 from pretrain.model.count import forward_flops_per_token, train_flops_per_token
 from pretrain.plan.pipeline import idle_share
 from pretrain.plan.plan import Plan
+from pretrain.schema.section import Section
 
 GIB = 2**30
 

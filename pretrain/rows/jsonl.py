@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from pretrain.config.section import first_problem
+from pretrain.schema.section import first_problem
 from pretrain.storage import is_there, naming
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.verify import newest_good
-from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
+from pretrain.model.config import ModelSection
 from pretrain.model.weights import stage_weights
 from pretrain.parallel.groups import gather_lists
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.config.section import first_problem
+from pretrain.schema.section import first_problem
 from pretrain.storage import parse_json, read_file
 from pretrain.tasks.task import Example
 

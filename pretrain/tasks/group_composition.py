@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.tasks.task import Example, Rule, Size, Task
 
 

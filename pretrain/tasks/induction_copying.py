@@ -13,7 +13,7 @@ from random import Random
 
 from pydantic import Field, model_validator
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.tasks.task import Example, Rule, Size, Task
 
 

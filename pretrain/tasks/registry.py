@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.config.choice import did_you_mean
+from pretrain.schema.choice import did_you_mean
 from pretrain.tasks.addition import Addition
 from pretrain.tasks.group_composition import GroupComposition, GroupProduct
 from pretrain.tasks.i_gsm import IGSM

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.task import Example, Task
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from pretrain.config.section import Section
 from pretrain.keyed_hash import bits
+from pretrain.schema.section import Section
 
 Split = Literal["train", "validation", "test"]
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from pretrain.config.layout import Layout, check_layout
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.data.manifest import Header, write_manifest
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.model.config import ModelSection
 
 HEAD_SIZE = 8
 SEQ_LEN = 32

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.model import layers, weights
+from pretrain.model.config import ModelSection
 from pretrain.model.parallel_ops import ParallelOps
 from pretrain.model.weight_kinds import PartialUnder, Weight, Weights
 from pretrain.parallel import megatron

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import OptimizerSection, RunConfig
+from pretrain.model.config import ModelSection
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import SEQ_LEN, VOCAB_SIZE, make_engine, make_rows, own_rows

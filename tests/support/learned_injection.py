@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
+from pretrain.model.config import ModelSection
 from pretrain.model.loop.injection import Injection
 from pretrain.model.loop.injections import INJECTIONS, InjectionKind
 from pretrain.model.parallel_ops import ParallelOps

@@ -31,10 +31,10 @@ from finetune.latent.batch import LatentBatch
 from finetune.latent.generation import AnswerSettings, generate_with_thoughts
 from finetune.latent.sequential import Sequential
 from finetune.method.markers import Markers
-from pretrain.config.model import ModelSection
 from pretrain.data.stream.labels import IGNORED
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.hf.names import stock_rules
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 
 EOS, BOT, EOT, LATENT, FIRST_WORD = 0, 1, 2, 3, 4

@@ -11,9 +11,9 @@ import torch
 from benchmarks.measure import Row, add_rounds, row, timed
 from benchmarks.small_run import one_rank
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import ParallelSection
 from pretrain.eval.scorer import Pair, Scorer
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.parallel.groups import make_groups

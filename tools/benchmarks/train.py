@@ -19,9 +19,9 @@ import torch
 from benchmarks.measure import Row, Turns, add_rounds, add_threads, row
 from benchmarks.turns import Turn, median_ratio, take_turns, training_step
 
-from pretrain.config.model import ModelSection
 from pretrain.device.hardware import measure_flops, peak_flops, precision_warning
 from pretrain.device.host_memory import keep_freed_memory
+from pretrain.model.config import ModelSection
 from pretrain.model.count import train_flops_per_token
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise

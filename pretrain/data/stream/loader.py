@@ -23,12 +23,12 @@ from typing import Self
 import numpy as np
 
 from pretrain.config.run import DataSection
-from pretrain.config.section import require_divides
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Split
 from pretrain.data.stream.long_documents import cut_fingerprint
 from pretrain.data.stream.stream import DocumentRead, StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
+from pretrain.schema.section import require_divides
 
 
 class Loader:

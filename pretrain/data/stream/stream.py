@@ -24,7 +24,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pretrain.config.run import DataSection
-from pretrain.config.section import Section
 from pretrain.data.manifest import Manifest, ShardRow
 from pretrain.data.shards import DamagedDocument, check_index, open_index, read_document, require_lost
 from pretrain.data.stream import order
@@ -34,6 +33,7 @@ from pretrain.data.stream.labels import label_text
 from pretrain.data.stream.long_documents import DocumentPiece, cut_fingerprint, find_long
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.schema.section import Section
 
 BLOCK, LARGEST_BLOCK = 256, 2**16
 """Documents whose place and split are looked up at once: of a split with few of them, as many as have one on average,

@@ -30,9 +30,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pretrain.config.section import Section
 from pretrain.data.stream import order
 from pretrain.data.stream.stream import FIELDS, StreamReader, StreamSpec
+from pretrain.schema.section import Section
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PARENT_CHECK_S = 1.0

@@ -15,8 +15,8 @@ from trafilatura.utils import decode_file
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from pretrain.config.choice import choose
 from pretrain.data.prepare.archives import DamagedArchiveError, open_content
+from pretrain.schema.choice import choose
 
 Kind = Literal["warc", "wet"]
 RECORD_TYPES = {"warc": "response", "wet": "conversion"}

@@ -2,7 +2,7 @@
 
 An entry says how the injection is built, which weights it has and what it costs; model, counts, plan, optimizer and
 checkpoints read it here. A new one is a subclass of `Injection` (`pretrain/model/loop/injection.py`, or a file beside
-it), an entry here, and its name in `pretrain/config/model.py`; to be exported to Hugging Face it also stands in
+it), an entry here, and its name in `pretrain/model/config.py`; to be exported to Hugging Face it also stands in
 `pretrain/hf/modeling_looped_gpt.py`.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pretrain.config.choice import choose
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.weight_kinds import Weights
+from pretrain.schema.choice import choose
 
 if TYPE_CHECKING:
     from pretrain.model.loop.injection import Injection

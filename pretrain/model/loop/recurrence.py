@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 
 
 class Application(NamedTuple):

@@ -31,7 +31,7 @@ from random import Random
 
 from pydantic import Field
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.tasks.task import Example, Rule, Size, Task
 
 # fmt: off

@@ -38,7 +38,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.tasks.prosqa.option_rules import option_shortcuts
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.task import Example, Rule, Size, Task

@@ -11,8 +11,8 @@ from finetune.config import FinetuneConfig
 from pretrain.config.help_page import config_keys, section_in
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
-from pretrain.config.section import Section
 from pretrain.config.sweep import SweepConfig, cells
+from pretrain.schema.section import Section
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"

@@ -14,7 +14,7 @@ from finetune.config import FinetuneConfig, FinetuneOptimizerSection
 from pretrain.config.help_page import config_keys
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import OptimizerSection, RunConfig
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 from pretrain.train import COMMAND_LINE
 
 Write = Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
-from pretrain.config.section import Section
+from pretrain.schema.section import Section
 
 CASES: list[tuple[list[str], list[str]]] = [
     (

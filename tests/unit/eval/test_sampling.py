@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train import train_tokenizer
 from pretrain.eval.sampling import Generation, choose_tokens, draw_uniform, generate
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.run.trained_model import load_trained_model

@@ -23,8 +23,8 @@ from finetune.search.latent_search import name_probabilities, name_tokens, searc
 from finetune.search.search_report import Searcher
 from finetune.search.search_tree import concepts, node_values
 from finetune.search.tree_layout import view_tree
-from pretrain.config.model import ModelSection
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.tasks.task import Example

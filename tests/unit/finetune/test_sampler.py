@@ -15,9 +15,9 @@ from finetune.examples.examples import EncodedExample, ExampleSet, TextForm
 from finetune.examples.sampler import Sampler, StepBatch
 from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import LatentBatch
-from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.model.config import ModelSection
 
 TOKENIZER = Tokenizer.load("symbols:abcdefghijklmnopqrstuvwxyz")
 FIRST = TOKENIZER.encode("a")[0]

@@ -25,8 +25,8 @@ from finetune.latent.sequential import Sequential
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Tokens
 from finetune.method.markers import Markers
-from pretrain.config.model import ModelSection
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
+from pretrain.model.config import ModelSection
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
 from pretrain.tasks.task import Example

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.model import ModelSection
 from pretrain.hf.architectures import (
     ARCHITECTURES,
     NOT_EXPORTED,
@@ -18,6 +17,7 @@ from pretrain.hf.architectures import (
 )  # fmt: skip
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.hf.names import stock_rules
+from pretrain.model.config import ModelSection
 
 CHANGED: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_size": 6,

@@ -30,10 +30,10 @@ from transformers import (
     StaticCache,
 )
 
-from pretrain.config.model import ModelSection
 from pretrain.eval.sampling import Generation, generate
 from pretrain.hf import modeling_looped_gpt
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalLM
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
 from tests.unit.model.test_model import GPT2, LLAMA, SEQ, VOCAB, build, families, random_tokens

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.run import save_weights
-from pretrain.config.model import ModelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.model.block_similarity import block_similarities
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from tools import block_similarity

@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
+from pretrain.model.config import ModelSection
 from pretrain.model.count import (
     count,
     count_parameters,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loop.recurrence import WHOLE, Stage

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config.model import ModelSection
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.kernels import blocked_attention as blocked

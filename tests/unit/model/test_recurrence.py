@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import RunConfig
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache, Layer

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.model import ModelSection
 from pretrain.model import gpt, weight_kinds, weights
+from pretrain.model.config import ModelSection
 from pretrain.model.layers import Layer
 
 CONFIG = ModelSection(vocab_size=32, hidden_size=16, num_attention_heads=2, ffn_size=24, num_loop_layers=1)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection
+from pretrain.model.config import ModelSection
 from pretrain.optim.loop_count import num_loops_at
 
 NUM_DRAWS = 20_000

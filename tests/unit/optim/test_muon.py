@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import OptimizerSection
+from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
 

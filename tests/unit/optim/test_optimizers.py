@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from pretrain.config.model import ModelSection
 from pretrain.config.run import LoopSamplingSection, OptimizerSection
+from pretrain.model.config import ModelSection
 from pretrain.model.layers import ACTIVATIONS, NORMS
 from pretrain.model.loop.injections import INJECTIONS
 from pretrain.optim.learning_rate import SCHEDULES, learning_rate

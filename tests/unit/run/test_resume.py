@@ -12,9 +12,9 @@ import pretrain.trainer
 from finetune.config import FinetuneConfig
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
-from pretrain.config.model import ModelSection
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.model.config import ModelSection
 from pretrain.run.resume import INIT_MAY_DIFFER, Resumable, compare_models, covers
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from pretrain.checkpoint.counters import Counters
-from pretrain.config.model import LoopRegulariserSection, ModelSection
 from pretrain.config.run import (
     LoggingSection,
     LoopSamplingSection,
@@ -24,6 +23,7 @@ from pretrain.config.run import (
 from pretrain.config.saved_model import SavedModel
 from pretrain.device import hardware
 from pretrain.device.hardware import peak_flops, peak_memory_gib, precision_warning
+from pretrain.model.config import LoopRegulariserSection, ModelSection
 from pretrain.model.count import count_parameters
 from pretrain.rows.evaluation import EvaluationRow, ScoredModel
 from pretrain.rows.step import StepCost

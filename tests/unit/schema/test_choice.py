@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.config.choice import MOST_LISTED, choose, did_you_mean
+from pretrain.schema.choice import MOST_LISTED, choose, did_you_mean
 
 
 def test_the_nearest_name_is_suggested_else_all_names_are_listed_unless_they_are_many() -> None:
