@@ -2,8 +2,8 @@
 
 Prints a Markdown table of the runs' test rows (`eval/coconut.jsonl`), one line for runs that differ in the seed alone
 and each number of thoughts and loops: accuracy as mean ± standard deviation over seeds beside its standard error over
-examples, the best shortcut, and mean new tokens, time and FLOPs per example. Unlike rows are never averaged: other
-settings, training data, questions or batches are lines of their own, and the settings that differ are named.
+examples, chance, the best shortcut, and mean new tokens, time and FLOPs per example. Unlike rows are never averaged:
+other settings, training data, questions or batches are lines of their own, and the settings that differ are named.
 """
 
 if __name__ == "__main__":
@@ -29,8 +29,8 @@ from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.comparable import shown_value
 
 HEADER = (
-    "method", "run", "thoughts", "loops", "accuracy %", "± examples", "examples", "best shortcut %", "new tokens",
-    "ms/example", "batch", "MFLOP/example", "differs in", "seeds",
+    "method", "run", "thoughts", "loops", "accuracy %", "± examples", "examples", "chance %", "best shortcut %",
+    "new tokens", "ms/example", "batch", "MFLOP/example", "differs in", "seeds",
 )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def line_of(rows: Sequence[CoconutRow], differs: str) -> tuple[str, ...]:
     return (
         first.method, runs, str(first.num_thoughts), str(first.num_loops),
         f"{statistics.mean(accuracies):.1f}{spread}", f"{100 * error:.1f}", str(first.num_examples),
-        "" if first.shortcut is None else f"{100 * first.shortcut:.1f}", f"{tokens:.1f}", f"{1000 * seconds:.2f}",
-        str(first.batch or ""), f"{flops / 1e6:.1f}", differs, str(len(rows)),
+        *("" if floor is None else f"{100 * floor:.1f}" for floor in (first.chance, first.shortcut)), f"{tokens:.1f}",
+        f"{1000 * seconds:.2f}", str(first.batch or ""), f"{flops / 1e6:.1f}", differs, str(len(rows)),
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Compare runs: `python tools/compare.py runs/sweeps/p_hop_small runs/other --csv table.csv`.
 
 A row is one configuration: the settings in which the configurations differ, seeds as mean ± standard deviation of each
-result at each loop count (and number of thoughts), tokens, and device-hours of the training. Runs are seeds of one
-configuration only if all else is equal: settings, data and the questions of each task; a repeated run is no seed. A
-folder without a run of its own stands for the runs in it. tools/scaling_plot.py --colour KEY draws the same runs
-coloured by a setting.
+result at each loop count (and number of thoughts), what chance and the best shortcut get, tokens, and device-hours of
+the training. Runs are seeds of one configuration only if all else is equal: settings, data and the questions of each
+task; a repeated run is no seed. A folder without a run of its own stands for the runs in it. tools/scaling_plot.py
+--colour KEY draws the same runs coloured by a setting.
 """
 
 if __name__ == "__main__":
@@ -36,6 +36,7 @@ from pretrain.rows.identity import ResultRow, digest, settings_of
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import without_repeats
 from pretrain.scaling.comparable import questions_of, shown_value
+from pretrain.scaling.floors import NAMES
 from pretrain.scaling.rows import choose_metric, latest
 from pretrain.scaling.tables import Table, render
 from pretrain.storage import is_there
@@ -68,6 +69,8 @@ class Run:
     hours: float | None
     """Device-hours of training: seconds of its steps times ranks."""
     results: dict[str, Result]
+    floors: dict[str, float]
+    """What takes no reasoning: chance and the best shortcut of each task."""
 
     @property
     def configuration(self) -> str:
@@ -138,7 +141,7 @@ def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[
     run = Run(
         name=path.name, settings=settings_of(config), seed=config.run.seed, data=known.data if known else None,
         tokens=times[-1].tokens_seen if times and times[-1].tokens_seen else (known.tokens_seen if known else None),
-        hours=_hours(path, times), results=results,
+        hours=_hours(path, times), results=results, floors=_floors(rows),
     )  # fmt: skip
     return run, rows
 
@@ -148,6 +151,15 @@ def _label(row: ResultRow) -> str:
         return f"{row.split} accuracy k={row.num_thoughts} L={row.num_loops}"
     assert isinstance(row, EvaluationRow)
     return f"{row.task} {row.metric} L={row.num_loops}"
+
+
+def _floors(rows: Sequence[ResultRow]) -> dict[str, float]:
+    found = {}
+    for row in rows:
+        task = row.split if isinstance(row, CoconutRow) else row.task if isinstance(row, EvaluationRow) else ""
+        for name, floor in zip(NAMES, (row.chance, row.shortcut), strict=True):
+            found |= {} if floor is None else {f"{task} {name}": floor}
+    return found
 
 
 def _hours(path: Path, times: Sequence[StepTime]) -> float | None:
@@ -193,6 +205,8 @@ class ConfigurationTable:
     """Settings in which they differ."""
     labels: list[str]
     """Results that any of them has."""
+    floors: list[str]
+    """The same of what takes no reasoning."""
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "ConfigurationTable":
@@ -204,15 +218,18 @@ class ConfigurationTable:
         keys = [key for key in every if len({_shown(group[0], key) for group in groups}) > 1]
         if len({group[0].data for group in groups} - {None}) > 1:
             keys.append("data")
-        return cls(groups=groups, keys=keys, labels=list(dict.fromkeys(label for run in runs for label in run.results)))
+        labels = list(dict.fromkeys(label for run in runs for label in run.results))
+        floors = list(dict.fromkeys(label for run in runs for label in run.floors))
+        return cls(groups=groups, keys=keys, labels=labels, floors=floors)
 
     def table(self) -> Table:
-        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *self.labels)
+        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *self.labels, *self.floors)
         rows = [
             (
                 _names(group), *(_shown(group[0], key) for key in self.keys), str(len(group)),
                 _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]),
                 *(_spread([run.results[label] for run in group if label in run.results]) for label in self.labels),
+                *(_floor(group, name) or "-" for name in self.floors),
             )
             for group in self.groups
         ]  # fmt: skip
@@ -223,7 +240,7 @@ class ConfigurationTable:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             numbers = [f"{label}{part}" for label in self.labels for part in (" mean", " sd", " stderr", " seeds")]
-            writer.writerow(["runs", *self.keys, "seeds", "tokens", "device_hours", *numbers])
+            writer.writerow(["runs", *self.keys, "seeds", "tokens", "device_hours", *numbers, *self.floors])
             for group in self.groups:
                 cells: list[object] = []
                 for label in self.labels:
@@ -236,6 +253,7 @@ class ConfigurationTable:
                     [
                         " ".join(run.name for run in group), *(_shown(group[0], key) for key in self.keys), len(group),
                         _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]), *cells,
+                        *(_floor(group, name) for name in self.floors),
                     ]
                 )  # fmt: skip
 
@@ -244,6 +262,11 @@ def _shown(run: Run, key: str) -> str:
     if key == "data":
         return run.data or "unknown"
     return shown_value(run.settings.get(key, "default"))
+
+
+def _floor(group: Sequence[Run], name: str) -> str:
+    """Of any of the runs: they were asked the same."""
+    return next((f"{run.floors[name]:.4g}" for run in group if name in run.floors), "")
 
 
 def _names(group: Sequence[Run]) -> str:

@@ -5,8 +5,8 @@
 Theorem 5.4 of Saunshi et al. (2025) simulates m steps of text of a model by m loops of a block not much larger. From
 the test rows of runs of one task (cot; no_cot with train.num_loops; coconut), each at the steps, loops and thoughts
 that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and against the FLOPs of
-an answer, mean and least to largest over seeds, with chance (another question's answer) and the task's best shortcut
-as lines. Prints a table and writes loops_and_thoughts.csv, .png and .svg.
+an answer, mean and least to largest over seeds, with chance and the task's best shortcut (`pretrain/tasks/
+shortcuts.py`) as lines. Prints a table and writes loops_and_thoughts.csv, .png and .svg.
 """
 
 if __name__ == "__main__":
@@ -18,7 +18,6 @@ import argparse
 import csv
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,16 +30,13 @@ from pretrain.command.options import OptionParser
 from pretrain.config.read import read_config
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.style import BLUE, GREEN, GREY, RED, draw_grid_lines, new_figure
-from pretrain.tasks.registry import make_task
-from pretrain.tasks.shortcuts import best_shortcut
+from pretrain.tasks.shortcuts import best_shortcut, floor_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = {"cot": ("steps of text", RED, "s"), "no_cot": ("loops", BLUE, "o"), "coconut": ("thoughts", GREEN, "^")}
 """What each method counts, and the colour and marker of its points."""
-NUM_EXAMPLES = 2000
-"""Questions whose answers chance is of."""
 HEADER = ("method", "count", "loops", "accuracy_pct", "least", "largest", "new_tokens", "flops", "seeds")
 
 
@@ -112,9 +108,7 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
         )
         for key, rows in sorted(pools.items())
     ]
-    task, best = make_task(*asked), best_shortcut(*asked)
-    counts = Counter(task.generate(0, number).answer for number in range(NUM_EXAMPLES)).values()
-    chance = sum(count * (count - 1) for count in counts) / (NUM_EXAMPLES * (NUM_EXAMPLES - 1))
+    best, chance = best_shortcut(*asked), floor_of(*asked).chance or 0.0
     return points, {"chance": 100 * chance, f"best shortcut: {best.name}": 100 * best.accuracy}
 
 

@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from finetune.answers.results import Cell, CoconutRow, ScoredRun, inputs_of, shortcut_of
+from finetune.answers.results import Cell, CoconutRow, ScoredRun, floor_of_examples, inputs_of
 from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
@@ -79,7 +79,7 @@ class StageAnswerer:
         return CoconutRow.of_tally(
             tally, Cell(num_slots, self._saved.model.num_loops), subject, identity, self._saved.model,
             inputs=inputs_of(questions, self._tokenizer.sha256), batch=self._config.validation.batch,
-            shortcut=shortcut_of(getattr(self._config.data, split)),
+            floor=floor_of_examples(getattr(self._config.data, split)),
         )  # fmt: skip
 
 

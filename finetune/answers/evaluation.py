@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, inputs_of, key_of, shortcut_of
+from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, floor_of_examples, inputs_of, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
@@ -22,6 +22,7 @@ from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.registry import make_task
+from pretrain.tasks.shortcuts import NO_FLOOR, Floor
 from pretrain.tasks.task import Split
 
 
@@ -29,8 +30,8 @@ from pretrain.tasks.task import Split
 class Questions(ExampleSet):
     split: str
     """Name of the split, or of the file."""
-    shortcut: float | None = None
-    """Accuracy of the best shortcut of their task; None of a file."""
+    floor: Floor = NO_FLOOR
+    """What their task takes no reasoning for; unknown of a file."""
 
 
 def load_questions(
@@ -58,8 +59,8 @@ def load_questions(
         form = TextForm.of(make_task(trained_on.task, trained_on.parameters))
     examples = examples[:num_examples]
     encoded = encode_examples(examples, form, finetuned.trained.tokenizer, str(file) if file else f"data.{split}")
-    name, shortcut = file.name if file else split, shortcut_of(section)
-    return Questions(split=name, examples=examples, encoded=encoded, form=form, shortcut=shortcut)
+    name, floor = file.name if file else split, floor_of_examples(section)
+    return Questions(split=name, examples=examples, encoded=encoded, form=form, floor=floor)
 
 
 def choose_cells(
@@ -135,7 +136,7 @@ def evaluate_cells(
             track = partial(_track, bar, number * num_batches, cell)
             rows[key] = CoconutRow.of_tally(
                 answerer.score(questions, track), cell, subject, finetuned.identity, trained.saved.model,
-                inputs=inputs, batch=batch, shortcut=questions.shortcut,
+                inputs=inputs, batch=batch, floor=questions.floor,
             )  # fmt: skip
             file.append([rows[key]])
         yield rows[key]

@@ -10,7 +10,7 @@ from finetune.config import ExamplesSection
 from finetune.examples.examples import ExampleSet
 from pretrain.model.config import ModelSection
 from pretrain.rows.identity import ResultRow, RunIdentity, differing_inputs, digest
-from pretrain.tasks.shortcuts import best_shortcut
+from pretrain.tasks.shortcuts import NO_FLOOR, Floor, floor_of
 
 if TYPE_CHECKING:
     from finetune.answers.scoring import Tally  # imports torch, which a table of rows does without
@@ -71,7 +71,7 @@ class CoconutRow(ResultRow):
     @classmethod
     def of_tally(
         cls, tally: "Tally", cell: Cell, subject: ScoredRun, identity: RunIdentity, model: ModelSection,
-        *, inputs: str | None = None, batch: int | None = None, shortcut: float | None = None,
+        *, inputs: str | None = None, batch: int | None = None, floor: Floor = NO_FLOOR,
     ) -> "CoconutRow":  # fmt: skip
         """The row of a tally of all examples."""
         total, by_length = tally.total, sorted(tally.num_examples.items())
@@ -84,7 +84,7 @@ class CoconutRow(ResultRow):
             num_coda_layers=model.num_coda_layers,
             inputs=inputs,
             batch=batch,
-            shortcut=shortcut,
+            **floor._asdict(),
             accuracy=tally.accuracy,
             stderr=standard_error(tally.right.total(), total),
             num_examples=total,
@@ -113,9 +113,9 @@ def inputs_of(questions: ExampleSet, tokenizer_sha256: str) -> str:
     return f"examples={digest(repr((questions.examples, questions.form)))} tokenizer={tokenizer_sha256[:12]}"
 
 
-def shortcut_of(section: ExamplesSection) -> float | None:
-    """What the best of a task's shortcut rules gets; None of a file."""
-    return None if section.task is None else best_shortcut(section.task, section.parameters).accuracy
+def floor_of_examples(section: ExamplesSection) -> Floor:
+    """What their task takes no reasoning for; unknown of a file."""
+    return floor_of(section.task, section.parameters)
 
 
 def differences(row: CoconutRow, identity: RunIdentity, inputs: str) -> list[str]:

@@ -28,7 +28,7 @@ from pretrain.rows.evaluation import EvaluationRow, FoundResult, ResultKey, Scor
 from pretrain.rows.identity import differing_inputs
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.metrics import main_metric
-from pretrain.tasks.shortcuts import best_shortcut
+from pretrain.tasks.shortcuts import NO_FLOOR, floor_of
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamplings for the standard error of a metric that is not a mean."""
@@ -172,9 +172,9 @@ def _rows(
         shown = metric if way in ("", "none") else f"{metric} ({way})"
         values[shown] = float(value), float(error) if isinstance(error, (int, float)) else None
     main = main_metric(values, task.main)
-    rule = None if task.generator is None else best_shortcut(task.generator, task.parameters).accuracy
+    floor = floor_of(task.generator, task.parameters)
     of = partial(subject.row, task.name, task.group, num_loops=num_loops, num_examples=size, inputs=inputs)
     return [
-        of(metric, value, stderr=stderr, is_main=metric == main, shortcut=rule if metric == main else None)
+        of(metric, value, stderr=stderr, is_main=metric == main, **(floor if metric == main else NO_FLOOR)._asdict())
         for metric, (value, stderr) in values.items()
     ]

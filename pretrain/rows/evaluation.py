@@ -94,7 +94,7 @@ class ScoredModel:
     def row(
         self, task: str, task_group: str, metric: str, value: float, *, num_loops: int, num_examples: int,
         stderr: float | None = None, inputs: str | None = None, is_main: bool | None = None,
-        shortcut: float | None = None,
+        shortcut: float | None = None, chance: float | None = None,
     ) -> EvaluationRow:  # fmt: skip
         """The row of a number; the arguments are the fields of the same name."""
         model, seq_len = self.saved.model, self.saved.seq_len
@@ -119,6 +119,7 @@ class ScoredModel:
             stderr=stderr,
             num_examples=num_examples,
             shortcut=shortcut,
+            chance=chance,
             inputs=inputs,
             effective_depth=model.effective_depth(num_loops),
             eval_flops_per_token=forward_flops_per_token(model, seq_len, num_loops),

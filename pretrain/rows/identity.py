@@ -148,6 +148,8 @@ class ResultRow(RunIdentity):
     """Standard error of the number over examples, where known."""
     shortcut: FiniteFloat | None = None
     """What the best of the task's shortcut rules would have instead, where it has rules."""
+    chance: FiniteFloat | None = None
+    """What a guess would have instead, where the task is a generator's."""
     inputs: str | None = None
     """What the number was made from, as "name=value" between spaces: hashes of the task's examples and shots, the
     tokenizer and the checkpoint, the version of the harness, and whether texts began with bos."""

@@ -10,6 +10,7 @@ from pretrain.rows.identity import parse_inputs
 from pretrain.scaling.comparable import VALIDATION
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
+from pretrain.scaling.floors import Floors, floors_of
 from pretrain.scaling.gap import Gap, find_gaps
 from pretrain.scaling.isoplot import Isoplot, make_isoplots
 from pretrain.scaling.law import JointLaw, fit_law
@@ -26,6 +27,8 @@ class Analysis:
     gaps: list[Gap]
     law: JointLaw | str
     isoplots: list[Isoplot]
+    floors: Floors
+    """What chance and the best shortcut get."""
     left_out: list[str]
     """Results that are no points, and why, a line each."""
 
@@ -55,7 +58,7 @@ def analyse(rows: Iterable[EvaluationRow], metrics: Sequence[str] = (), *, from_
     losses, other_losses = _of_one_text(_finite(latest(row for row in rows if row.is_trained_depth)))
     return Analysis(
         curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves), law=fit_law(losses),
-        isoplots=make_isoplots(_finite(chosen), _finite(rows), from_step=from_step),
+        isoplots=make_isoplots(_finite(chosen), _finite(rows), from_step=from_step), floors=floors_of(newest),
         left_out=[
             *left_out, *without, *other_losses,
             *dict.fromkeys(

@@ -7,7 +7,7 @@ where it is shown 850 pixels wide.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ from pretrain.scaling.axes import DEPTH, Axis, informative_axes, subsample
 from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
 from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
+from pretrain.scaling.floors import CHANCE, SHORTCUT
 from pretrain.scaling.isoplot import Isoplot
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.law import JointLaw
 from pretrain.scaling.spots import Spot, dodge, spots_of
-from pretrain.scaling.style import draw_grid_lines, new_figure
+from pretrain.scaling.style import GREY, draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,7 @@ LEGEND_LINE = 0.19
 """Inches of a line of a legend."""
 SHORT, SHORT_COLUMNS = 12, 4
 """Letters of names that stand beside each other in a legend, and how many do."""
+FLOOR_LINES = {CHANCE: ":", SHORTCUT: "--"}
 LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
 Looks = dict[tuple[str, str], Look]
 Labels = list[tuple["Axes", list[Label]]]
@@ -61,6 +63,7 @@ def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = N
     num_rows = math.ceil(len(panels) / columns)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
+    most += max(map(len, analysis.floors.values()), default=0)
     labels: Labels = []
     width, height = PANEL_WIDTH * columns, (PANEL_HEIGHT + LEGEND_LINE * most) * num_rows
     with new_figure(files, width, height) as figure:
@@ -83,9 +86,8 @@ def _panels(analysis: Analysis, look: Looks) -> list[Callable[["Axes", Labels], 
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        panels += [
-            partial(_draw_group, fitted, axis, look) for axis in informative_axes([curve for curve, _ in fitted])
-        ]
+        axes, floors = informative_axes([curve for curve, _ in fitted]), analysis.floors.get(group, {})
+        panels += [partial(_draw_group, fitted, axis, look, floors) for axis in axes]
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
@@ -95,8 +97,9 @@ def _panels(analysis: Analysis, look: Looks) -> list[Callable[["Axes", Labels], 
 
 
 def _draw_group(
-    fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, look: Looks, axes: "Axes", labels: Labels
-) -> None:
+    fitted: Sequence[tuple[Curve, Fit | None]], axis: Axis, look: Looks, floors: Mapping[str, float], axes: "Axes",
+    labels: Labels,
+) -> None:  # fmt: skip
     low, high = possible_range(fitted[0][0].metric)
     axes.set_xscale("log", base=axis.base)
     places = {place for curve, _ in fitted for place, _ in axis.placed(curve.all_points)}
@@ -132,6 +135,10 @@ def _draw_group(
     else:
         _few_ticks(axes)
     metric = fitted[0][0].metric
+    for name, floor in floors.items():
+        axes.axhline(
+            floor, color=GREY, linestyle=FLOOR_LINES[name], linewidth=1.2, zorder=1, label=f"{name} {floor:.3g}"
+        )
     _keep_within(axes, low, high)
     _name(axes, fitted[0][0].task_group, axis.label, metric)
     if any(curve.extrapolated for curve, _ in fitted):

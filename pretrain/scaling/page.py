@@ -14,6 +14,7 @@ from pretrain.scaling.axes import DEPTH, Axis, possible_axes, subsample
 from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
 from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import Fit
+from pretrain.scaling.floors import CHANCE
 from pretrain.scaling.law import JointLaw
 from pretrain.scaling.tables import Table, make_tables
 
@@ -90,6 +91,9 @@ def _curve_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) -> "
     for group, (row, column) in zip(groups, places, strict=True):
         metric = next(curve.metric for curve in analysis.curves if curve.task_group == group)
         figure.update_yaxes(title_text=METRIC_NAMES.get(metric, metric), row=row, col=column)
+        for name, floor in analysis.floors.get(group, {}).items():
+            line = {"line_color": "#999", "line_width": 1, "line_dash": "dot" if name == CHANCE else "dash"}
+            figure.add_hline(floor, row=row, col=column, annotation_text=f"{name} {floor:.3g}", **line)
     _mark_depths(figure, analysis, places)
     names = [key for key in figure.layout.to_plotly_json() if key.startswith("xaxis")]
     buttons = []

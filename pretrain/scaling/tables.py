@@ -9,6 +9,7 @@ from pathlib import Path
 from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
+from pretrain.scaling.floors import NAMES
 from pretrain.scaling.law import PUBLISHED
 
 CSV_FIELDS = (
@@ -41,7 +42,7 @@ def write_fits(analysis: Analysis, file: Path) -> None:
 
 def make_tables(analysis: Analysis) -> list[Table]:
     """The tables that are not empty, in reading order."""
-    makers = (_fit_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
+    makers = (_fit_table, _floor_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
     return [table for make in makers if (table := make(analysis)).rows or table.notes]
 
 
@@ -75,6 +76,14 @@ def _fit_table(analysis: Analysis) -> Table:
     header = ("task group", "curve", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
     title = "value = alpha·log(D) + beta, D: effective depth in layers"
     return Table(title=title, header=header, rows=rows, notes=notes)
+
+
+def _floor_table(analysis: Analysis) -> Table:
+    rows = [
+        (group, *(f"{found[name]:.3g}" if name in found else "-" for name in NAMES))
+        for group, found in analysis.floors.items()
+    ]
+    return Table(title="what takes no reasoning", header=("task group", *NAMES), rows=rows)
 
 
 def _ratio_table(analysis: Analysis) -> Table:

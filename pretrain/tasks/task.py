@@ -116,6 +116,10 @@ class Task(ABC, Generic[P]):
         is one for every task and is not among them (`pretrain/tasks/shortcuts.py`)."""
         return {}
 
+    def options(self, question: str) -> Sequence[str]:
+        """The answers that a question names to choose from; empty where it names none."""
+        return ()
+
     def prefix_answers(self, question: str) -> tuple[str | None, ...] | None:
         """The answer to every prefix of a question, one per symbol, for a loss at every position: None where a prefix
         has no answer; the last is the answer to the question. None if the task does not support this."""

@@ -105,6 +105,10 @@ class ProsQA(Task[ProsQAParameters]):
             "first option": lambda question: [re.sub(r".* Is (\w+) a (\w+) or .*", r"\1 is a \2.", question)],
         }
 
+    def options(self, question: str) -> tuple[str, str]:
+        graph = Graph.parse(question)
+        return graph.sentence(graph.root, graph.target), graph.sentence(graph.root, graph.neg_target)
+
     def make(self, random: Random) -> Example:
         return write_example(self.draw_graph(random), random)
 

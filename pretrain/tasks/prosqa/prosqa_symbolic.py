@@ -49,6 +49,10 @@ class ProsQASymbolic(Task[ProsQAParameters]):
             "first option": lambda question: [question[-3:-1]],
         }
 
+    def options(self, question: str) -> tuple[str, str]:
+        person, *options = question[-3:]
+        return person + options[0], person + options[1]
+
     def make(self, random: Random) -> Example:
         graph = self._graphs.draw_graph(random)
         symbols = [_SYMBOL_OF[name] for name in graph.idx_to_symbol]

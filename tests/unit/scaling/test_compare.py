@@ -56,6 +56,19 @@ def test_seeds_are_one_row_and_what_differs_is_a_column(tmp_path: Path, capsys: 
     assert float(first["device_hours"]) == pytest.approx(4 * 4 * 9 / 3600, rel=1e-2)
 
 
+def test_chance_and_the_best_shortcut_stand_beside_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "a-seed0", {1: 0.5}, chance=0.25, shortcut=0.4)
+    write_run(tmp_path, "old", {1: 0.9}, "optimizer.lr=0.002")
+    assert main([str(tmp_path), "--csv", str(tmp_path / "table.csv")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("p_hop chance  p_hop best shortcut")
+    assert lines[2].split()[-2:] == ["0.25", "0.4"] and lines[3].split()[-2:] == ["-", "-"]
+    with (tmp_path / "table.csv").open() as file:
+        assert [row["p_hop best shortcut"] for row in csv.DictReader(file)] == ["0.4", ""]
+
+
 def test_other_questions_are_no_seeds_and_imported_models_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,6 +262,22 @@ def test_script_runs_without_torch(tmp_path: Path) -> None:
     assert "plot: " in result.stdout
 
 
+def test_chance_and_the_best_shortcut_are_lines_of_every_format(tmp_path: Path) -> None:
+    """Means over the tasks of a group that all have them; a task of which rows disagree has none."""
+    of = {"metric": "acc", "value": 0.5, "task_group": "g", "is_main": True}
+    rows = [make_row(**of, task=task, chance=chance, shortcut=0.4) for task, chance in (("x", 0.25), ("y", 0.35))]
+    rows += [make_row(**of | {"run": "b", "num_loops": 2, "effective_depth": 4}, task="y", chance=0.35, shortcut=0.5)]
+    analysis = analyse(rows)
+    assert analysis.floors == {"g": {"chance": pytest.approx(0.3)}}
+    (table,) = [table for table in make_tables(analysis) if table.title == "what takes no reasoning"]
+    assert table.rows == [("g", "0.3", "-")]
+    draw(analysis, [tmp_path / "x.svg"])
+    write_page(analysis, tmp_path / "x.html")
+    assert ">chance 0.3<" in (tmp_path / "x.svg").read_text() and "chance 0.3" in (tmp_path / "x.html").read_text()
+    plain = analyse([replace(row, chance=None, shortcut=None) for row in rows])
+    assert plain.floors == {} and "what takes no reasoning" not in [table.title for table in make_tables(plain)]
+
+
 def test_a_thousand_seeds_are_all_read_but_not_all_drawn(tmp_path: Path) -> None:
     """The size of the figure, and so the time it takes, is bounded however many runs there are."""
     fields = [model_fields("looped", 4, loops, 10**9, seed) for loops in (1, 2, 3, 4) for seed in range(1000)]

@@ -12,7 +12,7 @@ from pretrain.config.run import RunConfig
 from pretrain.eval.groups import TASKS as PAPER_TASKS
 from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.registry import TASKS, make_task
-from pretrain.tasks.shortcuts import MOST_COMMON, best_shortcut, score_rules
+from pretrain.tasks.shortcuts import MOST_COMMON, best_shortcut, floor_of, score_rules
 from pretrain.tasks.task import Example
 
 ROOT = Path(__file__).parents[3]
@@ -107,6 +107,30 @@ def test_released_questions_have_the_shortcuts_that_the_documents_name(
 ) -> None:
     examples = [example for file in files for example in read_examples(RELEASED / file)]
     assert score_rules(make_task(task, {}), examples, examples)[rule] == pytest.approx(accuracy, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "chance"),
+    [
+        ("prosqa", {"num_nodes": 12, "min_hops": 2, "max_hops": 3}, 0.5),
+        ("prosqa_symbolic", {"num_nodes": 12, "min_hops": 2, "max_hops": 3}, 0.5),
+        ("p_hop", {"num_hops": 4, "length": 64}, 0.25),
+        ("group_composition", {"order": 5, "num_elements": 8}, 1 / 60),
+        ("i_gsm", {}, 1 / 7),
+    ],
+)
+def test_chance_is_one_of_the_options_or_the_answer_to_another_question(
+    task: str, parameters: dict[str, object], chance: float
+) -> None:
+    floor = floor_of(task, parameters)
+    assert floor.chance == pytest.approx(chance, abs=0.01)
+    assert floor.shortcut == best_shortcut(task, parameters).accuracy
+    made = make_task(task, parameters)
+    examples = [made.generate(7, number) for number in range(20)]
+    asked = [made.options(example.question) for example in examples]
+    assert all(len(options) == 2 == len(set(options)) for options in asked) or not any(asked)
+    assert all(example.answer in options for example, options in zip(examples, asked, strict=True) if options)
+    assert floor_of(None, {}) == (None, None), "of no task"
 
 
 def test_answers_that_a_rule_cannot_tell_apart_count_by_their_share() -> None:
