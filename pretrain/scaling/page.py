@@ -93,7 +93,8 @@ def _curve_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) -> "
         figure.update_yaxes(title_text=METRIC_NAMES.get(metric, metric), row=row, col=column)
         for name, floor in analysis.floors.get(group, {}).items():
             line = {"line_color": "#999", "line_width": 1, "line_dash": "dot" if name == CHANCE else "dash"}
-            figure.add_hline(floor, row=row, col=column, annotation_text=f"{name} {floor:.3g}", **line)
+            text, place = f"{name} {floor:.3g}", {"row": row, "col": column}
+            figure.add_hline(floor, annotation_text=text, **place, **line)
     _mark_depths(figure, analysis, places)
     names = [key for key in figure.layout.to_plotly_json() if key.startswith("xaxis")]
     buttons = []
