@@ -185,6 +185,8 @@ class FinetuneTrainer:
         cost = self.session.cost(tokens=batch.num_tokens, flops=flops, seconds=step_time_s)
         self.session.metrics.log_step(
             FinetuneRow(
+                run_id=self.session.identity.run_id,
+                config=self.session.identity.config,
                 step=self.counters.step,
                 epoch=self.counters.epoch,
                 stage=self._stage(self.counters.epoch),

@@ -182,6 +182,8 @@ class Trainer:
         cost = session.cost(tokens=tokens, flops=flops, seconds=time.perf_counter() - started)
         session.metrics.log_step(
             MetricsRow(
+                run_id=session.identity.run_id,
+                config=session.identity.config,
                 step=counters.step,
                 tokens_seen=counters.tokens_seen or 0,
                 loss=result.loss,

@@ -35,8 +35,12 @@ class StepCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow(ABC):
-    """One training step; a number that is not finite is null in the file."""
+    """One training step; a number that is not finite is null in the file. It says whose step it is, so that rows of
+    several files in one are still told apart; old rows do not."""
 
+    run_id: str | None = None
+    """As of `RunIdentity`, like the next."""
+    config: str | None = None
     step: int
     """Steps done, this one included: the first row of a run has 1, as the checkpoint after it would."""
     loss: float

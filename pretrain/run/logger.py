@@ -91,7 +91,8 @@ class RunMetrics:
         if row.step % self._every and row.step != self._num_steps:
             return
         self._append(self._steps, [row])
-        self._to_wandb({f"train/{key}": value for key, value in vars(row).items() if key != "step"}, row.step)
+        charted = {key: value for key, value in vars(row).items() if key != "step" and not isinstance(value, str)}
+        self._to_wandb({f"train/{key}": value for key, value in charted.items()}, row.step)
 
     def log_evaluation(self, rows: Sequence[EvaluationRow]) -> None:
         """Show and keep evaluation rows, all of one step."""

@@ -200,6 +200,9 @@ def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "sweeps" / "tiny"
     files = [root / f"{method}-seed0" / "eval" / "coconut.jsonl" for method in ("coconut", "no_cot")]
     rows = [json.loads(file.read_text().splitlines()[-1]) for file in files]
+    for file, row in zip(files, rows, strict=True):
+        steps = map(json.loads, (file.parents[1] / "metrics.jsonl").read_text().splitlines())
+        assert {(step["run_id"], step["config"]) for step in steps} == {(row["run_id"], row["config"])}
     found = [(row["method"], row["split"], row["num_thoughts"]) for row in rows]
     assert found == [("coconut", "test", 2), ("no_cot", "test", 0)]
     assert [line.split(" | ")[0] for line in done.stdout.splitlines() if "%" not in line][-2:] == [

@@ -243,6 +243,9 @@ def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
     ]
     assert {row["num_examples"] for row in rows} == {20}
     config = read_config(tmp_path / "run.yaml", RunConfig, [*overrides, *shape, *settings])
+    steps = [json.loads(line) for line in (tmp_path / "hops" / "metrics.jsonl").read_text().splitlines()]
+    whose = {(row["run_id"], row["config"]) for row in rows}
+    assert {(row["run_id"], row["config"]) for row in steps} == whose and len(whose) == 1
     for row in rows:
         assert row["variant"] == variant_of(config) and row["settings"]["train.steps"] == 2 and row["seed"] == 0
         assert len(row["run_id"]) == 16 and row["trained_loops"] == [1, 1] and row["is_main"] is True
