@@ -21,7 +21,7 @@ from finetune.answers.results import CoconutRow, inputs_of
 from finetune.answers.scoring import Tally
 from finetune.config import ExamplesSection, FinetuneConfig, ledger, require_last_stage
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
-from finetune.examples.examples import ExampleSet, load_example_set
+from finetune.examples.examples import ExampleSet, load_example_set, untracked
 from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import StepBatch
@@ -44,6 +44,7 @@ from pretrain.parallel.stage import load_stage
 from pretrain.plan.room import require_room
 from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
+from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
@@ -251,7 +252,10 @@ class FinetuneTrainer:
         )
 
     def _examples(self, split: Split) -> ExampleSet:
-        return load_example_set(getattr(self.config.data, split), split, self.config.run.seed, self.session.tokenizer)
+        track = tracked if self.session.rank == 0 else untracked
+        section, seed = getattr(self.config.data, split), self.config.run.seed
+        with self.session.interruptible():
+            return load_example_set(section, split, seed, self.session.tokenizer, track)
 
     def _meta(self) -> dict[str, Any]:
         return {"finetune": self.config.model_dump(mode="json"), "examples_sha256": self.examples_sha256}

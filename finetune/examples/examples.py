@@ -8,19 +8,33 @@ Question, steps and answer are encoded separately, each with the text that ends 
 of Coconut: removing steps does not change the tokens of the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple, Protocol, TypeVar, assert_never
 
 from finetune.config import ExamplesSection
 from finetune.examples.text_lines import read_lines
 from finetune.method.methods import Removal
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.run.progress import tracked
 from pretrain.tasks.example_file import is_json, read_examples
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Example, Split, Task
+
+Item = TypeVar("Item")
+
+
+class Track(Protocol):
+    """Shows how far work on items is while they are taken, as `tracked` does."""
+
+    def __call__(self, items: Iterable[Item], total: int, what: str, /) -> Iterable[Item]: ...
+
+
+def untracked(items: Iterable[Item], _: int, __: str) -> Iterable[Item]:
+    """For a rank whose work another one shows."""
+    return items
 
 
 class TextForm(NamedTuple):
@@ -73,15 +87,19 @@ class ExampleSet:
         return ExampleSet(examples=self.examples[start:stop], encoded=self.encoded[start:stop], form=self.form)
 
 
-def load_example_set(section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer) -> ExampleSet:
+def load_example_set(
+    section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer, track: Track = tracked
+) -> ExampleSet:
     """Load and encode the examples of a section; errors as of `load_examples` and `encode_examples`."""
-    examples, form = load_examples(section, split, seed)
-    encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}")
+    examples, form = load_examples(section, split, seed, track)
+    encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}", track)
     return ExampleSet(examples=examples, encoded=encoded, form=form)
 
 
-def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[list[Example], TextForm]:
-    """The examples of a file, or of a split of a task with `section.seed` or else `seed`.
+def load_examples(
+    section: ExamplesSection, split: Split, seed: int, track: Track = tracked
+) -> tuple[list[Example], TextForm]:
+    """The examples of a file, or of a split of a task with `section.seed` or else `seed`; `track` shows how far it is.
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), one whose answer could not be given, fewer rows
@@ -93,9 +111,10 @@ def load_examples(section: ExamplesSection, split: Split, seed: int) -> tuple[li
         seed = seed if section.seed is None else section.seed
         count = section.num_examples or 0
         is_train = split == "train"  # what is scored holds no problem twice
-        examples = (
-            [task.pick(split, seed, n) for n in range(count)] if is_train else task.pick_distinct(split, seed, count)
+        found = (
+            (task.pick(split, seed, n) for n in range(count)) if is_train else task.pick_distinct(split, seed, count)
         )
+        examples = list(track(found, count, f"drawing data.{split}"))
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)
@@ -125,9 +144,9 @@ def spoken(answer: str) -> str:
 
 
 def encode_examples(
-    examples: Sequence[Example], form: TextForm, tokenizer: Tokenizer, source: str
+    examples: Sequence[Example], form: TextForm, tokenizer: Tokenizer, source: str, track: Track = tracked
 ) -> list[EncodedExample]:
-    """Encode every part of every example of a source, which errors name.
+    """Encode every part of every example of a source, which errors name; `track` shows how far it is.
 
     Raises:
         ValueError: the tokenizer cannot encode a text.
@@ -135,7 +154,7 @@ def encode_examples(
     start = () if tokenizer.separators.are_one else (tokenizer.bos_id,)
     mark = tokenizer.encode(form.answer_start)
     encoded = []
-    for number, example in enumerate(examples):
+    for number, example in enumerate(track(examples, len(examples), f"encoding {source}")):
         try:
             encoded.append(_encode(example, form, tokenizer, start, mark))
         except ValueError as error:

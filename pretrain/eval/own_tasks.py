@@ -61,7 +61,7 @@ def harness_task(
         "train": _examples(
             task, [task.pick("train", seed, shot) for shot in range(SHOT_POOL + num_fewshot)], with_steps
         ),
-        "test": _examples(task, task.pick_distinct("test", seed, num_examples), with_steps),
+        "test": _examples(task, list(task.pick_distinct("test", seed, num_examples)), with_steps),
     }
     config: dict[str, Any] = {
         "task": name, "custom_dataset": lambda **_: splits,

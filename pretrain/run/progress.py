@@ -8,15 +8,19 @@ goes through `message`, so that it does not tear the bar.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
 BAR_FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, ETA {remaining}{postfix}"
 FIRST_AFTER_S, FIRST_EVERY_S = 20.0, 60.0
 """When it is said how far the first step is, and again."""
+QUIET_S = 3.0
+"""Work on many items that takes no longer shows no progress."""
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -30,6 +34,8 @@ class Progress:
         stream: TextIO | None = None,
         seconds_per_line: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "step",
+        began: float | None = None,
     ) -> None:
         """
         Args:
@@ -38,12 +44,14 @@ class Progress:
             stream: where to show progress; a terminal gets the bar. Default: standard error.
             seconds_per_line: least time between two plain lines; the first and the last step get one in any case.
             clock: seconds, for the plain lines.
+            unit: what a plain line calls a step.
+            began: when the first step began, if it was no slower than the others: the ETA counts from then.
         """
         self._num_steps, self._seconds_per_line, self._clock = num_steps, seconds_per_line, clock
+        self._unit = unit
         self._stream: TextIO | None = stream or sys.stderr  # None where standard error was closed
-        self._first: tuple[float, int] | None = (
-            None  # when the first step was done: it is slow, so the ETA counts from it
-        )
+        # when the first step was done: it is slow, so the ETA counts from it
+        self._first: tuple[float, int] | None = None if began is None else (began, 0)
         self._last_line = -seconds_per_line
         self._unsaid = ""
         self._bar = None
@@ -61,7 +69,7 @@ class Progress:
             return
         now = self._clock()
         self._first = self._first or (now, done)
-        self._unsaid = f"step {done}/{self._num_steps}, ETA {self._time_left(now, done)}, {description}"
+        self._unsaid = f"{self._unit} {done}/{self._num_steps}, ETA {self._time_left(now, done)}, {description}"
         if now - self._last_line >= self._seconds_per_line or done >= self._num_steps:
             self._last_line = now
             self._say_line()
@@ -116,3 +124,30 @@ class Progress:
         if done == first:
             return "?"
         return tqdm.format_interval((now - start) / (done - first) * (self._num_steps - done))
+
+
+def tracked(
+    items: Iterable[Item], total: int, what: str, *, unit: str = "example", stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Item]:  # fmt: skip
+    """The items, one by one; if they take longer than `QUIET_S`, how many there are and how many a second is shown.
+
+    Args:
+        items: what is made or worked on.
+        total: how many there are at most.
+        what: is done with them, for people.
+        unit: what one of them is called.
+        stream: as of `Progress`.
+        clock: seconds.
+    """
+    began = clock()
+    progress, due = None, began + QUIET_S
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = clock()
+        if now >= due:
+            due = now + 0.1
+            progress = progress or Progress(total, done=done, stream=stream, clock=clock, unit=unit, began=began)
+            progress.update(done, f"{what}, {done / (now - began):,.0f} {unit}s/s")
+    if progress is not None:
+        progress.close()

@@ -284,6 +284,10 @@ class RunSession:
             return contextlib.nullcontext()
         return self.metrics.first_step(self.counters.step + 1, how_far)
 
+    def interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """Before `begin`: work that may take long, which Ctrl-C ends at once."""
+        return self._signals.interruptible()
+
     def say(self, text: str) -> None:
         """Show a line, on rank 0."""
         if self.metrics is not None:

@@ -2,11 +2,13 @@
 
 SIGTERM, SIGUSR1 (Slurm's warning before the time limit), SIGHUP (the terminal is gone; not under nohup) or SIGINT
 (Ctrl-C) sets a flag here and nothing else, so the step under way finishes. A second Ctrl-C raises KeyboardInterrupt at
-once; where the first one's step goes on, rank 0 says so.
+once, as does the first where there is nothing to save (`interruptible`); where its step goes on, rank 0 says so.
 """
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -27,7 +29,7 @@ class StopSignal:
     def __init__(self, patience_s: float = 2.0) -> None:
         self.requested: str | None = None
         """Name of the signal received last, or None."""
-        self._interrupted = False
+        self._interrupted = self._is_interruptible = False
         self._previous: dict[signal.Signals, Any] = {}
         words = "SIGINT: the run ends after the step under way and its save; Ctrl-C again ends it at once, without them"
         self._answer = threading.Timer(patience_s, print_line, [words])
@@ -47,9 +49,20 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, where there is nothing to save yet, the first Ctrl-C raises KeyboardInterrupt too."""
+        self._is_interruptible = True
+        try:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_interruptible = False
+
     def _receive(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
+            if self._interrupted or self._is_interruptible:
                 raise KeyboardInterrupt
             self._interrupted = True
             if world_from_environment().rank == 0:

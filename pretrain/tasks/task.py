@@ -16,7 +16,7 @@ The same seed gives the same examples for the same version of Python and of the 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -153,21 +153,23 @@ class Task(ABC, Generic[P]):
         which = f"task {self.name} with {self.parameters.model_dump_json()}"
         raise ValueError(f"{which}: no question in {split}: it has too few questions; make it harder")
 
-    def pick_distinct(self, split: Split, seed: int, count: int) -> list[Example]:
+    def pick_distinct(self, split: Split, seed: int, count: int) -> Iterator[Example]:
         """The first examples of a split without those whose problem has been there: what a test may count as
         independent. Fewer than `count` if the split has not so many problems.
 
         Raises:
             ValueError: as `pick`.
         """
-        found: dict[str, Example] = {}
+        found: set[str] = set()
         number = newest = 0
         while len(found) < count and number - newest < MAX_REPEATS:
             example = self.pick(split, seed, number)
             number += 1
-            if found.setdefault(self.problem(example), example) is example:
+            problem = self.problem(example)
+            if problem not in found:
+                found.add(problem)
                 newest = number
-        return list(found.values())
+                yield example
 
     def render(self, example: Example, *, with_steps: bool = True) -> tuple[TextPart, ...]:
         """The text of an example as consecutive spans; the trainer adds bos and eos."""

@@ -32,9 +32,8 @@ import math
 import re
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Sequence
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -149,25 +148,32 @@ class ProsQA(Task[ProsQAParameters]):
         )
 
     def _try_graph(self, random: Random) -> Graph | None:
-        drawn = _draw_parents(self.parameters.num_nodes, random)
-        if sum(map(len, drawn)) > self.parameters.most_edges:
+        wanted = self.parameters
+        drawn = _draw_nodes(wanted.num_nodes, random)
+        # What can be refused without a further random number is refused first: of small graphs that is most.
+        hops = range(wanted.min_hops, wanted.max_hops + 1)
+        is_one_depth = wanted.distractor == "same_depth"
+        leaves = _leaves_of_one_depth(drawn, hops) if is_one_depth else _own_leaves(drawn)
+        if not all(leaves) or sum(map(len, drawn.parents)) > wanted.most_edges:
             return None
-        if not {0, 1} <= {parent for of_node in drawn for parent in of_node}:
+        kept = [node for node, of_node in enumerate(drawn.parents) if of_node or node in drawn.with_child]
+        num_persons = sum(not drawn.parents[node] for node in kept)
+        if num_persons > len(PERSONS) or len(kept) - num_persons > len(CONCEPTS):
             return None
-        parents = _without_isolated(drawn)
-        num_persons = sum(not of_node for of_node in parents)
-        if num_persons > len(PERSONS) or len(parents) - num_persons > len(CONCEPTS):
-            return None
-        hops = range(self.parameters.min_hops, self.parameters.max_hops + 1)
-        draw = {"any_leaf": _draw_question, "same_depth": _draw_question_of_one_depth}[self.parameters.distractor]
-        asked = draw(parents, hops, random)
+        if is_one_depth:
+            options = [random.choice(of_side) for of_side in leaves]
+            root = random.randrange(2)
+            asked = root, options[root], options[1 - root]
+        else:
+            asked = _draw_farthest(drawn, leaves, hops, random)
         if asked is None:
             return None
-        root, target, neg_target = asked
         persons = iter(random.sample(PERSONS, num_persons))
-        concepts = iter(random.sample(CONCEPTS, len(parents) - num_persons))
-        names = tuple(next(concepts if of_node else persons) for of_node in parents)
-        edges = tuple((parent, child) for child, of_node in enumerate(parents) for parent in of_node)
+        concepts = iter(random.sample(CONCEPTS, len(kept) - num_persons))
+        names = tuple(next(concepts if drawn.parents[node] else persons) for node in kept)
+        number = {node: place for place, node in enumerate(kept)}
+        edges = tuple((number[parent], number[child]) for child in kept for parent in drawn.parents[child])
+        root, target, neg_target = (number[node] for node in asked)
         return Graph(idx_to_symbol=names, edges=edges, root=root, target=target, neg_target=neg_target)
 
 
@@ -181,99 +187,110 @@ def write_example(graph: Graph, random: Random) -> Example:
     return Example(question, graph.chain(random.choice(graph.shortest_paths())), graph.answer)
 
 
-def _draw_parents(num_nodes: int, random: Random) -> list[list[int]]:
-    """Parents of every node, by rule 1 of the module."""
+class _Drawn(NamedTuple):
+    """Nodes with their parents, by rule 1 of the module."""
+
+    parents: list[list[int]]
+    """Of every node, all of lower number."""
+    sides: tuple[list[int], list[int]]
+    """The nodes that descend only from 0, itself included, and those that descend only from 1."""
+    weights: list[float]
+    """1.5·depth + 1 of every node."""
+
+    @property
+    def with_child(self) -> set[int]:
+        return set().union(*self.parents)
+
+
+def _draw_nodes(num_nodes: int, random: Random) -> _Drawn:
+    """Draw nodes. Nearly all the time of an example is spent here: so parents are found in running sums of the
+    candidates' weights that are kept from node to node. The sums are exact, being multiples of a half."""
+    uniform = random.random
     parents: list[list[int]] = [[], []]
-    labels, weights = [1, 2], [1.0, 1.0]  # label: bit 0 if the node descends from node 0, bit 1 if from node 1
-    of_label: dict[int | None, list[int]] = {None: [0, 1], 0: [], 1: [0], 2: [1], 3: []}
+    weights, labels = [1.0, 1.0], [1, 2]  # label: bit 0 if the node descends from node 0, bit 1 if from node 1
+    of_label, sums_of_label = {1: [0], 2: [1]}, {1: [1.0], 2: [1.0]}
+    everyone, sums_of_everyone = [0, 1], [1.0, 2.0]
     for node in range(2, num_nodes):
-        count = _draw_num_parents(random)
-        side = 1 if random.random() <= FIRST_SIDE else 2 if random.random() <= SECOND_SIDE else None
-        candidates = of_label[side].copy()
+        count, product = 0, uniform()  # a Poisson variate of MEAN_PARENTS from a product of uniform ones (Knuth)
+        while product > _NO_PARENTS:
+            count += 1
+            product *= uniform()
+        if uniform() <= FIRST_SIDE:
+            candidates, sums = of_label[1], sums_of_label[1]
+        elif uniform() <= SECOND_SIDE:
+            candidates, sums = of_label[2], sums_of_label[2]
+        else:
+            candidates, sums = everyone, sums_of_everyone
         chosen: list[int] = []
-        for _ in range(min(count, len(candidates))):
-            chosen.append(_draw_weighted(candidates, weights, random))
-            candidates.remove(chosen[-1])
+        label, nearest = 0, math.inf
+        for left in range(min(count, len(candidates)), 0, -1):
+            place = bisect(sums, uniform() * sums[-1])
+            parent = candidates[place]
+            chosen.append(parent)
+            label |= labels[parent]
+            weight = weights[parent]
+            if weight < nearest:
+                nearest = weight
+            if left > 1:
+                candidates = candidates[:place] + candidates[place + 1 :]
+                sums = sums[:place] + [total - weight for total in sums[place + 1 :]]
         parents.append(chosen)
         # one level deeper than the shallowest parent; a node without parents gets weight 1
-        weights.append(min((weights[parent] for parent in chosen), default=1 - WEIGHT_PER_DEPTH) + WEIGHT_PER_DEPTH)
-        label = 0
-        for parent in chosen:
-            label |= labels[parent]
+        weight = nearest + WEIGHT_PER_DEPTH if chosen else 1.0
+        weights.append(weight)
         labels.append(label)
-        of_label[label].append(node)
-        of_label[None].append(node)
-    return parents
+        if label == 1 or label == 2:
+            of_label[label].append(node)
+            sums_of_label[label].append(sums_of_label[label][-1] + weight)
+        everyone.append(node)
+        sums_of_everyone.append(sums_of_everyone[-1] + weight)
+    return _Drawn(parents, (of_label[1], of_label[2]), weights)
 
 
-def _draw_weighted(candidates: list[int], weights: list[float], random: Random) -> int:
-    """What `random.choices` draws, in half of its time."""
-    total = 0.0
-    sums = [total := total + weights[node] for node in candidates]
-    return candidates[min(bisect(sums, random.random() * total), len(sums) - 1)]
+def _own_leaves(drawn: _Drawn) -> list[list[int]]:
+    """The leaves that only node 0 reaches, and those that only node 1 reaches; none if either has no edge."""
+    inner = drawn.with_child
+    if not {0, 1} <= inner:
+        return [[], []]
+    return [[node for node in side if node not in inner] for side in drawn.sides]
 
 
-def _draw_num_parents(random: Random) -> int:
-    """A Poisson variate of `MEAN_PARENTS`, from a product of uniform ones (Knuth)."""
-    count, product = 0, random.random()
-    while product > _NO_PARENTS:
-        count, product = count + 1, product * random.random()
-    return count
+def _leaves_of_one_depth(drawn: _Drawn, hops: range) -> list[list[int]]:
+    """Leaves of both sides that are equally far from their own one of 0 and 1, and equally far from the nearest person,
+    as far as two leaves can be; none if there are none."""
+    none: list[list[int]] = [[], []]
+    if len(drawn.sides[0]) <= hops.start or len(drawn.sides[1]) <= hops.start:
+        return none  # too few nodes for a path, as in most small graphs
+    distances: list[dict[int, int]] = []
+    for side in (0, 1):
+        distances.append(_distances(drawn, side))
+        if max(distances[side].values()) < hops.start:
+            return none
+    by_depth: list[defaultdict[tuple[int, float], list[int]]] = [defaultdict(list), defaultdict(list)]
+    for of_side, leaves, near in zip(by_depth, _own_leaves(drawn), distances, strict=True):
+        for leaf in leaves:
+            if near[leaf] in hops:
+                of_side[near[leaf], drawn.weights[leaf]].append(leaf)
+    shared = by_depth[0].keys() & by_depth[1].keys()
+    return [of_side[max(shared)] for of_side in by_depth] if shared else none
 
 
-def _without_isolated(parents: list[list[int]]) -> list[list[int]]:
-    """The graph without its nodes that have no edge, renumbered in the same order."""
-    connected = {parent for of_node in parents for parent in of_node}
-    kept = [node for node, of_node in enumerate(parents) if of_node or node in connected]
-    number = {node: place for place, node in enumerate(kept)}
-    return [[number[parent] for parent in parents[node]] for node in kept]
-
-
-def _own_leaves(parents: list[list[int]], distances: Sequence[dict[int, int]]) -> list[list[int]]:
-    """The leaves that only node 0 reaches, and those that only node 1 reaches; `distances` are those from 0 and 1."""
-    leaves = set(range(len(parents))) - {parent for of_node in parents for parent in of_node}
-    return [sorted((leaves & distances[side].keys()) - distances[1 - side].keys()) for side in (0, 1)]
-
-
-def _draw_question(parents: list[list[int]], hops: range, random: Random) -> tuple[int, int, int] | None:
-    """Root, target and other option by rule 3 of the module; None if there are none."""
-    distances = [_distances_down(parents, [start]) for start in (0, 1)]
-    own = _own_leaves(parents, distances)
-    if not own[0] or not own[1]:
-        return None
-    farthest = [max(distances[side][leaf] for leaf in own[side]) for side in (0, 1)]
+def _draw_farthest(
+    drawn: _Drawn, leaves: list[list[int]], hops: range, random: Random
+) -> tuple[int, int, int] | None:  # fmt: skip
+    """Root, target and other option by rule 3 of the module; None if the target is not that many steps away."""
+    distances = [_distances(drawn, side) for side in (0, 1)]
+    farthest = [max(distances[side][leaf] for leaf in leaves[side]) for side in (0, 1)]
     root = random.randrange(2) if farthest[0] == farthest[1] else int(farthest[1] > farthest[0])
-    target = random.choice([leaf for leaf in own[root] if distances[root][leaf] == farthest[root]])
-    neg_target = random.choice(own[1 - root])
+    target = random.choice([leaf for leaf in leaves[root] if distances[root][leaf] == farthest[root]])
+    neg_target = random.choice(leaves[1 - root])
     return (root, target, neg_target) if farthest[root] in hops else None
 
 
-def _draw_question_of_one_depth(parents: list[list[int]], hops: range, random: Random) -> tuple[int, int, int] | None:
-    """As `_draw_question`, by the rule for `distractor=same_depth`."""
-    distances: list[dict[int, int]] = []
-    for start in (0, 1):
-        distances.append(_distances_down(parents, [start]))
-        if max(distances[start].values()) < hops.start:  # true of most small graphs, and told soon
-            return None
-    from_persons = _distances_down(parents, [node for node, of_node in enumerate(parents) if not of_node])
-    by_depth: list[defaultdict[tuple[int, int], list[int]]] = [defaultdict(list), defaultdict(list)]
-    for side, leaves in enumerate(_own_leaves(parents, distances)):
-        for leaf in leaves:
-            if distances[side][leaf] in hops:
-                by_depth[side][distances[side][leaf], from_persons[leaf]].append(leaf)
-    shared = by_depth[0].keys() & by_depth[1].keys()
-    if not shared:
-        return None
-    options = [random.choice(of_side[max(shared)]) for of_side in by_depth]
-    root = random.randrange(2)
-    return root, options[root], options[1 - root]
-
-
-def _distances_down(parents: list[list[int]], starts: list[int]) -> dict[int, int]:
-    """Shortest distance to every node that `starts`, which have no parents, reach; parents have lower numbers than
-    children."""
-    distances = dict.fromkeys(starts, 0)
-    for node, of_node in enumerate(parents):
-        if above := [distances[parent] for parent in of_node if parent in distances]:
-            distances[node] = 1 + min(above)
+def _distances(drawn: _Drawn, side: int) -> dict[int, int]:
+    """Shortest distance from node 0 or 1, the `side`, to every node that descends only from it: all ancestors of such a
+    node that the side reaches are of this kind."""
+    distances = {side: 0}
+    for node in drawn.sides[side][1:]:
+        distances[node] = 1 + min(distances[parent] for parent in drawn.parents[node] if parent in distances)
     return distances

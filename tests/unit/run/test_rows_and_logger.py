@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from pretrain.model.count import count_parameters
 from pretrain.rows.evaluation import EvaluationRow, ScoredModel
 from pretrain.rows.step import StepCost
 from pretrain.run.logger import RunMetrics
-from pretrain.run.progress import Progress
+from pretrain.run.progress import Progress, tracked
 from tests.support.run_rows import step_row
 from tests.unit.rows.test_jsonl import full_disk
 
@@ -141,6 +142,26 @@ def test_plain_lines_come_first_last_and_now_and_then(tmp_path: Path) -> None:
         "step 4/20, ETA 01:04, loss 4",
         "step 7/20, ETA 00:52, loss 7",
         "step 8/20, ETA 00:48, loss 8",
+    ]
+
+
+def test_work_on_many_items_shows_rate_and_time_left_if_it_is_long() -> None:
+    def lines(seconds_per_item: float) -> list[str]:
+        stream, now = io.StringIO(), [0.0]
+
+        def items() -> Iterator[int]:
+            for number in range(40):
+                now[0] += seconds_per_item
+                yield number
+
+        assert list(tracked(items(), 40, "drawing", stream=stream, clock=lambda: now[0])) == list(range(40))
+        return stream.getvalue().splitlines()
+
+    assert lines(0.05) == []
+    assert lines(0.5) == [
+        "example 6/40, ETA 00:17, drawing, 2 examples/s",
+        "example 26/40, ETA 00:07, drawing, 2 examples/s",
+        "example 40/40, ETA 00:00, drawing, 2 examples/s",
     ]
 
 

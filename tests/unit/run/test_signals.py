@@ -58,3 +58,17 @@ def test_a_lost_terminal_is_no_reason_under_nohup() -> None:
             assert stop.requested is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_ends_work_that_has_nothing_to_save_at_once() -> None:
+    """Whether it comes before or inside; other signals wait for a vote as ever."""
+    with StopSignal() as stop:
+        with stop.interruptible():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
+            signal.raise_signal(signal.SIGINT)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
+            pass

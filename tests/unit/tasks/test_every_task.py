@@ -282,12 +282,12 @@ def test_a_problem_in_other_words_is_in_the_same_split(
 def test_no_problem_is_twice_in_a_test() -> None:
     """Of two numbers of two digits there are 5,050 problems, of which a sixteenth are in the test."""
     task = make_task("addition", {"num_operands": [2], "num_digits": 2, "split_by": "problem"})
-    examples = task.pick_distinct("test", 0, 1000)
+    examples = list(task.pick_distinct("test", 0, 1000))
     problems = {task.problem(example) for example in examples}
     assert 270 < len(problems) == len(examples) < 360
-    assert examples[:100] == task.pick_distinct("test", 0, 100)
+    assert examples[:100] == list(task.pick_distinct("test", 0, 100))
     few = make_task("p_hop", {})
-    assert few.pick_distinct("test", 3, 20) == [few.pick("test", 3, number) for number in range(20)]
+    assert list(few.pick_distinct("test", 3, 20)) == [few.pick("test", 3, number) for number in range(20)]
 
 
 def test_an_example_of_a_split_can_be_made_alone() -> None:

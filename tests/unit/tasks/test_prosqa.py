@@ -96,6 +96,29 @@ def test_examples_are_a_function_of_seed_and_number() -> None:
     assert make_task("prosqa", {"num_nodes": 20}).generate(1, 3) != TASK.generate(1, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "digest"),
+    [
+        ("prosqa", {}, "d1fa13213be08044"),
+        ("prosqa", {"distractor": "same_depth"}, "95ee799fe14f1fa0"),
+        ("prosqa", {"num_nodes": 40, "max_hops": 8}, "2589c4f72fe654b3"),
+        ("prosqa", {"num_nodes": 6, "min_hops": 1, "max_hops": 3}, "4b9deb2671fe5a82"),
+        ("prosqa", {"num_nodes": 20, "min_hops": 1, "max_hops": 2, "distractor": "same_depth"}, "ecb7b2615d76d0b7"),
+        ("prosqa_symbolic", {"num_nodes": 10, "min_hops": 2, "max_hops": 3}, "6bc41da233b70b25"),
+        (
+            "prosqa_symbolic", {"num_nodes": 12, "min_hops": 3, "max_hops": 3, "distractor": "same_depth"},
+            "1a37a1bae251f1fe",
+        ),
+    ],
+)  # fmt: skip
+def test_examples_are_those_of_every_release(name: str, parameters: dict[str, object], digest: str) -> None:
+    """Runs go on, and tests are scored again, on the very same questions: hashes of 200 examples each, taken before the
+    drawing was made faster."""
+    task = make_task(name, parameters)
+    examples = [task.generate(seed, number) for seed in (0, 7) for number in range(100)]
+    assert hashlib.blake2b(repr(examples).encode(), digest_size=8).hexdigest() == digest
+
+
 def test_picked_examples_are_in_their_split() -> None:
     for split in ("train", "validation", "test"):
         for number in range(5):
