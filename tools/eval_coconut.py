@@ -1,4 +1,4 @@
-"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents 0,1,2 --num-loops 1`.
+"""Evaluate a fine-tuned run: `python tools/eval_coconut.py --run runs/prosqa_coconut --latents all --num-loops 1`.
 
 Prints a row for every number of latent thoughts (or pauses) and of loops: accuracy by exact match, and new tokens,
 seconds and FLOPs per example. Each finished row is appended to <run>/eval/coconut.jsonl; a repeated command resumes.
@@ -63,7 +63,8 @@ def evaluate(options: argparse.Namespace) -> None:
     thoughts = options.latents if soft is None else options.soft_thoughts
     cells = choose_cells(finetuned, thoughts, options.num_loops, are_soft=soft is not None)
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    rows = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch, soft=soft))
+    batch = options.batch or finetuned.config.validation.batch
+    rows = list(evaluate_cells(finetuned, questions, cells, file, batch=batch, soft=soft))
     print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
     print(table(rows))
     print_warnings(file.problems)

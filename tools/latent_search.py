@@ -62,13 +62,14 @@ def search(options: argparse.Namespace) -> None:
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
     if options.question >= len(questions.examples):
         raise ValueError(f"--question {options.question}: there are {len(questions.examples)} questions, from 0")
-    searcher = Searcher(finetuned, questions, options.batch)
+    batch = options.batch or finetuned.config.validation.batch
+    searcher = Searcher(finetuned, questions, batch)
     if others and not searcher.graphs:
         raise ValueError("--compare classifies paths in a graph, and these questions have none")
-    latents = options.latents if options.latents is not None else list(range(finetuned.config.curriculum.max_slots + 1))
-    cells = choose_cells(finetuned, latents, options.num_loops)
+    cells = choose_cells(finetuned, "all" if options.latents is None else options.latents, options.num_loops)
+    latents = list(dict.fromkeys(cell.num_thoughts for cell in cells))
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
-    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=options.batch))
+    grid = list(evaluate_cells(finetuned, questions, cells, file, batch=batch))
     print_warnings(file.problems)
     bar = Progress((2 * len(latents) if searcher.graphs else 0) + len(others))
     bars, values = [], {}

@@ -80,7 +80,7 @@ if [[ ${1:-} == --coconut ]]; then
   deepspeed --num_gpus 2 --log_level warning finetune/coconut.py --config configs/finetune/prosqa_small.yaml \
     run.name=quickstart_coconut data.train.num_examples=6144 train.epochs=8
   step "Coconut: the same model with 0 to 3 thoughts"
-  python tools/eval_coconut.py --run runs/quickstart_coconut --latents 0,1,2,3 --split validation
+  python tools/eval_coconut.py --run runs/quickstart_coconut --latents all --split validation
 fi
 
 echo

@@ -1,12 +1,12 @@
 """Train and compare a family of models, or methods of fine-tuning: `python tools/sweep.py
 configs/sweeps/p_hop_small.yaml`.
 
-Models are trained, evaluated and plotted; methods are trained, which scores their test questions, and listed in a
-table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the folder above. A repeated
-command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped. --print only shows the
-commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose tasks wait for those of
-the stage before, and a last job for the plot or table that waits for all. `pretrain/config/sweep.py` documents the
-configuration.
+Models are trained, evaluated and plotted; methods are trained, scored on their test questions with every number of
+thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the
+folder above. A repeated command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped.
+--print only shows the commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose
+tasks wait for those of the stage before, and a last job for the plot or table that waits for all.
+`pretrain/config/sweep.py` documents the configuration.
 """
 
 if __name__ == "__main__":
@@ -101,8 +101,9 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
     """The commands of each stage of the sweep, in order."""
     train = [train_command(sweep, cell, root) for cell in family]
     if sweep.methods:
-        runs = (str(root / cell.name) for cell in family)
-        return {"train": train, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
+        runs = [str(root / cell.name) for cell in family]
+        score = [[sys.executable, "tools/eval_coconut.py", "--run", run, "--latents", "all"] for run in runs]
+        return {"train": train, "eval": score, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
     evaluate = [eval_command(sweep, cell, root) for cell in family if has_tasks(sweep, cell)]
     rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
     return {

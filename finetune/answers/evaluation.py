@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, floor_of_examples, inputs_of, key_of
 from finetune.answers.scoring import Answerer, answer_settings
@@ -64,10 +64,11 @@ def load_questions(
 
 
 def choose_cells(
-    finetuned: FinetunedModel, latents: Sequence[int] | None, loops: Sequence[int] | None, *, are_soft: bool = False
-) -> list[Cell]:
-    """The cells of a grid of thoughts (default: that of the last stage) and loops (default: that of training); soft
-    thoughts are for methods without slots.
+    finetuned: FinetunedModel, latents: Sequence[int] | Literal["all"] | None, loops: Sequence[int] | None, *,
+    are_soft: bool = False,
+) -> list[Cell]:  # fmt: skip
+    """The cells of a grid of thoughts (all = none up to those of the last stage; default: those) and loops (default:
+    those of training); soft thoughts are for methods without slots.
 
     Raises:
         ValueError: the run's method has no slots, or its model no loops to vary.
@@ -79,6 +80,8 @@ def choose_cells(
             f"soft-thoughts: method {finetuned.config.method.name} of {finetuned.run_dir} has slots of its own; "
             "they are for a model that reasons in text, such as method.name=cot"
         )
+    if latents == "all":
+        latents = range(default.num_slots + 1)
     if latents and any(latents) and not are_soft and not finetuned.has_slots:
         raise ValueError(
             f"latents: method {finetuned.config.method.name} of {finetuned.run_dir} "

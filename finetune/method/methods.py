@@ -70,6 +70,10 @@ METHODS: dict[MethodName, Method] = {
     "lotus": Method(stages="all", slots=LATENTS, term="slot_tokens"),
 }
 
+CONTROLS: tuple[MethodName, ...] = ("without_thought", "pause_as_thought", "without_curriculum")
+"""What a method with thoughts and a curriculum is held against: its curriculum without thoughts, and with pauses in
+their place; its thoughts without the curriculum."""
+
 
 def names_of(is_one: Callable[[Method], bool]) -> str:
     """The names of the methods that something is true of, for messages."""

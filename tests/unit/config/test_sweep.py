@@ -194,28 +194,32 @@ def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     lines = sweep(tmp_path, "--print").stdout.splitlines()
     assert [line.count("finetune/coconut.py --config") for line in lines[:2]] == [1, 1]
-    assert "coconut_table.py" in lines[2] and "--array=0-1" in lines[-2] and "afterok" in lines[-1]
+    assert all("tools/eval_coconut.py --run" in line and line.endswith("--latents all") for line in lines[2:4])
+    assert "coconut_table.py" in lines[4] and "--array=0-1" in lines[-2] and "afterok" in lines[-1]
     done = sweep(tmp_path)
     assert done.returncode == 0, done.stderr
     root = tmp_path / "runs" / "sweeps" / "tiny"
     files = [root / f"{method}-seed0" / "eval" / "coconut.jsonl" for method in ("coconut", "no_cot")]
-    rows = [json.loads(file.read_text().splitlines()[-1]) for file in files]
-    for file, row in zip(files, rows, strict=True):
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    for file, of_run in zip(files, rows, strict=True):
         steps = map(json.loads, (file.parents[1] / "metrics.jsonl").read_text().splitlines())
-        assert {(step["run_id"], step["config"]) for step in steps} == {(row["run_id"], row["config"])}
-    found = [(row["method"], row["split"], row["num_thoughts"]) for row in rows]
-    assert found == [("coconut", "test", 2), ("no_cot", "test", 0)]
-    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if "%" not in line][-2:] == [
-        "| coconut",
-        "| no_cot",
-    ]
+        assert {(step["run_id"], step["config"]) for step in (*steps, *of_run)} == {
+            (of_run[-1]["run_id"], of_run[-1]["config"])
+        }
+    found = [(row["method"], row["num_thoughts"]) for of_run in rows for row in of_run if row["split"] == "test"]
+    assert found == [("coconut", 2), ("coconut", 0), ("coconut", 1), ("no_cot", 0)]  # each once, the first in training
+    table = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| coconut", "| no_cot"))]
+    assert [(line[0], line[2]) for line in table] == [
+        ("| coconut", "0"), ("| coconut", "1"), ("| coconut", "2"), ("| no_cot", "0")
+    ]  # fmt: skip
+    assert "no rows with" not in done.stderr and "nothing beside coconut with without_thought," in done.stderr
 
 
 @pytest.mark.parametrize(
     ("before", "after", "arguments", "message"),
     [
         ("no_cot", "no_cott", ["--print"], "method.name: needs one of coconut, cot"),
-        ("no_cot", "no_cot", ["--stage", "plot"], "--stage plot: the stages of this sweep are train, table"),
+        ("no_cot", "no_cot", ["--stage", "plot"], "--stage plot: the stages of this sweep are train, eval, table"),
         ("methods:", "ranks: 4\nmethods:", ["--slurm"], "train.effective_batch=8 is not divisible by"),
     ],
 )

@@ -109,6 +109,39 @@ def test_unlike_rows_are_never_averaged_and_what_differs_is_named(
     assert row["examples"] == "4" and float(row["± examples"]) > 0
 
 
+def test_what_tells_whether_thoughts_help_is_asked_for_where_it_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of fewer thoughts, and the controls on the same questions."""
+
+    def said(*runs: Path) -> list[str]:
+        assert main([str(run) for run in runs]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "test sets" not in line]
+
+    runs = [write_run(tmp_path / "a-seed0", 0.5), write_run(tmp_path / "a-seed1", 0.6, "run.seed=1")]
+    config = f"--config {runs[0] / 'config.yaml'}"
+    controls = "nothing beside coconut with without_thought, pause_as_thought, without_curriculum, its controls: "
+    controls += f"python finetune/coconut.py {config} method.name=without_thought run.name=without_thought"
+    assert said(*runs) == [
+        f"warning: no rows with 0, 1 thoughts of {runs[0]}, {runs[1]}: "
+        f"python tools/eval_coconut.py --run {runs[0]} --latents all",
+        f"warning: {controls}",
+    ]
+    for run in runs:
+        file = JsonLines(run / "eval" / "coconut.jsonl")
+        (row,) = file.read(CoconutRow)
+        file.append([replace(row, num_thoughts=0), replace(row, num_thoughts=1)])
+    others = [
+        write_run(tmp_path / name, 0.5, f"method.name={name}", num_thoughts=0)
+        for name in ("without_thought", "without_curriculum", "cot")
+    ]
+    elsewhere = write_run(tmp_path / "b", 0.5, "method.name=pause_as_thought", inputs="examples=bbb", num_thoughts=0)
+    (line,) = said(*runs, *others, elsewhere)
+    assert line.startswith("warning: nothing beside coconut with pause_as_thought, its controls: ")
+    beside = write_run(tmp_path / "c", 0.5, "method.name=pause_as_thought", num_thoughts=0)
+    assert said(*runs, *others, beside) == []
+
+
 def test_the_shipped_rows_are_those_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     lines = table(capsys, CONFIGS / "results" / "prosqa_small" / "coconut.jsonl")
     assert [line[0] for line in lines] == ["coconut", "cot", "no_cot", "without_curriculum", "pause_as_thought"]

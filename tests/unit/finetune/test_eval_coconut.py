@@ -45,7 +45,7 @@ def test_the_command_scores_every_cell_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "tiny"
-    save_run(run)
+    config = save_run(run)
     arguments = ["--run", run, "--latents", "0,2,3", "--num-loops", "1,3", "--batch", 4]
     assert command(monkeypatch, *arguments) == 0
     out = capsys.readouterr().out.splitlines()
@@ -65,6 +65,12 @@ def test_the_command_scores_every_cell_once(
     assert f"warning: {file}:4: Invalid JSON" in capsys.readouterr().err
     again = JsonLines(file).read(CoconutRow, strict=True)
     assert [without_time(row) for row in again] == [without_time(row) for row in rows]
+
+    assert command(monkeypatch, "--run", run, "--latents", "all") == 0  # in the batches of training
+    more = JsonLines(file).read(CoconutRow)[len(rows) :]
+    most = config.curriculum.max_slots
+    assert [row.num_thoughts for row in more] == list(range(most + 1))
+    assert {row.batch for row in more} == {config.validation.batch}
 
 
 def test_a_row_is_what_the_library_counts(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_a_method_without_slots_has_one_cell(tmp_path: Path) -> None:
     run = tmp_path / "tiny"
     save_run(run, method={"name": "cot"})
     finetuned = load_finetuned(run, CPU)
-    assert choose_cells(finetuned, None, [1, 2]) == [Cell(0, 1), Cell(0, 2)]
+    assert choose_cells(finetuned, None, [1, 2]) == choose_cells(finetuned, "all", [1, 2]) == [Cell(0, 1), Cell(0, 2)]
     row = next(
         evaluate_cells(finetuned, load_questions(finetuned), [Cell(0, 1)], JsonLines(tmp_path / "rows.jsonl"), batch=3)
     )
