@@ -1,7 +1,7 @@
 """Analyse latent thoughts and how they search a graph: `python tools/latent_search.py --run runs/prosqa_coconut`.
 
 Writes figures (PNG and SVG) and numbers to <run>/analysis/, after section 5 of the Coconut paper. For questions with a
-graph (ProsQA in words or symbols):
+graph (ProsQA in words or symbols, ProntoQA, and any task that says how it writes one):
 
     process      correct answers and classes of reasoning for each number of thoughts, and for other runs (--compare)
     parallelism  share of the value on the best one, two, three nodes, over the questions

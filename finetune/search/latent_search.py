@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finetune.latent.decoding import Decoding
 from finetune.latent.generation import AnswerSettings, think
-from finetune.search.graph_text import GraphForm
+from finetune.search.graph_text import GraphText
 from finetune.search.search_tree import NodeValue, concepts, node_values
 from pretrain.data.tokenizers.tokenizer import THOUGHT_TOKENS, Tokenizer
 from pretrain.model.gpt import LoopedGPT
@@ -20,19 +20,16 @@ NUM_TOKENS = 5
 """Likeliest tokens that are kept of a thought."""
 
 
-def name_tokens(tokenizer: Tokenizer, form: GraphForm, name: str) -> tuple[int, ...]:
-    """The tokens of a concept's name at the beginning of a step, after the form's opening.
+def name_tokens(tokenizer: Tokenizer, opening: str, name: str) -> tuple[int, ...]:
+    """The tokens of a name at the beginning of a step, as it is spelt after the opening.
 
     Raises:
         ValueError: the tokenizer joins them with the opening.
     """
-    opening, both = tokenizer.encode(form.opening), tokenizer.encode(form.opening + form.before_name + name)
-    if both[: len(opening)] != opening:
-        raise ValueError(
-            f"the tokenizer has no boundary between {form.opening!r} and {form.before_name + name!r}: "
-            "names have no probability"
-        )
-    return tuple(both[len(opening) :])
+    before, both = tokenizer.encode(opening), tokenizer.encode(opening + name)
+    if both[: len(before)] != before:
+        raise ValueError(f"the tokenizer has no boundary between {opening!r} and {name!r}: names have no probability")
+    return tuple(both[len(before) :])
 
 
 @torch.inference_mode()
@@ -82,7 +79,7 @@ def search_values(
     model: LoopedGPT,
     prompts: Sequence[Sequence[int]],
     graphs: Sequence[Graph],
-    form: GraphForm,
+    text: GraphText,
     tokenizer: Tokenizer,
     settings: AnswerSettings,
     *,
@@ -94,18 +91,27 @@ def search_values(
     Raises:
         ValueError: the tokenizer joins a name with the text before it.
     """
-    settings = replace(settings, forced_text=tuple(tokenizer.encode(form.opening)))
-    # where no forced word begins a step, the answer may come instead
-    excluded = [] if form.opening else tokenizer.encode(form.text.answer_start)[:1]
-    values = []
-    for start in range(0, len(prompts), batch):
-        chosen = slice(start, start + batch)
-        names = [[graph.idx_to_symbol[node] for node in concepts(graph)] for graph in graphs[chosen]]
-        tokens = [[name_tokens(tokenizer, form, name) for name in row] for row in names]
-        rated = name_probabilities(model, prompts[chosen], tokens, settings, excluded=excluded)
-        for question, (graph, row, probabilities) in enumerate(zip(graphs[chosen], names, rated, strict=True), start):
-            values += node_values(question, graph, settings.num_slots, dict(zip(row, probabilities, strict=True)))
-    return values
+    by_opening: dict[str, list[int]] = {}
+    for question, graph in enumerate(graphs):
+        by_opening.setdefault(text.form.opening(graph), []).append(question)
+    values: dict[int, list[NodeValue]] = {}
+    for opening, questions in by_opening.items():
+        forced = replace(settings, forced_text=tuple(tokenizer.encode(opening)))
+        # where no forced word begins a step, the answer may come instead
+        excluded = [] if opening else tokenizer.encode(text.text.answer_start)[:1]
+        for start in range(0, len(questions), batch):
+            chosen = questions[start : start + batch]
+            names = [
+                [graphs[question].idx_to_symbol[node] for node in concepts(graphs[question])] for question in chosen
+            ]
+            tokens = [[name_tokens(tokenizer, opening, text.form.spelt(name)) for name in row] for row in names]
+            before = [prompts[question] for question in chosen]
+            rated = name_probabilities(model, before, tokens, forced, excluded=excluded)
+            for question, row, probabilities in zip(chosen, names, rated, strict=True):
+                of_name = dict(zip(row, probabilities, strict=True))
+                first = text.form.first_distance
+                values[question] = node_values(question, graphs[question], settings.num_slots, of_name, first)
+    return [value for question in range(len(graphs)) for value in values[question]]
 
 
 @dataclass(frozen=True, kw_only=True)

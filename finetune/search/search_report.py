@@ -25,7 +25,7 @@ from finetune.search.figures import (
     draw_thoughts,
     draw_tree,
 )
-from finetune.search.graph_text import GraphForm, form_of
+from finetune.search.graph_text import GraphText
 from finetune.search.latent_search import ThoughtStatistics, search_values, thought_statistics
 from finetune.search.search_tree import (
     NodeValue,
@@ -43,7 +43,7 @@ SUFFIXES = (".png", ".svg")
 
 class Searcher:
     """Analyses the thoughts of one run about questions: their size and what they decode to, and the search in the graph
-    of the questions if they have one (ProsQA, in words or symbols).
+    of the questions if they have one (ProsQA, in words or symbols, and ProntoQA).
 
     Raises:
         ValueError: the run has no slots for thoughts, or the first question has a graph and another has none.
@@ -56,14 +56,14 @@ class Searcher:
                 f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs"
             )
         self.finetuned, self.questions, self.batch = finetuned, questions, batch
-        self._form = form_of(questions.examples[0].question)
-        self.graphs = [self._form.graph(example.question) for example in questions.examples] if self._form else []
+        self._text = GraphText.of_question(questions.examples[0].question)
+        self.graphs = [self.text.form.graph(each.question) for each in questions.examples] if self._text else []
 
     @property
-    def form(self) -> GraphForm:
+    def text(self) -> GraphText:
         """How the graphs are written."""
-        assert self._form is not None, "these questions have no graph"
-        return self._form
+        assert self._text is not None, "these questions have no graph"
+        return self._text
 
     def case_study(self, thoughts: ThoughtStatistics | None, question: int) -> list[str]:
         """Lines about one question: its chain of reasoning, and the tokens that each thought decodes to."""
@@ -94,7 +94,7 @@ class Searcher:
         """The value of every node after a number of thoughts."""
         trained, settings = self.finetuned.trained, self._settings(num_thoughts)
         prompts, tokenizer = self._prompts(settings), trained.tokenizer
-        return search_values(trained.model, prompts, self.graphs, self.form, tokenizer, settings, batch=self.batch)
+        return search_values(trained.model, prompts, self.graphs, self.text, tokenizer, settings, batch=self.batch)
 
     def thoughts(self, num_thoughts: int) -> ThoughtStatistics | None:
         """Size, direction and likeliest tokens of a number of thoughts; None for pauses, or no thoughts."""
@@ -122,7 +122,13 @@ class Searcher:
         pairs = zip(texts, questions.examples, strict=True)
         right = [is_right(text, example.answer, questions.form) for text, example in pairs]
         classes = [
-            judge(graph, self.form.steps(text), is_partial=is_partial, is_right=is_correct)
+            judge(
+                graph,
+                self.text.steps(graph, text),
+                is_partial=is_partial,
+                is_right=is_correct,
+                first_distance=self.text.form.first_distance,
+            )
             for graph, text, is_correct in zip(self.graphs, texts, right, strict=True)
         ]
         return ProcessBar(

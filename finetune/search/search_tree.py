@@ -8,7 +8,8 @@ text, and the probabilities of the first name show which nodes the thoughts cons
   step: the product over the tokens of the name.
 - Its *height* is the shortest distance to any leaf below it. (As in the text; the caption of figure 7 in the first
   version says longest.)
-- The *frontier* after k thoughts is the set of nodes k steps from the root, by the shortest path.
+- The *frontier* after k thoughts is the set of nodes that a step can begin with after k steps: k steps from the root,
+  by the shortest path, or k + 1 where the first step begins with a child of the root (ProntoQA).
 - A node is *right* if the target is below it.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from finetune.search.graph_text import Step
+from pretrain.tasks.graph_form import Step
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 
 NUM_TOP = 3
@@ -46,25 +47,27 @@ class ProcessBar:
     """Share of each class; they sum to 1."""
 
 
-def judge(graph: Graph, steps: Sequence[Step | None], *, is_partial: bool, is_right: bool) -> Process:
+def judge(
+    graph: Graph, steps: Sequence[Step | None], *, is_partial: bool, is_right: bool, first_distance: int = 0
+) -> Process:
     """The class of a text.
 
     A path is correct if it is a shortest one from root to target, longer if it leads there another way, a hallucination
     if an edge does not exist or does not begin where the last one ended, and has a wrong target if it leads elsewhere.
     Where the front of the path was thought and not written (`is_partial`), the shortest front that completes it counts;
     if none does, it is a hallucination. A text without steps is judged by whether its answer is right. A malformed step
-    is None.
+    is None. The first step of a whole path begins `first_distance` from the root.
     """
     if not steps:
         return Process.CORRECT_LABEL if is_right else Process.INCORRECT_LABEL
     path = _path(graph, steps)
-    hidden = graph.distances(graph.root)[path[0]] if path else None
-    if path is None or hidden is None or (hidden and not is_partial):
+    start = graph.distances(graph.root)[path[0]] if path else None
+    if path is None or start is None or (start > first_distance and not is_partial):
         return Process.HALLUCINATION
     if path[-1] != graph.target:
         return Process.WRONG_TARGET
     shortest = graph.distances(graph.root)[graph.target]
-    return Process.CORRECT_PATH if hidden + len(steps) == shortest else Process.LONGER_PATH
+    return Process.CORRECT_PATH if start + len(path) - 1 == shortest else Process.LONGER_PATH
 
 
 def _path(graph: Graph, steps: Sequence[Step | None]) -> list[int] | None:
@@ -72,12 +75,15 @@ def _path(graph: Graph, steps: Sequence[Step | None]) -> list[int] | None:
     number = {name: node for node, name in enumerate(graph.idx_to_symbol)}
     path: list[int] = []
     for step in steps:
-        if step is None or step.parent not in number or step.child not in number:
+        if step is None or step.child not in number:
             return None
-        parent, child = number[step.parent], number[step.child]
-        if child not in graph.children[parent] or (path and path[-1] != parent):
+        child = number[step.child]
+        parent = child if step.parent is None else number.get(step.parent)
+        if parent is None or (step.parent is not None and child not in graph.children[parent]):
             return None
-        path = [*path, child] if path else [parent, child]
+        if path and path[-1] != parent:
+            return None
+        path = [*(path or [parent]), *([child] if step.parent is not None else [])]
     return path
 
 
@@ -94,7 +100,7 @@ def leads_to_target(graph: Graph) -> tuple[bool, ...]:
 
 
 def concepts(graph: Graph) -> tuple[int, ...]:
-    """The nodes with a parent, which a step can lead to; the others are persons."""
+    """The nodes with a parent, which a step can lead to; persons have none."""
     return tuple(node for node, parents in enumerate(graph.parents) if parents)
 
 
@@ -106,16 +112,20 @@ class NodeValue(NamedTuple):
     name: str
     value: float
     distance: int | None
-    """Steps from the root, by the shortest path; None if it is not reached."""
+    """Steps before one that begins with it, by the shortest path; None if it is not reached."""
     height: int
     is_right: bool
 
 
-def node_values(question: int, graph: Graph, num_thoughts: int, probabilities: dict[str, float]) -> list[NodeValue]:
-    """Every concept of a question with its value, the probability of its name."""
-    distances, height, is_right = graph.distances(graph.root), heights(graph), leads_to_target(graph)
+def node_values(
+    question: int, graph: Graph, num_thoughts: int, probabilities: dict[str, float], first_distance: int = 0
+) -> list[NodeValue]:
+    """Every concept of a question with its value, the probability of its name; the first step begins `first_distance`
+    from the root."""
+    height, is_right = heights(graph), leads_to_target(graph)
+    steps = [None if far is None else far - first_distance for far in graph.distances(graph.root)]
     return [
-        NodeValue(question, num_thoughts, name, probabilities[name], distances[node], height[node], is_right[node])
+        NodeValue(question, num_thoughts, name, probabilities[name], steps[node], height[node], is_right[node])
         for node in concepts(graph)
         for name in [graph.idx_to_symbol[node]]
     ]

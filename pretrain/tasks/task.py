@@ -9,7 +9,8 @@
 5. `longest(size)` is at least as long as every example, so that a run is refused at its start whose sequences are too
    short for one that it may draw after days.
 6. `shortcuts` are rules that need no reasoning, to be scored beside every model.
-7. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
+7. `graph_form` reads the graph of a question, and steps as its edges, where there is one to search.
+8. `render(example)` gives the text in spans, so that a trainer can supervise only the answer, or steps and answer.
 
 The same seed gives the same examples for the same version of Python and of the code; tests check a hash of some.
 """
@@ -22,6 +23,7 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pretrain.keyed_hash import bits
 from pretrain.schema.section import Section
+from pretrain.tasks.graph_form import GraphForm
 
 Split = Literal["train", "validation", "test"]
 
@@ -79,6 +81,8 @@ class Task(ABC, Generic[P]):
     """Text after each step, part of its span."""
     answer_start: ClassVar[str] = "### "
     """Text before the answer, with or without steps; part of its span."""
+    graph_form: ClassVar[GraphForm | None] = None
+    """How its questions write a graph through which the steps lead; None if they have none."""
     is_prose: ClassVar[bool] = False
     """Whether texts are sentences of words from a list, whose tokens add up; else any characters may follow another."""
 

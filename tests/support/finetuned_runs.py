@@ -27,13 +27,14 @@ SEQ_LEN = 512
 
 
 def tokenizer_bytes() -> bytes:
-    """Spells ProsQA in symbols, and in words too: one token a letter, but for a few words."""
-    words = ["Every", " is a ", "pus", "Is ", " or ", " ", ".", "\n", "###"]
+    """Spells ProsQA in symbols, and it and ProntoQA in words too: one token a letter, but for a few words."""
+    words = ["Every", " is", " a ", "pus", "Is ", " or ", " ", ".", "\n", "###", ":"]
     return write_symbols([*(make_task("prosqa_symbolic", {}).vocabulary or ()), *"RSTUVWX", *words])
 
 
 def finetune_config(run_dir: Path, sections: dict[str, Any], task_name: str) -> FinetuneConfig:
-    parameters = {"num_nodes": 16, "min_hops": 2, "max_hops": 4}
+    of_graph = {"num_nodes": 16, "min_hops": 2, "max_hops": 4}
+    parameters = {"num_hops": 2} if task_name == "prontoqa" else of_graph
     task = {"task": task_name, "parameters": parameters, "num_examples": 6}
     base: dict[str, Any] = {
         "run": {"name": run_dir.name},

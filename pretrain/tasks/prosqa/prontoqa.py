@@ -32,6 +32,8 @@ from random import Random
 from pydantic import Field
 
 from pretrain.schema.section import Section
+from pretrain.tasks.graph_form import GraphForm, Step
+from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.task import Example, Rule, Size, Task
 
 # fmt: off
@@ -76,9 +78,53 @@ class ProntoQAParameters(Section):
     """Rules in the proof: num_hops - 1 from concept to concept and one to the property."""
 
 
+class ProofForm(GraphForm):
+    """Max is a vumpus. Each vumpus is a brimpus. / ... / Max is not wooden.
+
+    Nodes are the person, the concepts, and the properties that something has ("wooden") or has not ("not wooden"). The
+    target is what the statement or its opposite says, whichever follows. A step is the rule in it; the first one begins
+    with what the person is, and the last has no rule.
+    """
+
+    first_distance = 1
+
+    def graph(self, question: str) -> Graph:
+        text, person, wanted = _read_question(question)
+        nodes: dict[str, int] = {}
+        edges: list[tuple[int, int]] = []
+        for subject, fact in map(_read_sentence, text):
+            parent, child = (nodes.setdefault(name, len(nodes)) for name in (subject, _name(fact)))
+            edges.append((parent, child))
+        root, held, opposite = (
+            nodes.setdefault(name, len(nodes)) for name in (person, _name(wanted), _name((wanted[0], not wanted[1])))
+        )
+        return Graph.asked(tuple(nodes), edges, root, (held, opposite))
+
+    def opening(self, graph: Graph) -> str:
+        return f"{graph.idx_to_symbol[graph.root]} is"
+
+    def spelt(self, name: str) -> str:
+        word = name.removeprefix("not ")
+        return " " + _predicate((word, word == name))
+
+    def sentence(self, graph: Graph, text: str) -> Step | None:
+        first, dot, rule = text.partition(". ")
+        try:
+            (person, known), further = _read_sentence(first + dot.strip()), _read_sentence(rule) if rule else None
+        except ValueError:
+            return None
+        if person != graph.idx_to_symbol[graph.root]:
+            return None
+        if further is None:
+            return Step(None, _name(known))
+        subject, fact = further
+        return Step(subject, _name(fact)) if (subject, True) == known else None
+
+
 class ProntoQA(Task[ProntoQAParameters]):
     name = "prontoqa"
     parameters_type = ProntoQAParameters
+    graph_form = ProofForm()
     is_prose = True
 
     @property
@@ -148,15 +194,10 @@ class ProntoQA(Task[ProntoQAParameters]):
         Raises:
             ValueError: a sentence has another form, or the statement and its opposite both follow, or neither does.
         """
-        text, _, statement = question.partition(" True or false: ")
-        asked = _PERSON.fullmatch(statement)
-        if not asked:
-            form = "'True or false: Max is not red.'"
-            raise ValueError(f"does not end with a statement such as {form}: {question[-60:]!r}")
-        person, wanted = asked[1], (asked[3], not asked[2])
+        text, person, wanted = _read_question(question)
         rules: defaultdict[str, list[tuple[Fact, str]]] = defaultdict(list)
         proofs: dict[Fact, tuple[str, ...]] = {}
-        for sentence in re.split(r"(?<=\.) ", text):
+        for sentence in text:
             subject, fact = _read_sentence(sentence)
             if subject[0].islower():
                 rules[subject].append((fact, sentence))
@@ -175,9 +216,28 @@ class ProntoQA(Task[ProntoQAParameters]):
                 "neither the statement nor its opposite follows",
             )
             verdict = both if wanted in proofs else neither
-            raise ValueError(f"{verdict}: {statement!r}")
+            raise ValueError(f"{verdict}: {_write_fact(person, wanted)!r}")
         proved = wanted if wanted in proofs else opposite
         return Example(question, (*proofs[proved], _write_fact(person, proved)), str(proved == wanted))
+
+
+def _read_question(question: str) -> tuple[list[str], str, Fact]:
+    """The sentences of a question, the person it is about, and what it says of them.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    text, _, statement = question.partition(" True or false: ")
+    asked = _PERSON.fullmatch(statement)
+    if not asked:
+        form = "'True or false: Max is not red.'"
+        raise ValueError(f"does not end with a statement such as {form}: {question[-60:]!r}")
+    return re.split(r"(?<=\.) ", text), asked[1], (asked[3], not asked[2])
+
+
+def _name(fact: Fact) -> str:
+    """A node's name: "vumpus", "red", "not red"."""
+    return fact[0] if fact[1] else f"not {fact[0]}"
 
 
 def _by_a_rule(question: str, value: Callable[[str, str], int]) -> list[str]:
@@ -236,6 +296,11 @@ def _longest_rule(facts: Iterable[Fact], size: Size) -> str:
 
 def _write_fact(subject: str, fact: Fact) -> str:
     """Such as "Max is a vumpus.", "Max is an impus." or "Max is not red."."""
+    return f"{subject} is {_predicate(fact)}."
+
+
+def _predicate(fact: Fact) -> str:
+    """Such as "a vumpus", "an impus" or "not red"."""
     word, holds = fact
     article = "" if word not in CONCEPTS else "an " if word[0] in "aeiou" else "a "
-    return f"{subject} is {'' if holds else 'not '}{article}{word}."
+    return f"{'' if holds else 'not '}{article}{word}"

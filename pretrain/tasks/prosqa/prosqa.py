@@ -38,8 +38,9 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from pretrain.schema.section import Section
+from pretrain.tasks.graph_form import GraphForm, Step
 from pretrain.tasks.prosqa.option_rules import option_shortcuts
-from pretrain.tasks.prosqa.prosqa_graph import Graph
+from pretrain.tasks.prosqa.prosqa_graph import SENTENCE, Graph
 from pretrain.tasks.task import Example, Rule, Size, Task
 
 # fmt: off
@@ -92,9 +93,27 @@ class ProsQAParameters(Section):
         return self
 
 
+class WordForm(GraphForm):
+    """Tom is a terpus. / Every terpus is a brimpus."""
+
+    def graph(self, question: str) -> Graph:
+        return Graph.parse(question)
+
+    def opening(self, graph: Graph) -> str:
+        return "Every"
+
+    def spelt(self, name: str) -> str:
+        return f" {name}"
+
+    def sentence(self, graph: Graph, text: str) -> Step | None:
+        match = SENTENCE.fullmatch(text)
+        return Step(match[1] or match[2], match[3]) if match else None
+
+
 class ProsQA(Task[ProsQAParameters]):
     name = "prosqa"
     parameters_type = ProsQAParameters
+    graph_form = WordForm()
     is_prose = True
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-_SENTENCE = re.compile(r"(?:Every ([a-z]+)|([A-Z][a-z]*)) is a ([a-z]+)\.")
+SENTENCE = re.compile(r"(?:Every ([a-z]+)|([A-Z][a-z]*)) is a ([a-z]+)\.")
 _QUERY = re.compile(r"Is ([A-Z][a-z]*) a ([a-z]+) or ([a-z]+)\?")
 
 
@@ -56,7 +56,7 @@ class Graph:
         nodes: dict[str, int] = {}
         edges: list[tuple[int, int]] = []
         for sentence in re.split(r"(?<=\.) ", facts):
-            fact = _SENTENCE.fullmatch(sentence)
+            fact = SENTENCE.fullmatch(sentence)
             if not fact:
                 raise ValueError(f"not of the form 'Tom is a lempus.' or 'Every lempus is a scrompus.': {sentence!r}")
             parent, child = (nodes.setdefault(name, len(nodes)) for name in (fact[1] or fact[2], fact[3]))

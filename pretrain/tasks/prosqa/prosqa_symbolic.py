@@ -12,6 +12,7 @@ import re
 from itertools import pairwise
 from random import Random
 
+from pretrain.tasks.graph_form import GraphForm, Step
 from pretrain.tasks.prosqa.option_rules import option_shortcuts
 from pretrain.tasks.prosqa.prosqa import CONCEPTS, PERSONS, ProsQA, ProsQAParameters
 from pretrain.tasks.prosqa.prosqa_graph import Graph
@@ -25,9 +26,26 @@ assert (len(PERSON_SYMBOLS), len(CONCEPT_SYMBOLS)) == (len(PERSONS), len(CONCEPT
 _SYMBOL_OF: dict[str, str] = dict(zip((*PERSONS, *CONCEPTS), PERSON_SYMBOLS + CONCEPT_SYMBOLS, strict=True))
 
 
+class SymbolForm(GraphForm):
+    """Ak, ka,"""
+
+    def graph(self, question: str) -> Graph:
+        return parse_graph(question)
+
+    def opening(self, graph: Graph) -> str:
+        return ""
+
+    def spelt(self, name: str) -> str:
+        return name
+
+    def sentence(self, graph: Graph, text: str) -> Step | None:
+        return Step(*text) if len(text) == 2 else None
+
+
 class ProsQASymbolic(Task[ProsQAParameters]):
     name = "prosqa_symbolic"
     parameters_type = ProsQAParameters
+    graph_form = SymbolForm()
     question_end = ""
     step_end = ","
     answer_start = "="

@@ -18,7 +18,7 @@ from finetune.latent.generation import AnswerSettings
 from finetune.latent.thinking import Tokens
 from finetune.run.finetuned_model import load_finetuned
 from finetune.search.figures import best_for_cost
-from finetune.search.graph_text import Symbols, Words
+from finetune.search.graph_text import GraphText
 from finetune.search.latent_search import name_probabilities, name_tokens, search_values, thought_statistics
 from finetune.search.search_report import Searcher
 from finetune.search.search_tree import concepts, node_values
@@ -74,15 +74,16 @@ def test_names_of_one_token_sum_to_one_over_the_vocabulary() -> None:
 
 
 def test_every_concept_of_every_question_gets_a_value_whatever_the_batch() -> None:
-    tokenizer, form = SymbolTokenizer(tokenizer_bytes()), Symbols()
+    tokenizer, text = SymbolTokenizer(tokenizer_bytes()), GraphText.of_question(QUESTION)
+    assert text is not None
     model = LoopedGPT(ModelSection.model_validate(MODEL), SEQ_LEN).double()
     initialise(model, seed=0)
     other = "Ab,bc,cd,Ba,?Ada"
-    graphs = [GRAPH, form.graph(other)]
+    graphs = [GRAPH, text.form.graph(other)]
     prompts = [[*tokenizer.encode(question), BOT] for question in (QUESTION, other)]
     settings = how(num_slots=2, vocab_size=tokenizer.vocab_size)
-    values = search_values(model, prompts, graphs, form, tokenizer, settings, batch=2)
-    alone = search_values(model, prompts, graphs, form, tokenizer, settings, batch=1)
+    values = search_values(model, prompts, graphs, text, tokenizer, settings, batch=2)
+    alone = search_values(model, prompts, graphs, text, tokenizer, settings, batch=1)
     assert [value._replace(value=0) for value in values] == [value._replace(value=0) for value in alone]
     assert [value.value for value in values] == pytest.approx([value.value for value in alone], rel=1e-9)
     assert len(values) == sum(len(concepts(graph)) for graph in graphs)
@@ -94,10 +95,10 @@ def test_every_concept_of_every_question_gets_a_value_whatever_the_batch() -> No
 
 def test_names_are_spelt_as_they_stand_in_a_step() -> None:
     letters = SymbolTokenizer(write_symbols([*"abcdefghijklmnopqrstuvwxyzE ", "Every", " rem", "pus", "Every im"]))
-    assert name_tokens(letters, Words(), "rempus") == tuple(letters.encode(" rempus"))
-    assert len(name_tokens(letters, Words(), "rempus")) == 2
+    assert name_tokens(letters, "Every", " rempus") == tuple(letters.encode(" rempus"))
+    assert len(name_tokens(letters, "Every", " rempus")) == 2
     with pytest.raises(ValueError, match="no boundary between 'Every' and ' impus'"):
-        name_tokens(letters, Words(), "impus")
+        name_tokens(letters, "Every", " impus")
 
 
 def test_statistics_are_those_of_the_thoughts_by_definition() -> None:
@@ -223,6 +224,37 @@ def test_questions_in_words_are_searched_after_the_word_that_begins_a_step(tmp_p
     assert len(name) > 2
     assert value.value == pytest.approx(wanted, rel=1e-4)  # fp32
     assert sum(searcher.judge(2).shares.values()) == pytest.approx(1)
+
+
+def test_proofs_of_prontoqa_are_searched_to_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each question's steps begin with its person; values equal those of whole passes."""
+    run, other = tmp_path / "tiny", tmp_path / "chain"
+    save_run(run, task="prontoqa")
+    save_run(other, task="prontoqa", method={"name": "cot"})
+    assert run_tool(monkeypatch, "--run", run, "--latents", "0,1,2", "--compare", other, "--batch", 4) == 0
+    assert "figures in" in capsys.readouterr().out
+    folder = run / "analysis"
+    assert {path.stem for path in folder.glob("*.svg")} == {
+        "process", "parallelism", "height", "tree", "thoughts", "grid"
+    }  # fmt: skip
+    found = list(csv.DictReader((folder / "node_values.csv").open()))
+    searcher = searcher_of(run)
+    trained = searcher.finetuned.trained
+    settings = answer_settings(searcher.finetuned.config, trained.tokenizer, num_slots=2)
+    for number, graph in enumerate(searcher.graphs):
+        path = [graph.idx_to_symbol[node] for node in graph.shortest_paths()[0]]
+        rows = {row["name"]: row for row in found if (row["question"], row["num_thoughts"]) == (str(number), "2")}
+        assert set(rows) == {graph.idx_to_symbol[node] for node in concepts(graph)}
+        assert [rows[name]["distance"] for name in path[1:]] == [str(step) for step in range(len(path) - 1)]
+        person, name = path[0], path[-1]  # after two thoughts about two hops, the property is next
+        forced = replace(settings, forced_text=tuple(trained.tokenizer.encode(f"{person} is")))
+        wanted = probability(
+            trained.model, [*searcher.questions.encoded[number].question, trained.tokenizer.bot_id],
+            tuple(trained.tokenizer.encode(f" {name}")), forced, eot=trained.tokenizer.eot_id,
+        )  # fmt: skip
+        assert float(rows[name]["value"]) == pytest.approx(wanted, rel=1e-4)  # fp32
 
 
 def test_what_is_wrong_is_said_in_one_line(

@@ -1,8 +1,11 @@
 """The search tree's definitions on graphs drawn by hand, in both forms of text."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 
-from finetune.search.graph_text import Step, Symbols, Words, form_of
+from finetune.search.graph_text import GraphText
 from finetune.search.search_tree import (
     NodeValue,
     Process,
@@ -15,13 +18,19 @@ from finetune.search.search_tree import (
     top_values,
     values_by_height,
 )
+from pretrain.tasks.graph_form import Step
+from pretrain.tasks.prosqa.prontoqa import ProofForm
+from pretrain.tasks.prosqa.prosqa import WordForm
 from pretrain.tasks.prosqa.prosqa_graph import Graph
+from pretrain.tasks.prosqa.prosqa_symbolic import SymbolForm
+from pretrain.tasks.registry import make_task
+from pretrain.tasks.task import Example
 
 #        A -> a -> c -> e       A asks for e, not for g; two shortest ways to c (by a and b), a longer way by d;
 #        A -> b -> c            f is a leaf beside the way; B -> g is elsewhere
 #        b -> d -> c, b -> f
 QUESTION = "Aa,Ab,ac,bc,bd,dc,ce,bf,Bg,?Aeg"
-GRAPH = Symbols().graph(QUESTION)
+GRAPH = SymbolForm().graph(QUESTION)
 WORDS = (
     "Alex is a impus. Alex is a bompus. Every impus is a cumpus. Every bompus is a cumpus. Every bompus is a dumpus. "
     "Every dumpus is a cumpus. Every cumpus is a empus. Every bompus is a fumpus. "
@@ -95,7 +104,7 @@ def test_a_malformed_step_is_a_hallucination_and_no_steps_are_judged_by_the_answ
     ],
 )
 def test_symbols_are_read_as_steps(text: str, wanted: list[Step | None]) -> None:
-    assert Symbols().steps(text) == wanted
+    assert text_of(QUESTION).steps(GRAPH, text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -113,17 +122,73 @@ def test_symbols_are_read_as_steps(text: str, wanted: list[Step | None]) -> None
     ],
 )
 def test_words_are_read_as_steps(text: str, wanted: list[Step | None]) -> None:
-    assert Words().steps(text) == wanted
+    assert text_of(WORDS).steps(GRAPH, text) == wanted
 
 
 def test_the_form_of_a_question_is_found() -> None:
-    assert isinstance(form_of(QUESTION), Symbols)
-    words = form_of(WORDS)
-    assert isinstance(words, Words)
-    graph = words.graph(WORDS)
+    assert isinstance(text_of(QUESTION).form, SymbolForm)
+    assert isinstance(text_of(WORDS).form, WordForm)
+    graph = text_of(WORDS).form.graph(WORDS)
     assert sorted(heights(graph)) == sorted(heights(GRAPH))
     assert graph.idx_to_symbol[graph.target] == "empus"
-    assert form_of("How many eggs?") is None
+    assert GraphText.of_question("How many eggs?") is None
+
+
+PROOFS = [make_task("prontoqa", {"num_hops": hops}).generate(0, number) for hops in (1, 3, 5) for number in range(20)]
+
+
+def written(example: Example, *, thought: int = 0) -> str:
+    """A chain without its first steps."""
+    return "".join(f"{step}\n" for step in example.steps[thought:]) + f"### {example.answer}"
+
+
+def test_a_proof_is_a_path_from_the_person_to_what_holds_of_them() -> None:
+    for example in PROOFS:
+        text = text_of(example.question)
+        assert isinstance(text.form, ProofForm)
+        graph = text.form.graph(example.question)
+        names = graph.idx_to_symbol
+        assert len(graph.shortest_paths()) == 1
+        path = [names[node] for node in graph.shortest_paths()[0]]
+        assert len(path) == len(example.steps) + 1
+        assert example.steps[-1] == f"{path[0]} is {path[-1]}."  # the property, or "not" and the property
+        assert {names[graph.target], names[graph.neg_target]} == {path[-1], f"not {path[-1]}".replace("not not ", "")}
+        steps = text.steps(graph, written(example))
+        assert steps == [*(Step(*pair) for pair in pairwise(path[1:])), Step(None, path[-1])]
+        for spelt, name in zip((step.partition(".")[0] for step in example.steps), path[1:], strict=True):
+            assert spelt == text.form.opening(graph) + text.form.spelt(name)
+        for thought in range(len(example.steps) + 1):
+            right = judge(
+                graph, text.steps(graph, written(example, thought=thought)), is_partial=thought > 0, is_right=True,
+                first_distance=1,
+            )  # fmt: skip
+            assert right is (Process.CORRECT_LABEL if thought == len(example.steps) else Process.CORRECT_PATH)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda steps, _: steps[1:], Process.HALLUCINATION),  # nothing was thought
+        (lambda steps, _: [steps[0], *steps[2:]], Process.HALLUCINATION),  # disconnected
+        (lambda steps, _: [steps[0].replace("Each", "Most")[:-1], *steps[1:]], Process.HALLUCINATION),
+        (lambda steps, other: [step.replace(step.split()[0], other) for step in steps], Process.HALLUCINATION),
+        (lambda steps, _: [*steps[:-1], steps[0].partition(". ")[0] + "."], Process.HALLUCINATION),
+        (lambda steps, _: steps[:1], Process.WRONG_TARGET),
+    ],
+)
+def test_a_proof_that_is_none_is_told(change: Callable[[list[str], str], list[str]], wanted: Process) -> None:
+    for example in PROOFS[20:]:
+        text = text_of(example.question)
+        graph = text.form.graph(example.question)
+        other = "Nobody"
+        steps = text.steps(graph, written(example._replace(steps=tuple(change(list(example.steps), other)))))
+        assert judge(graph, steps, is_partial=False, is_right=True, first_distance=1) is wanted
+
+
+def text_of(question: str) -> GraphText:
+    found = GraphText.of_question(question)
+    assert found is not None
+    return found
 
 
 def values(question: int, num_thoughts: int = 1, **probabilities: float) -> list[NodeValue]:
