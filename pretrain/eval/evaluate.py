@@ -109,7 +109,9 @@ def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examp
         "checkpoint": subject.checkpoint,
     }  # fmt: skip
     hashes = [f"{name}={value[:12]}" for name, value in found.items() if value is not None]
-    return " ".join([*hashes, f"harness={version('lm_eval')}", f"bos={'yes' if lm.add_bos else 'no'}"])
+    is_scored = any(part.OUTPUT_TYPE == "loglikelihood_rolling" for part in parts)  # as a token of the text
+    bos = "no" if not lm.add_bos else "scored" if is_scored else "yes"
+    return " ".join([*hashes, f"harness={version('lm_eval')}", f"bos={bos}"])
 
 
 def _made_alike(

@@ -4,7 +4,8 @@ The harness asks for one loop count at a time. `LoopedLM` scores all its loop co
 them; the requests for the other loop counts are look-ups. Texts differ between loop counts and are generated for each.
 
 Texts are encoded and cut as the harness's own adapter for transformers does it (a bos in front where the tokenizer puts
-one), so that an exported or imported model scores the same there.
+one), so that an exported or imported model scores the same there. Of a whole text that includes the bos itself, given
+the bos that every text begins after; without `add_bos` only the text counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -105,8 +106,8 @@ class LoopedLM(TemplateLM):
         pairs, counts = [], []
         for (text,) in (request.args for request in requests):
             windows = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text, add_special_tokens=False), prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length, context_len=1,
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+                context_len=1,
             )  # fmt: skip
             cut = [utils.make_disjoint_window(window) for window in windows]
             pairs += [(list(context), list(continuation)) for context, continuation in cut]
