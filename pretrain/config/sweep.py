@@ -7,7 +7,9 @@ count, then all are plotted. Methods are trained, which ends with their test que
 A cell is one model or method with one seed, and a run of its own.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import Field, model_validator
@@ -77,7 +79,7 @@ class SweepCell(NamedTuple):
 def cells(sweep: SweepConfig) -> list[SweepCell]:
     """The runs of a sweep, each once, in the order of the file."""
     found: dict[str, SweepCell] = {}
-    for name, overrides, num_loops in [*_models(sweep), *_methods(sweep)]:
+    for name, overrides, num_loops in [*_named_apart(list(_models(sweep))), *_methods(sweep)]:
         for seed in sweep.seeds:
             cell = SweepCell(f"{name}-seed{seed}", (*sweep.overrides, *overrides, f"run.seed={seed}"), num_loops)
             found.setdefault(cell.name, cell)
@@ -92,6 +94,21 @@ def _models(sweep: SweepConfig) -> Iterator[SweepCell]:
         for layers, count in shapes:
             shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}")
             yield SweepCell(f"{layers}x{count}{kind}", (*model.overrides, *shape), count)
+
+
+def _named_apart(models: Sequence[SweepCell]) -> list[SweepCell]:
+    """Where overrides of two models of one name differ, as those of two sections can, both have a hash of theirs."""
+    meant: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for model in models:
+        meant[model.name].add(model.overrides)
+    return [
+        model if len(meant[model.name]) == 1 else model._replace(name=f"{model.name}-{_short_hash(model.overrides)}")
+        for model in models
+    ]
+
+
+def _short_hash(overrides: tuple[str, ...]) -> str:
+    return hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:6]
 
 
 def _methods(sweep: SweepConfig) -> Iterator[SweepCell]:

@@ -1,4 +1,5 @@
-"""Names of points where they hide neither a point nor each other; a name without such a place is left out."""
+"""Names of points where they hide neither a point nor each other, and where no line crosses them if there is such a
+place; a name without any is left out."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,9 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.path import Path as MatplotlibPath
 
 SIZE = 9.5
-OFFSETS = ((0, 8), (0, -17), (9, -4), (-9, -4), (9, 7), (-9, 7), (9, -15), (-9, -15), (0, 19), (0, -28), (9, 18))
+OFFSETS = (
+    (0, 8), (0, -17), (9, -4), (-9, -4), (9, 7), (-9, 7), (9, -15), (-9, -15), (0, 19), (0, -28), (9, 18), (-9, 18),
+    (9, -26), (-9, -26), (18, 7), (-18, 7), (18, -15), (-18, -15),
+)  # fmt: skip
 """Points from the marker to try, in this order."""
 MARKER = 5.0
 """Half the size of a marker, in points."""
@@ -44,23 +49,46 @@ def place_labels(figure: "Figure", labels: Sequence[tuple["Axes", Sequence[Label
         frame = axes.get_window_extent()
         spots = [tuple(axes.transData.transform((label.x, label.y))) for label in wanted]
         half = MARKER * scale
+        drawn = [line for line in axes.get_lines() if line.get_linestyle() not in ("None", "none", " ", "")]
+        lines = [line.get_transform().transform_path(line.get_path()) for line in drawn]
         taken = [Box(x - half, y - half, x + half, y + half) for x, y in spots]
         for label, (x, _) in zip(wanted, spots, strict=True):
             ends = [axes.transData.transform((label.x, label.y + sign * label.error))[1] for sign in (-1, 1)]
             taken.append(Box(x - half / 2, ends[0], x + half / 2, ends[1]))
         for label, (x, y) in list(zip(wanted, spots, strict=True))[:MOST]:
-            width, height = 0.62 * SIZE * len(label.text) * scale, 1.15 * SIZE * scale
+            free = []
             for right, up in OFFSETS:
-                side = (right > 0) - (right < 0)
-                left = x + right * scale - (0 if side > 0 else width if side < 0 else width / 2)
-                box = Box(left, y + up * scale - 0.15 * height, left + width, y + up * scale + 0.9 * height)
+                box = _box(label.text, (x + right * scale, y + up * scale), _side(right), scale)
                 is_inside = box.left >= frame.x0 and box.right <= frame.x1 + 20 * scale
                 is_inside &= box.bottom >= frame.y0 and box.top <= frame.y1 + 4 * scale
                 if is_inside and not any(box.meets(other) for other in taken):
-                    taken.append(box)
-                    axes.annotate(
-                        label.text.replace("$", r"\$"), (label.x, label.y), (right, up), textcoords="offset points",
-                        ha={1: "left", -1: "right", 0: "center"}[side], fontsize=SIZE, color=label.colour,
-                        annotation_clip=False,
-                    )  # fmt: skip
-                    break
+                    free.append(((right, up), box))
+            if not free:
+                continue
+            offset, box = next(((offset, box) for offset, box in free if not _is_crossed(box, lines, scale)), free[0])
+            taken.append(box)
+            axes.annotate(
+                label.text.replace("$", r"\$"), (label.x, label.y), offset, textcoords="offset points",
+                ha={1: "left", -1: "right", 0: "center"}[_side(offset[0])], fontsize=SIZE, color=label.colour,
+                annotation_clip=False,
+            )  # fmt: skip
+
+
+def _side(right: float) -> int:
+    """Where a name stands beside its point: 1 to the right, -1 to the left, 0 above or below."""
+    return (right > 0) - (right < 0)
+
+
+def _box(text: str, place: tuple[float, float], side: int, scale: float) -> Box:
+    """What a name covers, in pixels."""
+    width, height = 0.62 * SIZE * len(text) * scale, 1.15 * SIZE * scale
+    left = place[0] - (0 if side > 0 else width if side < 0 else width / 2)
+    return Box(left, place[1] - 0.15 * height, left + width, place[1] + 0.9 * height)
+
+
+def _is_crossed(box: Box, lines: Sequence["MatplotlibPath"], margin: float) -> bool:
+    """Whether a line runs through it, or nearer than `margin` pixels."""
+    from matplotlib.transforms import Bbox
+
+    inside = Bbox.from_extents(box.left - margin, box.bottom - margin, box.right + margin, box.top + margin)
+    return any(line.intersects_bbox(inside, filled=False) for line in lines)

@@ -2,6 +2,7 @@
 continued."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_a_looped_model_comes_with_its_two_baselines_and_all_seeds(tmp_path: Pat
     ]
     assert family[0].overrides == ("train.steps=9", "model.num_loop_layers=2", "model.num_loops=3", "run.seed=0")
     assert [cell.num_loops for cell in family[::2]] == [3, 1, 1]
+
+
+def test_overrides_that_end_alike_are_models_of_their_own(tmp_path: Path) -> None:
+    """a.lr=1 and b.lr=1 are two; the same twice is one, and so is a baseline of two models."""
+    models = "[{num_loop_layers: 1, overrides: [OVERRIDE]}, {num_loop_layers: 1, overrides: [optimizer.lr=1]}]"
+    text = f"{{config: CONFIG, models: {models}}}"
+    one, other = cells(read_config(write(tmp_path / "s.yaml", text.replace("OVERRIDE", "other.lr=1")), SweepConfig))
+    assert one.name != other.name and all(re.fullmatch("1x1-lr1-[0-9a-f]{6}-seed0", cell.name) for cell in (one, other))
+    assert (one.overrides[0], other.overrides[0]) == ("other.lr=1", "optimizer.lr=1")
+    (cell,) = cells(read_config(write(tmp_path / "s.yaml", text.replace("OVERRIDE", "optimizer.lr=1")), SweepConfig))
+    assert cell.name == "1x1-lr1-seed0"
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

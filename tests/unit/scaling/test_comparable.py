@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -177,6 +178,32 @@ def test_points_are_named_and_axes_stay_within_what_can_be(tmp_path: Path, monke
     assert limits["t"][0] == 0 and limits["u"][1] == 1 and limits["validation"][0] == 0
     text = (tmp_path / "f.svg").read_text()
     assert text.count(">4⊗2<") == 4 and text.count(">4⊗3<") == 4, "of t, u, all and the validation text"
+
+
+def test_no_line_runs_through_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the quick start, whose line falls and rises, and of lines that end at one place."""
+    names: list[str] = []
+
+    def check(figure: Figure, labels: Any) -> None:
+        place(figure, labels)
+        for axes in figure.axes:
+            for text in axes.texts:
+                box = text.get_window_extent()
+                lines = [line for line in axes.get_lines() if line.get_linestyle() != "None"]
+                paths = [line.get_transform().transform_path(line.get_path()) for line in lines]
+                assert not any(path.intersects_bbox(box, filled=False) for path in paths), text.get_text()
+                names.append(text.get_text())
+
+    place = drawing.place_labels
+    monkeypatch.setattr(drawing, "place_labels", check)
+    values = {1: 4.793, 2: 4.763, 3: 4.757, 4: 4.759, 6: 4.771}
+    rows = [model_row(2, L, trained=6, value=value, trained_loops=(1, 6)) for L, value in values.items()]
+    draw(analyse(rows), [tmp_path / "one.svg"])
+    assert names == [f"2⊗{L}" for L in values]
+    shapes = ((1, 1, 0.5), (1, 4, 0.97), (4, 1, 0.99))
+    share = {"task": "t", "task_group": "t", "metric": "acc", "stderr": 0.01}
+    draw(analyse([model_row(k, L, value=value, **share) for k, L, value in shapes]), [tmp_path / "two.svg"])
+    assert sorted(names[len(values) :]) == sorted(2 * ["1⊗1", "1⊗4", "4⊗1"])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5])

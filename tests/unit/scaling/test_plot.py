@@ -196,6 +196,16 @@ def test_bare_command_reads_every_run_and_writes_beside_the_first(
     assert "no curve has a line" not in printed
 
 
+def test_bare_command_reads_the_sweeps_where_no_run_lies_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"runs/sweeps/s/{name}/eval/depth.jsonl", {"run": name})
+    monkeypatch.chdir(tmp_path)
+    assert main(["--out", "here"]) == 0
+    assert "validation" in (tmp_path / "here/scaling.svg").read_text()
+
+
 def test_points_are_drawn_where_no_curve_has_enough_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_rows(tmp_path / "depth.jsonl", {}, {"num_loops": 2, "effective_depth": 4})
     assert main([str(file), "--out", str(tmp_path / "plots/here")]) == 0
