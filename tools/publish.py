@@ -25,7 +25,7 @@ from pretrain.rows.jsonl import JsonLines
 from pretrain.storage import is_there
 
 SWEEPS = Path("runs/sweeps")
-FIGURES = ("*.svg", "fit.csv")
+FIGURES = ("*.svg", "*.csv")
 VERSIONS = ("git commit", "python", "torch", "deepspeed", "device")
 """Lines of a run's environment.txt that commands.txt repeats."""
 

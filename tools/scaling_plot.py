@@ -4,9 +4,12 @@ Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) a
 seconds, mostly for drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...] [--colour KEY]
+        [--group NAME=TASK_GROUP,... ...]
 
 One curve is one k (prelude, coda) with L varying and everything else equal, or the unlooped models with k varying; what
-differs gets a curve of its own, named by the difference (`pretrain/scaling/comparable.py`).
+differs gets a curve of its own, named by the difference (`pretrain/scaling/comparable.py`). With kinds of tasks, as
+--group recall=induction_copying,variable_assignment --group reasoning=p_hop,addition, groups.png, groups.svg and
+groups.csv have the mean over the tasks of each kind, its slope, and the difference of the slopes.
 """
 
 if __name__ == "__main__":
@@ -21,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import OptionParser, at_least, names
+from pretrain.command.options import OptionParser, at_least, named_list, names
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
@@ -45,6 +48,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="metrics to plot where tasks have several; default: the one that each task is judged by",
     )  # fmt: skip
     parser.add_argument("--colour", metavar="KEY", help="colour by a configuration key, such as optimizer.lr, or seed")
+    parser.add_argument(
+        "--group", type=named_list, action="append", default=[], metavar="NAME=TASK_GROUP,...",
+        help="kind of tasks for groups.png; repeat it for each kind",
+    )  # fmt: skip
     parser.add_argument(
         "--from-step",
         type=at_least(0),
@@ -72,6 +79,7 @@ def plot(options: argparse.Namespace) -> None:
     if not rows:
         raise ValueError(f"nothing to plot: no rows in {', '.join(map(str, files))}")
     analysis = analyse(rows, options.metric, from_step=options.from_step)
+    kinds = analyse(rows, options.metric, kinds=dict(options.group)) if options.group else None
     if options.colour and not any(value_of(row, options.colour) for row in rows):
         raise ValueError(f"--colour {options.colour}: no row says its configuration; rows of this version do")
     print_warnings([*notes, *analysis.left_out])
@@ -80,7 +88,12 @@ def plot(options: argparse.Namespace) -> None:
     draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour)
     write_page(analysis, out / "scaling.html", colour_by=options.colour)
     write_fits(analysis, out / "fit.csv")
-    print("\n\n".join(map(render, make_tables(analysis))))
+    tables = make_tables(analysis)
+    if kinds:
+        draw(kinds, [out / "groups.png", out / "groups.svg"], colour_by=options.colour)
+        write_fits(kinds, out / "groups.csv")
+        tables += make_tables(kinds)
+    print("\n\n".join(map(render, tables)))
     print(f"\nplot: {out / 'scaling.png'}, .svg and .html, fits: {out / 'fit.csv'}")
 
 

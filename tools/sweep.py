@@ -106,10 +106,11 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
         return {"train": train, "eval": score, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
     evaluate = [eval_command(sweep, cell, root) for cell in family if has_tasks(sweep, cell)]
     rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
+    kinds = [f"--group={kind}={','.join(tasks)}" for kind, tasks in sweep.evaluation.groups.items()]
     return {
         "train": train,
         **({"eval": evaluate} if evaluate else {}),
-        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root)]],
+        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root), *kinds]],
     }
 
 

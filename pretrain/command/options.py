@@ -76,6 +76,14 @@ def counts(minimum: int) -> Callable[[str], list[int]]:
     return parse
 
 
+def named_list(text: str) -> tuple[str, list[str]]:
+    """Type of an option: a name for a list of names."""
+    name, _, members = text.partition("=")
+    if not name or not names(members):
+        raise argparse.ArgumentTypeError(f"needs a name and others such as all=a,b, got {text[:MOST_SHOWN]}")
+    return name, names(members)
+
+
 def names(text: str) -> list[str]:
     """Type of an option: names between commas."""
     return [name for name in text.split(",") if name]

@@ -33,6 +33,8 @@ class SweepEvaluation(Section):
     """Of each task. Default: all."""
     data_dir: str | None = None
     """Folder of evaluation data. Default: the network."""
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Kinds of tasks, such as recall and reasoning, whose means and slopes the plot compares: task groups of each."""
 
 
 class SweepConfig(Section):

@@ -5,6 +5,7 @@
     curves.py    average the tasks of a group: value against effective depth, and where it gets worse with depth
     fit.py       value = alpha·log(D) + beta with bootstrap intervals; the ratio of two alphas
     gap.py       how much of the gap between its two baselines a looped model covers
+    kinds.py     kinds of tasks, such as recall and reasoning, and the difference of their slopes
     floors.py    what chance and the best shortcut get
     law.py       the joint law of validation loss over parameters, loops and tokens
     isoplot.py   downstream value against validation loss over training steps

@@ -13,6 +13,7 @@ from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
 from pretrain.scaling.floors import Floors, floors_of
 from pretrain.scaling.gap import Gap, find_gaps
 from pretrain.scaling.isoplot import Isoplot, make_isoplots
+from pretrain.scaling.kinds import Difference, Kinds, differences, of_kinds
 from pretrain.scaling.law import JointLaw, fit_law
 from pretrain.scaling.rows import choose_metric, latest, with_means
 
@@ -29,6 +30,10 @@ class Analysis:
     isoplots: list[Isoplot]
     floors: Floors
     """What chance and the best shortcut get."""
+    differences: list[Difference]
+    """Of the slopes of kinds of tasks."""
+    is_of_kinds: bool = False
+    """Whether its task groups are kinds of tasks."""
     left_out: list[str]
     """Results that are no points, and why, a line each."""
 
@@ -37,28 +42,38 @@ class Analysis:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
 
 
-def analyse(rows: Iterable[EvaluationRow], metrics: Sequence[str] = (), *, from_step: int = 0) -> Analysis:
-    """Analyse the rows of any number of runs and steps; `metrics` are the choices of `choose_metric`, `from_step` the
-    first step of the isoplots.
+def analyse(
+    rows: Iterable[EvaluationRow], metrics: Sequence[str] = (), *, from_step: int = 0, kinds: Kinds | None = None
+) -> Analysis:
+    """Analyse the rows of any number of runs and steps.
+
+    Args:
+        rows: of any tasks.
+        metrics: choices of `choose_metric`.
+        from_step: first step of the isoplots.
+        kinds: instead of all task groups these kinds of tasks, without isoplots and law.
 
     Raises:
-        ValueError: there are no rows, none has a finite value, or `choose_metric` refuses a choice.
+        ValueError: there are no rows, none has a finite value, or `choose_metric` or `of_kinds` refuses a choice.
     """
     rows, left_out = without_repeats(list(rows))
     if not rows:
         raise ValueError("there are no rows")
     chosen, without = choose_metric(rows, metrics)
-    chosen = with_means(chosen)
+    chosen = of_kinds(chosen, kinds) if kinds else with_means(chosen)
     # The latest step first: a run that diverged is not shown as it was before.
     newest = latest(chosen)
     curves = make_curves(_finite(newest))
     if not curves:
         raise ValueError(f"none of {len(newest)} results is finite: there is nothing to plot")
     fits = [fit_curve(curve) for curve in curves]
-    losses, other_losses = _of_one_text(_finite(latest(row for row in rows if row.is_trained_depth)))
+    in_law = [] if kinds else _finite(latest(row for row in rows if row.is_trained_depth))
+    losses, other_losses = _of_one_text(in_law)
     return Analysis(
-        curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves), law=fit_law(losses),
-        isoplots=make_isoplots(_finite(chosen), _finite(rows), from_step=from_step), floors=floors_of(newest),
+        curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves),
+        law="" if kinds else fit_law(losses),
+        isoplots=[] if kinds else make_isoplots(_finite(chosen), _finite(rows), from_step=from_step),
+        floors=floors_of(newest), differences=differences(curves) if kinds else [], is_of_kinds=bool(kinds),
         left_out=[
             *left_out, *without, *other_losses,
             *dict.fromkeys(

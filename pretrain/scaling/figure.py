@@ -1,4 +1,5 @@
-"""The figure as PNG and SVG: two panels per task group (depth and parameters), then isoplots and the joint law, if any.
+"""The figure as PNG and SVG: two panels per task group (depth and parameters), then isoplots and the joint law, if any;
+of kinds of tasks one panel each (depth).
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -22,6 +23,7 @@ from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
 from pretrain.scaling.floors import CHANCE, SHORTCUT
 from pretrain.scaling.isoplot import Isoplot
+from pretrain.scaling.kinds import Difference
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.law import JointLaw
 from pretrain.scaling.spots import Spot, dodge, spots_of
@@ -63,7 +65,7 @@ def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = N
     num_rows = math.ceil(len(panels) / columns)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
-    most += max(map(len, analysis.floors.values()), default=0)
+    most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences)
     labels: Labels = []
     width, height = PANEL_WIDTH * columns, (PANEL_HEIGHT + LEGEND_LINE * most) * num_rows
     with new_figure(files, width, height) as figure:
@@ -86,8 +88,11 @@ def _panels(analysis: Analysis, look: Looks) -> list[Callable[["Axes", Labels], 
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        axes, floors = informative_axes([curve for curve, _ in fitted]), analysis.floors.get(group, {})
+        axes = [DEPTH] if analysis.is_of_kinds else informative_axes([curve for curve, _ in fitted])
+        floors = analysis.floors.get(group, {})
         panels += [partial(_draw_group, fitted, axis, look, floors) for axis in axes]
+    if analysis.differences:
+        panels[-1] = partial(_draw_last_kind, panels[-1], analysis.differences)
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
@@ -143,6 +148,17 @@ def _draw_group(
     _name(axes, fitted[0][0].task_group, axis.label, metric)
     if any(curve.extrapolated for curve, _ in fitted):
         axes.plot([], [], "o", color="#666666", markerfacecolor="white", label="hollow: loops it was not trained with")
+
+
+def _draw_last_kind(
+    panel: Callable[["Axes", Labels], None], differences: Sequence[Difference], axes: "Axes", labels: Labels
+) -> None:
+    """A panel with the differences of slopes below its legend."""
+    panel(axes, labels)
+    for found in differences:
+        low, high = found.fit.alpha_interval
+        slope = f"{found.fit.alpha:+.3g} log D [{low:+.3g}, {high:+.3g}]"
+        axes.plot([], [], " ", label=f"{' − '.join(found.kinds)}, {found.curve.name}: {slope}")
 
 
 def _slope_text(fit: Fit | None) -> str:

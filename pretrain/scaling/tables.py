@@ -42,7 +42,7 @@ def write_fits(analysis: Analysis, file: Path) -> None:
 
 def make_tables(analysis: Analysis) -> list[Table]:
     """The tables that are not empty, in reading order."""
-    makers = (_fit_table, _floor_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
+    makers = (_fit_table, _floor_table, _difference_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
     return [table for make in makers if (table := make(analysis)).rows or table.notes]
 
 
@@ -84,6 +84,15 @@ def _floor_table(analysis: Analysis) -> Table:
         for group, found in analysis.floors.items()
     ]
     return Table(title="what takes no reasoning", header=("task group", *NAMES), rows=rows)
+
+
+def _difference_table(analysis: Analysis) -> Table:
+    rows = [
+        (" - ".join(found.kinds), found.curve.name, _with_interval(found.fit.alpha, found.fit.alpha_interval))
+        for found in analysis.differences
+    ]
+    title = "what depth is worth more to one kind of task than to another: difference of the two alphas"
+    return Table(title=title, header=("kinds", "curve", "difference [95%]"), rows=rows)
 
 
 def _ratio_table(analysis: Analysis) -> Table:

@@ -94,6 +94,16 @@ def test_runs_on_text_alone_are_trained_and_plotted_but_scored_on_no_task(monkey
     }  # fmt: skip
 
 
+def test_kinds_of_tasks_are_those_that_are_trained_and_the_plot_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = read_config(ROOT / "configs" / "sweeps" / "text_and_tasks_small.yaml", SweepConfig)
+    sources = read_config(ROOT / sweep.config, RunConfig).data.sources
+    members = [task for tasks in sweep.evaluation.groups.values() for task in tasks]
+    assert set(members) == {source.task for source in sources} - {None} and len(members) == len(set(members))
+    assert (
+        "--group=recall=induction_copying,variable_assignment" in stages(sweep, cells(sweep), Path("runs"))["plot"][0]
+    )
+
+
 def test_steps_of_text_and_thoughts_of_composition_are_those_that_its_names_say() -> None:
     family = cells(read_config(ROOT / "configs" / "sweeps" / "composition_small.yaml", SweepConfig))
     for cell in family:
