@@ -13,7 +13,7 @@ from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
 from pretrain.scaling.floors import Floors, floors_of
 from pretrain.scaling.gap import Gap, find_gaps
 from pretrain.scaling.isoplot import Isoplot, make_isoplots
-from pretrain.scaling.kinds import Difference, Kinds, differences, of_kinds
+from pretrain.scaling.kinds import Kinds, SlopeDifference, differences, of_kinds
 from pretrain.scaling.law import JointLaw, fit_law
 from pretrain.scaling.rows import choose_metric, latest, with_means
 
@@ -30,7 +30,7 @@ class Analysis:
     isoplots: list[Isoplot]
     floors: Floors
     """What chance and the best shortcut get."""
-    differences: list[Difference]
+    differences: list[SlopeDifference]
     """Of the slopes of kinds of tasks."""
     is_of_kinds: bool = False
     """Whether its task groups are kinds of tasks."""

@@ -23,7 +23,7 @@ from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
 from pretrain.scaling.floors import CHANCE, SHORTCUT
 from pretrain.scaling.isoplot import Isoplot
-from pretrain.scaling.kinds import Difference
+from pretrain.scaling.kinds import SlopeDifference
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.law import JointLaw
 from pretrain.scaling.spots import Spot, dodge, spots_of
@@ -151,7 +151,7 @@ def _draw_group(
 
 
 def _draw_last_kind(
-    panel: Callable[["Axes", Labels], None], differences: Sequence[Difference], axes: "Axes", labels: Labels
+    panel: Callable[["Axes", Labels], None], differences: Sequence[SlopeDifference], axes: "Axes", labels: Labels
 ) -> None:
     """A panel with the differences of slopes below its legend."""
     panel(axes, labels)

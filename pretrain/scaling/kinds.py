@@ -20,7 +20,7 @@ Kinds = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class SlopeDifference:
     """What depth is worth more to one kind than to another, for the models of one curve."""
 
     kinds: tuple[str, str]
@@ -54,7 +54,7 @@ def of_kinds(rows: Sequence[EvaluationRow], kinds: Kinds) -> list[EvaluationRow]
     return found
 
 
-def differences(curves: Sequence[Curve]) -> list[Difference]:
+def differences(curves: Sequence[Curve]) -> list[SlopeDifference]:
     """Of each two kinds, first minus second, for each models' curve that both have, where a line can be fitted."""
     by_kind: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -66,7 +66,7 @@ def differences(curves: Sequence[Curve]) -> list[Difference]:
             other = others.get(curve.key._replace(questions=""))
             fit = fit_curve(_minus(curve, other)) if other else None
             if fit:
-                found.append(Difference(kinds=(first, second), curve=curve, fit=fit))
+                found.append(SlopeDifference(kinds=(first, second), curve=curve, fit=fit))
     return found
 
 
