@@ -11,7 +11,9 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels.head_loss import head_loss
 
 
-def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: float = 0.0) -> tuple[Tensor, Tensor]:
+def loss_sums(
+    model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: float = 0.0, of_tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Loss of final states.
 
     Args:
@@ -19,6 +21,7 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
         states: [t, d] states after the final norm (under sequence parallelism the rows of this rank).
         labels: [b, s] next tokens; -100 is not supervised.
         z_loss_weight: weight of logsumexp(logits)² (PaLM, Chowdhery et al. 2022, section 5).
+        of_tokens: [b, s], filled with the negative log-likelihood of each token, 0 of one that is not supervised.
 
     Returns:
         The sum to differentiate and the plain negative log-likelihood in it (detached), both scalars over supervised
@@ -27,8 +30,11 @@ def loss_sums(model: LoopedGPT, states: Tensor, labels: Tensor, z_loss_weight: f
     flat = labels.reshape(-1)
     token_losses = model.ops.token_losses
     if token_losses is None:
-        return head_loss(states, model.get_parameter("head.weight"), flat, z_loss_weight)
+        filled = None if of_tokens is None else of_tokens.view(-1)
+        return head_loss(states, model.get_parameter("head.weight"), flat, z_loss_weight, filled)
     losses, normaliser = token_losses(model.logits(states), flat)
+    if of_tokens is not None:
+        of_tokens.copy_(losses.detach().view_as(of_tokens))
     total = losses.sum()
     nll = total.detach()
     if z_loss_weight:

@@ -16,6 +16,7 @@ CPU with gloo and GPU with NCCL run the same code; one process is a world of one
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -49,13 +50,13 @@ class LossSums:
     num_supervised: int
     """Tokens that it is of."""
     squares: list[float]
-    """Sum over micro-batches of the square of each one's loss."""
+    """Sum over sequences of the square of each one's loss."""
     products: list[float]
-    """Sum over micro-batches of the loss times the number of tokens."""
+    """Sum over sequences of the loss times the number of tokens."""
     size_squares: float
-    """Sum over micro-batches of the square of the number of tokens."""
+    """Sum over sequences of the square of the number of tokens."""
     num_parts: int
-    """Micro-batches with a supervised token."""
+    """Sequences with a supervised token."""
 
     def __add__(self, other: "LossSums") -> "LossSums":
         def added(ours: list[float], theirs: list[float]) -> list[float]:
@@ -68,9 +69,9 @@ class LossSums:
         )  # fmt: skip
 
     def means(self) -> list[tuple[float, float | None]]:
-        """For each loop count the loss per token and its standard error, that of a ratio of sums over micro-batches
-        (Cochran 1977, section 6.4), which takes the micro-batches, not their tokens, as independent; None of fewer
-        than two."""
+        """For each loop count the loss per token and its standard error, that of a ratio of sums over sequences
+        (Cochran 1977, section 6.4), which takes the sequences, not their tokens, as independent; None of fewer than
+        two. No rank or micro-batch shows in it."""
         tokens, parts, found = max(self.num_supervised, 1), self.num_parts, []
         for total, squares, products in zip(self.sums, self.squares, self.products, strict=True):
             mean, error = total / tokens, None
@@ -169,17 +170,23 @@ class Engine:
         micro_batches = self.split_rows(rows)
         num_supervised = int(self._num_supervised(micro_batches).item())
         losses = torch.zeros(len(loops), len(micro_batches), dtype=torch.float64, device=self.groups.device)
-        sizes = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).double()
+        sizes = torch.cat([(inputs.labels != IGNORED).sum(1) for inputs in micro_batches]).double()
+        of_sequences = losses.new_zeros(len(loops), len(sizes))
+        first_rows = list(accumulate((len(inputs.labels) for inputs in micro_batches), initial=0))
 
         def add_losses(number: int, num_loops: int, states: Tensor) -> None:
-            losses[loops.index(num_loops), number] += loss_sums(self.model, states, micro_batches[number].labels)[1]
+            labels, place = micro_batches[number].labels, loops.index(num_loops)
+            of_tokens = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
+            losses[place, number] += loss_sums(self.model, states, labels, of_tokens=of_tokens)[1]
+            of_sequences[place, first_rows[number] : first_rows[number + 1]] = of_tokens.sum(1)
 
         batches = [Batch(tokens=i.tokens, positions=i.positions, segment_ids=i.segment_ids) for i in micro_batches]
         self.depths.run(batches, loops, add_losses)
         sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
         for number in range(len(micro_batches)):  # in their order, whatever sum() may do
             sums += losses[:, number]
-        scatter = [losses.square().sum(1), losses @ sizes, sizes.square().sum()[None], sizes.sign().sum()[None]]
+        products, num_parts = of_sequences @ sizes, sizes.sign().sum()
+        scatter = [of_sequences.square().sum(1), products, sizes.square().sum()[None], num_parts[None]]
         own = torch.cat((sums, *scatter))
         if not self._owns_loss:
             own.zero_()

@@ -1,5 +1,6 @@
 """The ring at any number of loops, micro-batches and stages: nothing hangs, and the loss is that of one process."""
 
+import math
 import random
 
 import pytest
@@ -148,22 +149,30 @@ def test_one_stage_keeps_the_states_of_one_batch_and_counts_every_token(pool: Ra
     assert count == 2**24 + 1
 
 
-def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, float, float]]:
-    """For each loop count: loss per token of `evaluate`, with padding after the rows, and of a step on the same
-    rows."""
+def evaluate_and_train(config: RunConfig, rows: Tensor) -> list[tuple[float, float | None, float, float]]:
+    """For each loop count: loss per token of `evaluate` and its standard error, loss with padding after the rows, and
+    of a step on the same rows."""
     engine, groups = make_engine(config)
     own = own_rows(rows, groups)
     found = engine.evaluate(own, DEPTHS)
-    totals, num_tokens = found.sums, found.num_supervised
+    means, num_tokens = found.means(), found.num_supervised
     assert num_tokens == (rows[:, 1] != IGNORED).sum()
     padding = torch.tensor([[0], [IGNORED]]).expand(2, 2, SEQ_LEN)
     found = engine.evaluate(torch.cat((own, padding)), DEPTHS)
-    padded, num_padded = found.sums, found.num_supervised
-    assert num_padded == num_tokens
+    assert found.num_supervised == num_tokens
+    assert [error for _, error in found.means()] == pytest.approx([error for _, error in means], rel=1e-12)
+    padded = [mean for mean, _ in found.means()]
     trained = [engine.train_step(own, num_loops, 0.0).loss for num_loops in DEPTHS]
-    return [
-        (*(total / num_tokens for total in pair), loss) for *pair, loss in zip(totals, padded, trained, strict=True)
-    ]
+    return [(*mean, *others) for mean, *others in zip(means, padded, trained, strict=True)]
+
+
+def error_over_sequences(reference: Reference, rows: Tensor, num_loops: int) -> float:
+    """Standard error of the loss per token, as of a ratio estimate (Cochran 1977, section 6.4)."""
+    sizes = [int((row[1] != IGNORED).sum()) for row in rows]
+    losses = [size * reference.loss(row[None], num_loops)[1].item() for row, size in zip(rows, sizes, strict=True)]
+    mean, count = sum(losses) / sum(sizes), len(sizes)
+    rest = sum((loss - mean * size) ** 2 for loss, size in zip(losses, sizes, strict=True))
+    return math.sqrt(count / (count - 1) * rest) / sum(sizes)
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (1, 2, 2), (2, 2, 1), (1, 4, 1)])
@@ -181,7 +190,11 @@ def test_evaluation_is_the_training_loss_at_every_depth(
         document_mask=True,
     )
     rows = make_rows(8)
-    wanted = [Reference(config=config).loss(rows, num_loops)[1].item() for num_loops in DEPTHS]
+    rows[3, 1, 2:] = rows[6, 1, :5] = IGNORED  # sequences of unlike length
+    reference = Reference(config=config)
+    wanted = [reference.loss(rows, num_loops)[1].item() for num_loops in DEPTHS]
+    errors = [error_over_sequences(reference, rows, num_loops) for num_loops in DEPTHS]
     for of_rank in pool.run(evaluate_and_train, config, rows, world_size=world_size(config, data)):
-        for values, nll in zip(of_rank, wanted, strict=True):
-            assert values == pytest.approx((nll,) * 3, rel=1e-12)
+        for (value, error, *others), nll, expected in zip(of_rank, wanted, errors, strict=True):
+            assert (value, *others) == pytest.approx((nll,) * 3, rel=1e-12)
+            assert error == pytest.approx(expected, rel=1e-10), "over sequences: the same in every layout"

@@ -15,7 +15,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 
 
-def head_loss(states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float) -> tuple[Tensor, Tensor]:
+def head_loss(
+    states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float, of_tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Loss of the final states, summed over supervised tokens.
 
     Args:
@@ -23,17 +25,24 @@ def head_loss(states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: flo
         weight: [v, d], the head.
         labels: [t] next tokens; a negative one is not supervised.
         z_loss_weight: weight of logsumexp(logits)².
+        of_tokens: [t], filled with the negative log-likelihood of each token.
 
     Returns:
         The sum to differentiate (once) and the plain negative log-likelihood in it, scalars in fp32 or wider.
     """
-    return _HeadLoss.apply(states, weight, labels, z_loss_weight, torch.is_grad_enabled())
+    return _HeadLoss.apply(states, weight, labels, z_loss_weight, torch.is_grad_enabled(), of_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, states: Tensor, weight: Tensor, labels: Tensor, z_loss_weight: float, with_gradients: bool
+        ctx: FunctionCtx,
+        states: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        z_loss_weight: float,
+        with_gradients: bool,
+        of_tokens: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(states.dtype, torch.float32)
         total, nll = states.new_zeros((), dtype=wide), states.new_zeros((), dtype=wide)
@@ -48,6 +57,8 @@ class _HeadLoss(torch.autograd.Function):
             loss = _BlockLoss(torch.mm(block, weight.t()).to(wide), labels[rows], z_loss_weight)
             total += loss.total
             nll += loss.nll
+            if of_tokens is not None:
+                of_tokens[rows] = loss.of_tokens
             if gradients is not None:
                 logit_gradient, supervised = loss.logit_gradient().to(states.dtype), loss.supervised.to(states.dtype)
                 gradients[0][rows] = torch.mm(logit_gradient, weight).mul_(supervised)
@@ -59,9 +70,9 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: FunctionCtx, scale: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return state_gradient * scale, (weight_gradient * scale).to(state_gradient.dtype), None, None, None
+        return state_gradient * scale, (weight_gradient * scale).to(state_gradient.dtype), None, None, None, None
 
 
 class _BlockLoss:
@@ -76,7 +87,9 @@ class _BlockLoss:
         picked, largest = logits.gather(-1, self._targets), logits.amax(-1, keepdim=True)
         self._probabilities = torch.softmax(logits, dim=-1, out=logits)
         normaliser = largest - self._probabilities.amax(-1, keepdim=True).log()
-        self.total = self.nll = ((normaliser - picked) * self.supervised).sum()
+        losses = (normaliser - picked) * self.supervised
+        self.of_tokens = losses.squeeze(-1)
+        self.total = self.nll = losses.sum()
         self._slope = None
         if z_loss_weight:
             self.total = self.nll + z_loss_weight * (normaliser.square() * self.supervised).sum()

@@ -295,11 +295,15 @@ def test_loss_is_summed_over_supervised_tokens(z_loss_weight: float) -> None:
     labels = tokens.roll(-1, 1)
     labels[0, 3:] = labels[2, 1] = -100
     states = model(tokens)
-    loss, nll = loss_sums(model, states, labels, z_loss_weight)
+    of_tokens = torch.full(labels.shape, 9.0, dtype=torch.float64)
+    loss, nll = loss_sums(model, states, labels, z_loss_weight, of_tokens)
+    assert loss_sums(model, states, labels, z_loss_weight)[1].equal(nll)
     logits, flat = model.logits(states), labels.flatten()
     normaliser = torch.logsumexp(logits, -1)[flat >= 0]
     expected = torch.nn.functional.cross_entropy(logits, flat, reduction="sum")
     torch.testing.assert_close(nll, expected)
+    each = torch.nn.functional.cross_entropy(logits, flat, reduction="none").view_as(labels)
+    torch.testing.assert_close(of_tokens, each.to(torch.float64))
     assert not nll.requires_grad
     expected = expected + z_loss_weight * normaliser.square().sum()
     torch.testing.assert_close(loss, expected)
