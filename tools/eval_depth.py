@@ -2,8 +2,9 @@
 
 One pass scores all loop counts. Tasks are those of the paper by group (closed_book open_book math_word_problems
 primitives), the generators of pretrain/tasks, and any task of the evaluation harness. --data-dir replaces the network
-by local files. The rows of each finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under
-torchrun, --tensor and --pipeline split the model, and the remaining factor of ranks splits the examples.
+by local files, and a generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one. The rows of each
+finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under torchrun, --tensor and
+--pipeline split the model, and the remaining factor of ranks splits the examples.
 """
 
 if __name__ == "__main__":
@@ -130,7 +131,7 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
             print(f"{file.path} has {task.name} already", file=sys.stderr)
             continue
         file.append(rows)
-        print(f"[{number}/{len(wanted)}] {task.name} ({task.group}{about_generated(task)})")
+        print(f"[{number}/{len(wanted)}] {task.name} ({task.group}{about_source(task)})")
         for row in rows:
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
             print(
@@ -141,10 +142,13 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
     print(f"{file.path}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
 
 
-def about_generated(task: "ResolvedTask") -> str:
-    """That no file was read, and what the task's best shortcut gets; nothing for a task of files or of the network."""
+def about_source(task: "ResolvedTask") -> str:
+    """Of a generator's task: the file that was read, or that none was and what the task's best shortcut gets; nothing
+    for a task of the harness."""
     if task.generator is None:
         return ""
+    if task.file is not None:
+        return f"; {task.file}"
     from pretrain.tasks.shortcuts import best_shortcut
 
     best = best_shortcut(task.generator, task.parameters)

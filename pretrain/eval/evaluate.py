@@ -174,7 +174,7 @@ def _rows(
         shown = metric if way in ("", "none") else f"{metric} ({way})"
         values[shown] = float(value), float(error) if isinstance(error, (int, float)) else None
     main = main_metric(values, task.main)
-    floor = floor_of(task.generator, task.parameters)
+    floor = NO_FLOOR if task.file else floor_of(task.generator, task.parameters)  # that of the file is not known
     of = partial(subject.row, task.name, task.group, num_loops=num_loops, num_examples=size, inputs=inputs)
     return [
         of(metric, value, stderr=stderr, is_main=metric == main, **(floor if metric == main else NO_FLOOR)._asdict())

@@ -1,7 +1,8 @@
 """Tasks to evaluate on: the groups of the looped-transformer paper, other tasks by name, and the source of each.
 
 A task comes from files of a data directory (`pretrain.eval.tasks`), from the harness's own task of that name (which
-needs the network), or from our generators (`pretrain.tasks`). `resolve` chooses the source of every name, or says why
+needs the network), or from our generators (`pretrain.tasks`), unless the data directory has a file of its questions
+(`question_file`). `resolve` chooses the source of every name, or says why
 there is none; `load_tasks` makes the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
 """
 
@@ -18,6 +19,8 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.eval.own_tasks import harness_task
 from pretrain.eval.tasks.files import find_file
 from pretrain.schema.choice import did_you_mean
+from pretrain.storage import is_there
+from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.registry import TASKS as GENERATORS
 from pretrain.tasks.registry import make_task
 
@@ -127,6 +130,8 @@ class ResolvedTask:
     """Of the generator."""
     supervise: Supervise = "answer"
     """What a model of a generator's task was trained to write: see FORMS."""
+    file: Path | None = None
+    """Questions of a generator's task that are read, not made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,7 @@ def tasks_of(
     Raises:
         ValueError: a name is unknown, or there is none and the run was trained on no task.
     """
-    trained = {task.name: task for task in trained_tasks(saved)}
+    trained = {task.name: task for task in trained_tasks(saved, data_dir)}
     if not names and not trained:
         raise ValueError(f"run {saved.run} is trained on no task: name some to evaluate it on")
     if not names:
@@ -183,8 +188,9 @@ def tasks_of(
     return list(found.values())
 
 
-def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
-    """The tasks that a run was trained on, at its difficulties; the second difficulty of a task is named <task>_2."""
+def trained_tasks(saved: SavedModel, data_dir: Path | None) -> list[ResolvedTask]:
+    """The tasks that a run was trained on, at its difficulties or from files of their names; the second difficulty of a
+    task is named <task>_2."""
     found: list[ResolvedTask] = []
     for source in saved.tasks:
         assert source.task is not None, "a task, no folder of shards"
@@ -192,8 +198,8 @@ def trained_tasks(saved: SavedModel) -> list[ResolvedTask]:
         name = f"{source.task}_{earlier + 1}" if earlier else source.task
         found.append(
             ResolvedTask(
-                name=name, group=source.task, source="generator", harness_name=name, generator=source.task,
-                num_fewshot=0, parameters=source.parameters, supervise=source.supervise,
+                name=name, group=source.task, **_made_or_read(name, data_dir), harness_name=name,
+                generator=source.task, num_fewshot=0, parameters=source.parameters, supervise=source.supervise,
             )
         )  # fmt: skip
     return found
@@ -204,8 +210,8 @@ def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: b
     resolved = partial(ResolvedTask, name=name, group=group, num_fewshot=known.num_fewshot, main=known.main)
     if known.generator is not None:
         return resolved(
-            source="generator", harness_name=name, generator=known.generator, parameters=known.parameters,
-            num_fewshot=known.num_fewshot or 0,
+            **_made_or_read(name, data_dir), harness_name=name, generator=known.generator,
+            parameters=known.parameters, num_fewshot=known.num_fewshot or 0,
         )  # fmt: skip
     if known.offline is not None and data_dir is not None:
         missing = _missing_files(known.offline, data_dir)
@@ -221,6 +227,25 @@ def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: b
     else:
         reason = "the evaluation harness has no such task, and it has no offline form"
     return SkippedTask(name=name, group=group, reason=reason)
+
+
+def _made_or_read(name: str, data_dir: Path | None) -> dict[str, Any]:
+    """The source of a generator's task, and its file if there is one."""
+    file = None if data_dir is None else question_file(name, data_dir)
+    return {"source": "generator" if file is None else "files", "file": file}
+
+
+def question_file(name: str, data_dir: Path) -> Path | None:
+    """The file of a data directory with questions of a generator's task, as examples of {question, steps, answer}
+    (`pretrain/tasks/example_file.py`): <task>_test, in a folder <task> or not, or <task>, as .json or .jsonl, or these
+    with .gz.
+
+    Raises:
+        OSError: one cannot be looked at.
+    """
+    stems = (f"{name}/{name}_test", f"{name}_test", name)
+    endings = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+    return next((path for stem in stems for end in endings if is_there(path := data_dir / f"{stem}{end}")), None)
 
 
 def _known(name: str, allow_network: bool) -> KnownTask:
@@ -257,7 +282,7 @@ def load_tasks(
     Args:
         task: from `resolve`.
         data_dir: as given to `resolve`.
-        num_examples: questions of a generated task, by default NUM_GENERATED; the others have a number of their own.
+        num_examples: questions of a generated task, by default NUM_GENERATED; what is read has a number of its own.
         seed: of the questions of a generated task.
 
     Raises:
@@ -266,7 +291,12 @@ def load_tasks(
     if task.generator is not None:
         made = make_task(task.generator, task.parameters)
         count = NUM_GENERATED if num_examples is None else num_examples
-        ask = partial(harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0)
+        read = None if task.file is None else read_examples(task.file)
+        if read == []:
+            raise ValueError(f"{task.file}: holds no examples")
+        ask = partial(
+            harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0, questions=read
+        )
         return [ask(seed=seed, **FORMS[task.supervise])]
     manager = _offline_tasks(data_dir) if task.source == "files" else _network_tasks()
     loaded = list(manager.load([task.harness_name])["tasks"].values())

@@ -34,6 +34,7 @@ def harness_task(
     seed: int = 0,
     match: Literal["generation", "likelihood"] = "generation",
     with_steps: bool = False,
+    questions: Sequence[Example] | None = None,
 ) -> ConfigurableTask:
     """A task at its difficulty, as the harness runs it; its metric is `exact_match`, or `acc` by likelihood.
 
@@ -46,6 +47,7 @@ def harness_task(
         seed: of the examples.
         match: how an answer is matched, see the top of this file.
         with_steps: shots show their steps, and the model writes its own before the answer.
+        questions: all that is asked, instead of questions that are made.
 
     Raises:
         ValueError: steps were asked for but cannot be told from the answer, or the task has too few questions.
@@ -57,11 +59,12 @@ def harness_task(
         raise ValueError(
             f"task {name}: cannot be scored with steps: {why}; use match='generation' with a marked answer, or no steps"
         )
+    asked = list(task.pick_distinct("test", seed, num_examples)) if questions is None else questions
     splits = {
         "train": _examples(
             task, [task.pick("train", seed, shot) for shot in range(SHOT_POOL + num_fewshot)], with_steps
         ),
-        "test": _examples(task, list(task.pick_distinct("test", seed, num_examples)), with_steps),
+        "test": _examples(task, asked, with_steps),
     }
     config: dict[str, Any] = {
         "task": name, "custom_dataset": lambda **_: splits,

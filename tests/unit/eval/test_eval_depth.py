@@ -1,5 +1,6 @@
 """Evaluating a run: the same prompts at every loop count, rows that are written once, and the command."""
 
+import gzip
 import json
 import re
 import shutil
@@ -23,8 +24,11 @@ from pretrain.eval.sampling import Generation
 from pretrain.rows.evaluation import ScoredModel
 from pretrain.rows.identity import parse_inputs, variant_of
 from pretrain.rows.jsonl import JsonLines
+from pretrain.tasks.registry import make_task
 from pretrain.tasks.shortcuts import floor_of
+from pretrain.tasks.task import Example
 from tests.support.corpus import make_tokenizer
+from tests.support.example_files import write_examples
 from tests.unit.hf.test_convert import make_run
 from tools import eval_depth, scaling_plot
 
@@ -207,6 +211,41 @@ def test_what_nobody_counted_is_null_and_can_be_plotted(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert scaling_plot.main([str(file), "--out", str(tmp_path)]) == 0
     assert "training FLOPs of 2 of 2 points are unknown or 0" in capsys.readouterr().out
+
+
+def test_a_file_of_questions_wins_over_their_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, data = tmp_path / "finetuned", tmp_path / "data"
+    shutil.copytree(ROOT / "tests" / "golden" / "finetuned", run)
+    questions = [make_task("prosqa_symbolic", {"num_nodes": 9}).generate(5, number) for number in range(3)]
+    (data / "prosqa_symbolic").mkdir(parents=True)
+    file = data / "prosqa_symbolic" / "prosqa_symbolic_test.json.gz"
+    write_examples(file, questions)
+    wanted = ["--run", str(run), "--tasks", "prosqa_symbolic", "--num-examples", "4", "--offline"]
+    assert eval_depth.main([*wanted, "--data-dir", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert f"prosqa_symbolic (prosqa_symbolic; {file})\n" in printed
+    rows = [json.loads(line) for line in (run / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert [(row["task"], row["num_examples"], row["chance"]) for row in rows] == [("prosqa_symbolic", 3, None)]
+    (task,) = tasks_of(SavedModel.of(RunConfig()), ["prosqa_symbolic"], data)
+    assert isinstance(task, ResolvedTask)
+    (asked,) = load_tasks(task, data)
+    assert asked.eval_docs["question"][:] == [example.question for example in questions]
+    assert eval_depth.main(wanted) == 0  # made questions are other inputs
+    assert "prosqa_symbolic (prosqa_symbolic; generated;" in capsys.readouterr().out
+    file.write_bytes(gzip.compress(b"[]"))
+    assert eval_depth.main([*wanted, "--data-dir", str(data)]) == 2
+    assert f"error: {file}: holds no examples\n" in capsys.readouterr().err
+
+
+def test_a_file_of_questions_is_for_the_task_of_its_name(tmp_path: Path) -> None:
+    """Also among the tasks that a run was trained on, whose second difficulty has a name of its own."""
+    write_examples(tmp_path / "p_hop_2.json", [Example("abab", (), "a")])
+    sources = [{"task": "p_hop", "parameters": {"num_hops": hops}} for hops in (2, 3)]
+    saved = SavedModel.of(RunConfig.model_validate({"data": {"sources": sources}}))
+    found = [task for task in tasks_of(saved, [], tmp_path) if isinstance(task, ResolvedTask)]
+    assert [(task.source, task.file) for task in found] == [
+        ("generator", None), ("files", tmp_path / "p_hop_2.json")
+    ]  # fmt: skip
 
 
 def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
