@@ -118,14 +118,15 @@ def test_every_dependency_says_why() -> None:
         assert "# " in line, f"{requirement}: no reason given"
 
 
+DOCUMENTS = [ROOT / name / "README.md" for name in (".", "configs", "configs/finetune", "tools/benchmarks")]
+"""What users read: README.md, and where it sends them."""
+
+
 def readme_commands() -> list[str]:
-    """The indented command lines of the README."""
+    """The indented command lines of the documents, each once."""
     starts = ("bash ", "python ", "torchrun ", "sbatch ", "deepspeed ")
-    return [
-        line.strip()
-        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-        if line[4:].startswith(starts)
-    ]
+    lines = [line for document in DOCUMENTS for line in document.read_text(encoding="utf-8").splitlines()]
+    return list(dict.fromkeys(line.strip() for line in lines if line[:4].isspace() and line[4:].startswith(starts)))
 
 
 @pytest.mark.parametrize("command", readme_commands())
@@ -160,8 +161,11 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
         assert not word.endswith(".yaml") or (ROOT / word).is_file()
 
 
-def test_readme_names_files_and_keys_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_readme_names_files_and_keys_that_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for place in re.findall(r"\]\(([^):]+)\)", text):
+        assert (document.parent / place).exists(), place
     names = re.findall(r"`([\w./-]+)`", text)
     for name in [name for name in names if name.startswith(("pretrain/", "tools/", "configs/", "slurm/", "tests/"))]:
         assert (ROOT / name).exists(), name
