@@ -18,6 +18,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -102,4 +103,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # rows are no garbage, and to look for some among a hundred thousand takes a third of the time
     sys.exit(main())

@@ -9,6 +9,7 @@ other alone, where family and parameters of the loop block do.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pretrain.config.saved_model import Family
@@ -91,9 +92,12 @@ class Comparable:
 
 def questions_of(row: EvaluationRow, names: Sequence[str] = QUESTIONS) -> str:
     """What was asked, as a text; of the run's own validation text nothing, as each seed draws another."""
-    if row.task == VALIDATION:
-        return ""
-    found = parse_inputs(row.inputs) | {"N": str(row.num_examples)}
+    return "" if row.task == VALIDATION else _asked(row.inputs, row.num_examples, tuple(names))
+
+
+@lru_cache
+def _asked(inputs: str | None, num_examples: int, names: tuple[str, ...]) -> str:
+    found = parse_inputs(inputs) | {"N": str(num_examples)}
     return " ".join(f"{name}={found[name]}" for name in names if name in found)
 
 

@@ -147,6 +147,8 @@ class _PointKeys:
         return None if key is None else self._with_questions(key, row)
 
     def _with_questions(self, key: CurveKey, row: EvaluationRow) -> CurveKey:
+        if not self._asked:
+            return key
         return key._replace(questions="; ".join(sorted(self._asked.get(self._point(row), ()))))
 
     def _point(self, row: EvaluationRow) -> tuple[object, ...]:

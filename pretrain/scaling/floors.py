@@ -14,14 +14,14 @@ Floors = dict[str, dict[str, float]]
 
 def floors_of(rows: Iterable[EvaluationRow]) -> Floors:
     """The floors of the groups of which every task has one, the same in all rows of it: means over the tasks."""
-    found: dict[str, dict[str, list[set[float | None]]]] = defaultdict(lambda: defaultdict(lambda: [set(), set()]))
+    found: dict[tuple[str, str], set[tuple[float | None, float | None]]] = defaultdict(set)
     for row in rows:
-        for values, value in zip(found[row.task_group][row.task], (row.chance, row.shortcut), strict=True):
-            values.add(value)
+        found[row.task_group, row.task].add((row.chance, row.shortcut))
     floors: Floors = {}
-    for group, tasks in found.items():
+    for group in dict.fromkeys(group for group, _ in found):
+        tasks = [values for (other, _), values in found.items() if other == group]
         for number, name in enumerate(NAMES):
-            each = [values[number] for values in tasks.values()]
+            each = [{value[number] for value in values} for values in tasks]
             known = [value for values in each if len(values) == 1 for value in values if value is not None]
             if len(known) == len(each):
                 floors.setdefault(group, {})[name] = statistics.fmean(known)

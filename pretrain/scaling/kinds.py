@@ -14,6 +14,7 @@ from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.metrics import is_share
 from pretrain.scaling.curves import Curve, Point
 from pretrain.scaling.fit import Fit, fit_curve
+from pretrain.scaling.rows import in_group
 
 Kinds = Mapping[str, Sequence[str]]
 """Task groups, or single tasks, of each kind by its name."""
@@ -50,7 +51,7 @@ def of_kinds(rows: Sequence[EvaluationRow], kinds: Kinds) -> list[EvaluationRow]
         metrics = {row.metric for row in mine}
         if len(metrics) > 1 and not all(map(is_share, metrics)):
             raise ValueError(f"--group {kind}: {', '.join(sorted(metrics))} have no mean: choose tasks of like metrics")
-        found += [replace(row, task_group=kind) for row in mine]
+        found += [in_group(row, kind) for row in mine]
     return found
 
 

