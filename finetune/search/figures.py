@@ -26,6 +26,11 @@ PROCESS_COLOURS = {
     Process.CORRECT_LABEL: GREEN,
     Process.INCORRECT_LABEL: PINK,
 }
+PROCESS_NAMES = {
+    Process.CORRECT_LABEL: "no steps, right answer",
+    Process.INCORRECT_LABEL: "no steps, wrong answer",
+}
+"""In the figure: the other classes are of paths, these of answers alone."""
 LOOP_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 LINE: dict[str, Any] = {"marker": "o", "linewidth": 1.3, "capsize": 2}
 """A line through points with error bars."""
@@ -40,7 +45,7 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         positions = range(len(bars))
         accuracies, errors = [100 * bar.accuracy for bar in bars], [100 * bar.stderr for bar in bars]
         left.barh(positions, accuracies, xerr=errors, color=GREY, error_kw={"capsize": 2})
-        left.set_yticks(positions, [bar.label for bar in bars])
+        left.set_yticks(positions, bar_names(bars))
         left.invert_yaxis()
         left.set_xlim(0, 104)
         left.set_xlabel("right answers (%)")
@@ -48,14 +53,21 @@ def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
         before = [0.0] * len(bars)
         for process in Process:
             shares = [100 * bar.shares[process] for bar in bars]
-            drawn = right.barh(positions, shares, left=before, color=PROCESS_COLOURS[process], label=process.value)
+            name, colour = PROCESS_NAMES.get(process, process.value), PROCESS_COLOURS[process]
+            drawn = right.barh(positions, shares, left=before, color=colour, label=name)
             numbers = [f"{share:.0f}" if share >= 5 else "" for share in shares]
-            right.bar_label(drawn, numbers, label_type="center", fontsize=8, color="white")
+            right.bar_label(drawn, numbers, label_type="center", fontsize=9, color="white")
             before = [start + share for start, share in zip(before, shares, strict=True)]
         right.set_xlim(0, 100)
         right.set_xlabel("answers (%)")
         right.set_title("Reasoning in the text")
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def bar_names(bars: Sequence[ProcessBar]) -> list[str]:
+    """Thoughts, or the method of another run; the run's name where another has the same method."""
+    methods = [bar.method for bar in bars]
+    return [bar.method if bar.method and methods.count(bar.method) == 1 else bar.label for bar in bars]
 
 
 def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
@@ -79,7 +91,8 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
 
 
 def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[Path]) -> None:
-    """Mean value of right and wrong nodes of the frontier against their height, for each number of thoughts."""
+    """Mean value of right and wrong nodes of the frontier against their height, for each number of thoughts, with its
+    standard error over nodes; a value is not below 0, so no bar is."""
     with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
         panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
         for axes, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
@@ -90,7 +103,8 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
                 chosen = [group for group in groups if group.is_right is is_right]
                 xs, means = [group.height for group in chosen], [group.mean for group in chosen]
                 look = LINE | {"color": colour, "marker": marker, "markeredgecolor": "white", "label": label}
-                axes.errorbar(xs, means, [group.stderr for group in chosen], **look)
+                bars = [[min(group.stderr, group.mean) for group in chosen], [group.stderr for group in chosen]]
+                axes.errorbar(xs, means, bars, **look)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.margins(x=0.12)
             axes.set_ylim(bottom=0)
@@ -98,7 +112,9 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
             axes.set_xlabel("height: steps to the nearest leaf")
             axes.set_title(_after(num_thoughts))
         panels[0].set_ylabel("mean value of a frontier node")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        handles, names = panels[0].get_legend_handles_labels()
+        title = "with the standard error over nodes"
+        figure.legend(handles, names, loc="outside lower center", ncols=2, title=title, title_fontsize=10)
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
@@ -115,8 +131,11 @@ def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
             axes.set_title(_after(num_thoughts))
             axes.margins(0.14, 0.08)
             axes.set_axis_off()
-        caption = "shade and number: value; dark ring: frontier; green ring: target; dark arrows: shortest paths"
-        figure.supxlabel(caption, fontsize=8.5, color="#444444")
+        captions = (
+            "shade and number: value, the probability that the next step names the node",
+            "dark ring: frontier; green ring: target; dark arrows: shortest paths",
+        )
+        figure.supxlabel("\n".join(captions), fontsize=9.5, color="#444444")
 
 
 def _draw_nodes(axes: "Axes", view: TreeView, shades: "Colormap") -> None:
@@ -166,7 +185,7 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
         names = [f"thought {position}" for position in positions]
         table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
         table.auto_set_font_size(False)
-        table.set_fontsize(8)
+        table.set_fontsize(9)
 
 
 def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
@@ -185,7 +204,7 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
             for row in chosen:
                 where = (row.flops_per_example, 100 * row.accuracy)
                 cost.annotate(
-                    str(row.num_thoughts), where, xytext=(4, 5), textcoords="offset points", fontsize=8, color=colour
+                    str(row.num_thoughts), where, xytext=(4, 5), textcoords="offset points", fontsize=9, color=colour
                 )
         best = best_for_cost(rows)
         ends = [*best, (max(row.flops_per_example for row in rows), best[-1][1])]
@@ -193,15 +212,16 @@ def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
         cost.step(*zip(*ends, strict=True), where="post", **look)
         if len(loops) > 1:
             cost.set_xscale("log")
-            is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
-            cost.xaxis.set_major_locator(LogLocator(base=10, numticks=6) if is_wide else MaxNLocator(nbins=5))
-            cost.xaxis.set_minor_locator(NullLocator())
+        is_wide = max(row.flops_per_example for row in rows) > 10 * min(row.flops_per_example for row in rows)
+        wide = len(loops) > 1 and is_wide
+        cost.xaxis.set_major_locator(LogLocator(base=10, numticks=6) if wide else MaxNLocator(nbins=4))
+        cost.xaxis.set_minor_locator(NullLocator())
         cost.xaxis.set_major_formatter(EngFormatter(sep=""))
         draw_grid_lines(cost)
         cost.set_xlabel("forward FLOPs of an answer (number at a point: thoughts)")
         cost.set_ylabel("right answers (%)")
         cost.set_title("Accuracy against cost")
-        cost.legend()
+        figure.legend(*cost.get_legend_handles_labels(), loc="outside lower center", ncols=6)
         _draw_cells(cells, rows, loops, thoughts)
 
 

@@ -88,7 +88,8 @@ class Searcher:
         encoded = encode_examples(self.questions.examples, self.questions.form, tokenizer, self.questions.split)
         questions, settings = replace(self.questions, encoded=encoded), answer_settings(other.config, tokenizer)
         is_partial = other.config.chosen_method.stages == "all"  # the curriculum removed the front of the chain
-        return self._judge(other, questions, settings, is_partial=is_partial, label=other.config.run.name)
+        bar = self._judge(other, questions, settings, is_partial=is_partial, label=other.config.run.name)
+        return replace(bar, method=other.config.method.name)
 
     def values(self, num_thoughts: int) -> list[NodeValue]:
         """The value of every node after a number of thoughts."""

@@ -45,6 +45,8 @@ class ProcessBar:
     stderr: float
     shares: dict[Process, float]
     """Share of each class; they sum to 1."""
+    method: str = ""
+    """Of another run than the one that is searched."""
 
 
 def judge(

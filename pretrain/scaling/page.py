@@ -35,7 +35,7 @@ HOVER = (
 )
 
 FRAME = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Scaling with loops</title><link rel="icon" href="data:,">
+<html lang="en"><head><meta charset="utf-8"><title>Scaling with loops: {title}</title><link rel="icon" href="data:,">
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222; }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .5rem; }}
@@ -43,8 +43,9 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #e6e6e6; }}
 p.note {{ color: #666; margin: .4rem 0; }}
 </style></head><body>
-<h1>Scaling with loops</h1>
+<h1>Scaling with loops: {title}</h1>
 {body}
+<details><summary>Runs</summary><p>{runs}</p></details>
 </body></html>
 """
 
@@ -65,7 +66,11 @@ def write_page(analysis: Analysis, file: Path, *, colour_by: str | None = None) 
         for index, figure in enumerate(figures)
     ]
     parts += [_table_html(table) for table in make_tables(analysis)]
-    file.write_text(FRAME.format(body="\n".join(parts)), encoding="utf-8")
+    runs = dict.fromkeys(point.row.run for curve in analysis.curves for point in curve.all_points)
+    names = [html.escape(run) for run in runs]
+    title = names[0] if len(names) == 1 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+    page = FRAME.format(body="\n".join(parts), title=title, runs=", ".join(names))
+    file.write_text(page, encoding="utf-8")
 
 
 def _curve_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) -> "Figure":

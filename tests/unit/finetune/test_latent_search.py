@@ -156,6 +156,11 @@ def test_the_command_leaves_figures_and_numbers(
         f"{name}.{suffix}" for name in names for suffix in ("png", "svg")
     }
     assert all(path.stat().st_size > 10_000 for path in folder.glob("*.png"))
+    drawn = {name: (folder / f"{name}.svg").read_text() for name in names}
+    assert all(word in drawn["process"] for word in (">cot<", ">no steps, right answer<", ">hallucination<"))
+    assert ">chain<" not in drawn["process"], "methods, not names of runs"
+    assert ">with the standard error over nodes<" in drawn["height"]
+    assert "the probability that the next step names the node" in drawn["tree"]
     numbers = json.loads((folder / "numbers.json").read_text())
     assert [bar["label"] for bar in numbers["process"]] == ["0 thoughts", "1 thought", "2 thoughts", "chain"]
     assert all(sum(bar["shares"].values()) == pytest.approx(1) for bar in numbers["process"])

@@ -320,6 +320,7 @@ def test_page_is_self_contained_and_escapes_names(page: Path, tmp_path: Path) ->
     text = (tmp_path / "scaling.html").read_text()
     assert "<script>alert(1)" not in text
     assert '"</script>"' not in text
+    assert "<h1>Scaling with loops: &lt;/script&gt;</h1>" in text and "<p>&lt;/script&gt;</p>" in text, "whose it is"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome to open the page in")
