@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,10 @@ seeds: [0, 1]
 def make_runs(folder: Path, sweep: Path) -> None:
     """Rows and figures, as the sweep of a file leaves them."""
     settings, root = read_config(sweep, SweepConfig), folder / "runs" / "sweeps" / sweep.stem
+    schema: Any = FinetuneConfig if settings.methods else RunConfig
     for cell in cells(settings):
-        said = RunIdentity.of(read_config(Path(settings.config), RunConfig, list(cell.overrides)), trained_loops=(1, 2))
-        file = root / cell.name / "eval" / "depth.jsonl"
+        said = RunIdentity.of(read_config(Path(settings.config), schema, list(cell.overrides)), trained_loops=(1, 2))
+        file = root / cell.name / "eval" / ("coconut.jsonl" if settings.methods else "depth.jsonl")
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({**vars(said), "run": cell.name, "value": 0.5}) + "\n")
         (file.parents[1] / "environment.txt").write_text("git commit: abc\ntorch: 2\nhost: here\n")
@@ -101,3 +103,15 @@ def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refuse
     assert publish.main(["tiny.yaml"]) == 2
     assert "1x1-seed1/eval/depth.jsonl: no rows: end the sweep first" in capsys.readouterr().err
     assert (out / "depth.jsonl").read_bytes() == before, "a sweep that is refused replaces nothing"
+
+
+def test_a_sweep_over_methods_is_published_beside_the_other_results_of_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"{{config: {ROOT}/configs/finetune/prosqa_small.yaml, methods: {{coconut: [], cot: []}}}}")
+    make_runs(tmp_path, file)
+    assert publish.main(["tiny.yaml"]) == 0
+    rows = (tmp_path / "configs/finetune/results/tiny/coconut.jsonl").read_text().splitlines()
+    assert [json.loads(row)["run"] for row in rows] == ["coconut-seed0", "cot-seed0"]
