@@ -6,7 +6,7 @@ thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<mode
 folder above. A repeated command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped.
 --print only shows the commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose
 tasks wait for those of the stage before, and a last job for the plot or table that waits for all.
-`pretrain/config/sweep.py` documents the configuration.
+`pretrain/config/sweep.py` documents the configuration; tools/publish.py puts rows and figures beside it.
 """
 
 if __name__ == "__main__":
