@@ -143,16 +143,16 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
 
 
 def about_source(task: "ResolvedTask") -> str:
-    """Of a generator's task: the file that was read, or that none was and what the task's best shortcut gets; nothing
-    for a task of the harness."""
+    """Of a generator's task: the file that was read, or that none was and what the task's best shortcut and chance get;
+    nothing for a task of the harness."""
     if task.generator is None:
         return ""
     if task.file is not None:
         return f"; {task.file}"
-    from pretrain.tasks.shortcuts import best_shortcut
+    from pretrain.tasks.shortcuts import best_shortcut, floor_of
 
-    best = best_shortcut(task.generator, task.parameters)
-    return f"; generated; best shortcut: {best.name}, {100 * best.accuracy:.1f} %"
+    best, chance = best_shortcut(task.generator, task.parameters), floor_of(task.generator, task.parameters).chance
+    return f"; generated; best shortcut: {best.name}, {100 * best.accuracy:.1f} %; chance {100 * (chance or 0):.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -186,7 +186,9 @@ def test_the_command_writes_rows_once_and_names_what_is_wrong(
     assert eval_depth.main([*wanted, "--tasks", "primitives"]) == 0
     printed = capsys.readouterr()
     assert "has variable_assignment_code_depth0 already" in printed.err
-    assert re.search(r"code_depth1 \(primitives; generated; best shortcut: [a-z ]+, 2\d\.\d %\)", printed.out)
+    assert re.search(
+        r"code_depth1 \(primitives; generated; best shortcut: [a-z ]+, 2\d\.\d %; chance \d\.\d %\)", printed.out
+    )
     assert "3 tasks evaluated, 1 already done, 0 skipped" in printed.out
     assert len(file.read_text().splitlines()) == 2 * 4
     for arguments, message in (
