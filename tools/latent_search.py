@@ -60,6 +60,10 @@ def search(options: argparse.Namespace) -> None:
     finetuned = load_finetuned(options.run, device, step=options.step)
     others = [load_finetuned(run, device) for run in options.compare]
     questions = load_questions(finetuned, split=options.split, file=options.data, num_examples=options.num_examples)
+    out = options.out or finetuned.run_dir / "analysis"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; name a folder")
+    out.mkdir(parents=True, exist_ok=True)  # before the work that is to be written there
     if options.question >= len(questions.examples):
         raise ValueError(f"--question {options.question}: there are {len(questions.examples)} questions, from 0")
     batch = options.batch or finetuned.config.validation.batch
@@ -94,12 +98,10 @@ def search(options: argparse.Namespace) -> None:
         thoughts=searcher.thoughts(max(latents)),
         grid=grid,
     )
-    out = options.out or finetuned.run_dir / "analysis"
-    out.mkdir(parents=True, exist_ok=True)
-    write_numbers(report, options.question, out)
+    files = write_numbers(report, options.question, out)
     names = draw_report(report, searcher, options.question, out)
-    print("\n".join([summary(report), *searcher.case_study(report.thoughts, options.question)]))
-    print(f"figures in {out}: {', '.join(names)}; numbers: numbers.json, node_values.csv")
+    print("\n".join([summary(report), *searcher.case_study(report.thoughts, options.question, max(latents))]))
+    print(f"figures in {out}: {', '.join(names)}; numbers: {', '.join(files)}")
 
 
 def summary(report: "SearchReport") -> str:

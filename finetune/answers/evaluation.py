@@ -21,6 +21,7 @@ from pretrain.checkpoint.counters import Counters
 from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
+from pretrain.tasks.example_file import is_json
 from pretrain.tasks.registry import make_task
 from pretrain.tasks.shortcuts import NO_FLOOR, Floor
 from pretrain.tasks.task import Split
@@ -42,19 +43,23 @@ def load_questions(
     Args:
         finetuned: the run.
         split: of its data.
-        file: instead of a split; its texts get the form of those that the run was trained on.
+        file: instead of a split; its texts get the form of those that the run was trained on, and lines of text are
+            split into steps as theirs.
         num_examples: only the first ones. Default: all.
 
     Raises:
         ValueError: the run has no such split, or a row of the file is malformed.
         OSError: the file cannot be read.
     """
-    section: ExamplesSection = ExamplesSection(path=str(file)) if file else getattr(finetuned.config.data, split)
+    trained_on = finetuned.config.data.train
+    section: ExamplesSection = getattr(finetuned.config.data, split)
+    if file:
+        separator = None if is_json(file) else trained_on.step_separator
+        section = ExamplesSection(path=str(file), step_separator=separator)
     if not section.is_given:
         given = [name for name in get_args(Split) if getattr(finetuned.config.data, name).is_given]
         raise ValueError(f"data.{split}: the run has none; it has {', '.join(given)}, or name a file with --data")
     examples, form = load_examples(section, split, finetuned.config.run.seed)
-    trained_on = finetuned.config.data.train
     if file and trained_on.task is not None:
         form = TextForm.of(make_task(trained_on.task, trained_on.parameters))
     examples = examples[:num_examples]

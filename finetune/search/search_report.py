@@ -65,15 +65,20 @@ class Searcher:
         assert self._text is not None, "these questions have no graph"
         return self._text
 
-    def case_study(self, thoughts: ThoughtStatistics | None, question: int) -> list[str]:
-        """Lines about one question: its chain of reasoning, and the tokens that each thought decodes to."""
+    def case_study(self, thoughts: ThoughtStatistics | None, question: int, num_thoughts: int) -> list[str]:
+        """Lines about one question: its chain of reasoning, the tokens that each thought decodes to, and what the model
+        writes after them."""
         example = self.questions.examples[question]
         lines = [f"  question {question}: {shorten(example.question, 200)}"]
         lines.append(f"    steps {' '.join(example.steps)}, answer {example.answer}")
         for number, tokens in enumerate(thoughts.top_tokens[question] if thoughts else (), 1):
             decoded = ", ".join(f"{token!r} {100 * probability:.1f} %" for token, probability in tokens)
             lines.append(f"    thought {number}: {decoded}")
-        return lines
+        answerer = self._answerer(self.finetuned, self._settings(num_thoughts))
+        (answer,) = answerer.answer([self.questions.encoded[question]])
+        text = answerer.tokenizer.decode(answer.text)
+        verdict = "right" if is_right(text, example.answer, self.questions.form) else "wrong"
+        return [*lines, f"    then writes {shorten(text, 200)!r}: {verdict}"]
 
     def judge(self, num_thoughts: int) -> ProcessBar:
         """Classes of the answers after a number of thoughts."""
@@ -110,15 +115,18 @@ class Searcher:
     def _prompts(self, settings: AnswerSettings) -> list[tuple[int, ...]]:
         return [settings.markers.prompt(example.question) for example in self.questions.encoded]
 
+    def _answerer(self, finetuned: FinetunedModel, settings: AnswerSettings) -> Answerer:
+        trained = finetuned.trained
+        return Answerer(
+            model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch,
+            stop_classifier=finetuned.stop_classifier,
+        )  # fmt: skip
+
     def _judge(
         self, finetuned: FinetunedModel, questions: Questions, settings: AnswerSettings, *, is_partial: bool, label: str
     ) -> ProcessBar:
         trained = finetuned.trained
-        answerer = Answerer(
-            model=trained.model, tokenizer=trained.tokenizer, settings=settings, batch=self.batch,
-            stop_classifier=finetuned.stop_classifier,
-        )  # fmt: skip
-        answers = answerer.answer(questions.encoded)
+        answers = self._answerer(finetuned, settings).answer(questions.encoded)
         texts = [trained.tokenizer.decode(answer.text) for answer in answers]
         pairs = zip(texts, questions.examples, strict=True)
         right = [is_right(text, example.answer, questions.form) for text, example in pairs]
@@ -160,8 +168,9 @@ class SearchReport:
     """Accuracy and cost at every number of thoughts and loops."""
 
 
-def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
-    """Write `numbers.json`, with the tokens that the thoughts of one question decode to, and `node_values.csv`.
+def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str]:
+    """Write `numbers.json`, with the tokens that the thoughts of one question decode to, and, where there is a graph,
+    `node_values.csv`; returns their names.
 
     Raises:
         OSError: the folder cannot be written.
@@ -188,10 +197,13 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> None:
         "grid": [asdict(row) for row in report.grid],
     }
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not report.values:
+        return ["numbers.json"]
     with (folder / "node_values.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(NodeValue._fields)
         writer.writerows(value for values in report.values.values() for value in values)
+    return ["numbers.json", "node_values.csv"]
 
 
 def draw_report(report: SearchReport, searcher: Searcher, question: int, folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.rows.jsonl import JsonLines
+from pretrain.tasks.task import Example
 from tests.support.example_files import write_examples
 from tests.support.finetuned_runs import MODEL, save_run
 
@@ -222,3 +223,15 @@ def test_soft_thoughts_are_for_a_model_that_reasons_in_text(
     assert "has slots of its own; they are for a model that reasons in text" in capsys.readouterr().err
     assert command(monkeypatch, "--run", run, "--soft-thoughts", "1", "--soft-stop", "-1") == 2
     assert "soft-beta=None and soft-stop=-1.0: each needs 0 or more" in capsys.readouterr().err
+
+
+def test_a_file_of_text_lines_is_split_as_the_run_was_trained(tmp_path: Path) -> None:
+    """Its steps are sentences, between which only the run says what stands."""
+    run, file, listed = tmp_path / "tiny", tmp_path / "more.txt", tmp_path / "more.json"
+    file.write_text("1,2||a.;b. #### 3\n")
+    write_examples(listed, [Example("1,2", ("a.", "b."), "3")])
+    path = {"path": str(file), "step_separator": ";"}
+    save_run(run, data={"train": path, "validation": path, "tokenizer": str(run / "tokenizer.json")})
+    finetuned = load_finetuned(run, CPU)
+    assert load_questions(finetuned, file=file).examples == load_questions(finetuned, file=listed).examples
+    assert load_questions(finetuned, file=file).examples[0].steps == ("a.", "b.")

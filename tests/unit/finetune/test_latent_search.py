@@ -200,6 +200,8 @@ def test_questions_without_a_graph_show_what_their_thoughts_decode_to(
     assert [line for line in lines if "% right" in line and "loops: 2" in line]
     folder = run / "analysis"
     assert {path.stem for path in folder.glob("*.svg")} == {"thoughts", "grid"}
+    assert lines[-2].startswith("    then writes '") and lines[-2].endswith(("': right", "': wrong"))
+    assert lines[-1].endswith("numbers: numbers.json") and not (folder / "node_values.csv").exists()
     numbers = json.loads((folder / "numbers.json").read_text())
     assert numbers["process"] == [] and len(numbers["grid"]) == 2
 
@@ -276,6 +278,7 @@ def test_what_is_wrong_is_said_in_one_line(
             "--compare classifies paths in a graph, and these questions have none",
         ),
         (["--run", run, "--question", "6"], "--question 6: there are 6 questions, from 0"),
+        (["--run", run, "--out", file], f"--out {file}: is a file; name a folder"),
     ):
         assert run_tool(monkeypatch, *arguments) == 2
         out, err = capsys.readouterr()
