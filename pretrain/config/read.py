@@ -164,22 +164,30 @@ class _Settings:
         """Refuse each value, other than a default, that nothing reads because of another; drop it where that other one
         was read later."""
         for name, cause in section.without_effect().items():
-            here, switch = (*path, name), (*path, cause.partition("=")[0])
             value = getattr(section, name)
-            default = type(section).model_fields[name].get_default(call_default_factory=True)
-            if self.layers.get(here, 0) < self.layers.get(switch, 0):
-                given: Any = self.values
-                for part in path:
-                    given = given[part]
-                given.pop(name, None)
-            elif value != default:
-                where, advice = _origin(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
-                why = f"has no effect with {_dotted((*path, cause))}"
-                self.problems.append(f"{where}: {_dotted(here)}: {why}; {advice}, got {_short(inline(value))}")
+            if isinstance(value, Section):
+                for key in type(value).model_fields:
+                    self._idle(value, (*path, name, key), (*path, cause), whole)
+            else:
+                self._idle(section, (*path, name), (*path, cause), whole)
         for name, value in section:
             for place, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
                 if isinstance(item, Section):
                     self.without_effect(item, whole, (*path, name) if place is None else (*path, name, place))
+
+    def _idle(self, section: Section, here: KeyPath, cause: KeyPath, whole: str) -> None:
+        """One key of `section` that nothing reads because of another key, as "field=value" at the end of `cause`."""
+        name, switch = str(here[-1]), (*cause[:-1], str(cause[-1]).partition("=")[0])
+        value, default = getattr(section, name), type(section).model_fields[name].get_default(call_default_factory=True)
+        if self.layers.get(here, 0) < self.layers.get(switch, 0):
+            given: Any = self.values
+            for part in here[:-1]:
+                given = given[part] if isinstance(part, int) else given.get(part, {})
+            given.pop(name, None)
+        elif value != default:
+            where, advice = _origin(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
+            why = f"has no effect with {_dotted(cause)}"
+            self.problems.append(f"{where}: {_dotted(here)}: {why}; {advice}, got {_short(inline(value))}")
 
     def _section(
         self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]
@@ -195,7 +203,9 @@ class _Settings:
         for key_node, value_node in node.value:
             key, where = str(_value(key_node)), _where(key_node, source)
             here = (*path, key)
-            if key not in section.model_fields:
+            if key in section.renamed:
+                self._section(_nested(section.renamed[key], value_node), section, path, source, into)
+            elif key not in section.model_fields:
                 self.problems.append(f"{where}: {_dotted(here)}: unknown key{_did_you_mean(here, self.schema)}")
             elif key in seen:
                 self.problems.append(f"{where}: {_dotted(here)}: given twice; keep one")
@@ -286,9 +296,14 @@ def _override_node(override: str) -> yaml.Node:
     if not equals:
         hint = f"--config {override}" if override.endswith((".yaml", ".yml")) else "KEY=VALUE, such as train.steps=100"
         raise ValueError(f"{FROM_COMMAND_LINE}: {override}: neither option nor override; did you mean {hint}?")
-    node = _compose(text, f"{FROM_COMMAND_LINE}: {key}")
+    return _nested(key, _compose(text, f"{FROM_COMMAND_LINE}: {key}"))
+
+
+def _nested(key: str, node: yaml.Node) -> yaml.Node:
+    """`{a: {b: node}}` of the key `a.b`."""
     for part in reversed(key.split(".")):
-        node = yaml.MappingNode("", [(yaml.ScalarNode("", part), node)])
+        name = yaml.ScalarNode("", part, node.start_mark, node.end_mark)
+        node = yaml.MappingNode("", [(name, node)], node.start_mark, node.end_mark)
     return node
 
 

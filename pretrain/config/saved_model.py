@@ -63,7 +63,7 @@ class SavedModel(Section):
     @classmethod
     def _of_meta(cls, meta: Mapping[str, Any]) -> "SavedModel":
         whole = meta["saved_model"] if "saved_model" in meta else meta["config"]
-        unknown = sorted(whole["model"].keys() - ModelSection.model_fields.keys())
+        unknown = sorted(whole["model"].keys() - ModelSection.model_fields.keys() - ModelSection.renamed.keys())
         if unknown:
             raise ValueError(f"the checkpoint's model.{unknown[0]} is unknown here: use the version that wrote it")
         if "saved_model" in meta:

@@ -143,7 +143,9 @@ def _read_values(path: Path, kind: str, values: dict[str, Any]) -> Any:
 
 def _shape_of(path: Path, kind: str, config: Any, values: dict[str, Any]) -> ModelSection:
     if kind == LoopedGPTConfig.model_type:
-        return ModelSection(**{name: getattr(config, name) for name in _SHAPE_FIELDS})
+        shape = {name: getattr(config, name) for name in _SHAPE_FIELDS} | {"loop": config.loop or {}}
+        earlier = {name: values[name] for name in ModelSection.renamed if name in values}
+        return ModelSection.read_saved(shape | earlier)
     _refuse_unsupported(path, config, values)
     shape = _gpt2_shape if kind == "gpt2" else _llama_like_shape
     return shape(path, config, _BY_TYPE[kind])
@@ -237,4 +239,6 @@ def looped_config(model: ModelSection, seq_len: int) -> dict[str, Any]:
         "auto_map": {"AutoConfig": f"{module}.LoopedGPTConfig", "AutoModelForCausalLM": f"{module}.{LOOPED}"},
         "max_position_embeddings": seq_len,
         **{name: getattr(model, name) for name in _SHAPE_FIELDS},
+        "loop": model.loop.chosen() or None,
+        "loop_table_rows": model.num_loops,
     }

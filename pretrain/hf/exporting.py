@@ -21,14 +21,14 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.hf import modeling_looped_gpt
 from pretrain.hf.architectures import LOOPED, Architecture, looped_config, stock_architecture, stock_config
 from pretrain.hf.check import build, largest_difference, load_published, require_equal, require_same_ids
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.report import Fate, describe, write_report
 from pretrain.hf.tokenizer import export_tokenizer
+from pretrain.hf.travelling import write_modeling
 from pretrain.model.config import ModelSection
-from pretrain.model.loop.injections import injection_kind
+from pretrain.model.weights import loop_design
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 from pretrain.storage import is_there
 
@@ -77,24 +77,32 @@ def export_run(
 def _choose(model: ModelSection, num_loops: int, unroll: bool) -> Architecture | None:
     """The stock architecture to write, or None for the looped model."""
     model.require_loops("--num-loops", [num_loops])
-    if model.num_blocks > 1 and not injection_kind(model).can_unroll:
+    is_plain = loop_design(model).is_plain(model.num_passes(num_loops))
+    if model.num_blocks > 1 and not is_plain:
         raise ValueError(
-            f"a block-regularised model with input_injection={model.input_injection} has no form to be written in: "
-            "a stock model injects nothing, a looped one has one block"
+            f"a block-regularised model with {_loop_design(model)} has no form to be written in: "
+            "a stock model has no such thing, a looped one has one block"
+        )
+    if num_loops != model.num_loops and loop_design(model).has_loop_weights:
+        raise ValueError(
+            f"--num-loops {num_loops}: a model with {_loop_design(model)} has weights for {model.num_loops} loops; "
+            "leave it out, and give num_loops in calls"
         )
     stock = stock_architecture(model)
     if not unroll:
-        return stock if num_loops == 1 else None
-    if num_loops > 1 and not injection_kind(model).can_unroll:
-        raise ValueError(
-            f"a model with input_injection={model.input_injection} cannot be unrolled into a stock one: "
-            "leave out --unroll"
-        )
+        return stock if num_loops == 1 and is_plain else None
+    if not is_plain:
+        raise ValueError(f"a model with {_loop_design(model)} cannot be unrolled into a stock one: leave out --unroll")
     if stock is None:
         raise ValueError(
             "no class of transformers computes these layers (norms, positions, biases): leave out --unroll"
         )
     return stock
+
+
+def _loop_design(model: ModelSection) -> str:
+    """What its configuration says of the loop."""
+    return ", ".join(f"model.loop.{key}={value}" for key, value in model.loop.model_dump(exclude_defaults=True).items())
 
 
 def _write(
@@ -105,7 +113,7 @@ def _write(
     if architecture is None:
         name, rules = LOOPED, looped_rules(model, seq_len)
         values = looped_config(model.model_copy(update={"num_loops": num_loops}), seq_len)
-        shutil.copy(str(modeling_looped_gpt.__file__), folder)
+        write_modeling(folder)
     else:
         name, rules = architecture.name, stock_rules(architecture.model_type, model, num_loops, seq_len)
         values = stock_config(architecture, model, num_loops, seq_len)

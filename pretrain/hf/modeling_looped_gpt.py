@@ -1,7 +1,8 @@
 """The looped GPT for transformers: prelude, a block of k layers applied L times with shared weights, coda.
 
-This file imports only torch and transformers, so a copy of it beside config.json and model.safetensors is all that a
-model needs:
+An exported model needs config.json, model.safetensors, this file and, beside it, `loop_design.py`: the parts of the
+training code that say what happens between loops (`pretrain/hf/travelling.py` writes both). They import only torch and
+transformers:
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model.generate(**tokenizer("KING HENRY.", return_tensors="pt"), max_new_tokens=50, num_loops=6)
@@ -9,8 +10,7 @@ model needs:
 `num_loops` is an argument of `forward` and of `generate`; the configuration has its default. The forward pass:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: add what `input_injection` carries from before the loop, then run the k layers of the loop block with the
-   same weights;
+3. L times: what the design of the loop says, then the k layers of the loop block with the same weights;
 4. coda layers, final norm, head.
 Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries.
 Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Weights are named as in the training code.
@@ -24,6 +24,7 @@ Shapes: b batch, s positions of this call, d hidden width, h heads, g key/value 
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -35,6 +36,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
+
+from pretrain.model.hashed_numbers import normal
+from pretrain.model.loop.design import LoopDesign
+from pretrain.model.loop.held import HeldWeights
+from pretrain.model.loop.per_loop.this import ALIKE, InThisLoop
+from pretrain.model.loop.variant import PerLoop, Shape
+from pretrain.model.weight_kinds import Weight, Weights, under
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation of each position, [b or 1, s, 1, e/2] each."""
@@ -67,8 +75,9 @@ class LoopedGPTConfig(PretrainedConfig):
     """Layers after the loop, with weights of their own."""
     num_loops: int = 1
     """L: applications of the loop block in calls without `num_loops`."""
-    input_injection: Literal["none", "add"] = "none"
-    """Whether every loop but the first adds the state before the loop to its input."""
+    loop: dict[str, Any] | None = None
+    """What happens when the loop begins and between its passes, as `model.loop` of the training configuration; None:
+    nothing."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm, LayerNorm with weight and bias, or LayerNorm without either."""
     norm_epsilon: float = 1e-5
@@ -93,6 +102,9 @@ class LoopedGPTConfig(PretrainedConfig):
     """Standard deviation of initial weights; divided by sqrt(2 · effective depth) for residual projections."""
     use_cache: bool = True
     """Keep keys and values for the next call, outside training."""
+
+    loop_table_rows: int = 1
+    """Loops that have weights of their own, where the design of the loop gives them any."""
 
     @property
     def kv_heads(self) -> int:
@@ -126,6 +138,37 @@ class LoopedGPTConfig(PretrainedConfig):
             raise ValueError(f"num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_size={self.head_dim} must be even for rotary positions")
+
+
+def loop_design(config: LoopedGPTConfig) -> LoopDesign:
+    """The design of the loop, from the configuration."""
+    plain = {"injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none"}
+    values = plain | (config.loop or {})
+    section = SimpleNamespace(
+        **{name: SimpleNamespace(**value) if isinstance(value, dict) else value for name, value in values.items()}
+    )
+    width, ffn = config.hidden_size, config.ffn_size
+    heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.kv_heads))
+    gate = {"ffn.gate": (ffn, width)} if config.activation == "swiglu" else {}
+    shapes = {
+        "attention.query": (heads, width), "attention.key": (kv_heads, width), "attention.value": (kv_heads, width),
+        "attention.output": (width, heads), **gate, "ffn.up": (ffn, width), "ffn.down": (width, ffn),
+    }  # fmt: skip
+    linears = {name: Weight(shape=shape, init="normal") for name, shape in shapes.items()}
+    return LoopDesign(section, Shape(width=width, num_loops=config.loop_table_rows, linears=linears))
+
+
+class WholeWeights:
+    """Makes the weights of a loop design, whole."""
+
+    @staticmethod
+    def linear(weights: Weights) -> nn.Module:
+        outputs, inputs = weights["weight"].shape
+        return nn.Linear(inputs, outputs, bias="bias" in weights)
+
+    @staticmethod
+    def parameter(weight: Weight) -> nn.Parameter:
+        return nn.Parameter(torch.empty(weight.shape))
 
 
 class RMSNorm(nn.Module):
@@ -238,17 +281,19 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (-1, self.head_dim))
 
     def forward(
-        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, application: int
-    ) -> Tensor:
-        queries = self._heads(self.query(states), self.query_norm)
-        keys = self._heads(self.key(states), self.key_norm)
-        values = self._heads(self.value(states))
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, application: int,
+        this: InThisLoop,
+    ) -> Tensor:  # fmt: skip
+        queries = self._heads(this.linear("attention.query", states, self.query(states)), self.query_norm)
+        keys = self._heads(this.linear("attention.key", states, self.key(states)), self.key_norm)
+        values = self._heads(this.linear("attention.value", states, self.value(states)))
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
         queries, keys, values = (states.transpose(1, 2) for states in (queries, keys, values))  # [b, h or g, s, e]
         if cache is not None:
             keys, values = cache.update(keys, values, application)
-        return self.output(attend(queries, keys, values, mask).transpose(1, 2).flatten(2))
+        mixed = attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
+        return this.linear("attention.output", mixed, self.output(mixed))
 
 
 class FeedForward(nn.Module):
@@ -263,33 +308,47 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.ffn_size, bias=has_bias)
         self.down = ResidualLinear(config.ffn_size, config.hidden_size, bias=has_bias)
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
+        up = this.linear("ffn.up", states, self.up(states))
         if self.gate is None:
-            return self.down(F.gelu(self.up(states), approximate="tanh"))
-        return self.down(F.silu(self.gate(states)) * self.up(states))
+            inner = F.gelu(up, approximate="tanh")
+        else:
+            inner = F.silu(this.linear("ffn.gate", states, self.gate(states))) * up
+        return this.linear("ffn.down", inner, self.down(inner))
 
 
 class Layer(GradientCheckpointingLayer):
     """x += attention(norm(x)); x += ffn(norm(x)); with `norm_place: after`, x += norm(attention(x)) and so on."""
 
-    def __init__(self, config: LoopedGPTConfig) -> None:
+    def __init__(self, config: LoopedGPTConfig, per_loop: PerLoop | None = None) -> None:
         super().__init__()
         self.is_norm_first = config.norm_place == "before"
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
+        self.variant = per_loop
+        if per_loop is not None:
+            self.per_loop = HeldWeights(WholeWeights, per_loop.layer_weights())
 
     # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
-        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, application: int,
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, application: int, loop: int | None,
         past_key_values: Cache | None = None,
     ) -> Tensor:  # fmt: skip
+        this = ALIKE
+        if self.variant is not None and loop is not None:
+            this = InThisLoop(self.variant, self.per_loop, loop)
+
+        def attended(states: Tensor) -> Tensor:
+            return self.attention(states, rotary, mask, past_key_values, application, this)
+
         if self.is_norm_first:
-            states = states + self.attention(self.attention_norm(states), rotary, mask, past_key_values, application)
-            return states + self.ffn(self.ffn_norm(states))
-        states = states + self.attention_norm(self.attention(states, rotary, mask, past_key_values, application))
-        return states + self.ffn_norm(self.ffn(states))
+            states = states + this.update("attention", attended(this.normed("attention", self.attention_norm(states))))
+            return states + this.update("ffn", self.ffn(this.normed("ffn", self.ffn_norm(states)), this))
+        update = this.normed("attention", self.attention_norm(attended(states)))
+        states = states + this.update("attention", update)
+        return states + this.update("ffn", this.normed("ffn", self.ffn_norm(self.ffn(states, this))))
 
 
 class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
@@ -314,8 +373,13 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.position_embedding = None
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.design = loop_design(config)
+        self.injection, self.per_loop = (
+            HeldWeights(WholeWeights, under(self.design.weights(), part)) for part in ("injection", "per_loop")
+        )
+        per_loop = self.design.per_loop if self.design.per_loop.changes_layers else None
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
-        self.loop = nn.ModuleList(Layer(config) for _ in range(config.num_loop_layers))
+        self.loop = nn.ModuleList(Layer(config, per_loop) for _ in range(config.num_loop_layers))
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
         self.final_norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -327,6 +391,13 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             is_residual = isinstance(module, ResidualLinear)
             scale = 1 / math.sqrt(2 * self.config.effective_depth()) if is_residual else 1
             nn.init.normal_(module.weight, std=self.config.init_std * scale)
+        elif isinstance(module, HeldWeights):
+            for name, weight in module.descriptions.items():
+                constant = {"ones": 1.0, "zeros": 0.0}.get(weight.init, weight.init)
+                if isinstance(constant, float):
+                    nn.init.constant_(module.get_parameter(name), constant)
+                else:
+                    nn.init.normal_(module.get_parameter(name), std=weight.std or self.config.init_std)
         elif isinstance(module, (nn.LayerNorm, RMSNorm)) and module.weight is not None:
             nn.init.ones_(module.weight)
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
@@ -431,26 +502,21 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, states.dtype)
         numbers = itertools.count()
 
-        def run(layers: nn.ModuleList, states: Tensor) -> Tensor:
+        def run(layers: nn.ModuleList, states: Tensor, loop: int | None = None) -> Tensor:
             for layer in layers:
                 if trace is not None:
                     trace.append(states)
-                states = layer(states, rotary, mask, next(numbers), past_key_values=cache)
+                states = layer(states, rotary, mask, next(numbers), loop, past_key_values=cache)
             return states
 
-        states = run(self.prelude, states)
-        carried = self.carry(states)
+        def noise(like: Tensor) -> Tensor:
+            rows = torch.zeros(like.shape[0], dtype=torch.int32, device=like.device)
+            return normal(rows, positions.expand(like.shape[0], -1), like.shape[-1], like.dtype)
+
+        states, carried = self.design.begin(run(self.prelude, states), noise)
         for loop in range(num_loops):
-            states = run(self.loop, self.enter(states, carried, loop))
+            states = run(self.loop, self.design.enter(self.injection, self.per_loop, states, carried, loop), loop)
         return self.final_norm(run(self.coda, states))
-
-    def carry(self, states: Tensor) -> Tensor | None:
-        """What `enter` needs of the states before the loop."""
-        return states if self.config.input_injection == "add" else None
-
-    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
-        """The states with which a loop, from 0, begins."""
-        return states if carried is None or loop == 0 else states + carried
 
     def _positions(self, attention_mask: Tensor | None, past: int, states: Tensor) -> Tensor:
         """Positions [b or 1, s] of the new tokens in their rows, not counting padding."""

@@ -1,10 +1,11 @@
 """The shape of the model as configuration. The rest of a run: `pretrain/config/run.py`."""
 
 from collections.abc import Collection
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.model.loop.config import LoopSection
 from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
@@ -31,6 +32,7 @@ class LoopRegulariserSection(Section):
 
 
 class ModelSection(Section):
+    renamed: ClassVar[dict[str, str]] = {"input_injection": "loop.injection"}
     vocab_size: int = Field(default=32000, gt=0)
     """Rows of the embedding, in tokens; at least the tokenizer's size, a multiple of parallel.tensor."""
     hidden_size: int = Field(default=512, gt=0)
@@ -51,9 +53,8 @@ class ModelSection(Section):
     """Layers after the loop, with weights of their own."""
     num_loops: int = Field(default=1, gt=0)
     """L: how often the loop block is applied; the default of every command that takes a loop count."""
-    input_injection: Literal["none", "add"] = "none"
-    """What re-enters at the start of every loop but the first: nothing (vanilla), or the state before the loop,
-    added."""
+    loop: LoopSection = LoopSection()
+    """What happens when the loop begins and between its passes."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm (Llama), LayerNorm with weight and bias (GPT-2), or LayerNorm without either (OLMo)."""
     norm_place: Literal["before", "after"] = "before"
@@ -158,6 +159,11 @@ class ModelSection(Section):
             raise ValueError(f"model.loop_regulariser.groups names {twice[0]} twice")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
+        if regulariser.block_size and self.loop.per_loop != "none":
+            raise ValueError(
+                f"model.loop.per_loop={self.loop.per_loop} is for a block that is shared by its loops; the blocks of "
+                "model.loop_regulariser have weights of their own"
+            )
         if regulariser.block_size:
             if self.num_loops != 1:
                 raise ValueError(

@@ -8,7 +8,7 @@ shared block:
     layer    = 2·(weights of its matrices) + 4·s·h·e           a token; 2·s·h·e each for q·kᵀ and for the mixing of
                                                                values (h heads of e)
     forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0; plus
-                                                               what an injection with weights says
+                                                               what the design of the loop says
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
                                                                operands
 
@@ -22,10 +22,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pretrain.model.config import ModelSection, Recompute
-from pretrain.model.loop.injections import injection_kind
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight
-from pretrain.model.weights import head_weights, layer_weights, stage_weights
+from pretrain.model.weights import head_weights, layer_weights, loop_design, stage_weights
 
 LOSS_BLOCK_TOKENS = 2048
 """Tokens whose logits the loss of a whole head holds at a time (`pretrain/model/kernels/head_loss.py`). Fewer save
@@ -58,8 +57,10 @@ def layer_flops(model: ModelSection, num_keys: int) -> int:
 def body_flops(model: ModelSection, num_keys: int, num_loops: int | None = None, stage: Stage = WHOLE) -> int:
     """Forward FLOPs for one token that looks at `num_keys` positions, of what a stage holds between embedding and final
     norm; at the configuration's loop count by default."""
-    layers = Recurrence(config=model, stage=stage).num_applications(num_loops) * layer_flops(model, num_keys)
-    return layers + (injection_kind(model).flops(model, model.num_passes(num_loops)) if stage.is_first else 0)
+    held, design, passes = Recurrence(config=model, stage=stage), loop_design(model), model.num_passes(num_loops)
+    layers = held.num_applications(num_loops) * layer_flops(model, num_keys)
+    in_loop = passes * held.num_pass_layers * design.per_loop.layer_flops()
+    return layers + in_loop + (design.flops(passes) if stage.is_first else 0)
 
 
 def head_flops(model: ModelSection) -> int:

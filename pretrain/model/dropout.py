@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pretrain.model.hashed_numbers import PRIMES, mix
+
 Site = Literal["embedding", "probabilities", "attention", "ffn"]
 SITES: tuple[Site, ...] = ("embedding", "probabilities", "attention", "ffn")
-_PRIMES = (0x9E3779B1 - 2**32, 0x85EBCA77 - 2**32, 0xC2B2AE3D - 2**32, 0x27D4EB2F)
-"""Odd constants as int32 (xxHash's), to spread counters over all bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Dropout:
         """Drop elements of [b·s, d] states."""
         key = self._key(site, application)[..., None]  # [b, s, 1]
         channels = torch.arange(states.shape[-1], dtype=torch.int32, device=states.device)
-        return self._drop(states, _mix(key + channels * _PRIMES[1]).flatten(0, 1))
+        return self._drop(states, mix(key + channels * PRIMES[1]).flatten(0, 1))
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, first_head: int, application: int
@@ -63,30 +63,18 @@ class Dropout:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         heads = torch.arange(first_head, first_head + queries.shape[1], dtype=torch.int32, device=scores.device)
-        query = _mix(self._key("probabilities", application)[:, None] + heads[:, None] * _PRIMES[2])  # [b, h, s]
-        drawn = _mix(query[..., None] + self.keys.int()[:, None, None] * _PRIMES[1])
+        query = mix(self._key("probabilities", application)[:, None] + heads[:, None] * PRIMES[2])  # [b, h, s]
+        drawn = mix(query[..., None] + self.keys.int()[:, None, None] * PRIMES[1])
         wide = torch.promote_types(scores.dtype, torch.float32)
         return self._drop(scores.softmax(-1, dtype=wide).to(scores.dtype), drawn) @ values
 
     def _key(self, site: Site, application: int) -> Tensor:
         """int32 [b, s] for every token at one place in the network."""
-        place = torch.full_like(self.rows, application * len(SITES) + SITES.index(site)) * _PRIMES[0]
-        place = _mix(self.rows + place)  # [b]
-        return _mix(place[:, None] + self.positions.int() * _PRIMES[3])
+        place = torch.full_like(self.rows, application * len(SITES) + SITES.index(site)) * PRIMES[0]
+        place = mix(self.rows + place)  # [b]
+        return mix(place[:, None] + self.positions.int() * PRIMES[3])
 
     def _drop(self, values: Tensor, drawn: Tensor) -> Tensor:
         """Values whose int32 draw, uniform over all of them, is among the lowest `rate`, become 0."""
         is_kept = drawn >= round(self.rate * 2**32) - 2**31
         return torch.where(is_kept, values / (1 - self.rate), 0.0)
-
-
-def _mix(numbers: Tensor) -> Tensor:
-    """A permutation of int32 without visible structure: two rounds of xor-shift and multiply. Overflow wraps."""
-    for prime in _PRIMES[1:3]:
-        numbers = (numbers ^ _shift(numbers)) * prime
-    return numbers ^ _shift(numbers)
-
-
-def _shift(numbers: Tensor) -> Tensor:
-    """The upper 17 bits as a number; the shift of signed numbers alone would repeat the sign."""
-    return (numbers >> 15) & 0x1FFFF

@@ -3,16 +3,18 @@
 Forward, top to bottom:
 1. embed the tokens (and learned positions);
 2. prelude layers, each once;
-3. L times: what `input_injection` brings back from before the loop, then the k layers of the loop block, always the
-   same weights;
+3. L times: what the design of the loop says (injection, what differs from loop to loop), then the k layers of the loop
+   block, always the same weights;
 4. coda layers, final norm; then the head gives logits or the loss.
 
-Which layer is applied when, and what re-enters, is said in `pretrain/model/loop/`. A pipeline stage builds the same
-class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
+Which layer is applied when, and what happens between passes, is said in `pretrain/model/loop/`. A pipeline stage builds
+the same class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
 (`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its own
 weights. The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
 Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.dropout import Dropout
+from pretrain.model.hashed_numbers import normal
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
-from pretrain.model.loop.injections import injection_kind
+from pretrain.model.loop.held import HeldWeights
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
 from pretrain.model.parallel_ops import PLAIN, ParallelOps
 from pretrain.model.weight_kinds import under
-from pretrain.model.weights import aliases, check_parameters, head_weights, stage_weights
+from pretrain.model.weights import aliases, check_parameters, head_weights, loop_design, stage_weights
 
 
 class LoopedGPT(nn.Module):
@@ -54,14 +57,22 @@ class LoopedGPT(nn.Module):
         self.config, self.ops, self.stage, self.recompute = config, ops, stage, recompute
         self.recurrence = Recurrence(config=config, stage=stage)
         self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
-        self.embedding = self.position_embedding = self.injection = None
+        self.design = loop_design(config)
+        self.embedding = self.position_embedding = None
         if stage.is_first:
             self.embedding = ops.embedding(under(self.weights, "embedding"))
             if config.positions == "learned":
                 self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
-            self.injection = injection_kind(config).make(ops, under(self.weights, "injection"))
+            self.injection = HeldWeights(ops, under(self.weights, "injection"))
+            self.per_loop = HeldWeights(ops, under(self.weights, "per_loop"))
+        per_loop = self.design.per_loop if self.design.per_loop.changes_layers else None
         self.prelude, self.loop, self.coda = (
-            nn.ModuleDict({str(n): Layer(config, ops, under(self.weights, f"{part}.{n}")) for n in numbers})
+            nn.ModuleDict(
+                {
+                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), per_loop if part == "loop" else None)
+                    for n in numbers
+                }
+            )
             for part, numbers in self.recurrence.layers().items()
         )
         self.final_norm = self.head = None
@@ -92,6 +103,7 @@ class LoopedGPT(nn.Module):
         cache: KeyValueCache | None = None,
         embeddings: Tensor | None = None,
         dropout: Dropout | None = None,
+        noise_rows: Tensor | None = None,
     ) -> Tensor:
         """States after the final norm.
 
@@ -104,13 +116,15 @@ class LoopedGPT(nn.Module):
             cache: keys and values of earlier tokens, extended in place.
             embeddings: [b, s, d] what enters in place of the tokens' embeddings: latent thoughts.
             dropout: of this pass; none by default.
+            noise_rows: int32 [b] keys of the rows, for a start state of noise; equal ones by default.
 
         Returns:
             [t, d] states, rows in the order of the flattened tokens.
         """
         context = self.context(
-            tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache, dropout=dropout
-        )
+            tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache, dropout=dropout,
+            noise_rows=noise_rows,
+        )  # fmt: skip
         num_passes = self.config.num_passes(num_loops)
         states, carried = self.begin(tokens, context, embeddings)
         for loop in range(num_passes):
@@ -126,6 +140,7 @@ class LoopedGPT(nn.Module):
         segment_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
         dropout: Dropout | None = None,
+        noise_rows: Tensor | None = None,
     ) -> Context:
         """What all layers share: rotations and mask for `tokens` [b, s]; arguments as for `forward`."""
         batch, seq = tokens.shape
@@ -141,12 +156,15 @@ class LoopedGPT(nn.Module):
         if self.config.positions == "rope":
             dtype = next(self.parameters()).dtype
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
-        return Context(batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout)
+        return Context(
+            batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout,
+            noise_rows=noise_rows,
+        )  # fmt: skip
 
     def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states before the loop, and what
-        `enter` needs of them in every loop, if anything."""
-        assert self.embedding is not None and self.injection is not None, "only the first stage embeds"
+        """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states with which the loop begins,
+        and what `enter` needs in every loop, if anything."""
+        assert self.embedding is not None, "only the first stage embeds"
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
         if self.position_embedding is not None:
             states = states + self.position_embedding(context.positions)
@@ -156,11 +174,13 @@ class LoopedGPT(nn.Module):
         states = self.ops.scatter(states)
         for number, application in self.recurrence.in_prelude():
             states = self._run(self.prelude[str(number)], states, context, application)
-        return states, self.injection.carry(states)
+        return self.design.begin(states, partial(self._noise, context=context))
 
     def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
-        """The states [t, d] with which this stage begins a loop: on the first stage, `carried` comes in."""
-        return states if self.injection is None else self.injection.enter(states, carried, loop)
+        """The states [t, d] with which this stage begins a loop: the design of the loop acts on the first one."""
+        if not self.stage.is_first:
+            return states
+        return self.design.enter(self.injection, self.per_loop, states, carried, loop)
 
     def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
         """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d]
@@ -190,6 +210,14 @@ class LoopedGPT(nn.Module):
     def all_logits(self, states: Tensor) -> Tensor:
         """[t, d] final states -> [t, vocabulary] logits, whole on every tensor-parallel rank."""
         return self.ops.gather_columns(self.logits(states))
+
+    def _noise(self, like: Tensor, context: Context) -> Tensor:
+        """Standard normal numbers like states [t, d], by row and position."""
+        rows = context.noise_rows
+        if rows is None:
+            rows = torch.zeros(context.batch, dtype=torch.int32, device=like.device)
+        positions = context.positions.expand(context.batch, -1)
+        return self.ops.scatter(normal(rows, positions, like.shape[-1], like.dtype).flatten(0, 1))
 
     def _run(self, layer: nn.Module, states: Tensor, context: Context, application: Application) -> Tensor:
         if self.recompute == "layer" and torch.is_grad_enabled():

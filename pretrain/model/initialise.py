@@ -23,10 +23,11 @@ def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
     stds = {"normal": config.init_std, "residual": config.init_std / math.sqrt(2 * config.effective_depth())}
     for name, parameter in model.named_parameters():
         weight = model.weights[name]
-        if weight.init in constants:
-            parameter.fill_(constants[weight.init])
+        if isinstance(weight.init, float) or weight.init in constants:
+            parameter.fill_(constants.get(weight.init, weight.init))
         else:
-            whole = draw(weight.shape, seed, model.stored_name(name)) * stds[weight.init]
+            std = stds[weight.init] if weight.std is None else weight.std
+            whole = draw(weight.shape, seed, model.stored_name(name)) * std
             parameter.copy_(whole if weight.split is None else whole.chunk(size, weight.split)[rank])
 
 

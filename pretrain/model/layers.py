@@ -21,7 +21,10 @@ from pretrain.model.config import ModelSection
 from pretrain.model.dropout import Dropout, Site
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
+from pretrain.model.loop.held import HeldWeights
+from pretrain.model.loop.per_loop.this import ALIKE, InThisLoop
 from pretrain.model.loop.recurrence import Application
+from pretrain.model.loop.variant import PerLoop
 from pretrain.model.parallel_ops import ParallelOps
 from pretrain.model.weight_kinds import Weight, Weights, under
 
@@ -69,6 +72,8 @@ class Context:
     """[b or 1, 1, s, keys] True where a query may look, or None for plain causal attention."""
     cache: KeyValueCache | None
     dropout: Dropout | None = None
+    noise_rows: Tensor | None = None
+    """int32 [b] keys of the rows, for a start state of noise (`hashed_numbers.py`); None: alike."""
 
     def drop(self, states: Tensor, site: Site, application: Application) -> Tensor:
         """[t, d] -> [t, d]: what a layer adds to the residual stream, with dropout if there is any."""
@@ -171,10 +176,12 @@ class Attention(nn.Module):
         self.norms_heads = config.qk_norm == "head"
         self.query_norm, self.key_norm = make("query_norm"), make("key_norm")
 
-    def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
+    def forward(self, states: Tensor, context: Context, application: Application, this: InThisLoop) -> Tensor:
         states = self.ops.to_split(states)
         shape = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
-        queries, keys, values = self.query(states), self.key(states), self.value(states).view(shape)
+        queries = this.linear("attention.query", states, self.query(states))
+        keys = this.linear("attention.key", states, self.key(states))
+        values = this.linear("attention.value", states, self.value(states)).view(shape)
         if self.query_norm is not None and self.key_norm is not None:
             normed = (-1, self.head_dim) if self.norms_heads else (states.shape[0], -1)
             queries, keys = self.query_norm(queries.view(normed)), self.key_norm(keys.view(normed))
@@ -191,7 +198,8 @@ class Attention(nn.Module):
             mixed = attend(queries, keys, values, context.mask)
         else:
             mixed = context.cache.attend(application, queries, keys, values, context.mask)
-        return self.output(mixed.transpose(1, 2).reshape(states.shape[0], -1))
+        mixed = mixed.transpose(1, 2).reshape(states.shape[0], -1)
+        return this.linear("attention.output", mixed, self.output(mixed))
 
 
 def swiglu(up: Tensor, gate: Tensor | None) -> Tensor:
@@ -218,32 +226,46 @@ class FeedForward(nn.Module):
         self.gate = ops.linear(gate) if gate else None
         self.up, self.down = (ops.linear(under(weights, name)) for name in ("up", "down"))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
         states = self.to_split(states)
-        gate = None if self.gate is None else self.gate(states)
-        return self.down(self.activation(self.up(states), gate))
+        gate = None if self.gate is None else this.linear("ffn.gate", states, self.gate(states))
+        inner = self.activation(this.linear("ffn.up", states, self.up(states)), gate)
+        return this.linear("ffn.down", inner, self.down(inner))
 
 
 class Layer(nn.Module):
     """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
     norm(attention(x)), and so on."""
 
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, per_loop: PerLoop | None) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config, ops, under(weights, "ffn"))
         self.norms_after = {"before": False, "after": True}[config.norm_place]
+        self.variant = per_loop
+        if per_loop is not None:
+            self.per_loop = HeldWeights(ops, under(weights, "per_loop"))
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
-        states = states + context.drop(self._attended(states, context, application), "attention", application)
-        return states + context.drop(self._fed(states), "ffn", application)
+        this = ALIKE
+        if self.variant is not None and application.loop is not None:
+            this = InThisLoop(self.variant, self.per_loop, application.loop)
+        states = states + context.drop(self._attended(states, context, application, this), "attention", application)
+        return states + context.drop(self._fed(states, this), "ffn", application)
 
-    def _attended(self, states: Tensor, context: Context, application: Application) -> Tensor:
+    def _attended(self, states: Tensor, context: Context, application: Application, this: InThisLoop) -> Tensor:
         if self.norms_after:
-            return self.attention_norm(self.attention(states, context, application))
-        return self.attention(self.attention_norm(states), context, application)
+            attended = this.normed("attention", self.attention_norm(self.attention(states, context, application, this)))
+        else:
+            normed = this.normed("attention", self.attention_norm(states))
+            attended = self.attention(normed, context, application, this)
+        return this.update("attention", attended)
 
-    def _fed(self, states: Tensor) -> Tensor:
-        return self.ffn_norm(self.ffn(states)) if self.norms_after else self.ffn(self.ffn_norm(states))
+    def _fed(self, states: Tensor, this: InThisLoop) -> Tensor:
+        if self.norms_after:
+            fed = this.normed("ffn", self.ffn_norm(self.ffn(states, this)))
+        else:
+            fed = self.ffn(this.normed("ffn", self.ffn_norm(states)), this)
+        return this.update("ffn", fed)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pretrain.model.config import ModelSection
-
 Init = Literal["normal", "residual", "ones", "zeros"]
 PartialUnder = Literal["never", "tensor", "sequence"]
 
@@ -19,13 +17,15 @@ class Weight:
     """Logical shape, before tensor parallelism."""
     split: int | None = None
     """Dimension that is cut into equal parts for the tensor-parallel ranks, or None: every rank holds all of it."""
-    init: Init
+    init: Init | float
     """Normal with model.init_std; the same over sqrt(2 · effective depth), for projections into the residual stream;
-    ones; zeros."""
+    ones; zeros; a number that fills it."""
+    std: float | None = None
+    """Standard deviation of a normal one in place of model.init_std."""
     decays: bool = False
     """Whether weight decay pulls it towards zero."""
     is_table: bool = False
-    """Whether each of its rows belongs to a token or a position: embeddings and the head."""
+    """Whether each of its rows belongs to a token, a position or a loop: embeddings, the head, tables of loops."""
     partial_under: PartialUnder = "never"
     """When a rank's gradient is only a part, to be summed over the tensor-parallel ranks. "tensor": a weight that every
     rank holds and uses behind `ParallelOps.to_split`, so each sees its own heads or columns. "sequence": one that is
@@ -73,12 +73,19 @@ def row(inputs: int, outputs: int, bias: bool = False) -> Weights:
     return {"weight": matrix, **({"bias": stream_vector(outputs, "zeros")} if bias else {})}
 
 
-def norm(model: ModelSection) -> Weights:
-    """A norm on the residual stream."""
-    scale, shift = (stream_vector(model.hidden_size, init) for init in ("ones", "zeros"))
-    return {"rms": {"weight": scale}, "layer": {"weight": scale, "bias": shift}, "plain": {}}[model.norm]
-
-
-def stream_vector(size: int, init: Init) -> Weight:
+def stream_vector(size: int, init: Init | float) -> Weight:
     """A vector that is used on the residual stream, between the split regions."""
     return Weight(shape=(size,), init=init, partial_under="sequence")
+
+
+def loop_table(rows: int, width: int, init: Init) -> Weight:
+    """A table of vectors [rows, width] that are used on the residual stream, chosen or mixed by the number of the
+    loop."""
+    return Weight(shape=(rows, width), init=init, is_table=True, partial_under="sequence")
+
+
+def square(width: int) -> Weights:
+    """A matrix [width, width] from residual stream to residual stream, whole on every rank. It keeps most of the
+    variance of its input (Geiping et al. 2025, section 4: std of sqrt(2/(5·width)))."""
+    std = math.sqrt(2 / (5 * width))
+    return {"weight": Weight(shape=(width, width), init="normal", std=std, decays=True, partial_under="sequence")}

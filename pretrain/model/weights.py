@@ -3,17 +3,18 @@
 The modules are built from these descriptions, and all code that treats weights differently reads them here: initial
 values (`pretrain/model/initialise.py`), counts (`count.py`), weight decay (`pretrain/optim/make.py`), the sums of
 gradients over tensor-parallel ranks (`pretrain/parallel/engine.py`), checkpoints and the memory plan. A new weight is
-one line here and one in the module that uses it; the weights of an injection are described with it
-(`pretrain/model/loop/injections.py`). A model whose parameters are not those described is refused when it is built.
+one line here and one in the module that uses it; those of a variant of the loop are described in its file
+(`pretrain/model/loop/`). A model whose parameters are not those described is refused when it is built.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from pretrain.model.config import ModelSection
-from pretrain.model.loop.injections import injection_kind
+from pretrain.model.loop.design import LoopDesign
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
-from pretrain.model.weight_kinds import Weight, Weights, column, inside, norm, row
+from pretrain.model.loop.variant import Shape
+from pretrain.model.weight_kinds import Weight, Weights, column, inside, row, stream_vector
 
 
 def stage_weights(model: ModelSection, seq_len: int, stage: Stage = WHOLE) -> dict[str, Weight]:
@@ -23,9 +24,9 @@ def stage_weights(model: ModelSection, seq_len: int, stage: Stage = WHOLE) -> di
     """
     parts: dict[str, Weight] = {}
     if stage.is_first:
-        parts |= embedding_weights(model, seq_len) | inside({"injection": injection_kind(model).weights(model)})
-    layer = layer_weights(model)
+        parts |= embedding_weights(model, seq_len) | loop_design(model).weights()
     for part, numbers in Recurrence(config=model, stage=stage).layers().items():
+        layer = layer_weights(model, in_loop=part == "loop")
         parts |= inside({f"{part}.{number}": layer for number in numbers})
     if stage.is_last:
         parts |= inside({"final_norm": norm(model), "head": head_weights(model)})
@@ -53,8 +54,21 @@ def head_weights(model: ModelSection) -> Weights:
     return {name: replace(weight, is_table=True) for name, weight in head.items()}
 
 
-def layer_weights(model: ModelSection) -> dict[str, Weight]:
-    """Every weight of one transformer layer."""
+def loop_design(model: ModelSection) -> LoopDesign:
+    """What the model does between loops, and inside the layers that it loops over."""
+    layer = layer_weights(model)
+    linears = {path.removesuffix(".weight"): weight for path, weight in layer.items() if len(weight.shape) == 2}
+    return LoopDesign(model.loop, Shape(width=model.hidden_size, num_loops=model.num_loops, linears=linears))
+
+
+def norm(model: ModelSection) -> Weights:
+    """A norm on the residual stream."""
+    scale, shift = (stream_vector(model.hidden_size, init) for init in ("ones", "zeros"))
+    return {"rms": {"weight": scale}, "layer": {"weight": scale, "bias": shift}, "plain": {}}[model.norm]
+
+
+def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, Weight]:
+    """Every weight of one transformer layer; those of the loop block may have more."""
     width, ffn = model.hidden_size, model.ffn_size
     q_width, kv_width = model.num_attention_heads * model.head_dim, model.kv_heads * model.head_dim
     qkv_bias, bias = {"none": (False, False), "qkv": (True, False), "all": (True, True)}[model.bias]
@@ -66,6 +80,7 @@ def layer_weights(model: ModelSection) -> dict[str, Weight]:
         "all": {name: Weight(shape=(size,), split=0, init="ones") for name, size in widths.items()},
     }[model.qk_norm]
     gates = {"swiglu": {"ffn.gate": column(width, ffn, bias)}, "gelu": {}}[model.activation]
+    per_loop = loop_design(model).per_loop.layer_weights() if in_loop else {}
     return inside(
         {
             "attention_norm": norm(model),
@@ -78,6 +93,7 @@ def layer_weights(model: ModelSection) -> dict[str, Weight]:
             "ffn.up": column(width, ffn, bias),
             "ffn.down": row(ffn, width, bias),
             **{f"attention.{name}_norm": {"weight": weight} for name, weight in qk_norms.items()},
+            "per_loop": per_loop,
         }
     )
 

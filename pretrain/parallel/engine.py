@@ -15,7 +15,7 @@ CPU with gloo and GPU with NCCL run the same code; one process is a world of one
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -29,6 +29,7 @@ from pretrain.data.stream.batch import Inputs, make_inputs
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
+from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
@@ -133,7 +134,7 @@ class Engine:
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
         """
-        micro_batches = self.split_rows(rows)
+        micro_batches = [self._with_noise(inputs) for inputs in self.split_rows(rows)]
         wide = torch.promote_types(self.dtype, torch.float32)
         num_supervised = self._num_supervised(micro_batches).clamp_min(1).to(wide)
         self.optimizer.zero_grad()
@@ -200,6 +201,13 @@ class Engine:
         """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""
         parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
         return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
+
+    def _with_noise(self, inputs: Inputs) -> Inputs:
+        """Inputs of training, with keys of their rows where a pass begins with noise: functions of the seed, the step
+        and the row's tokens."""
+        if not self.model.design.start.draws:
+            return inputs
+        return replace(inputs, noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, self.num_updates)))
 
     def pieces(self) -> list[Piece]:
         """What this rank saves of weights and optimizer, as views."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
+from pretrain.model.layers import Context
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
@@ -105,7 +106,7 @@ class LoopChunk(nn.Module):
         """Run this loop on one micro-batch: final states on the last stage's last chunk, else [t, 1, d] states for the
         next stage."""
         (model,) = self._stage
-        context = model.context(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
+        context = _context(model, inputs)
         if self.received is None:
             states, carried = self.carried.keep(self.num_seen, *model.begin(inputs.tokens, context))
         else:
@@ -160,18 +161,15 @@ class WholeModel(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         """Final states [t, d] of one micro-batch."""
         (model,) = self._stage
-        tokens, positions, segment_ids = inputs.tokens, inputs.positions, inputs.segment_ids
-        if not self.is_apart:
-            return model(tokens, self.num_loops, positions=positions, segment_ids=segment_ids)
-        context = model.context(tokens, positions=positions, segment_ids=segment_ids)
-        num_passes = model.config.num_passes(self.num_loops)
+        context, num_passes = _context(model, inputs), model.config.num_passes(self.num_loops)
 
         def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
             return (model.run_loop(model.enter(states, carried, loop), context, loop),)
 
-        states, carried = model.begin(tokens, context)
+        states, carried = model.begin(inputs.tokens, context)
         for loop in range(num_passes):
-            (states,) = _Apart.apply(partial(run, loop), states, carried)  # type: ignore[misc]
+            part = partial(run, loop)
+            (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
         return model.finish(states, context, num_passes)
 
 
@@ -257,6 +255,12 @@ class Ring:
             config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
             config.virtual_pipeline_model_parallel_size = num_passes if interleaved else None
         return config
+
+
+def _context(model: LoopedGPT, inputs: Inputs) -> Context:
+    return model.context(
+        inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids, noise_rows=inputs.noise_rows
+    )
 
 
 _NO_TOKENS = torch.zeros((), dtype=torch.int)

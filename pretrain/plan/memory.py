@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
+from pretrain.model.weights import loop_design
 from pretrain.plan.pipeline import TOGETHER, peak_in_flight
 
 
@@ -128,7 +129,7 @@ class Activations:
         if stage.is_last:
             working = max(working, self._scoring)
         together = 1 if stage.count == 1 else min(TOGETHER * stage.count, num_batches)
-        carried = together if stage.is_first and model.input_injection != "none" else 0
+        carried = together if stage.is_first and loop_design(model).carries else 0
         sent = together if stage.count > 1 else 0
         return (3 + carried + sent) * self.state + self.whole_state + working
 

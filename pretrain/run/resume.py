@@ -19,6 +19,7 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.model.config import ModelSection
 from pretrain.model.weights import stage_weights
 from pretrain.parallel.groups import gather_lists
+from pretrain.schema.section import Section
 
 MAY_DIFFER = {
     "run.name": "a run directory may be renamed",
@@ -136,6 +137,8 @@ def differences(saved: Mapping[str, Any], config: BaseModel, prefix: str = "") -
     """The settings in which a configuration differs from one that was saved as JSON. A key that was not saved, because
     a later version added it, had what is its default now; a saved key that is gone is passed over."""
     defaults = type(config).model_construct().model_dump(mode="json", warnings=False)
+    if isinstance(config, Section):
+        saved = config.present(saved)
     for name, now in config.model_dump(mode="json").items():
         value, key = getattr(config, name), prefix + name
         then = saved.get(name, defaults.get(name))

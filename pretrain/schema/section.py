@@ -4,9 +4,19 @@ another, and what pydantic finds as a line."""
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic import (
+    Field as Field,  # for sections that name no other part of pydantic
+)
 from pydantic_core import PydanticKnownError
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -35,6 +45,25 @@ class Section(BaseModel):
         for name, info in cls.model_fields.items():
             bases = (base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", ()))
             info.description = info.description or next((base.description for base in bases), None)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions -> the paths of dots of their successors."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def present(cls, values: Any) -> Any:
+        """What an earlier version wrote, under the names that its keys have now."""
+        if not isinstance(values, Mapping) or not cls.renamed.keys() & values.keys():
+            return values
+        values = dict(values)
+        for old in cls.renamed.keys() & values.keys():
+            *folders, last = cls.renamed[old].split(".")
+            place = values
+            for folder in folders:
+                place[folder] = dict(place.get(folder, {}))
+                place = place[folder]
+            place[last] = values.pop(old)
+        return values
 
     @classmethod
     def read_saved(cls, values: Mapping[str, Any]) -> Self:

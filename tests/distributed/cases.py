@@ -21,6 +21,7 @@ from pretrain.data.stream.labels import IGNORED, label_text
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.gpt import LoopedGPT
+from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.initialise import draw, initialise
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
@@ -130,7 +131,10 @@ class Reference:
     def loss(self, rows: Tensor, num_loops: int) -> tuple[Tensor, Tensor, Tensor]:
         """(what is differentiated, negative log-likelihood per token, regularisation)."""
         inputs = make_inputs(rows, SEPARATORS.bos_id, self.config.data.document_mask)
-        states = self.model(inputs.tokens, num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids)
+        states = self.model(
+            inputs.tokens, num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids,
+            noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
+        )  # fmt: skip
         total, nll = loss_sums(self.model, states, inputs.labels, self.config.train.z_loss_weight)
         num_supervised = (inputs.labels != IGNORED).sum()
         pull = torch.zeros(())
@@ -155,12 +159,13 @@ class Reference:
 
 @torch.no_grad()
 def shake_vectors(model: LoopedGPT, tensor_rank: int, tensor_size: int) -> None:
-    """Move norm weights and biases off 1 and 0, where adding a bias twice or leaving it out would not show."""
+    """Move what begins as 1 or 0 off it, norm weights and biases, where adding a bias twice or leaving it out would not
+    show."""
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            dim = model.weights[name].split
-            noise = 0.2 * draw(model.weights[name].shape, 0, f"shake/{name}").to(parameter.dtype)
-            parameter.add_(noise if dim is None else noise.chunk(tensor_size)[tensor_rank])
+        weight = model.weights[name]
+        if parameter.dim() == 1 or weight.init in ("zeros", "ones"):
+            noise = 0.2 * draw(weight.shape, 0, f"shake/{name}").to(parameter.dtype)
+            parameter.add_(noise if weight.split is None else noise.chunk(tensor_size, weight.split)[tensor_rank])
 
 
 def make_engine(config: RunConfig, *, shake: bool = False) -> tuple[Engine, Groups]:

@@ -20,7 +20,7 @@ def evaluate(config: RunConfig, num_batches: int) -> int:
 def test_stages_hold_what_the_plan_says(pool: RankPool, num_stages: int, num_batches: int) -> None:
     model = {
         "vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "ffn_size": 192, "num_loop_layers": 4,
-        "num_loops": 3, "input_injection": "add",
+        "num_loops": 3, "loop": {"injection": "add"},
     }  # fmt: skip
     train = {"seq_len": 256, "micro_batch": 4, "global_batch": 4 * num_batches, "precision": "fp32"}
     config = RunConfig.model_validate({"model": model, "train": train, "parallel": {"pipeline": num_stages}})

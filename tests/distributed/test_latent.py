@@ -17,7 +17,7 @@ TEACHER = make_batch([2, 1], [0, 0], [4, 6], vocab=VOCAB_SIZE)
 
 
 def make_config(family: str, tensor: int) -> RunConfig:
-    shape = {"num_loop_layers": 2, "num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}
+    shape = {"num_loop_layers": 2, "num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": "add"}}
     return tiny_config(family, tensor=tensor, model=shape, train={"seq_len": 16})
 
 

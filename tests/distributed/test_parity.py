@@ -54,7 +54,7 @@ def _config(case: dict[str, Any]) -> RunConfig:
     model = {
         "num_prelude_layers": case["ends"],
         "num_coda_layers": min(case["ends"], 1),
-        "input_injection": case["injection"],
+        "loop": {"injection": case["injection"]},
     }
     if case["depth"].startswith("blocks"):
         num_blocks = int(case["depth"][-1])

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pretrain.config.run import OptimizerSection, RunConfig
 from pretrain.model.config import ModelSection
+from pretrain.model.loop.config import LoopSection
+from pretrain.model.loop.tables import INJECTIONS, STARTS, TABLES
 from pretrain.optim.loop_count import num_loops_at
 from pretrain.parallel.engine import StepResult
 from tests.distributed.cases import SEQ_LEN, VOCAB_SIZE, make_engine, make_rows, own_rows
@@ -31,10 +33,21 @@ def choices(section: type, key: str) -> st.SearchStrategy[str]:
 
 
 @st.composite
+def loop_designs(draw: st.DrawFn) -> dict[str, Any]:
+    """A choice of each kind of variant."""
+    design = {kind: draw(choices(LoopSection, kind)) for kind in (*TABLES, "injection_at")}
+    if not STARTS[design["start"]].uses_input:  # the first pass must see the input
+        design["injection_at"] = draw(st.sampled_from(["every", "first"]))
+        design["injection"] = draw(st.sampled_from([name for name in INJECTIONS if name != "none"]))
+    return design
+
+
+@st.composite
 def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[tuple[int, int, int]]) -> Any:
     """(configuration, data-parallel size); what the configuration refuses is drawn again."""
     tensor, pipeline, data = draw(st.sampled_from(layouts))
     regularised = draw(st.booleans())
+    design = draw(loop_designs())
     loops = 1 if regularised else draw(st.integers(1, 3))
     model = {
         "vocab_size": VOCAB_SIZE,
@@ -51,9 +64,10 @@ def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[t
         "tied_head": draw(st.booleans()),
         "norm_epsilon": draw(st.sampled_from([1e-6, 1e-2])),
         "rope_theta": draw(st.sampled_from([100.0, 1e4])),
+        "loop": design | ({"per_loop": "none"} if regularised else {}),
         **{
             key: draw(choices(ModelSection, key))
-            for key in ("input_injection", "norm", "norm_place", "qk_norm", "positions", "activation", "bias")
+            for key in ("norm", "norm_place", "qk_norm", "positions", "activation", "bias")
         },
     }
     if regularised:

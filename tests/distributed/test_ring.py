@@ -44,7 +44,7 @@ def _config(num_stages: int) -> RunConfig:
         "num_attention_heads": 2,
         "ffn_size": 8,
         "num_loop_layers": num_stages,
-        "input_injection": "add",
+        "loop": {"injection": "add"},
     }
     return tiny_config(pipeline=num_stages, model=shape)
 
@@ -180,7 +180,7 @@ def error_over_sequences(reference: Reference, rows: Tensor, num_loops: int) -> 
 def test_evaluation_is_the_training_loss_at_every_depth(
     pool: RankPool, tensor: int, pipeline: int, data: int, injection: str
 ) -> None:
-    shape = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": injection}
+    shape = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": injection}}
     config = tiny_config(
         tensor=tensor,
         pipeline=pipeline,

@@ -16,7 +16,7 @@ from tests.distributed.pool import RankPool
 
 LOOPS = (3, 1, 2)
 BATCH_SIZES = (1, 3, 8)
-SHAPE = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}
+SHAPE = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": "add"}}
 PAIRS: list[Pair] = [
     ([1, 5, 9], [4]),
     ([1], [7, 8, 2]),

@@ -12,9 +12,10 @@ from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
 from pretrain.eval.sampling import GenerationCache
 from pretrain.hf.names import Rule
-from pretrain.model.loop.injection import AddedInput
-from pretrain.model.loop.injections import INJECTIONS, InjectionKind
+from pretrain.model.loop.injection.add import Add
 from pretrain.model.loop.recurrence import Application
+from pretrain.model.loop.tables import INJECTIONS
+from pretrain.model.loop.variant import Held
 from pretrain.plan.plan import make_plan
 from pretrain.verification import answers, checks, data_order, interruption, layouts, work
 from tests.distributed.cases import make_engine, tiny_config
@@ -45,7 +46,7 @@ def text_job(corpus: Path, tmp_path: Path) -> list[str]:
 def task_job(tmp_path: Path) -> list[str]:
     """A task, with an injection, over tensor-parallel ranks."""
     job = ["--config=configs/tasks/addition_small.yaml", "--world-size=2", "parallel.tensor=2"]
-    return [*job, "model.input_injection=add", "model.num_coda_layers=1", f"run.root={tmp_path}"]
+    return [*job, "model.loop.injection=add", "model.num_coda_layers=1", f"run.root={tmp_path}"]
 
 
 def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[tuple[str, str, str]]]:
@@ -86,17 +87,17 @@ def test_every_row_holds_for_a_task_with_an_injection(
     )
 
 
-class LeakingInput(AddedInput):
+class LeakingInput(Add):
     """An injection that adds a little more the more ranks there are."""
 
-    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
+    def enter(self, held: Held, states: Tensor, carried: Tensor, loop: int) -> Tensor:
         import torch.distributed as dist
 
-        return super().enter(states, carried, loop) * (1 + 1e-6 * (dist.get_world_size() - 1))
+        return super().enter(held, states, carried, loop) * (1 + 1e-6 * (dist.get_world_size() - 1))
 
 
 def measure_leaking(*arguments: Any) -> Any:
-    INJECTIONS["add"] = InjectionKind(make=lambda *_: LeakingInput(), can_unroll=False)
+    INJECTIONS["add"] = LeakingInput
     return work.measure(*arguments)
 
 
@@ -148,7 +149,7 @@ def test_each_row_finds_what_it_is_for(
     monkeypatch.setattr(interruption, "EXPORT", f"{here}export_shifted")
     monkeypatch.setattr(data_order, "Loader", TurningLoader)
     only(monkeypatch, "order", "layout", "cache", "resume", "export")
-    code, found = rows(capsys, *text_job, "model.input_injection=add")
+    code, found = rows(capsys, *text_job, "model.loop.injection=add")
     assert code == 1
     wrong = {name: text for mark, name, text in found if mark == "✗"}
     number = r"-?[\d.e-]+"

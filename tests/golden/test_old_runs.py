@@ -53,11 +53,11 @@ def test_an_old_run_resumes_to_the_same_losses(tmp_path: Path, name: str, newest
 def test_what_an_old_checkpoint_counted_is_read_or_unknown() -> None:
     pretrained, finetuned = (scored(GOLDEN / name) for name in ("pretrained", "finetuned"))
     assert pretrained.counters.tokens_seen == rows(GOLDEN / "pretrained")[-1]["tokens_seen"] == 8 * 8 * 64
-    assert pretrained.counters.train_flops and pretrained.saved.model.input_injection == "add"
+    assert pretrained.counters.train_flops and pretrained.saved.model.loop.injection == "add"
     assert (finetuned.counters.tokens_seen, finetuned.counters.train_flops) == (None, None)
     assert (finetuned.saved.run, finetuned.saved.seq_len, finetuned.counters.step) == ("finetuned", 128, 4)
 
 
 def test_an_old_configuration_reads_back() -> None:
     config = RunConfig.model_validate(yaml.safe_load((GOLDEN / "pretrained" / "config.yaml").read_text()))
-    assert config.model.input_injection == "add"
+    assert config.model.loop.injection == "add"

@@ -73,7 +73,7 @@ def _task(root: Path) -> Sections:
     return _pretraining(
         root,
         data={"tokenizer": "symbols:0123456789+=Q. \n#", "sources": [addition], "validation_fraction": 0.0},
-        model={"vocab_size": 64, "input_injection": "add"},
+        model={"vocab_size": 64, "loop": {"injection": "add"}},
         train={"seq_len": 32},
         validation={"tasks_every": 10, "num_examples": 4},
     )

@@ -2,56 +2,41 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.model.config import ModelSection
-from pretrain.model.loop.injection import Injection
-from pretrain.model.loop.injections import INJECTIONS, InjectionKind
-from pretrain.model.parallel_ops import ParallelOps
-from pretrain.model.weight_kinds import Weights, stream_vector, under
+from pretrain.model.loop.tables import INJECTIONS
+from pretrain.model.loop.variant import Held, Injection
+from pretrain.model.weight_kinds import Weights, inside, square, stream_vector
 
 
 class LearnedInjection(Injection):
-    """A vector in what it carries and a matrix in how it enters; uses what it carries in every loop, the first too."""
+    """A vector and a matrix; differs from loop to loop, and uses what is carried in every one, the first too."""
 
-    def __init__(self, ops: ParallelOps, weights: Weights) -> None:
-        super().__init__()
-        self.carries, self.enters = ops.parameter(weights["carries"]), ops.linear(under(weights, "enters"))
+    carries: ClassVar[bool] = True
 
-    def carry(self, states: Tensor) -> Tensor:
-        return (states * self.carries).tanh()
+    def weights(self) -> Weights:
+        return {"scale": stream_vector(self.shape.width, "ones"), **inside({"enters": square(self.shape.width)})}
 
-    def enter(self, states: Tensor, carried: Tensor | None, loop: int) -> Tensor:
-        assert carried is not None
-        return states + (1 + loop) * self.enters(carried)
+    def flops(self) -> int:
+        return 2 * self.shape.width**2
 
-
-def _weights(model: ModelSection) -> Weights:
-    matrix = replace(stream_vector(1, "normal"), shape=(model.hidden_size, model.hidden_size), decays=True)
-    return {"carries": stream_vector(model.hidden_size, "ones"), "enters.weight": matrix}
-
-
-LEARNED = InjectionKind(
-    make=LearnedInjection,
-    can_unroll=False,
-    weights=_weights,
-    flops=lambda model, num_passes: num_passes * 2 * model.hidden_size**2,
-)
+    def enter(self, held: Held, states: Tensor, carried: Tensor, loop: int) -> Tensor:
+        return states + (1 + loop) * held["enters"]((carried * held["scale"]).tanh())
 
 
 @contextmanager
 def learned_injection() -> Iterator[None]:
-    """While open, `model.input_injection` may be "learned"."""
+    """While open, `model.loop.injection` may be "learned"."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(INJECTIONS, "learned", LEARNED)
+        patch.setitem(INJECTIONS, "learned", LearnedInjection)
         yield
 
 
 def with_learned_injection(config: RunConfig) -> RunConfig:
     """The configuration, past the validation, which does not know the name."""
-    model = config.model.model_copy(update={"input_injection": "learned"})
-    return config.model_copy(update={"model": model})
+    loop = config.model.loop.model_copy(update={"injection": "learned", "injection_at": "every"})
+    return config.model_copy(update={"model": config.model.model_copy(update={"loop": loop})})

@@ -22,6 +22,8 @@ class Inputs:
     mask."""
     segment_ids: torch.Tensor | None
     """Number of the document within the row; attention stays within equal numbers. None without a document mask."""
+    noise_rows: torch.Tensor | None = None
+    """int32 [b]: keys of the rows in training, for a start state of noise."""
 
 
 def make_inputs(samples: torch.Tensor, bos_id: int, document_mask: bool) -> Inputs:

@@ -105,7 +105,7 @@ def test_an_export_scores_the_same_in_the_adapter_for_transformers(
 def test_all_depths_in_one_pass_are_those_of_one_run_each(
     tmp_path: Path, tokenizer: Path, groups: Groups, batch_size: int
 ) -> None:
-    _, trained = load(tmp_path, tokenizer, {"num_loop_layers": 2, "num_coda_layers": 1, "input_injection": "add"})
+    _, trained = load(tmp_path, tokenizer, {"num_loop_layers": 2, "num_coda_layers": 1, "loop": {"injection": "add"}})
     together = adapter(trained, groups, loops=LOOPS, batch_size=batch_size)
     passes = count_passes(trained.model)
     values, texts = {}, {}

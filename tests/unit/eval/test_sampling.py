@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_prelude_layers": 1,
         "num_loop_layers": 2,
         "num_coda_layers": 1,
-        "input_injection": "add",
+        "loop": {"injection": "add"},
     },
     "gpt2": {
         "norm": "layer",

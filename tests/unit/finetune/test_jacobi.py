@@ -17,7 +17,7 @@ from tests.unit.model.test_model import GPT2, LLAMA, build
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_enough_passes_are_the_sequential_method(family: Any, num_loops: int, shape: str, dropout: float) -> None:
-    model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    model = build(family, num_prelude_layers=1, num_coda_layers=1, loop={"injection": "add"})
     batch = make_batch(*SHAPES[shape], dropout=dropout)
     num_slots = num_slots_of(batch)
     states = Sequential().states(model, batch, num_slots, num_loops)

@@ -25,7 +25,9 @@ from tests.support.latent_cases import (
     make_batch,
     num_slots_of,
 )
+from tests.support.loop_designs import DESIGNS
 from tests.unit.hf.test_convert import byte_level, publish  # noqa: F401
+from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import GPT2, LLAMA, OLMO2, QWEN3, VOCAB, build
 
 
@@ -39,9 +41,17 @@ def our_loss(model: LoopedGPT, batch: LatentBatch, num_loops: int) -> Tensor:
 @pytest.mark.parametrize("num_loops", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_are_those_of_whole_passes(family: Any, num_loops: int, shape: str) -> None:
-    model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    model = build(family, num_prelude_layers=1, num_coda_layers=1, loop={"injection": "add"})
     batch = make_batch(*SHAPES[shape])
     loss, wanted = our_loss(model, batch, num_loops), loss_by_definition(model, batch, num_loops)
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
+    assert_same_gradients(gradients(model, loss), gradients(model, wanted))
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_so_they_are_for_every_design_of_the_loop(name: str) -> None:
+    model, batch = shaken(name), make_batch(*SHAPES["mixed numbers of thoughts"])
+    loss, wanted = our_loss(model, batch, 3), loss_by_definition(model, batch, 3)
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
     assert_same_gradients(gradients(model, loss), gradients(model, wanted))
 
@@ -50,7 +60,7 @@ def test_loss_and_gradients_are_those_of_whole_passes(family: Any, num_loops: in
 @pytest.mark.parametrize("shape", SHAPES)
 def test_so_they_are_under_dropout(family: Any, shape: str) -> None:
     """What is dropped depends on neither the padding nor the passes, nor on the other rows."""
-    model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    model = build(family, num_prelude_layers=1, num_coda_layers=1, loop={"injection": "add"})
     batch = make_batch(*SHAPES[shape], dropout=0.2)
     loss, wanted = our_loss(model, batch, 2), loss_by_definition(model, batch, 2)
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)

@@ -22,12 +22,12 @@ from pretrain.model.config import ModelSection
 CHANGED: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_size": 6,
     "ffn_size": 40, "num_prelude_layers": 1, "num_loop_layers": 3, "num_coda_layers": 1, "num_loops": 3,
-    "input_injection": "add", "norm": "layer", "norm_place": "after", "qk_norm": "head", "norm_epsilon": 1e-3,
+    "loop": {"injection": "add"}, "norm": "layer", "norm_place": "after", "qk_norm": "head", "norm_epsilon": 1e-3,
     "positions": "learned", "rope_theta": 500.0, "activation": "gelu", "bias": "qkv", "tied_head": True,
     "init_std": 0.1,
 }  # fmt: skip
 """Another valid value of every field that is exported."""
-LOOP_ONLY = ("num_prelude_layers", "num_coda_layers", "num_loops", "input_injection")
+LOOP_ONLY = ("num_prelude_layers", "num_coda_layers", "num_loops", "loop")
 """Fields that an unrolled model does not have: its layers are those of all loops."""
 
 

@@ -203,7 +203,7 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
 @pytest.mark.parametrize("case", ["llama", "qwen3", "olmo2", "gpt2"])
 @pytest.mark.parametrize("injection", ["none", "add"])
 def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, injection: str) -> None:
-    run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"input_injection": injection})
+    run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"loop": {"injection": injection}})
     lines = export_run(run=run, out=tmp_path / "out")
     assert lines[1].startswith("LoopedGPTForCausalLM, 3 loops, 8 layers deep")
     import_model(folder=tmp_path / "out", run=tmp_path / "again")
@@ -319,15 +319,15 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
 
 
 def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) -> None:
-    injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"input_injection": "add"})
+    injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"loop": {"injection": "add"}})
     mixed = make_run(tmp_path / "mixed", tokenizer, LOOPED | {"norm": "layer"})
-    messages = ("input_injection=add cannot be unrolled", "no class of transformers computes these layers")
+    messages = ("model.loop.injection=add cannot be unrolled", "no class of transformers computes these layers")
     for run, message in zip((injected, mixed), messages, strict=True):
         with pytest.raises(ValueError, match=message):
             export_run(run=run, out=tmp_path / "out", unroll=True)
-    blocks = {"num_loop_layers": 4, "input_injection": "add", "loop_regulariser": {"weight": 0.1, "block_size": 2}}
+    blocks = {"num_loop_layers": 4, "loop": {"injection": "add"}, "loop_regulariser": {"weight": 0.1, "block_size": 2}}
     pulled = make_run(tmp_path / "pulled", tokenizer, blocks)
-    with pytest.raises(ValueError, match="block-regularised model with input_injection=add has no form"):
+    with pytest.raises(ValueError, match=r"block-regularised model with model\.loop\.injection=add has no form"):
         export_run(run=pulled, out=tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists: name a new folder"):

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +32,12 @@ from transformers import (
 from pretrain.eval.sampling import Generation, generate
 from pretrain.hf import modeling_looped_gpt
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalLM
+from pretrain.hf.travelling import write_modeling
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
+from tests.support.loop_designs import DESIGNS
+from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import GPT2, LLAMA, SEQ, VOCAB, build, families, random_tokens
 
 ENDS: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1}
@@ -47,6 +49,7 @@ def exported(looped: LoopedGPT) -> LoopedGPTForCausalLM:
     """The transformers model with the same weights under the same names."""
     config = looped.config
     fields = {name: value for name, value in config.model_dump().items() if name in LoopedGPTConfig.__annotations__}
+    fields |= {"loop": config.loop.chosen() or None, "loop_table_rows": config.num_loops}
     model = LoopedGPTForCausalLM(LoopedGPTConfig(max_position_embeddings=SEQ, **fields))
     model = model.to(next(looped.parameters()).dtype)
     model.load_state_dict(looped.state_dict())
@@ -54,7 +57,7 @@ def exported(looped: LoopedGPT) -> LoopedGPTForCausalLM:
 
 
 def small(family: ModelSection) -> LoopedGPTForCausalLM:
-    return exported(build(family, **ENDS, num_loops=2, input_injection="add"))
+    return exported(build(family, **ENDS, num_loops=2, loop={"injection": "add"}))
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -72,11 +75,23 @@ def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
 # The same model
 
 
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_design_of_the_loop_is_the_same_model(name: str) -> None:
+    looped = shaken(name)
+    model, tokens = exported(looped), random_tokens()
+    for num_loops in (1, 3):
+        expected = looped.logits(looped(tokens, num_loops)).view(3, SEQ, -1)
+        assert_close(model(tokens, num_loops=num_loops).logits, expected)
+    whole = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3)
+    without_cache = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3, use_cache=False)
+    assert torch.equal(whole, without_cache)
+
+
 @families
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {**ENDS, "input_injection": "add"}, {"num_key_value_heads": 1},
+    [{}, {**ENDS, "loop": {"injection": "add"}}, {"num_key_value_heads": 1},
      {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2}}],
     ids=["plain", "ends", "one-key-head", "regularised"],
 )  # fmt: skip
@@ -239,7 +254,7 @@ def test_it_compiles_whole() -> None:
 @pytest.mark.parametrize("num_loops", [None, 1, 3])
 @pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 def test_greedy_generation_equals_ours(family: ModelSection, num_loops: int | None, cache_implementation: str) -> None:
-    looped = build(family, **ENDS, num_loops=2, input_injection="add")
+    looped = build(family, **ENDS, num_loops=2, loop={"injection": "add"})
     settings = Generation(max_new_tokens=7, vocab_size=VOCAB, eos_id=EOS, num_loops=num_loops)
     expected = generate(looped, PROMPTS, settings)
     rows = exported(looped).generate(
@@ -347,11 +362,11 @@ assert torch.equal(model(tokens).logits, again(tokens).logits)
 """
 
 
-def test_the_file_works_alone(tmp_path: Path) -> None:
+def test_the_files_work_alone(tmp_path: Path) -> None:
     model = exported(build(LLAMA, dtype=torch.float32, num_loops=2, **ENDS))
     folder = tmp_path / "model"
     model.save_pretrained(folder)
-    shutil.copy(modeling_looped_gpt.__file__, folder)
+    write_modeling(folder)
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "LoopedGPTConfig", "AutoModelForCausalLM": "LoopedGPTForCausalLM"}
     config["auto_map"] = {auto: f"modeling_looped_gpt.{name}" for auto, name in names.items()}

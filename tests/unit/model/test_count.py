@@ -36,7 +36,7 @@ SHAPES = {
     "qwen3": {"qk_norm": "head", "head_size": 12, "num_key_value_heads": 2},
     "olmo": {"norm": "plain"},
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
-    "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "input_injection": "add"},
+    "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "loop": {"injection": "add"}},
     "blocks": {"num_loop_layers": 6, "loop_regulariser": {"block_size": 2}},
 }
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

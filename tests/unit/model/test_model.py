@@ -46,7 +46,7 @@ def build(
     config: ModelSection, *, dtype: torch.dtype = torch.float64, recompute: str = "none", **changes: Any
 ) -> LoopedGPT:
     """A model with random weights everywhere, norms and biases too, so that none can be left out unseen."""
-    model = LoopedGPT(config.model_copy(update=changes), SEQ, recompute=recompute)
+    model = LoopedGPT(ModelSection.model_validate(config.model_dump() | changes), SEQ, recompute=recompute)
     initialise(model, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -101,7 +101,9 @@ def unrolled_loss(model: LoopedGPT, copies: LoopedGPT, num_loops: int, injection
 @pytest.mark.parametrize("ends", [0, 1])
 def test_loops_are_copied_layers_with_summed_gradients(family: ModelSection, injection: str, ends: int) -> None:
     num_loops, block = 3, family.num_loop_layers
-    model = build(family, num_loops=num_loops, num_prelude_layers=ends, num_coda_layers=ends, input_injection=injection)
+    model = build(
+        family, num_loops=num_loops, num_prelude_layers=ends, num_coda_layers=ends, loop={"injection": injection}
+    )
     copies = build(family, num_loop_layers=num_loops * block)
     for number in range(num_loops * block):
         copies.loop[str(number)].load_state_dict(model.loop[str(number % block)].state_dict())
@@ -119,7 +121,7 @@ def test_loops_are_copied_layers_with_summed_gradients(family: ModelSection, inj
 @families
 def test_one_loop_is_the_plain_model(family: ModelSection) -> None:
     plain = build(family, num_loop_layers=4)
-    looped = build(family, num_prelude_layers=1, num_coda_layers=1, num_loops=5, input_injection="add")
+    looped = build(family, num_prelude_layers=1, num_coda_layers=1, num_loops=5, loop={"injection": "add"})
     places = {"prelude.0": "loop.0", "loop.0": "loop.1", "loop.1": "loop.2", "coda.0": "loop.3"}
     state = plain.state_dict()
     for place, layer in places.items():
@@ -240,7 +242,7 @@ def test_logits_equal_those_of_gpt2(dtype: torch.dtype, tolerance: float) -> Non
 @families
 @pytest.mark.parametrize("num_loops", [1, 3])
 def test_cached_equals_uncached_with_gradients(family: ModelSection, num_loops: int) -> None:
-    model = build(family, num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    model = build(family, num_prelude_layers=1, num_coda_layers=1, loop={"injection": "add"})
     tokens, labels = random_tokens(), random_tokens().roll(-1, 1)
     whole = model(tokens, num_loops)
     cache, parts = KeyValueCache(), []

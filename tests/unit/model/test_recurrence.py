@@ -1,19 +1,17 @@
 """Which layer is applied when, on the whole model and on its pipeline stages."""
 
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.config.run import RunConfig
-from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache, Layer
-from pretrain.model.loop.injections import INJECTIONS
 from pretrain.model.loop.recurrence import Application, Recurrence, Stage
 
 SIZES: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2, "ffn_size": 8}
@@ -65,21 +63,6 @@ def test_a_cache_of_a_later_stage_knows_its_length() -> None:
     context = stage.context(torch.zeros(1, 3, dtype=torch.int64), cache=cache)
     stage.run_loop(torch.ones(3, 8), context, 0)
     assert (cache.length, list(cache.entries)) == (3, [2])
-
-
-def test_every_injection_has_a_class_and_is_known_to_the_exported_model() -> None:
-    for config in (ModelSection, LoopedGPTConfig):
-        assert get_args(config.__annotations__["input_injection"]) == tuple(INJECTIONS)
-
-
-@pytest.mark.parametrize("name", list(INJECTIONS))
-def test_injections_that_can_be_unrolled_leave_the_states_alone(name: str) -> None:
-    config = LOOPED.model_copy(update={"input_injection": name})
-    injection = LoopedGPT(config, 4).injection
-    assert injection is not None
-    states: Tensor = torch.arange(24.0).view(3, 8)
-    entered = [injection.enter(states, injection.carry(states), loop) for loop in range(3)]
-    assert all(torch.equal(each, states) for each in entered) == INJECTIONS[name].can_unroll
 
 
 def test_loop_counts_that_a_model_does_not_have_are_refused() -> None:

@@ -25,7 +25,7 @@ def described(size: int) -> Any:
     """The weights of a layer, and such a parameter."""
     plain = weights.layer_weights(CONFIG)
     scale = weight_kinds.Weight(shape=(size,), split=None, init="ones", decays=False, partial_under="sequence")
-    return lambda _: {**plain, "scale": scale}
+    return lambda *_, **__: {**plain, "scale": scale}
 
 
 def test_a_parameter_that_is_not_described_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pretrain.config.run import LoopSamplingSection, OptimizerSection
 from pretrain.model.config import ModelSection
 from pretrain.model.layers import ACTIVATIONS, NORMS
-from pretrain.model.loop.injections import INJECTIONS
+from pretrain.model.loop.config import LoopSection
+from pretrain.model.loop.tables import TABLES
 from pretrain.optim.learning_rate import SCHEDULES, learning_rate
 from pretrain.optim.loop_count import DISTRIBUTIONS
 from pretrain.optim.make import fill_state, make_optimizer, set_lr
@@ -25,7 +26,7 @@ from pretrain.optim.optimizers import OPTIMIZERS, optimizer_kind
         (LoopSamplingSection, "distribution", DISTRIBUTIONS),
         (ModelSection, "norm", NORMS),
         (ModelSection, "activation", ACTIVATIONS),
-        (ModelSection, "input_injection", INJECTIONS),
+        *((LoopSection, kind, table) for kind, table in TABLES.items()),
     ],
 )
 def test_the_configuration_allows_what_the_table_has(

@@ -120,7 +120,7 @@ def world_of_one() -> Iterator[torch.device]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("shape", [LLAMA, GPT2, {"input_injection": "add"}], ids=["llama", "gpt-2", "injection"])
+@pytest.mark.parametrize("shape", [LLAMA, GPT2, {"loop": {"injection": "add"}}], ids=["llama", "gpt-2", "injection"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("vocab_size", [96, 4096], ids=["layers", "logits"])
 def test_an_evaluation_holds_what_torch_allocates(
@@ -204,7 +204,7 @@ def test_plan_of_a_ring_adds_up() -> None:
 
 def test_what_an_evaluation_holds_counts_where_it_is_more_than_training() -> None:
     def plan(every: int) -> Plan:
-        model = {"num_loop_layers": 8, "num_loops": 1, "ffn_size": 64, "input_injection": "add"}
+        model = {"num_loop_layers": 8, "num_loops": 1, "ffn_size": 64, "loop": {"injection": "add"}}
         train = {"micro_batch": 4, "global_batch": 128, "recompute": "layer"}
         return make_plan(config(model, train=train, parallel={"pipeline": 8}, validation={"every": every}), 8)
 

@@ -1,0 +1,74 @@
+"""The design of the loop as configuration: the choices of `tables.py`, and a section for each variant that has
+settings.
+
+The settings of a variant stand under its own name: `model.loop.injection=diagonal`, `model.loop.diagonal.decay=0.9`."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model, model_validator
+
+from pretrain.model.loop.tables import STARTS, TABLES
+from pretrain.schema.section import Section
+
+if TYPE_CHECKING:
+    InjectionName = StartName = PerLoopName = str
+else:
+    InjectionName, StartName, PerLoopName = (Literal[tuple(table)] for table in TABLES.values())
+
+
+class _Choices(Section):
+    injection: InjectionName = "none"
+    """What re-enters when a pass begins: nothing, or the state before the loop, brought in by add (x + e), concat (a
+    matrix over both), gated or diagonal."""
+    injection_at: Literal["later", "every", "first"] = "later"
+    """Passes at which it re-enters: every one but the first, every one, or only the first."""
+    start: StartName = "prelude"
+    """State with which the first pass begins: the prelude's output, zeros, or noise."""
+    per_loop: PerLoopName = "none"
+    """What differs from loop to loop: nothing, an embedding of the loop, norm_scales, lora on every matrix of the
+    block, or adaln (shift, scale and gate from the number of the loop)."""
+
+    def without_effect(self) -> dict[str, str]:
+        idle = {
+            name: f"{kind}={getattr(self, kind)}"
+            for kind, table in TABLES.items()
+            for name, variant in table.items()
+            if variant.Section is not None and name != getattr(self, kind)
+        }
+        return idle | ({"injection_at": "injection=none"} if self.injection == "none" else {})
+
+    def chosen(self) -> dict[str, Any]:
+        """The choices with the settings of each, as plain values; empty where nothing differs from a plain loop."""
+        if self == type(self)():
+            return {}
+        values, idle = self.model_dump(mode="json"), self.without_effect()
+        return {name: value for name, value in values.items() if name not in idle}
+
+    @model_validator(mode="after")
+    def _check_input(self) -> "_Choices":
+        if STARTS[self.start].uses_input:
+            return self
+        if self.injection == "none":
+            raise ValueError(
+                f"model.loop.start={self.start} needs model.loop.injection: nothing else brings the input into the loop"
+            )
+        if self.injection_at == "later":
+            raise ValueError(
+                f"model.loop.start={self.start} needs model.loop.injection_at=every or first: the first pass would not "
+                "see the input"
+            )
+        return self
+
+
+LoopSection = create_model(
+    "LoopSection",
+    __base__=_Choices,
+    __module__=__name__,
+    **{
+        name: (variant.Section, Field(default=variant.Section(), description=f"Settings of model.loop.{kind}={name}."))
+        for kind, table in TABLES.items()
+        for name, variant in table.items()
+        if variant.Section is not None
+    },
+)  # type: ignore[call-overload]
+"""`model.loop`: the choices, and a section for each variant that has settings."""

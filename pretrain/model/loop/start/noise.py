@@ -1,0 +1,25 @@
+"""The first pass begins with normal noise, so that the loop learns to find its way from anywhere (Geiping et al.
+2025, "Huginn", arXiv 2502.05171, section 3.1). In training the noise is a function of the sample and the position;
+at evaluation of the position alone: whatever the batch, the ranks and the cache, a token begins with the same."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pretrain.model.loop.variant import NormalNoise, Start
+from pretrain.schema.section import Field, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NoiseSection(Section):
+    std: float = Field(default=1.0, gt=0)
+    """Standard deviation."""
+
+
+class Noise(Start):
+    Section: ClassVar[type] = NoiseSection
+    uses_input: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+
+    def begin(self, states: "Tensor", noise: NormalNoise) -> "Tensor":
+        return self.settings.std * noise(states)

@@ -1,0 +1,24 @@
+"""The variants of the loop by name; each has a file of its own. A new one is a line here."""
+
+from collections.abc import Mapping
+
+from pretrain.model.loop.injection.add import Add
+from pretrain.model.loop.injection.concat import Concat
+from pretrain.model.loop.injection.diagonal import Diagonal
+from pretrain.model.loop.injection.gated import Gated
+from pretrain.model.loop.per_loop.adaln import AdaLN
+from pretrain.model.loop.per_loop.embedding import LoopEmbedding
+from pretrain.model.loop.per_loop.lora import Lora
+from pretrain.model.loop.per_loop.norm_scales import NormScales
+from pretrain.model.loop.start.noise import Noise
+from pretrain.model.loop.start.zeros import Zeros
+from pretrain.model.loop.variant import Injection, PerLoop, Start, Variant
+
+INJECTIONS: dict[str, type[Injection]] = {
+    "none": Injection, "add": Add, "concat": Concat, "gated": Gated, "diagonal": Diagonal,
+}  # fmt: skip
+STARTS: dict[str, type[Start]] = {"prelude": Start, "zeros": Zeros, "noise": Noise}
+PER_LOOP: dict[str, type[PerLoop]] = {
+    "none": PerLoop, "embedding": LoopEmbedding, "norm_scales": NormScales, "lora": Lora, "adaln": AdaLN,
+}  # fmt: skip
+TABLES: dict[str, Mapping[str, type[Variant]]] = {"injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP}

@@ -1,0 +1,17 @@
+"""Designs of the loop in which every registered variant appears, for tests of what must hold for all of them."""
+
+from typing import Any
+
+from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
+
+WITH_INPUT = [name for name in INJECTIONS if name != "none"]
+DESIGNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    **{name: {"injection": name} for name in WITH_INPUT},
+    **{start: {"start": start, "injection": "add", "injection_at": "every"} for start in STARTS if start != "prelude"},
+    "first": {"start": "zeros", "injection": "concat", "injection_at": "first"},
+    "euler": {"injection": "diagonal", "injection_at": "every", "diagonal": {"hold": "euler"}},
+    **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
+}
+NEUTRAL = ("norm_scales", "lora", "adaln")
+"""Those that begin as the plain loop."""

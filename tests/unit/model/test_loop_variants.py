@@ -1,0 +1,136 @@
+"""What must hold for every variant of the loop on one device; on many: `tests/distributed/test_loop_variants.py`."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.model.config import ModelSection
+from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.hashed_numbers import normal, row_keys
+from pretrain.model.initialise import initialise
+from pretrain.model.layers import KeyValueCache
+from pretrain.model.loop.recurrence import Stage
+from pretrain.model.loss import loss_sums
+from pretrain.model.weights import loop_design
+from tests.support.loop_designs import DESIGNS, NEUTRAL
+from tests.unit.model.test_model import LLAMA, OLMO2, SEQ, assert_same, build, gradients, random_tokens
+
+ENDS: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 2}
+designs = pytest.mark.parametrize("name", DESIGNS)
+num_loops = pytest.mark.parametrize("num_loops", [1, 3])  # 3 is beyond the loops that have weights of their own
+
+
+def shaken(name: str, family: ModelSection = LLAMA) -> LoopedGPT:
+    """A model of a design whose weights have all left their initial values."""
+    model = build(family, **ENDS, loop=DESIGNS[name])
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() == 2 and model.weights[key].init in ("zeros", "ones"):
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@designs
+@num_loops
+def test_cached_equals_uncached_with_gradients(name: str, num_loops: int) -> None:
+    model, tokens = shaken(name), random_tokens()
+    whole = model(tokens, num_loops)
+    cache, parts = KeyValueCache(), []
+    for first, last in ((0, 5), (5, 6), (6, SEQ)):
+        parts.append(model(tokens[:, first:last], num_loops, cache=cache).view(3, last - first, -1))
+    pieces = torch.cat(parts, dim=1).flatten(0, 1)
+    torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-10)
+    labels = tokens.roll(-1, 1)
+    assert_same(
+        gradients(model, loss_sums(model, pieces, labels)[0]), gradients(model, loss_sums(model, whole, labels)[0])
+    )
+
+
+@designs
+def test_all_depths_of_one_pass_are_those_of_passes_alone(name: str) -> None:
+    model, tokens = shaken(name), random_tokens()
+    context = model.context(tokens)
+    states, carried = model.begin(tokens, context)
+    for loop in range(4):
+        states = model.run_loop(model.enter(states, carried, loop), context, loop)
+        torch.testing.assert_close(
+            model.finish(states, context, loop + 1), model(tokens, loop + 1), rtol=1e-12, atol=1e-12
+        )
+
+
+@designs
+def test_a_row_is_the_same_in_any_batch(name: str) -> None:
+    model, tokens = shaken(name), random_tokens()
+    whole = model(tokens, 3).view(3, SEQ, -1)
+    for row in range(3):
+        torch.testing.assert_close(model(tokens[row : row + 1], 3), whole[row], rtol=1e-10, atol=1e-10)
+
+
+@designs
+@pytest.mark.parametrize("family", [LLAMA, OLMO2], ids=["llama", "olmo2"])
+def test_it_differs_from_the_plain_loop_in_what_it_says(name: str, family: ModelSection) -> None:
+    """With random weights every variant matters; those that begin neutral equal the plain loop before."""
+    plain, tokens = build(family, **ENDS), random_tokens()
+    if name in NEUTRAL:
+        model = build(family, **ENDS, loop=DESIGNS[name])
+        shared = plain.state_dict()
+        model.load_state_dict(shared, strict=False)
+        assert torch.equal(model(tokens, 3), plain(tokens, 3))
+    model = shaken(name, family)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.allclose(model(tokens, 3), plain(tokens, 3)) == (name == "plain")
+
+
+@designs
+@num_loops
+def test_parameters_and_flops_are_those_of_the_module(name: str, num_loops: int) -> None:
+    model, tokens = shaken(name), random_tokens()
+    assert sum(count_parameters(model.config, SEQ).values()) == sum(each.numel() for each in model.parameters())
+    mask = torch.ones(1, 1, SEQ, SEQ, dtype=torch.bool).tril()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.logits(model(tokens, num_loops, mask=mask))
+    attention = 4 * SEQ * model.config.num_attention_heads * model.config.head_dim
+    counted = forward_flops_per_token(model.config, SEQ, num_loops)
+    kernel = attention * model.config.effective_depth(num_loops)  # the fused kernel is not seen on a CPU
+    assert counter.get_total_flops() / tokens.numel() == pytest.approx(counted - kernel, rel=1e-9)
+
+
+@designs
+def test_the_start_of_a_stage_alone_is_that_of_the_whole(name: str) -> None:
+    """Weights are drawn by their names: a stage of two has those of the whole model."""
+    config = ModelSection.model_validate(LLAMA.model_dump() | ENDS | {"loop": DESIGNS[name]})
+    whole = LoopedGPT(config, SEQ)
+    initialise(whole, seed=1)
+    for index in range(2):
+        stage = LoopedGPT(config, SEQ, stage=Stage(index=index, count=2))
+        initialise(stage, seed=1)
+        for key, parameter in stage.named_parameters():
+            assert torch.equal(parameter, whole.get_parameter(key)), key
+
+
+def test_the_diagonal_state_stays_bounded() -> None:
+    """However often it loops, without layers between: a weighted mean of the start and of a constant input."""
+    design = loop_design(ModelSection.model_validate(LLAMA.model_dump() | {"loop": DESIGNS["diagonal"]}))
+    rate = torch.tensor([-30.0, -1.0, 0.0, 4.0, 60.0], dtype=torch.float64)
+    held = {"rate": rate, "gain": torch.ones(5, dtype=torch.float64)}
+    states, carried = torch.full((1, 5), 3.0, dtype=torch.float64), torch.full((1, 5), -1.0, dtype=torch.float64)
+    for loop in range(1000):
+        states = design.injection.enter(held, states, carried, loop)
+        assert (states >= -1).all() and (states <= 3).all()
+    torch.testing.assert_close(states[0, 1:], torch.full((4,), -1.0, dtype=torch.float64))
+
+
+def test_noise_is_normal_and_a_function_of_row_and_position() -> None:
+    tokens = torch.randint(100, (64, 32), generator=torch.Generator().manual_seed(0))
+    rows, positions = row_keys(tokens, salt=5), torch.arange(32)[None]
+    assert len(set(rows.tolist())) == 64 and not torch.equal(rows, row_keys(tokens, salt=6))
+    noise = normal(rows, positions, 128, torch.float64)
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    assert abs((noise**4).mean() - 3) < 0.1  # the kurtosis of a normal distribution
+    for one, other in ((noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1]), (noise[..., 1:], noise[..., :-1])):
+        assert abs((one * other).mean()) < 0.01
+    assert torch.equal(normal(rows[3:4], positions[:, 7:9], 128, torch.float64), noise[3:4, 7:9])
