@@ -6,7 +6,8 @@
    configuration has them for (`EntryConfig.variants_of`), so that a choice comes with the settings that it needs.
 3. Walk the YAML nodes beside the fields of the configuration. Unknown and repeated keys are found here, with file and
    line.
-4. Put the value of key a.b in the place of `{a.b}` in run.name, so that one file gives each method a run of its own.
+4. Put the value of key a.b in the place of `{a.b}` in run.name and checkpoint.init_from, so that one file gives each
+   method a run of its own, and each seed a start of its own.
 5. Let pydantic check types, ranges and what belongs together, and put its findings in the same form.
 6. Refuse settings that cannot have an effect (`Section.without_effect`). Where the setting that makes them so was read
    after them, as by an override that switches off what its file sets up, they go back to their defaults instead. Only
@@ -18,9 +19,9 @@ number, `name: 1e5` is a name and `steps: true` an error.
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -28,15 +29,16 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain.config.help_page import config_keys, inline, section_in
-from pretrain.schema.choice import did_you_mean
+from pretrain.config.messages import KeyPath, dotted, explain, nearest_keys, origin_of, short
 from pretrain.schema.section import Section
 from pretrain.storage import LEADS_NOWHERE
 
 FROM_COMMAND_LINE = "command line"
+NAMES = ("run", "name"), ("checkpoint", "init_from")
+"""Keys whose text may hold the values of others."""
 VARIANTS = "variants"
 """Key of a file that holds settings by the value of another key."""
 
-KeyPath = tuple[str | int, ...]
 Document = tuple[str, yaml.Node]
 """Where settings come from, and they themselves."""
 AnySection = TypeVar("AnySection", bound=Section)
@@ -59,7 +61,7 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
         for source, node in documents:
             settings.layer = layer
             settings.read(node, source)
-    settings.fill_in_name()
+    settings.fill_in_names()
     if not settings.problems:
         whole = f"{path} with overrides" if overrides else str(path)
         try:
@@ -68,7 +70,7 @@ def read_config(path: Path, schema: type[AnySection], overrides: Sequence[str] =
                 return schema.model_validate(settings.values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            settings.problems += _explain(details, settings.origins, whole)
+            settings.problems += explain(details, settings.origins, whole)
     raise ValueError("\n".join(settings.problems))
 
 
@@ -120,7 +122,7 @@ class _Settings:
         for file, node in variants:
             if not isinstance(node, yaml.MappingNode):
                 self.problems.append(
-                    f"{_where(node, file)}: {VARIANTS}: needs values of {chooser}, got {_short(_value(node))}"
+                    f"{_where(node, file)}: {VARIANTS}: needs values of {chooser}, got {short(_value(node))}"
                 )
                 continue
             names = [name.value for name, _ in node.value]
@@ -140,18 +142,21 @@ class _Settings:
                     self.problems += other.problems
         return chosen
 
-    def fill_in_name(self) -> None:
-        """Replace each `{a.b}` in run.name by the value of that key, a default included."""
-        run = self.values.get("run", {})
-        if isinstance(name := run.get("name"), str):
-            run["name"] = re.sub(r"{([^{}]*)}", lambda match: self._named(match[1]), name)
+    def fill_in_names(self) -> None:
+        """Replace each `{a.b}` in the keys NAMES by the value of that key, a default included."""
+        for section, name in NAMES:
+            values = self.values.get(section, {})
+            if isinstance(text := values.get(name), str):
+                fill_in = partial(self._named, (section, name))
+                values[name] = re.sub(r"{([^{}]*)}", fill_in, text)
 
-    def _named(self, key: str) -> str:
+    def _named(self, within: KeyPath, match: re.Match[str]) -> str:
+        key = match[1]
         known, path = dict(config_keys(self.schema)), tuple(key.split("."))
         is_section = key in known and section_in(known[key].annotation)[0] is not None
         if key not in known or is_section:
-            hint = _did_you_mean((*path, "") if is_section else path, self.schema)
-            self.problems.append(f"{self.origins['run', 'name']}: run.name: {{{key}}}: unknown key{hint}")
+            hint = nearest_keys((*path, "") if is_section else path, self.schema)
+            self.problems.append(f"{self.origins[within]}: {dotted(within)}: {{{key}}}: unknown key{hint}")
             return ""
         value: Any = self.values
         for part in path:
@@ -185,9 +190,9 @@ class _Settings:
                 given = given[part] if isinstance(part, int) else given.get(part, {})
             given.pop(name, None)
         elif value != default:
-            where, advice = _origin(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
-            why = f"has no effect with {_dotted(cause)}"
-            self.problems.append(f"{where}: {_dotted(here)}: {why}; {advice}, got {_short(inline(value))}")
+            where, advice = origin_of(here, self.origins, whole), f"remove it or leave it at {inline(default)}"
+            why = f"has no effect with {dotted(cause)}"
+            self.problems.append(f"{where}: {dotted(here)}: {why}; {advice}, got {short(inline(value))}")
 
     def _section(
         self, node: yaml.Node, section: type[Section], path: KeyPath, source: str, into: dict[str, Any]
@@ -196,7 +201,7 @@ class _Settings:
             return
         if not isinstance(node, yaml.MappingNode):
             self.problems.append(
-                f"{_where(node, source)}: {_dotted(path) or 'file'}: needs keys and values, got {_short(_value(node))}"
+                f"{_where(node, source)}: {dotted(path) or 'file'}: needs keys and values, got {short(_value(node))}"
             )
             return
         seen: set[str] = set()
@@ -206,9 +211,9 @@ class _Settings:
             if key in section.renamed:
                 self._section(_nested(section.renamed[key], value_node), section, path, source, into)
             elif key not in section.model_fields:
-                self.problems.append(f"{where}: {_dotted(here)}: unknown key{_did_you_mean(here, self.schema)}")
+                self.problems.append(f"{where}: {dotted(here)}: unknown key{nearest_keys(here, self.schema)}")
             elif key in seen:
-                self.problems.append(f"{where}: {_dotted(here)}: given twice; keep one")
+                self.problems.append(f"{where}: {dotted(here)}: given twice; keep one")
             else:
                 self._field(value_node, section.model_fields[key].annotation, here, source, into)
             seen.add(key)
@@ -268,7 +273,7 @@ def _with_bases(path: Path) -> list[tuple[Path, yaml.Node]]:
             return documents
         origin, base = _where(base_node, str(wanted)), _value(base_node)
         if not isinstance(base, str):
-            raise ValueError(f"{origin}: base: needs the name of a YAML file, got {_short(base)}")
+            raise ValueError(f"{origin}: base: needs the name of a YAML file, got {short(base)}")
         wanted = wanted.parent / base
 
 
@@ -334,80 +339,5 @@ def _compose(text: str, source: str) -> yaml.Node:
     return node
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _explain(details: Sequence[Any], origins: dict[KeyPath, str], whole: str) -> list[str]:
-    """What pydantic found, as lines of the same form as ours, one for each key: of a value that fits no branch of a
-    union it finds something for each."""
-    by_key: dict[KeyPath, list[Any]] = {}
-    for detail in details:
-        by_key.setdefault(tuple(part for part in detail["loc"] if not _is_branch(part)), []).append(detail)
-    lines = []
-    for path, found in by_key.items():
-        kind, origin = found[0]["type"], _origin(path, origins, whole)
-        if kind == "value_error":  # our own checks, which name keys and values themselves
-            lines.append(f"{whole}: {found[0]['ctx']['error']}")
-        elif kind == "missing":
-            lines.append(f"{origin}: {_dotted(path)}: is missing")
-        else:
-            what = ", or ".join(map(_what_is_wrong, found)).replace(", or needs ", ", or ")
-            lines.append(f"{origin}: {_dotted(path)}: {what}, got {_short(found[0]['input'])}")
-    return lines
-
-
-def _what_is_wrong(detail: Any) -> str:
-    """A finding of pydantic in our words."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    words = {
-        "int": "needs a whole number",
-        "float": "needs a number",
-        "bool": "needs true or false",
-        "string_type": "needs text",
-        "string_pattern": "needs letters, digits and ._+- only, the first a letter or digit",
-        "tuple": "needs a list, such as [1, 2]",
-        "literal": f"needs one of {context.get('expected')}".replace("'", ""),
-        "greater_than_equal": f"must be at least {context.get('ge')}",
-        "greater_than": f"must be larger than {context.get('gt')}",
-        "less_than_equal": f"must be at most {context.get('le')}",
-        "less_than": f"must be smaller than {context.get('lt')}",
-    }
-    return next((text for start, text in words.items() if kind.startswith(start)), detail["msg"])
-
-
-def _origin(path: KeyPath, origins: dict[KeyPath, str], whole: str) -> str:
-    """Where a key, or the part of the file around it, was set."""
-    return next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), whole)
-
-
-def _is_branch(part: str | int) -> bool:
-    """Whether pydantic names a branch of a union here, and no key."""
-    return isinstance(part, str) and not part.isidentifier()
-
-
 def _where(node: yaml.Node, source: str) -> str:
     return source if source == FROM_COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
-
-
-def _dotted(path: KeyPath) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else inline(value)
-    if isinstance(value, list):
-        text = f"[{', '.join(map(_short, value))}]"
-    return textwrap.shorten(text, 60, placeholder=" ...") or "''"
-
-
-def _did_you_mean(path: KeyPath, schema: type[Section]) -> str:
-    """The nearest existing keys: the same name elsewhere, else a similar name in the section, else all of the
-    section."""
-    wanted = re.sub(r"\[\d+\]", "[]", _dotted(path))
-    parent, _, name = wanted.rpartition(".")
-    keys = [key for key, _ in config_keys(schema)]
-    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
-    if elsewhere:
-        return f", did you mean {' or '.join(elsewhere)}?"
-    return did_you_mean(name, siblings, f"{parent}." if parent else "")

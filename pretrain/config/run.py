@@ -229,8 +229,8 @@ class CommonCheckpointSection(Section):
     keep_last: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
     init_from: PathText | None = None
-    """Directory of a run whose newest weights a new run starts from: pretrained, imported or fine-tuned.
-    Default: random weights."""
+    """Directory of a run whose newest weights a new run starts from: pretrained, imported or fine-tuned. {a.b} in it
+    stands for the value of key a.b. Default: random weights."""
     resume: Literal["auto", "never"] | NonNegativeInt = "auto"
     """auto: continue from the newest good checkpoint; never: refuse a run directory that has one; or a step, to go back
     to: the checkpoints after it are set aside."""

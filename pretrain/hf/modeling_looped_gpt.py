@@ -40,12 +40,18 @@ from transformers.utils.generic import can_return_tuple
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.loop.design import LoopDesign
 from pretrain.model.loop.held import HeldWeights
-from pretrain.model.loop.per_loop.this import ALIKE, InThisLoop
-from pretrain.model.loop.variant import PerLoop, Shape
+from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
+from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, under
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation of each position, [b or 1, s, 1, e/2] each."""
+
+
+PLAIN_LOOP = {
+    "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual_scale": "one",
+}  # fmt: skip
+"""A loop that applies the block again and does nothing else."""
 
 
 class LoopedGPTConfig(PretrainedConfig):
@@ -142,8 +148,7 @@ class LoopedGPTConfig(PretrainedConfig):
 
 def loop_design(config: LoopedGPTConfig) -> LoopDesign:
     """The design of the loop, from the configuration."""
-    plain = {"injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none"}
-    values = plain | (config.loop or {})
+    values = PLAIN_LOOP | (config.loop or {})
     section = SimpleNamespace(
         **{name: SimpleNamespace(**value) if isinstance(value, dict) else value for name, value in values.items()}
     )
@@ -320,16 +325,16 @@ class FeedForward(nn.Module):
 class Layer(GradientCheckpointingLayer):
     """x += attention(norm(x)); x += ffn(norm(x)); with `norm_place: after`, x += norm(attention(x)) and so on."""
 
-    def __init__(self, config: LoopedGPTConfig, per_loop: PerLoop | None = None) -> None:
+    def __init__(self, config: LoopedGPTConfig, in_loop: InLayers | None = None) -> None:
         super().__init__()
         self.is_norm_first = config.norm_place == "before"
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
-        self.variant = per_loop
-        if per_loop is not None:
-            self.per_loop = HeldWeights(WholeWeights, per_loop.layer_weights())
+        self.in_loop = in_loop
+        if in_loop is not None:
+            self.per_loop = HeldWeights(WholeWeights, in_loop.variant.layer_weights())
 
     # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
@@ -337,8 +342,8 @@ class Layer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
     ) -> Tensor:  # fmt: skip
         this = ALIKE
-        if self.variant is not None and loop is not None:
-            this = InThisLoop(self.variant, self.per_loop, loop)
+        if self.in_loop is not None and loop is not None:
+            this = self.in_loop.at(self.per_loop, loop)
 
         def attended(states: Tensor) -> Tensor:
             return self.attention(states, rotary, mask, past_key_values, application, this)
@@ -377,9 +382,9 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.injection, self.per_loop = (
             HeldWeights(WholeWeights, under(self.design.weights(), part)) for part in ("injection", "per_loop")
         )
-        per_loop = self.design.per_loop if self.design.per_loop.changes_layers else None
+        in_loop = self.design.layers
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
-        self.loop = nn.ModuleList(Layer(config, per_loop) for _ in range(config.num_loop_layers))
+        self.loop = nn.ModuleList(Layer(config, in_loop) for _ in range(config.num_loop_layers))
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
         self.final_norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -393,11 +398,11 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=self.config.init_std * scale)
         elif isinstance(module, HeldWeights):
             for name, weight in module.descriptions.items():
-                constant = {"ones": 1.0, "zeros": 0.0}.get(weight.init, weight.init)
-                if isinstance(constant, float):
-                    nn.init.constant_(module.get_parameter(name), constant)
+                if weight.constant is not None:
+                    nn.init.constant_(module.get_parameter(name), weight.constant)
                 else:
-                    nn.init.normal_(module.get_parameter(name), std=weight.std or self.config.init_std)
+                    std = weight.std_of({"normal": self.config.init_std})
+                    nn.init.normal_(module.get_parameter(name), std=std)
         elif isinstance(module, (nn.LayerNorm, RMSNorm)) and module.weight is not None:
             nn.init.ones_(module.weight)
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:

@@ -1,6 +1,6 @@
 """The shape of the model as configuration. The rest of a run: `pretrain/config/run.py`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -32,7 +32,7 @@ class LoopRegulariserSection(Section):
 
 
 class ModelSection(Section):
-    renamed: ClassVar[dict[str, str]] = {"input_injection": "loop.injection"}
+    renamed: ClassVar[Mapping[str, str]] = {"input_injection": "loop.injection"}
     vocab_size: int = Field(default=32000, gt=0)
     """Rows of the embedding, in tokens; at least the tokenizer's size, a multiple of parallel.tensor."""
     hidden_size: int = Field(default=512, gt=0)

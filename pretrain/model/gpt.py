@@ -65,11 +65,11 @@ class LoopedGPT(nn.Module):
                 self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
             self.injection = HeldWeights(ops, under(self.weights, "injection"))
             self.per_loop = HeldWeights(ops, under(self.weights, "per_loop"))
-        per_loop = self.design.per_loop if self.design.per_loop.changes_layers else None
+        in_loop = self.design.layers
         self.prelude, self.loop, self.coda = (
             nn.ModuleDict(
                 {
-                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), per_loop if part == "loop" else None)
+                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), in_loop if part == "loop" else None)
                     for n in numbers
                 }
             )

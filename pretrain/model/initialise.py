@@ -19,15 +19,13 @@ from pretrain.model.gpt import LoopedGPT
 def initialise(model: LoopedGPT, seed: int, rank: int = 0) -> None:
     """Fill all parameters of a model, or of the part that tensor-parallel rank `rank` holds, in place."""
     config, size = model.config, model.ops.size
-    constants = {"ones": 1.0, "zeros": 0.0}
     stds = {"normal": config.init_std, "residual": config.init_std / math.sqrt(2 * config.effective_depth())}
     for name, parameter in model.named_parameters():
         weight = model.weights[name]
-        if isinstance(weight.init, float) or weight.init in constants:
-            parameter.fill_(constants.get(weight.init, weight.init))
+        if weight.constant is not None:
+            parameter.fill_(weight.constant)
         else:
-            std = stds[weight.init] if weight.std is None else weight.std
-            whole = draw(weight.shape, seed, model.stored_name(name)) * std
+            whole = draw(weight.shape, seed, model.stored_name(name)) * weight.std_of(stds)
             parameter.copy_(whole if weight.split is None else whole.chunk(size, weight.split)[rank])
 
 

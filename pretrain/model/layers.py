@@ -22,9 +22,8 @@ from pretrain.model.dropout import Dropout, Site
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.loop.held import HeldWeights
-from pretrain.model.loop.per_loop.this import ALIKE, InThisLoop
+from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.recurrence import Application
-from pretrain.model.loop.variant import PerLoop
 from pretrain.model.parallel_ops import ParallelOps
 from pretrain.model.weight_kinds import Weight, Weights, under
 
@@ -237,21 +236,21 @@ class Layer(nn.Module):
     """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
     norm(attention(x)), and so on."""
 
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, per_loop: PerLoop | None) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config, ops, under(weights, "ffn"))
         self.norms_after = {"before": False, "after": True}[config.norm_place]
-        self.variant = per_loop
-        if per_loop is not None:
+        self.in_loop = in_loop
+        if in_loop is not None:
             self.per_loop = HeldWeights(ops, under(weights, "per_loop"))
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         this = ALIKE
-        if self.variant is not None and application.loop is not None:
-            this = InThisLoop(self.variant, self.per_loop, application.loop)
+        if self.in_loop is not None and application.loop is not None:
+            this = self.in_loop.at(self.per_loop, application.loop)
         states = states + context.drop(self._attended(states, context, application, this), "attention", application)
         return states + context.drop(self._fed(states, this), "ffn", application)
 

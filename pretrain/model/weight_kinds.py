@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Init = Literal["normal", "residual", "ones", "zeros"]
 PartialUnder = Literal["never", "tensor", "sequence"]
@@ -31,6 +31,15 @@ class Weight:
     rank holds and uses behind `ParallelOps.to_split`, so each sees its own heads or columns. "sequence": one that is
     used between the split regions, where under sequence parallelism each rank sees its own tokens. "never": a split
     weight, or one used before the tokens are cut."""
+
+    @property
+    def constant(self) -> float | None:
+        """The number that fills it at the start; None where it is drawn."""
+        return self.init if isinstance(self.init, float) else {"ones": 1.0, "zeros": 0.0}.get(str(self.init))
+
+    def std_of(self, stds: Mapping[Any, float]) -> float:
+        """Standard deviation at the start, where it is drawn; `stds` are those of the kinds of init."""
+        return stds[self.init] if self.std is None else self.std
 
     @property
     def numel(self) -> int:

@@ -51,9 +51,13 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def present(cls, values: Any) -> Any:
+    def _read_renamed(cls, values: Any) -> Any:
+        return cls.present(values) if isinstance(values, Mapping) else values
+
+    @classmethod
+    def present(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What an earlier version wrote, under the names that its keys have now."""
-        if not isinstance(values, Mapping) or not cls.renamed.keys() & values.keys():
+        if not cls.renamed.keys() & values.keys():
             return values
         values = dict(values)
         for old in cls.renamed.keys() & values.keys():

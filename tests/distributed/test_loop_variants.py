@@ -29,6 +29,7 @@ FACTORS: dict[str, list[Any]] = {
     "per_loop": list(PER_LOOP),
     "num_loops": [1, 2, 4],
     "recompute": ["none", "loop", "layer"],
+    "residual_scale": ["one", "sqrt"],
 }
 CASES = pairwise(FACTORS, lambda **_: True)
 
@@ -37,11 +38,16 @@ CASES = pairwise(FACTORS, lambda **_: True)
 def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None:
     layout: Layout = case["layout"]
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
+    loop |= {key: case[key] for key in ("per_loop", "residual_scale")}
     config = tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,
         sequence=layout.sequence,
-        model={"num_prelude_layers": 1, "num_loops": 3, "loop": loop | {"per_loop": case["per_loop"]}},
+        model={
+            "num_prelude_layers": 1,
+            "num_loops": 3,
+            "loop": loop,
+        },
         train={"recompute": case["recompute"]},
     )
     rows = make_rows(4 * layout.data)

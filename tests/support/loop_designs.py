@@ -11,6 +11,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     **{start: {"start": start, "injection": "add", "injection_at": "every"} for start in STARTS if start != "prelude"},
     "first": {"start": "zeros", "injection": "concat", "injection_at": "first"},
     "euler": {"injection": "diagonal", "injection_at": "every", "diagonal": {"hold": "euler"}},
+    "residual": {"residual_scale": "inverse"},
     **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
 }
 NEUTRAL = ("norm_scales", "lora", "adaln")

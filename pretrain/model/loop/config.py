@@ -3,7 +3,7 @@ settings.
 
 The settings of a variant stand under its own name: `model.loop.injection=diagonal`, `model.loop.diagonal.decay=0.9`."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, create_model, model_validator
 
@@ -11,7 +11,9 @@ from pretrain.model.loop.tables import STARTS, TABLES
 from pretrain.schema.section import Section
 
 if TYPE_CHECKING:
-    InjectionName = StartName = PerLoopName = str
+    InjectionName: TypeAlias = str
+    StartName: TypeAlias = str
+    PerLoopName: TypeAlias = str
 else:
     InjectionName, StartName, PerLoopName = (Literal[tuple(table)] for table in TABLES.values())
 
@@ -27,6 +29,10 @@ class _Choices(Section):
     per_loop: PerLoopName = "none"
     """What differs from loop to loop: nothing, an embedding of the loop, norm_scales, lora on every matrix of the
     block, or adaln (shift, scale and gate from the number of the loop)."""
+
+    residual_scale: Literal["one", "sqrt", "inverse"] = "one"
+    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L, L = model.num_loops: the
+    updates of a shared block add up, so that with more loops the same learning rate moves the state further."""
 
     def without_effect(self) -> dict[str, str]:
         idle = {
@@ -60,15 +66,20 @@ class _Choices(Section):
         return self
 
 
-LoopSection = create_model(
-    "LoopSection",
-    __base__=_Choices,
-    __module__=__name__,
-    **{
-        name: (variant.Section, Field(default=variant.Section(), description=f"Settings of model.loop.{kind}={name}."))
-        for kind, table in TABLES.items()
-        for name, variant in table.items()
-        if variant.Section is not None
-    },
-)  # type: ignore[call-overload]
-"""`model.loop`: the choices, and a section for each variant that has settings."""
+if TYPE_CHECKING:
+
+    class LoopSection(_Choices):
+        """`model.loop`: the choices, and a section for each variant that has settings."""
+
+else:
+    LoopSection = create_model(
+        "LoopSection",
+        __base__=_Choices,
+        __module__=__name__,
+        **{
+            name: (variant.Section, Field(default=variant.Section(), description=f"Settings of {kind}={name}."))
+            for kind, table in TABLES.items()
+            for name, variant in table.items()
+            if variant.Section is not None
+        },
+    )

@@ -8,9 +8,10 @@ No torch at import."""
 
 from typing import TYPE_CHECKING, Any
 
+from pretrain.model.loop.per_loop.this import InLayers
 from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
 from pretrain.model.loop.variant import Held, NormalNoise, Shape
-from pretrain.model.weight_kinds import Weights, inside
+from pretrain.model.weight_kinds import Weight, inside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,17 +21,28 @@ class LoopDesign:
     """The variants that a configuration chooses (`LoopSection`), for a model of a shape."""
 
     def __init__(self, section: Any, shape: Shape) -> None:
-        self.section = section
-        tables = ("injection", INJECTIONS), ("start", STARTS), ("per_loop", PER_LOOP)
-        chosen = ((table, getattr(section, kind)) for kind, table in tables)
-        self.injection, self.start, self.per_loop = (
-            table[name](shape, getattr(section, name, None)) for table, name in chosen
-        )
+        self.section, self.shape = section, shape
+        injection, start, per_loop = section.injection, section.start, section.per_loop
+        self.injection = INJECTIONS[injection](shape, getattr(section, injection, None))
+        self.start = STARTS[start](shape, getattr(section, start, None))
+        self.per_loop = PER_LOOP[per_loop](shape, getattr(section, per_loop, None))
+
+    @property
+    def update_scale(self) -> float:
+        """Factor of what the layers of the loop block add to the residual stream."""
+        return self.shape.num_loops ** -{"one": 0.0, "sqrt": 0.5, "inverse": 1.0}[self.section.residual_scale]
 
     def is_plain(self, num_passes: int) -> bool:
         """Whether a model of plain layers, repeated so often, computes the same."""
         injects = self.carries and any(map(self.injects, range(num_passes)))
-        return (self.section.start, self.section.per_loop, injects) == ("prelude", "none", False)
+        alike = (self.section.start, self.section.per_loop, self.update_scale) == ("prelude", "none", 1.0)
+        return alike and not injects
+
+    @property
+    def layers(self) -> "InLayers | None":
+        """What the layers of the loop block do differently; None: nothing."""
+        changes = self.per_loop.changes_layers or self.update_scale != 1
+        return InLayers(self.per_loop, self.update_scale) if changes else None
 
     @property
     def has_loop_weights(self) -> bool:
@@ -46,7 +58,7 @@ class LoopDesign:
         """Whether the injection acts at the beginning of pass `loop`."""
         return {"later": loop > 0, "every": True, "first": loop == 0}[self.section.injection_at]
 
-    def weights(self) -> Weights:
+    def weights(self) -> dict[str, Weight]:
         """Weights outside the layers, all on the first stage."""
         return inside({"injection": self.injection.weights(), "per_loop": self.per_loop.weights()})
 

@@ -1,24 +1,21 @@
 """The weights of a variant as a module: by name, as `pretrain/model/loop/variant.py` asks for them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from pretrain.model.weight_kinds import Weights, under
-
-if TYPE_CHECKING:
-    from pretrain.model.parallel_ops import ParallelOps
 
 
 class HeldWeights(nn.Module):
     """Parameters under the names of their descriptions; those called "x.weight" as a linear map `self["x"]`.
 
     Args:
-        ops: makes linear maps and parameters, whole or this rank's part.
+        ops: makes linear maps and parameters, whole or this rank's part: `linear` and `parameter` of `ParallelOps`.
         weights: descriptions.
     """
 
-    def __init__(self, ops: "ParallelOps", weights: Weights) -> None:
+    def __init__(self, ops: Any, weights: Weights) -> None:
         super().__init__()
         self.descriptions = weights
         linears = dict.fromkeys(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))

@@ -43,13 +43,13 @@ class Shape:
 class Held(Protocol):
     """The weights of one variant, by name."""
 
-    def __getitem__(self, name: str) -> Any: ...
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 class Variant:
     """One choice of a design; `settings` is its own section of the configuration, if it has one."""
 
-    Section: ClassVar[type | None] = None
+    Section: ClassVar[Any] = None
 
     def __init__(self, shape: Shape, settings: Any) -> None:
         self.shape, self.settings = shape, settings

@@ -20,6 +20,7 @@ TESTED = {
     RunConfig: {
         "run.root": "tests/distributed/training.py",
         "model.head_size": "tests/distributed/cases.py",
+        "model.loop.diagonal.hold": "tests/support/loop_designs.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
         "train.deterministic": "tests/distributed/test_training.py",
@@ -58,7 +59,7 @@ TESTED = {
 
 def shipped(schema: type[Section]) -> Iterator[Section]:
     """The shipped configurations of a kind, and the runs of the sweeps over them."""
-    folders = ("finetune",) if schema is FinetuneConfig else ("pretrain", "tasks")
+    folders = ("finetune",) if schema is FinetuneConfig else ("pretrain", "loops", "tasks")
     for path in (path for folder in folders for path in (CONFIGS / folder).glob("*.yaml")):
         yield read_config(path, schema)
     for sweep in (read_config(path, SweepConfig) for path in (CONFIGS / "sweeps").glob("*.yaml")):

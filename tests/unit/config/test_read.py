@@ -68,6 +68,11 @@ def test_values_of_other_keys_stand_in_the_name_of_a_run(write: Write) -> None:
     assert [read_config(path, RunConfig, more).run.name for more in ([], ["run.seed=2"])] == ["8x3-seed0", "8x3-seed2"]
 
 
+def test_they_stand_in_the_run_that_it_starts_from(write: Write) -> None:
+    path = write("checkpoint: {init_from: 'runs/start-seed{run.seed}'}")
+    assert read_config(path, RunConfig, ["run.seed=2"]).checkpoint.init_from == "runs/start-seed2"
+
+
 @pytest.mark.parametrize("text", ["", "# nothing yet", "model:\n  # num_loops: 3\ntrain: ~", "{}"])
 def test_empty_files_and_sections_leave_the_defaults(write: Write, text: str) -> None:
     assert load_config(write(text)) == RunConfig()
@@ -153,6 +158,7 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("run.name=../x", "run.name: needs letters, digits and ._+- only, the first a letter or digit, got ../x"),
         ("run.name=[]", "run.name: needs text, got []"),
         ("run.name=a{model.num_loop}", "run.name: {model.num_loop}: unknown key, did you mean model.num_loops?"),
+        ("checkpoint.init_from=runs/{run.sed}", "checkpoint.init_from: {run.sed}: unknown key, did you mean run.seed?"),
         ("run.name=a{parallel}", "run.name: {parallel}: unknown key; there are pipeline, sequence, tensor"),
         ("validation.num_loops=3", "validation.num_loops: needs a list, such as [1, 2], got 3"),
         ("validation.num_loops=[1, x]", "validation.num_loops[1]: needs a whole number, got x"),

@@ -36,8 +36,6 @@ from pretrain.hf.travelling import write_modeling
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loss import loss_sums
-from tests.support.loop_designs import DESIGNS
-from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import GPT2, LLAMA, SEQ, VOCAB, build, families, random_tokens
 
 ENDS: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1}
@@ -73,18 +71,6 @@ def padded(prompts: list[list[int]]) -> dict[str, Tensor]:
 
 
 # The same model
-
-
-@pytest.mark.parametrize("name", DESIGNS)
-def test_every_design_of_the_loop_is_the_same_model(name: str) -> None:
-    looped = shaken(name)
-    model, tokens = exported(looped), random_tokens()
-    for num_loops in (1, 3):
-        expected = looped.logits(looped(tokens, num_loops)).view(3, SEQ, -1)
-        assert_close(model(tokens, num_loops=num_loops).logits, expected)
-    whole = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3)
-    without_cache = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3, use_cache=False)
-    assert torch.equal(whole, without_cache)
 
 
 @families

@@ -7,7 +7,7 @@ that the state stays bounded however often it loops (Prairie et al. 2026, "Parca
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pretrain.model.loop.variant import Held, Injection
 from pretrain.model.weight_kinds import Weights, stream_vector
@@ -25,7 +25,7 @@ class DiagonalSection(Section):
 
 
 class Diagonal(Injection):
-    Section: ClassVar[type] = DiagonalSection
+    Section: ClassVar[Any] = DiagonalSection
     carries: ClassVar[bool] = True
 
     def weights(self) -> Weights:

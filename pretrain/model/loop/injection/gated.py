@@ -1,7 +1,7 @@
 """A gate between state and input of the loop, channel by channel: (1 - g) x + g e with g = sigmoid(W x + b) (the
 coupled gate of Srivastava et al. 2015, "Highway networks", arXiv 1505.00387, section 2)."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.model.loop.variant import Held, Injection
 from pretrain.model.weight_kinds import Weights, inside, square, stream_vector
@@ -17,7 +17,7 @@ class GatedSection(Section):
 
 
 class Gated(Injection):
-    Section: ClassVar[type] = GatedSection
+    Section: ClassVar[Any] = GatedSection
     carries: ClassVar[bool] = True
 
     def weights(self) -> Weights:

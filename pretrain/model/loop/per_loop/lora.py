@@ -3,7 +3,7 @@
 alike. Beyond the trained loops the last one repeats."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.model.loop.variant import Held, PerLoop, trained
 from pretrain.model.weight_kinds import Weight, Weights, inside
@@ -21,7 +21,7 @@ class LoraSection(Section):
 
 
 class Lora(PerLoop):
-    Section: ClassVar[type] = LoraSection
+    Section: ClassVar[Any] = LoraSection
     changes_layers: ClassVar[bool] = True
 
     def layer_weights(self) -> Weights:

@@ -1,4 +1,4 @@
-"""What differs inside the layers, in one loop: a variant, its weights in a layer, and the number of the loop."""
+"""What differs inside the layers of the loop block: from other layers, and from loop to loop."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,10 +8,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class InLayers(NamedTuple):
+    """Of all layers of the block."""
+
+    variant: PerLoop
+    update_scale: float
+    """Factor of what a half of a layer adds to the residual stream."""
+
+    def at(self, held: Held, loop: int) -> "InThisLoop":
+        """Of one layer, which has these weights, in one loop."""
+        return InThisLoop(self.variant, self.update_scale, held, loop)
+
+
 class InThisLoop(NamedTuple):
     """The hooks of `PerLoop` as a layer calls them."""
 
     variant: PerLoop
+    update_scale: float
     held: Held
     loop: int
 
@@ -22,8 +35,9 @@ class InThisLoop(NamedTuple):
         return self.variant.linear(self.held, name, inputs, outputs, self.loop)
 
     def update(self, part: Part, states: "Tensor") -> "Tensor":
-        return self.variant.update(self.held, part, states, self.loop)
+        states = self.variant.update(self.held, part, states, self.loop)
+        return states if self.update_scale == 1 else self.update_scale * states
 
 
-ALIKE = InThisLoop(PerLoop(Shape(width=0, num_loops=1, linears={}), None), {}, 0)
+ALIKE = InThisLoop(PerLoop(Shape(width=0, num_loops=1, linears={}), None), 1.0, {}, 0)
 """Of layers that are the same in every loop, or outside it."""

@@ -2,7 +2,7 @@
 2025, "Huginn", arXiv 2502.05171, section 3.1). In training the noise is a function of the sample and the position;
 at evaluation of the position alone: whatever the batch, the ranks and the cache, a token begins with the same."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.model.loop.variant import NormalNoise, Start
 from pretrain.schema.section import Field, Section
@@ -17,7 +17,7 @@ class NoiseSection(Section):
 
 
 class Noise(Start):
-    Section: ClassVar[type] = NoiseSection
+    Section: ClassVar[Any] = NoiseSection
     uses_input: ClassVar[bool] = False
     draws: ClassVar[bool] = True
 

@@ -1,0 +1,43 @@
+"""Every design of the loop in the exported class: the same logits, with and without a cache, from files that stand
+alone."""
+
+import ast
+
+import pytest
+import torch
+
+from pretrain.hf.modeling_looped_gpt import PLAIN_LOOP
+from pretrain.hf.travelling import loop_module
+from pretrain.model.loop.config import LoopSection
+from tests.support.loop_designs import DESIGNS
+from tests.unit.hf.test_modeling_looped_gpt import assert_close, exported
+from tests.unit.model.test_loop_variants import shaken
+from tests.unit.model.test_model import SEQ, random_tokens
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_design_of_the_loop_is_the_same_model(name: str) -> None:
+    looped = shaken(name)
+    model, tokens = exported(looped), random_tokens()
+    for num_loops in (1, 3):
+        expected = looped.logits(looped(tokens, num_loops)).view(3, SEQ, -1)
+        assert_close(model(tokens, num_loops=num_loops).logits, expected)
+    whole = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3)
+    without_cache = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3, use_cache=False)
+    assert torch.equal(whole, without_cache)
+
+
+def test_a_plain_loop_is_the_default_of_both() -> None:
+    choices = {name: value for name, value in LoopSection().model_dump().items() if isinstance(value, str)}
+    assert choices == PLAIN_LOOP
+
+
+def test_no_name_of_the_travelling_module_stands_for_two_things() -> None:
+    tree = ast.parse(loop_module())
+    names = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    assert len(set(names)) == len(names) > 30
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in imported if module and module.startswith("pretrain")]
