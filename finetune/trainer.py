@@ -279,6 +279,7 @@ class FinetuneTrainer:
         reader = self.session.resume(RESUMABLE)
         self.session.warnings += require_last_stage(self.config, has_begun=reader is not None)
         if reader is None:
+            self.sampler.require_steps()
             if origin.weights is not None:
                 self.engine.load(origin.weights)
             return

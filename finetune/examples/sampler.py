@@ -49,6 +49,15 @@ class Sampler:
                 limit = f"train.seq_len={seq_len}: leave it out or raise that"
                 raise ValueError(f"data.train: example {number} can have {longest} tokens, more than {limit}")
 
+    def require_steps(self) -> None:
+        """Raise a ValueError if the method is trained on steps of reasoning, and no example has one."""
+        method = self._config.chosen_method
+        if (method.stages != "last" or method.term is not None) and not any(self._chain_lengths):
+            raise ValueError(
+                f"data.train: no example has a step of reasoning, which method.name={self._config.method.name} is "
+                "trained on; no_cot and pause need none"
+            )
+
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self._examples) / self._config.train.effective_batch)

@@ -149,6 +149,36 @@ def test_an_example_that_can_be_too_long_is_named() -> None:
         sampler.require_length(longest - 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "needs_steps"),
+    [
+        ("cot", True),
+        ("coconut", True),
+        ("codi", True),
+        ("no_cot", False),
+        ("pause", False),
+        ("without_curriculum", False),
+    ],
+)
+def test_a_method_that_is_trained_on_steps_is_refused_without_any(method: str, needs_steps: bool) -> None:
+    """It would be no-CoT by another name."""
+    settings_ = config(8, 2, method={"name": method}, curriculum={"num_stages": 3, "thoughts_per_step": 2})
+    maker = RowMaker(settings_.chosen_method, settings_.curriculum, True, TOKENIZER)
+
+    def sampler(found: list[EncodedExample]) -> Sampler:
+        return Sampler(found, maker, settings_, check_layout(settings_, 1), 0)
+
+    sampler(examples(5)).require_steps()
+    without = sampler([example._replace(steps=()) for example in examples(5)])
+    if not needs_steps:
+        without.require_steps()
+        return
+    with pytest.raises(
+        ValueError, match=rf"no example has a step of reasoning, which method\.name={method} is trained"
+    ):
+        without.require_steps()
+
+
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_questions_and_answers_beyond_the_learned_positions_are_refused_before_the_start(positions: str) -> None:
     shape = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "ffn_size": 16, "num_loop_layers": 1}
