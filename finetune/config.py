@@ -80,7 +80,7 @@ class MethodSection(Section):
     """Put <bot><eot> after the question in stage 0 too, where there are no slots."""
     stop: Literal["count", "classifier"] = "count"
     """How thinking ends at inference: after a number of thoughts, or by a classifier of thoughts, which is trained
-    too."""
+    too: with curriculum.pad_thoughts false, or all chains of a stage have as many and it learns but their number."""
     stop_weight: float = Field(default=1.0, gt=0)
     """Weight of that classifier's loss."""
     jacobi_passes: int | None = Field(default=None, ge=0)

@@ -1,14 +1,18 @@
 """The dry run of fine-tuning: what a configuration does on a number of ranks, without a process group or GPU."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
-from finetune.config import FinetuneConfig, check_layout, ledger, require_last_stage
+from finetune.config import ExamplesSection, FinetuneConfig, check_layout, ledger, require_last_stage
 from finetune.method.curriculum import cut_at, stage_at
 from finetune.run.origin import resolve_origin
 from pretrain.config.saved_model import SavedModel
 from pretrain.model.count import count_parameters
 from pretrain.plan.room import Need
 from pretrain.plan.text import Row, model_rows
+from pretrain.storage import is_there
+from pretrain.tasks.task import Split
 
 
 def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
@@ -27,6 +31,7 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         ("weights", "random" if origin.weights is None else f"of {config.checkpoint.init_from}"),
         ("ranks", f"{layout.world_size} = {sizes}"),
         ("step", ledger(config, layout)),
+        *_data_rows(config),
         *_stage_rows(config),
     ]
 
@@ -37,6 +42,17 @@ def model_need(saved: SavedModel, world_size: int) -> Need:
     num_parameters = sum(count_parameters(saved.model, saved.seq_len).values())
     what = f"weights, gradients and optimizer state of a model of {num_parameters:,} parameters"
     return Need(what, 16 * num_parameters / world_size)
+
+
+def _data_rows(config: FinetuneConfig) -> Iterator[Row]:
+    """The examples of each split; a file that is not seen from here is named."""
+    for name in get_args(Split):
+        section: ExamplesSection = getattr(config.data, name)
+        if section.is_given:
+            source, place = section.task or section.path, section.path and Path(section.path)
+            count = "all" if section.num_examples is None else f"{section.num_examples:,}"
+            missing = ", which is not there" if place and not is_there(place) else ""
+            yield "data" if name == "train" else "", f"{name}: {count} examples of {source}{missing}"
 
 
 def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:

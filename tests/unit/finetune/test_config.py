@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from finetune.coconut import COMMAND_LINE
-from finetune.config import FinetuneConfig, require_last_stage
+from finetune.config import ExamplesSection, FinetuneConfig, require_last_stage
 from finetune.examples.examples import encode_examples, load_examples
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
@@ -74,6 +74,19 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert dict(plan)["step"].endswith(f"= {config.train.effective_batch}")
     last = final_stage(config.curriculum, config.chosen_method)
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
+
+
+def test_the_plan_names_a_data_file_that_is_not_there(tmp_path: Path) -> None:
+    there, absent = tmp_path / "t.txt", tmp_path / "absent.json"
+    there.write_text("1||<<2>> #### 3")
+    config = read_config(ROOT / "configs" / "finetune" / "prosqa_small.yaml", FinetuneConfig)
+    files = {"validation": ExamplesSection(path=str(there)), "test": ExamplesSection(path=str(absent))}
+    plan = plan_rows(config.model_copy(update={"data": config.data.model_copy(update=files)}), 1)
+    assert [text for _, text in plan if " examples of " in text] == [
+        "train: 12,288 examples of prosqa_symbolic",
+        f"validation: all examples of {there}",
+        f"test: all examples of {absent}, which is not there",
+    ]
 
 
 @pytest.mark.parametrize(
