@@ -49,7 +49,11 @@ def shipped() -> Iterator[Case]:
 
 
 CASES = list(shipped())
-FROM_SCRATCH = [case for case in CASES if "small" in case.path.stem and not case.path.stem.startswith("gsm8k")]
+FROM_SCRATCH = [
+    case
+    for case in CASES
+    if "small" in case.path.stem and not case.path.stem.startswith("gsm8k") and "from" not in case.path.stem
+]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,6 @@ def test_llama_is_planned_from_its_shape_alone(
 def test_a_method_is_the_same_run_in_a_sweep_and_on_the_command_line(name: str) -> None:
     base = ROOT / "configs" / "finetune" / name
     sweep = read_config(ROOT / "configs" / "sweeps" / name, SweepConfig)
-    assert set(sweep.methods) == set(METHODS)
     for cell in cells(sweep):
         method, seed = cell.name.split("-seed")
         command = COMMAND_LINE.parse(["--config", str(base), f"method.name={method}", f"run.seed={seed}"])
