@@ -65,14 +65,18 @@ def tokens(root: Path, name: str, last_step: int) -> int:
 @pytest.fixture(scope="module")
 def reference(root: Path, pool: RankPool) -> str:
     """An uninterrupted run in one process, without ZeRO. The large epsilon keeps AdamW's update smooth in the gradient;
-    norms of heads are weights that every tensor-parallel rank holds and uses for heads of its own."""
+    norms of heads are weights that every tensor-parallel rank holds and uses for heads of its own; the loop has weights
+    inside and outside the layers, which no module's own forward pass reads."""
     run(pool, smooth(root, "reference"), 1)
     return "reference"
 
 
+LOOP = {"injection": "diagonal", "injection_at": "every", "start": "noise", "per_loop": "lora"}
+
+
 def smooth(root: Path, name: str, **engine: int) -> FinetuneConfig:
     return finetune_config(
-        root, name, model={"qk_norm": "head"}, optimizer={"lr": 0.1, "epsilon": 1.0},
+        root, name, model={"qk_norm": "head", "loop": LOOP}, optimizer={"lr": 0.1, "epsilon": 1.0},
         engine={"zero_stage": 0, **engine}, train={"epochs": 3, "dropout": 0.1}, data={"test": {}},
     )  # fmt: skip
 

@@ -74,5 +74,5 @@ class LoopDesign:
         """The states [t, d] with which a pass begins, from those that the pass before left."""
         if self.carries and self.injects(loop):
             assert carried is not None, "the first stage carries the states before the loop"
-            states = self.injection.enter(injection, states, carried, loop)
-        return self.per_loop.enter(per_loop, states, loop)
+            states = injection(self.injection.enter, states, carried, loop)
+        return per_loop(self.per_loop.enter, states, loop)

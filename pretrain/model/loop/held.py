@@ -1,5 +1,6 @@
 """The weights of a variant as a module: by name, as `pretrain/model/loop/variant.py` asks for them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,11 @@ class HeldWeights(nn.Module):
         for name, weight in weights.items():
             if not name.endswith(".weight"):
                 self.register_parameter(name, ops.parameter(weight))
+
+    def forward(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """What a variant makes of the arguments with these weights; through a module's forward pass, so that ZeRO
+        gathers them for it."""
+        return act(self, *arguments)
 
     def __getitem__(self, name: str) -> Any:
         """A linear map or a parameter."""

@@ -15,7 +15,7 @@ line in the table of `pretrain/model/loop/config.py`.
 Shapes: t tokens (under sequence parallelism this rank's), d hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -44,6 +44,10 @@ class Held(Protocol):
     """The weights of one variant, by name."""
 
     def __getitem__(self, name: str, /) -> Any: ...
+
+    def __call__(self, act: Callable[..., Any], /, *arguments: Any) -> Any:
+        """`act(self, *arguments)`, with the weights at hand."""
+        ...
 
 
 class Variant:

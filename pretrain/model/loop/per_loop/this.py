@@ -1,6 +1,7 @@
 """What differs inside the layers of the loop block: from other layers, and from loop to loop."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.model.loop.variant import Held, Part, PerLoop, Shape
 
@@ -29,15 +30,22 @@ class InThisLoop(NamedTuple):
     loop: int
 
     def normed(self, part: Part, states: "Tensor") -> "Tensor":
-        return self.variant.normed(self.held, part, states, self.loop)
+        return self.held(self.variant.normed, part, states, self.loop)
 
     def linear(self, name: str, inputs: "Tensor", outputs: "Tensor") -> "Tensor":
-        return self.variant.linear(self.held, name, inputs, outputs, self.loop)
+        return self.held(self.variant.linear, name, inputs, outputs, self.loop)
 
     def update(self, part: Part, states: "Tensor") -> "Tensor":
-        states = self.variant.update(self.held, part, states, self.loop)
+        states = self.held(self.variant.update, part, states, self.loop)
         return states if self.update_scale == 1 else self.update_scale * states
 
 
-ALIKE = InThisLoop(PerLoop(Shape(width=0, num_loops=1, linears={}), None), 1.0, {}, 0)
+class _NoWeights(dict[str, Any]):
+    """Of layers without any."""
+
+    def __call__(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        return act(self, *arguments)
+
+
+ALIKE = InThisLoop(PerLoop(Shape(width=0, num_loops=1, linears={}), None), 1.0, _NoWeights(), 0)
 """Of layers that are the same in every loop, or outside it."""
