@@ -22,6 +22,7 @@ from torch import Tensor
 from pretrain.config.run import RunConfig
 from pretrain.model import layers, weights
 from pretrain.model.config import ModelSection
+from pretrain.model.loop.per_loop.this import InThisLoop
 from pretrain.model.parallel_ops import ParallelOps
 from pretrain.model.weight_kinds import PartialUnder, Weight, Weights
 from pretrain.parallel import megatron
@@ -45,7 +46,7 @@ class AdaptedFeedForward(layers.FeedForward):
         super().__init__(config, ops, weights)
         self.first, self.second, self.scale = (ops.parameter(weights[name]) for name in ("first", "second", "scale"))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
         states = self.to_split(states)
         assert self.gate is not None
         up = self.up(states) + states @ self.first.T @ self.second.T
@@ -57,10 +58,10 @@ def adapted(partial_under: PartialUnder) -> Iterator[None]:
     """Models are built with it, its first factor described so."""
     plain = weights.layer_weights
 
-    def described(model: ModelSection) -> dict[str, Weight]:
+    def described(model: ModelSection, **choices: Any) -> dict[str, Weight]:
         factors: dict[str, Any] = {"init": "normal", "decays": True}
         return {
-            **plain(model),
+            **plain(model, **choices),
             "ffn.first": Weight(shape=(2, model.hidden_size), split=None, partial_under=partial_under, **factors),
             "ffn.second": Weight(shape=(model.ffn_size, 2), split=0, partial_under="never", **factors),
             "ffn.scale": Weight(shape=(model.ffn_size,), split=0, init="ones"),
