@@ -105,7 +105,7 @@ def test_an_injection_with_weights_learns_in_the_ring(
         reference, rows = Reference(config=config, shake=True), make_rows(5)
     nll, _, norm = reference.backward(rows, num_loops)
     gradients = reference.gradients()
-    assert all(gradients[f"injection.{name}"].norm() > 1e-3 * norm for name in ("carries", "enters.weight"))
+    assert all(gradients[f"injection.{name}"].norm() > 1e-3 * norm for name in ("scale", "enters.weight"))
     for of_rank in pool.run(one_step_with_learned_injection, config, rows, num_loops, world_size=world_size(config)):
         (result,) = of_rank.results
         assert (result.loss, result.grad_norm) == pytest.approx((nll, norm), rel=1e-10)

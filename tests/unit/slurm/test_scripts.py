@@ -90,7 +90,7 @@ def submit(tmp_path: Path, *arguments: str, project: Path = ROOT) -> subprocess.
     ],
 )
 def test_the_dry_run_is_for_the_ranks_asked_for(tmp_path: Path, options: list[str], ranks: int) -> None:
-    overrides = ["train.micro_batch=1", "data.sources=[{task: p_hop, parameters: {num_hops: 4, length: 63}}]"]
+    overrides = ["train.micro_batch=1", "data.sources=[{task: p_hop, parameters: {num_hops: 4, length: 31}}]"]
     script = "slurm/pretrain_looped.sh"
     done = submit(tmp_path, script, *options, CONFIG, *overrides)
     assert done.returncode == 0, done.stderr
