@@ -6,12 +6,12 @@ run, and compare them with `tools/compare.py`.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pretrain.command.options import OptionParser, positive
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.plan.partners import Costs, Partner, costs_of, partners
+from pretrain.rows.jsonl import JsonLines
 
 HEADINGS = ("parameters", "training_flops", "inference_flops", "cache_bytes")
 
@@ -33,6 +34,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--measure", type=positive, metavar="STEPS", help="train so many steps of both, on this machine, for equal time"
     )
     return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """What is asked of a row of a training step."""
+
+    step_time_s: float
 
 
 def seconds_a_step(config: RunConfig, steps: int) -> float:
@@ -49,8 +57,8 @@ def seconds_a_step(config: RunConfig, steps: int) -> float:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"the timed run failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        rows = [json.loads(line) for line in (Path(folder) / "timed" / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median([row["step_time_s"] for row in rows if "step_time_s" in row][2:])
+        rows = JsonLines(Path(folder) / "timed" / "metrics.jsonl").read(TimedStep)
+    return statistics.median(row.step_time_s for row in rows[2:])
 
 
 def table(config: RunConfig, found: Sequence[Partner]) -> list[str]:
