@@ -40,7 +40,7 @@ def resolve_origin(config: FinetuneConfig) -> Origin:
     model = config.model if other is None else other.model
     if config.train.num_loops is not None:
         model.require_loops("train.num_loops", [config.train.num_loops])
-        model = model.model_copy(update={"num_loops": config.train.num_loops})
+        model = model.at_loops(config.train.num_loops)
     model.require_split(("engine.tensor", config.engine.tensor), ("pipeline stages", 1))
     seq_len = config.train.seq_len or (other.seq_len if other else 0)
     if other is not None and model.positions == "learned" and seq_len != other.seq_len:

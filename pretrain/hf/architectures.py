@@ -240,5 +240,4 @@ def looped_config(model: ModelSection, seq_len: int) -> dict[str, Any]:
         "max_position_embeddings": seq_len,
         **{name: getattr(model, name) for name in _SHAPE_FIELDS},
         "loop": model.loop.chosen() or None,
-        "loop_table_rows": model.num_loops,
     }

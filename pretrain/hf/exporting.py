@@ -83,11 +83,6 @@ def _choose(model: ModelSection, num_loops: int, unroll: bool) -> Architecture |
             f"a block-regularised model with {_loop_design(model)} has no form to be written in: "
             "a stock model has no such thing, a looped one has one block"
         )
-    if num_loops != model.num_loops and loop_design(model).has_loop_weights:
-        raise ValueError(
-            f"--num-loops {num_loops}: a model with {_loop_design(model)} has weights for {model.num_loops} loops; "
-            "leave it out, and give num_loops in calls"
-        )
     stock = stock_architecture(model)
     if not unroll:
         return stock if num_loops == 1 and is_plain else None
@@ -112,7 +107,7 @@ def _write(
     model, seq_len = saved.model, saved.seq_len
     if architecture is None:
         name, rules = LOOPED, looped_rules(model, seq_len)
-        values = looped_config(model.model_copy(update={"num_loops": num_loops}), seq_len)
+        values = looped_config(model.at_loops(num_loops), seq_len)
         write_modeling(folder)
     else:
         name, rules = architecture.name, stock_rules(architecture.model_type, model, num_loops, seq_len)

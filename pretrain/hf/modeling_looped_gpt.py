@@ -50,6 +50,7 @@ Rotary = tuple[Tensor, Tensor]
 
 PLAIN_LOOP = {
     "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual_scale": "one",
+    "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
 
@@ -109,9 +110,6 @@ class LoopedGPTConfig(PretrainedConfig):
     use_cache: bool = True
     """Keep keys and values for the next call, outside training."""
 
-    loop_table_rows: int = 1
-    """Loops that have weights of their own, where the design of the loop gives them any."""
-
     @property
     def kv_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
@@ -160,7 +158,7 @@ def loop_design(config: LoopedGPTConfig) -> LoopDesign:
         "attention.output": (width, heads), **gate, "ffn.up": (ffn, width), "ffn.down": (width, ffn),
     }  # fmt: skip
     linears = {name: Weight(shape=shape, init="normal") for name, shape in shapes.items()}
-    return LoopDesign(section, Shape(width=width, num_loops=config.loop_table_rows, linears=linears))
+    return LoopDesign(section, Shape(width=width, num_loops=section.made_for or config.num_loops, linears=linears))
 
 
 class WholeWeights:

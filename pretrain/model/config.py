@@ -106,6 +106,13 @@ class ModelSection(Section):
         block-regularised model."""
         return self.num_blocks if self.num_blocks > 1 else num_loops or self.num_loops
 
+    def at_loops(self, num_loops: int) -> "ModelSection":
+        """The same model with another loop count by default: what depends on the count that it was made for stays."""
+        loop = self.loop
+        if loop.depends_on_loops and loop.made_for is None:
+            loop = loop.model_copy(update={"made_for": self.num_loops})
+        return self.model_copy(update={"num_loops": num_loops, "loop": loop})
+
     def effective_depth(self, num_loops: int | None = None) -> int:
         """Applications of layers to a token: prelude + k·L + coda."""
         return self.num_prelude_layers + self.pass_layers * self.num_passes(num_loops) + self.num_coda_layers

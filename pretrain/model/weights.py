@@ -58,7 +58,8 @@ def loop_design(model: ModelSection) -> LoopDesign:
     """What the model does between loops, and inside the layers that it loops over."""
     layer = layer_weights(model)
     linears = {path.removesuffix(".weight"): weight for path, weight in layer.items() if len(weight.shape) == 2}
-    return LoopDesign(model.loop, Shape(width=model.hidden_size, num_loops=model.num_loops, linears=linears))
+    num_loops = model.loop.made_for or model.num_loops
+    return LoopDesign(model.loop, Shape(width=model.hidden_size, num_loops=num_loops, linears=linears))
 
 
 def norm(model: ModelSection) -> Weights:

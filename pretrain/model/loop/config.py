@@ -31,8 +31,17 @@ class _Choices(Section):
     block, or adaln (shift, scale and gate from the number of the loop)."""
 
     residual_scale: Literal["one", "sqrt", "inverse"] = "one"
-    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L, L = model.num_loops: the
+    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the
     updates of a shared block add up, so that with more loops the same learning rate moves the state further."""
+
+    made_for: int | None = Field(default=None, gt=0)
+    """L in residual_scale, and loops that have weights of their own in per_loop; more may be run. Default:
+    model.num_loops."""
+
+    @property
+    def depends_on_loops(self) -> bool:
+        """Whether the model is another one for another `made_for`."""
+        return self.per_loop != "none" or self.residual_scale != "one"
 
     def without_effect(self) -> dict[str, str]:
         idle = {
@@ -41,7 +50,11 @@ class _Choices(Section):
             for name, variant in table.items()
             if variant.Section is not None and name != getattr(self, kind)
         }
-        return idle | ({"injection_at": "injection=none"} if self.injection == "none" else {})
+        if self.injection == "none":
+            idle["injection_at"] = "injection=none"
+        if not self.depends_on_loops:
+            idle["made_for"] = "per_loop=none"
+        return idle
 
     def chosen(self) -> dict[str, Any]:
         """The choices with the settings of each, as plain values; empty where nothing differs from a plain loop."""

@@ -45,11 +45,6 @@ class LoopDesign:
         return InLayers(self.per_loop, self.update_scale) if changes else None
 
     @property
-    def has_loop_weights(self) -> bool:
-        """Whether loops have weights of their own."""
-        return bool(self.per_loop.weights() or self.per_loop.layer_weights())
-
-    @property
     def carries(self) -> bool:
         """Whether the states before the loop are kept for later."""
         return self.injection.carries

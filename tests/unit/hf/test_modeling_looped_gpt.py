@@ -47,7 +47,7 @@ def exported(looped: LoopedGPT) -> LoopedGPTForCausalLM:
     """The transformers model with the same weights under the same names."""
     config = looped.config
     fields = {name: value for name, value in config.model_dump().items() if name in LoopedGPTConfig.__annotations__}
-    fields |= {"loop": config.loop.chosen() or None, "loop_table_rows": config.num_loops}
+    fields |= {"loop": config.loop.chosen() or None}
     model = LoopedGPTForCausalLM(LoopedGPTConfig(max_position_embeddings=SEQ, **fields))
     model = model.to(next(looped.parameters()).dtype)
     model.load_state_dict(looped.state_dict())

@@ -100,6 +100,20 @@ def test_parameters_and_flops_are_those_of_the_module(name: str, num_loops: int)
 
 
 @designs
+def test_another_default_loop_count_leaves_the_model_as_it_was_made(name: str) -> None:
+    model, tokens = shaken(name), random_tokens()
+    moved = LoopedGPT(model.config.at_loops(5), SEQ).double()
+    moved.load_state_dict(model.state_dict())
+    assert moved.config.num_loops == 5 and torch.equal(moved(tokens, 3), model(tokens, 3))
+
+
+def test_scales_and_weights_are_for_the_loops_that_it_was_made_for() -> None:
+    loop = {"residual_scale": "inverse", "per_loop": "embedding", "made_for": 7}
+    design = loop_design(ModelSection.model_validate(LLAMA.model_dump() | {"num_loops": 2, "loop": loop}))
+    assert design.update_scale == 1 / 7 and design.weights()["per_loop.embedding"].shape == (7, LLAMA.hidden_size)
+
+
+@designs
 def test_the_start_of_a_stage_alone_is_that_of_the_whole(name: str) -> None:
     """Weights are drawn by their names: a stage of two has those of the whole model."""
     config = ModelSection.model_validate(LLAMA.model_dump() | ENDS | {"loop": DESIGNS[name]})
