@@ -14,7 +14,7 @@ from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
 from tests.distributed.cases import Reference, gradient_errors, make_rows, one_step, tiny_config, world_size
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool
-from tests.distributed.test_parity import LAYOUTS, TOLERANCE, Layout
+from tests.distributed.test_parity import TOLERANCE, Layout
 
 WITH_INPUT = [name for name in INJECTIONS if name != "none"]
 BOUNDARIES = [
@@ -24,7 +24,7 @@ BOUNDARIES = [
 ]
 """Start state, injection and the passes at which it acts: all of each."""
 FACTORS: dict[str, list[Any]] = {
-    "layout": LAYOUTS,
+    "layout": [Layout(1, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1), Layout(1, 2, 2), Layout(1, 4, 1)],
     "boundary": BOUNDARIES,
     "per_loop": list(PER_LOOP),
     "num_loops": [1, 2, 4],
