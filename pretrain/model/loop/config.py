@@ -29,11 +29,9 @@ class _Choices(Section):
     per_loop: PerLoopName = "none"
     """What differs from loop to loop: nothing, an embedding of the loop, norm_scales, lora on every matrix of the
     block, or adaln (shift, scale and gate from the number of the loop)."""
-
     residual_scale: Literal["one", "sqrt", "inverse"] = "one"
-    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the
-    updates of a shared block add up, so that with more loops the same learning rate moves the state further."""
-
+    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the updates of
+    a shared block add up, so that with more loops the same learning rate moves the state further."""
     made_for: int | None = Field(default=None, gt=0)
     """L in residual_scale, and loops that have weights of their own in per_loop; more may be run. Default:
     model.num_loops."""

@@ -10,7 +10,7 @@ A variant describes its weights, counts what it costs and computes, as a functio
 calls. The weights come to it by name (`Held`): a vector or table as a tensor, a matrix "x.weight" as the linear map
 `held["x"]`, whatever the tensor parallelism. So the same file serves the model on one device, each stage of a ring,
 cached generation and the exported class of transformers (which gets a copy of it). New: a file with such a class, and a
-line in the table of `pretrain/model/loop/config.py`.
+line in a table of `pretrain/model/loop/tables.py`.
 
 Shapes: t tokens (under sequence parallelism this rank's), d hidden width.
 """
