@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, floor_of_examples, inputs_of, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
-from finetune.examples.examples import ExampleSet, TextForm, encode_examples, load_examples
+from finetune.examples.examples import ExampleSet, encode_examples, form_of, load_examples
 from finetune.latent.soft import SoftThinking
 from finetune.run.finetuned_model import FinetunedModel
 from pretrain.checkpoint.counters import Counters
@@ -22,7 +22,6 @@ from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import Progress
 from pretrain.tasks.example_file import is_json
-from pretrain.tasks.registry import make_task
 from pretrain.tasks.shortcuts import NO_FLOOR, Floor
 from pretrain.tasks.task import Split
 
@@ -60,8 +59,8 @@ def load_questions(
         given = [name for name in get_args(Split) if getattr(finetuned.config.data, name).is_given]
         raise ValueError(f"data.{split}: the run has none; it has {', '.join(given)}, or name a file with --data")
     examples, form = load_examples(section, split, finetuned.config.run.seed)
-    if file and trained_on.task is not None:
-        form = TextForm.of(make_task(trained_on.task, trained_on.parameters))
+    if file:
+        form = form_of(trained_on)
     examples = examples[:num_examples]
     encoded = encode_examples(examples, form, finetuned.trained.tokenizer, str(file) if file else f"data.{split}")
     name, floor = file.name if file else split, floor_of_examples(section)

@@ -54,6 +54,11 @@ class TextForm(NamedTuple):
         return cls(task.question_end, task.step_end, task.answer_start)
 
 
+def form_of(section: ExamplesSection) -> TextForm:
+    """The form of the texts of a section: that of its task, or of files."""
+    return TextForm() if section.task is None else TextForm.of(make_task(section.task, section.parameters))
+
+
 class EncodedExample(NamedTuple):
     question: tuple[int, ...]
     """With its end, and bos if the tokenizer has its own token for it."""

@@ -14,6 +14,8 @@ weights. The loop count is an argument, never drawn here. Source: Saunshi et al.
 Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
 """
 
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -126,10 +128,17 @@ class LoopedGPT(nn.Module):
             noise_rows=noise_rows,
         )  # fmt: skip
         num_passes = self.config.num_passes(num_loops)
+        (states,) = deque(self.passes(tokens, num_passes, context, embeddings), maxlen=1)  # those of the last
+        return self.finish(states, context, num_passes)
+
+    def passes(
+        self, tokens: Tensor, num_passes: int, context: Context, embeddings: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The states [t, d] as each pass over the block leaves them; `finish` makes final ones of any."""
         states, carried = self.begin(tokens, context, embeddings)
         for loop in range(num_passes):
             states = self.run_loop(self.enter(states, carried, loop), context, loop)
-        return self.finish(states, context, num_passes)
+            yield states
 
     def context(
         self,
