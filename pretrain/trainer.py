@@ -58,7 +58,7 @@ RESUMABLE = Resumable(
         "data.num_workers": "speed alone",
         "data.prefetch_batches": "speed alone",
         "data.on_damage": "what happens at damage from here on",
-        "train.steps": "the length of the run, and with it the rest of the learning rate's schedule",
+        "train.steps": "the length of the run, and with it the rest of the schedules of learning rate and loops",
         "train.global_batch": "samples of a step from here on; tokens are counted",
         "train.recompute": "memory and speed alone",
         "train.compile": "speed alone",
@@ -146,7 +146,7 @@ class Trainer:
             self._score_tasks()
         while counters.step < config.train.steps and not vote.reason:
             started = time.perf_counter()
-            num_loops = num_loops_at(config.model, config.train.loop_sampling, config.run.seed, counters.step)
+            num_loops = num_loops_at(config.model, config.train, config.run.seed, counters.step)
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
             with session.step(self.engine.ring.how_far):
                 rows = torch.from_numpy(self.loader.next_batch())

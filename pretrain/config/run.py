@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pretrain.config.loop_sampling import LoopSamplingSection
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.schema.section import PathText, Section, require_divides
 
@@ -101,28 +102,6 @@ class DataSection(Section):
         return self
 
 
-class LoopSamplingSection(Section):
-    distribution: Literal["fixed", "uniform", "poisson_lognormal"] = "fixed"
-    """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; or 1 + Poisson of a log-normal rate
-    (Huginn)."""
-    minimum: int = Field(default=1, gt=0)
-    """Smallest loop count drawn."""
-    maximum: int = Field(default=32, gt=0)
-    """Largest loop count drawn; larger draws are cut to it."""
-    sigma: float = Field(default=0.5, ge=0, le=10)
-    """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
-
-    def without_effect(self) -> dict[str, str]:
-        unread = {"fixed": ("minimum", "maximum", "sigma"), "uniform": ("sigma",)}.get(self.distribution, ())
-        return dict.fromkeys(unread, f"distribution={self.distribution}")
-
-    @model_validator(mode="after")
-    def _check_range(self) -> "LoopSamplingSection":
-        if self.minimum > self.maximum:
-            raise ValueError(f"train.loop_sampling.minimum={self.minimum} is larger than maximum={self.maximum}")
-        return self
-
-
 class CommonTrainSection(Section):
     """What training has in both of its kinds, pretraining and fine-tuning."""
 
@@ -151,7 +130,7 @@ class TrainSection(CommonTrainSection):
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) in the loss."""
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
-    """How the loop count of each step is chosen, as a function of (run.seed, step) alone."""
+    """How the loop count of each step is chosen, as a function of run.seed, the step and train.steps alone."""
     max_bad_steps: int = Field(default=10, gt=0)
     """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
 
@@ -294,6 +273,12 @@ class RunConfig(EntryConfig):
         return self.parallel.tensor * self.parallel.pipeline
 
     @property
+    def min_loops(self) -> int:
+        """The smallest loop count that training can draw."""
+        sampling = self.train.loop_sampling
+        return (sampling.growth.start or self.model.num_loops) if sampling.distribution == "fixed" else sampling.minimum
+
+    @property
     def max_loops(self) -> int:
         """The largest loop count that training can draw."""
         fixed = self.train.loop_sampling.distribution == "fixed"
@@ -322,6 +307,8 @@ class RunConfig(EntryConfig):
                 f"parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
+        sampling = train.loop_sampling
+        sampling.growth.require_below("train.loop_sampling.growth", *sampling.full(model.num_loops))
         model.require_loops("validation.num_loops", validation.num_loops)
         folders = [source.path for source in self.data.sources if source.path is not None]
         if validation.every and folders and not self.data.validation_fraction:

@@ -1,4 +1,4 @@
-"""The loop count of a step as a function of (seed, step) alone.
+"""The loop count of a step as a function of seed, step and length of the run alone.
 
 No generator object is kept and no rank enters: every rank computes the same count, on any layout and after any resume.
 The draws come from a keyed hash and plain arithmetic, not from a library's random generator, whose streams may change
@@ -6,9 +6,13 @@ between its versions.
 
 - fixed: model.num_loops.
 - uniform: each count in [minimum, maximum] equally likely.
+- poisson: 1 + Poisson(model.num_loops - 1), cut to [minimum, maximum].
 - poisson_lognormal (Huginn, arXiv 2502.05171, section 3.3): rate = exp(Normal(log m - sigma²/2, sigma)), so that
   E[rate] = m; count = 1 + Poisson(rate), with m = model.num_loops - 1, so that E[count] = model.num_loops; then cut to
   [minimum, maximum]. The cut moves the mean a little when much of the tail lies outside.
+
+With `growth`, model.num_loops above, or the maximum of uniform, is the number of that step (`GrowthSection`); where it
+has to be whole, it is rounded.
 """
 
 import math
@@ -16,49 +20,63 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pretrain.config.run import LoopSamplingSection
+from pretrain.config.loop_sampling import LoopSamplingSection
+from pretrain.config.run import TrainSection
 from pretrain.keyed_hash import bits, open_uniform
 from pretrain.model.config import ModelSection
 from pretrain.schema.choice import choose
 
 
-def num_loops_at(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
+def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int) -> int:
     """How often the loop block is applied in a training step, counted from 0."""
-    return _distribution(sampling).draw(model, sampling, seed, step)
+    sampling = train.loop_sampling
+    full = sampling.growth.at(sampling.full(model.num_loops)[1], step, train.steps)
+    return _distribution(sampling).draw(full, sampling, f"{seed}/{step}")
 
 
-def mean_loops(model: ModelSection, sampling: LoopSamplingSection) -> float:
-    """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
-    return _distribution(sampling).mean(model, sampling)
+def mean_loops(model: ModelSection, train: TrainSection) -> float:
+    """Mean loop count of a run's steps (of the Poisson ones before the draws are cut to their range)."""
+    sampling = train.loop_sampling
+    return _distribution(sampling).mean(sampling.growth.mean(sampling.full(model.num_loops)[1]), sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """One way to draw loop counts."""
+    """One way to draw loop counts. The first argument of both is the count, mean or maximum of the step."""
 
-    draw: Callable[[ModelSection, LoopSamplingSection, int, int], int]
-    """(model, sampling, seed, step) -> loop count."""
-    mean: Callable[[ModelSection, LoopSamplingSection], float]
-
-
-def _uniform(_model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
-    num_counts = sampling.maximum - sampling.minimum + 1
-    return sampling.minimum + (bits(f"loops/uniform/{seed}/{step}") * num_counts >> 64)
+    draw: Callable[[float, LoopSamplingSection, str], int]
+    """The last argument keys the draw."""
+    mean: Callable[[float, LoopSamplingSection], float]
 
 
-def _poisson_lognormal(model: ModelSection, sampling: LoopSamplingSection, seed: int, step: int) -> int:
-    if model.num_loops == 1:
+def _fixed(count: float, _: LoopSamplingSection, __: str) -> int:
+    return _rounded(count)
+
+
+def _uniform(maximum: float, sampling: LoopSamplingSection, key: str) -> int:
+    num_counts = _rounded(maximum) - sampling.minimum + 1
+    return sampling.minimum + (bits(f"loops/uniform/{key}") * num_counts >> 64)
+
+
+def _poisson(mean: float, sampling: LoopSamplingSection, key: str, sigma: float = 0.0) -> int:
+    """`sigma` is the log-normal spread of the rate."""
+    if mean == 1:
         return max(1, sampling.minimum)
-    spread = NormalDist().inv_cdf(open_uniform(f"loops/rate/{seed}/{step}"))
-    log_rate = math.log(model.num_loops - 1) - sampling.sigma**2 / 2 + sampling.sigma * spread
-    count = 1 + _poisson(log_rate, open_uniform(f"loops/count/{seed}/{step}"), sampling.maximum - 1)
-    return max(count, sampling.minimum)
+    normal = NormalDist().inv_cdf(open_uniform(f"loops/rate/{key}")) if sigma else 0.0
+    log_rate = math.log(mean - 1) - sigma**2 / 2 + sigma * normal
+    uniform = open_uniform(f"loops/count/{key}")
+    return max(1 + _quantile(log_rate, uniform, sampling.maximum - 1), sampling.minimum)
+
+
+def _poisson_lognormal(mean: float, sampling: LoopSamplingSection, key: str) -> int:
+    return _poisson(mean, sampling, key, sampling.sigma)
 
 
 DISTRIBUTIONS = {
-    "fixed": Distribution(draw=lambda model, *_: model.num_loops, mean=lambda model, _: float(model.num_loops)),
-    "uniform": Distribution(draw=_uniform, mean=lambda _, sampling: (sampling.minimum + sampling.maximum) / 2),
-    "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda model, _: float(model.num_loops)),
+    "fixed": Distribution(draw=_fixed, mean=lambda count, _: count),
+    "uniform": Distribution(draw=_uniform, mean=lambda maximum, sampling: (sampling.minimum + maximum) / 2),
+    "poisson": Distribution(draw=_poisson, mean=lambda mean, _: mean),
+    "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda mean, _: mean),
 }
 
 
@@ -66,7 +84,12 @@ def _distribution(sampling: LoopSamplingSection) -> Distribution:
     return choose(DISTRIBUTIONS, sampling.distribution, "train.loop_sampling.distribution")
 
 
-def _poisson(log_rate: float, uniform: float, largest: int) -> int:
+def _rounded(number: float) -> int:
+    """To the nearest whole number, halves up."""
+    return math.floor(number + 0.5)
+
+
+def _quantile(log_rate: float, uniform: float, largest: int) -> int:
     """The `uniform` quantile of a Poisson distribution, cut to `largest`: the first count whose cumulative probability
     reaches it."""
     cumulative = 0.0

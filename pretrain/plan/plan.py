@@ -57,7 +57,7 @@ class Plan:
     """By part of the model, each shared weight once."""
     stages: tuple[StagePlan, ...]
     mean_loops: float
-    """Mean loop count of a step (for poisson_lognormal before the draws are cut to their range)."""
+    """Mean loop count of a step (of the Poisson ones before the draws are cut to their range)."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -103,7 +103,7 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         layout=layout,
         parameters=count_parameters(config.model, config.train.seq_len),
         stages=tuple(_plan_stage(config, layout, index) for index in range(config.parallel.pipeline)),
-        mean_loops=mean_loops(config.model, config.train.loop_sampling),
+        mean_loops=mean_loops(config.model, config.train),
     )
 
 

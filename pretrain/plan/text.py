@@ -67,17 +67,15 @@ def _size_rows(plan: Plan) -> Iterator[Row]:
 
 
 def _work_rows(plan: Plan) -> Iterator[Row]:
-    model, train = plan.config.model, plan.config.train
-    sampling = train.loop_sampling
-    drawn = {sampling.minimum, sampling.maximum} if sampling.distribution != "fixed" else set()
-    loop_counts = sorted({model.num_loops, *drawn})
+    config, model, train = plan.config, plan.config.model, plan.config.train
+    loop_counts = sorted({model.num_loops, config.min_loops, config.max_loops})
     for loops in loop_counts:
         forward = si(forward_flops_per_token(model, train.seq_len, loops))
         training = si(train_flops_per_token(model, train.seq_len, loops))
         name = "FLOPs" if loops == loop_counts[0] else ""
         yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
     naive = 6 * sum(plan.parameters.values())
-    mean = f" at the mean of {plan.mean_loops:g} loops" if drawn else ""
+    mean = f" at the mean of {plan.mean_loops:g} loops" if len(loop_counts) > 1 else ""
     share = naive / plan.train_flops_per_token
     yield "", f"6 · parameters would give {si(naive)}, {share:.2f} of what is run{mean}"
     per_step = plan.train_flops_per_token * plan.tokens_per_step

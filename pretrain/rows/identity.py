@@ -83,8 +83,7 @@ class RunIdentity:
 
 def loops_of(config: RunConfig) -> tuple[int, int]:
     """Fewest and most loops that a step of pretraining can draw."""
-    sampling = config.train.loop_sampling
-    return (config.max_loops if sampling.distribution == "fixed" else sampling.minimum, config.max_loops)
+    return config.min_loops, config.max_loops
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
             num_ranks=groups.data.size(),
         ) as loader:  # fmt: skip
             for step in range(num_updates):
-                num_loops = num_loops_at(config.model, train.loop_sampling, config.run.seed, step)
+                num_loops = num_loops_at(config.model, train, config.run.seed, step)
                 lr = learning_rate(config.optimizer, step, train.steps)
                 result = engine.train_step(torch.from_numpy(loader.next_batch()), num_loops, lr, vote)
                 where = f"of step {step + 1}, L={num_loops}"

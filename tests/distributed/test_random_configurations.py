@@ -83,7 +83,7 @@ def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[t
         "loop_sampling": {
             "distribution": "fixed"
             if regularised
-            else draw(st.sampled_from(["fixed", "uniform", "poisson_lognormal"])),
+            else draw(st.sampled_from(["fixed", "uniform", "poisson", "poisson_lognormal"])),
             "maximum": 4,
         },
     }
@@ -115,7 +115,6 @@ def train(config: RunConfig) -> tuple[list[StepResult], list[float], list[float]
     """Some steps at loop counts as a run draws them; validation at two loop counts before and after them."""
     engine, groups = make_engine(config)
     loops = [1] if config.model.num_blocks > 1 else [1, 3]
-    sampling, seed = config.train.loop_sampling, config.run.seed
 
     def rows(number: int) -> Tensor:
         return own_rows(make_rows(NUM_ROWS, number), groups)
@@ -126,7 +125,8 @@ def train(config: RunConfig) -> tuple[list[StepResult], list[float], list[float]
 
     before = validate()
     results = [
-        engine.train_step(rows(step), num_loops_at(config.model, sampling, seed, step), LR) for step in range(NUM_STEPS)
+        engine.train_step(rows(step), num_loops_at(config.model, config.train, config.run.seed, step), LR)
+        for step in range(NUM_STEPS)
     ]
     return results, before, validate()
 

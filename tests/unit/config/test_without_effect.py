@@ -23,6 +23,11 @@ CASES: list[tuple[list[str], list[str]]] = [
         [f"train.loop_sampling.{key}" for key in ("minimum", "maximum", "sigma")],
     ),
     (["train.loop_sampling={distribution: uniform, sigma: 0.1}"], ["train.loop_sampling.sigma"]),
+    (["train.loop_sampling={distribution: poisson, sigma: 0.1}"], ["train.loop_sampling.sigma"]),
+    (
+        ["train.loop_sampling.growth={begin: 0.1, end: 0.2}"],
+        [f"train.loop_sampling.growth.{key}" for key in ("begin", "end")],
+    ),
     (["model.loop_regulariser.groups=[query]"], ["model.loop_regulariser.groups"]),
     (
         ["data.sources=[{task: addition, supervise: steps}, {path: a, supervise: steps, parameters: {n: 1}}]"],
@@ -85,6 +90,7 @@ def test_what_a_later_layer_switches_off_goes_back_to_its_default(tmp_path: Path
         ["optimizer={name: muon, momentum: 0.9, adamw_lr: 1e-4, beta2: 0.9}"],
         ["optimizer={schedule: wsd, decay_steps: 5, min_lr_ratio: 0}"],
         ["train.loop_sampling={distribution: poisson_lognormal, minimum: 2, maximum: 5, sigma: 0.1}"],
+        ["train.loop_sampling={distribution: fixed, growth: {start: 1, begin: 0.1, end: 0.2}}", "model.num_loops=2"],
         ["model.loop_regulariser={weight: 0.1, block_size: 4, groups: [query]}"],
         ["validation={tasks: [addition], tasks_every: 5, num_examples: 5, data_dir: a}"],
     ],

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.config.run import LoopSamplingSection
+from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection
+from pretrain.config.run import RunConfig, TrainSection
 from pretrain.model.config import ModelSection
-from pretrain.optim.loop_count import num_loops_at
+from pretrain.optim.loop_count import mean_loops, num_loops_at
 
 NUM_DRAWS = 20_000
 
 
 def draws(num_loops: int, sampling: LoopSamplingSection, *, seed: int = 0, count: int = NUM_DRAWS) -> list[int]:
-    model = ModelSection(num_loops=num_loops)
-    return [num_loops_at(model, sampling, seed, step) for step in range(count)]
+    model, train = ModelSection(num_loops=num_loops), TrainSection(loop_sampling=sampling, steps=count)
+    return [num_loops_at(model, train, seed, step) for step in range(count)]
 
 
 def chi_square(observed: Counter[int], probabilities: dict[int, float]) -> tuple[float, int]:
@@ -36,7 +37,8 @@ def chi_square_limit(freedom: int) -> float:
 
 
 def poisson_lognormal(mean: float, sigma: float, largest: int) -> dict[int, float]:
-    """P(1 + Poisson(rate), cut to `largest`) with a log-normal rate of the given mean, integrated over its normal."""
+    """P(1 + Poisson(rate), cut to `largest`) with a log-normal rate of the given mean, integrated over its normal; with
+    sigma 0 that of a plain Poisson."""
     probabilities = dict.fromkeys(range(1, largest + 1), 0.0)
     width = 0.01
     for cell in range(-800, 801):
@@ -74,9 +76,10 @@ def test_fixed_is_the_model_s_count() -> None:
     st.floats(0, 3),
 )
 def test_counts_stay_in_range(seed: int, step: int, minimum: int, span: int, mean: int, sigma: float) -> None:
-    for distribution in ("uniform", "poisson_lognormal"):
+    for distribution in ("uniform", "poisson", "poisson_lognormal"):
         sampling = LoopSamplingSection(distribution=distribution, minimum=minimum, maximum=minimum + span, sigma=sigma)
-        assert minimum <= num_loops_at(ModelSection(num_loops=mean), sampling, seed, step) <= minimum + span
+        train = TrainSection(loop_sampling=sampling)
+        assert minimum <= num_loops_at(ModelSection(num_loops=mean), train, seed, step) <= minimum + span
 
 
 def test_uniform_counts_are_equally_likely() -> None:
@@ -85,10 +88,14 @@ def test_uniform_counts_are_equally_likely() -> None:
     assert statistic < chi_square_limit(freedom)
 
 
-@pytest.mark.parametrize(("mean", "sigma"), [(4, 0.5), (32, 0.5), (6, 0.0)])
-def test_poisson_lognormal_follows_its_law(mean: int, sigma: float) -> None:
+@pytest.mark.parametrize(
+    ("distribution", "mean", "sigma"),
+    [("poisson_lognormal", 4, 0.5), ("poisson_lognormal", 32, 0.5), ("poisson_lognormal", 6, 0.0), ("poisson", 6, 0.0)],
+)
+def test_poisson_counts_follow_their_law(distribution: str, mean: int, sigma: float) -> None:
     largest = 8 * mean
-    observed = Counter(draws(mean, LoopSamplingSection(distribution="poisson_lognormal", maximum=largest, sigma=sigma)))
+    given = {"distribution": distribution, "maximum": largest, "sigma": sigma}
+    observed = Counter(draws(mean, LoopSamplingSection.model_validate(given)))
     law = poisson_lognormal(mean - 1, sigma, largest)
     assert sum(law.values()) == pytest.approx(1, abs=1e-6)
     assert sum(count * probability for count, probability in law.items()) == pytest.approx(mean, rel=1e-3)
@@ -100,7 +107,7 @@ def test_a_mean_of_one_loop_is_one_loop() -> None:
     assert set(draws(1, LoopSamplingSection(distribution="poisson_lognormal"), count=50)) == {1}
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "poisson_lognormal"])
+@pytest.mark.parametrize("distribution", ["uniform", "poisson", "poisson_lognormal"])
 def test_neighbouring_steps_and_seeds_are_unrelated(distribution: str) -> None:
     sampling = LoopSamplingSection.model_validate({"distribution": distribution, "minimum": 1, "maximum": 64})
     here, other_seed = draws(8, sampling), draws(8, sampling, seed=1)
@@ -112,3 +119,46 @@ def correlation(left: list[int], right: list[int]) -> float:
     left_mean, right_mean = sum(left) / len(left), sum(right) / len(right)
     products = sum((x - left_mean) * (y - right_mean) for x, y in zip(left, right, strict=True))
     return products / math.sqrt(sum((x - left_mean) ** 2 for x in left) * sum((y - right_mean) ** 2 for y in right))
+
+
+# --- growth over the steps --------------------------------------------------------------------------------------------
+
+
+def test_a_count_grows_between_two_shares_of_the_steps() -> None:
+    growth = GrowthSection(start=2, begin=0.5, end=0.8)
+    counts = draws(4, LoopSamplingSection(growth=growth), count=100)
+    assert counts == [2] * 58 + [3] * 15 + [4] * 27  # a line from 2 at step 50 to 4 at step 80, rounded
+    assert draws(4, LoopSamplingSection(growth=GrowthSection(start=1, begin=0.5, end=0.5)), count=4) == [1, 1, 4, 4]
+
+
+@pytest.mark.parametrize("distribution", ["fixed", "uniform", "poisson", "poisson_lognormal"])
+def test_the_mean_that_is_planned_is_that_of_the_draws(distribution: str) -> None:
+    given = {"distribution": distribution, "maximum": 64, "growth": {"start": 2, "begin": 0.25, "end": 0.75}}
+    sampling = LoopSamplingSection.model_validate(given)
+    counts = draws(16, sampling)
+    train = TrainSection(loop_sampling=sampling, steps=NUM_DRAWS)
+    assert mean_loops(ModelSection(num_loops=16), train) == pytest.approx(sum(counts) / NUM_DRAWS, rel=0.02)
+    early, late = counts[: NUM_DRAWS // 4], counts[-NUM_DRAWS // 4 :]
+    assert sum(late) > 7 * sum(early)
+    full = draws(16, sampling.model_copy(update={"growth": GrowthSection()}))
+    assert counts[-NUM_DRAWS // 4 :] == full[-NUM_DRAWS // 4 :]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "line"),
+    [
+        ({"growth": {"start": 4}}, r"train\.loop_sampling\.growth\.start=4 must be below model\.num_loops=4"),
+        (
+            {"distribution": "uniform", "maximum": 8, "growth": {"start": 8}},
+            r"train\.loop_sampling\.growth\.start=8 must be below train\.loop_sampling\.maximum=8",
+        ),
+        (
+            {"distribution": "uniform", "minimum": 3, "maximum": 8, "growth": {"start": 2}},
+            r"train\.loop_sampling\.growth\.start=2 is below minimum=3",
+        ),
+        ({"growth": {"start": 1, "begin": 0.9, "end": 0.1}}, r"begins at 0\.9 of the steps, after its end at 0\.1"),
+    ],
+)
+def test_growth_that_cannot_be_is_refused(sampling: dict, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        RunConfig.model_validate({"model": {"num_loops": 4}, "train": {"loop_sampling": sampling}})

@@ -1,0 +1,77 @@
+"""How many loops a step of training runs, as configuration; drawn in `pretrain/optim/loop_count.py`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.schema.section import Section
+
+
+class GrowthSection(Section):
+    """A number that grows over the steps of a run: `start` until the share `begin` of `train.steps`, then in a straight
+    line, its full value from the share `end` on."""
+
+    start: int | None = Field(default=None, gt=0)
+    """Value at which training starts, below the full one. Default: the full value from the first step on."""
+    begin: float = Field(default=0.0, ge=0, le=1)
+    """Share of train.steps after which it grows."""
+    end: float = Field(default=1.0, ge=0, le=1)
+    """Share of train.steps from which on it has its full value; equal to begin: it jumps."""
+
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.start is not None else dict.fromkeys(("begin", "end"), "start=null")
+
+    def at(self, full: int, step: int, steps: int) -> float:
+        """The value in a step, counted from 0, of a run of `steps`; its full value is `full`."""
+        if self.start is None or step >= self.end * steps:
+            return full
+        passed = max(0.0, step - self.begin * steps) / ((self.end - self.begin) * steps or 1)
+        return self.start + passed * (full - self.start)
+
+    def mean(self, full: int) -> float:
+        """Mean of the value over a long run."""
+        return full if self.start is None else full - (full - self.start) * (self.begin + self.end) / 2
+
+    def require_below(self, key: str, full_key: str, full: int) -> None:
+        """Raise a ValueError unless the section, at `key`, leaves its value room to grow."""
+        if self.start is not None and self.start >= full:
+            raise ValueError(f"{key}.start={self.start} must be below {full_key}={full}, to which it grows")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "GrowthSection":
+        if self.begin > self.end:
+            raise ValueError(f"growth begins at {self.begin} of the steps, after its end at {self.end}")
+        return self
+
+
+class LoopSamplingSection(Section):
+    distribution: Literal["fixed", "uniform", "poisson", "poisson_lognormal"] = "fixed"
+    """Loop count of a step: always model.num_loops; uniform in [minimum, maximum]; 1 + Poisson; or 1 + Poisson of a
+    log-normal rate (Huginn)."""
+    minimum: int = Field(default=1, gt=0)
+    """Smallest loop count drawn."""
+    maximum: int = Field(default=32, gt=0)
+    """Largest loop count drawn; larger draws are cut to it."""
+    sigma: float = Field(default=0.5, ge=0, le=10)
+    """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
+    growth: GrowthSection = GrowthSection()
+    """What grows over the steps: the count (fixed), the mean (poisson, poisson_lognormal) or the maximum (uniform)."""
+
+    def without_effect(self) -> dict[str, str]:
+        unread = {"fixed": ("minimum", "maximum", "sigma"), "poisson_lognormal": ()}.get(self.distribution, ("sigma",))
+        return dict.fromkeys(unread, f"distribution={self.distribution}")
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "LoopSamplingSection":
+        if self.minimum > self.maximum:
+            raise ValueError(f"train.loop_sampling.minimum={self.minimum} is larger than maximum={self.maximum}")
+        start = self.growth.start
+        if self.distribution == "uniform" and start is not None and start < self.minimum:
+            raise ValueError(f"train.loop_sampling.growth.start={start} is below minimum={self.minimum}")
+        return self
+
+    def full(self, num_loops: int) -> tuple[str, int]:
+        """Key and value of what growth ends at; `num_loops` is the model's."""
+        if self.distribution == "uniform":
+            return "train.loop_sampling.maximum", self.maximum
+        return "model.num_loops", num_loops
