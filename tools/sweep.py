@@ -1,9 +1,10 @@
-"""Train and compare a family of models, or methods of fine-tuning: `python tools/sweep.py
-configs/sweeps/p_hop_small.yaml`.
+"""Train and compare a family of models, methods of fine-tuning or a grid of settings: `python tools/sweep.py
+configs/sweeps/p_hop_small.yaml --jobs 2`.
 
 Models are trained, evaluated and plotted; methods are trained, scored on their test questions with every number of
 thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the
 folder above. A repeated command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped.
+--jobs N runs N of them side by side, the output of each in logs/ of that folder, and shares cores out among them.
 --print only shows the commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose
 tasks wait for those of the stage before, and a last job for the plot or table that waits for all.
 `pretrain/config/sweep.py` documents the configuration; tools/publish.py puts rows and figures beside it.
@@ -26,12 +27,13 @@ from pathlib import Path
 import finetune.config
 from finetune.config import FinetuneConfig
 from pretrain.command.console import run_command
-from pretrain.command.options import OptionParser
+from pretrain.command.options import OptionParser, positive
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepCell, SweepConfig, cells
 from pretrain.device.ranks import is_launched
+from pretrain.run.side_by_side import NamedCommand, run_side_by_side
 
 SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parts = ("train", "eval", *SUMMARIES)
     parser.add_argument("--stage", choices=parts, help="only this part of the sweep, as in a job array")
     parser.add_argument("--cell", type=int, metavar="N", help="only this run, numbered from 0")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs side by side; default: 1")
     return parser.parse_args(arguments)
 
 
@@ -85,16 +88,16 @@ def check(sweep: SweepConfig, cell: SweepCell, root: Path) -> None:
 def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     evaluation = sweep.evaluation
     command = [sys.executable, "tools/eval_depth.py", "--run", str(root / cell.name)]
-    command += ["--num-loops", str(cell.num_loops)]
+    command += ["--num-loops", str(cell.num_loops)] if cell.num_loops else []
     command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
     command += ["--num-examples", str(evaluation.num_examples)] if evaluation.num_examples else []
     return command + (["--data-dir", evaluation.data_dir] if evaluation.data_dir else [])
 
 
-def has_tasks(sweep: SweepConfig, cell: SweepCell) -> bool:
-    """Whether there is a task to score; the validation loss of text is a result of training."""
-    sources = read_config(Path(sweep.config), RunConfig, list(cell.overrides)).data.sources
-    return bool(sweep.evaluation.tasks) or any(source.task for source in sources)
+def has_tasks(sweep: SweepConfig, family: Sequence[SweepCell]) -> bool:
+    """Whether there are tasks to score; the validation loss of text is a result of training."""
+    configs = [read_config(Path(sweep.config), RunConfig, list(cell.overrides)) for cell in family]
+    return bool(sweep.evaluation.tasks) or any(source.task for config in configs for source in config.data.sources)
 
 
 def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[str, list[Command]]:
@@ -104,13 +107,14 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
         runs = [str(root / cell.name) for cell in family]
         score = [[sys.executable, "tools/eval_coconut.py", "--run", run, "--latents", "all"] for run in runs]
         return {"train": train, "eval": score, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
-    evaluate = [eval_command(sweep, cell, root) for cell in family if has_tasks(sweep, cell)]
+    evaluate = [eval_command(sweep, cell, root) for cell in family] if has_tasks(sweep, family) else []
     rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
-    kinds = [f"--group={kind}={','.join(tasks)}" for kind, tasks in sweep.evaluation.groups.items()]
+    more = [f"--group={kind}={','.join(tasks)}" for kind, tasks in sweep.evaluation.groups.items()]
+    more += [f"--colour={key}" for key in [key for key in sweep.grid if key != "run.seed"][:1]]
     return {
         "train": train,
         **({"eval": evaluate} if evaluate else {}),
-        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root), *kinds]],
+        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root), *more]],
     }
 
 
@@ -164,6 +168,11 @@ def work(options: argparse.Namespace) -> None:
         if options.stage not in (None, stage) and not options.dry_run:
             continue
         chosen = commands if options.cell is None or stage in SUMMARIES else [commands[options.cell]]
+        if options.jobs > 1 and len(chosen) > 1 and not (options.print or options.dry_run):
+            names = [cell.name for cell in family]
+            logs = [root / "logs" / f"{stage}-{name}.log" for name in names]
+            run_side_by_side(list(map(NamedCommand, names, chosen, logs)), stage, options.jobs)
+            continue
         for number, command in enumerate(chosen, start=1):
             if options.print:
                 print(shlex.join(command))

@@ -1,16 +1,20 @@
-"""A sweep: runs of one configuration that are compared, from one file: a family of models over depth, or methods of
-fine-tuning.
+"""A sweep: runs of one configuration that are compared, from one file: a family of models over depth, methods of
+fine-tuning, or a grid of settings.
 
 For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly
 (iso-FLOP), and k⊗1, with the same weights applied once (iso-parameter). Each is trained, then evaluated at its own loop
 count, then all are plotted. Methods are trained, which ends with their test questions, then all are put in a table.
-A cell is one model or method with one seed, and a run of its own.
+A grid multiplies models or methods by values of settings; alone it varies the configuration itself. A cell is one model
+or method with one set of values and one seed, and a run of its own.
 """
 
 import hashlib
+import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -51,6 +55,9 @@ class SweepConfig(Section):
     methods: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Instead of models: values of method.name, or <method.name>-<label> for several runs of a method, each with
     overrides for it alone; the configuration is one of fine-tuning."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Values of settings, such as {optimizer.lr: [0.001, 0.003]}: every model or method is trained with every
+    combination of them."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Values of run.seed; each model or method is trained with all of them."""
     ranks: int = Field(default=1, gt=0)
@@ -60,10 +67,15 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> "SweepConfig":
-        if bool(self.models) == bool(self.methods):
-            raise ValueError("a sweep compares models or methods: give one of the two")
+        if (self.models and self.methods) or not (self.models or self.methods or self.grid):
+            raise ValueError("a sweep compares models or methods: give one of the two, or a grid of settings")
         if self.methods and self.evaluation != SweepEvaluation():
             raise ValueError("evaluation: is for models; methods are scored on data.test of their configuration")
+        for key, values in self.grid.items():
+            if not values or len(set(map(_spelt, values))) < len(values):
+                raise ValueError(f"grid.{key}: needs values, each once")
+        if "run.seed" in self.grid and "seeds" in self.model_fields_set:
+            raise ValueError("grid.run.seed: seeds are given too; give one of the two")
         return self
 
 
@@ -81,11 +93,29 @@ class SweepCell(NamedTuple):
 def cells(sweep: SweepConfig) -> list[SweepCell]:
     """The runs of a sweep, each once, in the order of the file."""
     found: dict[str, SweepCell] = {}
-    for name, overrides, num_loops in [*_named_apart(list(_models(sweep))), *_methods(sweep)]:
-        for seed in sweep.seeds:
-            cell = SweepCell(f"{name}-seed{seed}", (*sweep.overrides, *overrides, f"run.seed={seed}"), num_loops)
-            found.setdefault(cell.name, cell)
+    axes = {key: values for key, values in sweep.grid.items() if key != "run.seed"}
+    points = [dict(zip(axes, map(_spelt, values), strict=True)) for values in product(*axes.values())]
+    alone = [] if sweep.models or sweep.methods else [SweepCell("", ())]
+    for name, overrides, num_loops in [*alone, *_named_apart(list(_models(sweep))), *_methods(sweep)]:
+        for point in points:
+            labels = [_label(key, value, axes) for key, value in point.items()]
+            settings = (*sweep.overrides, *overrides, *(f"{key}={value}" for key, value in point.items()))
+            for seed in sweep.grid.get("run.seed", sweep.seeds):
+                full = "-".join(filter(None, [name, *labels, f"seed{seed}"]))
+                found.setdefault(full, SweepCell(full, (*settings, f"run.seed={seed}"), num_loops))
     return list(found.values())
+
+
+def _spelt(value: Any) -> str:
+    """A value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _label(key: str, value: str, axes: Iterable[str]) -> str:
+    """A value in the name of a run: after the last part of its key, or all of it where two of the grid end alike."""
+    last = key.rpartition(".")[2]
+    is_clear = sum(other.rpartition(".")[2] == last for other in axes) == 1
+    return re.sub(r"[^A-Za-z0-9._+-]+", "", (last if is_clear else key) + value)
 
 
 def _models(sweep: SweepConfig) -> Iterator[SweepCell]:

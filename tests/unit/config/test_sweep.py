@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,29 @@ def test_a_looped_model_comes_with_its_two_baselines_and_all_seeds(tmp_path: Pat
     ]
     assert family[0].overrides == ("train.steps=9", "model.num_loop_layers=2", "model.num_loops=3", "run.seed=0")
     assert [cell.num_loops for cell in family[::2]] == [3, 1, 1]
+
+
+def test_a_grid_multiplies_models_methods_or_the_configuration_itself(tmp_path: Path) -> None:
+    """Values are those that are written, however YAML spells them; each run has its own."""
+    grid = "{optimizer.lr: [1e-3, 0.00001], optimizer.name: [adamw, muon], run.seed: [3, 4]}"
+    family = cells(read_config(write(tmp_path / "s.yaml", f"{{config: CONFIG, grid: {grid}}}"), SweepConfig))
+    assert [cell.name for cell in family[:3]] == [
+        "lr1e-3-nameadamw-seed3",
+        "lr1e-3-nameadamw-seed4",
+        "lr1e-3-namemuon-seed3",
+    ]
+    configs = [read_config(ROOT / "configs/tasks/p_hop_small.yaml", RunConfig, list(cell.overrides)) for cell in family]
+    found = [(config.optimizer.lr, config.optimizer.name, config.run.seed) for config in configs]
+    assert found == list(product((1e-3, 1e-5), ("adamw", "muon"), (3, 4)))
+    models = "overrides: [train.steps=9], models: [{num_loop_layers: 1, num_loops: 2}]"
+    text = f"{{config: CONFIG, {models}, grid: {{a.lr: [1], b.lr: [2, 3]}}}}"
+    family = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
+    assert [cell.name for cell in family][:2] == ["1x2-a.lr1-b.lr2-seed0", "1x2-a.lr1-b.lr3-seed0"] and len(family) == 6
+    wanted = ("train.steps=9", "model.num_loop_layers=1", "model.num_loops=2", "a.lr=1", "b.lr=2", "run.seed=0")
+    assert family[0].overrides == wanted
+    text = "{config: CONFIG, methods: {no_cot: []}, grid: {train.num_loops: [1, 2]}}"
+    family = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
+    assert [cell.name for cell in family] == ["no_cot-num_loops1-seed0", "no_cot-num_loops2-seed0"]
 
 
 def test_overrides_that_end_alike_are_models_of_their_own(tmp_path: Path) -> None:
@@ -150,6 +174,9 @@ def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -
         ("{config: CONFIG, models: []}", " a sweep compares models or methods: give one of the two"),
         ("{config: CONFIG, methods: {cot: []}, models: [{num_loop_layers: 1}]}", " a sweep compares models or methods"),
         ("{config: CONFIG, methods: {cot: []}, evaluation: {num_examples: 9}}", " evaluation: is for models"),
+        ("{config: CONFIG, grid: {optimizer.lr: []}}", r" grid\.optimizer\.lr: needs values, each once"),
+        ("{config: CONFIG, grid: {optimizer.lr: [1, 1]}}", r" grid\.optimizer\.lr: needs values, each once"),
+        ("{config: CONFIG, grid: {run.seed: [1]}, seeds: [2]}", r" grid\.run\.seed: seeds are given too"),
         ("{config: CONFIG, model: [{num_loop_layers: 1}]}", "1: model: unknown key, did you mean models?"),
         (
             "config: CONFIG\nmodels:\n - {num_loop_layers: 0}",
@@ -212,6 +239,25 @@ def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path:
         assert [(row["task"], row["metric"], row["num_loops"], row["step"]) for row in rows] == [("p_hop", "acc", 2, 3)]
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert "has p_hop already" in done.stderr
+
+
+def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> None:
+    """Two at a time, to the plot; a bad one stops the sweep and is named, a signal lets runs save."""
+    write(tmp_path / "tiny.yaml", TINY.replace("models:", "grid: {run.seed: [0, 1, 2]}\nmodels:"))
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    root = tmp_path / "runs" / "sweeps" / "tiny"
+    done = sweep(tmp_path, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "1x2-seed2 began" in line] and "eval 3/3" in done.stderr
+    rows = [json.loads((root / f"1x2-seed{seed}" / "eval" / "depth.jsonl").read_text()) for seed in range(3)]
+    assert [row["seed"] for row in rows] == [0, 1, 2] and (root / "scaling.svg").exists()
+    assert "step 3/3" in (root / "logs" / "train-1x2-seed1.log").read_text()
+
+    damaged = root / "1x2-seed1" / "checkpoints"
+    for shard in damaged.rglob("*.safetensors"):
+        shard.write_bytes(b"")
+    failed = sweep(tmp_path, "--jobs", "2", "--stage", "eval")
+    assert failed.returncode == 1 and "1x2-seed1 ended with exit code" in failed.stderr.splitlines()[-1]
 
 
 def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
