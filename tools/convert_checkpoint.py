@@ -22,6 +22,21 @@ from typing import Any
 
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, add_run, at_least, positive
+from pretrain.model.loop.tables import INJECTIONS
+
+MERGES = ("average", "first", "middle", "last", "none")
+
+
+def merge_of(text: str) -> str | int:
+    """A way to merge blocks, or the number of one."""
+    if text in MERGES:
+        return text
+    try:
+        return at_least(0)(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {', '.join(MERGES)}, nor the number of a block"
+        ) from None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,10 +69,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loop.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the unlooped run")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     loop.add_argument("--num-loop-layers", type=positive, required=True, metavar="K", help="layers of the loop block")
+    depth = loop.add_mutually_exclusive_group()
+    blocks = "blocks that become one, and loops; default: what is left between prelude and coda"
+    depth.add_argument("--num-loops", type=positive, metavar="L", help=blocks)
+    depth.add_argument("--num-layers", type=positive, metavar="N", help="instead: layers of weights to end up with")
     for option, which in (("--num-prelude-layers", "first"), ("--num-coda-layers", "last")):
-        kept = f"{which} layers that stay as they are; default: 0"
-        loop.add_argument(option, type=at_least(0), default=0, metavar="N", help=kept)
-    loop.add_argument("--block", type=at_least(0), metavar="N", help="block to take, from 0; default: the mean of all")
+        kept = f"{which} layers that stay as they are; default: where the blocks are most alike, or 0 without L or N"
+        loop.add_argument(option, type=at_least(0), metavar="N", help=kept)
+    text = "measure on it which layers make the block; default: by the likeness of their weights"
+    loop.add_argument("--text", type=Path, metavar="FILE", help=text)
+    merge = f"what the loop block is: {', '.join(MERGES)}, or the number of a block, from 0; default: average"
+    loop.add_argument(
+        "--merge", type=merge_of, default="average", metavar="HOW", help=f"{merge}; none keeps all layers"
+    )
+    loop.add_argument(
+        "--lora-rank", type=positive, metavar="R", help="a LoRA for each loop, from the SVD of differences"
+    )
+    loop.add_argument("--injection", choices=tuple(INJECTIONS), default="none", help="to begin as the identity")
     return parser.parse_args(arguments)
 
 
@@ -88,12 +116,19 @@ def import_published(options: argparse.Namespace) -> list[str]:
 
 
 def loop(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.surgery import loop_model
+    from pretrain.hf.surgery import Surgery, loop_model
 
-    return loop_model(
-        options.run, options.out, num_loop_layers=options.num_loop_layers, block=options.block,
-        num_prelude_layers=options.num_prelude_layers, num_coda_layers=options.num_coda_layers,
-    )  # fmt: skip
+    names = (
+        "num_loop_layers",
+        "num_loops",
+        "num_layers",
+        "num_prelude_layers",
+        "num_coda_layers",
+        "merge",
+        "lora_rank",
+    )
+    chosen = {name: getattr(options, name) for name in (*names, "injection", "text")}
+    return loop_model(options.run, options.out, Surgery(**chosen))
 
 
 WORK: dict[str, Callable[[Any], list[str]]] = {"export": export, "import": import_published, "loop": loop}

@@ -45,9 +45,14 @@ def block_similarities(config: ModelSection, block_size: int, read: Callable[[st
     require_divides("number of looped layers", config.num_loop_layers, "block size", block_size)
     if config.num_loop_layers == block_size:
         raise ValueError(f"its {block_size} looped layers are one block of {block_size}: there is nothing to compare")
+    return layer_similarities(config, block_size, read)
+
+
+def layer_similarities(config: ModelSection, distance: int, read: Callable[[str], Tensor]) -> list[BlockSimilarity]:
+    """The same for layers at any distance k below their number, whole blocks or not."""
     found = []
     for group, path in matrix_paths(config, tuple(WEIGHT_PATHS)).items():
         layers = [read(f"loop.{number}.{path}") for number in range(config.num_loop_layers)]
-        pairs = zip(layers, layers[block_size:], strict=False)
+        pairs = zip(layers, layers[distance:], strict=False)
         found.append(BlockSimilarity(group, tuple(cosine(dot_products(a, b)).item() for a, b in pairs)))
     return found

@@ -20,7 +20,7 @@ from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
 from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_model
-from pretrain.hf.surgery import loop_model
+from pretrain.hf.surgery import Surgery, loop_model
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.run.trained_model import TrainedModel, load_trained_model
 
@@ -149,9 +149,8 @@ def test_exported_again_it_is_bitwise_the_same(imported: Imported, tmp_path: Pat
 def test_surgery_makes_a_looped_model_of_it(imported: Imported, tmp_path: Path) -> None:
     """That the loop repeats the mean of the blocks is tested on small models; here, that a real one still knows
     something."""
-    loop_model(
-        source=imported.run, run=tmp_path / "looped", num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14
-    )
+    surgery = Surgery(num_loop_layers=2, num_prelude_layers=12, num_coda_layers=14)
+    loop_model(imported.run, tmp_path / "looped", surgery)
     looped = load_trained_model(tmp_path / "looped", torch.device("cpu"))
     assert (looped.saved.model.num_loops, looped.saved.model.effective_depth()) == (2, 30)
     text = torch.tensor([imported.ours.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 4)])

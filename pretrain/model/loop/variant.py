@@ -17,7 +17,7 @@ Shapes: t tokens (under sequence parallelism this rank's), d hidden width.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pretrain.model.weight_kinds import Weight, Weights
 
@@ -68,6 +68,11 @@ class Injection(Variant):
     def weights(self) -> Weights:
         """Its weights, all on the first stage."""
         return {}
+
+    def identity(self) -> "Mapping[str, Literal['identity', 'zeros']] | None":
+        """For each of its matrices, the one with which the injection changes nothing, so that it can join a trained
+        model; None: there are none."""
+        return None if self.carries else {}
 
     def flops(self) -> int:
         """Forward FLOPs of entering one pass, for one token."""

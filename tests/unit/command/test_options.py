@@ -47,10 +47,13 @@ def test_what_is_no_number_or_too_small_is_named(
 
 
 def test_numbers_of_the_loop_command_are_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["loop", "--run", "runs/x", "--out", "runs/y", "--num-loop-layers", "2", "--block", "-1"]
+    arguments = ["loop", "--run", "runs/x", "--out", "runs/y", "--num-loop-layers", "2", "--merge", "-1"]
     with pytest.raises(SystemExit):
         convert_checkpoint.parse(arguments)
-    assert "error: --block: needs at least 0, got -1" in capsys.readouterr().err
+    assert (
+        "error: --merge: '-1' is none of average, first, middle, last, none, nor the number of a block"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("rank", "who"), [(0, ""), (1, "rank 1: ")])

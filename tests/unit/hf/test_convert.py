@@ -23,7 +23,6 @@ from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_model
 from pretrain.hf.modeling_looped_gpt import LoopedGPTForCausalLM
 from pretrain.hf.names import _LAYERS
-from pretrain.hf.surgery import loop_model
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import load_trained_model
 from tests.support.corpus import make_tokenizer
@@ -95,8 +94,10 @@ def publish(
     return folder
 
 
-def make_run(directory: Path, tokenizer: Path, model: dict[str, Any], *, seed: int = 0) -> Path:
-    """A run of random weights in every tensor."""
+def make_run(
+    directory: Path, tokenizer: Path, model: dict[str, Any], *, seed: int = 0, weights: dict[str, Tensor] | None = None
+) -> Path:
+    """A run of random weights in every tensor, or of these."""
     shape = {
         "vocab_size": 320, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 4,
         "init_std": 0.2,
@@ -107,12 +108,12 @@ def make_run(directory: Path, tokenizer: Path, model: dict[str, Any], *, seed: i
     }  # fmt: skip
     config = RunConfig.model_validate(sections)
     generator = torch.Generator().manual_seed(seed)
-    weights = {}
+    drawn = {}
     for name, weight in stage_weights(config.model, SEQ_LEN).items():
         noise = torch.randn(weight.shape, generator=generator)
-        weights[name] = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.2 * noise
+        drawn[name] = 1 + 0.3 * noise if name.endswith("norm.weight") else 0.2 * noise
     meta = {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(tokenizer.read_bytes()).hexdigest()}
-    save_weights(directory, weights, meta)
+    save_weights(directory, weights or drawn, meta)
     return directory
 
 
@@ -332,49 +333,6 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists: name a new folder"):
         export_run(run=mixed, out=tmp_path / "out")
-
-
-# Surgery
-
-
-@pytest.mark.parametrize("block", [None, 1])
-def test_the_loop_block_is_the_mean_or_one_of_the_blocks(tmp_path: Path, tokenizer: Path, block: int | None) -> None:
-    run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 8})
-    shape = {"num_loop_layers": 2, "num_prelude_layers": 1, "num_coda_layers": 1}
-    loop_model(source=run, run=tmp_path / "looped", **shape, block=block)
-    before, after = saved_weights(run), saved_weights(tmp_path / "looped")
-    trained = load_trained_model(tmp_path / "looped", torch.device("cpu"))
-    assert (trained.saved.model.num_loops, trained.saved.model.effective_depth()) == (3, 8)
-    assert torch.equal(after["weights/prelude.0.ffn.up.weight"], before["weights/loop.0.ffn.up.weight"])
-    assert torch.equal(after["weights/coda.0.ffn.up.weight"], before["weights/loop.7.ffn.up.weight"])
-    for number in range(2):
-        layers = [1 + number + 2 * part for part in range(3)]
-        expected = torch.stack([before[f"weights/loop.{layer}.attention.key.weight"] for layer in layers])
-        wanted = expected.mean(0) if block is None else expected[block]
-        assert torch.equal(after[f"weights/loop.{number}.attention.key.weight"], wanted)
-    assert torch.equal(after["weights/embedding.weight"], before["weights/embedding.weight"])
-    dropped = (tmp_path / "looped" / "conversion.txt").read_text().count("\ndropped")
-    assert dropped == (0 if block is None else 4 * 9)
-
-
-def test_a_looped_model_of_equal_blocks_is_the_same_model(tmp_path: Path, tokenizer: Path) -> None:
-    run = make_run(tmp_path / "run", tokenizer, {"num_loop_layers": 2, "num_loops": 2})
-    export_run(run=run, out=tmp_path / "unrolled", unroll=True)
-    import_model(folder=tmp_path / "unrolled", run=tmp_path / "deep")
-    loop_model(source=tmp_path / "deep", run=tmp_path / "looped", num_loop_layers=2)
-    assert_bitwise(saved_weights(tmp_path / "looped"), saved_weights(run))
-
-
-def test_layers_that_cannot_be_cut_are_refused(tmp_path: Path, tokenizer: Path) -> None:
-    run, looped = (make_run(tmp_path / str(loops), tokenizer, {"num_loops": loops}) for loops in (1, 2))
-    parts = "4 layers less 0 before and 0 after the loop leave 4, which are not whole blocks of 3"
-    for source, changes, message in (
-        (run, {"num_loop_layers": 3}, parts),
-        (run, {"num_loop_layers": 2, "block": 2}, "block 2 of 2 does not exist"),
-        (looped, {"num_loop_layers": 2}, "is not an unlooped model"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            loop_model(source=source, run=tmp_path / "out", **changes)
 
 
 # As a user

@@ -1,7 +1,8 @@
 """State and input of the loop side by side through one matrix: W [x; e] (Geiping et al. 2025, "Huginn", arXiv
 2502.05171, section 3.2). The two halves of the matrix are kept apart, x U + e V."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pretrain.model.loop.variant import Held, Injection
 from pretrain.model.weight_kinds import Weights, inside, square
@@ -15,6 +16,9 @@ class Concat(Injection):
 
     def weights(self) -> Weights:
         return inside({name: square(self.shape.width) for name in ("state", "input")})
+
+    def identity(self) -> Mapping[str, Literal["identity", "zeros"]]:
+        return {"state.weight": "identity", "input.weight": "zeros"}
 
     def flops(self) -> int:
         return 2 * 2 * self.shape.width**2
