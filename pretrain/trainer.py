@@ -64,6 +64,7 @@ RESUMABLE = Resumable(
         "train.compile": "speed alone",
         "train.loop_sampling": "loop counts of the steps from here on",
         "train.z_loss_weight": "a term of the loss from here on",
+        "train.loop_loss": "what the loss is of from here on",
         "train.max_bad_steps": "when to give up",
     },
     must_equal=("optimizer.name",),
@@ -174,7 +175,8 @@ class Trainer:
         """Count a step and log it."""
         train, counters, session = self.config.train, self.counters, self.session
         tokens = train.global_batch * train.seq_len
-        flops = tokens * train_flops_per_token(self.config.model, train.seq_len, num_loops)
+        every = train.loop_loss.is_of_every_loop
+        flops = tokens * train_flops_per_token(self.config.model, train.seq_len, num_loops, every_loop=every)
         counters.count_step(tokens=tokens, flops=flops, skipped=result.skipped)
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         if session.metrics is None:
@@ -188,6 +190,7 @@ class Trainer:
                 tokens_seen=counters.tokens_seen or 0,
                 loss=result.loss,
                 regularisation=result.regularisation,
+                objective=result.objective,
                 grad_norm=result.grad_norm,
                 lr=lr,
                 num_loops=num_loops,

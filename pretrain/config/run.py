@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import LoopSamplingSection
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.schema.section import PathText, Section, require_divides
@@ -129,6 +130,8 @@ class TrainSection(CommonTrainSection):
     """torch.compile the layers (needs a C++ compiler on a CPU)."""
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) in the loss."""
+    loop_loss: LoopLossSection = LoopLossSection()
+    """Which loops the loss is of."""
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
     """How the loop count of each step is chosen, as a function of run.seed, the step and train.steps alone."""
     max_bad_steps: int = Field(default=10, gt=0)
@@ -310,6 +313,10 @@ class RunConfig(EntryConfig):
         sampling = train.loop_sampling
         sampling.growth.require_below("train.loop_sampling.growth", *sampling.full(model.num_loops))
         model.require_loops("validation.num_loops", validation.num_loops)
+        if train.loop_loss.is_of_every_loop and model.num_blocks > 1:
+            raise ValueError(
+                f"train.loop_loss.over={train.loop_loss.over}: a block-regularised model has no loops, only one output"
+            )
         folders = [source.path for source in self.data.sources if source.path is not None]
         if validation.every and folders and not self.data.validation_fraction:
             raise ValueError(

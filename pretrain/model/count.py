@@ -75,14 +75,24 @@ def forward_flops_per_token(model: ModelSection, seq_len: int, num_loops: int | 
 
 
 def train_flops_per_token(
-    model: ModelSection, seq_len: int, num_loops: int | None = None, recompute: Recompute = "none"
+    model: ModelSection,
+    seq_len: int,
+    num_loops: int | None = None,
+    recompute: Recompute = "none",
+    *,
+    every_loop: bool = False,
 ) -> int:
-    """Forward and backward FLOPs for one token, with what the backward pass computes again.
+    """Forward and backward FLOPs for one token, with what the backward pass computes again; with `every_loop` coda and
+    head run once a loop (`train.loop_loss`).
 
     MFU and `train_flops` use "none", the work the model asks for; the run's own mode gives the work the machine does.
     """
-    flops = 3 * forward_flops_per_token(model, seq_len, num_loops)
     depth, passes = model.effective_depth(num_loops), model.num_passes(num_loops)
+    more = (passes - 1) if every_loop else 0
+    codas = more * model.num_coda_layers
+    flops = 3 * (forward_flops_per_token(model, seq_len, num_loops) + more * head_flops(model))
+    flops += 3 * codas * layer_flops(model, seq_len)
+    depth += codas
     layers, units = {"none": (0, 0), "loop": (passes * model.pass_layers, passes), "layer": (depth, depth)}[recompute]
     # a unit's last output is not needed again, so torch stops before it
     last_product = 2 * model.ffn_size * model.hidden_size

@@ -31,6 +31,7 @@ from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.initialise import initialise
+from pretrain.model.loop_loss import LoopObjective
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.optim.optimizers import is_sharded
@@ -88,13 +89,15 @@ class StepResult:
     """What a step did, agreed by all ranks."""
 
     loss: float
-    """Negative log-likelihood per supervised token of the global batch, in nats."""
+    """Negative log-likelihood per supervised token of the global batch after the last loop, in nats."""
     regularisation: float
     """What the loop regulariser added to the loss."""
     grad_norm: float
     """Before clipping; a shared weight counts once."""
     skipped: bool
     """Loss or gradient was not finite: no update was made."""
+    objective: float | None = None
+    """What was minimised, per supervised token in nats, where it is more than the loss of the last loop."""
 
 
 class Engine:
@@ -138,23 +141,34 @@ class Engine:
         wide = torch.promote_types(self.dtype, torch.float32)
         num_supervised = self._num_supervised(micro_batches).clamp_min(1).to(wide)
         self.optimizer.zero_grad()
-        nll = self.ring.run(
-            micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight
-        )
+        train, objective = self.config.train, None
+        if train.loop_loss.is_of_every_loop:
+            objective = LoopObjective(
+                weights=train.loop_loss.weights_of(self.config.model.num_passes(num_loops)),
+                num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
+            )  # fmt: skip
+        nll, value = self.ring.run(
+            micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
+            objective=objective,
+        )  # fmt: skip
         regularisation = self._add_regularisation()
         self._sum_partial_gradients()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         owns_weights = self.groups.data.rank() == self.groups.tensor.rank() == 0
         parts = [nll if self._owns_loss else zero, regularisation if owns_weights else zero]
-        loss, regularisation, squared_norm = self._sum([*parts, self.optimizer.squared_norm()], vote)
+        parts += [self.optimizer.squared_norm(), *([] if value is None else [value if self._owns_loss else zero])]
+        loss, regularisation, squared_norm, *values = self._sum(parts, vote)
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
-        skipped = not all(map(math.isfinite, (loss, regularisation, grad_norm)))
+        skipped = not all(map(math.isfinite, (loss, regularisation, grad_norm, *values)))
         if not skipped:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
             self.num_updates += 1
-        return StepResult(loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped)
+        return StepResult(
+            loss=loss, regularisation=regularisation, grad_norm=grad_norm, skipped=skipped,
+            objective=values[0] if values else None,
+        )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None) -> "LossSums":

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Context
+from pretrain.model.loop_loss import LoopLosses, LoopObjective
 from pretrain.model.loss import loss_sums
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
@@ -88,12 +89,18 @@ class LoopChunk(nn.Module):
     """One loop on one stage; owns no parameters."""
 
     def __init__(
-        self, model: LoopedGPT, config: TransformerConfig, loop: int, num_passes: int, carried: _Carried
+        self,
+        model: LoopedGPT,
+        config: TransformerConfig,
+        loop: int,
+        num_passes: int,
+        carried: _Carried,
+        losses: Sequence[LoopLosses],
     ) -> None:
         super().__init__()
         self.model_type, self.config = ModelType.encoder_or_decoder, config
         self.vp_stage = loop if num_passes > 1 else None
-        self.loop, self.num_passes, self.carried = loop, num_passes, carried
+        self.loop, self.num_passes, self.carried, self.losses = loop, num_passes, carried, losses
         self.received: Tensor | None = None
         self.num_seen = 0
         self._stage = [model]  # in a list, so that the parameters are not registered here
@@ -115,6 +122,8 @@ class LoopChunk(nn.Module):
         states = model.run_loop(model.enter(states, carried, self.loop), context, self.loop)
         if model.stage.is_last and self.loop == self.num_passes - 1:
             return model.finish(states, context, self.num_passes)
+        if self.losses:
+            states = self.losses[self.num_seen - 1].after_loop(states, context, self.loop)
         return states.unsqueeze(1)
 
 
@@ -149,10 +158,17 @@ class _Apart(torch.autograd.Function):
 class WholeModel(nn.Module):
     """The one chunk of a pipeline of one stage, with each loop `_Apart` or not."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, num_loops: int, is_apart: bool) -> None:
+    def __init__(
+        self,
+        model: LoopedGPT,
+        config: TransformerConfig,
+        num_loops: int,
+        is_apart: bool,
+        losses: Sequence[LoopLosses],
+    ) -> None:
         super().__init__()
         self.model_type, self.config, self.num_loops = ModelType.encoder_or_decoder, config, num_loops
-        self.is_apart = is_apart
+        self.is_apart, self.losses, self.num_seen = is_apart, losses, 0
         self._stage = [model]
 
     def set_input_tensor(self, tensor: Any) -> None:
@@ -170,6 +186,9 @@ class WholeModel(nn.Module):
         for loop in range(num_passes):
             part = partial(run, loop)
             (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
+            if self.losses and loop < num_passes - 1:
+                states = self.losses[self.num_seen].after_loop(states, context, loop)
+        self.num_seen += 1
         return model.finish(states, context, num_passes)
 
 
@@ -194,8 +213,14 @@ class Ring:
             yield inputs
 
     def run(
-        self, micro_batches: Sequence[Inputs], num_loops: int, *, num_supervised: Tensor, z_loss_weight: float = 0.0
-    ) -> Tensor:
+        self,
+        micro_batches: Sequence[Inputs],
+        num_loops: int,
+        *,
+        num_supervised: Tensor,
+        z_loss_weight: float = 0.0,
+        objective: LoopObjective | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """One trip of all micro-batches, forward and backward.
 
         Args:
@@ -203,10 +228,11 @@ class Ring:
             num_loops: L of this step.
             num_supervised: supervised tokens of the global batch; the loss is divided by it.
             z_loss_weight: see `loss_sums`.
+            objective: what is minimised, where it is not the loss of the last loop alone.
 
         Returns:
-            Negative log-likelihood summed over these micro-batches and divided by `num_supervised`; 0 except on the
-            last stage.
+            Negative log-likelihood of the last loop, and the value of the objective if there is one, summed over these
+            micro-batches and divided by `num_supervised`; 0 except on the last stage.
 
         Raises:
             ValueError: fewer micro-batches than stages.
@@ -214,26 +240,19 @@ class Ring:
         num_stages, num_passes = self.groups.pipeline.size(), self.model.config.num_passes(num_loops)
         is_apart = num_stages == 1 and self.config.params_dtype.itemsize < 4  # wider types add as the buffer does
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
-        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops, is_apart)]
+        losses = []
+        if objective is not None:
+            losses = [LoopLosses(self.model, objective, inputs.labels) for inputs in micro_batches]
+        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops, is_apart, losses)]
         if num_stages > 1:
             carried = _Carried()
-            chunks = [LoopChunk(self.model, config, loop, num_passes, carried) for loop in range(num_passes)]
-
-        def forward_step(batch: Iterator[Inputs], chunk: nn.Module) -> tuple[Tensor, Any]:
-            inputs = next(batch)
-
-            def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)
-                total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
-                return total / num_supervised, _NO_TOKENS, nll / num_supervised
-
-            return chunk(inputs), loss
+            chunks = [LoopChunk(self.model, config, loop, num_passes, carried, losses) for loop in range(num_passes)]
 
         several = len(chunks) > 1
         batches = [self._counted(micro_batches), *(iter(micro_batches) for _ in chunks[1:])]
         schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
-        losses = schedule(
-            forward_step_func=forward_step,
+        reported = schedule(
+            forward_step_func=self._forward_step(num_supervised, z_loss_weight, losses, is_apart),
             data_iterator=batches if several else batches[0],
             model=chunks if several else chunks[0],
             num_microbatches=len(micro_batches),
@@ -243,7 +262,29 @@ class Ring:
             pg_collection=self.collection,
             p2p_communicator=P2PCommunicator(self.groups.pipeline, config),
         )
-        return torch.stack(losses).sum() if losses else torch.zeros_like(num_supervised)
+        zero = torch.zeros_like(num_supervised)
+        nll = torch.stack(reported).sum() if reported else zero
+        value = sum((each.value for each in losses), zero) / num_supervised if losses else None
+        return nll, value
+
+    def _forward_step(
+        self, num_supervised: Tensor, z_loss_weight: float, losses: Sequence[LoopLosses], is_apart: bool
+    ) -> Callable[[Iterator[Inputs], Any], tuple[Tensor, Any]]:
+        """What the schedule calls for the next micro-batch of a chunk: its output, and what makes a loss of it."""
+
+        def forward_step(batch: Iterator[Inputs], chunk: Any) -> tuple[Tensor, Any]:
+            inputs, number = next(batch), chunk.num_seen
+
+            def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)
+                if losses:
+                    parts = losses[number].last
+                total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
+                return total / num_supervised, _NO_TOKENS, nll / num_supervised
+
+            return chunk(inputs), loss
+
+        return forward_step
 
     def _schedule_config(self, num_stages: int, num_passes: int, num_micro_batches: int) -> TransformerConfig:
         """The configuration that schedules; the one that builds layers must not know of virtual stages."""

@@ -107,6 +107,8 @@ class Activations:
             kept += self._held.num_prelude_layers * self._outside
         if self.stage.is_last and index == num_passes - 1:
             return kept + self._tail
+        if self.stage.is_last and self.config.train.loop_loss.is_of_every_loop:
+            kept += self.state  # the gradient of this loop's own loss
         return kept + (self.state if self.stage.count > 1 else 0)  # the output, held until its gradient comes back
 
     def peak(self, num_micro_batches: int, num_passes: int) -> float:

@@ -49,7 +49,8 @@ class Partner:
 def costs_of(config: RunConfig) -> Costs:
     """Costs of a configuration, counted."""
     model, train = config.model, config.train
-    once, twice = (train_flops_per_token(model, train.seq_len, loops) for loops in (1, 2))
+    every = train.loop_loss.is_of_every_loop
+    once, twice = (train_flops_per_token(model, train.seq_len, loops, every_loop=every) for loops in (1, 2))
     loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0
     tokens = train.steps * train.global_batch * train.seq_len
     size = 2 * model.kv_heads * model.head_dim * BYTES[train.precision]

@@ -83,7 +83,8 @@ class Plan:
     def train_flops_per_token(self) -> float:
         """FLOPs of training on one token at the mean loop count, without recomputation."""
         model, seq_len = self.config.model, self.config.train.seq_len
-        once, twice = (train_flops_per_token(model, seq_len, loops) for loops in (1, 2))
+        every = self.config.train.loop_loss.is_of_every_loop
+        once, twice = (train_flops_per_token(model, seq_len, loops, every_loop=every) for loops in (1, 2))
         return once + (self.mean_loops - 1) * (twice - once)
 
     @property

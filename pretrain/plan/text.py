@@ -69,9 +69,10 @@ def _size_rows(plan: Plan) -> Iterator[Row]:
 def _work_rows(plan: Plan) -> Iterator[Row]:
     config, model, train = plan.config, plan.config.model, plan.config.train
     loop_counts = sorted({model.num_loops, config.min_loops, config.max_loops})
+    every = train.loop_loss.is_of_every_loop
     for loops in loop_counts:
         forward = si(forward_flops_per_token(model, train.seq_len, loops))
-        training = si(train_flops_per_token(model, train.seq_len, loops))
+        training = si(train_flops_per_token(model, train.seq_len, loops, every_loop=every))
         name = "FLOPs" if loops == loop_counts[0] else ""
         yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
     naive = 6 * sum(plan.parameters.values())
@@ -81,8 +82,8 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     per_step = plan.train_flops_per_token * plan.tokens_per_step
     yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
     if train.recompute != "none":
-        done = train_flops_per_token(model, train.seq_len, recompute=train.recompute)
-        done /= train_flops_per_token(model, train.seq_len)
+        done = train_flops_per_token(model, train.seq_len, recompute=train.recompute, every_loop=every)
+        done /= train_flops_per_token(model, train.seq_len, every_loop=every)
         yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
     if plan.config.parallel.pipeline > 1:
         yield _idle_row(plan, loop_counts)

@@ -85,9 +85,14 @@ class MetricsRow(StepRow):
     """Loops run in this step."""
     regularisation: float = 0.0
     """What the loop regulariser added to the loss, in nats; 0 without one."""
+    objective: float | None = None
+    """What was minimised where `train.loop_loss` is of more than the last loop, per supervised token in nats; `loss` is
+    the last loop's whatever it is."""
 
     def describe(self) -> str:
         loss = f"loss {self.loss:.4f}"
         if self.regularisation:
             loss += f" (regulariser {self.regularisation:+.4f})"
+        if self.objective is not None:
+            loss += f" (objective {self.objective:.4f})"
         return f"{loss}, loops {self.num_loops}, {self.describe_speed()}, lr {self.lr:.2e}{self.describe_skipped()}"

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.data.stream.batch import make_inputs
+from pretrain.data.stream.batch import Inputs, make_inputs
 from pretrain.data.stream.labels import IGNORED, label_text
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
@@ -136,11 +137,33 @@ class Reference:
             noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
         )  # fmt: skip
         total, nll = loss_sums(self.model, states, inputs.labels, self.config.train.z_loss_weight)
+        if self.config.train.loop_loss.over != "last":
+            total = self._over_loops(inputs, num_loops)
         num_supervised = (inputs.labels != IGNORED).sum()
         pull = torch.zeros(())
         if self.config.model.loop_regulariser.weight:
             pull = regularisation(self.model)
         return total / num_supervised + pull, nll / num_supervised, pull
+
+    def _over_loops(self, inputs: Inputs, num_loops: int) -> Tensor:
+        """What is minimised where the loss is of every loop: a sum over tokens, in one graph of plain torch."""
+        model, settings = self.model, self.config.train.loop_loss
+        context = model.context(
+            inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids,
+            noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
+        )  # fmt: skip
+        states, carried = model.begin(inputs.tokens, context)
+        losses, labels = [], inputs.labels.flatten()
+        for loop in range(num_loops):
+            states = model.run_loop(model.enter(states, carried, loop), context, loop)
+            logits = model.logits(model.finish(states, context, loop + 1))
+            z_losses = self.config.train.z_loss_weight * logits.logsumexp(-1).square() * (labels >= 0)
+            losses.append(cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED) + z_losses)
+        raw = {"uniform": [1.0] * num_loops, "linear": [loop + 1.0 for loop in range(num_loops)]}.get(
+            str(settings.weights), [*settings.weights, *[settings.weights[-1]] * num_loops][:num_loops]
+        )
+        weights = torch.tensor([float(weight) for weight in raw], dtype=torch.float64)
+        return (weights / weights.sum()) @ torch.stack(losses).sum(-1)
 
     def backward(self, rows: Tensor, num_loops: int) -> tuple[float, float, float]:
         """Fill the gradients; (negative log-likelihood per token, regularisation, gradient norm)."""

@@ -23,6 +23,12 @@ BOUNDARIES = [
     ("noise", WITH_INPUT[0], "first"),
 ]
 """Start state, injection and the passes at which it acts: all of each."""
+LOSSES: dict[str, dict[str, Any]] = {
+    "last": {},
+    "uniform": {"over": "every"},
+    "linear": {"over": "every", "weights": "linear"},
+    "given": {"over": "every", "weights": (1.0, 3.0)},
+}
 FACTORS: dict[str, list[Any]] = {
     "layout": [Layout(1, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1), Layout(1, 2, 2), Layout(1, 4, 1)],
     "boundary": BOUNDARIES,
@@ -30,6 +36,7 @@ FACTORS: dict[str, list[Any]] = {
     "num_loops": [1, 2, 4],
     "recompute": ["none", "loop", "layer"],
     "residual_scale": ["one", "sqrt"],
+    "loss": list(LOSSES),
 }
 CASES = pairwise(FACTORS, lambda **_: True)
 
@@ -45,10 +52,11 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
         sequence=layout.sequence,
         model={
             "num_prelude_layers": 1,
+            "num_coda_layers": 1,
             "num_loops": 3,
             "loop": loop,
         },
-        train={"recompute": case["recompute"]},
+        train={"recompute": case["recompute"], "loop_loss": LOSSES[case["loss"]], "z_loss_weight": 0.1},
     )
     rows = make_rows(4 * layout.data)
     reference = Reference(config=config, shake=True)
@@ -59,6 +67,7 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
     for report in reports:
         (result,) = report.results
         assert not result.skipped
+        assert (result.objective is None) == (case["loss"] == "last")
         assert result.loss == pytest.approx(nll, rel=TOLERANCE)
         assert result.grad_norm == pytest.approx(norm, rel=TOLERANCE)
     # what a step does not use, as the weights of later loops, has no gradient

@@ -22,6 +22,7 @@ from pretrain.model.loss import loss_sums
 from pretrain.model.weights import layer_weights
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import plan_rows
+from tests.support.every_loop import loss_of_every_loop
 from tests.support.learned_injection import learned_injection, with_learned_injection
 
 SEQ_LEN = 32
@@ -54,14 +55,19 @@ def build(model: ModelSection, recompute: str = "none") -> LoopedGPT:
     return built
 
 
-def measured_flops(model: ModelSection, num_loops: int, *, backward: bool, recompute: str = "none") -> float:
+def measured_flops(
+    model: ModelSection, num_loops: int, *, backward: bool, recompute: str = "none", every_loop: bool = False
+) -> float:
     """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can
     see on a CPU."""
     built = build(model, recompute)
     tokens = torch.zeros(2, SEQ_LEN, dtype=torch.long)
     mask = torch.ones(1, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
-        loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask), tokens)
+        if every_loop:
+            loss = loss_of_every_loop(built, tokens, num_loops, mask)
+        else:
+            loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask), tokens)
         if backward:
             loss.backward()
     return counter.get_total_flops() / tokens.numel()
@@ -93,6 +99,14 @@ def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
     counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)  # type: ignore[arg-type]
     assert counted > train_flops_per_token(model, SEQ_LEN, 3)
     assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+def test_a_loss_of_every_loop_is_counted(recompute: str) -> None:
+    model = section(SHAPES["prelude and coda"])
+    counted = train_flops_per_token(model, SEQ_LEN, 3, recompute, every_loop=True)  # type: ignore[arg-type]
+    measured = measured_flops(model, 3, backward=True, recompute=recompute, every_loop=True)
+    assert measured == pytest.approx(counted, rel=0.001)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
@@ -26,6 +27,7 @@ from pretrain.plan import memory
 from pretrain.plan.memory import Activations
 from pretrain.plan.plan import Plan, make_plan
 from pretrain.plan.text import plan_rows
+from tests.support.every_loop import loss_of_every_loop
 from tests.support.memory import allocations, measured_evaluation
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
@@ -67,7 +69,10 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
     profiler."""
     built, tokens = build(run), torch.zeros(run.train.micro_batch, run.train.seq_len, dtype=torch.long)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        loss, _ = loss_sums(built, built(tokens), tokens)
+        if run.train.loop_loss.is_of_every_loop:
+            loss = loss_of_every_loop(built, tokens, run.model.num_loops)
+        else:
+            loss, _ = loss_sums(built, built(tokens), tokens)
         with record_function("backward"):
             loss.backward()
     assert trace.profiler is not None and trace.profiler.kineto_results is not None
@@ -97,6 +102,17 @@ def test_activations_are_those_that_torch_allocates(
     kept, peak = measured_bytes(run)
     assert plan.peak(4, 3) == pytest.approx(kept, rel=0.1)
     assert plan.peak(4, 3) + plan.working == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop"])
+def test_a_loss_of_every_loop_keeps_a_gradient_of_each_and_no_logits(recompute: str) -> None:
+    run = config({"num_coda_layers": 1}, train={"recompute": recompute, "precision": "fp32"})
+    every = run.model_copy(update={"train": run.train.model_copy(update={"loop_loss": LoopLossSection(over="every")})})
+    plans = [Activations(config=each) for each in (run, every)]
+    (kept, peak), (kept_of_every, peak_of_every) = map(measured_bytes, (run, every))
+    assert plans[1].peak(4, 3) - plans[0].peak(4, 3) == 2 * plans[0].state
+    assert kept_of_every - kept == pytest.approx(2 * plans[0].state, rel=0.01)
+    assert peak_of_every - peak == pytest.approx(2 * plans[0].state, rel=0.01)
 
 
 @pytest.mark.parametrize("rows", [2048, 32], ids=["one block of logits", "many blocks"])

@@ -1,0 +1,19 @@
+"""The loss of every loop of one forward pass, as the ring computes it, on one device without a ring."""
+
+import torch
+from torch import Tensor
+
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.loop_loss import LoopLosses, LoopObjective
+
+
+def loss_of_every_loop(model: LoopedGPT, tokens: Tensor, num_loops: int, mask: Tensor | None = None) -> Tensor:
+    """Its part that is still to be differentiated; that of the earlier loops has been."""
+    objective = LoopObjective(weights=[1 / num_loops] * num_loops, num_supervised=torch.tensor(1.0), z_loss_weight=0.0)
+    losses, context = LoopLosses(model, objective, tokens), model.context(tokens, mask=mask)
+    states, carried = model.begin(tokens, context)
+    for loop in range(num_loops):
+        states = model.run_loop(model.enter(states, carried, loop), context, loop)
+        if loop < num_loops - 1:
+            states = losses.after_loop(states, context, loop)
+    return losses.last(model.finish(states, context, num_loops))[0]
