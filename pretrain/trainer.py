@@ -30,7 +30,7 @@ from pretrain.device.host_memory import installed_memory
 from pretrain.eval.validation import Validation
 from pretrain.model.count import train_flops_per_token
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.optim.loop_count import num_loops_at
+from pretrain.optim.loop_count import backprop_loops_at, num_loops_at
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
@@ -63,6 +63,8 @@ RESUMABLE = Resumable(
         "train.recompute": "memory and speed alone",
         "train.compile": "speed alone",
         "train.loop_sampling": "loop counts of the steps from here on",
+        "train.backprop_loops": "how far gradients reach from here on",
+        "train.backprop_growth": "how far gradients reach from here on",
         "train.z_loss_weight": "a term of the loss from here on",
         "train.loop_loss": "what the loss is of from here on",
         "train.max_bad_steps": "when to give up",
@@ -148,11 +150,12 @@ class Trainer:
         while counters.step < config.train.steps and not vote.reason:
             started = time.perf_counter()
             num_loops = num_loops_at(config.model, config.train, config.run.seed, counters.step)
+            backprop_loops = backprop_loops_at(config.train, counters.step)
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
             with session.step(self.engine.ring.how_far):
                 rows = torch.from_numpy(self.loader.next_batch())
-                result = self.engine.train_step(rows, num_loops, lr, vote)
-            self._count(result, num_loops, lr, started)
+                result = self.engine.train_step(rows, num_loops, lr, vote, backprop_loops=backprop_loops)
+            self._count(result, num_loops, backprop_loops, lr, started)
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(
                     f"loss or gradient was not finite in {counters.skipped_in_a_row} steps in a row; "
@@ -171,12 +174,14 @@ class Trainer:
             )
         return session.finish()
 
-    def _count(self, result: StepResult, num_loops: int, lr: float, started: float) -> None:
+    def _count(self, result: StepResult, num_loops: int, backprop_loops: int | None, lr: float, started: float) -> None:
         """Count a step and log it."""
         train, counters, session = self.config.train, self.counters, self.session
         tokens = train.global_batch * train.seq_len
-        every = train.loop_loss.is_of_every_loop
-        flops = tokens * train_flops_per_token(self.config.model, train.seq_len, num_loops, every_loop=every)
+        flops = tokens * train_flops_per_token(
+            self.config.model, train.seq_len, num_loops, every_loop=train.loop_loss.is_of_every_loop,
+            backprop_loops=backprop_loops,
+        )  # fmt: skip
         counters.count_step(tokens=tokens, flops=flops, skipped=result.skipped)
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         if session.metrics is None:

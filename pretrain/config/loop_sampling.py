@@ -1,9 +1,11 @@
-"""How many loops a step of training runs, as configuration; drawn in `pretrain/optim/loop_count.py`."""
+"""How many loops a step of training runs and how far back its gradient goes, as configuration; the numbers of a step
+come from `pretrain/optim/loop_count.py`."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.model.config import ModelSection
 from pretrain.schema.section import Section
 
 
@@ -75,3 +77,17 @@ class LoopSamplingSection(Section):
         if self.distribution == "uniform":
             return "train.loop_sampling.maximum", self.maximum
         return "model.num_loops", num_loops
+
+
+def require_gradient(model: ModelSection, backprop_loops: int, max_loops: int) -> None:
+    """Raise a ValueError if some weights would get no gradient where it reaches back `backprop_loops` loops of
+    `max_loops`: prelude and embedding get theirs through the injection alone."""
+    if model.num_blocks > 1:
+        raise ValueError(f"train.backprop_loops={backprop_loops}: a block-regularised model has no loops")
+    loop = model.loop
+    if backprop_loops < max_loops and (loop.injection == "none" or loop.injection_at == "first"):
+        found = f"injection={loop.injection}" if loop.injection == "none" else "injection_at=first"
+        raise ValueError(
+            f"train.backprop_loops={backprop_loops} with up to {max_loops} loops leaves prelude and embedding without "
+            f"gradient, as model.loop.{found}: let the injection act at later passes"
+        )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.loop_loss import LoopLossSection
-from pretrain.config.loop_sampling import LoopSamplingSection
+from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.schema.section import PathText, Section, require_divides
 
@@ -134,8 +134,16 @@ class TrainSection(CommonTrainSection):
     """Which loops the loss is of."""
     loop_sampling: LoopSamplingSection = LoopSamplingSection()
     """How the loop count of each step is chosen, as a function of run.seed, the step and train.steps alone."""
+    backprop_loops: int | None = Field(default=None, gt=0)
+    """Gradients reach back through the last so many loops of a step; earlier ones run without (Huginn's truncated
+    back-propagation). Default: through all."""
+    backprop_growth: GrowthSection = GrowthSection()
+    """Grows train.backprop_loops over the steps."""
     max_bad_steps: int = Field(default=10, gt=0)
     """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
+
+    def without_effect(self) -> dict[str, str]:
+        return {} if self.backprop_loops is not None else {"backprop_growth": "backprop_loops=null"}
 
 
 class AdamWSection(Section):
@@ -310,13 +318,8 @@ class RunConfig(EntryConfig):
                 f"parallel.pipeline={parallel.pipeline}: the ring needs at least one micro-batch per stage"
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
-        sampling = train.loop_sampling
-        sampling.growth.require_below("train.loop_sampling.growth", *sampling.full(model.num_loops))
+        self._check_loops()
         model.require_loops("validation.num_loops", validation.num_loops)
-        if train.loop_loss.is_of_every_loop and model.num_blocks > 1:
-            raise ValueError(
-                f"train.loop_loss.over={train.loop_loss.over}: a block-regularised model has no loops, only one output"
-            )
         folders = [source.path for source in self.data.sources if source.path is not None]
         if validation.every and folders and not self.data.validation_fraction:
             raise ValueError(
@@ -333,3 +336,21 @@ class RunConfig(EntryConfig):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"
             )
         return self
+
+    def _check_loops(self) -> None:
+        """Raise a ValueError where what a step does with its loops does not go together."""
+        model, train, sampling = self.model, self.train, self.train.loop_sampling
+        sampling.growth.require_below("train.loop_sampling.growth", *sampling.full(model.num_loops))
+        if train.loop_loss.is_of_every_loop and model.num_blocks > 1:
+            raise ValueError(
+                f"train.loop_loss.over={train.loop_loss.over}: a block-regularised model has no loops, only one output"
+            )
+        if train.backprop_loops is not None:
+            train.backprop_growth.require_below("train.backprop_growth", "train.backprop_loops", train.backprop_loops)
+            fewest = train.backprop_growth.start or train.backprop_loops
+            require_gradient(model, fewest, self.max_loops)
+            if train.loop_loss.is_of_every_loop and fewest < self.max_loops:
+                raise ValueError(
+                    f"train.loop_loss.over={train.loop_loss.over} needs gradients of every loop: leave "
+                    f"train.backprop_loops={train.backprop_loops} out"
+                )

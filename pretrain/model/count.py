@@ -10,7 +10,7 @@ shared block:
     forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0; plus
                                                                what the design of the loop says
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
-                                                               operands
+                                                               operands; of passes cut off by train.backprop_loops none
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
 and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, and not a fused
@@ -81,18 +81,22 @@ def train_flops_per_token(
     recompute: Recompute = "none",
     *,
     every_loop: bool = False,
+    backprop_loops: int | None = None,
 ) -> int:
     """Forward and backward FLOPs for one token, with what the backward pass computes again; with `every_loop` coda and
-    head run once a loop (`train.loop_loss`).
+    head run once a loop (`train.loop_loss`); passes before the last `backprop_loops` (all by default) have no backward.
 
     MFU and `train_flops` use "none", the work the model asks for; the run's own mode gives the work the machine does.
     """
-    depth, passes = model.effective_depth(num_loops), model.num_passes(num_loops)
+    passes, design = model.num_passes(num_loops), loop_design(model)
     more = (passes - 1) if every_loop else 0
     codas = more * model.num_coda_layers
+    num_cut = max(0, passes - (backprop_loops or passes))
+    cut = num_cut * model.pass_layers * (layer_flops(model, seq_len) + design.per_loop.layer_flops())
     flops = 3 * (forward_flops_per_token(model, seq_len, num_loops) + more * head_flops(model))
-    flops += 3 * codas * layer_flops(model, seq_len)
-    depth += codas
+    flops += 3 * codas * layer_flops(model, seq_len) - 2 * (cut + design.flops(num_cut))
+    depth = model.effective_depth(num_loops) + codas - num_cut * model.pass_layers
+    passes -= num_cut
     layers, units = {"none": (0, 0), "loop": (passes * model.pass_layers, passes), "layer": (depth, depth)}[recompute]
     # a unit's last output is not needed again, so torch stops before it
     last_product = 2 * model.ffn_size * model.hidden_size

@@ -15,7 +15,7 @@ Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocab
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -106,6 +106,7 @@ class LoopedGPT(nn.Module):
         embeddings: Tensor | None = None,
         dropout: Dropout | None = None,
         noise_rows: Tensor | None = None,
+        backprop_loops: int | None = None,
     ) -> Tensor:
         """States after the final norm.
 
@@ -119,6 +120,7 @@ class LoopedGPT(nn.Module):
             embeddings: [b, s, d] what enters in place of the tokens' embeddings: latent thoughts.
             dropout: of this pass; none by default.
             noise_rows: int32 [b] keys of the rows, for a start state of noise; equal ones by default.
+            backprop_loops: gradients flow through the last so many loops, see `num_cut`; through all by default.
 
         Returns:
             [t, d] states, rows in the order of the flattened tokens.
@@ -128,17 +130,26 @@ class LoopedGPT(nn.Module):
             noise_rows=noise_rows,
         )  # fmt: skip
         num_passes = self.config.num_passes(num_loops)
-        (states,) = deque(self.passes(tokens, num_passes, context, embeddings), maxlen=1)  # those of the last
+        cut = num_cut(num_passes, backprop_loops)
+        (states,) = deque(self.passes(tokens, num_passes, context, embeddings, cut), maxlen=1)  # those of the last
         return self.finish(states, context, num_passes)
 
     def passes(
-        self, tokens: Tensor, num_passes: int, context: Context, embeddings: Tensor | None = None
+        self, tokens: Tensor, num_passes: int, context: Context, embeddings: Tensor | None = None, cut: int = 0
     ) -> Iterator[Tensor]:
-        """The states [t, d] as each pass over the block leaves them; `finish` makes final ones of any."""
+        """The states [t, d] as each pass over the block leaves them; `finish` makes final ones of any. The first `cut`
+        passes are without gradient."""
         states, carried = self.begin(tokens, context, embeddings)
         for loop in range(num_passes):
-            states = self.run_loop(self.enter(states, carried, loop), context, loop)
+            if loop < cut:
+                states = without_gradient(partial(self.run_pass, context=context, loop=loop), states, carried)
+            else:
+                states = self.run_pass(states, carried, context, loop)
             yield states
+
+    def run_pass(self, states: Tensor, carried: Tensor | None, context: Context, loop: int) -> Tensor:
+        """This stage's part of one pass: [t, d] -> [t, d], see `enter` and `run_loop`."""
+        return self.run_loop(self.enter(states, carried, loop), context, loop)
 
     def context(
         self,
@@ -232,6 +243,24 @@ class LoopedGPT(nn.Module):
         if self.recompute == "layer" and torch.is_grad_enabled():
             return checkpoint(layer, states, context, application, use_reentrant=False, preserve_rng_state=False)
         return layer(states, context, application)
+
+
+def num_cut(num_passes: int, backprop_loops: int | None) -> int:
+    """Passes that run without gradient where it reaches back through the last `backprop_loops` (None: all).
+
+    The state that the last of them leaves counts as given (truncated back-propagation: Geiping et al. 2025, arXiv
+    2502.05171, section 3.3). Prelude and embedding then get no gradient through the state, only through what the
+    injection carries from before the loop into the later passes.
+    """
+    return 0 if backprop_loops is None else max(0, num_passes - backprop_loops)
+
+
+def without_gradient(run: Callable[[Tensor, Tensor | None], Tensor], states: Tensor, carried: Tensor | None) -> Tensor:
+    """A pass that keeps nothing for a backward pass; its output asks for a gradient where gradients are wanted, so that
+    later passes run as they would after any other."""
+    with torch.no_grad():
+        output = run(states, carried)
+    return output.requires_grad_(torch.is_grad_enabled())
 
 
 def document_mask(segment_ids: Tensor) -> Tensor:

@@ -34,6 +34,12 @@ def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int)
     return _distribution(sampling).draw(full, sampling, f"{seed}/{step}")
 
 
+def backprop_loops_at(train: TrainSection, step: int) -> int | None:
+    """The last loops of a training step through which gradients flow; None: all."""
+    full = train.backprop_loops
+    return None if full is None else _rounded(train.backprop_growth.at(full, step, train.steps))
+
+
 def mean_loops(model: ModelSection, train: TrainSection) -> float:
     """Mean loop count of a run's steps (of the Poisson ones before the draws are cut to their range)."""
     sampling = train.loop_sampling

@@ -128,7 +128,15 @@ class Engine:
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
         self.num_updates = 0
 
-    def train_step(self, rows: Tensor, num_loops: int, lr: float, vote: StopVote | None = None) -> StepResult:
+    def train_step(
+        self,
+        rows: Tensor,
+        num_loops: int,
+        lr: float,
+        vote: StopVote | None = None,
+        *,
+        backprop_loops: int | None = None,
+    ) -> StepResult:
         """One optimizer step; the same result on every rank.
 
         Args:
@@ -136,6 +144,7 @@ class Engine:
             num_loops: L of this step, the same on all ranks.
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
+            backprop_loops: gradients flow through the last so many loops; through all by default.
         """
         micro_batches = [self._with_noise(inputs) for inputs in self.split_rows(rows)]
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -149,7 +158,7 @@ class Engine:
             )  # fmt: skip
         nll, value = self.ring.run(
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
-            objective=objective,
+            objective=objective, backprop_loops=backprop_loops,
         )  # fmt: skip
         regularisation = self._add_regularisation()
         self._sum_partial_gradients()

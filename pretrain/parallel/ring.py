@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.data.stream.batch import Inputs
-from pretrain.model.gpt import LoopedGPT
+from pretrain.model.gpt import LoopedGPT, num_cut, without_gradient
 from pretrain.model.layers import Context
 from pretrain.model.loop_loss import LoopLosses, LoopObjective
 from pretrain.model.loss import loss_sums
@@ -85,8 +85,26 @@ class _JoinGradient(torch.autograd.Function):
         return of_states, of_carried if collected is None else collected, None, None
 
 
+class _Cut(torch.autograd.Function):
+    """A pass without gradient, `run(states, carried)`, in a chunk of which the schedule expects a backward pass: this
+    one keeps nothing, has no gradient for weights, and sends zeros to the stage before.
+
+    What is carried is an input because in chunk 0 backward has to go on to where it came from (`_JoinGradient`).
+    """
+
+    @staticmethod
+    def forward(
+        _: Any, run: Callable[[Tensor, Tensor | None], Tensor], states: Tensor, carried: Tensor | None
+    ) -> Tensor:
+        return run(states, carried)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        return None, torch.zeros_like(gradient), None
+
+
 class LoopChunk(nn.Module):
-    """One loop on one stage; owns no parameters."""
+    """One loop on one stage, without gradient if it `is_cut`; owns no parameters."""
 
     def __init__(
         self,
@@ -96,11 +114,13 @@ class LoopChunk(nn.Module):
         num_passes: int,
         carried: _Carried,
         losses: Sequence[LoopLosses],
+        is_cut: bool,
     ) -> None:
         super().__init__()
         self.model_type, self.config = ModelType.encoder_or_decoder, config
         self.vp_stage = loop if num_passes > 1 else None
         self.loop, self.num_passes, self.carried, self.losses = loop, num_passes, carried, losses
+        self.is_cut = is_cut
         self.received: Tensor | None = None
         self.num_seen = 0
         self._stage = [model]  # in a list, so that the parameters are not registered here
@@ -119,7 +139,8 @@ class LoopChunk(nn.Module):
         else:
             states, carried = self.received.flatten(0, 1), self.carried.get(self.num_seen)
         self.num_seen += 1
-        states = model.run_loop(model.enter(states, carried, self.loop), context, self.loop)
+        run = partial(model.run_pass, context=context, loop=self.loop)
+        states = _Cut.apply(run, states, carried) if self.is_cut else run(states, carried)  # type: ignore[misc]
         if model.stage.is_last and self.loop == self.num_passes - 1:
             return model.finish(states, context, self.num_passes)
         if self.losses:
@@ -156,19 +177,20 @@ class _Apart(torch.autograd.Function):
 
 
 class WholeModel(nn.Module):
-    """The one chunk of a pipeline of one stage, with each loop `_Apart` or not."""
+    """The one chunk of a pipeline of one stage: the first `cut` passes without gradient, each other `_Apart` or not."""
 
     def __init__(
         self,
         model: LoopedGPT,
         config: TransformerConfig,
-        num_loops: int,
+        num_passes: int,
         is_apart: bool,
         losses: Sequence[LoopLosses],
+        cut: int,
     ) -> None:
         super().__init__()
-        self.model_type, self.config, self.num_loops = ModelType.encoder_or_decoder, config, num_loops
-        self.is_apart, self.losses, self.num_seen = is_apart, losses, 0
+        self.model_type, self.config, self.num_passes = ModelType.encoder_or_decoder, config, num_passes
+        self.is_apart, self.losses, self.num_seen, self.cut = is_apart, losses, 0, cut
         self._stage = [model]
 
     def set_input_tensor(self, tensor: Any) -> None:
@@ -177,19 +199,22 @@ class WholeModel(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         """Final states [t, d] of one micro-batch."""
         (model,) = self._stage
-        context, num_passes = _context(model, inputs), model.config.num_passes(self.num_loops)
+        context = _context(model, inputs)
 
         def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
-            return (model.run_loop(model.enter(states, carried, loop), context, loop),)
+            return (model.run_pass(states, carried, context, loop),)
 
         states, carried = model.begin(inputs.tokens, context)
-        for loop in range(num_passes):
+        for loop in range(self.num_passes):
             part = partial(run, loop)
-            (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
-            if self.losses and loop < num_passes - 1:
+            if loop < self.cut:
+                states = without_gradient(partial(model.run_pass, context=context, loop=loop), states, carried)
+            else:
+                (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
+            if self.losses and loop < self.num_passes - 1:
                 states = self.losses[self.num_seen].after_loop(states, context, loop)
         self.num_seen += 1
-        return model.finish(states, context, num_passes)
+        return model.finish(states, context, self.num_passes)
 
 
 class Ring:
@@ -220,6 +245,7 @@ class Ring:
         num_supervised: Tensor,
         z_loss_weight: float = 0.0,
         objective: LoopObjective | None = None,
+        backprop_loops: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One trip of all micro-batches, forward and backward.
 
@@ -229,6 +255,7 @@ class Ring:
             num_supervised: supervised tokens of the global batch; the loss is divided by it.
             z_loss_weight: see `loss_sums`.
             objective: what is minimised, where it is not the loss of the last loop alone.
+            backprop_loops: gradients flow through the last so many loops; through all by default.
 
         Returns:
             Negative log-likelihood of the last loop, and the value of the objective if there is one, summed over these
@@ -240,13 +267,16 @@ class Ring:
         num_stages, num_passes = self.groups.pipeline.size(), self.model.config.num_passes(num_loops)
         is_apart = num_stages == 1 and self.config.params_dtype.itemsize < 4  # wider types add as the buffer does
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
-        losses = []
+        losses, cut = [], num_cut(num_passes, backprop_loops)
         if objective is not None:
             losses = [LoopLosses(self.model, objective, inputs.labels) for inputs in micro_batches]
-        chunks: list[nn.Module] = [WholeModel(self.model, config, num_loops, is_apart, losses)]
+        chunks: list[nn.Module] = [WholeModel(self.model, config, num_passes, is_apart, losses, cut)]
         if num_stages > 1:
             carried = _Carried()
-            chunks = [LoopChunk(self.model, config, loop, num_passes, carried, losses) for loop in range(num_passes)]
+            chunks = [
+                LoopChunk(self.model, config, loop, num_passes, carried, losses, is_cut=loop < cut)
+                for loop in range(num_passes)
+            ]
 
         several = len(chunks) > 1
         batches = [self._counted(micro_batches), *(iter(micro_batches) for _ in chunks[1:])]

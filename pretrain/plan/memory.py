@@ -103,6 +103,10 @@ class Activations:
         num_looped = self._held.num_pass_layers
         by_mode = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}
         kept = by_mode[self.config.train.recompute]
+        cut = num_passes - (self.config.train.backprop_loops or num_passes)
+        if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
+            is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
+            kept = self.state if is_kept else 0
         if index == 0:
             kept += self._held.num_prelude_layers * self._outside
         if self.stage.is_last and index == num_passes - 1:

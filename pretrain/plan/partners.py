@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.run import BYTES, RunConfig
-from pretrain.model.count import count_parameters, forward_flops_per_token, train_flops_per_token
-from pretrain.optim.loop_count import mean_loops
+from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.plan.plan import mean_train_flops
 
 CLOSE = 0.01
 """Largest relative difference of what is counted."""
@@ -49,14 +49,11 @@ class Partner:
 def costs_of(config: RunConfig) -> Costs:
     """Costs of a configuration, counted."""
     model, train = config.model, config.train
-    every = train.loop_loss.is_of_every_loop
-    once, twice = (train_flops_per_token(model, train.seq_len, loops, every_loop=every) for loops in (1, 2))
-    loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0
     tokens = train.steps * train.global_batch * train.seq_len
     size = 2 * model.kv_heads * model.head_dim * BYTES[train.precision]
     return Costs(
         parameters=sum(count_parameters(model, train.seq_len).values()),
-        training_flops=tokens * (once + (loops - 1) * (twice - once)),
+        training_flops=tokens * mean_train_flops(config),
         inference_flops=forward_flops_per_token(model, train.seq_len),
         cache_bytes=size * model.effective_depth(),
     )
@@ -105,7 +102,9 @@ def _once(config: RunConfig, num_layers: int) -> RunConfig:
     plain = section.model_validate(
         config.model.model_dump(exclude={"loop"}) | {"num_loop_layers": num_layers, "num_loops": 1}
     )
-    train = config.train.model_copy(update={"loop_sampling": type(config.train.loop_sampling)()})
+    of_loops = ("loop_sampling", "backprop_loops", "backprop_growth")
+    plainly = {key: type(config.train).model_fields[key].default for key in of_loops}
+    train = config.train.model_copy(update=plainly)
     validation = config.validation.model_copy(update={"num_loops": ()})
     return config.model_copy(update={"model": plain, "train": train, "validation": validation})
 

@@ -13,16 +13,21 @@ framework itself, fragmentation.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.count import body_flops, count, count_parameters, head_flops, train_flops_per_token
 from pretrain.model.loop.recurrence import Stage
 from pretrain.model.weights import stage_weights
-from pretrain.optim.loop_count import mean_loops
+from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at
 from pretrain.optim.optimizers import is_sharded, optimizer_kind
 from pretrain.plan.memory import Activations
+
+MOST_STEPS = 1000
+"""A mean over the steps of a run is one over at most so many of them, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +86,29 @@ class Plan:
 
     @property
     def train_flops_per_token(self) -> float:
-        """FLOPs of training on one token at the mean loop count, without recomputation."""
-        model, seq_len = self.config.model, self.config.train.seq_len
-        every = self.config.train.loop_loss.is_of_every_loop
-        once, twice = (train_flops_per_token(model, seq_len, loops, every_loop=every) for loops in (1, 2))
-        return once + (self.mean_loops - 1) * (twice - once)
+        """See `mean_train_flops`."""
+        return mean_train_flops(self.config)
 
     @property
     def tokens_per_step(self) -> int:
         return self.config.train.global_batch * self.config.train.seq_len
+
+
+def mean_train_flops(config: RunConfig) -> float:
+    """FLOPs of training on one token, without recomputation, in the mean of a run: at the mean loop count; where
+    gradients do not go through all loops, over the numbers that steps of this seed draw."""
+    model, train = config.model, config.train
+    flops = partial(train_flops_per_token, model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop)
+    if train.backprop_loops is None:
+        once, twice = (flops(loops) for loops in (1, 2))
+        loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0
+        return once + (loops - 1) * (twice - once)
+    steps = range(0, train.steps, -(-train.steps // MOST_STEPS))
+    drawn = Counter(
+        (num_loops_at(model, train, config.run.seed, step), backprop_loops_at(train, step)) for step in steps
+    )
+    total = sum(count * flops(loops, backprop_loops=backprop) for (loops, backprop), count in drawn.items())
+    return total / len(steps)
 
 
 def make_plan(config: RunConfig, world_size: int) -> Plan:

@@ -1,6 +1,7 @@
 """Plans in words: rows of a name and a text, printed as a table after the resolved configuration."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 from pretrain.config.read import resolved_yaml
 from pretrain.model.config import ModelSection
@@ -69,12 +70,17 @@ def _size_rows(plan: Plan) -> Iterator[Row]:
 def _work_rows(plan: Plan) -> Iterator[Row]:
     config, model, train = plan.config, plan.config.model, plan.config.train
     loop_counts = sorted({model.num_loops, config.min_loops, config.max_loops})
-    every = train.loop_loss.is_of_every_loop
+    work = partial(
+        train_flops_per_token, model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop,
+        backprop_loops=train.backprop_loops,
+    )  # fmt: skip
     for loops in loop_counts:
         forward = si(forward_flops_per_token(model, train.seq_len, loops))
-        training = si(train_flops_per_token(model, train.seq_len, loops, every_loop=every))
+        training = si(work(num_loops=loops))
         name = "FLOPs" if loops == loop_counts[0] else ""
         yield name, f"{training} a token (forward {forward}) at {plural(loops, 'loop')}"
+    if train.backprop_loops is not None:
+        yield "", f"gradients through the last {plural(train.backprop_loops, 'loop')} of a step"
     naive = 6 * sum(plan.parameters.values())
     mean = f" at the mean of {plan.mean_loops:g} loops" if len(loop_counts) > 1 else ""
     share = naive / plan.train_flops_per_token
@@ -82,8 +88,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     per_step = plan.train_flops_per_token * plan.tokens_per_step
     yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
     if train.recompute != "none":
-        done = train_flops_per_token(model, train.seq_len, recompute=train.recompute, every_loop=every)
-        done /= train_flops_per_token(model, train.seq_len, every_loop=every)
+        done = work(recompute=train.recompute) / work()
         yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
     if plan.config.parallel.pipeline > 1:
         yield _idle_row(plan, loop_counts)

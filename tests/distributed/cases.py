@@ -225,10 +225,11 @@ def make_part(model: LoopedGPT, groups: Groups, name: str, values: Tensor) -> Pa
     )  # fmt: skip
 
 
-def one_step(config: RunConfig, rows: Tensor, num_loops: int) -> RankReport:
+def one_step(config: RunConfig, rows: Tensor, num_loops: int, backprop_loops: int | None = None) -> RankReport:
     """One step at learning rate 0, with shaken vectors, for loss and gradients."""
     engine, groups = make_engine(config, shake=True)
-    return report(engine, [engine.train_step(own_rows(rows, groups), num_loops, 0.0)])
+    result = engine.train_step(own_rows(rows, groups), num_loops, 0.0, backprop_loops=backprop_loops)
+    return report(engine, [result])
 
 
 def gradient_errors(reports: Sequence[RankReport], wanted: Mapping[str, Tensor]) -> dict[str, float]:

@@ -10,8 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.config.run import RunConfig
+from pretrain.data.stream.batch import make_inputs
+from pretrain.data.stream.labels import IGNORED
+from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
-from tests.distributed.cases import Reference, gradient_errors, make_rows, one_step, tiny_config, world_size
+from pretrain.model.loss import loss_sums
+from tests.distributed.cases import (
+    SEPARATORS,
+    Reference,
+    gradient_errors,
+    make_rows,
+    one_step,
+    tiny_config,
+    world_size,
+)
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool
 from tests.distributed.test_parity import TOLERANCE, Layout
@@ -41,12 +54,23 @@ FACTORS: dict[str, list[Any]] = {
 CASES = pairwise(FACTORS, lambda **_: True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=["-".join(str(value) for value in case.values()) for case in CASES])
-def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None:
+TRUNCATED = pairwise(
+    {
+        **{key: FACTORS[key] for key in ("layout", "recompute")},
+        "boundary": [("prelude", name, "later") for name in WITH_INPUT] + [("noise", WITH_INPUT[1], "every")],
+        "per_loop": ["none", "lora"],
+        "loops": [(2, 1), (4, 1), (4, 3), (2, 2)],
+    },
+    lambda **_: True,
+)
+"""`loops`: passes, and the last of them through which gradients flow."""
+
+
+def config_of(case: dict[str, Any]) -> RunConfig:
     layout: Layout = case["layout"]
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
-    loop |= {key: case[key] for key in ("per_loop", "residual_scale")}
-    config = tiny_config(
+    loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
+    return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,
         sequence=layout.sequence,
@@ -56,8 +80,13 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
             "num_loops": 3,
             "loop": loop,
         },
-        train={"recompute": case["recompute"], "loop_loss": LOSSES[case["loss"]], "z_loss_weight": 0.1},
+        train={"recompute": case["recompute"], "loop_loss": LOSSES[case.get("loss", "last")], "z_loss_weight": 0.1},
     )
+
+
+@pytest.mark.parametrize("case", CASES, ids=["-".join(str(value) for value in case.values()) for case in CASES])
+def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None:
+    layout, config = case["layout"], config_of(case)
     rows = make_rows(4 * layout.data)
     reference = Reference(config=config, shake=True)
     nll, _, norm = reference.backward(rows, case["num_loops"])
@@ -72,6 +101,34 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
         assert result.grad_norm == pytest.approx(norm, rel=TOLERANCE)
     # what a step does not use, as the weights of later loops, has no gradient
     wanted = {name: torch.zeros_like(weight) for name, weight in reference.weights().items()} | reference.gradients()
+    errors = gradient_errors(reports, wanted)
+    assert errors.keys() == wanted.keys()
+    assert all(error <= TOLERANCE for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("case", TRUNCATED, ids=["-".join(str(value) for value in case.values()) for case in TRUNCATED])
+def test_a_truncated_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None:
+    """The reference cuts by `detach` between two passes of a whole graph."""
+    layout, config, (num_loops, backprop_loops) = case["layout"], config_of(case), case["loops"]
+    rows = make_rows(4 * layout.data)
+    reference = Reference(config=config, shake=True)
+    model, inputs = reference.model, make_inputs(rows, SEPARATORS.bos_id, document_mask=False)
+    context = model.context(inputs.tokens, noise_rows=row_keys(inputs.tokens, noise_salt(config.run.seed, 0)))
+    states, carried = model.begin(inputs.tokens, context)
+    for loop in range(num_loops):
+        if loop == num_loops - backprop_loops:
+            states = states.detach() if loop else states
+        states = model.run_loop(model.enter(states, carried, loop), context, loop)
+    total, nll = loss_sums(model, model.finish(states, context, num_loops), inputs.labels, z_loss_weight=0.1)
+    num_supervised = (inputs.labels != IGNORED).sum()
+    (total / num_supervised).backward()
+
+    reports = pool.run(one_step, config, rows, num_loops, backprop_loops, world_size=world_size(config, layout.data))
+
+    for report in reports:
+        assert report.results[0].loss == pytest.approx((nll / num_supervised).item(), rel=TOLERANCE)
+    wanted = {name: torch.zeros_like(weight) for name, weight in reference.weights().items()} | reference.gradients()
+    assert wanted["embedding.weight"].abs().max() > 0  # by way of the injection
     errors = gradient_errors(reports, wanted)
     assert errors.keys() == wanted.keys()
     assert all(error <= TOLERANCE for error in errors.values()), errors

@@ -28,6 +28,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["train.loop_sampling.growth={begin: 0.1, end: 0.2}"],
         [f"train.loop_sampling.growth.{key}" for key in ("begin", "end")],
     ),
+    (["train.backprop_growth.start=1"], ["train.backprop_growth.start"]),
     (["model.loop_regulariser.groups=[query]"], ["model.loop_regulariser.groups"]),
     (
         ["data.sources=[{task: addition, supervise: steps}, {path: a, supervise: steps, parameters: {n: 1}}]"],

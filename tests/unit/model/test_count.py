@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.run import RunConfig
-from pretrain.model.config import ModelSection
+from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.count import (
     count,
     count_parameters,
@@ -56,7 +56,13 @@ def build(model: ModelSection, recompute: str = "none") -> LoopedGPT:
 
 
 def measured_flops(
-    model: ModelSection, num_loops: int, *, backward: bool, recompute: str = "none", every_loop: bool = False
+    model: ModelSection,
+    num_loops: int,
+    *,
+    backward: bool,
+    recompute: str = "none",
+    every_loop: bool = False,
+    backprop_loops: int | None = None,
 ) -> float:
     """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can
     see on a CPU."""
@@ -67,7 +73,7 @@ def measured_flops(
         if every_loop:
             loss = loss_of_every_loop(built, tokens, num_loops, mask)
         else:
-            loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask), tokens)
+            loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask, backprop_loops=backprop_loops), tokens)
         if backward:
             loss.backward()
     return counter.get_total_flops() / tokens.numel()
@@ -107,6 +113,17 @@ def test_a_loss_of_every_loop_is_counted(recompute: str) -> None:
     counted = train_flops_per_token(model, SEQ_LEN, 3, recompute, every_loop=True)  # type: ignore[arg-type]
     measured = measured_flops(model, 3, backward=True, recompute=recompute, every_loop=True)
     assert measured == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("loop", [{"injection": "concat", "injection_at": "every"}, {"injection": "concat"}])
+def test_truncated_flops_are_those_that_torch_counts(recompute: Recompute, loop: dict) -> None:
+    model = section({**SHAPES["prelude and coda"], "loop": loop})
+    for num_loops, backprop_loops in ((4, 1), (4, 3), (2, 3)):
+        counted = train_flops_per_token(model, SEQ_LEN, num_loops, recompute, backprop_loops=backprop_loops)
+        assert (counted < train_flops_per_token(model, SEQ_LEN, num_loops, recompute)) == (backprop_loops < num_loops)
+        measured = measured_flops(model, num_loops, backward=True, recompute=recompute, backprop_loops=backprop_loops)
+        assert measured == pytest.approx(counted, rel=0.001)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection
 from pretrain.config.run import RunConfig, TrainSection
 from pretrain.model.config import ModelSection
-from pretrain.optim.loop_count import mean_loops, num_loops_at
+from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at
 
 NUM_DRAWS = 20_000
 
@@ -162,3 +162,35 @@ def test_the_mean_that_is_planned_is_that_of_the_draws(distribution: str) -> Non
 def test_growth_that_cannot_be_is_refused(sampling: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         RunConfig.model_validate({"model": {"num_loops": 4}, "train": {"loop_sampling": sampling}})
+
+
+# --- how far back gradients go ----------------------------------------------------------------------------------------
+
+
+def test_the_backward_depth_is_warmed_up_as_the_loops_are() -> None:
+    assert backprop_loops_at(TrainSection(), 0) is None
+    assert backprop_loops_at(TrainSection(backprop_loops=3), 0) == 3
+    growing = TrainSection(backprop_loops=3, backprop_growth=GrowthSection(start=1, end=0.5), steps=8)
+    assert [backprop_loops_at(growing, step) for step in range(8)] == [1, 2, 2, 3, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "line"),
+    [
+        ({}, {}, r"train\.backprop_loops=2 with up to 4 loops leaves prelude and embedding .*injection=none"),
+        ({"loop": {"injection": "add", "injection_at": "first"}}, {}, r"model\.loop\.injection_at=first: let"),
+        (
+            {"loop": {"injection": "add"}},
+            {"backprop_growth": {"start": 2}},
+            r"train\.backprop_growth\.start=2 must be below train\.backprop_loops=2",
+        ),
+        (
+            {"num_loops": 1, "num_loop_layers": 4, "loop_regulariser": {"weight": 1.0, "block_size": 2}},
+            {},
+            r"train\.backprop_loops=2: a block-regularised model has no loops",
+        ),
+    ],
+)
+def test_a_cut_that_leaves_weights_alone_is_refused(model: dict, train: dict, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        RunConfig.model_validate({"model": {"num_loops": 4, **model}, "train": {"backprop_loops": 2, **train}})

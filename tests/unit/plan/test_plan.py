@@ -72,7 +72,7 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         if run.train.loop_loss.is_of_every_loop:
             loss = loss_of_every_loop(built, tokens, run.model.num_loops)
         else:
-            loss, _ = loss_sums(built, built(tokens), tokens)
+            loss, _ = loss_sums(built, built(tokens, backprop_loops=run.train.backprop_loops), tokens)
         with record_function("backward"):
             loss.backward()
     assert trace.profiler is not None and trace.profiler.kineto_results is not None
@@ -113,6 +113,21 @@ def test_a_loss_of_every_loop_keeps_a_gradient_of_each_and_no_logits(recompute: 
     assert plans[1].peak(4, 3) - plans[0].peak(4, 3) == 2 * plans[0].state
     assert kept_of_every - kept == pytest.approx(2 * plans[0].state, rel=0.01)
     assert peak_of_every - peak == pytest.approx(2 * plans[0].state, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+def test_loops_without_gradient_hold_no_activations(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)
+    model = {**LLAMA, "num_prelude_layers": 1, "num_loops": 6, "loop": {"injection": "add"}}
+    cut, full = (
+        config(model, train={"recompute": recompute, "precision": "fp32", "backprop_loops": loops})
+        for loops in (2, None)
+    )
+    plan = Activations(config=cut)
+    assert plan.peak(4, 6) < {"none": 0.55, "loop": 0.9, "layer": 0.8}[recompute] * Activations(config=full).peak(4, 6)
+    kept, peak = measured_bytes(cut)
+    assert plan.peak(4, 6) == pytest.approx(kept, rel=0.1)
+    assert plan.peak(4, 6) + plan.working == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("rows", [2048, 32], ids=["one block of logits", "many blocks"])
@@ -254,6 +269,19 @@ def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> N
     assert plan.train_flops_per_token == fixed.train_flops_per_token
     assert plan.worst_stage.total == deepest.worst_stage.total > fixed.worst_stage.total
     assert "at the mean of 3 loops" in text_of(plan)
+
+
+def test_loops_without_gradient_are_planned_as_forward_work() -> None:
+    def plan(**train: Any) -> Plan:
+        return make_plan(config({"num_loops": 8, "loop": {"injection": "add"}}, train={"steps": 200, **train}), 1)
+
+    full, cut, all_of_them = plan(), plan(backprop_loops=2), plan(backprop_loops=8)
+    assert all_of_them.train_flops_per_token == full.train_flops_per_token > cut.train_flops_per_token
+    assert cut.worst_stage.activations < full.worst_stage.activations / 2
+    assert "gradients through the last 2 loops of a step" in text_of(cut)
+    growing = plan(backprop_loops=8, backprop_growth={"start": 1, "begin": 0.5, "end": 0.5})
+    ends = plan(backprop_loops=1).train_flops_per_token + full.train_flops_per_token
+    assert growing.train_flops_per_token == pytest.approx(ends / 2)
 
 
 def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
