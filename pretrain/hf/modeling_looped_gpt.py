@@ -49,8 +49,8 @@ Rotary = tuple[Tensor, Tensor]
 
 
 PLAIN_LOOP = {
-    "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual_scale": "one",
-    "made_for": None,
+    "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "exit": "none",
+    "residual_scale": "one", "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
 
@@ -380,6 +380,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.injection, self.per_loop = (
             HeldWeights(WholeWeights, under(self.design.weights(), part)) for part in ("injection", "per_loop")
         )
+        self.exit = HeldWeights(WholeWeights, under(self.design.exit_weights(), "exit"))
         in_loop = self.design.layers
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
         self.loop = nn.ModuleList(Layer(config, in_loop) for _ in range(config.num_loop_layers))

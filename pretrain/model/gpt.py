@@ -79,6 +79,7 @@ class LoopedGPT(nn.Module):
         )
         self.final_norm = self.head = None
         if stage.is_last:
+            self.exit = HeldWeights(ops, under(self.weights, "exit"))
             self.final_norm = make_norm(config)
             self.head = ops.linear(head_weights(config))
             if config.tied_head and self.embedding is not None:
@@ -214,6 +215,10 @@ class LoopedGPT(nn.Module):
         if self.recompute == "loop" and torch.is_grad_enabled():
             return checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
         return run(states)
+
+    def exit_log_odds(self, states: Tensor) -> Tensor:
+        """[t, d] states that a pass left -> [t] log-odds that the gate gives to stopping there (of the tokens held)."""
+        return self.exit(self.design.exit.log_odds, states)  # type: ignore[no-any-return]
 
     def finish(self, states: Tensor, context: Context, num_passes: int) -> Tensor:
         """Coda and final norm: [t, d] -> [t, d]."""

@@ -29,6 +29,7 @@ def stage_weights(model: ModelSection, seq_len: int, stage: Stage = WHOLE) -> di
         layer = layer_weights(model, in_loop=part == "loop")
         parts |= inside({f"{part}.{number}": layer for number in numbers})
     if stage.is_last:
+        parts |= loop_design(model).exit_weights()
         parts |= inside({"final_norm": norm(model), "head": head_weights(model)})
     return {name: weight for name, weight in parts.items() if aliases(model).get(name) not in parts}
 

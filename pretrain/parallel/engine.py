@@ -152,9 +152,11 @@ class Engine:
         self.optimizer.zero_grad()
         train, objective = self.config.train, None
         if train.loop_loss.is_of_every_loop:
+            num_passes = self.config.model.num_passes(num_loops)
             objective = LoopObjective(
-                weights=train.loop_loss.weights_of(self.config.model.num_passes(num_loops)),
-                num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
+                weights=train.loop_loss.weights_of(num_passes), num_supervised=num_supervised,
+                z_loss_weight=train.z_loss_weight, is_expected=train.loop_loss.over == "expected",
+                log_prior=train.loop_loss.log_prior(num_passes), prior_weight=train.loop_loss.prior_weight,
             )  # fmt: skip
         nll, value = self.ring.run(
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,

@@ -153,17 +153,30 @@ class Reference:
             noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
         )  # fmt: skip
         states, carried = model.begin(inputs.tokens, context)
-        losses, labels = [], inputs.labels.flatten()
+        losses, z_losses, stops, labels = [], [], [], inputs.labels.flatten()
         for loop in range(num_loops):
             states = model.run_loop(model.enter(states, carried, loop), context, loop)
             logits = model.logits(model.finish(states, context, loop + 1))
-            z_losses = self.config.train.z_loss_weight * logits.logsumexp(-1).square() * (labels >= 0)
-            losses.append(cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED) + z_losses)
+            z_losses.append(self.config.train.z_loss_weight * logits.logsumexp(-1).square() * (labels >= 0))
+            losses.append(cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED))
+            if settings.over == "expected":
+                unit = states / (states.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+                stops.append((unit @ model.exit["direction"] + model.exit["bias"]).sigmoid())
+        if settings.over == "expected":
+            left, shares = torch.ones_like(stops[0]), []
+            for stop in [*stops[:-1], torch.ones_like(stops[0])]:
+                shares.append(left * stop)
+                left = left * (1 - stop)
+            p = torch.stack(shares)
+            prior = torch.tensor([0.75**loop for loop in range(num_loops)], dtype=torch.float64)  # of mean 4
+            kl = (p * (p / (prior / prior.sum())[:, None]).log()).sum(0) * (labels >= 0)
+            of_tokens = (p * torch.stack(losses) + p.detach() * torch.stack(z_losses)).sum(0)
+            return (of_tokens + settings.prior_weight * kl).sum()
         raw = {"uniform": [1.0] * num_loops, "linear": [loop + 1.0 for loop in range(num_loops)]}.get(
             str(settings.weights), [*settings.weights, *[settings.weights[-1]] * num_loops][:num_loops]
         )
         weights = torch.tensor([float(weight) for weight in raw], dtype=torch.float64)
-        return (weights / weights.sum()) @ torch.stack(losses).sum(-1)
+        return (weights / weights.sum()) @ (torch.stack(losses) + torch.stack(z_losses)).sum(-1)
 
     def backward(self, rows: Tensor, num_loops: int) -> tuple[float, float, float]:
         """Fill the gradients; (negative log-likelihood per token, regularisation, gradient norm)."""

@@ -41,6 +41,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "uniform": {"over": "every"},
     "linear": {"over": "every", "weights": "linear"},
     "given": {"over": "every", "weights": (1.0, 3.0)},
+    "expected": {"over": "expected", "prior": "geometric", "prior_weight": 0.3},
 }
 FACTORS: dict[str, list[Any]] = {
     "layout": [Layout(1, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1), Layout(1, 2, 2), Layout(1, 4, 1)],
@@ -70,6 +71,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     layout: Layout = case["layout"]
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
+    loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
     return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,

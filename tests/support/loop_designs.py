@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
 
 WITH_INPUT = [name for name in INJECTIONS if name != "none"]
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -13,6 +13,9 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "euler": {"injection": "diagonal", "injection_at": "every", "diagonal": {"hold": "euler"}},
     "residual": {"residual_scale": "inverse"},
     **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
+    **{name: {"exit": name} for name in EXITS if name != "none"},
 }
 NEUTRAL = ("norm_scales", "lora", "adaln")
 """Those that begin as the plain loop."""
+SAME_LOGITS = ("plain", *(name for name in EXITS if name != "none"))
+"""Those that compute what the plain loop does, whatever their weights, at a given loop count."""

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     InjectionName: TypeAlias = str
     StartName: TypeAlias = str
     PerLoopName: TypeAlias = str
+    ExitName: TypeAlias = str
 else:
-    InjectionName, StartName, PerLoopName = (Literal[tuple(table)] for table in TABLES.values())
+    InjectionName, StartName, PerLoopName, ExitName = (Literal[tuple(table)] for table in TABLES.values())
 
 
 class _Choices(Section):
@@ -29,6 +30,9 @@ class _Choices(Section):
     per_loop: PerLoopName = "none"
     """What differs from loop to loop: nothing, an embedding of the loop, norm_scales, lora on every matrix of the
     block, or adaln (shift, scale and gate from the number of the loop)."""
+    exit: ExitName = "none"
+    """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
+    train.loop_loss.over=expected trains."""
     residual_scale: Literal["one", "sqrt", "inverse"] = "one"
     """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the updates of
     a shared block add up, so that with more loops the same learning rate moves the state further."""

@@ -9,7 +9,7 @@ No torch at import."""
 from typing import TYPE_CHECKING, Any
 
 from pretrain.model.loop.per_loop.this import InLayers
-from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
 from pretrain.model.loop.variant import Held, NormalNoise, Shape
 from pretrain.model.weight_kinds import Weight, inside
 
@@ -22,10 +22,11 @@ class LoopDesign:
 
     def __init__(self, section: Any, shape: Shape) -> None:
         self.section, self.shape = section, shape
-        injection, start, per_loop = section.injection, section.start, section.per_loop
+        injection, start, per_loop, leave = section.injection, section.start, section.per_loop, section.exit
         self.injection = INJECTIONS[injection](shape, getattr(section, injection, None))
         self.start = STARTS[start](shape, getattr(section, start, None))
         self.per_loop = PER_LOOP[per_loop](shape, getattr(section, per_loop, None))
+        self.exit = EXITS[leave](shape, getattr(section, leave, None))
 
     @property
     def update_scale(self) -> float:
@@ -33,10 +34,10 @@ class LoopDesign:
         return self.shape.num_loops ** -{"one": 0.0, "sqrt": 0.5, "inverse": 1.0}[self.section.residual_scale]
 
     def is_plain(self, num_passes: int) -> bool:
-        """Whether a model of plain layers, repeated so often, computes the same."""
+        """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""
         injects = self.carries and any(map(self.injects, range(num_passes)))
         alike = (self.section.start, self.section.per_loop, self.update_scale) == ("prelude", "none", 1.0)
-        return alike and not injects
+        return alike and not injects and not self.exit.has_gate
 
     @property
     def layers(self) -> "InLayers | None":
@@ -54,8 +55,12 @@ class LoopDesign:
         return {"later": loop > 0, "every": True, "first": loop == 0}[self.section.injection_at]
 
     def weights(self) -> dict[str, Weight]:
-        """Weights outside the layers, all on the first stage."""
+        """Weights outside the layers on the first stage."""
         return inside({"injection": self.injection.weights(), "per_loop": self.per_loop.weights()})
+
+    def exit_weights(self) -> dict[str, Weight]:
+        """Weights outside the layers on the last stage."""
+        return inside({"exit": self.exit.weights()})
 
     def flops(self, num_passes: int) -> int:
         """Forward FLOPs outside the layers, for one token."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pretrain.model.loop.exit.gate import Gate
 from pretrain.model.loop.injection.add import Add
 from pretrain.model.loop.injection.concat import Concat
 from pretrain.model.loop.injection.diagonal import Diagonal
@@ -12,7 +13,7 @@ from pretrain.model.loop.per_loop.lora import Lora
 from pretrain.model.loop.per_loop.norm_scales import NormScales
 from pretrain.model.loop.start.noise import Noise
 from pretrain.model.loop.start.zeros import Zeros
-from pretrain.model.loop.variant import Injection, PerLoop, Start, Variant
+from pretrain.model.loop.variant import Exit, Injection, PerLoop, Start, Variant
 
 INJECTIONS: dict[str, type[Injection]] = {
     "none": Injection, "add": Add, "concat": Concat, "gated": Gated, "diagonal": Diagonal,
@@ -21,4 +22,7 @@ STARTS: dict[str, type[Start]] = {"prelude": Start, "zeros": Zeros, "noise": Noi
 PER_LOOP: dict[str, type[PerLoop]] = {
     "none": PerLoop, "embedding": LoopEmbedding, "norm_scales": NormScales, "lora": Lora, "adaln": AdaLN,
 }  # fmt: skip
-TABLES: dict[str, Mapping[str, type[Variant]]] = {"injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP}
+EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate}
+TABLES: dict[str, Mapping[str, type[Variant]]] = {
+    "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "exit": EXITS,
+}  # fmt: skip

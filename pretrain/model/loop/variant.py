@@ -5,6 +5,7 @@ A design (`pretrain/model/loop/design.py`) has one variant of each kind:
     Injection   what re-enters from before the loop, when a pass begins          (`injection/`)
     Start       the state with which the first pass begins                       (`start/`)
     PerLoop     what differs from loop to loop inside the shared layers          (`per_loop/`)
+    Exit        with which probability a token stops after a loop                (`exit/`)
 
 A variant describes its weights, counts what it costs and computes, as a function of tensors; it keeps nothing between
 calls. The weights come to it by name (`Held`): a vector or table as a tensor, a matrix "x.weight" as the linear map
@@ -147,6 +148,21 @@ class PerLoop(Variant):
     def update(self, held: Held, part: Part, states: "Tensor", loop: int) -> "Tensor":
         """[t, d] -> [t, d]: what a half of a layer adds to the residual stream."""
         return states
+
+
+class Exit(Variant):
+    """Nothing says when to stop. Base of what does."""
+
+    has_gate: ClassVar[bool] = False
+    """Whether it has a say, `log_odds`."""
+
+    def weights(self) -> Weights:
+        """Its weights, all on the last stage."""
+        return {}
+
+    def log_odds(self, held: Held, states: "Tensor") -> "Tensor":
+        """[t, d] states that a pass left -> [t] log-odds of stopping there, in fp32 or wider."""
+        raise NotImplementedError
 
 
 def trained(loop: int, num_loops: int) -> int:
