@@ -185,45 +185,48 @@ class LoadedRun:
 
     def score(
         self, tasks: Sequence[str], *, num_loops: Sequence[int] | None = None, num_examples: int | None = None,
-        data_dir: str | Path | None = None, batch: int = 8,
+        data_dir: str | Path | None = None, include_path: str | Path | None = None, batch: int = 8,
     ) -> "DataFrame":  # fmt: skip
         """Score tasks of the harness or of this project at several loop counts, in one pass: a row a metric.
 
         Nothing is written; `tools/eval_depth.py` keeps its rows in the run, takes several ranks and continues.
 
         Args:
-            tasks: names of tasks and groups.
+            tasks: names of tasks and groups, or my_module:Task.
             num_loops: loop counts. Default: that of the model.
             num_examples: first examples of each task. Default: all.
             data_dir: folder of evaluation data, for tasks without the network.
+            include_path: folder of your tasks in the harness's format.
             batch: sequences run together; changes no number.
 
         Raises:
             ValueError: an unknown task, one that cannot be had, or a loop count that this model cannot be run with.
         """
         from pretrain.eval import evaluate as evaluation  # the harness takes seconds to import
-        from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, tasks_of
+        from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
         from pretrain.eval.harness import LoopedLM
+        from pretrain.eval.loading import load_all
         from pretrain.eval.scorer import Scorer
 
         loops, folder = list(num_loops or [self.num_loops]), None if data_dir is None else Path(data_dir)
         self.model.config.require_loops("num_loops", loops)
         reader = self.trained.checkpoint
         subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
-        resolved = tasks_of(subject.saved, list(tasks), folder, allow_network=True)
-        for task in resolved:
-            if isinstance(task, SkippedTask):
-                raise ValueError(f"{task.name}: {task.reason}")
+        own = None if include_path is None else Path(include_path)
+        resolved = tasks_of(subject.saved, list(tasks), folder, include_path=own)
         wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
         evaluation.prepare_harness()
+        loaded, failed = load_all(wanted, folder, num_examples=num_examples, say=lambda _: None)
+        for task in [*resolved, *failed]:
+            if isinstance(task, SkippedTask):
+                raise ValueError(f"{task.name}: {task.reason}")
         with _lone_world(self.device) as groups, TemporaryDirectory() as folder_of_rows:
             scorer = Scorer(self.model, groups, batch_size=batch)
             lm = LoopedLM(scorer, self.tokenizer, loops, max_length=subject.saved.seq_len)
             file = JsonLines(Path(folder_of_rows) / "none.jsonl")
             results = evaluation.evaluate(
-                lm, subject, wanted, lambda task: load_tasks(task, data_dir=folder, num_examples=num_examples),
-                num_examples=num_examples, file=file,
-            )  # fmt: skip
+                lm, subject, wanted, lambda task: loaded[task.name], num_examples=num_examples, file=file
+            )
             return table([row for _, rows in results for row in rows])
 
     def metrics(self) -> "DataFrame":

@@ -2,7 +2,8 @@
 
 One pass scores all loop counts. Tasks are those of the paper by group (closed_book open_book math_word_problems
 primitives), the generators of pretrain/tasks, and any task of the evaluation harness. --data-dir replaces the network
-by local files, and a generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one. The rows of each
+by local files, and a generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one. --include-path has
+tasks of your own in the harness's format; my_module:Parity is one in Python (pretrain/EXTENDING.md). The rows of each
 finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under torchrun, --tensor and
 --pipeline split the model, and the remaining factor of ranks splits the examples.
 """
@@ -15,7 +16,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, add_run, counts, names, positive
 from pretrain.rows.jsonl import JsonLines
+from pretrain.run.progress import tracked
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
@@ -37,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--tasks", type=names, default=[], metavar="A,B", help="tasks, groups; default: what the run trained on")
     option("--num-loops", type=counts(1), metavar="1,2,4", help="loop counts; default: model.num_loops of the run")
     option("--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network")
+    option("--include-path", type=Path, metavar="DIR", help="folder of your tasks: YAML of lm-eval, with its Python")
     option("--offline", action="store_true", help="never use the network: tasks without local files are skipped")
     option("--num-examples", type=positive, metavar="N", help="first examples of each task; default: all")
     option("--batch", type=positive, default=8, metavar="N", help="sequences run together, any number; default: 8")
@@ -54,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # for the progress bars of downloads
+        os.environ["TQDM_DISABLE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # those of downloads
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
@@ -96,34 +99,40 @@ def evaluate(options: argparse.Namespace) -> None:
             dist.destroy_process_group()
 
 
-def progress(windows: Sequence[object]) -> Sequence[object]:
-    """A temporary progress bar over the batches of one request of the harness."""
-    from tqdm import tqdm
-
-    screen = sys.__stderr__  # sys.stderr is redirected while the harness runs
-    return tqdm(windows, unit="batch", leave=False, file=screen, disable=screen is None or not screen.isatty())  # type: ignore[return-value]
+def progress(windows: Sequence[object]) -> Iterable[object]:
+    """The batches of one request of the harness, with progress if they take long."""
+    # sys.stderr is redirected while the harness runs
+    return tracked(windows, len(windows), "scoring", unit="part", stream=sys.__stderr__)
 
 
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:
     """Evaluate on rank 0, while the other ranks serve the scorer."""
     from pretrain.eval import evaluate as evaluation
-    from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, tasks_of
+    from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
+    from pretrain.eval.loading import load_all
     from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
     subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     file = JsonLines(options.out or options.run / "eval" / "depth.jsonl")
-    resolved = tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline)
+    resolved = tasks_of(
+        subject.saved, options.tasks, options.data_dir, allow_network=not options.offline,
+        include_path=options.include_path,
+    )  # fmt: skip
     skipped = [task for task in resolved if isinstance(task, SkippedTask)]
-    for task in skipped:
-        print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
     wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
-    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=options.bos)
-    loader = partial(load_tasks, data_dir=options.data_dir, num_examples=options.num_examples)
     evaluation.prepare_harness()
-    results = evaluation.evaluate(lm, subject, wanted, loader, num_examples=options.num_examples, file=file)
+    say = partial(print, file=sys.stderr, flush=True)
+    loaded, failed = load_all(wanted, options.data_dir, num_examples=options.num_examples, say=say)
+    for task in [*skipped, *failed]:
+        print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
+    wanted = [task for task in wanted if task.name in loaded]
+    lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=options.bos)
+    results = evaluation.evaluate(
+        lm, subject, wanted, lambda task: loaded[task.name], num_examples=options.num_examples, file=file
+    )
     num_reused = 0
     for number, (task, rows) in enumerate(results, start=1):
         if not rows:
@@ -136,10 +145,14 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
             error = f" ± {row.stderr:.4f}" if row.stderr is not None else ""
             print(
                 f"  {row.num_loops:3d} loops, depth {row.effective_depth:3d}: "
-                f"{row.metric} {row.value:.4f}{error} ({row.num_examples})"
+                f"{row.metric} {row.value:.4f}{error} ({row.num_examples})",
+                flush=True,
             )
     print_warnings(file.problems)
+    skipped += failed
     print(f"{file.path}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
+    if failed or not wanted:
+        raise OSError(f"not evaluated: {', '.join(task.name for task in skipped)}; the reasons are above")
 
 
 def about_source(task: "ResolvedTask") -> str:

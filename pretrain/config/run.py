@@ -208,9 +208,15 @@ class ValidationSection(Section):
     """First examples of each task that are scored. Default: all, of a generated task 1,000."""
     data_dir: PathText | None = None
     """Folder of evaluation data, for tasks that are read from files."""
+    include_path: PathText | None = None
+    """Folder of your own tasks: YAML of the evaluation harness, with its Python beside it."""
 
     def without_effect(self) -> dict[str, str]:
-        return {} if self.tasks_every else dict.fromkeys(("tasks", "num_examples", "data_dir"), "tasks_every=0")
+        return (
+            {}
+            if self.tasks_every
+            else dict.fromkeys(("tasks", "num_examples", "data_dir", "include_path"), "tasks_every=0")
+        )
 
 
 class CommonCheckpointSection(Section):

@@ -80,7 +80,7 @@ def evaluate(
         if not _is_done(there, subject, task, lm.loops, sizes):
             for part in parts:
                 for num_loops in lm.loops:
-                    with lm.at(num_loops):
+                    with lm.at(num_loops), _named(task):
                         rows += _rows(lm, subject, task, part, num_loops, num_examples, inputs)
         lm.forget()
         rows.sort(key=lambda row: lm.loops.index(row.num_loops))  # a write that is cut short leaves a loop count out
@@ -91,6 +91,15 @@ def evaluate(
             else:
                 missing.append(row)
         yield task, missing
+
+
+@contextlib.contextmanager
+def _named(task: ResolvedTask) -> Iterator[None]:
+    """Bad input says which task it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"task {task.name}: {error}") from None
 
 
 def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examples: int | None) -> str:

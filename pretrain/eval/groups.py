@@ -1,32 +1,26 @@
 """Tasks to evaluate on: the groups of the looped-transformer paper, other tasks by name, and the source of each.
 
-A task comes from files of a data directory (`pretrain.eval.tasks`), from the harness's own task of that name (which
-needs the network), or from our generators (`pretrain.tasks`), unless the data directory has a file of its questions
-(`question_file`). `resolve` chooses the source of every name, or says why
-there is none; `load_tasks` makes the harness's objects. Groups: Saunshi et al., arXiv 2502.17416, section 3.
+A task comes from a folder of the user's tasks in the harness's own format, from files of a data directory
+(`pretrain.eval.tasks`), from the harness's own task of that name (which needs the network), or from our generators
+(`pretrain.tasks`), unless the data directory has a file of its questions (`question_file`). `resolve` chooses the
+source of every name, or says why there is none; `pretrain/eval/loading.py` makes the harness's objects. Groups: Saunshi
+et al., arXiv 2502.17416, section 3.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
-
 from pretrain.config.saved_model import SavedModel
-from pretrain.eval.own_tasks import harness_task
+from pretrain.eval.managers import folder_tasks, network_tasks, offline_tasks
 from pretrain.eval.tasks.files import find_file
 from pretrain.schema.choice import did_you_mean
+from pretrain.schema.plugin import is_plugin
 from pretrain.storage import is_there
-from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.registry import TASKS as GENERATORS
-from pretrain.tasks.registry import make_task
-
-OFFLINE_FOLDER = Path(__file__).parent / "tasks"
-NUM_GENERATED = 1000
-"""Questions of a generated task."""
+from pretrain.tasks.registry import task_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +94,6 @@ GROUPS["all"] = (*GROUPS["all_15"], *GROUPS["primitives"])
 
 Supervise = Literal["answer", "steps", "prefixes"]
 """As `data.sources.supervise` of the run."""
-FORMS: dict[Supervise, dict[str, Any]] = {
-    "answer": {"match": "generation"},
-    "steps": {"match": "generation", "with_steps": True},
-    "prefixes": {"match": "likelihood"},  # the answer is one symbol
-}
-"""How the answers of a generator's task are asked for (arguments of `harness_task`), by what was supervised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +104,7 @@ class ResolvedTask:
     """The name in rows."""
     group: str
     """The group of the paper it belongs to, or its own name."""
-    source: Literal["files", "network", "generator"]
+    source: Literal["files", "network", "generator", "folder"]
     """Where its documents come from."""
     harness_name: str
     """Name of its object, and of its results, in the harness."""
@@ -129,9 +117,11 @@ class ResolvedTask:
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Of the generator."""
     supervise: Supervise = "answer"
-    """What a model of a generator's task was trained to write: see FORMS."""
+    """What a model of a generator's task was trained to write: see `FORMS` of `loading.py`."""
     file: Path | None = None
     """Questions of a generator's task that are read, not made."""
+    folder: Path | None = None
+    """Of the user's tasks, if that is the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +135,7 @@ class SkippedTask:
 
 
 def resolve(
-    names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
+    names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True, include_path: Path | None = None
 ) -> list[ResolvedTask | SkippedTask]:
     """The source of each task, each task once, in the order of the names.
 
@@ -153,20 +143,23 @@ def resolve(
         names: groups of GROUPS, tasks of TASKS, generators, or any name the harness knows.
         data_dir: folder of the evaluation data; None leaves the harness's own tasks.
         allow_network: whether the harness's own tasks may be used where there is no offline one.
+        include_path: folder of tasks in the harness's format, YAML with Python beside it; they come before others of
+            their name. Only name a folder whose Python you would run.
 
     Raises:
-        ValueError: a name is unknown; the nearest is named.
+        ValueError: a name is unknown; the nearest is named. A file of the folder is malformed.
     """
     wanted: dict[str, str] = {}
     for name in names:
         for task in GROUPS.get(name, (name,)):
             wanted.setdefault(task, next((group for group, tasks in GROUPS.items() if task in tasks), task))
-    return [_resolve_task(name, group, data_dir, allow_network) for name, group in wanted.items()]
+    return [_resolve_task(name, group, data_dir, allow_network, include_path) for name, group in wanted.items()]
 
 
 def tasks_of(
-    saved: SavedModel, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True
-) -> list[ResolvedTask | SkippedTask]:
+    saved: SavedModel, names: Sequence[str], data_dir: Path | None, *, allow_network: bool = True,
+    include_path: Path | None = None,
+) -> list[ResolvedTask | SkippedTask]:  # fmt: skip
     """What to evaluate a run on; arguments as of `resolve`.
 
     The name of a task that the run was trained on means the task at the run's difficulty; no names mean all of these.
@@ -182,8 +175,8 @@ def tasks_of(
     found: dict[str, ResolvedTask | SkippedTask] = {}
     for name in names:
         is_trained = name in trained and name not in GROUPS  # a group of the paper keeps its name
-        tasks = [trained[name]] if is_trained else resolve([name], data_dir, allow_network=allow_network)
-        for task in tasks:
+        others = partial(resolve, [name], data_dir, allow_network=allow_network, include_path=include_path)
+        for task in [trained[name]] if is_trained else others():
             found.setdefault(task.name, task)
     return list(found.values())
 
@@ -205,8 +198,14 @@ def trained_tasks(saved: SavedModel, data_dir: Path | None) -> list[ResolvedTask
     return found
 
 
-def _resolve_task(name: str, group: str, data_dir: Path | None, allow_network: bool) -> ResolvedTask | SkippedTask:
-    known = _known(name, allow_network)
+def _resolve_task(
+    name: str, group: str, data_dir: Path | None, allow_network: bool, include_path: Path | None
+) -> ResolvedTask | SkippedTask:
+    if include_path is not None and name in folder_tasks(include_path, data_dir).all_tasks:
+        return ResolvedTask(
+            name=name, group=group, source="folder", harness_name=name, num_fewshot=None, folder=include_path
+        )
+    known = _known(name, allow_network, include_path)
     resolved = partial(ResolvedTask, name=name, group=group, num_fewshot=known.num_fewshot, main=known.main)
     if known.generator is not None:
         return resolved(
@@ -248,22 +247,25 @@ def question_file(name: str, data_dir: Path) -> Path | None:
     return next((path for stem in stems for end in endings if is_there(path := data_dir / f"{stem}{end}")), None)
 
 
-def _known(name: str, allow_network: bool) -> KnownTask:
+def _known(name: str, allow_network: bool, include_path: Path | None) -> KnownTask:
     """A task of TASKS, a generator at its default difficulty, or whatever the harness calls so."""
     if name in TASKS:
         return TASKS[name]
-    if name in GENERATORS:
+    if name in GENERATORS or is_plugin(name):
+        task_class(name)
         return KnownTask(generator=name)
     # Without the network the harness's names are of no use, and listing them takes seconds.
-    if allow_network and name in _network_tasks().all_tasks:
+    if allow_network and name in network_tasks().all_tasks:
         return KnownTask(harness=name)
     candidates = [*GROUPS, *TASKS, *GENERATORS]
+    if include_path is not None:
+        candidates += folder_tasks(include_path, None).all_tasks
     raise ValueError(f"task {name}: no such task or group{did_you_mean(name, candidates)}")
 
 
 def _missing_files(offline: str, data_dir: Path) -> str:
     """The error about the files that an offline task lacks; empty if it lacks none."""
-    entry = _offline_tasks(None).task_index[offline]
+    entry = offline_tasks(None).task_index[offline]
     assert entry.cfg is not None
     problems = []
     for names in entry.cfg["dataset_kwargs"]["files"].values():
@@ -272,46 +274,3 @@ def _missing_files(offline: str, data_dir: Path) -> str:
         except FileNotFoundError as error:
             problems.append(str(error))
     return "; ".join(problems)
-
-
-def load_tasks(
-    task: ResolvedTask, data_dir: Path | None, *, num_examples: int | None = None, seed: int = 0
-) -> list[Task]:
-    """The harness's objects of a task, with its shots set: one, or several if the harness knows the name as a group.
-
-    Args:
-        task: from `resolve`.
-        data_dir: as given to `resolve`.
-        num_examples: questions of a generated task, by default NUM_GENERATED; what is read has a number of its own.
-        seed: of the questions of a generated task.
-
-    Raises:
-        ValueError: a row of a file is malformed; names file and line.
-    """
-    if task.generator is not None:
-        made = make_task(task.generator, task.parameters)
-        count = NUM_GENERATED if num_examples is None else num_examples
-        read = None if task.file is None else read_examples(task.file)
-        if read == []:
-            raise ValueError(f"{task.file}: holds no examples")
-        ask = partial(
-            harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0, questions=read
-        )
-        return [ask(seed=seed, **FORMS[task.supervise])]
-    manager = _offline_tasks(data_dir) if task.source == "files" else _network_tasks()
-    loaded = list(manager.load([task.harness_name])["tasks"].values())
-    if task.num_fewshot is not None:
-        for one in loaded:
-            one.set_config("num_fewshot", task.num_fewshot)
-    return loaded
-
-
-@cache
-def _offline_tasks(data_dir: Path | None) -> TaskManager:
-    metadata: dict[str, dict[str, Any] | str] = {} if data_dir is None else {"data_dir": str(data_dir)}
-    return TaskManager(include_path=OFFLINE_FOLDER, include_defaults=False, metadata=metadata)
-
-
-@cache
-def _network_tasks() -> TaskManager:
-    return TaskManager()

@@ -3,7 +3,7 @@
 Rank 0 runs the harness, the others work for it (`pretrain/eval/scorer.py`). A signal ends the evaluation between two
 batches; finished tasks keep their rows, and the resumed run scores the others before it continues. Training is
 unaffected: no random numbers are drawn, no gradients touched, none of its data read. The network is not used: tasks are
-generators or files of `validation.data_dir`, read when the run starts.
+generators, files of `validation.data_dir` or those of `validation.include_path`, read when the run starts.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.eval.evaluate import evaluate, prepare_harness
-from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, tasks_of
+from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
+from pretrain.eval.loading import load_tasks
 from pretrain.eval.scorer import Scorer, Stopped
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups
@@ -47,7 +48,8 @@ class TaskEvaluation:
             model, groups, batch_size=config.train.micro_batch, sequence_parallel=config.parallel.sequence, vote=vote
         )  # fmt: skip
         data_dir = None if settings.data_dir is None else Path(settings.data_dir)
-        found = tasks_of(SavedModel.of(config), settings.tasks, data_dir, allow_network=False)
+        own = None if settings.include_path is None else Path(settings.include_path)
+        found = tasks_of(SavedModel.of(config), settings.tasks, data_dir, allow_network=False, include_path=own)
         self.skipped = [task for task in found if isinstance(task, SkippedTask)]
         """Tasks that cannot be run here, for the report."""
         self.tasks = [task for task in found if isinstance(task, ResolvedTask)]

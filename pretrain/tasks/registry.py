@@ -1,11 +1,14 @@
-"""All tasks by name."""
+"""All tasks by name; those of users are named `module:Class`."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from pretrain.schema.choice import did_you_mean
+from pretrain.schema.plugin import is_plugin, load_plugin
+from pretrain.schema.section import Section
 from pretrain.tasks.addition import Addition
 from pretrain.tasks.group_composition import GroupComposition, GroupProduct
 from pretrain.tasks.i_gsm import IGSM
@@ -28,15 +31,36 @@ TASKS: dict[str, type[Task[Any]]] = {
 """Every task by its name in configurations."""
 
 
+@cache
+def task_class(name: str) -> type[Task[Any]]:
+    """The class of a task of `TASKS`, or of a user's (`pretrain/EXTENDING.md`).
+
+    Raises:
+        ValueError: there is none, or it lacks something that a task has.
+    """
+    if not is_plugin(name):
+        if name not in TASKS:
+            raise ValueError(f"task {name}: no such task{did_you_mean(name, TASKS)}")
+        return TASKS[name]
+    found = load_plugin(name, "task")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"task={name}: is no subclass of pretrain.tasks.task.Task")
+    missing = sorted(found.__abstractmethods__)
+    missing += [key for key in ("name", "parameters_type") if not hasattr(found, key)]
+    if missing:
+        raise ValueError(f"task={name}: lacks {', '.join(missing)}")
+    if not issubclass(found.parameters_type, Section):
+        raise ValueError(f"task={name}: parameters_type is no subclass of pretrain.schema.section.Section")
+    return found
+
+
 def make_task(name: str, parameters: Mapping[str, object]) -> Task[Any]:
-    """Make a task of `TASKS` with some fields of its `parameters_type` set; the others keep their defaults.
+    """Make a task with some fields of its `parameters_type` set; the others keep their defaults.
 
     Raises:
         ValueError: the task or a parameter is unknown (the nearest name is suggested), or a value is invalid.
     """
-    if name not in TASKS:
-        raise ValueError(f"task {name}: no such task{did_you_mean(name, TASKS)}")
-    task = TASKS[name]
+    task = task_class(name)
     fields = task.parameters_type.model_fields
     for key in parameters:
         if key not in fields:

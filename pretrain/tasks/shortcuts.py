@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pretrain.schema.section import Section
-from pretrain.tasks.registry import TASKS, make_task
+from pretrain.tasks.registry import make_task, task_class
 from pretrain.tasks.task import Example, Task
 
 NUM_EXAMPLES = 500
@@ -63,7 +63,7 @@ def best_shortcut(name: str, parameters: Mapping[str, object]) -> Shortcut:
 @lru_cache
 def _measure(name: str, parameters: Section) -> tuple[Shortcut, float]:
     """The best shortcut, and the accuracy of chance."""
-    task = TASKS[name](parameters)
+    task = task_class(name)(parameters)
     # Of any split: a rule learns nothing but the most common answer, which is that of another seed.
     asked = [task.generate(0, number) for number in range(NUM_EXAMPLES)]
     seen = [task.generate(1, number) for number in range(NUM_SEEN)]

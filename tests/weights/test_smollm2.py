@@ -14,8 +14,9 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
 from pretrain.config.run import ParallelSection
-from pretrain.eval.groups import ResolvedTask, SkippedTask, load_tasks, resolve
+from pretrain.eval.groups import ResolvedTask, SkippedTask, resolve
 from pretrain.eval.harness import LoopedLM
+from pretrain.eval.loading import load_tasks
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
 from pretrain.hf.exporting import export_run

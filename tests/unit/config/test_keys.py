@@ -19,6 +19,7 @@ CONFIGS = ROOT / "configs"
 TESTED = {
     RunConfig: {
         "run.root": "tests/distributed/training.py",
+        "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
         "model.loop.made_for": "tests/unit/model/test_loop_variants.py",
         "model.loop.diagonal.hold": "tests/support/loop_designs.py",

@@ -18,8 +18,9 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.eval.evaluate import evaluate
-from pretrain.eval.groups import ResolvedTask, load_tasks, tasks_of
+from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
+from pretrain.eval.loading import load_tasks
 from pretrain.eval.sampling import Generation
 from pretrain.rows.evaluation import ScoredModel
 from pretrain.rows.identity import parse_inputs, variant_of

@@ -22,7 +22,9 @@ from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.squadv2.task import SQuAD2
 
-from pretrain.eval.groups import GROUPS, OFFLINE_FOLDER, TASKS, ResolvedTask, SkippedTask, load_tasks, resolve
+from pretrain.eval.groups import GROUPS, TASKS, ResolvedTask, SkippedTask, resolve
+from pretrain.eval.loading import load_tasks
+from pretrain.eval.managers import OFFLINE_FOLDER
 from pretrain.eval.tasks import squad, word_problem
 from pretrain.eval.tasks.documents import FORMS
 from pretrain.eval.tasks.files import Record, read_rows

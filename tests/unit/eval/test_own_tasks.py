@@ -9,7 +9,8 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from pretrain.eval.groups import ResolvedTask, load_tasks, resolve
+from pretrain.eval.groups import ResolvedTask, resolve
+from pretrain.eval.loading import load_tasks
 from pretrain.eval.own_tasks import SHOT_END, harness_task
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.task import Example, Task
