@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, add_run, positive
+from pretrain.model.loop.exit_rules import HELP, exit_rule, is_auto
 
 if TYPE_CHECKING:
     from pretrain.data.tokenizers.tokenizer import Tokenizer
+    from pretrain.eval.exits import ExitDecoder
     from pretrain.eval.sampling import Generation
     from pretrain.run.trained_model import TrainedModel
 
@@ -32,7 +34,18 @@ def parse_arguments() -> argparse.Namespace:
     option("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
     option("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times")
     option("--prompt-file", type=Path, metavar="FILE", help="more prompts, one per line; empty lines are skipped")
-    option("--num-loops", type=positive, metavar="N", help="loops to run; default: model.num_loops of the run")
+    option(
+        "--num-loops", metavar="N|auto[:RULE][:THRESHOLD]",
+        help="loops to run; default: model.num_loops of the run. auto: each new token stops where the rule says. Rules "
+        f"(thresholds): {HELP}. Default: gate if the model has one, else kl",
+    )  # fmt: skip
+    option("--max-loops", type=positive, metavar="N", help="most loops with auto; default: model.num_loops of the run")
+    option(
+        "--keys",
+        choices=["share", "compute"],
+        default="share",
+        help="keys and values of loops that a token leaves out: of its last loop, or computed; default: share",
+    )
     option("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
     option("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
     option("--top-p", type=float, default=0.95, metavar="P", help="mass of the likeliest tokens drawn; default: 0.95")
@@ -61,7 +74,22 @@ def encode(tokenizer: "Tokenizer", text: str, what: str) -> list[int]:
         raise ValueError(f"{what}: {error}") from None
 
 
-def texts(trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int) -> Iterator[str]:
+def loop_count(arguments: argparse.Namespace) -> int | None:
+    """Most loops that a token runs; None for the run's own count."""
+    text = arguments.num_loops
+    if text is not None and is_auto(text):
+        return arguments.max_loops
+    if arguments.max_loops is not None:
+        raise ValueError("--max-loops is for --num-loops auto")
+    try:
+        return None if text is None else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--num-loops: {error}") from None
+
+
+def texts(
+    trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int, exits: "ExitDecoder | None"
+) -> Iterator[str]:
     """Each prompt with its continuation; a terminal shows a bar over the tokens of a batch."""
     from tqdm import tqdm
 
@@ -73,7 +101,10 @@ def texts(trained: "TrainedModel", prompts: list[str], settings: "Generation", b
         numbers = range(start, min(start + batch, len(prompts)))
         rows = [encode(tokenizer, prompts[number], f"prompt {number + 1}") for number in numbers]
         rows = [[tokenizer.bos_id, *row] if tokenizer.adds_bos or not row else row for row in rows]
-        continuations = generate(trained.model, rows, settings, row_numbers=numbers, track=bar)
+        continuations = generate(trained.model, rows, settings, decoder=exits, row_numbers=numbers, track=bar)
+        if exits is not None:
+            mean = exits.mean_loops([len(new) for new in continuations])
+            print(f"{exits.rule}: {mean:.2f} loops a new token", file=sys.stderr)
         yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
 
 
@@ -81,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments)
     import torch
 
+    from pretrain.eval.exits import ExitDecoder
     from pretrain.eval.sampling import Generation
     from pretrain.run.trained_model import load_trained_model
 
@@ -88,21 +120,24 @@ def run(arguments: argparse.Namespace) -> None:
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
     print_warnings(trained.problems)
     model = trained.saved.model
-    if arguments.num_loops is not None:
-        model.require_loops("--num-loops", [arguments.num_loops])
+    most, exits = loop_count(arguments), None
+    if most is not None:
+        model.require_loops("--num-loops", [most])
+    if arguments.num_loops is not None and is_auto(arguments.num_loops):
+        exits = ExitDecoder(trained.model, exit_rule(arguments.num_loops, model), arguments.keys)
     settings = Generation(
         max_new_tokens=arguments.max_new_tokens,
         vocab_size=trained.tokenizer.vocab_size,
         eos_id=trained.tokenizer.eos_id,
-        num_loops=arguments.num_loops,
+        num_loops=most,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    num_loops = arguments.num_loops or model.num_loops
-    depth = f"{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
+    num_loops = most or model.num_loops
+    depth = f"{'' if exits is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
     print(f"{arguments.run}, step {trained.step}, {depth}", file=sys.stderr)
-    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch)):
+    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits)):
         if number:
             print("-" * 80)
         print(text, flush=True)

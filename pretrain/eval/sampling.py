@@ -210,14 +210,22 @@ class GenerationCache(KeyValueCache):
         super().__init__()
         self._capacity = capacity
         self._filled: dict[int, int] = {}  # positions of each application, in order
+        self.rows: Tensor | None = None
+        """Numbers of the rows [n] that keys and values are of, in the batch that the cache began with; None: all."""
 
     @property
     def length(self) -> int:
         return next(iter(self._filled.values()), 0)
 
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` positions alone."""
-        self._filled = dict.fromkeys(self._filled, length)
+    def rewind(self, length: int, applications: Iterable[int] | None = None) -> None:
+        """Keep the first `length` positions alone, of all applications or of some."""
+        self._filled |= dict.fromkeys(self._filled if applications is None else applications, length)
+
+    def share_newest(self, source: int, target: int, rows: Tensor) -> None:
+        """Give some rows, at the newest position, the keys and values of application `source` in `target` too."""
+        newest = self._filled[target] = self._filled[source]
+        for theirs, ours in zip(self.entries[source], self.entries[target], strict=True):
+            ours[rows, :, newest - 1] = theirs[rows, :, newest - 1]
 
     def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         number = application.number
@@ -228,5 +236,8 @@ class GenerationCache(KeyValueCache):
         start = self._filled.get(number, 0)
         stop = self._filled[number] = start + keys.shape[2]
         all_keys, all_values = self.entries[number]
+        if self.rows is not None:
+            all_keys[self.rows, :, start:stop], all_values[self.rows, :, start:stop] = keys, values
+            return all_keys[self.rows, :, :stop], all_values[self.rows, :, :stop]
         all_keys[:, :, start:stop], all_values[:, :, start:stop] = keys, values
         return all_keys[:, :, :stop], all_values[:, :, :stop]

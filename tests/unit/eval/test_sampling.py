@@ -287,6 +287,21 @@ def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_pat
     assert done.stdout == f"\n{'-' * 80}\n".join(texts) + "\n"
 
 
+def test_the_command_line_lets_tokens_stop_on_their_own(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rule, status, said in (
+        ("auto:change:1e9", 0, ", at most 4 loops, 10 layers deep\nauto:change:1e+09: 1.00 loops a new token\n"),
+        ("auto:gate", 2, "the model has no gate (model.loop.exit=none); rules without one: kl, change, entropy\n"),
+    ):
+        command = [SCRIPT, "--run", run_dir, "--prompt", "the king", "--num-loops", rule, "--max-loops", 4]
+        monkeypatch.setattr(sys, "argv", [*map(str, command), "--max-new-tokens", "5"])
+        with pytest.raises(SystemExit, match=str(status)):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert err.endswith(said) and bool(out) == (status == 0)
+
+
 def test_the_command_line_says_what_is_wrong_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

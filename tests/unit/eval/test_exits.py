@@ -1,0 +1,115 @@
+"""Tokens that stop looping on their own: each row as if alone, the limits of every rule, and what is refused."""
+
+import pytest
+import torch
+
+from pretrain.eval.exits import ExitDecoder, Keys
+from pretrain.eval.sampling import Generation, decoder_of, generate
+from pretrain.model.config import ModelSection
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.layers import KeyValueCache
+from pretrain.model.loop.exit_rules import RULES, ExitRule, exit_rule
+from tests.unit.model.test_model import LLAMA, build
+
+PROMPTS = [[1, 5, 7, 2], [3], [4, 4, 9, 8, 6, 1, 2], [11, 10]]
+SETTINGS = Generation(max_new_tokens=8, vocab_size=LLAMA.vocab_size, eos_id=LLAMA.vocab_size + 1, num_loops=4)
+MIDDLE = {"gate": 0.8, "kl": 0.1, "change": 0.45, "entropy": 3.6}
+"""Thresholds at which tokens of the model below stop after different loops."""
+
+
+@pytest.fixture(scope="module")
+def model() -> LoopedGPT:
+    loop = {"injection": "gated", "exit": "gate"}
+    built = build(LLAMA, num_prelude_layers=1, num_coda_layers=1, num_loops=4, loop=loop)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        built.exit["direction"].copy_(torch.randn(LLAMA.hidden_size, generator=generator) / 4)
+    return built
+
+
+def run(model: LoopedGPT, name: str, threshold: float, keys: Keys, prompts: list[list[int]]) -> tuple[list, list]:
+    """New tokens and loops of each row."""
+    exits = ExitDecoder(model, ExitRule(name=name, threshold=threshold), keys)
+    new = generate(model, prompts, SETTINGS, decoder=exits)
+    return new, torch.stack(exits.taken).T.tolist()
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("keys", ["share", "compute"])
+def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, keys: Keys) -> None:
+    new, loops = run(model, name, MIDDLE[name], keys, PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        assert run(model, name, MIDDLE[name], keys, [prompt]) == ([new[row]], [loops[row]])
+    assert len({count for row in loops for count in row[1:]}) > 1
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("keys", ["share", "compute"])
+def test_a_rule_that_never_stops_is_the_model_with_all_loops(model: LoopedGPT, name: str, keys: Keys) -> None:
+    never = 1.0 if name == "gate" else 1e-30
+    new, loops = run(model, name, never, keys, PROMPTS)
+    assert new == generate(model, PROMPTS, SETTINGS, decoder=decoder_of(model))
+    assert {count for row in loops for count in row} == {4}
+
+
+@pytest.mark.parametrize("keys", ["share", "compute"])
+def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGPT, keys: Keys) -> None:
+    """One row, a plain cache, and the loops that the rule chose."""
+    (new,), (loops,) = run(model, "change", MIDDLE["change"], keys, PROMPTS[:1])
+    cache, tokens, chosen = KeyValueCache(), torch.tensor(PROMPTS[:1]), []
+    for step, stop in enumerate(loops):
+        context = model.context(tokens, cache=cache)
+        states, carried = model.begin(tokens, context)
+        final = states
+        for loop in range(4):
+            if loop < stop or keys == "compute":
+                states = model.run_loop(model.enter(states, carried, loop), context, loop)
+                final = states if loop < stop else final
+                continue
+            for (_, source), (_, target) in zip(
+                model.recurrence.in_loop(loop - 1), model.recurrence.in_loop(loop), strict=True
+            ):
+                pairs = zip(cache.entries[target.number], cache.entries[source.number], strict=True)
+                key, value = (torch.cat((old, newest[:, :, -1:]), dim=2) for old, newest in pairs)
+                cache.entries[target.number] = key, value
+        logits = model.logits(model.finish(final, context, 4))[-1, : SETTINGS.vocab_size]
+        chosen.append(int(logits.argmax()))
+        tokens = torch.tensor([[chosen[step]]])
+    assert chosen == new and len(set(loops[1:])) > 1
+
+
+def test_rows_that_have_stopped_cost_nothing(model: LoopedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that enter the layers of the loop are those that the counts of loops say."""
+    seen = []
+    run_loop = model.run_loop
+    monkeypatch.setattr(model, "run_loop", lambda states, *rest: seen.append(len(states)) or run_loop(states, *rest))
+    _, loops = run(model, "change", MIDDLE["change"], "share", PROMPTS)
+    prompts = 4 * len(PROMPTS) * max(map(len, PROMPTS))
+    assert sum(seen) - prompts == sum(count for row in loops for count in row[1:])
+
+
+def test_rules_are_read_from_an_option() -> None:
+    plain, gated = LLAMA, ModelSection.model_validate(LLAMA.model_dump() | {"loop": {"exit": "gate"}})
+    assert exit_rule("auto", plain) == ExitRule(name="kl", threshold=5e-4)
+    assert exit_rule("auto:0.02", plain) == ExitRule(name="kl", threshold=0.02)
+    assert exit_rule("auto", gated) == ExitRule(name="gate", threshold=0.5)
+    assert exit_rule("auto:change:0.1", gated) == ExitRule(name="change", threshold=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "auto:gate",
+            r"--num-loops auto:gate: the model has no gate \(model\.loop\.exit=none\); rules without one: kl",
+        ),
+        ("auto:gat:0.5", "--num-loops auto=gat is not known, did you mean gate"),
+        ("auto:kl:x", "needs auto"),
+        ("auto:kl:0", "needs a threshold above 0"),
+        ("auto:0.1:kl", "needs auto"),
+    ],
+)
+def test_a_wrong_rule_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        exit_rule(text, LLAMA)
+    assert "\n" not in str(caught.value)
