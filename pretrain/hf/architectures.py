@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
@@ -185,7 +186,7 @@ def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> Mo
         num_key_value_heads=None if config.num_key_value_heads == num_heads else config.num_key_value_heads,
         head_size=None if head_size is not None and head_size * num_heads == config.hidden_size else head_size,
         ffn_size=config.intermediate_size, num_loop_layers=config.num_hidden_layers,
-        norm_epsilon=architecture.fixed_epsilon or config.rms_norm_eps,
+        norm_epsilon=architecture.fixed_epsilon or _decimal(config.rms_norm_eps),
         rope_theta=rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0),
         tied_head=bool(config.tie_word_embeddings), init_std=config.initializer_range,
     )  # fmt: skip
@@ -200,7 +201,7 @@ def _gpt2_shape(path: Path, config: Any, architecture: Architecture) -> ModelSec
     return ModelSection(
         **architecture.fields, vocab_size=config.vocab_size, hidden_size=config.n_embd,
         num_attention_heads=config.n_head, ffn_size=config.n_inner or 4 * config.n_embd, num_loop_layers=config.n_layer,
-        norm_epsilon=config.layer_norm_epsilon, tied_head=bool(config.tie_word_embeddings),
+        norm_epsilon=_decimal(config.layer_norm_epsilon), tied_head=bool(config.tie_word_embeddings),
         init_std=config.initializer_range,
     )  # fmt: skip
 
@@ -241,3 +242,10 @@ def looped_config(model: ModelSection, seq_len: int) -> dict[str, Any]:
         **{name: getattr(model, name) for name in _SHAPE_FIELDS},
         "loop": model.loop.chosen() or None,
     }
+
+
+def _decimal(number: float) -> float:
+    """The decimal that a number of fp32 stands for: files that store fp32, as GGUF does, have 9.999999747378752e-06 for
+    1e-5. Other numbers stay."""
+    short = float(str(np.float32(number)))
+    return short if float(np.float32(number)) == number else number

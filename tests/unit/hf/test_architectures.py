@@ -68,3 +68,15 @@ def test_a_stock_form_keeps_every_field_or_does_not_hold_the_model(
 def test_names_of_an_unknown_model_type_are_refused() -> None:
     with pytest.raises(ValueError, match="model_type=mamba is not known"):
         stock_rules("mamba", make_model(), 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [(9.999999747378752e-06, 1e-5), (1e-5, 1e-5), (9.999999974752427e-07, 1e-6), (1.23e-7, 1.23e-7)],
+)
+def test_an_epsilon_that_was_stored_in_fp32_is_the_decimal_it_stood_for(
+    stored: float, meant: float, tmp_path: Path
+) -> None:
+    (architecture,) = [each for each in ARCHITECTURES if each.model_type == "llama"]
+    config = stock_config(architecture, make_model(**architecture.fields), 1, seq_len=64)
+    assert read(tmp_path, config | {"rms_norm_eps": stored}).norm_epsilon == meant
