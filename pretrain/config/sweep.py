@@ -38,7 +38,8 @@ class SweepEvaluation(Section):
     data_dir: str | None = None
     """Folder of evaluation data. Default: the network."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Kinds of tasks, such as recall and reasoning, whose means and slopes the plot compares: task groups of each."""
+    """Kinds of tasks, such as recall and reasoning, whose means and slopes the plot compares: task groups of each, or
+    single tasks (p_hop, p_hop_2 and so on where a run is trained on several difficulties)."""
 
 
 class SweepConfig(Section):

@@ -17,7 +17,7 @@ from pretrain.scaling.fit import Fit, fit_curve
 from pretrain.scaling.rows import in_group
 
 Kinds = Mapping[str, Sequence[str]]
-"""Task groups, or single tasks, of each kind by its name."""
+"""Task groups, or single tasks, of each kind by its name; what is both means the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,13 @@ def of_kinds(rows: Sequence[EvaluationRow], kinds: Kinds) -> list[EvaluationRow]
         ValueError: there are no rows of what a kind names, or their metrics have no mean.
     """
     found = []
+    names = {member for members in kinds.values() for member in members} & {row.task for row in rows}
     known = {row.task_group for row in rows} | {row.task for row in rows}
     for kind, members in kinds.items():
         for member in members:
             if member not in known:
                 raise ValueError(f"--group {kind}: no row is of {member!r}: there are {', '.join(sorted(known))}")
-        mine = [row for row in rows if row.task_group in members or row.task in members]
+        mine = [row for row in rows if (row.task if row.task in names else row.task_group) in members]
         metrics = {row.metric for row in mine}
         if len(metrics) > 1 and not all(map(is_share, metrics)):
             raise ValueError(f"--group {kind}: {', '.join(sorted(metrics))} have no mean: choose tasks of like metrics")

@@ -11,6 +11,7 @@ import pytest
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
+from pretrain.scaling.kinds import of_kinds
 from pretrain.scaling.tables import make_tables
 from tests.unit.scaling.test_comparable import model_row
 from tools.scaling_plot import main
@@ -59,6 +60,14 @@ def test_tasks_of_unlike_metrics_have_no_mean_and_unknown_ones_are_named() -> No
         ValueError, match=r"^--group x: no row is of 'hops': there are assign, assign_0, assign_1, copy"
     ):
         analyse(rows(1), kinds={"x": ["hops"]})
+
+
+def test_difficulties_of_one_task_can_be_of_several_kinds() -> None:
+    """The first of them has the name of the group too, and means itself alone."""
+    several = [replace(row, task=row.task.removesuffix("_0")) for row in rows(1) if row.task_group == "assign"]
+    found = of_kinds(several, {"recall": ["assign"], "reasoning": ["assign_1"]})
+    assert {(row.task_group, row.task) for row in found} == {("recall", "assign"), ("reasoning", "assign_1")}
+    assert len(found) == len(several)
 
 
 def test_the_command_draws_a_panel_for_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
