@@ -6,6 +6,9 @@ by local files, and a generator by a file of its name (prosqa/prosqa_test.json.g
 tasks of your own in the harness's format; my_module:Parity is one in Python (pretrain/EXTENDING.md). The rows of each
 finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under torchrun, --tensor and
 --pipeline split the model, and the remaining factor of ranks splits the examples.
+
+`--num-loops auto:0.02` lets each token stop on its own and prints score, mean loops a token and tokens/s beside those
+of fixed loop counts, all token by token; no rows are written.
 """
 
 if __name__ == "__main__":
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, add_run, counts, names, positive
+from pretrain.model.loop.exit_rules import HELP, ExitRule, exit_rule, is_auto
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import tracked
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
     from pretrain.eval.groups import ResolvedTask
     from pretrain.eval.scorer import Scorer
+    from pretrain.model.gpt import LoopedGPT
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +42,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_run(parser)
     option = parser.add_argument
     option("--tasks", type=names, default=[], metavar="A,B", help="tasks, groups; default: what the run trained on")
-    option("--num-loops", type=counts(1), metavar="1,2,4", help="loop counts; default: model.num_loops of the run")
+    option(
+        "--num-loops", type=loops_or_rule, metavar="1,2,4|auto[:RULE][:THRESHOLD]",
+        help="loop counts; default: model.num_loops of the run. auto: each token stops where the rule says. Rules "
+        f"(thresholds): {HELP}. Default: gate if the model has one, else kl",
+    )  # fmt: skip
+    option("--keys", choices=["share", "compute"], default="share", help="with auto: as of tools/generate.py")
     option("--data-dir", type=Path, metavar="DIR", help="folder of evaluation data, for tasks without the network")
     option("--include-path", type=Path, metavar="DIR", help="folder of your tasks: YAML of lm-eval, with its Python")
     option("--offline", action="store_true", help="never use the network: tasks without local files are skipped")
@@ -51,6 +61,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--pipeline", type=positive, default=1, metavar="N", help="pipeline stages; default: 1")
     option("--out", type=Path, metavar="FILE", help="rows; default: eval/depth.jsonl of the run")
     return parser.parse_args(arguments)
+
+
+def loops_or_rule(text: str) -> list[int] | str:
+    """Type of --num-loops."""
+    return text if is_auto(text) else counts(1)(text)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -74,7 +89,11 @@ def evaluate(options: argparse.Namespace) -> None:
     saved = SavedModel.read(reader.meta)
     parallel = ParallelSection(tensor=options.tensor, pipeline=options.pipeline)
     saved.model.require_split(("--tensor", options.tensor), ("--pipeline", options.pipeline))
-    loops = options.num_loops or [saved.model.num_loops]
+    loops, rule = options.num_loops or [saved.model.num_loops], None
+    if isinstance(loops, str):
+        loops, rule = [saved.model.num_loops], exit_rule(loops, saved.model)
+        if world_from_environment().size > 1:
+            raise ValueError(f"--num-loops {options.num_loops}: tokens that stop on their own are for one process")
     saved.model.require_loops("--num-loops", loops)
     split = ("--tensor · --pipeline", options.tensor * options.pipeline)
     require_divides("number of ranks", world_from_environment().size, *split)
@@ -84,9 +103,12 @@ def evaluate(options: argparse.Namespace) -> None:
         device = start_world()
         try:
             groups = make_groups(parallel, device)
-            scorer = Scorer(
-                load_stage(saved, parallel, groups, reader), groups, batch_size=options.batch, track=progress
-            )
+            model = load_stage(saved, parallel, groups, reader)
+            if rule is not None:
+                print_warnings(problems)
+                score_exits(options, reader, model, rule)
+                return
+            scorer = Scorer(model, groups, batch_size=options.batch, track=progress)
             if dist.get_rank():
                 scorer.serve()
                 return
@@ -103,6 +125,41 @@ def progress(windows: Sequence[object]) -> Iterable[object]:
     """The batches of one request of the harness, with progress if they take long."""
     # sys.stderr is redirected while the harness runs
     return tracked(windows, len(windows), "scoring", unit="part", stream=sys.__stderr__)
+
+
+def score_exits(options: argparse.Namespace, reader: "CheckpointReader", model: "LoopedGPT", rule: ExitRule) -> None:
+    """Tokens that stop on their own, beside fixed loop counts: the model's own and the nearest to the mean."""
+    from pretrain.eval import evaluate as evaluation
+    from pretrain.eval.exits import ExitScorer
+    from pretrain.eval.groups import ResolvedTask, tasks_of
+    from pretrain.eval.harness import LoopedLM
+    from pretrain.eval.loading import load_tasks
+    from pretrain.rows.evaluation import ScoredModel
+    from pretrain.run.trained_model import load_tokenizer, tokenizer_file
+
+    subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
+    tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
+    most = subject.saved.model.num_loops
+
+    evaluation.prepare_harness()
+    for task in tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline):
+        if not isinstance(task, ResolvedTask):
+            print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
+            continue
+        parts = load_tasks(task, data_dir=options.data_dir, num_examples=options.num_examples)
+        print(f"{task.name} ({task.group}{about_source(task)})")
+        ways: list[tuple[ExitRule | None, int]] = [(rule, most), (None, most)]
+        for way, loops in ways:
+            for num_examples in (1, options.num_examples):  # one first: what happens once is no part of tokens/s
+                scorer = ExitScorer(model, way, options.keys, options.batch)
+                lm = LoopedLM(scorer, tokenizer, [loops], max_length=subject.saved.seq_len, add_bos=options.bos)
+                rows = evaluation.rows_of(lm, subject, task, parts, num_examples)
+            cost = f"{scorer.mean_loops:.2f} loops a token, {scorer.tokens_per_s:,.0f} tokens/s"
+            for row in (row for row in rows if row.is_main):
+                print(f"  {way or f'{loops} loops'}: {row.metric} {row.value:.4f} ({row.num_examples}), {cost}")
+            nearest = (None, max(1, round(scorer.mean_loops)))
+            if way is not None and nearest not in ways:
+                ways.append(nearest)
 
 
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:

@@ -103,7 +103,8 @@ def texts(
         rows = [[tokenizer.bos_id, *row] if tokenizer.adds_bos or not row else row for row in rows]
         continuations = generate(trained.model, rows, settings, decoder=exits, row_numbers=numbers, track=bar)
         if exits is not None:
-            mean = exits.mean_loops([len(new) for new in continuations])
+            lengths = [max(len(new), 1) for new in continuations]
+            mean = exits.count_loops(lengths) / sum(lengths)
             print(f"{exits.rule}: {mean:.2f} loops a new token", file=sys.stderr)
         yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
 

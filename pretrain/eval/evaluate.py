@@ -102,6 +102,20 @@ def _named(task: ResolvedTask) -> Iterator[None]:
         raise ValueError(f"task {task.name}: {error}") from None
 
 
+def rows_of(
+    lm: LoopedLM, subject: ScoredModel, task: ResolvedTask, parts: Sequence[Task], num_examples: int | None
+) -> list[EvaluationRow]:
+    """Run one task at the loop counts of `lm`, whatever has been done before; arguments as of `evaluate`, `parts` what
+    its loader returns."""
+    inputs, rows = _inputs(lm, subject, parts, num_examples), []
+    for part in parts:
+        for num_loops in lm.loops:
+            with lm.at(num_loops):
+                rows += _rows(lm, subject, task, part, num_loops, num_examples, inputs)
+    lm.forget()
+    return rows
+
+
 def _inputs(lm: LoopedLM, subject: ScoredModel, parts: Sequence[Task], num_examples: int | None) -> str:
     """What the rows of a task are made from; see `ResultRow.inputs`."""
     examples, shots = hashlib.sha256(), hashlib.sha256()

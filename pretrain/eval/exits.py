@@ -1,21 +1,23 @@
 """Generation in which every token loops until a rule stops it (`pretrain/model/loop/exit_rules.py`), each row as if it
 were alone.
 
-The tokens of the prompts run all loops, together; from then on each new token of a row stops when its rule says so, at
-the latest after all loops. Rows that have stopped leave the batch between loops, so a step costs what its rows ask for.
-The keys and values that a stopped token lacks in later loops are those of the last loop it ran ("share"), or it runs on
-for them alone and only its output is taken from the loop where it stopped ("compute"). Coda and head run once, on the
-state where a token stopped; rules that look at the output run them after each loop.
+The tokens of the prompts but the last run all loops, together; from then on each token of a row stops when its rule
+says so, at the latest after all loops. Rows that have stopped leave the batch between loops, so a step costs what its
+rows ask for. The keys and values that a stopped token lacks in later loops are those of the last loop it ran ("share"),
+or it runs on for them alone and only its output is taken from the loop where it stopped ("compute"). Coda and head run
+once, on the state where a token stopped; rules that look at the output run them after each loop.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.eval.sampling import GenerationCache
+from pretrain.eval.sampling import Generation, GenerationCache, decoder_of, generate, next_logits
+from pretrain.eval.scorer import Likelihood, Pair
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import Context, KeyValueCache
 from pretrain.model.loop.exit_rules import ExitRule
@@ -36,29 +38,27 @@ class ExitDecoder:
     def __init__(self, model: LoopedGPT, rule: ExitRule, keys: Keys = "share") -> None:
         self.model, self.rule, self.keys = model, rule, keys
         self.taken: list[Tensor] = []
-        """Loops of each row [b] in each step so far; the first step is that of the prompts."""
+        """Loops of each row [b] in each step so far; one step gives one new token of each row."""
 
-    def mean_loops(self, lengths: Sequence[int]) -> float:
-        """Mean loop count of the tokens of a batch after the first, which the prompts' loops gave; then begins anew.
-
-        Args:
-            lengths: new tokens of each row.
-        """
-        steps = torch.stack(self.taken[1:]) if len(self.taken) > 1 else torch.stack(self.taken)
+    def count_loops(self, lengths: Sequence[int]) -> int:
+        """Loops that the first `lengths` new tokens of each row took together; then begins anew."""
+        steps = torch.stack(self.taken)
         counted = torch.arange(len(steps), device=steps.device)[:, None] < torch.tensor(lengths, device=steps.device)
         self.taken = []
-        return steps[counted].double().mean().item() if counted.any() else steps.double().mean().item()
+        return int(steps[counted].sum())
 
     def __call__(
         self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache
     ) -> Tensor:
         model = self.model
         most = model.config.num_passes(num_loops)
-        if not cache.length:
-            states = model(tokens, num_loops, positions=positions, mask=mask, cache=cache)
-            self.taken.append(torch.full(tokens.shape[:1], most, device=tokens.device))
-            return model.all_logits(states.view(*tokens.shape, -1)[:, -1])
-        assert tokens.shape[1] == 1 and isinstance(cache, GenerationCache)
+        assert isinstance(cache, GenerationCache)
+        if tokens.shape[1] > 1:
+            before = None if mask is None else mask[:, :, :-1, :-1]
+            model(tokens[:, :-1], num_loops, positions=positions[:, :-1], mask=before, cache=cache)
+            tokens, positions, mask = tokens[:, -1:], positions[:, -1:], None if mask is None else mask[:, :, -1:]
+        if mask is None:
+            mask = torch.ones(len(tokens), 1, 1, cache.length + 1, dtype=torch.bool, device=tokens.device)
         length, context = cache.length, model.context(tokens, positions=positions, mask=mask, cache=cache)
         states, loops = self._loop(tokens, context, most, length)
         if self.keys == "share":
@@ -97,9 +97,10 @@ class ExitDecoder:
                 carried = None if carried is None else carried[stay]
                 watch.keep(stay)
                 cache.rows = rows
-                mask = None if context.mask is None else context.mask.expand(len(tokens), -1, -1, -1)[rows]
-                positions = context.positions.expand(len(tokens), -1)[rows]
-                part = model.context(tokens[rows], positions=positions, mask=mask, cache=cache)
+                assert context.mask is not None
+                part = model.context(
+                    tokens[rows], positions=context.positions[rows], mask=context.mask[rows], cache=cache
+                )
         return final, loops
 
     def _share_keys(self, cache: GenerationCache, loops: Tensor, most: int) -> None:
@@ -150,3 +151,82 @@ class _Watch:
         if earlier is None:
             return torch.zeros(len(log_p), dtype=torch.bool, device=log_p.device)
         return (log_p.exp() * (log_p - earlier)).sum(-1) < threshold
+
+
+class ExitScorer:
+    """In place of a `Scorer` for the harness, on one process: scores and continues token by token, each token with the
+    loops that a rule gives it, or all with the same number. Counts what that took.
+
+    Args:
+        model: the model.
+        rule: when a token stops; None: all run all loops.
+        keys: as of `ExitDecoder`.
+        batch_size: sequences that run together.
+    """
+
+    def __init__(self, model: LoopedGPT, rule: ExitRule | None, keys: Keys, batch_size: int) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.decoder = None if rule is None else ExitDecoder(model, rule, keys)
+        self.num_tokens = self.num_loops = 0
+        """Tokens that were scored or made, and loops that they took."""
+        self.seconds = 0.0
+
+    @property
+    def mean_loops(self) -> float:
+        return self.num_loops / max(self.num_tokens, 1)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / max(self.seconds, 1e-9)
+
+    def likelihoods(self, pairs: Sequence[Pair], loops: Sequence[int]) -> list[list[Likelihood]]:
+        """As of a `Scorer`, at one loop count, the most that a token runs."""
+        (most,) = loops
+        order = sorted(range(len(pairs)), key=lambda number: -sum(map(len, pairs[number])))
+        found: dict[int, Likelihood] = {}  # by number of the pair
+        for start in range(0, len(order), self.batch_size):
+            numbers = order[start : start + self.batch_size]
+            found |= zip(numbers, self._score([pairs[number] for number in numbers], most), strict=True)
+        return [[found[number]] for number in range(len(pairs))]
+
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], settings: Generation, is_over: Callable[[list[int]], bool]
+    ) -> list[list[int]]:
+        """As of a `Scorer`."""
+        rows: list[list[int]] = []
+        for start in range(0, len(prompts), self.batch_size):
+            some = prompts[start : start + self.batch_size]
+            started = time.perf_counter()
+            new = generate(
+                self.model, some, settings, decoder=self.decoder, row_numbers=range(start, start + len(some)),
+                is_over=is_over,
+            )  # fmt: skip
+            self._count(list(map(len, new)), settings.num_loops, started)
+            rows += new
+        return rows
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[Pair], most: int) -> list[Likelihood]:
+        started, decoder = time.perf_counter(), self.decoder or decoder_of(self.model)
+        device = next(self.model.parameters()).device
+        lengths = [len(continuation) for _, continuation in pairs]
+        values, hits = [0.0] * len(pairs), [True] * len(pairs)
+        steps, sent = next_logits(decoder, device, [context for context, _ in pairs], most, max(lengths)), None
+        for step in range(max(lengths)):
+            logits = next(steps) if sent is None else steps.send(sent)
+            log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            wanted = [continuation[min(step, len(continuation) - 1)] for _, continuation in pairs]
+            sent = torch.tensor(wanted, device=device)
+            likely = log_p.gather(-1, sent[:, None]).squeeze(-1).tolist()
+            greedy = (log_p.argmax(-1) == sent).tolist()
+            for row in (row for row in range(len(pairs)) if step < lengths[row]):
+                values[row] += likely[row]
+                hits[row] = hits[row] and greedy[row]
+        self._count(lengths, most, started)
+        return [Likelihood(value, hit) for value, hit in zip(values, hits, strict=True)]
+
+    def _count(self, lengths: list[int], most: int | None, started: float) -> None:
+        self.seconds += time.perf_counter() - started
+        self.num_tokens += sum(lengths)
+        each = most or self.model.config.num_loops
+        self.num_loops += each * sum(lengths) if self.decoder is None else self.decoder.count_loops(lengths)

@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.eval.exits import ExitScorer
 from pretrain.eval.sampling import Generation
 from pretrain.eval.scorer import Likelihood, Scorer
 
@@ -53,7 +54,7 @@ class LoopedLM(TemplateLM):
     """
 
     def __init__(
-        self, scorer: Scorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int,
+        self, scorer: Scorer | ExitScorer, tokenizer: Tokenizer, loops: Sequence[int], *, max_length: int,
         add_bos: bool | None = None,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -11,7 +11,7 @@ Logits of a row equal those of the row alone up to the rounding of matrix produc
 sizes; in low precision that can decide between two tokens of nearly equal probability.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,9 +127,22 @@ def _decode(
     row_numbers: Sequence[int],
 ) -> Iterator[list[int]]:  # fmt: skip
     """One new token of every row at a time."""
+    steps, chosen = next_logits(decoder, device, prompts, settings.num_loops, settings.max_new_tokens), None
+    for position in range(settings.max_new_tokens):
+        logits = next(steps) if chosen is None else steps.send(chosen)
+        draws = [draw_uniform(settings.seed, row, position) for row in row_numbers]
+        uniforms = torch.tensor(draws, dtype=torch.float64, device=device)
+        chosen = choose_tokens(logits[:, : settings.vocab_size], settings, uniforms)
+        yield chosen.tolist()
+
+
+def next_logits(
+    decoder: Decoder, device: torch.device, prompts: Sequence[Sequence[int]], num_loops: int | None, num_new: int
+) -> Generator[Tensor, Tensor, None]:
+    """Logits [b, v] of the next token of every row, `num_new` times; is sent the tokens [b] that were chosen."""
     tokens, padding = pad_left(prompts, device)
     longest = tokens.shape[1]
-    places = torch.arange(longest + settings.max_new_tokens, device=device)  # of a token in the padded row
+    places = torch.arange(longest + num_new, device=device)  # of a token in the padded row
     positions = (places - padding[:, None]).clamp_min(0)  # of a token in its own row, [b, longest + new]
     visible = places >= padding[:, None]  # [b, longest + new]
     mask = None
@@ -140,12 +153,8 @@ def _decode(
         mask = (causal & visible[:, None, :longest] | itself)[:, None]
     cache = GenerationCache(capacity=len(places))
     start = 0
-    for position, stop in enumerate(range(longest, len(places))):
-        logits = decoder(tokens, settings.num_loops, positions=positions[:, start:stop], mask=mask, cache=cache)
-        draws = [draw_uniform(settings.seed, row, position) for row in row_numbers]
-        uniforms = torch.tensor(draws, dtype=torch.float64, device=device)
-        chosen = choose_tokens(logits[:, : settings.vocab_size], settings, uniforms)
-        yield chosen.tolist()
+    for stop in range(longest, len(places)):
+        chosen = yield decoder(tokens, num_loops, positions=positions[:, start:stop], mask=mask, cache=cache)
         tokens, mask, start = chosen[:, None], visible[:, None, None, : stop + 1], stop
 
 
@@ -208,7 +217,7 @@ class GenerationCache(KeyValueCache):
 
     def __init__(self, *, capacity: int) -> None:
         super().__init__()
-        self._capacity = capacity
+        self._capacity, self._num_rows = capacity, 0
         self._filled: dict[int, int] = {}  # positions of each application, in order
         self.rows: Tensor | None = None
         """Numbers of the rows [n] that keys and values are of, in the batch that the cache began with; None: all."""
@@ -224,14 +233,17 @@ class GenerationCache(KeyValueCache):
     def share_newest(self, source: int, target: int, rows: Tensor) -> None:
         """Give some rows, at the newest position, the keys and values of application `source` in `target` too."""
         newest = self._filled[target] = self._filled[source]
+        if target not in self.entries:
+            keys, values = self.entries[source]
+            self.entries[target] = torch.empty_like(keys), torch.empty_like(values)
         for theirs, ours in zip(self.entries[source], self.entries[target], strict=True):
             ours[rows, :, newest - 1] = theirs[rows, :, newest - 1]
 
     def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         number = application.number
         if number not in self.entries:
-            batch, heads, _, width = keys.shape
-            shape = (batch, heads, self._capacity, width)
+            self._num_rows = self._num_rows or len(keys)
+            shape = (self._num_rows, keys.shape[1], self._capacity, keys.shape[3])
             self.entries[number] = keys.new_empty(shape), values.new_empty(shape)
         start = self._filled.get(number, 0)
         stop = self._filled[number] = start + keys.shape[2]

@@ -251,7 +251,7 @@ def test_a_file_of_questions_is_for_the_task_of_its_name(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
+def test_the_task_of_a_run_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hops = {"task": "p_hop", "parameters": {"num_hops": 2, "length": 12}, "supervise": "prefixes"}
     data = {"tokenizer": "symbols:abcd", "sources": [hops]}
     overrides = [
@@ -284,6 +284,15 @@ def test_the_task_of_a_run_is_the_default(tmp_path: Path) -> None:
         ("p_hop", "acc", 2),
     ]
     assert {row["num_examples"] for row in rows} == {20}
+    capsys.readouterr()
+    auto = ["--run", str(tmp_path / "hops"), "--num-examples", "20", "--num-loops"]
+    assert eval_depth.main([*auto, "auto:change:0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = f"acc {rows[0]['value']:.4f} (20), 1.00 loops a token, "
+    assert [line.partition(shown)[0] for line in lines[1:]] == ["  auto:change:0.1: ", "  1 loops: "]
+    assert eval_depth.main([*auto, "auto:gate"]) == 2
+    assert "the model has no gate" in capsys.readouterr().err
+    assert len((tmp_path / "hops" / "eval" / "depth.jsonl").read_text().splitlines()) == 2
     config = read_config(tmp_path / "run.yaml", RunConfig, [*overrides, *shape, *settings])
     steps = [json.loads(line) for line in (tmp_path / "hops" / "metrics.jsonl").read_text().splitlines()]
     whose = {(row["run_id"], row["config"]) for row in rows}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.eval.exits import ExitDecoder, Keys
+from pretrain.eval.exits import ExitDecoder, ExitScorer, Keys
 from pretrain.eval.sampling import Generation, decoder_of, generate
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
@@ -40,7 +40,7 @@ def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, key
     new, loops = run(model, name, MIDDLE[name], keys, PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         assert run(model, name, MIDDLE[name], keys, [prompt]) == ([new[row]], [loops[row]])
-    assert len({count for row in loops for count in row[1:]}) > 1
+    assert len({count for row in loops for count in row}) > 1
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -57,6 +57,8 @@ def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGP
     """One row, a plain cache, and the loops that the rule chose."""
     (new,), (loops,) = run(model, "change", MIDDLE["change"], keys, PROMPTS[:1])
     cache, tokens, chosen = KeyValueCache(), torch.tensor(PROMPTS[:1]), []
+    model(tokens[:, :-1], 4, cache=cache)
+    tokens = tokens[:, -1:]
     for step, stop in enumerate(loops):
         context = model.context(tokens, cache=cache)
         states, carried = model.begin(tokens, context)
@@ -75,7 +77,7 @@ def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGP
         logits = model.logits(model.finish(final, context, 4))[-1, : SETTINGS.vocab_size]
         chosen.append(int(logits.argmax()))
         tokens = torch.tensor([[chosen[step]]])
-    assert chosen == new and len(set(loops[1:])) > 1
+    assert chosen == new and len(set(loops)) > 1
 
 
 def test_rows_that_have_stopped_cost_nothing(model: LoopedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +86,21 @@ def test_rows_that_have_stopped_cost_nothing(model: LoopedGPT, monkeypatch: pyte
     run_loop = model.run_loop
     monkeypatch.setattr(model, "run_loop", lambda states, *rest: seen.append(len(states)) or run_loop(states, *rest))
     _, loops = run(model, "change", MIDDLE["change"], "share", PROMPTS)
-    prompts = 4 * len(PROMPTS) * max(map(len, PROMPTS))
-    assert sum(seen) - prompts == sum(count for row in loops for count in row[1:])
+    prompts = 4 * len(PROMPTS) * (max(map(len, PROMPTS)) - 1)
+    assert sum(seen) - prompts == sum(count for row in loops for count in row)
+
+
+@pytest.mark.parametrize("rule", [None, ExitRule(name="change", threshold=1e-30)], ids=["all loops", "never stops"])
+def test_a_scorer_token_by_token_is_the_scorer(model: LoopedGPT, rule: ExitRule | None) -> None:
+    pairs = [([1, 5, 7], [2, 9]), ([3], [4]), ([4, 4, 9, 8], [6, 1, 2]), ([11, 10], [5])]
+    scorer = ExitScorer(model, rule, "share", batch_size=3)
+    for (context, continuation), (found,) in zip(pairs, scorer.likelihoods(pairs, (4,)), strict=True):
+        logits = model.logits(model(torch.tensor([[*context, *continuation][:-1]]), 4))[-len(continuation) :]
+        target = torch.tensor(continuation)
+        wanted = logits.log_softmax(-1).gather(-1, target[:, None]).sum().item()
+        assert found.log_probability == pytest.approx(wanted)
+        assert found.is_greedy == bool((logits.argmax(-1) == target).all())
+    assert (scorer.num_tokens, scorer.mean_loops) == (7, 4) and scorer.tokens_per_s > 0
 
 
 def test_rules_are_read_from_an_option() -> None:
