@@ -7,6 +7,7 @@ the loop: `pretrain/run/session.py`.
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from pretrain.device.host_memory import installed_memory
 from pretrain.eval.validation import Validation
 from pretrain.model.count import train_flops_per_token
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.optim.loop_count import backprop_loops_at, num_loops_at
+from pretrain.optim.loop_count import StepLoops, step_loops
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
@@ -149,13 +150,14 @@ class Trainer:
             self._score_tasks()
         while counters.step < config.train.steps and not vote.reason:
             started = time.perf_counter()
-            num_loops = num_loops_at(config.model, config.train, config.run.seed, counters.step)
-            backprop_loops = backprop_loops_at(config.train, counters.step)
+            first_sample = self.loader.next_sample
+            loops = step_loops(config.model, config.train, config.run.seed, counters.step, first_sample)
+            own_loops = self.loader.own(loops.counts)
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
             with session.step(self.engine.ring.how_far):
                 rows = torch.from_numpy(self.loader.next_batch())
-                result = self.engine.train_step(rows, num_loops, lr, vote, backprop_loops=backprop_loops)
-            self._count(result, num_loops, backprop_loops, lr, started)
+                result = self.engine.train_step(rows, own_loops, lr, vote, backprop_loops=loops.backprop_loops)
+            self._count(result, loops, lr, started)
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(
                     f"loss or gradient was not finite in {counters.skipped_in_a_row} steps in a row; "
@@ -174,14 +176,15 @@ class Trainer:
             )
         return session.finish()
 
-    def _count(self, result: StepResult, num_loops: int, backprop_loops: int | None, lr: float, started: float) -> None:
+    def _count(self, result: StepResult, loops: StepLoops, lr: float, started: float) -> None:
         """Count a step and log it."""
         train, counters, session = self.config.train, self.counters, self.session
         tokens = train.global_batch * train.seq_len
-        flops = tokens * train_flops_per_token(
-            self.config.model, train.seq_len, num_loops, every_loop=train.loop_loss.is_of_every_loop,
-            backprop_loops=backprop_loops,
+        of_token = partial(
+            train_flops_per_token, self.config.model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop,
+            backprop_loops=loops.backprop_loops,
         )  # fmt: skip
+        flops = train.seq_len * sum(count * of_token(num_loops) for num_loops, count in Counter(loops.counts).items())
         counters.count_step(tokens=tokens, flops=flops, skipped=result.skipped)
         counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
         if session.metrics is None:
@@ -198,7 +201,7 @@ class Trainer:
                 objective=result.objective,
                 grad_norm=result.grad_norm,
                 lr=lr,
-                num_loops=num_loops,
+                num_loops=loops.mean,
                 tokens_per_s=cost.tokens_per_s,
                 flops_per_s=cost.flops_per_s,
                 mfu_pct=cost.mfu_pct,

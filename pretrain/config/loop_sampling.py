@@ -56,11 +56,15 @@ class LoopSamplingSection(Section):
     """Largest loop count drawn; larger draws are cut to it."""
     sigma: float = Field(default=0.5, ge=0, le=10)
     """Log-normal spread of the Poisson rate; the mean count is model.num_loops."""
+    per: Literal["step", "sequence"] = "step"
+    """What has a loop count of its own: each step, or each sequence, which leaves the batch when its loops are over."""
     growth: GrowthSection = GrowthSection()
     """What grows over the steps: the count (fixed), the mean (poisson, poisson_lognormal) or the maximum (uniform)."""
 
     def without_effect(self) -> dict[str, str]:
-        unread = {"fixed": ("minimum", "maximum", "sigma"), "poisson_lognormal": ()}.get(self.distribution, ("sigma",))
+        unread = {"fixed": ("minimum", "maximum", "sigma", "per"), "poisson_lognormal": ()}.get(
+            self.distribution, ("sigma",)
+        )
         return dict.fromkeys(unread, f"distribution={self.distribution}")
 
     @model_validator(mode="after")

@@ -353,10 +353,20 @@ class RunConfig(EntryConfig):
             raise ValueError(
                 f"train.loop_loss.over={train.loop_loss.over}: a block-regularised model has no loops, only one output"
             )
+        if train.loop_loss.is_of_every_loop and sampling.per == "sequence":
+            raise ValueError(
+                f"train.loop_loss.over={train.loop_loss.over} needs the same loops for all sequences: "
+                "train.loop_sampling.per=step"
+            )
         if train.backprop_loops is not None:
             train.backprop_growth.require_below("train.backprop_growth", "train.backprop_loops", train.backprop_loops)
             fewest = train.backprop_growth.start or train.backprop_loops
             require_gradient(model, fewest, self.max_loops)
+            if sampling.per == "sequence":
+                raise ValueError(
+                    f"train.backprop_loops={train.backprop_loops} counts back from the last loop of a step: it needs "
+                    "train.loop_sampling.per=step"
+                )
             if train.loop_loss.is_of_every_loop and fewest < self.max_loops:
                 raise ValueError(
                     f"train.loop_loss.over={train.loop_loss.over} needs gradients of every loop: leave "

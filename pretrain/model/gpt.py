@@ -149,8 +149,19 @@ class LoopedGPT(nn.Module):
             yield states
 
     def run_pass(self, states: Tensor, carried: Tensor | None, context: Context, loop: int) -> Tensor:
-        """This stage's part of one pass: [t, d] -> [t, d], see `enter` and `run_loop`."""
-        return self.run_loop(self.enter(states, carried, loop), context, loop)
+        """This stage's part of one pass: [t, d] -> [t, d], see `enter` and `run_loop`. Rows whose loops are over
+        (`Context.loop_counts`) stay as they are."""
+        num_active, num_tokens = context.num_active(loop), context.batch * context.positions.shape[1]
+        if not num_active:
+            return states
+        if num_active == context.batch:
+            return self.run_loop(self.enter(states, carried, loop), context, loop)
+        active = num_active * context.positions.shape[1]
+        if len(states) < num_tokens:  # sequence parallelism: every rank holds a run of tokens, all go through
+            held = min(max(0, active - self.ops.rank * len(states)), len(states))
+            return torch.cat((self.run_loop(self.enter(states, carried, loop), context, loop)[:held], states[held:]))
+        entered = self.enter(states[:active], None if carried is None else carried[:active], loop)
+        return torch.cat((self.run_loop(entered, context.first(num_active), loop), states[active:]))
 
     def context(
         self,

@@ -73,6 +73,24 @@ class Context:
     dropout: Dropout | None = None
     noise_rows: Tensor | None = None
     """int32 [b] keys of the rows, for a start state of noise (`hashed_numbers.py`); None: alike."""
+    loop_counts: tuple[int, ...] | None = None
+    """Loops of each row, the most first; None: all loops that are run."""
+
+    def num_active(self, loop: int) -> int:
+        """Rows, the first ones, that take part in pass `loop`."""
+        return self.batch if self.loop_counts is None else sum(loop < count for count in self.loop_counts)
+
+    def first(self, num_rows: int) -> "Context":
+        """That of the first rows alone, without a cache or dropout."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[:num_rows] if tensor.shape[0] == self.batch else tensor
+
+        return Context(
+            batch=num_rows, positions=cut(self.positions),
+            rotary=None if self.rotary is None else (cut(self.rotary[0]), cut(self.rotary[1])),
+            mask=None if self.mask is None else cut(self.mask), cache=None,
+        )  # fmt: skip
 
     def drop(self, states: Tensor, site: Site, application: Application) -> Tensor:
         """[t, d] -> [t, d]: what a layer adds to the residual stream, with dropout if there is any."""

@@ -1,4 +1,5 @@
-"""The loop count of a step as a function of seed, step and length of the run alone.
+"""The loop count of a step, or of each of its sequences, as a function of seed, step, length of the run and number of
+the sample in the run alone.
 
 No generator object is kept and no rank enters: every rank computes the same count, on any layout and after any resume.
 The draws come from a keyed hash and plain arithmetic, not from a library's random generator, whose streams may change
@@ -16,7 +17,7 @@ has to be whole, it is rounded.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -27,11 +28,37 @@ from pretrain.model.config import ModelSection
 from pretrain.schema.choice import choose
 
 
-def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int) -> int:
-    """How often the loop block is applied in a training step, counted from 0."""
+@dataclass(frozen=True, kw_only=True)
+class StepLoops:
+    """What a training step does with its loops."""
+
+    counts: Sequence[int]
+    """Loop counts of the sequences of the global batch, in their order."""
+    backprop_loops: int | None
+    """The last loops through which gradients flow; None: all."""
+
+    @property
+    def mean(self) -> float:
+        """Mean loop count; a whole number where all are equal."""
+        least = min(self.counts)
+        return least if least == max(self.counts) else sum(self.counts) / len(self.counts)
+
+
+def step_loops(model: ModelSection, train: TrainSection, seed: int, step: int, first_sample: int) -> StepLoops:
+    """The loops of a step, counted from 0, whose batch begins with a sample of the run, counted from 0 as well."""
+    if train.loop_sampling.per == "step":
+        counts = [num_loops_at(model, train, seed, step)] * train.global_batch
+    else:
+        samples = range(first_sample, first_sample + train.global_batch)
+        counts = [num_loops_at(model, train, seed, step, sample) for sample in samples]
+    return StepLoops(counts=counts, backprop_loops=backprop_loops_at(train, step))
+
+
+def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int, sample: int | None = None) -> int:
+    """How often the loop block is applied in a training step, counted from 0, or to one sample of the run in it."""
     sampling = train.loop_sampling
     full = sampling.growth.at(sampling.full(model.num_loops)[1], step, train.steps)
-    return _distribution(sampling).draw(full, sampling, f"{seed}/{step}")
+    return _distribution(sampling).draw(full, sampling, f"{seed}/{step}" if sample is None else f"{seed}/of/{sample}")
 
 
 def backprop_loops_at(train: TrainSection, step: int) -> int | None:

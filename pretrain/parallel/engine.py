@@ -131,7 +131,7 @@ class Engine:
     def train_step(
         self,
         rows: Tensor,
-        num_loops: int,
+        num_loops: int | Sequence[int],
         lr: float,
         vote: StopVote | None = None,
         *,
@@ -141,12 +141,13 @@ class Engine:
 
         Args:
             rows: [n, 2, s] tokens and labels of this data-parallel rank, n = micro-batches · train.micro_batch.
-            num_loops: L of this step, the same on all ranks.
+            num_loops: L of this step, the same on all ranks, or of each row.
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
             backprop_loops: gradients flow through the last so many loops; through all by default.
         """
-        micro_batches = [self._with_noise(inputs) for inputs in self.split_rows(rows)]
+        micro_batches, num_loops = self._with_loops(rows, num_loops)
+        micro_batches = [self._with_noise(inputs) for inputs in micro_batches]
         wide = torch.promote_types(self.dtype, torch.float32)
         num_supervised = self._num_supervised(micro_batches).clamp_min(1).to(wide)
         self.optimizer.zero_grad()
@@ -226,6 +227,21 @@ class Engine:
         """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""
         parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
         return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
+
+    def _with_loops(self, rows: Tensor, num_loops: int | Sequence[int]) -> tuple[list[Inputs], int]:
+        """Inputs as of `split_rows`, and the most loops of any row. Rows with counts of their own come in the order of
+        these, the most first: those of a micro-batch are as near to each other as can be, and in each pass the rows
+        that are not done are the first."""
+        if isinstance(num_loops, int):
+            return self.split_rows(rows), num_loops
+        ranked = sorted(range(len(rows)), key=lambda row: -num_loops[row])
+        counts = [num_loops[row] for row in ranked]
+        if counts[0] == counts[-1]:
+            return self.split_rows(rows), counts[0]
+        micro_batches = self.split_rows(rows[ranked])
+        ends = list(accumulate(len(inputs.labels) for inputs in micro_batches))
+        parts = [tuple(counts[end - len(each.labels) : end]) for end, each in zip(ends, micro_batches, strict=True)]
+        return [replace(each, loop_counts=part) for each, part in zip(micro_batches, parts, strict=True)], counts[0]
 
     def _with_noise(self, inputs: Inputs) -> Inputs:
         """Inputs of training, with keys of their rows where a pass begins with noise: functions of the seed, the step

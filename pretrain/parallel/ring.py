@@ -205,7 +205,7 @@ class WholeModel(nn.Module):
             return (model.run_pass(states, carried, context, loop),)
 
         states, carried = model.begin(inputs.tokens, context)
-        for loop in range(self.num_passes):
+        for loop in range(max(inputs.loop_counts or [self.num_passes])):
             part = partial(run, loop)
             if loop < self.cut:
                 states = without_gradient(partial(model.run_pass, context=context, loop=loop), states, carried)
@@ -329,9 +329,10 @@ class Ring:
 
 
 def _context(model: LoopedGPT, inputs: Inputs) -> Context:
-    return model.context(
+    context = model.context(
         inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids, noise_rows=inputs.noise_rows
     )
+    return replace(context, loop_counts=inputs.loop_counts)
 
 
 _NO_TOKENS = torch.zeros((), dtype=torch.int)

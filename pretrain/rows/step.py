@@ -81,8 +81,8 @@ class MetricsRow(StepRow):
 
     tokens_seen: int
     """Tokens of all steps so far, over all ranks."""
-    num_loops: int
-    """Loops run in this step."""
+    num_loops: float
+    """Loops run in this step; in the mean of its sequences, if each has a count of its own."""
     regularisation: float = 0.0
     """What the loop regulariser added to the loss, in nats; 0 without one."""
     objective: float | None = None
@@ -95,4 +95,4 @@ class MetricsRow(StepRow):
             loss += f" (regulariser {self.regularisation:+.4f})"
         if self.objective is not None:
             loss += f" (objective {self.objective:.4f})"
-        return f"{loss}, loops {self.num_loops}, {self.describe_speed()}, lr {self.lr:.2e}{self.describe_skipped()}"
+        return f"{loss}, loops {self.num_loops:g}, {self.describe_speed()}, lr {self.lr:.2e}{self.describe_skipped()}"

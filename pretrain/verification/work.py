@@ -22,7 +22,7 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.optim.loop_count import backprop_loops_at, num_loops_at
+from pretrain.optim.loop_count import step_loops
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.run.session import join_world
@@ -45,13 +45,12 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
             num_ranks=groups.data.size(),
         ) as loader:  # fmt: skip
             for step in range(num_updates):
-                num_loops = num_loops_at(config.model, train, config.run.seed, step)
+                drawn = step_loops(config.model, train, config.run.seed, step, loader.next_sample)
                 lr = learning_rate(config.optimizer, step, train.steps)
-                result = engine.train_step(
-                    torch.from_numpy(loader.next_batch()), num_loops, lr, vote,
-                    backprop_loops=backprop_loops_at(train, step),
-                )  # fmt: skip
-                where = f"of step {step + 1}, L={num_loops}"
+                own_loops = loader.own(drawn.counts)
+                rows = torch.from_numpy(loader.next_batch())
+                result = engine.train_step(rows, own_loops, lr, vote, backprop_loops=drawn.backprop_loops)
+                where = f"of step {step + 1}, L={drawn.mean:g}"
                 numbers |= {f"loss {where}": result.loss, f"gradient norm {where}": result.grad_norm}
                 if config.model.loop_regulariser.weight:
                     numbers[f"regularisation {where}"] = result.regularisation

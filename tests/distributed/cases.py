@@ -238,9 +238,13 @@ def make_part(model: LoopedGPT, groups: Groups, name: str, values: Tensor) -> Pa
     )  # fmt: skip
 
 
-def one_step(config: RunConfig, rows: Tensor, num_loops: int, backprop_loops: int | None = None) -> RankReport:
-    """One step at learning rate 0, with shaken vectors, for loss and gradients."""
+def one_step(
+    config: RunConfig, rows: Tensor, num_loops: int | Sequence[int], backprop_loops: int | None = None
+) -> RankReport:
+    """One step at learning rate 0, with shaken vectors, for loss and gradients; `num_loops` may be of each row."""
     engine, groups = make_engine(config, shake=True)
+    if not isinstance(num_loops, int):
+        num_loops = num_loops[groups.data.rank() :: groups.data.size()]
     result = engine.train_step(own_rows(rows, groups), num_loops, 0.0, backprop_loops=backprop_loops)
     return report(engine, [result])
 

@@ -65,6 +65,17 @@ TRUNCATED = pairwise(
     lambda **_: True,
 )
 """`loops`: passes, and the last of them through which gradients flow."""
+PER_SEQUENCE = pairwise(
+    {
+        "layout": [*FACTORS["layout"], Layout(1, 1, 2)],
+        "boundary": [("prelude", "none", "later"), ("noise", "concat", "every"), ("prelude", "diagonal", "later")],
+        "per_loop": ["none", "lora"],
+        "recompute": ["none", "loop"],
+        "micro_batch": [1, 2, 4],
+        "document_mask": [False, True],
+    },
+    lambda layout, micro_batch, **_: 8 // micro_batch >= layout.pipeline,
+)
 
 
 def config_of(case: dict[str, Any]) -> RunConfig:
@@ -82,7 +93,13 @@ def config_of(case: dict[str, Any]) -> RunConfig:
             "num_loops": 3,
             "loop": loop,
         },
-        train={"recompute": case["recompute"], "loop_loss": LOSSES[case.get("loss", "last")], "z_loss_weight": 0.1},
+        train={
+            "recompute": case["recompute"],
+            "loop_loss": LOSSES[case.get("loss", "last")],
+            "z_loss_weight": 0.1,
+            "micro_batch": case.get("micro_batch", 1),
+        },
+        document_mask=case.get("document_mask", False),
     )
 
 
@@ -131,6 +148,30 @@ def test_a_truncated_step_equals_one_process(pool: RankPool, case: dict[str, Any
         assert report.results[0].loss == pytest.approx((nll / num_supervised).item(), rel=TOLERANCE)
     wanted = {name: torch.zeros_like(weight) for name, weight in reference.weights().items()} | reference.gradients()
     assert wanted["embedding.weight"].abs().max() > 0  # by way of the injection
+    errors = gradient_errors(reports, wanted)
+    assert errors.keys() == wanted.keys()
+    assert all(error <= TOLERANCE for error in errors.values()), errors
+
+
+@pytest.mark.parametrize(
+    "case", PER_SEQUENCE, ids=["-".join(str(value) for value in case.values()) for case in PER_SEQUENCE]
+)
+def test_sequences_with_loops_of_their_own_equal_each_alone(pool: RankPool, case: dict[str, Any]) -> None:
+    layout, config = case["layout"], config_of(case)
+    rows, counts = make_rows(8 * layout.data), [2, 1, 4, 2, 3, 1, 1, 2] * layout.data
+    reference = Reference(config=config, shake=True)
+    num_supervised, nll = (rows[:, 1] != IGNORED).sum(), 0.0
+    for row, count in zip(rows.split(1), counts, strict=True):
+        total, nll_of_row, _ = reference.loss(row, count)
+        of_row = (row[:, 1] != IGNORED).sum().double() / num_supervised
+        (total * of_row).backward()
+        nll += (nll_of_row * of_row).item()
+
+    reports = pool.run(one_step, config, rows, counts, world_size=world_size(config, layout.data))
+
+    for report in reports:
+        assert report.results[0].loss == pytest.approx(nll, rel=TOLERANCE)
+    wanted = {name: torch.zeros_like(weight) for name, weight in reference.weights().items()} | reference.gradients()
     errors = gradient_errors(reports, wanted)
     assert errors.keys() == wanted.keys()
     assert all(error <= TOLERANCE for error in errors.values()), errors

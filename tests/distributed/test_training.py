@@ -11,6 +11,7 @@ import torch
 
 from pretrain.checkpoint.verify import newest_good
 from pretrain.command.console import DIVERGED
+from pretrain.model.count import train_flops_per_token
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
 from tests.support.run_rows import scored
@@ -80,9 +81,12 @@ def test_a_run_says_how_often_it_reads_its_text(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPool, precision: str) -> None:
+    """With loops that grow and, in bf16, differ from sequence to sequence."""
+    per = "sequence" if precision == "bf16" else "step"
+    loops = {"distribution": "uniform", "maximum": 3, "per": per, "growth": {"start": 2, "begin": 0.5}}
     changes = {
         "parallel": {"pipeline": 2},
-        "train": {"precision": precision, "deterministic": True},
+        "train": {"precision": precision, "deterministic": True, "loop_sampling": loops},
         "checkpoint": {"every": 5, "keep_last": 1, "asynchronous": precision == "fp32"},
     }
     whole, cut = (training_config(root, f"{name}-{precision}", **changes) for name in ("whole", "cut"))
@@ -98,7 +102,12 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert [folder.name for folder in kept] == ["step-00000012"]
     runs = [root / "runs" / name for name in (cut.run.name, whole.run.name)]
     counted = [scored(run).counters for run in runs]
-    assert counted[0] == counted[1] and counted[0].tokens_seen == 12 * 8 * 16 and counted[0].train_flops
+    assert counted[0] == counted[1] and counted[0].tokens_seen == 12 * 8 * 16
+    drawn = [row["num_loops"] for row in rows(root, whole.run.name)]
+    assert all(count % 1 == 0 for count in drawn) == (per == "step") and 1 <= min(drawn) < max(drawn) <= 3
+    once, twice = (train_flops_per_token(whole.model, 16, num_loops) for num_loops in (1, 2))
+    flops = sum(8 * 16 * (once + (count - 1) * (twice - once)) for count in drawn)  # of the loops that were run
+    assert counted[0].train_flops == pytest.approx(flops)
     validations = [
         [(row["step"], row["value"]) for row in rows(root, name, "eval/depth.jsonl")]
         for name in (cut.run.name, whole.run.name)

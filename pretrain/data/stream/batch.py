@@ -24,6 +24,8 @@ class Inputs:
     """Number of the document within the row; attention stays within equal numbers. None without a document mask."""
     noise_rows: torch.Tensor | None = None
     """int32 [b]: keys of the rows in training, for a start state of noise."""
+    loop_counts: tuple[int, ...] | None = None
+    """Loops of each row in training, the most first; None: all of the step's."""
 
 
 def make_inputs(samples: torch.Tensor, bos_id: int, document_mask: bool) -> Inputs:

@@ -18,7 +18,7 @@ with the number of shards.
 
 import os
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from pretrain.data.stream.long_documents import cut_fingerprint
 from pretrain.data.stream.stream import DocumentRead, StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
 from pretrain.schema.section import require_divides
+
+Item = TypeVar("Item")
 
 
 class Loader:
@@ -95,6 +97,10 @@ class Loader:
         self._states[records[:, 0], records[:, 1]] = records[:, 2:]  # of a walker's several records the last one stays
         self.next_sample = end
         return batch
+
+    def own(self, of_samples: Sequence[Item]) -> Sequence[Item]:
+        """Of what there is for each sample of the next global batch, that of this rank's, in their order."""
+        return of_samples[(self._rank - self.next_sample) % self._num_ranks :: self._num_ranks]
 
     def state(self) -> np.ndarray:
         """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of

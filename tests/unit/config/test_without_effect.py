@@ -19,8 +19,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["optimizer.decay_steps=5"], ["optimizer.decay_steps"]),
     (["optimizer.schedule=constant", "optimizer.min_lr_ratio=0.5"], ["optimizer.min_lr_ratio"]),
     (
-        ["train.loop_sampling={minimum: 2, maximum: 5, sigma: 0.1}"],
-        [f"train.loop_sampling.{key}" for key in ("minimum", "maximum", "sigma")],
+        ["train.loop_sampling={minimum: 2, maximum: 5, sigma: 0.1, per: sequence}"],
+        [f"train.loop_sampling.{key}" for key in ("minimum", "maximum", "sigma", "per")],
     ),
     (["train.loop_sampling={distribution: uniform, sigma: 0.1}"], ["train.loop_sampling.sigma"]),
     (["train.loop_sampling={distribution: poisson, sigma: 0.1}"], ["train.loop_sampling.sigma"]),

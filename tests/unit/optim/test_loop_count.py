@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection
 from pretrain.config.run import RunConfig, TrainSection
 from pretrain.model.config import ModelSection
-from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at
+from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at, step_loops
 
 NUM_DRAWS = 20_000
 
@@ -194,3 +194,38 @@ def test_the_backward_depth_is_warmed_up_as_the_loops_are() -> None:
 def test_a_cut_that_leaves_weights_alone_is_refused(model: dict, train: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         RunConfig.model_validate({"model": {"num_loops": 4, **model}, "train": {"backprop_loops": 2, **train}})
+
+
+# --- a count of its own for each sequence -----------------------------------------------------------------------------
+
+
+def test_a_sequence_keeps_its_count_whatever_the_batch() -> None:
+    """It is that of a sample of the run, so neither ranks nor the size of the batch matter."""
+    sampling = LoopSamplingSection(distribution="uniform", maximum=8, per="sequence")
+    model = ModelSection(num_loops=4)
+
+    def counts(global_batch: int, first_sample: int) -> list[int]:
+        train = TrainSection(loop_sampling=sampling, global_batch=global_batch)
+        loops = step_loops(model, train, 7, 0, first_sample)
+        assert loops.mean == sum(loops.counts) / global_batch
+        return list(loops.counts)
+
+    assert counts(16, 0) == [5, 6, 2, 2, 3, 7, 5, 8, 4, 5, 3, 6, 8, 6, 4, 3]  # may never change, as golden draws above
+    assert counts(8, 0) + counts(8, 8) == counts(16, 0)
+    per_step = step_loops(model, TrainSection(global_batch=4), 7, 0, 12)
+    assert (per_step.counts, per_step.mean) == ([4] * 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("train", "line"),
+    [
+        ({"backprop_loops": 2}, r"train\.backprop_loops=2 counts back from the last loop of a step"),
+        ({"loop_loss": {"over": "every"}}, r"train\.loop_loss\.over=every needs the same loops for all sequences"),
+    ],
+)
+def test_what_needs_one_count_for_all_sequences_is_refused(train: dict, line: str) -> None:
+    sampling = {"distribution": "uniform", "maximum": 8, "per": "sequence"}
+    with pytest.raises(ValueError, match=line):
+        RunConfig.model_validate(
+            {"model": {"loop": {"injection": "add"}}, "train": {"loop_sampling": sampling, **train}}
+        )
