@@ -75,13 +75,15 @@ class PHop(Task[PHopParameters]):
 
     @property
     def shortcuts(self) -> dict[str, Rule]:
-        return {
+        rules: dict[str, Rule] = {
             "last symbol": lambda question: question[-1],
             "most common symbol": _most_common,
             "most common of the first sixth": lambda question: _most_common(question[: -(-len(question) // 6)]),
             "first symbol": lambda question: question[0],
-            "one hop": lambda question: question[self._first_hops(question)[-1] - 1],
         }
+        if self.parameters.num_hops > 1:  # or it is the task itself
+            rules["one hop"] = lambda question: question[self._first_hops(question)[-1] - 1]
+        return rules
 
     def make(self, random: Random) -> Example:
         return {"forced": self._make_forced, "uniform": self._make_uniform}[self.parameters.sampling](random)
