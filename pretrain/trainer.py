@@ -68,6 +68,7 @@ RESUMABLE = Resumable(
         "train.backprop_growth": "how far gradients reach from here on",
         "train.z_loss_weight": "a term of the loss from here on",
         "train.loop_loss": "what the loss is of from here on",
+        "train.teacher": "what is imitated from here on",
         "train.max_bad_steps": "when to give up",
     },
     must_equal=("optimizer.name",),
@@ -128,6 +129,8 @@ class Trainer:
         session.identity = replace(session.identity, data=digest(self.loader.fingerprints))
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
         self.engine = Engine(config, groups, session.tokenizer.separators)
+        if self.engine.teacher is not None:
+            require_tokenizer(self.engine.teacher.reader, session.saved.tokenizer, session.tokenizer.sha256)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
         self._scored_every = 0
         self._resume()

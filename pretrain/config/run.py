@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
+from pretrain.config.teacher import TeacherSection
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.schema.section import PathText, Section, require_divides
 
@@ -139,6 +140,8 @@ class TrainSection(CommonTrainSection):
     back-propagation). Default: through all."""
     backprop_growth: GrowthSection = GrowthSection()
     """Grows train.backprop_loops over the steps."""
+    teacher: TeacherSection = TeacherSection()
+    """A frozen model that is imitated beside the text."""
     max_bad_steps: int = Field(default=10, gt=0)
     """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
 
@@ -325,6 +328,13 @@ class RunConfig(EntryConfig):
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
         self._check_loops()
+        if train.teacher.run is not None and self.ranks_per_replica > 1:
+            raise ValueError(
+                "train.teacher: teacher and model are whole on each rank, so it needs parallel.tensor=1 and "
+                "parallel.pipeline=1"
+            )
+        if train.teacher.run is not None and train.loop_loss.is_of_every_loop:
+            raise ValueError("train.teacher is imitated by the last loop: it needs train.loop_loss.over=last")
         model.require_loops("validation.num_loops", validation.num_loops)
         folders = [source.path for source in self.data.sources if source.path is not None]
         if validation.every and folders and not self.data.validation_fraction:

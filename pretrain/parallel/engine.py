@@ -41,6 +41,7 @@ from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, 
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
+from pretrain.parallel.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,7 @@ class Engine:
         self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups)
         self.ring = Ring(self.model, self.megatron, groups)
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
+        self.teacher = None if train.teacher.run is None else Teacher(config, groups.device, self.dtype)
         self.num_updates = 0
 
     def train_step(
@@ -161,7 +163,7 @@ class Engine:
             )  # fmt: skip
         nll, value = self.ring.run(
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
-            objective=objective, backprop_loops=backprop_loops,
+            objective=objective, backprop_loops=backprop_loops, teacher=self.teacher,
         )  # fmt: skip
         regularisation = self._add_regularisation()
         self._sum_partial_gradients()

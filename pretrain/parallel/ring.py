@@ -36,6 +36,7 @@ from pretrain.parallel.megatron import (
     TransformerConfig,
     get_forward_backward_func,
 )
+from pretrain.parallel.teacher import Teacher
 from pretrain.plan.pipeline import group_size
 
 
@@ -246,6 +247,7 @@ class Ring:
         z_loss_weight: float = 0.0,
         objective: LoopObjective | None = None,
         backprop_loops: int | None = None,
+        teacher: Teacher | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One trip of all micro-batches, forward and backward.
 
@@ -256,9 +258,10 @@ class Ring:
             z_loss_weight: see `loss_sums`.
             objective: what is minimised, where it is not the loss of the last loop alone.
             backprop_loops: gradients flow through the last so many loops; through all by default.
+            teacher: adds a divergence from it to the loss, where the model is whole.
 
         Returns:
-            Negative log-likelihood of the last loop, and the value of the objective if there is one, summed over these
+            Negative log-likelihood of the last loop, and what is minimised if that is more, summed over these
             micro-batches and divided by `num_supervised`; 0 except on the last stage.
 
         Raises:
@@ -282,7 +285,7 @@ class Ring:
         batches = [self._counted(micro_batches), *(iter(micro_batches) for _ in chunks[1:])]
         schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
         reported = schedule(
-            forward_step_func=self._forward_step(num_supervised, z_loss_weight, losses, is_apart),
+            forward_step_func=self._forward_step(num_supervised, z_loss_weight, losses, is_apart, teacher),
             data_iterator=batches if several else batches[0],
             model=chunks if several else chunks[0],
             num_microbatches=len(micro_batches),
@@ -294,13 +297,19 @@ class Ring:
         )
         zero = torch.zeros_like(num_supervised)
         nll = torch.stack(reported).sum() if reported else zero
-        value = sum((each.value for each in losses), zero) / num_supervised if losses else None
-        return nll, value
+        return nll, _minimised(losses, teacher, num_supervised)
 
     def _forward_step(
-        self, num_supervised: Tensor, z_loss_weight: float, losses: Sequence[LoopLosses], is_apart: bool
+        self,
+        num_supervised: Tensor,
+        z_loss_weight: float,
+        losses: Sequence[LoopLosses],
+        is_apart: bool,
+        teacher: Teacher | None,
     ) -> Callable[[Iterator[Inputs], Any], tuple[Tensor, Any]]:
         """What the schedule calls for the next micro-batch of a chunk: its output, and what makes a loss of it."""
+        if teacher is not None:
+            teacher.begin_step()
 
         def forward_step(batch: Iterator[Inputs], chunk: Any) -> tuple[Tensor, Any]:
             inputs, number = next(batch), chunk.num_seen
@@ -309,6 +318,8 @@ class Ring:
                 parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)
                 if losses:
                     parts = losses[number].last
+                if teacher is not None:
+                    parts = partial(teacher.loss_sums, self.model, inputs, parts)
                 total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
                 return total / num_supervised, _NO_TOKENS, nll / num_supervised
 
@@ -326,6 +337,14 @@ class Ring:
             config.microbatch_group_size_per_vp_stage = group_size(num_micro_batches, num_stages)
             config.virtual_pipeline_model_parallel_size = num_passes if interleaved else None
         return config
+
+
+def _minimised(losses: Sequence[LoopLosses], teacher: Teacher | None, num_supervised: Tensor) -> Tensor | None:
+    """What was minimised, where it is more than the loss of the last loop, divided by `num_supervised`."""
+    if teacher is not None:
+        return teacher.value / num_supervised
+    zero = torch.zeros_like(num_supervised)
+    return sum((each.value for each in losses), zero) / num_supervised if losses else None
 
 
 def _context(model: LoopedGPT, inputs: Inputs) -> Context:

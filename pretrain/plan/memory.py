@@ -4,7 +4,7 @@ Activations are what autograd keeps of the chunks in flight, each a share of one
 time follows from the timetable (`pretrain/plan/pipeline.py`). Working space is what the backward pass adds at its
 worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a token,
 document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no activations are
-held). torch.compile may keep less.
+held), the frozen model of train.teacher and two copies of its logits. torch.compile may keep less.
 
 An evaluation keeps states where training keeps activations (`pretrain/parallel/depths.py`): those of one batch on one
 stage, of TOGETHER batches for each of several, which may be more than a ring with few micro-batches trains with.

@@ -21,6 +21,8 @@ TESTED = {
         "run.root": "tests/distributed/training.py",
         "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
+        "train.teacher.run": "tests/unit/hf/test_teacher.py",
+        "train.teacher.weight": "tests/unit/hf/test_teacher.py",
         "model.loop.diagonal.hold": "tests/support/loop_designs.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
