@@ -102,7 +102,7 @@ def _once(config: RunConfig, num_layers: int) -> RunConfig:
     plain = section.model_validate(
         config.model.model_dump(exclude={"loop"}) | {"num_loop_layers": num_layers, "num_loops": 1}
     )
-    of_loops = ("loop_sampling", "backprop_loops", "backprop_growth")
+    of_loops = ("loop_sampling", "loop_loss", "backprop_loops", "backprop_growth")
     plainly = {key: type(config.train).model_fields[key].default for key in of_loops}
     train = config.train.model_copy(update=plainly)
     validation = config.validation.model_copy(update={"num_loops": ()})
