@@ -227,7 +227,8 @@ def _draw_law(law: JointLaw, axes: "Axes", _: Labels) -> None:
     ends = [law.losses.min(), law.losses.max()]
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
-    _name(axes, f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]", "loss by the law (nats per token)", "nll")
+    worth = "these points do not determine it" if law.undetermined else f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
+    _name(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")
 
 
 def _few_ticks(axes: "Axes") -> None:
