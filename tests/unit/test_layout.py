@@ -118,7 +118,8 @@ def test_every_dependency_says_why() -> None:
         assert "# " in line, f"{requirement}: no reason given"
 
 
-DOCUMENTS = [ROOT / name / "README.md" for name in (".", "configs", "configs/finetune", "tools/benchmarks")]
+FOLDERS = (".", "pretrain", "finetune", "configs", "slurm", "tools", "tools/benchmarks", "tests")
+DOCUMENTS = [*(ROOT / name / "README.md" for name in FOLDERS), ROOT / "pretrain" / "EXTENDING.md"]
 """What users read: README.md, and where it sends them."""
 
 
