@@ -136,6 +136,11 @@ class Trainer:
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
+        if config.model.loop.exit == "gate" and config.train.loop_loss.over != "expected":
+            over = config.train.loop_loss.over
+            session.warnings.append(
+                f"model.loop.exit=gate learns nothing from train.loop_loss.over={over}: it needs expected"
+            )
         self._describe_data()
         session.begin(self.counters, config.train.steps, scored_every=self._scored_every)
 

@@ -43,8 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     option(
         "--keys",
         choices=["share", "compute"],
-        default="share",
-        help="keys and values of loops that a token leaves out: of its last loop, or computed; default: share",
+        help="with auto, keys and values of loops that a token leaves out: its last loop's (the default), or computed",
     )
     option("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
     option("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
@@ -81,6 +80,8 @@ def loop_count(arguments: argparse.Namespace) -> int | None:
         return arguments.max_loops
     if arguments.max_loops is not None:
         raise ValueError("--max-loops is for --num-loops auto")
+    if arguments.keys is not None:
+        raise ValueError("--keys is for --num-loops auto")
     try:
         return None if text is None else positive(text)
     except argparse.ArgumentTypeError as error:
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     if most is not None:
         model.require_loops("--num-loops", [most])
     if arguments.num_loops is not None and is_auto(arguments.num_loops):
-        exits = ExitDecoder(trained.model, exit_rule(arguments.num_loops, model), arguments.keys)
+        exits = ExitDecoder(trained.model, exit_rule(arguments.num_loops, model), arguments.keys or "share")
     settings = Generation(
         max_new_tokens=arguments.max_new_tokens,
         vocab_size=trained.tokenizer.vocab_size,

@@ -302,6 +302,17 @@ def test_the_command_line_lets_tokens_stop_on_their_own(
         assert err.endswith(said) and bool(out) == (status == 0)
 
 
+@pytest.mark.parametrize("option", [("--max-loops", "4"), ("--keys", "share")])
+def test_what_only_auto_reads_is_refused_without_it(
+    option: tuple[str, str], run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [SCRIPT, "--run", run_dir, "--prompt", "the king", "--num-loops", 3, *option]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert capsys.readouterr().err == f"error: {option[0]} is for --num-loops auto\n"
+
+
 def test_the_command_line_says_what_is_wrong_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
