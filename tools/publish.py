@@ -4,10 +4,15 @@ Copies from runs/sweeps/<name>/ into configs/sweeps/results/<name>/ (a sweep ove
 the rows of all its runs in one file, its figures (.svg) and fits, and writes commands.txt: the sweep's command, and the
 commit and versions that its runs name. Rows of another configuration than the file's today are refused, so what is
 published is what the command gives; a test holds what is committed to the same rule.
+
+A long sweep may be published in parts, from one machine after another: with --partial the rows of a run that is not
+here stay as they were published, commands.txt names the runs that are still to come, and a sweep over models is drawn
+from all the rows.
 """
 
 import argparse
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OptionParser(description="Copy rows and figures of a finished sweep beside its configuration.")
     parser.add_argument("sweep", type=Path, metavar="FILE", help="configs/sweeps/<name>.yaml")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/<name> beside the configurations")
+    parser.add_argument("--partial", action="store_true", help="keep what is published of the runs that are not here")
     return parser.parse_args(arguments)
 
 
@@ -49,13 +55,13 @@ def rows_file(sweep: SweepConfig) -> str:
     return "coconut.jsonl" if sweep.methods else "depth.jsonl"
 
 
-def rows_of(run: Path, file: str, config: str) -> list[bytes]:
+def rows_of(path: Path, config: str) -> list[bytes]:
     """The lines of a run's rows.
 
     Raises:
         ValueError: there are none, or some are of another configuration, or do not say theirs.
     """
-    rows = JsonLines(run / "eval" / file)
+    rows = JsonLines(path)
     found = rows.read(RunIdentity)
     print_warnings([f"{problem}: passed over" for problem in rows.problems])
     if not found:
@@ -68,23 +74,65 @@ def rows_of(run: Path, file: str, config: str) -> list[bytes]:
     return [line for line in rows.path.read_bytes().splitlines() if line.strip()]
 
 
+def published(path: Path) -> dict[str | None, list[bytes]]:
+    """The lines of a file of results by the configuration that their rows say."""
+    lines: dict[str | None, list[bytes]] = {}
+    for row, line in zip(JsonLines(path).read(RunIdentity, strict=True), lines_of(path), strict=True):
+        lines.setdefault(row.config, []).append(line)
+    return lines
+
+
+def lines_of(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().splitlines() if line.strip()]
+
+
+def draw(sweep: SweepConfig, file: Path, root: Path) -> None:
+    """Draw a sweep over models from a file of rows into the folder of its runs."""
+    root.mkdir(parents=True, exist_ok=True)
+    plot = [sys.executable, "tools/scaling_plot.py", str(file), "--out", str(root), *sweep.plot_options]
+    ended = subprocess.run(plot, stdout=subprocess.DEVNULL, check=False).returncode
+    if ended:
+        raise OSError(f"{file}: the plot of its rows ended with exit code {ended}")
+
+
 def publish(options: argparse.Namespace) -> None:
     sweep, root = read_config(options.sweep, SweepConfig), SWEEPS / options.sweep.stem
     folder = Path("configs/finetune" if sweep.methods else "configs/sweeps") / "results" / options.sweep.stem
     out, file = options.out or folder, rows_file(sweep)
-    wanted = configurations(sweep)
-    lines = [line for name, config in wanted.items() for line in rows_of(root / name, file, config)]
+    kept = published(out / file) if options.partial and is_there(out / file) else {}
+    lines, here, missing = list[bytes](), list[Path](), list[str]()
+    for name, config in configurations(sweep).items():
+        rows = root / name / "eval" / file
+        if not options.partial or is_there(rows):
+            lines += rows_of(rows, config)
+            here.append(root / name)
+        elif config in kept:
+            lines += kept[config]
+        else:
+            missing.append(name)
+    if not lines:
+        raise ValueError(f"{root}: no run of the sweep has rows: train one first")
     out.mkdir(parents=True, exist_ok=True)
     (out / file).write_bytes(b"".join(line + b"\n" for line in lines))
+    if options.partial and not sweep.methods:
+        draw(sweep, out / file, root)
     figures = sorted(path for pattern in FIGURES for path in root.glob(pattern))
     for path in figures:
         shutil.copyfile(path, out / path.name)
-    environment = root / next(iter(wanted)) / "environment.txt"
-    known = environment.read_text(encoding="utf-8").splitlines() if is_there(environment) else []
+    write_commands(out / "commands.txt", options, here, missing)
+    told = f", without {len(missing)} runs that are still to come" if missing else ""
+    print(f"{out}: {len(lines)} rows, {', '.join(path.name for path in figures) or 'no figure'}{told}")
+
+
+def write_commands(path: Path, options: argparse.Namespace, here: Sequence[Path], missing: Sequence[str]) -> None:
+    """What gave the results: commit and versions of the first run that is here, and the commands."""
+    environment = here[0] / "environment.txt" if here else None
+    known = environment.read_text(encoding="utf-8").splitlines() if environment and is_there(environment) else []
     said = [f"# {line}" for line in known if line.startswith(VERSIONS)]
-    text = "\n".join([*said, f"python tools/sweep.py {options.sweep}", f"python tools/publish.py {options.sweep}"])
-    (out / "commands.txt").write_text(f"{text}\n", encoding="utf-8")
-    print(f"{out}: {len(lines)} rows of {len(wanted)} runs, {', '.join(path.name for path in figures) or 'no figure'}")
+    said += [f"# still to come: {name}" for name in missing]
+    flag = " --partial" * options.partial
+    commands = [f"python tools/sweep.py {options.sweep}", f"python tools/publish.py {options.sweep}{flag}"]
+    path.write_text("\n".join([*said, *commands, ""]), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,14 +108,9 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
         score = [[sys.executable, "tools/eval_coconut.py", "--run", run, "--latents", "all"] for run in runs]
         return {"train": train, "eval": score, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
     evaluate = [eval_command(sweep, cell, root) for cell in family] if has_tasks(sweep, family) else []
-    rows = (str(root / cell.name / "eval" / "depth.jsonl") for cell in family)
-    more = [f"--group={kind}={','.join(tasks)}" for kind, tasks in sweep.evaluation.groups.items()]
-    more += [f"--colour={key}" for key in [key for key in sweep.grid if key != "run.seed"][:1]]
-    return {
-        "train": train,
-        **({"eval": evaluate} if evaluate else {}),
-        "plot": [[sys.executable, "tools/scaling_plot.py", *rows, "--out", str(root), *more]],
-    }
+    rows = [root / cell.name / "eval" / "depth.jsonl" for cell in family]
+    plot = [sys.executable, "tools/scaling_plot.py", *map(str, rows), "--out", str(root), *sweep.plot_options]
+    return {"train": train, **({"eval": evaluate} if evaluate else {}), "plot": [plot]}
 
 
 def submissions(planned: Iterable[str], file: Path, count: int, ranks: int, root: Path) -> list[Command]:

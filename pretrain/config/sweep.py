@@ -66,6 +66,12 @@ class SweepConfig(Section):
     evaluation: SweepEvaluation = SweepEvaluation()
     """What models are scored on."""
 
+    @property
+    def plot_options(self) -> list[str]:
+        """What tools/scaling_plot.py is told beside the rows of a sweep over models."""
+        groups = [f"--group={kind}={','.join(tasks)}" for kind, tasks in self.evaluation.groups.items()]
+        return groups + [f"--colour={key}" for key in [key for key in self.grid if key != "run.seed"][:1]]
+
     @model_validator(mode="after")
     def _check_kind(self) -> "SweepConfig":
         if (self.models and self.methods) or not (self.models or self.methods or self.grid):

@@ -1,6 +1,7 @@
 """Committed results belong to the committed configurations, and tools/publish.py takes no others."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,45 @@ def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refuse
     assert publish.main(["tiny.yaml"]) == 2
     assert "1x1-seed1/eval/depth.jsonl: no rows: end the sweep first" in capsys.readouterr().err
     assert (out / "depth.jsonl").read_bytes() == before, "a sweep that is refused replaces nothing"
+
+
+def test_a_sweep_is_published_in_parts_from_several_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        publish, "draw", lambda sweep, file, root: (root / "scaling.svg").write_bytes(file.read_bytes())
+    )
+    file, runs = tmp_path / "tiny.yaml", tmp_path / "runs" / "sweeps" / "tiny"
+    file.write_text(SWEEP.replace("STEPS", "200"))
+    assert publish.main(["tiny.yaml", "--partial"]) == 2
+    assert "no run of the sweep has rows" in capsys.readouterr().err
+    out = tmp_path / "configs" / "sweeps" / "results" / "tiny"
+
+    def here(*names: str) -> None:
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        make_runs(tmp_path, file)
+        for run in [run for run in runs.iterdir() if run.is_dir() and run.name not in names]:
+            shutil.rmtree(run)
+
+    def shown() -> list[str]:
+        return [json.loads(line)["run"] for line in (out / "depth.jsonl").read_text().splitlines()]
+
+    here("1x2-seed0", "2x1-seed1")
+    assert publish.main(["tiny.yaml", "--partial"]) == 0
+    assert "without 4 runs" in capsys.readouterr().out
+    here("1x1-seed0", "2x1-seed1")
+    assert publish.main(["tiny.yaml", "--partial"]) == 0
+    assert shown() == ["1x2-seed0", "2x1-seed1", "1x1-seed0"], "in the order of the sweep, no row twice"
+    assert (out / "scaling.svg").read_bytes() == (out / "depth.jsonl").read_bytes(), "the figure is of all rows"
+    said = (out / "commands.txt").read_text()
+    assert "# still to come: 1x2-seed1\n" in said
+    assert "python tools/publish.py tiny.yaml --partial\n" in said
+
+    file.write_text(SWEEP.replace("STEPS", "300"))
+    here("1x2-seed0")
+    assert publish.main(["tiny.yaml", "--partial"]) == 0
+    assert shown() == ["1x2-seed0"], "rows of another configuration do not stay"
 
 
 def test_a_sweep_over_methods_is_published_beside_the_other_results_of_fine_tuning(

@@ -152,7 +152,7 @@ def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tok
     configs = [read_config(file, RunConfig, list(cell.overrides)) for cell in family]
     assert {config.model.effective_depth() for config in configs} == {8}
     cells_of_law = {(config.model.num_loops, config.model.hidden_size, config.train.steps) for config in configs}
-    assert cells_of_law == {(r, width, n) for r in (1, 2, 4, 8) for width in (32, 64, 96) for n in (250, 500, 1000)}
+    assert cells_of_law == {(r, width, n) for r in (1, 2, 4, 8) for width in (32, 48, 64) for n in (250, 500, 1000)}
 
 
 def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
@@ -243,15 +243,13 @@ def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path:
 
 
 def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> None:
-    """Two at a time, to the plot; a bad one stops the sweep and is named, a signal lets runs save."""
-    write(tmp_path / "tiny.yaml", TINY.replace("models:", "grid: {run.seed: [0, 1, 2]}\nmodels:"))
+    """Two at a time; a bad one stops the sweep and is named, a signal lets runs save."""
+    write(tmp_path / "tiny.yaml", TINY.replace("models:", "grid: {run.seed: [0, 1]}\nmodels:"))
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     root = tmp_path / "runs" / "sweeps" / "tiny"
-    done = sweep(tmp_path, "--jobs", "2")
+    done = sweep(tmp_path, "--jobs", "2", "--stage", "train")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if "1x2-seed2 began" in line] and "eval 3/3" in done.stderr
-    rows = [json.loads((root / f"1x2-seed{seed}" / "eval" / "depth.jsonl").read_text()) for seed in range(3)]
-    assert [row["seed"] for row in rows] == [0, 1, 2] and (root / "scaling.svg").exists()
+    assert [line for line in done.stderr.splitlines() if "1x2-seed1 began" in line] and "train 2/2" in done.stderr
     assert "step 3/3" in (root / "logs" / "train-1x2-seed1.log").read_text()
 
     damaged = root / "1x2-seed1" / "checkpoints"
@@ -259,6 +257,8 @@ def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> N
         shard.write_bytes(b"")
     failed = sweep(tmp_path, "--jobs", "2", "--stage", "eval")
     assert failed.returncode == 1 and "1x2-seed1 ended with exit code" in failed.stderr.splitlines()[-1]
+    row = json.loads((root / "1x2-seed0" / "eval" / "depth.jsonl").read_text())
+    assert row["seed"] == 0, "the other one was scored"
 
 
 def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
