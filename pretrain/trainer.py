@@ -164,7 +164,10 @@ class Trainer:
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
             with session.step(self.engine.ring.how_far):
                 rows = torch.from_numpy(self.loader.next_batch())
-                result = self.engine.train_step(rows, own_loops, lr, vote, backprop_loops=loops.backprop_loops)
+                result = self.engine.train_step(
+                    rows, own_loops, lr, vote, backprop_loops=loops.backprop_loops,
+                    regulariser_share=loops.regulariser_share,
+                )  # fmt: skip
             self._count(result, loops, lr, started)
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(

@@ -26,9 +26,12 @@ class LoopRegulariserSection(Section):
         default=("query", "key", "value", "attention_output", "gate", "up", "down"), min_length=1
     )
     """Kinds of weight matrix that are compared; gate is passed over in a model without SwiGLU."""
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of train.steps over which the weight grows in a straight line, from 0 in the first step. 0 = all of it from
+    the first step on."""
 
     def without_effect(self) -> dict[str, str]:
-        return {} if self.weight else {"groups": "weight=0"}
+        return {} if self.weight else dict.fromkeys(("groups", "warmup"), "weight=0")
 
 
 class ModelSection(Section):

@@ -36,6 +36,8 @@ class StepLoops:
     """Loop counts of the sequences of the global batch, in their order."""
     backprop_loops: int | None
     """The last loops through which gradients flow; None: all."""
+    regulariser_share: float
+    """Share of the weight of the loop regulariser that is in force."""
 
     @property
     def mean(self) -> float:
@@ -51,7 +53,10 @@ def step_loops(model: ModelSection, train: TrainSection, seed: int, step: int, f
     else:
         samples = range(first_sample, first_sample + train.global_batch)
         counts = [num_loops_at(model, train, seed, step, sample) for sample in samples]
-    return StepLoops(counts=counts, backprop_loops=backprop_loops_at(train, step))
+    return StepLoops(
+        counts=counts, backprop_loops=backprop_loops_at(train, step),
+        regulariser_share=regulariser_share_at(model, train, step),
+    )  # fmt: skip
 
 
 def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int, sample: int | None = None) -> int:
@@ -65,6 +70,12 @@ def backprop_loops_at(train: TrainSection, step: int) -> int | None:
     """The last loops of a training step through which gradients flow; None: all."""
     full = train.backprop_loops
     return None if full is None else _rounded(train.backprop_growth.at(full, step, train.steps))
+
+
+def regulariser_share_at(model: ModelSection, train: TrainSection, step: int) -> float:
+    """Share of the loop regulariser's weight that is in force in a training step, counted from 0."""
+    length = model.loop_regulariser.warmup * train.steps
+    return step / length if step < length else 1.0
 
 
 def mean_loops(model: ModelSection, train: TrainSection) -> float:

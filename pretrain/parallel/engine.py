@@ -138,6 +138,7 @@ class Engine:
         vote: StopVote | None = None,
         *,
         backprop_loops: int | None = None,
+        regulariser_share: float = 1.0,
     ) -> StepResult:
         """One optimizer step; the same result on every rank.
 
@@ -147,6 +148,7 @@ class Engine:
             lr: learning rate of this step.
             vote: held when the gradients are there, so that a signal during the step counts.
             backprop_loops: gradients flow through the last so many loops; through all by default.
+            regulariser_share: of the weight of the loop regulariser.
         """
         micro_batches, num_loops = self._with_loops(rows, num_loops)
         micro_batches = [self._with_noise(inputs) for inputs in micro_batches]
@@ -165,7 +167,7 @@ class Engine:
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
             objective=objective, backprop_loops=backprop_loops, teacher=self.teacher,
         )  # fmt: skip
-        regularisation = self._add_regularisation()
+        regularisation = self._add_regularisation(regulariser_share)
         self._sum_partial_gradients()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
@@ -273,11 +275,11 @@ class Engine:
         dist.all_reduce(count, group=self.groups.data)
         return count
 
-    def _add_regularisation(self) -> Tensor:
-        """Backward of this stage's part of the loop regulariser; each data-parallel rank adds its share."""
+    def _add_regularisation(self, share: float) -> Tensor:
+        """Backward of a share of this stage's part of the loop regulariser; each data-parallel rank adds its own."""
         if not self.config.model.loop_regulariser.weight:
             return torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        value = regularisation(self.model)
+        value = share * regularisation(self.model)
         (value / self.groups.data.size()).backward()
         return value.detach()
 

@@ -49,7 +49,10 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
                 lr = learning_rate(config.optimizer, step, train.steps)
                 own_loops = loader.own(drawn.counts)
                 rows = torch.from_numpy(loader.next_batch())
-                result = engine.train_step(rows, own_loops, lr, vote, backprop_loops=drawn.backprop_loops)
+                result = engine.train_step(
+                    rows, own_loops, lr, vote, backprop_loops=drawn.backprop_loops,
+                    regulariser_share=drawn.regulariser_share,
+                )  # fmt: skip
                 where = f"of step {step + 1}, L={drawn.mean:g}"
                 numbers |= {f"loss {where}": result.loss, f"gradient norm {where}": result.grad_norm}
                 if config.model.loop_regulariser.weight:

@@ -55,14 +55,26 @@ def reference(root: Path, pool: RankPool) -> str:
 
 
 def test_what_the_regulariser_adds_is_in_the_rows(root: Path, pool: RankPool, reference: str) -> None:
+    """With a weight that grows over the steps, through a stop as without one."""
     changes = {
-        "model": {"num_loop_layers": 4, "num_loops": 1, "loop_regulariser": {"weight": 2.0, "block_size": 2}},
-        "train": {"steps": 2, "loop_sampling": {"distribution": "fixed"}},
+        "model": {
+            "num_loop_layers": 4, "num_loops": 1,
+            "loop_regulariser": {"weight": 2.0, "block_size": 2, "warmup": 1.0},
+        },
+        "train": {"steps": 4, "loop_sampling": {"distribution": "fixed"}},
         "optimizer": {"warmup_steps": 0},
         "validation": {"every": 0, "num_loops": []},
-    }
-    assert pool.run(train, training_config(root, "regularised", **changes), world_size=2) == [0, 0]
-    assert all(0 < row["regularisation"] < 4 for row in rows(root, "regularised"))
+    }  # fmt: skip
+    whole, cut = (training_config(root, f"regularised-{name}", **changes) for name in ("whole", "cut"))
+    assert pool.run(train, whole, world_size=2) == [0, 0]
+    interruption = Interruption(rank=1, method="train_step", call=1, signal=signal.SIGTERM)
+    assert pool.run(train, cut, interruption, world_size=2) == [0, 0]
+    assert rows(root, cut.run.name)[-1]["step"] == 2
+    assert pool.run(train, cut, world_size=2) == [0, 0]
+    added = [row["regularisation"] for row in rows(root, whole.run.name)]
+    assert added == [row["regularisation"] for row in rows(root, cut.run.name)]
+    assert added[0] == 0 and added == sorted(added)
+    assert all(0 < 4 * value / step < 4 for step, value in enumerate(added) if step)
     assert {row["regularisation"] for row in rows(root, reference)} == {0.0}
 
 

@@ -29,7 +29,10 @@ CASES: list[tuple[list[str], list[str]]] = [
         [f"train.loop_sampling.growth.{key}" for key in ("begin", "end")],
     ),
     (["train.backprop_growth.start=1"], ["train.backprop_growth.start"]),
-    (["model.loop_regulariser.groups=[query]"], ["model.loop_regulariser.groups"]),
+    (
+        ["model.loop_regulariser={groups: [query], warmup: 0.5}"],
+        ["model.loop_regulariser.groups", "model.loop_regulariser.warmup"],
+    ),
     (
         ["data.sources=[{task: addition, supervise: steps}, {path: a, supervise: steps, parameters: {n: 1}}]"],
         ["data.sources[1].parameters", "data.sources[1].supervise"],
@@ -92,7 +95,7 @@ def test_what_a_later_layer_switches_off_goes_back_to_its_default(tmp_path: Path
         ["optimizer={schedule: wsd, decay_steps: 5, min_lr_ratio: 0}"],
         ["train.loop_sampling={distribution: poisson_lognormal, minimum: 2, maximum: 5, sigma: 0.1}"],
         ["train.loop_sampling={distribution: fixed, growth: {start: 1, begin: 0.1, end: 0.2}}", "model.num_loops=2"],
-        ["model.loop_regulariser={weight: 0.1, block_size: 4, groups: [query]}"],
+        ["model.loop_regulariser={weight: 0.1, block_size: 4, groups: [query], warmup: 0.5}"],
         ["validation={tasks: [addition], tasks_every: 5, num_examples: 5, data_dir: a}"],
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection
 from pretrain.config.run import RunConfig, TrainSection
 from pretrain.model.config import ModelSection
-from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at, step_loops
+from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at, regulariser_share_at, step_loops
 
 NUM_DRAWS = 20_000
 
@@ -194,6 +194,25 @@ def test_the_backward_depth_is_warmed_up_as_the_loops_are() -> None:
 def test_a_cut_that_leaves_weights_alone_is_refused(model: dict, train: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         RunConfig.model_validate({"model": {"num_loops": 4, **model}, "train": {"backprop_loops": 2, **train}})
+
+
+# --- the weight of the loop regulariser -------------------------------------------------------------------------------
+
+
+def test_the_weight_of_the_regulariser_grows_over_a_share_of_the_steps() -> None:
+    def shares(warmup: float, steps: int) -> list[float]:
+        model = ModelSection.model_validate(
+            {"num_loop_layers": 4, "loop_regulariser": {"weight": 2.0, "block_size": 2, "warmup": warmup}}
+        )
+        train = TrainSection(steps=steps)
+        found = [regulariser_share_at(model, train, step) for step in range(steps)]
+        assert found == [step_loops(model, train, 0, step, 0).regulariser_share for step in range(steps)]
+        return found
+
+    assert shares(0.5, 8) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert shares(1.0, 4) == [0, 0.25, 0.5, 0.75]
+    assert shares(0.1, 3) == [0, 1, 1]  # less than a step
+    assert shares(0.0, 3) == [1, 1, 1]
 
 
 # --- a count of its own for each sequence -----------------------------------------------------------------------------
