@@ -24,6 +24,7 @@ Shapes: b batch, s positions of this call, d hidden width, h heads, g key/value 
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -89,8 +90,9 @@ class LoopedGPTConfig(PretrainedConfig):
     """RMSNorm, LayerNorm with weight and bias, or LayerNorm without either."""
     norm_epsilon: float = 1e-5
     """Added to the variance inside the norm."""
-    norm_place: Literal["before", "after"] = "before"
-    """Whether the norm is on the input of attention and feed-forward, or on their output before it is added."""
+    norm_place: Literal["before", "after", "both", "around"] = "before"
+    """Whether the norm is on the input of attention and feed-forward, on their output before it is added, on both, or
+    on the input and on the sum."""
     positions: Literal["rope", "learned"] = "rope"
     """Rotary positions, or a learned table of max_position_embeddings rows."""
     rope_theta: float = 10000.0
@@ -321,15 +323,18 @@ class FeedForward(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    """x += attention(norm(x)); x += ffn(norm(x)); with `norm_place: after`, x += norm(attention(x)) and so on."""
+    """Attention, then feed-forward, each a half f: x + f(norm(x)); by `norm_place` x + norm(f(x)) (after),
+    x + post_norm(f(norm(x))) (both) or post_norm(x + f(norm(x))) (around)."""
 
     def __init__(self, config: LoopedGPTConfig, in_loop: InLayers | None = None) -> None:
         super().__init__()
-        self.is_norm_first = config.norm_place == "before"
+        self.norm_place, self.attention_post_norm, self.ffn_post_norm = config.norm_place, None, None
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
+        if config.norm_place in ("both", "around"):
+            self.attention_post_norm, self.ffn_post_norm = make_norm(config), make_norm(config)
         self.in_loop = in_loop
         if in_loop is not None:
             self.per_loop = HeldWeights(WholeWeights, in_loop.variant.layer_weights())
@@ -346,12 +351,22 @@ class Layer(GradientCheckpointingLayer):
         def attended(states: Tensor) -> Tensor:
             return self.attention(states, rotary, mask, past_key_values, application, this)
 
-        if self.is_norm_first:
-            states = states + this.update("attention", attended(this.normed("attention", self.attention_norm(states))))
-            return states + this.update("ffn", self.ffn(this.normed("ffn", self.ffn_norm(states)), this))
-        update = this.normed("attention", self.attention_norm(attended(states)))
-        states = states + this.update("attention", update)
-        return states + this.update("ffn", this.normed("ffn", self.ffn_norm(self.ffn(states, this))))
+        states = self._half("attention", states, attended, (self.attention_norm, self.attention_post_norm), this)
+        return self._half("ffn", states, lambda x: self.ffn(x, this), (self.ffn_norm, self.ffn_post_norm), this)
+
+    def _half(
+        self, part: str, states: Tensor, compute: Callable[[Tensor], Tensor],
+        norms: tuple[nn.Module, nn.Module | None], this: InThisLoop,
+    ) -> Tensor:  # fmt: skip
+        norm, post_norm = norms
+        if self.norm_place == "after":
+            update = this.normed(part, norm(compute(states)))
+        else:
+            update = compute(this.normed(part, norm(states)))
+        if post_norm is not None and self.norm_place == "both":
+            update = post_norm(update)
+        states = states + this.update(part, update)
+        return post_norm(states) if post_norm is not None and self.norm_place == "around" else states
 
 
 class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):

@@ -60,9 +60,9 @@ class ModelSection(Section):
     """What happens when the loop begins and between its passes."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm (Llama), LayerNorm with weight and bias (GPT-2), or LayerNorm without either (OLMo)."""
-    norm_place: Literal["before", "after"] = "before"
-    """Norms before attention and feed-forward (Llama, GPT-2), or after them, before they join the residual stream (OLMo
-    2)."""
+    norm_place: Literal["before", "after", "both", "around"] = "before"
+    """Norms before attention and feed-forward (Llama, GPT-2); after them, before they join the residual stream (OLMo
+    2); both (Ouro); or around them: before, and of the residual stream once they have joined it (Huginn)."""
     qk_norm: Literal["none", "head", "all"] = "none"
     """RMSNorm of queries and keys before attention: none, over each head (Qwen 3), or over all heads together (OLMo
     2)."""

@@ -251,8 +251,13 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: x += attention(norm(x)); x += ffn(norm(x)); or with the norms after: x +=
-    norm(attention(x)), and so on."""
+    """One transformer layer: attention, then feed-forward, each a half f on the residual stream x; by model.norm_place
+
+    before   x + f(norm(x))
+    after    x + norm(f(x))
+    both     x + post_norm(f(norm(x)))            Ouro (arXiv 2510.25741); sandwich norms (Ding et al. 2021, 2105.13290)
+    around   post_norm(x + f(norm(x)))            Huginn (arXiv 2502.05171, section 3.2)
+    """
 
     def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None) -> None:
         super().__init__()
@@ -260,7 +265,9 @@ class Layer(nn.Module):
         self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config, ops, under(weights, "ffn"))
-        self.norms_after = {"before": False, "after": True}[config.norm_place]
+        self.norm_place, self.attention_post_norm, self.ffn_post_norm = config.norm_place, None, None
+        if config.norm_place in ("both", "around"):
+            self.attention_post_norm, self.ffn_post_norm = make_norm(config), make_norm(config)
         self.in_loop = in_loop
         if in_loop is not None:
             self.per_loop = HeldWeights(ops, under(weights, "per_loop"))
@@ -269,20 +276,23 @@ class Layer(nn.Module):
         this = ALIKE
         if self.in_loop is not None and application.loop is not None:
             this = self.in_loop.at(self.per_loop, application.loop)
-        states = states + context.drop(self._attended(states, context, application, this), "attention", application)
-        return states + context.drop(self._fed(states, this), "ffn", application)
+        attend = partial(self.attention, context=context, application=application, this=this)
+        drop = partial(context.drop, application=application)
+        states = self._half("attention", states, attend, (self.attention_norm, self.attention_post_norm), this, drop)
+        feed = partial(self.ffn, this=this)
+        return self._half("ffn", states, feed, (self.ffn_norm, self.ffn_post_norm), this, drop)
 
-    def _attended(self, states: Tensor, context: Context, application: Application, this: InThisLoop) -> Tensor:
-        if self.norms_after:
-            attended = this.normed("attention", self.attention_norm(self.attention(states, context, application, this)))
+    def _half(
+        self, part: Site, states: Tensor, compute: Callable[[Tensor], Tensor],
+        norms: tuple[nn.Module, nn.Module | None], this: InThisLoop, drop: Callable[[Tensor, Site], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """States [t, d] after a half of the layer, `compute`, has joined them."""
+        norm, post_norm = norms
+        if self.norm_place == "after":
+            update = this.normed(part, norm(compute(states)))
         else:
-            normed = this.normed("attention", self.attention_norm(states))
-            attended = self.attention(normed, context, application, this)
-        return this.update("attention", attended)
-
-    def _fed(self, states: Tensor, this: InThisLoop) -> Tensor:
-        if self.norms_after:
-            fed = this.normed("ffn", self.ffn_norm(self.ffn(states, this)))
-        else:
-            fed = self.ffn(this.normed("ffn", self.ffn_norm(states)), this)
-        return this.update("ffn", fed)
+            update = compute(this.normed(part, norm(states)))
+        if post_norm is not None and self.norm_place == "both":
+            update = post_norm(update)
+        states = states + drop(this.update(part, update), part)
+        return post_norm(states) if post_norm is not None and self.norm_place == "around" else states

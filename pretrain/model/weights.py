@@ -16,6 +16,9 @@ from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, column, inside, row, stream_vector
 
+POST_NORMS = ("attention_post_norm", "ffn_post_norm")
+"""Second norms of the halves of a layer, where model.norm_place asks for them."""
+
 
 def stage_weights(model: ModelSection, seq_len: int, stage: Stage = WHOLE) -> dict[str, Weight]:
     """Every weight that a pipeline stage holds, by its name in the whole model, in the order of a token's way.
@@ -87,6 +90,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
         {
             "attention_norm": norm(model),
             "ffn_norm": norm(model),
+            **(dict.fromkeys(POST_NORMS, norm(model)) if model.norm_place in ("both", "around") else {}),
             "attention.query": column(width, q_width, qkv_bias),
             "attention.key": column(width, kv_width, qkv_bias),
             "attention.value": column(width, kv_width, qkv_bias),

@@ -67,7 +67,10 @@ class Activations:
         attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
         ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
         split = self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
-        return 2 * (self.state + self.whole_state) + split
+        norms = 2 * (self.state + self.whole_state)
+        if model.norm_place in ("both", "around"):  # what the second norms of both halves are of
+            norms += 2 * self.state
+        return norms + split
 
     @property
     def head(self) -> float:

@@ -40,6 +40,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": "head", "head_size": 6, "num_key_value_heads": 2},
     "olmo": {"norm": "plain"},
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
+    "ouro": {"norm_place": "both"},
+    "huginn": {"norm_place": "around", "norm": "layer"},
 }
 
 

@@ -37,6 +37,8 @@ SHAPES = {
     "qwen3": {"qk_norm": "head", "head_size": 12, "num_key_value_heads": 2},
     "olmo": {"norm": "plain"},
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
+    "ouro": {"norm_place": "both"},
+    "huginn": {"norm_place": "around"},
     "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "loop": {"injection": "add"}},
     "blocks": {"num_loop_layers": 6, "loop_regulariser": {"block_size": 2}},
 }

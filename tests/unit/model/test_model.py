@@ -39,7 +39,9 @@ GPT2 = LLAMA.model_copy(
 )
 QWEN3 = LLAMA.model_copy(update={"qk_norm": "head", "head_size": 12})
 OLMO2 = LLAMA.model_copy(update={"qk_norm": "all", "norm_place": "after"})
-families = pytest.mark.parametrize("family", [LLAMA, GPT2, QWEN3, OLMO2], ids=["llama", "gpt2", "qwen3", "olmo2"])
+OURO, HUGINN = (LLAMA.model_copy(update={"norm_place": place}) for place in ("both", "around"))
+FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "olmo2": OLMO2, "ouro": OURO, "huginn": HUGINN}
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
 def build(
