@@ -13,7 +13,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.config import FinetuneConfig, check_layout
@@ -28,7 +28,7 @@ COMMAND_LINE = CommandLine(
     program="deepspeed finetune/coconut.py",
     title="Fine-tune a model to reason in latent thoughts: Coconut, and the methods it is compared with.",
     examples="train.epochs=10, method.name=cot",
-    plan="configuration, model, effective batch and stages",
+    plan="configuration, model, effective batch, stages and data",
     launch="Under deepspeed, torchrun or srun the same command runs on all their ranks; alone, with python, on one.",
     options=(
         KeyOption(
@@ -47,6 +47,12 @@ def plan(config: FinetuneConfig, world_size: int) -> list[Row]:
     return plan_rows(config, world_size)
 
 
+def describe_data(config: FinetuneConfig) -> Iterator[str]:
+    from finetune.run.plan import describe_data
+
+    return describe_data(config)
+
+
 def run(config: FinetuneConfig, layout: Layout) -> int:
     from finetune.trainer import run
 
@@ -55,7 +61,7 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    return run_entry(COMMAND_LINE, argv, plan=plan, check_layout=check_layout, run=run)
+    return run_entry(COMMAND_LINE, argv, plan=plan, describe_data=describe_data, check_layout=check_layout, run=run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pretrain.command.command_line import CommandLine
@@ -31,19 +31,23 @@ COMMAND_LINE = CommandLine(
     program="python -m pretrain.train",
     title="Pretrain a looped GPT.",
     examples="train.steps=100, 'validation.num_loops=[1, 2]'",
-    plan="configuration, parameters, FLOPs, memory per rank and pipeline bubble",
+    plan="configuration, parameters, FLOPs, memory per rank, pipeline bubble and data",
     launch="Under torchrun or srun the same command runs on all their ranks.",
 )
 
 
 def plan(config: RunConfig, world_size: int) -> list[Row]:
     # numpy and a tokenizer's library, which help and errors do without
-    from pretrain.data.extent import describe
     from pretrain.data.stream.task_source import require_tasks
 
     require_tasks(config)
-    names = ["data", *[""] * len(config.data.sources) * 2]
-    return [*plan_rows(make_plan(config, world_size)), *zip(names, describe(config), strict=False)]
+    return plan_rows(make_plan(config, world_size))
+
+
+def describe_data(config: RunConfig) -> Iterator[str]:
+    from pretrain.data.extent import describe
+
+    return describe(config)
 
 
 def run(config: RunConfig, layout: Layout) -> int:
@@ -54,7 +58,7 @@ def run(config: RunConfig, layout: Layout) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    return run_entry(COMMAND_LINE, argv, plan=plan, check_layout=check_layout, run=run)
+    return run_entry(COMMAND_LINE, argv, plan=plan, describe_data=describe_data, check_layout=check_layout, run=run)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ def plan_rows(config: FinetuneConfig, world_size: int) -> list[Row]:
         ("weights", "random" if origin.weights is None else f"of {config.checkpoint.init_from}"),
         ("ranks", f"{layout.world_size} = {sizes}"),
         ("step", ledger(config, layout)),
-        *_data_rows(config),
         *_stage_rows(config),
     ]
 
@@ -44,15 +43,23 @@ def model_need(saved: SavedModel, world_size: int) -> Need:
     return Need(what, 16 * num_parameters / world_size)
 
 
-def _data_rows(config: FinetuneConfig) -> Iterator[Row]:
-    """The examples of each split; a file that is not seen from here is named."""
+def describe_data(config: FinetuneConfig) -> Iterator[str]:
+    """The examples of each split.
+
+    Raises:
+        ValueError: after the last line, a line for each file that is not there.
+    """
+    problems = []
     for name in get_args(Split):
         section: ExamplesSection = getattr(config.data, name)
         if section.is_given:
-            source, place = section.task or section.path, section.path and Path(section.path)
+            if section.path and not is_there(Path(section.path)):
+                problems.append(f"{section.path}: no such file, of data.{name}.path")
+                continue
             count = "all" if section.num_examples is None else f"{section.num_examples:,}"
-            missing = ", which is not there" if place and not is_there(place) else ""
-            yield "data" if name == "train" else "", f"{name}: {count} examples of {source}{missing}"
+            yield f"{name}: {count} examples of {section.task or section.path}"
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """The command line of an entry point: a configuration file, overrides, a dry run, and help made from the configuration.
 
-ENTRY [--config FILE] [KEY=VALUE ...] [--dry-run] [--world-size N] [--help]
+ENTRY [--config FILE] [KEY=VALUE ...] [--dry-run [--world-size N] [--without-data]] [--help]
 """
 
 import argparse
@@ -27,6 +27,8 @@ class Command(Generic[Config]):
     """Print the plan and exit."""
     world_size: int | None
     """Ranks to plan for. Default: `planned_world_size`."""
+    without_data: bool
+    """Plan without a look at tokenizer and data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ class CommandLine(Generic[Config]):
             hint = "the default; choose one with --config FILE"
             raise FileNotFoundError(f"{self.default_config}: No such file or directory ({hint})")
         config = read_config(options.config or self.default_config, self.schema, overrides)
-        return Command(config=config, dry_run=options.dry_run, world_size=options.world_size)
+        return Command(
+            config=config, dry_run=options.dry_run, world_size=options.world_size, without_data=options.without_data
+        )
 
     def _read_options(self, argv: Sequence[str]) -> argparse.Namespace:
         parser = _Parser(self)
@@ -90,6 +94,7 @@ class CommandLine(Generic[Config]):
             parser.add_argument(option.option, dest=option.key)
         parser.add_argument("--dry-run", action="store_true")
         parser.add_argument("--world-size", type=positive)
+        parser.add_argument("--without-data", action="store_true")
         # DeepSpeed's launcher adds it; the environment says the same
         parser.add_argument("--local_rank", "--local-rank", type=at_least(0))
         parser.add_argument("overrides", nargs="*")
@@ -101,6 +106,8 @@ class CommandLine(Generic[Config]):
             raise ValueError(
                 f"{FROM_COMMAND_LINE}: --world-size goes with --dry-run; the launcher sets the ranks of a real run"
             )
+        if options.without_data and not options.dry_run:
+            raise ValueError(f"{FROM_COMMAND_LINE}: --without-data goes with --dry-run; a real run reads its data")
         return options
 
     def help_text(self, columns: int) -> str:
@@ -110,8 +117,9 @@ class CommandLine(Generic[Config]):
             "--config FILE": f"YAML file; its `base: other.yaml` is read before it. Default: {self.default_config}",
             **own,
             "KEY=VALUE": f"replaces a value of the file: {self.examples}",
-            "--dry-run": f"print {self.plan}, and exit",
+            "--dry-run": f"print {self.plan}, and exit; 2 where training would refuse something, data included",
             "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or one replica",
+            "--without-data": "with --dry-run, plan for a machine that has the data: none is looked at here",
             "--help": "this page",
         }
         usage = " ".join([self.program, *(f"[{name}]" for name in options)]).replace("[KEY=VALUE]", "[KEY=VALUE ...]")

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 
 from pretrain.command.command_line import CommandLine, Config
 from pretrain.command.console import (
@@ -17,7 +18,7 @@ from pretrain.command.console import (
 )
 from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
-from pretrain.plan.text import Row, render
+from pretrain.plan.text import Row, line_of, render
 
 ALONE_AFTER_S = 3.0
 """A rank that still lives so long after it found bad input is alone with it: launchers end all ranks with the first."""
@@ -28,6 +29,7 @@ def run_entry(
     argv: Sequence[str],
     *,
     plan: Callable[[Config, int], Iterable[Row]],
+    describe_data: Callable[[Config], Iterable[str]],
     check_layout: Callable[[Config, int], Layout],
     run: Callable[[Config, Layout], int],
 ) -> int:
@@ -37,6 +39,7 @@ def run_entry(
         command_line: how to read the arguments.
         argv: the arguments, without the program's name.
         plan: rows of the dry run for a number of ranks.
+        describe_data: what the dry run says of the data; a ValueError says, after that, what is missing.
         check_layout: how a configuration lies on a number of ranks.
         run: the work; returns the exit code.
 
@@ -55,6 +58,10 @@ def run_entry(
                 rows = plan(config, command.world_size or planned_world_size(config.ranks_per_replica))
                 with printing():
                     print(render(config, [*rows, ("run directory", str(config.run.directory))]), end="")
+                if not command.without_data:
+                    with printing():
+                        for name, text in zip(chain(["data"], repeat("")), describe_data(config), strict=False):
+                            print(line_of(name, text), flush=True)
                 return 0
             layout = check_layout(config, world.size)
         except (ValueError, OSError) as error:

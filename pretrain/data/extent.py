@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.saved_model import require_vocabulary
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import open_index, read_document
 from pretrain.data.stream.framing import read_text
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.storage import is_there
 
 MOST_EPOCHS = 4
 """Up to so many, repeated text teaches about as much as new text (Muennighoff et al. 2023, "Scaling Data-Constrained
@@ -57,38 +59,68 @@ def measure(config: RunConfig, tokenizer: Tokenizer) -> Iterator[Extent]:
         ValueError: a folder is no source.
         OSError: it cannot be read.
     """
-    train, sources = config.train, config.data.sources
-    run_tokens = train.steps * train.global_batch * train.seq_len
-    for source in sources:
+    for source in config.data.sources:
         if source.path is not None:
-            share = source.weight / sum(each.weight for each in sources)
-            yield _measure_source(config, source, source.path, tokenizer, run_tokens * share)
+            yield _measure_source(config, source, Manifest.open(source.path), tokenizer)
 
 
-def describe(config: RunConfig) -> list[str]:
-    """A line for each folder of shards, with its warning; what stands in the way, where data or tokenizer are not there
-    yet."""
-    if all(source.path is None for source in config.data.sources):
-        return []
+def describe(config: RunConfig) -> Iterator[str]:
+    """What the dry run says of the data: a line for each source, with its warning.
+
+    Raises:
+        ValueError: after the last line, a line for each thing that training would refuse: of the tokenizer and the
+            shards of each folder.
+        OSError: the storage failed.
+    """
+    problems, tokenizer = [], None
     try:
-        extents = list(measure(config, Tokenizer.load(config.data.tokenizer)))
-    except (ValueError, OSError) as error:
-        return [f"not looked at: {str(error).partition(chr(10))[0]}"]
-    return [
-        line for extent in extents for line in (str(extent), extent.warning and f"warning: {extent.warning}") if line
-    ]
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
+    except ValueError as error:
+        problems.append(str(error))
+    for source in config.data.sources:
+        if source.path is None:
+            yield f"task {source.task}: new examples for ever"
+            continue
+        try:
+            manifest = Manifest.open(source.path)
+            _require_shards(manifest)
+            if tokenizer is not None:
+                manifest.require_tokenizer(config.data.tokenizer, tokenizer.sha256)
+                extent = _measure_source(config, source, manifest, tokenizer)
+                yield str(extent)
+                if extent.warning:
+                    yield f"warning: {extent.warning}"
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
-def _measure_source(
-    config: RunConfig, source: SourceSection, path: str, tokenizer: Tokenizer, run_tokens: float
-) -> Extent:
-    manifest = Manifest.open(path)
+def _require_shards(manifest: Manifest) -> None:
+    """Raise a ValueError unless there are shards, and those whose sizes are looked up are there and as long as the
+    manifest says."""
+    if not manifest.header.num_documents:
+        raise ValueError(f"{manifest.folder}: holds no documents; prepare it from files that hold text")
+    for number in _spread(len(manifest), MEASURED_SHARDS):
+        row = manifest[number]
+        path = manifest.folder / row.shard
+        size = path.stat().st_size if is_there(path) else None
+        if size != row.bytes:
+            found = "is not there" if size is None else f"has {size} bytes, the manifest says {row.bytes}"
+            raise ValueError(f"{path}: {found}; copy the folder again or prepare the data again")
+
+
+def _measure_source(config: RunConfig, source: SourceSection, manifest: Manifest, tokenizer: Tokenizer) -> Extent:
+    train = config.train
+    share = source.weight / sum(each.weight for each in config.data.sources)
+    run_tokens = train.steps * train.global_batch * train.seq_len * share
     header = manifest.header
     tokens = float(header.num_tokens) if header.num_tokens is not None else estimate_tokens(manifest, tokenizer)
     framing = header.num_documents * (1 if tokenizer.separators.are_one else 2)
     served = (tokens + framing) * (1 - config.data.validation_fraction)
     epochs = run_tokens / served if served else 0.0
-    return Extent(path, header.num_documents, tokens, header.num_tokens is None, epochs)
+    return Extent(str(manifest.folder), header.num_documents, tokens, header.num_tokens is None, epochs)
 
 
 def estimate_tokens(manifest: Manifest, tokenizer: Tokenizer) -> float:

@@ -116,6 +116,16 @@ class Manifest:
             raise ValueError(f"{path}: shard {index} has the name {row.shard!r}, which is not a plain file name")
         return row
 
+    def require_tokenizer(self, name: str, sha256: str) -> None:
+        """Raise a ValueError if the tokens are of another tokenizer than that of data.tokenizer, called `name`."""
+        header = self.header
+        if header.kind == "tokens" and header.tokenizer_sha256 != sha256:
+            theirs, ours = f"sha256 {str(header.tokenizer_sha256)[:12]}", f"sha256 {sha256[:12]}"
+            raise ValueError(
+                f"{self.folder}: its tokens were made by another tokenizer ({theirs}) than data.tokenizer={name} "
+                f"({ours}): name that tokenizer or prepare the folder again"
+            )
+
     def check_rows(self) -> None:
         """Compare all rows with their hash in the header; reads the whole manifest.
 

@@ -14,14 +14,18 @@ GIB = 2**30
 
 Row = tuple[str, str]
 """Name, or nothing to continue the row before, and text."""
+NAME_WIDTH = len("run directory")
+"""Of the longest name."""
 
 
 def render(config: Section, rows: Iterable[Row]) -> str:
     """The resolved configuration and a table of the rows."""
-    table = list(rows)
-    width = max(len(name) for name, _ in table)
-    lines = (f"{name:<{width}}  {text}".rstrip() + "\n" for name, text in table)
-    return resolved_yaml(config) + "\n" + "".join(lines)
+    return resolved_yaml(config) + "\n" + "".join(line_of(*row) + "\n" for row in rows)
+
+
+def line_of(name: str, text: str) -> str:
+    """A line of the table."""
+    return f"{name:<{NAME_WIDTH}}  {text}".rstrip()
 
 
 def plan_rows(plan: Plan) -> list[Row]:

@@ -44,7 +44,7 @@ def check_data(job: PlannedJob) -> Iterator[Tick]:
             if source.path is None:
                 text = _look_at_task(config, source, tokenizer)
             else:
-                text = _look_at_folder(Path(source.path), tokenizer)
+                text = _look_at_folder(Path(source.path), config.data.tokenizer, tokenizer)
             yield Tick(name, True, f"{source.path or f'task {source.task}'}: {text}")
         except ValueError as error:
             yield Tick(name, False, str(error).splitlines()[0])
@@ -82,11 +82,10 @@ def _look_at_task(config: RunConfig, source: SourceSection, tokenizer: Tokenizer
     return f"{NUM_SAMPLED} examples of {' and '.join(splits)} made and solved"
 
 
-def _look_at_folder(folder: Path, tokenizer: Tokenizer) -> str:
+def _look_at_folder(folder: Path, name: str, tokenizer: Tokenizer) -> str:
     manifest = Manifest.open(folder)
     manifest.check_rows()
-    if manifest.header.kind == "tokens" and manifest.header.tokenizer_sha256 != tokenizer.sha256:
-        raise ValueError(f"{folder}: its tokens were made by another tokenizer than data.tokenizer")
+    manifest.require_tokenizer(name, tokenizer.sha256)
     deadline = time.monotonic() + BUDGET_S
 
     def look(number: int) -> int:

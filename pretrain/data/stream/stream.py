@@ -99,13 +99,7 @@ class Source:
         self._checked: set[str] = set()
         self.documents_read: list[DocumentRead] = []
         self.fingerprint = cut_fingerprint(self.manifest.fingerprint) if long else self.manifest.fingerprint
-        header = self.manifest.header
-        if header.kind == "tokens" and header.tokenizer_sha256 != tokenizer.sha256:
-            theirs, ours = f"sha256 {str(header.tokenizer_sha256)[:12]}", f"sha256 {tokenizer.sha256[:12]}"
-            raise ValueError(
-                f"{folder}: its tokens were made by another tokenizer ({theirs}) than data.tokenizer="
-                f"{spec.data.tokenizer} ({ours}): name that tokenizer or prepare the folder again"
-            )
+        self.manifest.require_tokenizer(spec.data.tokenizer, tokenizer.sha256)
 
     def visit(self, stream: int, cursor: Cursor) -> Iterator[Candidate]:
         """What a stream reads in the unit of a cursor, from its document on."""

@@ -244,6 +244,7 @@ def test_a_circle_of_bases_is_shown(write: Write) -> None:
             "--world-size: needs a whole number, got x; --help lists options and keys",
         ),
         (["--world-size", "2"], "--world-size goes with --dry-run; the launcher sets the ranks of a real run"),
+        (["--without-data"], "--without-data goes with --dry-run; a real run reads its data"),
     ],
 )
 def test_a_bad_option_is_one_line(arguments: list[str], expected: str) -> None:

@@ -1,16 +1,18 @@
 """Documents, tokens and epochs of a run, said in the dry run and at its start."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig, SourceSection
 from pretrain.data.extent import describe, measure
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.train import plan
+from pretrain.train import main
 from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 FRACTION = 0.25
@@ -106,20 +108,85 @@ def test_sources_share_the_tokens_of_the_run_by_weight(
 def test_above_four_epochs_a_warning(root: Path, folders: dict[str, Path], tokenizer: Tokenizer, above: bool) -> None:
     (extent,) = measure(make_config(root, folder_of(folders["tokens"]), steps=1), tokenizer)
     steps = int(4 / extent.epochs) + above
-    lines = describe(make_config(root, folder_of(folders["tokens"]), steps=steps))
+    lines = list(describe(make_config(root, folder_of(folders["tokens"]), steps=steps)))
     assert len(lines) == 1 + above
     assert not above or lines[1].startswith(f"warning: {folders['tokens']}: this run reads its text 4")
 
 
-def test_the_dry_run_says_it_or_what_is_not_there_yet(root: Path, folders: dict[str, Path]) -> None:
-    rows = plan(make_config(root, folder_of(folders["tokens"])), 1)
-    assert [name for name, text in rows if "600 documents" in text] == ["data"]
-    (missing,) = [text for name, text in plan(make_config(root, folder_of(root / "none")), 1) if name == "data"]
-    assert missing.startswith(f"not looked at: {root / 'none'}: no manifest.jsonl")
-    config = make_config(root, folder_of(folders["tokens"]), tokenizer=str(root / "none.model"))
-    assert describe(config)[0].startswith(f"not looked at: {root / 'none.model'}: no such tokenizer file")
+def dry_run(config: RunConfig, root: Path, *options: str) -> int:
+    path = root / "config.yaml"
+    path.write_text(resolved_yaml(config))
+    return main(["--config", str(path), "--dry-run", *options])
 
 
-def test_a_task_has_no_epochs(root: Path) -> None:
+def test_the_dry_run_ends_with_a_line_for_each_source(
+    root: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     task = SourceSection(task="addition", parameters={"num_operands": [2], "num_digits": 2})
-    assert describe(make_config(root, task)) == []
+    sources = [folder_of(folders["tokens"]), folder_of(folders["text"]), task]
+    assert dry_run(make_config(root, *sources), root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begin = lines.index(next(line for line in lines if line.startswith("data ")))
+    assert lines[begin - 1].startswith("run directory  ") and len(lines) == begin + 3
+    first, second, third = (line[15:] for line in lines[begin:])
+    assert first.startswith(f"{folders['tokens']}: 600 documents, ") and ", this run reads " in first
+    assert second.startswith(f"{folders['text']}: 600 documents, about ")
+    assert third == "task addition: new examples for ever"
+
+
+def cut_a_shard(folder: Path) -> str:
+    shard = folder / Manifest.open(folder)[0].shard
+    shard.write_bytes(shard.read_bytes()[:-512])
+    return f"{shard}: has {shard.stat().st_size} bytes, the manifest says {shard.stat().st_size + 512}; "
+
+
+def remove_a_shard(folder: Path) -> str:
+    shard = folder / Manifest.open(folder)[3].shard
+    shard.unlink()
+    return f"{shard}: is not there; "
+
+
+def remove_all(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return f"{folder}: no manifest.jsonl; make shards there with tools/prepare_data.py"
+
+
+@pytest.mark.parametrize("damage", [cut_a_shard, remove_a_shard, remove_all])
+def test_the_dry_run_prints_the_plan_and_refuses_shards_that_are_not_there(
+    root: Path, folders: dict[str, Path], damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(folders["tokens"], tmp_path / "copy")
+    reason = damage(copy)
+    config = make_config(root, folder_of(folders["text"]), folder_of(copy))
+    assert dry_run(config, tmp_path) == 2
+    said = capsys.readouterr()
+    (error,) = said.err.splitlines()
+    assert error.startswith(f"error: {reason}")
+    assert "parameters  " in said.out and said.out.count(" this run reads ") == 1  # of the folder that is there
+    assert dry_run(config, tmp_path, "--without-data") == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "parameters  " in said.out and "this run reads" not in said.out
+
+
+def test_the_dry_run_refuses_a_tokenizer_that_does_not_fit(
+    root: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is missing, another than that of the shards, or larger than the model's vocabulary; a smaller one is
+    none."""
+    source = folder_of(folders["tokens"])
+    assert dry_run(make_config(root, source, folder_of(tmp_path / "none"), tokenizer="none.model"), tmp_path) == 2
+    first, second = capsys.readouterr().err.splitlines()  # all that is missing at once
+    assert first.startswith("error: none.model: no such tokenizer file; make one with tools/train_tokenizer.py")
+    assert second.startswith(f"error: {tmp_path / 'none'}: no manifest.jsonl")
+    config = make_config(root, source, tokenizer="symbols:abc")
+    assert dry_run(config, tmp_path) == 2
+    assert f"{folders['tokens']}: its tokens were made by another tokenizer" in capsys.readouterr().err
+    small, large = (
+        config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+        for size in (4, 1 << 20)
+    )
+    text = {"data": config.data.model_copy(update={"sources": (folder_of(folders["text"]),)})}
+    assert dry_run(small.model_copy(update=text), tmp_path) == 2
+    assert "symbols:abc has 10 tokens, more than model.vocab_size=4" in capsys.readouterr().err
+    fits = {"data": make_config(root, source).data}
+    assert dry_run(large.model_copy(update=fits), tmp_path) == 0

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from finetune.coconut import COMMAND_LINE
-from finetune.config import ExamplesSection, FinetuneConfig, require_last_stage
+from finetune.coconut import COMMAND_LINE, main
+from finetune.config import FinetuneConfig, require_last_stage
 from finetune.examples.examples import encode_examples, load_examples
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
@@ -80,17 +80,23 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
-def test_the_plan_names_a_data_file_that_is_not_there(tmp_path: Path) -> None:
+def test_the_dry_run_names_the_examples_and_refuses_files_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     there, absent = tmp_path / "t.txt", tmp_path / "absent.json"
     there.write_text("1||<<2>> #### 3")
-    config = read_config(ROOT / "configs" / "finetune" / "prosqa_small.yaml", FinetuneConfig)
-    files = {"validation": ExamplesSection(path=str(there)), "test": ExamplesSection(path=str(absent))}
-    plan = plan_rows(config.model_copy(update={"data": config.data.model_copy(update=files)}), 1)
-    assert [text for _, text in plan if " examples of " in text] == [
+    task = "{task: null, num_examples: null, path: "
+    files = [f"data.validation={task}{there}}}", f"data.test={task}{absent}}}"]
+    command = ["--config", str(SMALL), "--dry-run", "run.root=" + str(tmp_path)]
+    assert main([*command, *files]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: {absent}: no such file, of data.test.path\n"
+    assert [line[15:] for line in said.out.splitlines()[-2:]] == [
         "train: 12,288 examples of prosqa_symbolic",
         f"validation: all examples of {there}",
-        f"test: all examples of {absent}, which is not there",
     ]
+    assert main([*command, *files, "--without-data"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("run directory  ")
 
 
 @pytest.mark.parametrize(

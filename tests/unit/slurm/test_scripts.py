@@ -117,6 +117,30 @@ def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tu
 
 
 @pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (
+            "slurm/pretrain_looped.sh",
+            (CONFIG, "data.sources=[{path: data/none}]"),
+            "data/none: no manifest.jsonl; make shards there with tools/prepare_data.py",
+        ),
+        (
+            "slurm/finetune_coconut.sh",
+            ("configs/finetune/prosqa_small.yaml", "data.train={task: null, num_examples: null, path: none.json}"),
+            "none.json: no such file, of data.train.path",
+        ),
+    ],
+)
+def test_what_lacks_its_data_is_not_submitted(
+    tmp_path: Path, script: str, arguments: tuple[str, ...], message: str
+) -> None:
+    done = submit(tmp_path, script, "--ntasks=1", *arguments)
+    assert done.returncode == 2 and script not in done.stdout.splitlines()  # the plan alone
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({}, "no scontrol on this node: "),
