@@ -52,7 +52,7 @@ class RunIdentity:
     data: str | None = None
     """Fingerprint of what it was trained on: files, or tasks with their parameters."""
     trained_loops: tuple[PositiveInt, PositiveInt] | None = None
-    """Fewest and most loops of a training step."""
+    """Fewest and most loops that training had a loss of."""
 
     @classmethod
     def of(cls, config: BaseModel, *, trained_loops: tuple[int, int], data: str | None = None) -> Self:
@@ -82,8 +82,9 @@ class RunIdentity:
 
 
 def loops_of(config: RunConfig) -> tuple[int, int]:
-    """Fewest and most loops that a step of pretraining can draw."""
-    return config.min_loops, config.max_loops
+    """Fewest and most loops with which pretraining answers: those that a step can draw, or, where the loss is of every
+    loop, all up to the most."""
+    return 1 if config.train.loop_loss.is_of_every_loop else config.min_loops, config.max_loops
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:

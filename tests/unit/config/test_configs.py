@@ -13,6 +13,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.count import count_parameters
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import plan_rows
+from pretrain.rows.identity import loops_of
 
 FOLDER = Path(__file__).parents[3] / "configs" / "pretrain"
 TASK_FILES = sorted((FOLDER.parent / "tasks").glob("*.yaml"))
@@ -115,3 +116,10 @@ def test_quickstart_is_a_ring_of_two_ranks_that_trains_the_depths_it_scores() ->
     assert config.ranks_per_replica == config.parallel.pipeline == 2
     sampling = config.train.loop_sampling
     assert sampling.minimum <= min(config.validation_loops) and max(config.validation_loops) <= sampling.maximum
+
+
+def test_the_layer_that_the_quick_start_repeats_is_trained_at_every_depth_it_scores() -> None:
+    config = read_config(FOLDER.parent / "tasks" / "p_hop_quickstart.yaml", RunConfig)
+    assert config.model.num_loop_layers == 1 and config.train.global_batch == 2 * config.train.micro_batch
+    least, most = loops_of(config)
+    assert least <= min(config.validation_loops) and max(config.validation_loops) <= most

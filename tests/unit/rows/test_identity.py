@@ -11,7 +11,7 @@ from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
-from pretrain.rows.identity import RunIdentity, differing_inputs, settings_of, variant_of
+from pretrain.rows.identity import RunIdentity, differing_inputs, loops_of, settings_of, variant_of
 from pretrain.rows.jsonl import JsonLines
 from tests.support.scaling_rows import make_row
 
@@ -36,6 +36,12 @@ def test_settings_are_what_differs_from_the_defaults() -> None:
     assert settings_of(RunConfig()) == {}
     config = RunConfig.model_validate({"model": {"num_loops": 3}, "optimizer": {"lr": 0.5}, "run": {"seed": 4}})
     assert settings_of(config) == {"model.num_loops": 3, "optimizer.lr": 0.5}
+
+
+def test_a_loss_of_every_loop_trains_all_of_them() -> None:
+    loops = ["model.num_loops=4", "train.loop_loss.over=every"]
+    assert loops_of(RunConfig()) == (RunConfig().model.num_loops,) * 2
+    assert loops_of(read_config(CONFIGS / "tasks/p_hop_small.yaml", RunConfig, loops)) == (1, 4)
 
 
 def test_fine_tuning_chooses_by_validation_so_it_counts_there() -> None:
