@@ -8,6 +8,7 @@ the loop: `pretrain/run/session.py`.
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from pretrain.optim.loop_count import StepLoops, step_loops
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
+from pretrain.rows.diagnostics import diagnostics_row
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.identity import RunIdentity, digest, loops_of
 from pretrain.rows.jsonl import JsonLines
@@ -42,6 +44,7 @@ from pretrain.rows.step import MetricsRow
 from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession, join_world
 from pretrain.run.signals import StopSignal
+from pretrain.watch.hooks import Hooks
 
 if TYPE_CHECKING:
     from pretrain.eval.in_loop import TaskEvaluation
@@ -70,6 +73,7 @@ RESUMABLE = Resumable(
         "train.loop_loss": "what the loss is of from here on",
         "train.teacher": "what is imitated from here on",
         "train.max_bad_steps": "when to give up",
+        "train.hooks": "what is measured beside, from here on",
     },
     must_equal=("optimizer.name",),
 )  # fmt: skip
@@ -132,7 +136,8 @@ class Trainer:
         if self.engine.teacher is not None:
             require_tokenizer(self.engine.teacher.reader, session.saved.tokenizer, session.tokenizer.sha256)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
-        self._scored_every = 0
+        self.hooks = Hooks(config, layout, self.engine, session.say)
+        self._scored_every, self._diagnosed_every = 0, self.hooks.rows_every(None)
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
@@ -142,7 +147,9 @@ class Trainer:
                 f"model.loop.exit=gate learns nothing from train.loop_loss.over={over}: it needs expected"
             )
         self._describe_data()
-        session.begin(self.counters, config.train.steps, scored_every=self._scored_every)
+        session.begin(
+            self.counters, config.train.steps, scored_every=self._scored_every, diagnosed_every=self._diagnosed_every
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +176,7 @@ class Trainer:
                     regulariser_share=loops.regulariser_share,
                 )  # fmt: skip
             self._count(result, loops, lr, started)
+            self._diagnose(self.hooks.on_step(counters.step, result))
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(
                     f"loss or gradient was not finite in {counters.skipped_in_a_row} steps in a row; "
@@ -250,6 +258,14 @@ class Trainer:
                     for num_loops, (loss, stderr) in zip(loops, losses, strict=True)
                 ]
             )
+            if not missing_alone or len(loops) == len(set(self.config.validation_loops)):
+                found = {num_loops: loss for num_loops, (loss, _) in zip(loops, losses, strict=True)}
+                self._diagnose(self.hooks.on_validation(self.counters.step, found))
+
+    def _diagnose(self, numbers: Mapping[str, float]) -> None:
+        """Keep what the hooks found."""
+        if numbers and self.session.metrics is not None:
+            self.session.metrics.log_diagnostics(diagnostics_row(self.session.identity, self.counters.step, numbers))
 
     def _loops_without_row(self, loops: tuple[int, ...]) -> tuple[int, ...]:
         """The loop counts without a validation row of this step; rank 0 looks, as it writes them. Collective."""
@@ -329,6 +345,7 @@ class Trainer:
             self.counters = PretrainCounters.read(reader.meta)
             then, now = reader.meta["config"]["validation"]["every"], config.validation.every
             self._scored_every = now if now == then else 0
+            self._diagnosed_every = self.hooks.rows_every(reader.meta["config"]["train"].get("hooks"))
         elif config.checkpoint.init_from is not None:
             self._start_from(Path(config.checkpoint.init_from))
 

@@ -229,6 +229,8 @@ class _Settings:
             into[key] = []
             for index, item in enumerate(node.value):
                 into[key].append({})
+                if section.alone is not None and isinstance(item, yaml.ScalarNode) and _value(item):
+                    item = _nested(section.alone, item)
                 self._section(item, section, (*path, index), source, into[key][-1])
         else:
             into[key] = _value(node)

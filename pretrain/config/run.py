@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pretrain.config.hooks import HookSection
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
 from pretrain.config.teacher import TeacherSection
@@ -142,6 +143,8 @@ class TrainSection(CommonTrainSection):
     """Grows train.backprop_loops over the steps."""
     teacher: TeacherSection = TeacherSection()
     """A frozen model that is imitated beside the text."""
+    hooks: tuple[HookSection, ...] = ()
+    """What looks at the run between its steps; its numbers become rows of diagnostics.jsonl (pretrain/EXTENDING.md)."""
     max_bad_steps: int = Field(default=10, gt=0)
     """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
 

@@ -40,6 +40,8 @@ class Batch:
 
 OnDepth = Callable[[int, int, Tensor], None]
 """(number of the batch, loop count, final states [t, d] as the last stage holds them)."""
+OnLoop = Callable[[int, int, Tensor], None]
+"""(number of the batch, passes done, the states [t, d] that they left, as the last stage holds them)."""
 
 
 @dataclass(kw_only=True)
@@ -63,7 +65,9 @@ class DepthRing:
         self.split = groups.tensor.size() if sequence_parallel else 1
 
     @torch.no_grad()
-    def run(self, batches: Sequence[Batch], loops: Sequence[int], on_depth: OnDepth) -> None:
+    def run(
+        self, batches: Sequence[Batch], loops: Sequence[int], on_depth: OnDepth, on_loop: OnLoop | None = None
+    ) -> None:
         """Take batches through the deepest of `loops`; on the last stage, `on_depth` sees each at each loop count.
         Collective over stages.
 
@@ -71,6 +75,7 @@ class DepthRing:
             batches: the same on every stage.
             loops: loop counts, in any order; just one if there are caches.
             on_depth: called for each batch in the order of loops, and for each loop count in the order of batches.
+            on_loop: called there for every pass.
         """
         model, stage = self.model, self.model.stage
         assert len(loops) == 1 or all(batch.cache is None for batch in batches), "a cache serves one loop count"
@@ -78,9 +83,11 @@ class DepthRing:
         size = TOGETHER * stage.count if stage.count > 1 else 1
         numbered = list(enumerate(batches))
         for start in range(0, len(numbered), size):
-            self._run_together(numbered[start : start + size], asked, on_depth)
+            self._run_together(numbered[start : start + size], asked, on_depth, on_loop)
 
-    def _run_together(self, batches: Sequence[tuple[int, Batch]], asked: dict[int, int], on_depth: OnDepth) -> None:
+    def _run_together(
+        self, batches: Sequence[tuple[int, Batch]], asked: dict[int, int], on_depth: OnDepth, on_loop: OnLoop | None
+    ) -> None:
         """Loop by loop, all batches in turn; `asked`: passes -> loop count."""
         model, stage = self.model, self.model.stage
         under_way = [(number, _BatchState(batch=batch, context=_context(model, batch))) for number, batch in batches]
@@ -95,6 +102,8 @@ class DepthRing:
                     sent.append(self._send(states))
                     if len(sent) > len(under_way):  # what came of that one has just arrived here
                         sent.pop(0).wait()
+                if stage.is_last and on_loop is not None:
+                    on_loop(number, loop + 1, states)
                 if stage.is_last and loop + 1 in asked:
                     on_depth(number, asked[loop + 1], model.finish(states, current.context, loop + 1))
         for work in sent:

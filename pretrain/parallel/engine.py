@@ -35,7 +35,7 @@ from pretrain.model.loop_loss import LoopObjective
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.optim.optimizers import is_sharded
-from pretrain.parallel.depths import Batch, DepthRing
+from pretrain.parallel.depths import Batch, DepthRing, OnLoop
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
 from pretrain.parallel.ring import Ring
@@ -187,13 +187,16 @@ class Engine:
         )  # fmt: skip
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None) -> "LossSums":
+    def evaluate(
+        self, rows: Tensor, loops: Sequence[int], vote: StopVote | None = None, on_loop: OnLoop | None = None
+    ) -> LossSums:
         """Score rows at several loop counts, without training.
 
         Args:
             rows: [n, 2, s] tokens and labels of this data-parallel rank, n as in `train_step`.
             loops: loop counts, all different.
             vote: held at the end.
+            on_loop: sees the states of the micro-batches of `split_rows` after every pass, on the last stage.
 
         Returns:
             Losses of the rows of all ranks, for each loop count.
@@ -212,7 +215,7 @@ class Engine:
             of_sequences[place, first_rows[number] : first_rows[number + 1]] = of_tokens.sum(1)
 
         batches = [Batch(tokens=i.tokens, positions=i.positions, segment_ids=i.segment_ids) for i in micro_batches]
-        self.depths.run(batches, loops, add_losses)
+        self.depths.run(batches, loops, add_losses, on_loop)
         sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
         for number in range(len(micro_batches)):  # in their order, whatever sum() may do
             sums += losses[:, number]

@@ -25,9 +25,9 @@ PositiveInt = Annotated[int, Field(gt=0, le=sys.maxsize)]
 
 WITHOUT_EFFECT = (
     "run", "logging", "parallel", "engine", "train.micro_batch", "train.deterministic", "train.exit_after",
-    "train.recompute", "train.compile", "train.max_bad_steps", "data.num_workers", "data.prefetch_batches",
-    "data.on_damage", "data.test", "validation.batch", "checkpoint.every", "checkpoint.keep_last",
-    "checkpoint.keep_every", "checkpoint.asynchronous", "checkpoint.resume",
+    "train.recompute", "train.compile", "train.max_bad_steps", "train.hooks", "data.num_workers",
+    "data.prefetch_batches", "data.on_damage", "data.test", "validation.batch", "checkpoint.every",
+    "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.asynchronous", "checkpoint.resume",
 )  # fmt: skip
 """Keys and sections of a configuration that change no number of its run, and run.seed, which a row names alone. What a
 run was scored on is in a row's `inputs`."""

@@ -1,4 +1,4 @@
-"""Files of rows: JSON objects, one a line, each a dataclass when it is written or read.
+"""Files of rows: JSON objects, one a line, each a dataclass (or names with values) when it is written or read.
 
 A kill, a full disk or a power cut can leave the last line unfinished. Nobody loses another row to it:
 - `append` first completes such a line if only its end is missing, or removes it; what cannot be written, all of the
@@ -13,7 +13,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,7 +45,7 @@ class JsonLines:
         """Where in the file they belong, once that was tried."""
         self._is_healed = False
 
-    def append(self, rows: "Iterable[DataclassInstance]") -> None:
+    def append(self, rows: "Iterable[DataclassInstance | Mapping[str, Any]]") -> None:
         """Write rows, in one write; a number that is not finite becomes null.
 
         Raises:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_args
 
 from pretrain.config.read import Dumpable
 from pretrain.config.run import LoggingSection, RunSection, WandbMode
+from pretrain.rows.diagnostics import DIAGNOSTICS
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepRow
@@ -47,7 +48,7 @@ class RunMetrics:
 
     def __init__(
         self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
-        logged_every: int = 0, scored_every: int = 0, stream: TextIO | None = None,
+        logged_every: int = 0, scored_every: int = 0, diagnosed_every: int | None = None, stream: TextIO | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -58,6 +59,7 @@ class RunMetrics:
             results: name of the file of evaluation rows.
             logged_every: there should be rows of all multiples of this up to `resumed_step`; 0 if nobody knows.
             scored_every: and evaluation rows of all multiples of this before it.
+            diagnosed_every: and rows of hooks of all multiples of this; None if there are no hooks.
             stream: of the progress display. Default: standard error.
         """
         self._every, self._num_steps = config.logging.every, num_steps
@@ -66,6 +68,11 @@ class RunMetrics:
         scored = range(scored_every, resumed_step, scored_every) if scored_every else ()  # the last may be made again
         self._steps = self._open(run_dir / "metrics.jsonl", resumed_step, logged)
         self._evaluations = self._open(run_dir / "eval" / results, resumed_step, scored)
+        self._diagnostics = None
+        if diagnosed_every is not None or is_there(run_dir / DIAGNOSTICS):
+            diagnosed = range(diagnosed_every, resumed_step + 1, diagnosed_every) if diagnosed_every else ()
+            self._diagnostics = self._open(run_dir / DIAGNOSTICS, resumed_step, diagnosed)
+        self._files = [file for file in (self._steps, self._evaluations, self._diagnostics) if file is not None]
         self._held_back = False
         self._wandb = None
         mode = self._wandb_mode(config.logging.wandb)
@@ -112,13 +119,20 @@ class RunMetrics:
         self.message(line)
         self._to_wandb(dict(charted), step)
 
+    def log_diagnostics(self, row: Mapping[str, Any]) -> None:
+        """Keep and chart what hooks measured (`pretrain/rows/diagnostics.py`)."""
+        assert self._diagnostics is not None, "there are hooks"
+        self._append(self._diagnostics, [row])
+        charted = {name: value for name, value in row.items() if name != "step" and isinstance(value, float)}
+        self._to_wandb({f"diagnostics/{name}": value for name, value in charted.items()}, row["step"])
+
     def message(self, text: str) -> None:
         """Show a line that stays, without tearing the progress bar."""
         self._progress.message(text)
 
     def sync(self) -> None:
         """Make all rows so far survive a power cut, as the checkpoint after them will."""
-        for file in (self._steps, self._evaluations):
+        for file in self._files:
             try:
                 file.sync()
             except OSError as error:
@@ -127,7 +141,7 @@ class RunMetrics:
     def close(self) -> None:
         """Close everything, once."""
         self._progress.close()
-        for file in (self._steps, self._evaluations):
+        for file in self._files:
             try:
                 file.flush()
             except OSError as error:
@@ -148,7 +162,7 @@ class RunMetrics:
             self.message(f"warning: {problem}")
         return file
 
-    def _append(self, file: JsonLines, rows: "Sequence[DataclassInstance]") -> None:
+    def _append(self, file: JsonLines, rows: "Sequence[DataclassInstance | Mapping[str, Any]]") -> None:
         try:
             file.append(rows)
             self._held_back = False

@@ -220,7 +220,10 @@ class RunSession:
         self.warnings += problems
         return reader
 
-    def begin(self, counters: Counters, num_steps: int, more: str = "", *, scored_every: int = 0) -> None:
+    def begin(
+        self, counters: Counters, num_steps: int, more: str = "", *, scored_every: int = 0,
+        diagnosed_every: int | None = None,
+    ) -> None:  # fmt: skip
         """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
 
         Args:
@@ -228,6 +231,7 @@ class RunSession:
             num_steps: steps of the whole run.
             more: said with the first line.
             scored_every: a run that goes on has evaluation rows of all multiples of this; 0 if nobody knows.
+            diagnosed_every: the same of rows of hooks; None if there are no hooks.
 
         Raises:
             ValueError: it is beyond that.
@@ -246,7 +250,7 @@ class RunSession:
             self.notes += [f"set aside: {set_aside(path)}" for path in self._set_aside]
             self.metrics = RunMetrics(
                 self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results,
-                logged_every=self._logged_every, scored_every=scored_every,
+                logged_every=self._logged_every, scored_every=scored_every, diagnosed_every=diagnosed_every,
             )  # fmt: skip
         for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
             if warning:

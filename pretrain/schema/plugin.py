@@ -47,12 +47,12 @@ def _import(name: str, what: str) -> ModuleType:
             raise ValueError(
                 f"{what}: there is no module {error.name}, neither in {here} nor among what is installed"
             ) from None
-        raise ValueError(f"{what}: {_told(error)}") from None
+        raise ValueError(f"{what}: {describe_plugin_error(error)}") from None
     except Exception as error:
-        raise ValueError(f"{what}: {_told(error)}") from None
+        raise ValueError(f"{what}: {describe_plugin_error(error)}") from None
 
 
-def _told(error: Exception) -> str:
+def describe_plugin_error(error: Exception) -> str:
     """An error of a user's module in one line, with the line that it came from."""
     newest = traceback.extract_tb(error.__traceback__)[-1]
     file, line = newest.filename, newest.lineno

@@ -49,9 +49,14 @@ class Section(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions -> the paths of dots of their successors."""
 
+    alone: ClassVar[str | None] = None
+    """Key that a text in place of the whole section sets."""
+
     @model_validator(mode="before")
     @classmethod
-    def _read_renamed(cls, values: Any) -> Any:
+    def _read_short(cls, values: Any) -> Any:
+        if cls.alone is not None and isinstance(values, str):
+            return {cls.alone: values}
         return cls.present(values) if isinstance(values, Mapping) else values
 
     @classmethod

@@ -159,6 +159,7 @@ def _short_training(config: RunConfig, whole: Degrees, seq_len: int) -> dict[str
     return {
         "steps": NUM_STEPS, "seq_len": seq_len, "micro_batch": micro_batch,
         "global_batch": micro_batch * num_micro_batches, "compile": False, "exit_after": None,
+        "hooks": [hook.model_copy(update={"every": SAVE_EVERY}).model_dump(mode="json") for hook in train.hooks],
     }  # fmt: skip
 
 

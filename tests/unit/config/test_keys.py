@@ -28,6 +28,8 @@ TESTED = {
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
         "train.deterministic": "tests/distributed/test_training.py",
         "train.exit_after": "tests/distributed/test_training.py",
+        "train.hooks[].every": "tests/unit/watch/test_hook_plugins.py",
+        "train.hooks[].parameters": "tests/unit/watch/test_hook_plugins.py",
         "train.max_bad_steps": "tests/distributed/test_training.py",
         "train.loop_sampling.sigma": "tests/unit/optim/test_loop_count.py",
         "optimizer.beta1": "tests/unit/optim/test_optimizers.py",

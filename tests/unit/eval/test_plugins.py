@@ -2,8 +2,6 @@
 refused in one line where something is wrong."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import pytest
 from pretrain.schema.plugin import load_plugin
 from pretrain.tasks.registry import make_task, task_class
 from pretrain.tasks.task import Task
+from tests.support.extending import forget, run, write_examples
 
 ROOT = Path(__file__).parents[3]
-EXTENDING = ROOT / "pretrain" / "EXTENDING.md"
 CONFIG = """
 run: {name: parity}
 model: {vocab_size: 10, hidden_size: 16, num_attention_heads: 2, ffn_size: 16, num_loop_layers: 1, num_loops: 2}
@@ -28,37 +26,17 @@ logging: {wandb: disabled}
 """
 
 
-def examples_of(document: Path) -> dict[str, str]:
-    """The code blocks of a document that begin with the name of their file, by that name."""
-    blocks = document.read_text().split("```")[1::2]
-    found = {}
-    for block in blocks:
-        _, first, *rest = block.split("\n")
-        if first.startswith("# ") and "." in first:
-            found[first[2:].strip()] = "\n".join([first, *rest])
-    return found
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Outside the package, with the files of the document, and started in."""
-    for name, text in examples_of(EXTENDING).items():
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    write_examples(tmp_path)
     rows = [{"bits": f"{number:04b}", "parity": f"{number:b}".count("1") % 2} for number in range(16)]
     (tmp_path / "bits" / "bits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ("my_tasks", "bad")]:
-        del sys.modules[name]
     task_class.cache_clear()
-    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    forget(tmp_path)
 
 
 def test_a_task_of_a_users_file_and_one_in_yaml_are_trained_on_and_scored(folder: Path) -> None:
