@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     # datatrove takes seconds to import: not before --help and errors of options
-    from pretrain.data.prepare.documents import find_files
+    from pretrain.data.prepare.inputs import find_files
     from pretrain.data.web.runs import run_here, submit
     from pretrain.data.web.stages import REPORT_NAME, CleanSettings
 

@@ -52,11 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     option("--index", type=Path, metavar="DIR", help="index the foreign tars of text in DIR; goes with --strict only")
     arguments = parser.parse_args()
     if arguments.index is not None:
-        others = ("input", "output", "tokenizer", "keep_text", "part", "merge")
+        others = ("input", "dataset", "split", "output", "tokenizer", "keep_text", "part", "merge")
         if any(getattr(arguments, name) for name in others):
             parser.error("--index works on a folder of tars in place and takes --strict only")
-    elif not arguments.input or not arguments.output:
-        parser.error("--input and --output are needed (or --index)")
+    elif not (arguments.input or arguments.dataset) or not arguments.output:
+        parser.error("--input (or --dataset) and --output are needed (or --index)")
     elif (arguments.tokenizer is None) != arguments.keep_text:
         parser.error("either --tokenizer FILE or --keep-text is needed, and not both")
     return arguments
@@ -79,8 +79,9 @@ def run(arguments: argparse.Namespace) -> str:
             return f"{arguments.index}: {describe(index_folder(arguments.index, progress, strict=arguments.strict))}"
     settings = PrepareSettings(
         inputs=tuple(arguments.input), output=arguments.output, tokenizer=arguments.tokenizer,
-        text_field=arguments.text_field, shard_documents=arguments.shard_documents,
-        shard_tokens=arguments.shard_tokens, num_workers=arguments.workers, strict=arguments.strict,
+        text_field=arguments.text_field, dataset=arguments.dataset, split=arguments.split,
+        shard_documents=arguments.shard_documents, shard_tokens=arguments.shard_tokens,
+        num_workers=arguments.workers, strict=arguments.strict,
     )  # fmt: skip
     if arguments.merge is not None:
         result = merge_parts(settings, arguments.merge)

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from pretrain.command.console import interruptible, run_command
 from pretrain.command.options import OptionParser, add_input, positive
-from pretrain.data.prepare.documents import Document, InputFile, Problem, find_inputs, read_documents, split_file
+from pretrain.data.prepare.documents import find_inputs, read_documents, split_file
+from pretrain.data.prepare.inputs import InputFile
 from pretrain.data.prepare.progress import PrepareProgress
+from pretrain.data.prepare.records import Document, Problem
 from pretrain.data.prepare.units import Advance, Report, Started, without_interrupts
 from pretrain.data.tokenizers.train import HELD_OUT_EVERY, train_tokenizer
 from pretrain.storage import write_atomically
@@ -54,7 +56,7 @@ def read_texts(files: list[InputFile], text_field: str, report: Report) -> Itera
 
 def train(arguments: argparse.Namespace) -> None:
     with PrepareProgress("read") as progress:
-        files = find_inputs(arguments.input, progress)
+        files = find_inputs(arguments.input, progress, dataset=arguments.dataset, split=arguments.split)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         texts = read_texts(files, arguments.text_field, progress)
         model, report = train_tokenizer(

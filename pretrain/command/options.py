@@ -34,10 +34,14 @@ def add_run(parser: argparse.ArgumentParser, default: str = "the newest good one
 
 
 def add_input(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """--input and --text-field: the files that `pretrain/data/prepare/documents.py` reads."""
-    kinds = "files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet"
-    parser.add_argument("--input", nargs="+", required=required, metavar="GLOB", help=kinds)
-    field = "key of the text in .jsonl, column in .parquet; default: text"
+    """--input or --dataset, --split and --text-field: what `pretrain/data/prepare/documents.py` reads."""
+    kinds = "files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet, .arrow; folders of save_to_disk"
+    either = parser.add_mutually_exclusive_group(required=required)
+    either.add_argument("--input", nargs="+", default=[], metavar="GLOB", help=kinds)
+    name = "a data set of the Hugging Face Hub, read from there; goes with --split"
+    either.add_argument("--dataset", metavar="NAME[:CONFIG]", help=name)
+    parser.add_argument("--split", metavar="NAME", help="of --dataset, or of a folder that holds several data sets")
+    field = "key of the text in .jsonl, column in .parquet and .arrow; default: text"
     parser.add_argument("--text-field", default="text", metavar="NAME", help=field)
 
 

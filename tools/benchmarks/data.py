@@ -21,8 +21,9 @@ from benchmarks.measure import Row, Turns, add_rounds, row, timed
 from sentencepiece import SentencePieceProcessor
 
 from pretrain.config.run import DataSection
-from pretrain.data.prepare.documents import Document, find_inputs, read_documents, split_file
+from pretrain.data.prepare.documents import find_inputs, read_documents, split_file
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
+from pretrain.data.prepare.records import Document
 from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.train import train_tokenizer
 

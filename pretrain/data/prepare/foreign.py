@@ -22,7 +22,7 @@ from webdataset.tariterators import base_plus_ext
 
 from pretrain.data.manifest import Header, ShardRow, write_manifest
 from pretrain.data.prepare.claim import IDENTITY_NAME
-from pretrain.data.prepare.documents import Document, Problem, parse_record, parse_text
+from pretrain.data.prepare.records import Document, Problem, parse_record, parse_text
 from pretrain.data.prepare.units import PROBLEMS_NAME, Advance, Report, Started
 from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
 from pretrain.storage import naming, write_atomically

@@ -30,7 +30,9 @@ from pathlib import Path
 
 from pretrain.data.manifest import MANIFEST_NAME, Header, Manifest, ShardRow, write_manifest
 from pretrain.data.prepare.claim import WHOLE, WORK_NAME, Part, claim, lock
-from pretrain.data.prepare.documents import InputFile, Problem, find_inputs, split_file
+from pretrain.data.prepare.documents import find_inputs, split_file
+from pretrain.data.prepare.inputs import InputFile
+from pretrain.data.prepare.records import Problem
 from pretrain.data.prepare.units import (
     PROBLEMS_NAME,
     PrepareJob,
@@ -145,7 +147,7 @@ def _load(settings: PrepareSettings, report: Report) -> tuple[Tokenizer | None, 
             raise ValueError(str(problem))
         report(problem)
 
-    return tokenizer, find_inputs(settings.inputs, on_problem)
+    return tokenizer, find_inputs(settings.inputs, on_problem, dataset=settings.dataset, split=settings.split)
 
 
 def _finished(settings: PrepareSettings) -> Header | None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from pretrain.data.prepare.documents import Problem
+from pretrain.data.prepare.records import Problem
 from pretrain.data.prepare.units import Advance, Event, Started
 
 LINE_SECONDS = 10.0

@@ -21,7 +21,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pretrain.data.manifest import ShardRow
-from pretrain.data.prepare.documents import Document, FilePart, Problem, read_documents
+from pretrain.data.prepare.documents import read_documents
+from pretrain.data.prepare.inputs import FilePart
+from pretrain.data.prepare.records import Document, Problem
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import clear_away, naming, parse_json, read_file, write_atomically
@@ -64,7 +66,11 @@ class PrepareSettings:
     tokenizer: Path | None
     """Tokenizer that makes token ids; None keeps the text."""
     text_field: str = "text"
-    """Key of the text in JSON objects, column of it in parquet files."""
+    """Key of the text in JSON objects, column of it in .parquet and .arrow files."""
+    dataset: str | None = None
+    """A data set by name: NAME or NAME:CONFIG."""
+    split: str | None = None
+    """Split of that, or of inputs that `datasets.save_to_disk` wrote with several."""
     shard_documents: int | None = None
     """Most documents of a shard. Default: no limit but a shard's size."""
     shard_tokens: int | None = None

@@ -17,15 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.prepare.archives import ARCHIVE_CHUNK, open_content
-from pretrain.data.prepare.documents import (
-    Document,
-    InputFile,
-    Problem,
-    find_inputs,
-    parse_record,
-    read_documents,
-    split_file,
-)
+from pretrain.data.prepare.documents import find_inputs, read_documents, split_file
+from pretrain.data.prepare.inputs import InputFile
+from pretrain.data.prepare.records import Document, Problem, parse_record
 
 TEXTS = ["first\nline", "zweite Zeile: äöü", "3 · third \U0001f300"]
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.prepare.documents import Problem
 from pretrain.data.prepare.foreign import index_folder
+from pretrain.data.prepare.records import Problem
 from pretrain.data.prepare.units import Event
 from tests.support.corpus import write_tar
 

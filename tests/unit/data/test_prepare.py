@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from pretrain.data.manifest import Manifest
-from pretrain.data.prepare.documents import Problem
 from pretrain.data.prepare.foreign import index_folder
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
+from pretrain.data.prepare.records import Problem
 from pretrain.data.prepare.units import Advance, Event, Started
 from pretrain.data.shards import open_index, read_document, text_hash
 from pretrain.data.stream.framing import frame_document

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from pretrain.data.manifest import Manifest
-from pretrain.data.prepare import documents
+from pretrain.data.prepare import documents, inputs, records
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
 from pretrain.data.shards import open_index, read_document
 from pretrain.data.stream.loader import Loader
@@ -66,8 +66,8 @@ def test_a_short_read_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_document_that_no_tar_member_can_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_TEXT_BYTES", 10)
-    problem = documents.parse_text(b"twelve bytes", "book.txt", 12)
+    monkeypatch.setattr(records, "MAX_TEXT_BYTES", 10)
+    problem = records.parse_text(b"twelve bytes", "book.txt", 12)
     assert str(problem) == "book.txt: too long document: 12 bytes of text, 10 at most: split it"
 
 
@@ -76,6 +76,6 @@ def test_a_file_whose_length_nobody_knows_is_refused_by_name(monkeypatch: pytest
         exists = staticmethod(lambda _: True)
         info = staticmethod(lambda _: {"type": "file", "size": None})
 
-    monkeypatch.setattr(documents, "url_to_fs", lambda name: (Server(), name))
+    monkeypatch.setattr(inputs, "url_to_fs", lambda name: (Server(), name))
     with pytest.raises(ValueError, match=r"http://here/a\.jsonl: the server does not say how long it is"):
         documents.find_inputs(["http://here/a.jsonl"])
