@@ -16,11 +16,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, add_input, at_least, positive
 from pretrain.data.manifest import Header
 from pretrain.data.prepare.claim import Part
+from pretrain.data.prepare.cutting import Cut
 from pretrain.data.prepare.prepare import PrepareSettings, merge_parts, prepare, prepare_part
 from pretrain.data.prepare.progress import PrepareProgress
 
@@ -43,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     option("--output", type=Path, metavar="DIR", help="folder of the shards")
     option("--keep-text", action="store_true", help="write the text itself; the loader tokenises it")
     option("--workers", type=at_least(0), default=cores, metavar="N", help="processes; default: one per core")
+    cut = "where a text is cut into documents; default: a file, line or row is one"
+    option("--split-documents", choices=get_args(Cut), help=cut)
+    option("--max-document-tokens", type=positive, metavar="N", help="cut longer documents; default: no limit")
     option("--shard-documents", type=positive, metavar="N", help="most documents of a shard; default: no limit")
     option("--shard-tokens", type=positive, metavar="N", help="most tokens of a shard; default: no limit")
     option("--strict", action="store_true", help="stop at the first bad input, with exit code 2")
@@ -62,11 +67,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def describe(header: Header) -> str:
+def describe(header: Header, num_texts: int | None = None) -> str:
     size = f"{header.num_tokens:,} tokens" if header.num_tokens is not None else "text"
     problems = ", ".join(f"{count} x {reason}" for reason, count in header.problems.items())
     not_used = f"; not used: {problems}" if problems else ""
-    return f"{header.num_documents:,} documents, {size}, {header.num_shards:,} shards{not_used}"
+    cut = "" if num_texts in (None, header.num_documents) else f" cut from {num_texts:,} text{'s'[: num_texts != 1]}"
+    return f"{header.num_documents:,} documents{cut}, {size}, {header.num_shards:,} shards{not_used}"
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -80,13 +86,14 @@ def run(arguments: argparse.Namespace) -> str:
     settings = PrepareSettings(
         inputs=tuple(arguments.input), output=arguments.output, tokenizer=arguments.tokenizer,
         text_field=arguments.text_field, dataset=arguments.dataset, split=arguments.split,
+        split_documents=arguments.split_documents, max_document_tokens=arguments.max_document_tokens,
         shard_documents=arguments.shard_documents, shard_tokens=arguments.shard_tokens,
         num_workers=arguments.workers, strict=arguments.strict,
     )  # fmt: skip
     if arguments.merge is not None:
         result = merge_parts(settings, arguments.merge)
         how = REUSED if result.reused else f"merged from {arguments.merge} parts"
-        return f"{arguments.output}: {describe(result.header)} ({how})"
+        return f"{arguments.output}: {describe(result.header, result.num_texts)} ({how})"
     with PrepareProgress("prepare") as progress:
         if arguments.part is not None:
             done = prepare_part(settings, arguments.part, progress)
@@ -94,7 +101,9 @@ def run(arguments: argparse.Namespace) -> str:
             return f"{arguments.output}: part {arguments.part} is finished: {counts}"
         result = prepare(settings, progress)
     resumed = f" (continued: {result.resumed_units} units were done)" if result.resumed_units else ""
-    return f"{arguments.output}: {describe(result.header)}{f' ({REUSED})' if result.reused else resumed}"
+    return (
+        f"{arguments.output}: {describe(result.header, result.num_texts)}{f' ({REUSED})' if result.reused else resumed}"
+    )
 
 
 def main() -> int:

@@ -67,6 +67,8 @@ class PrepareResult:
     """The folder held exactly this already."""
     resumed_units: int
     """Units that an earlier, interrupted call had finished."""
+    num_texts: int | None
+    """What its documents were before they were cut; None if it is reused."""
 
 
 def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> PrepareResult:
@@ -82,13 +84,13 @@ def prepare(settings: PrepareSettings, report: Report = lambda event: None) -> P
     with _disk_errors(output):
         claim(output, _identity(settings, tokenizer, files))
         if (header := _finished(settings)) is not None:
-            return PrepareResult(header=header, reused=True, resumed_units=0)
+            return PrepareResult(header=header, reused=True, resumed_units=0, num_texts=None)
         with lock(output):
             units = _cut(files)
             resumed = _run(settings, units, WHOLE, report)
-            header = _finish(output, units, tokenizer)
+            header, num_texts = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
-    return PrepareResult(header=header, reused=False, resumed_units=resumed)
+    return PrepareResult(header=header, reused=False, resumed_units=resumed, num_texts=num_texts)
 
 
 def prepare_part(settings: PrepareSettings, part: Part, report: Report = lambda event: None) -> PartResult:
@@ -118,7 +120,7 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
     with _disk_errors(output):
         claim(output, _identity(settings, tokenizer, files))
         if (header := _finished(settings)) is not None:
-            return PrepareResult(header=header, reused=True, resumed_units=0)
+            return PrepareResult(header=header, reused=True, resumed_units=0, num_texts=None)
         units = _cut(files)
         parts = [Part(number, num_parts) for number in range(1, num_parts + 1)]
         finished = _finished_units(output)
@@ -127,9 +129,9 @@ def merge_parts(settings: PrepareSettings, num_parts: int) -> PrepareResult:
             which = f"not finished, of {num_parts} parts: {_ranges(missing)}"
             raise ValueError(f"{output}: {which}; run them, then merge again")
         with lock(output):
-            header = _finish(output, units, tokenizer)
+            header, num_texts = _finish(output, units, tokenizer)
         _check_strict(settings, output, header.problems)
-    return PrepareResult(header=header, reused=False, resumed_units=len(units))
+    return PrepareResult(header=header, reused=False, resumed_units=len(units), num_texts=num_texts)
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -169,6 +171,8 @@ def _identity(settings: PrepareSettings, tokenizer: Tokenizer | None, files: lis
     return {
         "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
         "text_field": settings.text_field,
+        "split_documents": settings.split_documents,
+        "max_document_tokens": settings.max_document_tokens,
         "shard_documents": settings.shard_documents,
         "shard_tokens": settings.shard_tokens,
         "num_inputs": len(files),
@@ -243,14 +247,16 @@ def _remove(work: Path, pattern: str) -> None:
         clear_away(folder)
 
 
-def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Header:
-    """Number the shards of all units and write the manifest."""
+def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> tuple[Header, int]:
+    """Number the shards of all units and write the manifest; returns its header and the number of texts."""
     rows: list[ShardRow] = []
+    num_texts = 0
     problems: Counter[str] = Counter()
     for unit in units:
         folder = output / WORK_NAME / unit.name
         result = read_result(folder)
         problems.update(result.problems)
+        num_texts += result.num_texts
         for row in result.rows:
             name = f"shard-{len(rows):06d}.tar"
             for source, target in ((index_name(row.shard), index_name(name)), (row.shard, name)):
@@ -278,7 +284,7 @@ def _finish(output: Path, units: list[Unit], tokenizer: Tokenizer | None) -> Hea
         rows,
     )
     clear_away(output / WORK_NAME)
-    return header
+    return header, num_texts
 
 
 def _move(source: Path, target: Path) -> None:

@@ -21,10 +21,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pretrain.data.manifest import ShardRow
+from pretrain.data.prepare.cutting import Cut, cut_text, members_of
 from pretrain.data.prepare.documents import read_documents
 from pretrain.data.prepare.inputs import FilePart
 from pretrain.data.prepare.records import Document, Problem
-from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
+from pretrain.data.shards import ShardWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import clear_away, naming, parse_json, read_file, write_atomically
 
@@ -71,6 +72,10 @@ class PrepareSettings:
     """A data set by name: NAME or NAME:CONFIG."""
     split: str | None = None
     """Split of that, or of inputs that `datasets.save_to_disk` wrote with several."""
+    split_documents: Cut | None = None
+    """Where a document is cut into several."""
+    max_document_tokens: int | None = None
+    """A longer document is cut after every so many tokens. Default: none is."""
     shard_documents: int | None = None
     """Most documents of a shard. Default: no limit but a shard's size."""
     shard_tokens: int | None = None
@@ -81,14 +86,17 @@ class PrepareSettings:
     """The first bad input is an error."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_documents", "shard_tokens"):
+        for name in ("shard_documents", "shard_tokens", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: a shard holds at least 1")
+                what = "document" if name.endswith("document_tokens") else "shard"
+                raise ValueError(f"{name}={value}: a {what} holds at least 1")
         if self.num_workers < 0:
             raise ValueError(f"num_workers={self.num_workers} is negative")
         if self.tokenizer is None and self.shard_tokens is not None:
             raise ValueError("shard_tokens limits shards of tokens; shards of text have shard_documents")
+        if self.tokenizer is None and self.max_document_tokens is not None:
+            raise ValueError("max_document_tokens counts tokens, and the text is kept; text is cut by split_documents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +118,8 @@ class UnitResult:
     """Its shards, under the names they have in the unit's folder."""
     problems: dict[str, int]
     """Counts by reason; the lines themselves are in PROBLEMS_NAME beside."""
+    num_texts: int
+    """What its documents were before they were cut."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ Report = Callable[[Event], None]
 def read_result(folder: Path) -> UnitResult:
     """The result of a finished unit, from its folder."""
     values = parse_json(read_file(folder / RESULT_NAME))
-    return UnitResult(rows=tuple(ShardRow(**row) for row in values["rows"]), problems=values["problems"])
+    return UnitResult(rows=tuple(ShardRow(**row) for row in values.pop("rows")), **values)
 
 
 def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: Report) -> None:
@@ -159,6 +169,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
     temporary.mkdir()
     try:
         problems: Counter[str] = Counter()
+        texts: list[int] = []
         path = temporary / PROBLEMS_NAME
         with naming(path), path.open("w", encoding="utf-8") as lines:
 
@@ -170,8 +181,8 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
                 if problems[problem.reason] <= REPORTED_PROBLEMS:
                     report(problem)
 
-            rows = _write_shards(job, tokenizer, temporary, _documents(job, unit, report, on_problem))
-        result = UnitResult(rows=tuple(rows), problems=dict(sorted(problems.items())))
+            rows = _write_shards(job, tokenizer, temporary, _documents(job, unit, report, on_problem, texts.append))
+        result = UnitResult(rows=tuple(rows), problems=dict(sorted(problems.items())), num_texts=sum(texts))
         write_atomically(temporary / RESULT_NAME, json.dumps(asdict(result)).encode())
         try:
             temporary.rename(final)
@@ -185,21 +196,29 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
 
 
 def _documents(
-    job: PrepareJob, unit: Unit, report: Report, on_problem: Callable[[Problem], None]
+    job: PrepareJob,
+    unit: Unit,
+    report: Report,
+    on_problem: Callable[[Problem], None],
+    on_texts: Callable[[int], None],
 ) -> Iterator[Document]:
-    """The documents of a unit, with progress reported every few stored bytes."""
+    """The documents of a unit, with progress reported every few stored bytes; `on_texts` is told how many
+    those of a piece were before they were cut."""
     for piece in unit.pieces:
-        reported, documents = 0, 0
+        reported, documents, texts = 0, 0, 0
         for item in read_documents(piece, job.settings.text_field):
             if isinstance(item, Problem):
                 on_problem(item)
                 continue
-            yield item
-            documents += 1
+            texts += 1
+            for document in cut_text(item, job.settings.split_documents):
+                yield document
+                documents += 1
             if item.consumed - reported >= REPORT_BYTES:
                 report(Advance(item.consumed - reported, documents))
                 reported, documents = item.consumed, 0
         report(Advance(piece.size - reported, documents))
+        on_texts(texts)
 
 
 def _write_shards(
@@ -208,6 +227,7 @@ def _write_shards(
     """Write documents to shards part-000000.tar, ... in `folder`, none of them empty."""
     rows: list[ShardRow] = []
     shard: ShardWriter | None = None
+    settings = job.settings
     tokens, text_bytes = 0, 0
 
     def close() -> None:
@@ -215,24 +235,20 @@ def _write_shards(
             rows.append(shard.close(tokens if tokenizer else None))
 
     try:
-        for document in documents:
-            if tokenizer:
-                ids = tokenizer.encode_batch([document.text])[0]
-                payload, num_tokens = encode_tokens(ids, tokenizer.vocab_size), len(ids)
-            else:
-                payload, num_tokens = document.utf8, 0
+        members = (each for one in documents for each in members_of(one, tokenizer, settings.max_document_tokens))
+        for payload, num_tokens, num_text_bytes, hash_of_text in members:
             if (
                 shard is None
-                or len(shard) == job.settings.shard_documents
-                or (job.settings.shard_tokens is not None and tokens + num_tokens > job.settings.shard_tokens)
-                or text_bytes + len(document.utf8) > SHARD_TEXT_BYTES
+                or len(shard) == settings.shard_documents
+                or (settings.shard_tokens is not None and tokens + num_tokens > settings.shard_tokens)
+                or text_bytes + num_text_bytes > SHARD_TEXT_BYTES
             ):
                 close()
                 shard = ShardWriter(folder, f"part-{len(rows):06d}.tar", "npy" if tokenizer else "txt")
                 tokens, text_bytes = 0, 0
-            shard.add(payload, text_hash(document.utf8))
+            shard.add(payload, hash_of_text)
             tokens += num_tokens
-            text_bytes += len(document.utf8)
+            text_bytes += num_text_bytes
         close()
     finally:
         if shard is not None:

@@ -262,6 +262,8 @@ def test_inputs_without_a_document_are_an_error(tmp_path: Path, tokenizer_path: 
         ({"shard_tokens": 0}, "shard_tokens=0"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"tokenizer": None, "shard_tokens": 9}, "shards of text"),
+        ({"max_document_tokens": 0}, "max_document_tokens=0: a document holds at least 1"),
+        ({"tokenizer": None, "max_document_tokens": 9}, "max_document_tokens counts tokens, and the text is kept"),
     ],
 )
 def test_impossible_settings_are_named(changes: dict[str, object], message: str) -> None:
