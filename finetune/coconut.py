@@ -29,7 +29,7 @@ COMMAND_LINE = CommandLine(
     title="Fine-tune a model to reason in latent thoughts: Coconut, and the methods it is compared with.",
     examples="train.epochs=10, method.name=cot",
     plan="configuration, model, effective batch, stages and data",
-    launch="Under deepspeed, torchrun or srun the same command runs on all their ranks; alone, with python, on one.",
+    launch="Under deepspeed, pretrain.launch or srun the same command runs on all their ranks; alone, on one.",
     options=(
         KeyOption(
             option="--init",

@@ -1,7 +1,7 @@
 """Pretrain a looped GPT from one configuration, on one process or on many.
 
     python -m pretrain.train --config configs/pretrain/<name>.yaml [a.b=c ...] [--dry-run]
-    torchrun --nproc-per-node 2 -m pretrain.train --config configs/pretrain/<name>.yaml
+    python -m pretrain.launch --ranks 2 -m pretrain.train --config configs/pretrain/<name>.yaml
     sbatch slurm/pretrain_looped.sh configs/pretrain/<name>.yaml
 
 Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command (`state` in the run
@@ -32,7 +32,7 @@ COMMAND_LINE = CommandLine(
     title="Pretrain a looped GPT.",
     examples="train.steps=100, 'validation.num_loops=[1, 2]'",
     plan="configuration, parameters, FLOPs, memory per rank, pipeline bubble and data",
-    launch="Under torchrun or srun the same command runs on all their ranks.",
+    launch="Under pretrain.launch, torchrun or srun the same command runs on all their ranks.",
 )
 
 

@@ -4,7 +4,7 @@ One pass scores all loop counts. Tasks are those of the paper by group (closed_b
 primitives), the generators of pretrain/tasks, and any task of the evaluation harness. --data-dir replaces the network
 by local files, and a generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one. --include-path has
 tasks of your own in the harness's format; my_module:Parity is one in Python (pretrain/EXTENDING.md). The rows of each
-finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under torchrun, --tensor and
+finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under pretrain.launch, --tensor and
 --pipeline split the model, and the remaining factor of ranks splits the examples.
 
 `--num-loops auto:0.02` lets each token stop on its own and prints score, mean loops a token and tokens/s beside those

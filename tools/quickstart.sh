@@ -27,23 +27,6 @@ step() {
   echo "== $* ($SECONDS s)"
 }
 
-# torchrun with two processes, without its pages on Ctrl-C and on a rank that failed: that one has said why.
-two_ranks() {
-  python -c '
-import logging, sys
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
-logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-try:
-    main()
-except SignalException:
-    sys.exit(130)
-except ChildFailedError as error:
-    rank, failure = error.get_first_failure()
-    sys.exit(f"error: rank {rank} ended with exit code {failure.exitcode}")' --standalone --nproc-per-node 2 "$@"
-}
-
 step "1/7 set-up"
 if [[ ${1:-} == --coconut ]]; then bash tools/setup.sh plot finetune; else bash tools/setup.sh plot; fi
 export PATH="$PWD/.venv/bin:$PATH"
@@ -67,7 +50,7 @@ step "4/7 shards"
 python tools/prepare_data.py --input "$DATA/text/*.jsonl" --tokenizer "$DATA/tokenizer.model" --output "$DATA/shards" --workers 2
 
 step "5/7 pretraining on two ranks, with validation at several loop counts"
-two_ranks -m pretrain.train --config "$CONFIG"
+python -m pretrain.launch --ranks 2 -m pretrain.train --config "$CONFIG"
 
 step "6/7 sample"
 python tools/generate.py --run "$RUN" --prompt "KING HENRY." | tee "$RUN/sample.txt"

@@ -66,7 +66,7 @@ def entry_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
 
 
 def train_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={sweep.ranks}"]
+    launch = ["-m", "pretrain.launch", "--ranks", str(sweep.ranks)]
     if sweep.ranks == 1 or is_launched():
         launch = []
     return [sys.executable, *launch, *entry_command(sweep, cell, root)]

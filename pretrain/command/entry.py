@@ -20,7 +20,7 @@ from pretrain.config.layout import Layout
 from pretrain.device.ranks import planned_world_size, world_from_environment
 from pretrain.plan.text import Row, line_of, render
 
-ALONE_AFTER_S = 3.0
+ALONE_AFTER_S = 10.0
 """A rank that still lives so long after it found bad input is alone with it: launchers end all ranks with the first."""
 
 
@@ -64,20 +64,17 @@ def run_entry(
                             print(line_of(name, text), flush=True)
                 return 0
             layout = check_layout(config, world.size)
-        except (ValueError, OSError) as error:
-            if exit_code(error) != BAD_INPUT:
-                raise
-            time.sleep(ALONE_AFTER_S if rank else 0)
-            print_error(error, who if rank else "")
-            return BAD_INPUT
-        if rank == 0:
-            ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
-            print_line(f"{config.run.directory}: {ranks}, loading")
-        with interruptible():
-            return run(config, layout)
-    except (ValueError, OSError, ImportError, MemoryError, RunFailed) as error:
-        print_error(error, who)
-        return exit_code(error)
+            if rank == 0:
+                ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+                print_line(f"{config.run.directory}: {ranks}, loading")
+            with interruptible():
+                return run(config, layout)
+        except (ValueError, OSError, ImportError, MemoryError, RunFailed) as error:
+            code = exit_code(error)
+            is_bad_input = code == BAD_INPUT
+            time.sleep(ALONE_AFTER_S if rank and is_bad_input else 0)
+            print_error(error, "" if rank == 0 and is_bad_input else who)
+            return code
     except KeyboardInterrupt:
         print(f"{who}interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -62,7 +62,7 @@ class SweepConfig(Section):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Values of run.seed; each model or method is trained with all of them."""
     ranks: int = Field(default=1, gt=0)
-    """Ranks of a run, on this machine under torchrun."""
+    """Ranks of a run, on this machine (`pretrain.launch`)."""
     evaluation: SweepEvaluation = SweepEvaluation()
     """What models are scored on."""
 

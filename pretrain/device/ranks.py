@@ -11,6 +11,9 @@ _FIRST_SPECIAL_STEP = 0xFFFFFFFA
 MOST_RANKS = 10_000_000
 """Numbers beyond this are no ranks."""
 
+LISTENER = "MASTER_LISTENER"
+"""Variable that hands rank 0 a socket that is bound to MASTER_PORT already: the number of its file descriptor."""
+
 
 class World(NamedTuple):
     rank: int
@@ -42,6 +45,14 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
                 raise ValueError(f"environment: {names[0]}={rank} is not below {names[1]}={size}")
             return World(rank, size, _number(environment, names[2], 0) if names[2] in environment else 0)
     return World(0, 1, 0)
+
+
+def rank_environment(world: World, host: str, port: int) -> dict[str, str]:
+    """What a launcher sets for a rank, which finds rank 0 at `host:port`: `world_from_environment` reads it."""
+    return {
+        "RANK": str(world.rank), "WORLD_SIZE": str(world.size), "LOCAL_RANK": str(world.local_rank),
+        "MASTER_ADDR": host, "MASTER_PORT": str(port),
+    }  # fmt: skip
 
 
 def planned_world_size(smallest: int, environment: Mapping[str, str] = os.environ) -> int:

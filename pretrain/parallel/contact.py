@@ -6,6 +6,7 @@ passes.
 """
 
 import contextlib
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def describe_loss(error: RuntimeError) -> str | None:
     if not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
         return None
     if _PORT_IN_USE.search(text):
-        return "MASTER_PORT is in use on this machine: export another one"
+        return f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use on this machine: choose another one"
     return f"cannot meet the other ranks: {text.partition(chr(10))[0]}"
 
 

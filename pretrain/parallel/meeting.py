@@ -1,4 +1,5 @@
-"""How the ranks of a world meet: at torch's store, which rank 0 or torchrun's agent holds at MASTER_ADDR:MASTER_PORT.
+"""How the ranks of a world meet: at torch's store, which rank 0 or torchrun's agent holds at MASTER_ADDR:MASTER_PORT;
+`pretrain/launch.py` hands rank 0 the port.
 
 torch itself waits without a word, longer than its limit, deaf to Ctrl-C, and ends with a page of C++ frames. So a rank
 first waits until the store answers, then counts itself in and waits until all ranks have, looking now and then.
@@ -14,6 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
+from pretrain.device.ranks import LISTENER
 
 LIMIT_MINUTES = 10.0
 """How long a rank waits for the others."""
@@ -36,9 +39,11 @@ def meet(rank: int, size: int) -> Any:
     if not holds:
         wait.until(lambda: _answers(host, port))
     limit = timedelta(minutes=LIMIT_MINUTES)
+    listener = os.environ.get(LISTENER) if holds else None
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, size, holds, limit, wait_for_workers=False, multi_tenant=True
-    )
+        host, port, size, holds, limit, wait_for_workers=False, multi_tenant=True,
+        master_listen_fd=int(listener) if listener else None,
+    )  # fmt: skip
     store.add("here", 1)
     wait.until(lambda: store.add("here", 0) >= size)
     return store

@@ -270,9 +270,5 @@ def _last_error(said: str, job: Path | None, requeues: list[str], state: str) ->
         for line in requeues
         if not re.search(r": (by Slurm|(SIG|stopped by )\w+( before the start)?)$", line)
     ]
-    found = (
-        said_reason
-        or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "")
-        or (said if said.startswith("stopped") else "")
-    )
+    found = said_reason or next(iter(failure[-1:] or log[-1:] or troubles[-1:]), "")
     return RANK_LABEL.sub("", found).strip()

@@ -16,6 +16,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Self
 
+from pretrain.device.ranks import World, rank_environment
+
 TIMEOUT_S = 300.0
 """Longest wait for the ranks of one world."""
 IMPORTED_ONCE = ("pretrain.verification.work", "pretrain.eval.in_loop")
@@ -117,10 +119,8 @@ def _be_rank(work: str, args: Sequence[Any], rank: int, size: int, port: int, lo
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    os.environ |= rank_environment(World(rank, size, rank), "127.0.0.1", port)
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch

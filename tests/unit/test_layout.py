@@ -14,7 +14,7 @@ import pytest
 
 from finetune import coconut
 from finetune.config import FinetuneConfig
-from pretrain import train, verify
+from pretrain import launch, train, verify
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 
@@ -135,6 +135,8 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid
     configuration."""
     words = shlex.split(command, comments=True)
+    if words[1:3] == ["-m", "pretrain.launch"]:
+        words = ["python", *launch.parse(words[3:]).command]
     module = (
         words.index("-m") + 2
         if "-m" in words

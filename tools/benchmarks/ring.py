@@ -7,7 +7,7 @@ M micro-batches:
     ring, k⊗L:                 (P-1) / (L·M + P-1)
     1F1B, k·L separate layers: (P-1) / (M + P-1)
 
-1. Each layout runs under torchrun, one thread per rank, with the training engine.
+1. Each layout runs under pretrain.launch, one thread per rank, with the training engine.
 2. "real" layers compute. They need one core per rank, so layouts with more ranks than cores are skipped.
 3. "timed" layers are tiny and also sleep, `LAYER_S` forward and twice as long backward, like a rank whose GPU computes.
    They run on any machine and show only the schedule and its messages.
@@ -70,7 +70,7 @@ def _measure(num_stages: int, layers: str, num_rounds: int) -> list[Row]:
 
 def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> float:
     """Idle share of a layout, measured in new processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_stages}"]
+    launcher = [sys.executable, "-m", "pretrain.launch", "--ranks", str(num_stages)]
     command = [*launcher, "-m", "benchmarks.ring", str(num_loops), layers, str(num_rounds)]
     path = os.pathsep.join(sys.path)  # the ranks find what this process finds
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -127,7 +127,8 @@ def test_the_newest_job_counts(tmp_path: Path) -> None:
             "",
         ),
         ("running", {"requeues.txt": "t job 1 at step 5: by Slurm\n"}, ""),
-        ("stopped by train.exit_after", {}, "stopped by train.exit_after"),
+        ("stopped by train.exit_after", {}, ""),
+        ("stopped by SIGINT", {}, ""),
     ],
 )
 def test_last_error(tmp_path: Path, state: str, files: dict[str, str], error: str) -> None:

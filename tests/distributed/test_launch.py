@@ -1,0 +1,197 @@
+"""The launcher: signals reach every rank once, what fails is named, and nothing is left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pretrain import launch
+from tests.distributed.training import training_config, write_corpus
+
+ROOT = Path(__file__).parents[2]
+RANK = str(ROOT / "tests/support/launched_rank.py")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def wait_for(what: Callable[[], bool], of: "subprocess.Popen[str] | None" = None, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline and (of is None or of.poll() is None), of and of.communicate()
+        time.sleep(0.02)
+
+
+@contextmanager
+def launched(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    command = [sys.executable, "-m", "pretrain.launch", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@contextmanager
+def ranks(folder: Path, *deeds: str) -> "Iterator[subprocess.Popen[str]]":
+    """Two ranks that have started."""
+    with launched("--ranks", "2", RANK, str(folder), *deeds) as process:
+        wait_for(lambda: all((folder / f"{rank}.started").exists() for rank in range(2)), process)
+        yield process
+
+
+def facts(folder: Path, rank: int) -> dict[str, str]:
+    lines = (folder / f"{rank}.started").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def are_gone(folder: Path) -> bool:
+    """Whether no process of the ranks lives; one that nobody has collected yet does not."""
+    for pid in [pid for rank in range(2) for pid in facts(folder, rank)["pids"].split()]:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return True
+
+
+def got(folder: Path) -> list[str]:
+    return [(folder / f"{rank}.got").read_text() for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ([signal.SIGTERM], "SIGTERM"),
+        ([signal.SIGUSR1, signal.SIGTERM], "SIGUSR1 SIGTERM"),
+        ([signal.SIGHUP, signal.SIGINT, signal.SIGINT], "SIGHUP SIGINT SIGINT"),
+    ],
+)
+def test_signals_reach_every_rank_once(tmp_path: Path, sent: Sequence[signal.Signals], expected: str) -> None:
+    with ranks(tmp_path) as process:
+        seen = [facts(tmp_path, rank) for rank in range(2)]
+        for number in sent:
+            process.send_signal(number)
+            time.sleep(0.1)  # of two that wait for a process, the lower number is heard first
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said, got(tmp_path)) == (0, "", [expected] * 2)
+    assert [rank["LOCAL_RANK"] for rank in seen] == ["0", "1"] and {rank["WORLD_SIZE"] for rank in seen} == {"2"}
+    assert len({rank["MASTER_PORT"] for rank in seen}) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(1, "error: rank 1 ended with exit code 1\n"), (3, "error: rank 1 ended with exit code 3\n"), (2, "")],
+)
+def test_a_rank_that_fails_is_named_and_the_others_are_ended(tmp_path: Path, code: int, expected: str) -> None:
+    """Bad input, code 2, has been told by the rank itself."""
+    with ranks(tmp_path, f"1:exit:{code}", "0:child") as process:
+        (tmp_path / "go").touch()
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (code, expected)
+    assert (tmp_path / "0.got").read_text() == "SIGTERM" and are_gone(tmp_path)
+
+
+def test_a_rank_that_is_killed_is_named_and_the_deaf_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    (tmp_path / "go").touch()
+    assert launch.main(["--ranks", "2", RANK, str(tmp_path), "0:deaf", "0:child", "1:exit:-9"]) == 247
+    assert capfd.readouterr().err == "error: rank 1 ended with exit code 247\n"
+    assert are_gone(tmp_path)
+
+
+def test_a_killed_rank_is_named_by_its_signal(tmp_path: Path) -> None:
+    with ranks(tmp_path) as process:
+        os.kill(int(facts(tmp_path, 0)["pids"]), signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (137, "error: rank 0 was ended by SIGKILL\n")
+    assert are_gone(tmp_path)
+
+
+def test_a_killed_launcher_leaves_nothing(tmp_path: Path) -> None:
+    """The ranks get the signal at which trainers save."""
+    with ranks(tmp_path, "1:child") as process:
+        process.kill()
+        wait_for(lambda: are_gone(tmp_path), limit_s=30)
+    assert got(tmp_path) == ["SIGTERM"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ranks", "2"], "nothing to start: add -m pretrain.train or a script, with its arguments"),
+        (["--ranks", "0", "-m", "x"], "--ranks: needs at least 1, got 0; --help lists the options"),
+        (["-m", "x"], "the following arguments are required: --ranks; --help lists the options"),
+        (
+            ["--ranks", "2", "pretrain.train"],
+            "pretrain.train: no such script; a module is started with -m, and options come before it",
+        ),
+        (["--ranks", "2", "--nodes", "2", "-m", "x"], "--nodes 2 needs --node-rank N and --rendezvous HOST:PORT"),
+        (
+            ["--ranks", "2", "--rendezvous", "a:1", "-m", "x"],
+            "--node-rank and --rendezvous are for several machines: add --nodes N",
+        ),
+        (
+            ["--ranks", "1", "--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1", "-m", "x"],
+            "--node-rank 2 is not below --nodes 2",
+        ),
+        (
+            ["--ranks", "1", "--nodes", "2", "--node-rank", "0", "--rendezvous", "a:0", "-m", "x"],
+            "--rendezvous a:0: needs HOST:PORT, such as node0:29500",
+        ),
+    ],
+)
+def test_what_cannot_be_started_is_a_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = launch.main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert (code, capsys.readouterr().err) == (2, f"error: {message}\n")
+
+
+def test_options_behind_the_command_are_its_own() -> None:
+    parsed = launch.parse(["--ranks", "3", "-m", "pretrain.train", "--ranks", "7", "-m", "x"])
+    assert (parsed.ranks, parsed.command) == (3, ["-m", "pretrain.train", "--ranks", "7", "-m", "x"])
+    assert launch.parse(["--ranks", "3", RANK, "--ranks", "7"]).command == [RANK, "--ranks", "7"]
+
+
+def test_ctrl_c_saves_a_run_and_ends_well(tmp_path: Path) -> None:
+    """Also the port, which rank 0 gets from the launcher, is used here: the ranks meet."""
+    write_corpus(tmp_path)
+    config = training_config(tmp_path, "pretrain", parallel={"pipeline": 2}, train={"steps": 100_000})
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    run, pretrain = tmp_path / "runs/pretrain", ("-m", "pretrain.train", "--config", str(tmp_path / "config.yaml"))
+    with launched("--ranks", "2", *pretrain) as process:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said and "error" not in said, said
+    assert said.splitlines()[-1].endswith("stopped by SIGINT, the same command continues it")
+    assert (run / "state").read_text() == "stopped by SIGINT\n" and list((run / "checkpoints").glob("step-*"))
+    with launched("--ranks", "2", *pretrain, "trian.steps=1") as process:
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (2, "error: command line: trian: unknown key, did you mean train?\n")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        nodes = ("--ranks", "1", "--nodes", "2", "--node-rank", "0", "--rendezvous", where)
+        with launched(*nodes, *pretrain) as process:
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in said, said
+    first, last = [line for line in said.splitlines() if line.startswith("error")]
+    port = where.partition(":")[2]
+    assert first.startswith(f"error: rank 0: MASTER_PORT={port} is in use on this machine: choose another one (trace")
+    assert last == "error: rank 0 ended with exit code 1"
