@@ -10,5 +10,5 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
     echo "Slurm could not be installed here (Debian, as root: apt-get install slurm-wlm munge)" >&2
 fi
 
-bash tools/setup.sh clean finetune eval plot dev
+bash tools/setup.sh clean finetune eval plot tensorboard dev
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -m slurm -rs tests/slurm "$@"

@@ -1,50 +1,34 @@
-"""Where a run's numbers go: its files, Weights & Biases, the screen.
+"""Where a run's numbers go: its files, trackers, the screen.
 
 `<run>/metrics.jsonl` and a file in `<run>/eval` get rows (`pretrain/rows`); those of the steps before a checkpoint are
-on the disk when it is, and rows that are missing all the same are named when the run goes on. wandb gets
-the same numbers, offline by default; it may fail at any time, which the run says once, and continues. Only rank 0 makes
-a `RunMetrics`.
+on the disk when it is, and rows that are missing all the same are named when the run goes on. wandb and TensorBoard
+(`pretrain/run/trackers`) get the same numbers. Only rank 0 makes a `RunMetrics`.
 """
 
-import contextlib
-import os
-import secrets
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, get_args
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pretrain.config.read import Dumpable
-from pretrain.config.run import LoggingSection, RunSection, WandbMode
 from pretrain.rows.diagnostics import DIAGNOSTICS
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepRow
 from pretrain.run.progress import Progress
+from pretrain.run.trackers.tensorboard_run import TensorboardRun
+from pretrain.run.trackers.tracker import LoggedConfig, Tracker, Trackers
+from pretrain.run.trackers.wandb_run import WandbRun, wandb_mode
 from pretrain.storage import is_there
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-WANDB_START_SECONDS = 30
-"""How long the start of a run waits for an online wandb server."""
-
 MOST_SPANS = 5
 """Of missing rows, in a warning."""
 
 
-class LoggedConfig(Dumpable, Protocol):
-    """What logging needs of a configuration, of pretraining or of fine-tuning."""
-
-    @property
-    def run(self) -> RunSection: ...
-
-    @property
-    def logging(self) -> LoggingSection: ...
-
-
 class RunMetrics:
-    """Where rank 0 logs. A context manager: leaving it closes files, wandb and the progress display."""
+    """Where rank 0 logs. A context manager: leaving it closes files, trackers and the progress display."""
 
     def __init__(
         self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
@@ -74,13 +58,13 @@ class RunMetrics:
             self._diagnostics = self._open(run_dir / DIAGNOSTICS, resumed_step, diagnosed)
         self._files = [file for file in (self._steps, self._evaluations, self._diagnostics) if file is not None]
         self._held_back = False
-        self._wandb = None
-        mode = self._wandb_mode(config.logging.wandb)
+        mode = wandb_mode(config.logging.wandb, self.message)
+        makers: dict[str, Callable[[], Tracker]] = {}
         if mode != "disabled":
-            try:
-                self._wandb = _start_wandb(config, run_dir, mode)
-            except Exception as error:  # a foreign service, never worth the run
-                self._lose_wandb("did not start", error)
+            makers["wandb"] = lambda: WandbRun(config, run_dir, mode)
+        if config.logging.tensorboard:
+            makers["tensorboard"] = lambda: TensorboardRun(run_dir, resumed_step)
+        self._trackers = Trackers(makers, self.message)
 
     def __enter__(self) -> "RunMetrics":
         return self
@@ -99,7 +83,7 @@ class RunMetrics:
             return
         self._append(self._steps, [row])
         charted = {key: value for key, value in vars(row).items() if key != "step" and not isinstance(value, str)}
-        self._to_wandb({f"train/{key}": value for key, value in charted.items()}, row.step)
+        self._trackers.log({f"train/{key}": value for key, value in charted.items()}, row.step)
 
     def log_evaluation(self, rows: Sequence[EvaluationRow]) -> None:
         """Show and keep evaluation rows, all of one step."""
@@ -109,22 +93,21 @@ class RunMetrics:
             values = ", ".join(f"{row.value:.4f} at {row.num_loops} loop{'s' * (row.num_loops > 1)}" for row in chosen)
             self.message(f"step {chosen[0].step}: {task} {metric} {values}")
         if rows:
-            self._to_wandb(
-                {f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}, rows[0].step
-            )
+            charted = {f"{row.task}/{row.metric} at {row.num_loops} loops": row.value for row in rows}
+            self._trackers.log(charted, rows[0].step)
 
     def log_result(self, row: "DataclassInstance", step: int, line: str, charted: Mapping[str, float]) -> None:
         """Keep an evaluation row of another schema, show its line, and chart some of its numbers."""
         self._append(self._evaluations, [row])
         self.message(line)
-        self._to_wandb(dict(charted), step)
+        self._trackers.log(charted, step)
 
     def log_diagnostics(self, row: Mapping[str, Any]) -> None:
         """Keep and chart what hooks measured (`pretrain/rows/diagnostics.py`)."""
         assert self._diagnostics is not None, "there are hooks"
         self._append(self._diagnostics, [row])
         charted = {name: value for name, value in row.items() if name != "step" and isinstance(value, float)}
-        self._to_wandb({f"diagnostics/{name}": value for name, value in charted.items()}, row["step"])
+        self._trackers.log({f"diagnostics/{name}": value for name, value in charted.items()}, row["step"])
 
     def message(self, text: str) -> None:
         """Show a line that stays, without tearing the progress bar."""
@@ -137,6 +120,7 @@ class RunMetrics:
                 file.sync()
             except OSError as error:
                 self.message(f"warning: {file.path}: {error.strerror}; a power cut would take its last rows")
+        self._trackers.sync()
 
     def close(self) -> None:
         """Close everything, once."""
@@ -146,11 +130,7 @@ class RunMetrics:
                 file.flush()
             except OSError as error:
                 self.message(f"warning: {file.path}: {error.strerror}; its last rows are lost")
-        if self._wandb is not None:
-            try:
-                self._wandb.finish()
-            except Exception as error:
-                self._lose_wandb("did not finish", error)
+        self._trackers.finish()
 
     def _open(self, path: Path, resumed_step: int, expected: Sequence[int]) -> JsonLines:
         file = JsonLines(path)
@@ -171,34 +151,6 @@ class RunMetrics:
                 self.message(f"warning: {file.path}: {error.strerror}; its rows are held back until there is room")
             self._held_back = True
 
-    def _wandb_mode(self, configured: WandbMode) -> WandbMode:
-        """What is configured, or less if the environment says so: somebody switched it off or kept it from the
-        network."""
-        order = get_args(WandbMode)
-        asked: Any = os.environ.get("WANDB_MODE", "").lower().replace("dryrun", "offline")
-        if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
-            asked = "disabled"
-        if asked not in order or order.index(asked) >= order.index(configured):
-            return configured
-        self.message(f"wandb is {asked}, as the environment says; logging.wandb={configured}")
-        return asked
-
-    def _to_wandb(self, values: dict[str, Any], step: int) -> None:
-        if self._wandb is not None:
-            try:
-                self._wandb.log(values, step=step)
-            except Exception as error:
-                self._lose_wandb("stopped", error)
-
-    def _lose_wandb(self, what: str, error: Exception) -> None:
-        import wandb
-
-        self._wandb = None
-        reason = str(error).splitlines() or [type(error).__name__]
-        self.message(f"warning: wandb {what} ({reason[0]}); the run continues without it, metrics.jsonl has everything")
-        with contextlib.suppress(Exception):
-            wandb.teardown()  # else its exit hook prints a traceback when its service is gone
-
 
 def _spans(expected: Iterable[int], there: Container[int]) -> str:
     """The steps that are not there, in words, not too many: 1 to 8, 10."""
@@ -214,23 +166,3 @@ def _spans(expected: Iterable[int], there: Container[int]) -> str:
             is_open = True
     words = [str(first) if first == last else f"{first} to {last}" for first, last in spans[:MOST_SPANS]]
     return ", ".join([*words, *(["..."] if len(spans) > MOST_SPANS else [])])
-
-
-def _start_wandb(config: LoggedConfig, run_dir: Path, mode: WandbMode) -> Any:
-    """The wandb run of this run directory: its id is made once and kept there, so that a resumed run continues it."""
-    import wandb
-
-    id_file = run_dir / "wandb" / "run_id.txt"
-    if not is_there(id_file):
-        id_file.parent.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(f"{config.run.name}-{secrets.token_hex(4)}\n")
-    return wandb.init(
-        project=config.logging.wandb_project,
-        id=id_file.read_text().strip(),
-        name=config.run.name,
-        dir=run_dir,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        config=config.model_dump(),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_START_SECONDS),
-    )

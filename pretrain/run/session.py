@@ -44,10 +44,11 @@ from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.step import StepCost
 from pretrain.run.directory import describe_run, tokenizer_copy, write_state
-from pretrain.run.logger import LoggedConfig, RunMetrics
+from pretrain.run.logger import RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
+from pretrain.run.trackers.tracker import LoggedConfig, require_tracker_packages
 from pretrain.storage import read_file
 
 SETTLE_S = 60.0
@@ -84,7 +85,9 @@ def join_world(config: SessionConfig) -> Iterator[tuple[Groups, StopSignal]]:
     Raises:
         ConnectionError: another rank has ended, or cannot be met.
         KeyboardInterrupt: the same, after a Ctrl-C, which the other ranks got too.
+        ImportError: the configuration asks for a package that is not installed.
     """
+    require_tracker_packages(config.logging)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with StopSignal() as signals:

@@ -41,6 +41,7 @@ TESTED = {
         "checkpoint.asynchronous": "tests/distributed/test_training.py",
         "logging.wandb": "tests/distributed/training.py",
         "logging.wandb_project": "tests/support/wandb_child.py",
+        "logging.tensorboard": "tests/unit/run/test_trackers.py",
     },
     FinetuneConfig: {
         "data.train.seed": "tests/unit/finetune/test_examples.py",

@@ -136,7 +136,7 @@ def test_every_problem_has_its_line(write: Write) -> None:
         "run.yaml:9: data.sources[0].wieght: unknown key, did you mean data.sources[].weight?",
         "run.yaml:10: num_loops: unknown key, did you mean model.num_loops or validation.num_loops?",
         "run.yaml:11: run: needs keys and values, got 7",
-        "run.yaml:13: logging.q: unknown key; there are every, wandb, wandb_project",
+        "run.yaml:13: logging.q: unknown key; there are every, tensorboard, wandb, wandb_project",
     ]
 
 

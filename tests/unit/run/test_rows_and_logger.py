@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,72 +195,6 @@ def test_a_terminal_gets_one_bar_and_whole_messages(tmp_path: Path) -> None:
     frames = stream.getvalue().replace("\n", "\r").split("\r")
     assert "step 7: validation nll 3.2500 at 1 loop, 3.1250 at 2 loops" in frames
     assert any("7/10" in frame and "loss 3.5000, loops 2" in frame and "ETA" in frame for frame in frames)
-
-
-def wandb_session(run_dir: Path, *arguments: str) -> str:
-    """Run tests/support/wandb_child.py in a process of its own; returns what it prints on standard error."""
-    places = {name: str(run_dir / name) for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
-    environment = {**os.environ, **places, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "tests" / "support" / "wandb_child.py", run_dir, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return done.stderr
-
-
-def test_wandb_offline_for_real(tmp_path: Path) -> None:
-    """Two sessions of one run have the same id; losing the service costs one line, nothing at exit, and leaves the
-    rows."""
-    assert "wandb" not in wandb_session(tmp_path, "0")
-    lines = wandb_session(tmp_path, "2", "kill").splitlines()
-    ours = [line.split(" (")[0] for line in lines if "step" not in line and not line.startswith("wandb:")]
-    # wandb notices the loss at a log or at the end
-    assert ours in (["warning: wandb stopped"], ["warning: wandb did not finish"])
-    run_id = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
-    assert run_id.startswith("test-")
-    files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
-    assert len(files) == 2 and any(b"of-tests" in file.read_bytes() for file in files)  # the project
-    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("environment", "configured", "mode"),
-    [
-        ({"WANDB_MODE": "disabled"}, "online", "disabled"),
-        ({"WANDB_MODE": "dryrun"}, "online", "offline"),
-        ({"WANDB_DISABLED": "true"}, "offline", "disabled"),
-        ({"WANDB_MODE": "online"}, "offline", "offline"),
-        ({"WANDB_MODE": "what"}, "offline", "offline"),
-    ],
-)
-def test_the_environment_can_switch_wandb_off_but_not_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], configured: str, mode: str
-) -> None:
-    for name in ("WANDB_MODE", "WANDB_DISABLED"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    asked: list[str] = []
-    monkeypatch.setattr("pretrain.run.logger._start_wandb", lambda _, __, mode: asked.append(mode))
-    stream = io.StringIO()
-    with RunMetrics(config(configured), tmp_path, num_steps=1, resumed_step=0, stream=stream):
-        pass
-    assert asked == ([] if mode == "disabled" else [mode])
-    said = f"wandb is {mode}, as the environment says; logging.wandb={configured}"
-    assert (said in stream.getvalue()) == (mode != configured)
-
-
-def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
-    (tmp_path / "wandb").write_text("in the way")
-    stream = io.StringIO()
-    with RunMetrics(config("offline"), tmp_path, num_steps=10, resumed_step=0, stream=stream) as metrics:
-        metrics.log_step(step_row(1))
-    assert stream.getvalue().startswith("warning: wandb did not start (")
-    assert stream.getvalue().count("\n") == 2
-    assert steps_in(tmp_path / "metrics.jsonl") == [1]
-
-
-def test_metrics_without_wandb_do_not_import_it(tmp_path: Path) -> None:
-    code = "import sys, pretrain.run.logger; sys.exit('wandb' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_peak_of_a_cpu_is_measured() -> None:
