@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from pretrain.config.run import ParallelSection
 from pretrain.device.ranks import world_from_environment
+from pretrain.eval.chat import chat_prompt
 from pretrain.eval.sampling import Generation, generate
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.rows.evaluation import EvaluationRow, ScoredModel
@@ -156,7 +158,8 @@ class LoadedRun:
 
     def generate(
         self, prompts: Prompts, *, num_loops: int | None = None, max_new_tokens: int = 100,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+        temperature: float | None = None, top_p: float | None = None, top_k: int | None = None, seed: int = 0,
+        chat: bool = False,
     ) -> Prompts:  # fmt: skip
         """Continue a prompt, or several in one batch; the continuations alone, each as if its prompt were alone.
 
@@ -164,20 +167,26 @@ class LoadedRun:
             prompts: one text, or several.
             num_loops: L. Default: that of the model.
             max_new_tokens: longest continuation.
-            temperature: logits are divided by it; 0 = always the likeliest token.
+            temperature: logits are divided by it; 0 = always the likeliest token. Default: as the model's publisher
+                says, as of top_p and top_k; else 0.
             top_p: mass of the likeliest tokens drawn.
+            top_k: number of the likeliest tokens drawn; 0 = all.
             seed: of the draws.
+            chat: prompts are messages, put into the model's chat template.
 
         Raises:
-            ValueError: a setting is out of range, or the model has no positions for so many tokens.
+            ValueError: a setting is out of range, the model has no positions for so many tokens, or no chat template.
         """
         if num_loops is not None:
             self.model.config.require_loops("num_loops", [num_loops])
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        given = {name: value for name, value in sampling.items() if value is not None}
         settings = Generation(
-            max_new_tokens=max_new_tokens, vocab_size=self.tokenizer.vocab_size, eos_id=self.tokenizer.eos_id,
-            num_loops=num_loops, temperature=temperature, top_p=top_p, seed=seed,
+            max_new_tokens=max_new_tokens, vocab_size=self.tokenizer.vocab_size, end_ids=self.tokenizer.end_ids,
+            num_loops=num_loops, seed=seed, **self.tokenizer.usage.sampling | given,
         )  # fmt: skip
-        rows = [self.encode(prompt).tolist() for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        encode = partial(chat_prompt, self.tokenizer) if chat else lambda prompt: self.encode(prompt).tolist()
+        rows = [encode(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         texts = [self.tokenizer.decode(new) for new in generate(self.model, rows, settings)]
         if isinstance(prompts, str):
             return texts[0]

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain.command.console import print_warnings, run_command
-from pretrain.command.options import OptionParser, add_run, positive
+from pretrain.command.options import OptionParser, add_run, at_least, positive
 from pretrain.model.loop.exit_rules import HELP, exit_rule, is_auto
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     option = parser.add_argument
     option("--tokenizer", type=Path, metavar="FILE", help="default: data.tokenizer of the run")
     option("--prompt", action="append", default=[], metavar="TEXT", help="text to continue; may be given several times")
+    chat = "each prompt is a message, put into the model's chat template; prints the answers alone"
+    option("--chat", action="store_true", help=chat)
     option("--prompt-file", type=Path, metavar="FILE", help="more prompts, one per line; empty lines are skipped")
     option(
         "--num-loops", metavar="N|auto[:RULE][:THRESHOLD]",
@@ -46,8 +48,10 @@ def parse_arguments() -> argparse.Namespace:
         help="with auto, keys and values of loops that a token leaves out: its last loop's (the default), or computed",
     )
     option("--max-new-tokens", type=positive, default=200, metavar="N", help="longest continuation; default: 200")
-    option("--temperature", type=float, default=0.8, metavar="T", help="0 = always the likeliest token; default: 0.8")
-    option("--top-p", type=float, default=0.95, metavar="P", help="mass of the likeliest tokens drawn; default: 0.95")
+    own = "default: the published model's own, else"
+    option("--temperature", type=float, metavar="T", help=f"0 = always the likeliest token; {own} 0.8")
+    option("--top-p", type=float, metavar="P", help=f"mass of the likeliest tokens drawn; {own} 0.95")
+    option("--top-k", type=at_least(0), metavar="K", help=f"number of the likeliest tokens drawn, 0 = all; {own} 0")
     option("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default: 0")
     option("--batch", type=positive, default=16, metavar="N", help="prompts per batch; default: 16")
     return parser.parse_args()
@@ -65,12 +69,24 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def encode(tokenizer: "Tokenizer", text: str, what: str) -> list[int]:
-    """Token ids of a text; an error names what it is."""
+def encode(tokenizer: "Tokenizer", text: str, what: str, *, is_chat: bool) -> list[int]:
+    """Token ids of a text or message; an error names what it is."""
+    from pretrain.eval.chat import chat_prompt
+
+    if is_chat:
+        return chat_prompt(tokenizer, text)
     try:
-        return tokenizer.encode(text)
+        row = tokenizer.encode(text)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
+    return [tokenizer.bos_id, *row] if tokenizer.adds_bos or not row else row
+
+
+def sampling_of(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, Any]:
+    """temperature, top_p and top_k: as given, else as the model's publisher says, else those of this tool."""
+    values = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: value for name, value in values.items() if value is not None}
+    return (tokenizer.usage.sampling or {"temperature": 0.8, "top_p": 0.95}) | given
 
 
 def loop_count(arguments: argparse.Namespace) -> int | None:
@@ -89,9 +105,11 @@ def loop_count(arguments: argparse.Namespace) -> int | None:
 
 
 def texts(
-    trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int, exits: "ExitDecoder | None"
-) -> Iterator[str]:
-    """Each prompt with its continuation; a terminal shows a bar over the tokens of a batch."""
+    trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int, exits: "ExitDecoder | None",
+    *, is_chat: bool,
+) -> Iterator[str]:  # fmt: skip
+    """Each prompt with its continuation, or the answers of a chat; a terminal shows a bar over the tokens of a
+    batch."""
     from tqdm import tqdm
 
     from pretrain.eval.sampling import generate
@@ -100,14 +118,14 @@ def texts(
     bar = partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=silent)
     for start in range(0, len(prompts), batch):
         numbers = range(start, min(start + batch, len(prompts)))
-        rows = [encode(tokenizer, prompts[number], f"prompt {number + 1}") for number in numbers]
-        rows = [[tokenizer.bos_id, *row] if tokenizer.adds_bos or not row else row for row in rows]
+        rows = [encode(tokenizer, prompts[each], f"prompt {each + 1}", is_chat=is_chat) for each in numbers]
         continuations = generate(trained.model, rows, settings, decoder=exits, row_numbers=numbers, track=bar)
         if exits is not None:
             lengths = [max(len(new), 1) for new in continuations]
             mean = exits.count_loops(lengths) / sum(lengths)
             print(f"{exits.rule}: {mean:.2f} loops a new token", file=sys.stderr)
-        yield from (tokenizer.decode(row + new) for row, new in zip(rows, continuations, strict=True))
+        shown = continuations if is_chat else [row + new for row, new in zip(rows, continuations, strict=True)]
+        yield from map(tokenizer.decode, shown)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -120,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
-    print_warnings(trained.problems)
+    print_warnings([*trained.problems, *trained.tokenizer.usage.not_obeyed])
     model = trained.saved.model
     most, exits = loop_count(arguments), None
     if most is not None:
@@ -130,16 +148,15 @@ def run(arguments: argparse.Namespace) -> None:
     settings = Generation(
         max_new_tokens=arguments.max_new_tokens,
         vocab_size=trained.tokenizer.vocab_size,
-        eos_id=trained.tokenizer.eos_id,
+        end_ids=trained.tokenizer.end_ids,
         num_loops=most,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
         seed=arguments.seed,
+        **sampling_of(arguments, trained.tokenizer),
     )
     num_loops = most or model.num_loops
     depth = f"{'' if exits is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
     print(f"{arguments.run}, step {trained.step}, {depth}", file=sys.stderr)
-    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits)):
+    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits, is_chat=arguments.chat)):
         if number:
             print("-" * 80)
         print(text, flush=True)

@@ -135,7 +135,7 @@ class LoopedLM(TemplateLM):
         most = min(most, self.max_length - 1)
         temperature = float(options.get("temperature") or 0) if options.get("do_sample") else 0.0
         settings = Generation(
-            max_new_tokens=most, vocab_size=self.text.vocab_size, eos_id=self.text.eos_id, num_loops=self._current,
+            max_new_tokens=most, vocab_size=self.text.vocab_size, end_ids=self.text.end_ids, num_loops=self._current,
             temperature=max(temperature, 0.0), top_p=float(options.get("top_p", 1.0)) if temperature > 0 else 1.0,
         )  # fmt: skip
         prompts = [self._cut_prompt(self.tok_encode(request.args[0]), self.max_length - most) for request in requests]

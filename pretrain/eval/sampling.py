@@ -3,9 +3,9 @@
 1. Prompts are padded on the left to one length. No token attends to padding, and each row counts its own positions.
 2. One pass over the prompts fills the key/value cache; then one pass per new token. Every loop has its own keys and
    values, so a cache of N tokens holds N · effective depth of them.
-3. The next token is the likeliest one (temperature 0), or the quantile of the tempered, top-p cut distribution at one
-   uniform number: a hash of (seed, row number, position), independent of the batch and the device.
-4. A row ends at the end-of-sequence token, or where the caller decides; the batch ends with its last row.
+3. The next token is the likeliest one (temperature 0), or the quantile of the tempered distribution, cut to top k and
+   then top p, at one uniform number: a hash of (seed, row number, position), independent of the batch and the device.
+4. A row ends at an end-of-sequence token, or where the caller decides; the batch ends with its last row.
 
 Logits of a row equal those of the row alone up to the rounding of matrix products, which may differ between batch
 sizes; in low precision that can decide between two tokens of nearly equal probability.
@@ -36,14 +36,16 @@ class Generation:
     """Longest continuation, in tokens; with rotary positions it may exceed the trained train.seq_len."""
     vocab_size: int
     """Tokens of the tokenizer; the model may have more rows, which are never chosen."""
-    eos_id: int
-    """End-of-sequence token: ends a row."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end a row."""
     num_loops: int | None = None
     """L. Default: model.num_loops."""
     temperature: float = 0.0
     """Logits are divided by it; 0 = always the likeliest token."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together have at least this probability (Holtzman et al. 2020)."""
+    top_k: int = 0
+    """Draw among so many of the likeliest, of which top_p is a share; 0 = all."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -52,6 +54,8 @@ class Generation:
             raise ValueError(f"temperature={self.temperature}: needs 0 (always the likeliest token) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: needs a probability above 0, at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: needs a number of tokens, or 0 for all")
 
 
 class Decoder(Protocol):
@@ -112,7 +116,7 @@ def generate(
     steps = _decode(decoder or decoder_of(model), device, prompts, settings, row_numbers or range(len(prompts)))
     for tokens in track(steps):
         for row, token in enumerate(tokens):
-            is_open[row] = is_open[row] and token != settings.eos_id
+            is_open[row] = is_open[row] and token not in settings.end_ids
             if is_open[row]:
                 rows[row].append(token)
                 is_open[row] = not is_over(rows[row])
@@ -199,6 +203,8 @@ def choose_tokens(logits: Tensor, settings: Generation, uniforms: Tensor) -> Ten
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     sorted_logits, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    if settings.top_k:
+        sorted_logits[:, settings.top_k :] = -torch.inf
     cumulative = (sorted_logits / settings.temperature).softmax(dim=-1).cumsum(dim=-1)  # [b, v]
     num_kept = (cumulative < settings.top_p).sum(dim=-1, keepdim=True).clamp_max(logits.shape[-1] - 1) + 1
     targets = uniforms[:, None] * cumulative.gather(-1, num_kept - 1)

@@ -113,8 +113,10 @@ def _write(
         name, rules = architecture.name, stock_rules(architecture.model_type, model, num_loops, seq_len)
         values = stock_config(architecture, model, num_loops, seq_len)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "config.json", values | ids | {"dtype": str(dtype).removeprefix("torch."), "use_cache": True})
-    _write_json(folder / "generation_config.json", ids)
+    usage = tokenizer.usage
+    more = {"dtype": str(dtype).removeprefix("torch."), "use_cache": True}
+    _write_json(folder / "config.json", values | (usage.model_ids or ids) | more)
+    _write_json(folder / "generation_config.json", usage.generation or ids)
     export_tokenizer(tokenizer, folder)
     fates = _write_weights(folder, rules, reader, dtype)
     totals = write_report(folder, f"{name} of {reader.path}", fates)

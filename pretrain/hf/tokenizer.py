@@ -32,6 +32,7 @@ from pretrain.data.tokenizers.published import PublishedTokenizer
 from pretrain.data.tokenizers.sentencepiece import SPACE_MARK, SPECIALS, WHITESPACE_PIECES, SentencePieceTokenizer
 from pretrain.data.tokenizers.symbols import SymbolTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.usage import TEMPLATE_FILE
 from pretrain.storage import parse_json
 
 # The class that uses tokenizer.json unchanged in every version of transformers. Exception: beside a config.json of type
@@ -59,10 +60,19 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     else:
         assert isinstance(tokenizer, PublishedTokenizer)
         content = _with_new_tokens(tokenizer)
-        settings = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+        settings = tokenizer.special_names | _usage_settings(tokenizer, folder)
     (folder / "tokenizer.json").write_bytes(content.encode())
     settings |= {"tokenizer_class": TOKENIZER_CLASS, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _usage_settings(tokenizer: PublishedTokenizer, folder: Path) -> dict[str, Any]:
+    """What the publisher's settings say of padding and chats; one template is in a file of its own, too."""
+    usage = tokenizer.usage
+    if isinstance(usage.chat_template, str):
+        (folder / TEMPLATE_FILE).write_text(usage.chat_template, encoding="utf-8")
+    found = {"pad_token": usage.pad_token, "chat_template": usage.chat_template}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _build(tokenizer: SentencePieceTokenizer) -> Backend:

@@ -1,7 +1,6 @@
 """A run directory with only weights, made by import and surgery and accepted by sampling, evaluation, fine-tuning and
 `checkpoint.init_from`."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from pretrain.checkpoint.run import save_weights
 from pretrain.config.read import resolved_yaml
 from pretrain.config.saved_model import SavedModel
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf.report import Fate, write_report
 from pretrain.model.weights import stage_weights
 
@@ -33,7 +33,7 @@ def write_run(
     """
     names = set(stage_weights(saved.model, saved.seq_len))
     assert names == set(weights), f"missing or unexpected weights: {sorted(names ^ set(weights))}"
-    meta = {"saved_model": saved.model_dump(mode="json"), "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest()}
+    meta = {"saved_model": saved.model_dump(mode="json"), "tokenizer_sha256": Tokenizer.from_bytes(tokenizer).sha256}
     directory.mkdir(parents=True)
     try:
         (directory / Path(saved.tokenizer).name).write_bytes(tokenizer)

@@ -166,7 +166,7 @@ def export(run_dir: Path, out: Path) -> tuple[bool | None, str]:
 
 
 def _greedily(prompts: Prompts, num_loops: int) -> Generation:
-    return Generation(max_new_tokens=NUM_NEW, vocab_size=prompts.vocab_size, eos_id=-1, num_loops=num_loops)
+    return Generation(max_new_tokens=NUM_NEW, vocab_size=prompts.vocab_size, num_loops=num_loops)
 
 
 def _never_over(_: list[int]) -> bool:

@@ -24,7 +24,7 @@ PAIRS: list[Pair] = [
     ([1, 2], [30]),
     ([8, 9, 10, 11], [12, 13, 14]),
 ]
-SETTINGS = Generation(max_new_tokens=6, vocab_size=VOCAB_SIZE, eos_id=2, num_loops=2)
+SETTINGS = Generation(max_new_tokens=6, vocab_size=VOCAB_SIZE, end_ids=(2,), num_loops=2)
 
 
 def is_over(token: int, tokens: list[int]) -> bool:

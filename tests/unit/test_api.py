@@ -65,7 +65,7 @@ def test_logits_and_states_of_several_loop_counts_are_those_of_each_alone(run: L
 def test_generation_is_that_of_the_tool(run: LoadedRun, question: str) -> None:
     prompts = [question, question[:9]]
     settings = Generation(
-        max_new_tokens=7, vocab_size=run.tokenizer.vocab_size, eos_id=run.tokenizer.eos_id, num_loops=3,
+        max_new_tokens=7, vocab_size=run.tokenizer.vocab_size, end_ids=(run.tokenizer.eos_id,), num_loops=3,
         temperature=0.9, top_p=0.8, seed=4,
     )  # fmt: skip
     new = generate(run.model, [run.encode(prompt).tolist() for prompt in prompts], settings)

@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers(imported: Imported) -> None:
 def test_greedy_continuations_are_those_of_transformers(imported: Imported) -> None:
     tokenizer = imported.ours.tokenizer
     rows = [tokenizer.encode(prompt) for prompt in PROMPTS]
-    settings = Generation(max_new_tokens=24, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, temperature=0.0)
+    settings = Generation(max_new_tokens=24, vocab_size=tokenizer.vocab_size, end_ids=tokenizer.end_ids)
     for row, mine in zip(rows, generate(imported.ours.model, rows, settings), strict=True):
         other = imported.theirs.generate(
             torch.tensor([row]), max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_id

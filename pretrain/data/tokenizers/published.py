@@ -1,7 +1,8 @@
 """Tokenizers of published models (GPT-2, Llama, Qwen, OLMo, SmolLM), used as they are, by the `tokenizers` library.
 
 The file is one JSON object of ours: the text of the original tokenizer.json, unchanged, the names of its bos and eos,
-whether the publisher's tokenizer puts the bos before a text, and the tokens that were added for latent thoughts.
+whether the publisher's tokenizer puts the bos before a text, the tokens that were added for latent thoughts, and how
+the model is meant to be used (`usage.py`), which the tokenizer's sha256 is not of: it says nothing about ids.
 `import_tokenizer` makes it from a folder of a published model; nothing in that folder is executed.
 
 1. Added tokens get the ids after the last row of the model's embedding, which may be longer than the vocabulary (Qwen
@@ -18,19 +19,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pretrain.data.tokenizers.tokenizer import FORMAT_VERSION, THOUGHT_TOKENS, Tokenizer, read_fields
+from pretrain.data.tokenizers.usage import Usage, read_settings, read_usage
 from pretrain.storage import is_there, parse_json, read_file, require_content
 
 FORMAT = "looped-published-tokenizer"
 
 
 class PublishedTokenizer(Tokenizer):
-    """A published tokenizer. bos and eos may be one token; padding is never looked at, so pad is the eos."""
+    """A published tokenizer. bos and eos may be one token; padding is never looked at, so pad is the eos where
+    the publisher has none."""
 
     def __init__(self, content: bytes) -> None:
         """Args: content, the bytes that `import_tokenizer` returned. Use `Tokenizer.load` for a file.
@@ -39,7 +41,9 @@ class PublishedTokenizer(Tokenizer):
             ValueError: they are not of this format.
         """
         fields = read_fields(content, FORMAT, ("tokenizer_json", "bos_token", "eos_token", "new_tokens"))
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        usage = fields.pop("usage", None)
+        self.sha256 = hashlib.sha256(content if usage is None else _to_bytes(fields)).hexdigest()
+        self.usage = Usage() if usage is None else Usage.of(usage)
         self.original: str = fields["tokenizer_json"]
         """Text of the published tokenizer.json."""
         self.bos_token: str = fields["bos_token"]
@@ -51,7 +55,7 @@ class PublishedTokenizer(Tokenizer):
         self.bos_id, self.eos_id = ids[self.bos_token], ids[self.eos_token]
         own = fields.get("adds_bos")  # files from before it was kept follow the published template
         self.adds_bos = own if isinstance(own, bool) else _begins_with(self._backend, self.bos_id)
-        self.pad_id = self.eos_id
+        self.pad_id = ids.get(self.usage.pad_token or self.eos_token, self.eos_id)
         self.vocab_size = 1 + max((*ids.values(), *self.new_tokens.values()))
 
     def thought_id(self, name: str) -> int:
@@ -59,6 +63,16 @@ class PublishedTokenizer(Tokenizer):
             missing = " ".join(THOUGHT_TOKENS)
             raise ValueError(f"the tokenizer was imported without {missing}: import it again with new_tokens=True")
         return self.new_tokens[name]
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        return {"bos_token": self.bos_token, "eos_token": self.eos_token}
+
+    def encode_markup(self, text: str) -> list[int]:
+        backend = Backend.from_str(self.original)  # not deaf to special tokens
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode(text, add_special_tokens=False).ids
 
     def iterate(self, text: str) -> Iterator[int]:
         """The ids of `encode`, all of them at once: where a text may be cut differs for every published tokenizer."""
@@ -101,12 +115,17 @@ def import_tokenizer(folder: Path, *, new_tokens: bool = True, first_new_id: int
         "new_tokens": ids,
         "adds_bos": _adds_bos(folder, backend, bos_token),
     }
-    return json.dumps({**fields, "tokenizer_json": original}, ensure_ascii=False, indent=1).encode()
+    usage = read_usage(folder, _special_token(folder, "pad", backend)).to_dict()
+    return _to_bytes({**fields, "tokenizer_json": original, **({"usage": usage} if usage else {})})
+
+
+def _to_bytes(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, indent=1).encode()
 
 
 def _adds_bos(folder: Path, backend: Backend, bos_token: str) -> bool:
     """Whether transformers puts the bos before a text: its option, else the template of tokenizer.json."""
-    option = _read_settings(folder / "tokenizer_config.json").get("add_bos_token")
+    option = read_settings(folder / "tokenizer_config.json").get("add_bos_token")
     return option if isinstance(option, bool) else _begins_with(backend, backend.token_to_id(bos_token))
 
 
@@ -199,29 +218,14 @@ def _parse_backend(original: str, folder: Path) -> Backend:
 def _special_token(folder: Path, kind: str, backend: Backend) -> str | None:
     """The bos or eos: named by the tokenizer's files, or by id in the model's."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        name = _read_settings(folder / file).get(f"{kind}_token")
+        name = read_settings(folder / file).get(f"{kind}_token")
         name = name.get("content") if isinstance(name, dict) else name
         if name:
             return name
     for file in ("generation_config.json", "config.json"):
-        number = _read_settings(folder / file).get(f"{kind}_token_id")
+        number = read_settings(folder / file).get(f"{kind}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         name = backend.id_to_token(number) if isinstance(number, int) else None
         if name:
             return name
     return None
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not is_there(path):
-        return {}
-    content = read_file(path)
-    require_content(path, content)
-    try:
-        settings = parse_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return settings

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pretrain.config.run import SYMBOLS_PREFIX
+from pretrain.data.tokenizers.usage import Usage
 from pretrain.storage import parse_json, read_file, require_missing
 
 FORMAT_VERSION = 1
@@ -86,6 +87,8 @@ class Tokenizer(ABC):
     pad_id: int
     adds_bos: bool = True
     """Whether a text begins with bos where nothing else is said, as the documents of pretraining do."""
+    usage: Usage = Usage()
+    """What a publisher says of its use."""
     is_of_symbols: ClassVar[bool] = False
     """Whether every token is a symbol of a list; else it is of one byte of text or more, joined as training found."""
 
@@ -132,6 +135,24 @@ class Tokenizer(ABC):
     @property
     def separators(self) -> Separators:
         return Separators(bos_id=self.bos_id, eos_id=self.eos_id)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: eos, and those that a published model ends with too."""
+        return tuple(dict.fromkeys((self.eos_id, *self.usage.end_ids)))
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        """How bos and eos are spelled in the markup of a chat."""
+        return {}
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Token ids of a text in which the names of special tokens stand for them.
+
+        Raises:
+            ValueError: this kind of tokenizer has none.
+        """
+        raise ValueError("this tokenizer has no special tokens that a text can name")
 
     @property
     def bot_id(self) -> int:

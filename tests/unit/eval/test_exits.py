@@ -12,7 +12,7 @@ from pretrain.model.loop.exit_rules import RULES, ExitRule, exit_rule
 from tests.unit.model.test_model import LLAMA, build
 
 PROMPTS = [[1, 5, 7, 2], [3], [4, 4, 9, 8, 6, 1, 2], [11, 10]]
-SETTINGS = Generation(max_new_tokens=8, vocab_size=LLAMA.vocab_size, eos_id=LLAMA.vocab_size + 1, num_loops=4)
+SETTINGS = Generation(max_new_tokens=8, vocab_size=LLAMA.vocab_size, num_loops=4)
 MIDDLE = {"gate": 0.8, "kl": 0.1, "change": 0.45, "entropy": 3.6}
 """Thresholds at which tokens of the model below stop after different loops."""
 

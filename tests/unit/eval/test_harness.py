@@ -146,7 +146,7 @@ def test_generated_text_ends_before_the_first_stop_string(tmp_path: Path, tokeni
     _, trained = load(tmp_path, tokenizer, {})
     ours = adapter(trained, groups)
     prompt = [trained.tokenizer.bos_id, *trained.tokenizer.encode("the loop")]
-    settings = Generation(max_new_tokens=12, vocab_size=trained.tokenizer.vocab_size, eos_id=trained.tokenizer.eos_id)
+    settings = Generation(max_new_tokens=12, vocab_size=trained.tokenizer.vocab_size, end_ids=trained.tokenizer.end_ids)
     whole = trained.tokenizer.decode(generate(trained.model, [prompt], settings)[0])
     stop = whole[3:5]
     cut = ours.generate_until(requests("generate_until", ("the loop", {"until": stop, "max_gen_toks": 12})))

@@ -60,7 +60,7 @@ def make_model(family: str = "llama") -> LoopedGPT:
 
 
 def how(**changes: Any) -> Generation:
-    return Generation(**({"max_new_tokens": 12, "vocab_size": VOCAB, "eos_id": EOS} | changes))
+    return Generation(**({"max_new_tokens": 12, "vocab_size": VOCAB, "end_ids": (EOS,)} | changes))
 
 
 def record_logits(model: LoopedGPT) -> list[Tensor]:
@@ -80,7 +80,7 @@ def record_logits(model: LoopedGPT) -> list[Tensor]:
 def test_cached_and_padded_equals_one_plain_pass_over_each_row(family: str, num_loops: int | None) -> None:
     model = make_model(family)
     logits = record_logits(model)
-    rows = generate(model, PROMPTS, how(num_loops=num_loops, eos_id=-1))
+    rows = generate(model, PROMPTS, how(num_loops=num_loops, end_ids=()))
     for number, (prompt, new) in enumerate(zip(PROMPTS, rows, strict=True)):
         whole = torch.tensor([prompt + new])
         plain = LoopedGPT.all_logits(model, model(whole, num_loops))[len(prompt) - 1 : -1]
@@ -103,23 +103,23 @@ def test_a_row_is_the_same_in_every_batch(temperature: float, prompts: list[list
 
 def test_a_row_ends_before_its_end_token_and_the_others_go_on() -> None:
     model = make_model()
-    free = generate(model, PROMPTS, how(eos_id=-1))
+    free = generate(model, PROMPTS, how(end_ids=()))
     eos = free[0][3]
-    ended = generate(model, PROMPTS, how(eos_id=eos))
+    ended = generate(model, PROMPTS, how(end_ids=(eos,)))
     assert ended == [row[: row.index(eos)] if eos in row else row for row in free]
     assert len(ended[0]) <= 3 < max(map(len, ended))
 
 
 def test_generation_stops_with_its_last_row() -> None:
     model, steps = make_model(), []
-    eos = generate(model, PROMPTS[:1], how(eos_id=-1))[0][0]
+    eos = generate(model, PROMPTS[:1], how(end_ids=()))[0][0]
 
     def track(tokens: Any) -> Any:
         for step in tokens:
             steps.append(step)
             yield step
 
-    assert generate(model, PROMPTS[:1], how(eos_id=eos), track=track) == [[]]
+    assert generate(model, PROMPTS[:1], how(end_ids=(eos,)), track=track) == [[]]
     assert steps == [[eos]]
 
 
@@ -136,7 +136,7 @@ def test_seeds_and_loop_counts_matter_and_repeat() -> None:
 
 def test_rows_of_the_embedding_beyond_the_tokenizer_are_never_chosen() -> None:
     model = make_model()
-    rows = generate(model, PROMPTS, how(max_new_tokens=40, temperature=5.0, vocab_size=50, eos_id=-1))
+    rows = generate(model, PROMPTS, how(max_new_tokens=40, temperature=5.0, vocab_size=50, end_ids=()))
     assert max(max(row) for row in rows) < 50
 
 
@@ -276,7 +276,7 @@ def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_pat
     chosen = how(
         max_new_tokens=7,
         vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
+        end_ids=(tokenizer.eos_id,),
         num_loops=3,
         temperature=1.5,
         top_p=0.95,

@@ -241,7 +241,7 @@ def test_it_compiles_whole() -> None:
 @pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 def test_greedy_generation_equals_ours(family: ModelSection, num_loops: int | None, cache_implementation: str) -> None:
     looped = build(family, **ENDS, num_loops=2, loop={"injection": "add"})
-    settings = Generation(max_new_tokens=7, vocab_size=VOCAB, eos_id=EOS, num_loops=num_loops)
+    settings = Generation(max_new_tokens=7, vocab_size=VOCAB, end_ids=(EOS,), num_loops=num_loops)
     expected = generate(looped, PROMPTS, settings)
     rows = exported(looped).generate(
         **padded(PROMPTS), max_new_tokens=7, do_sample=False, num_loops=num_loops, eos_token_id=EOS, pad_token_id=0,

@@ -1,0 +1,34 @@
+"""A message to a model in the form that its chat template gives it.
+
+Templates come with published models and are programs in Jinja: transformers runs them, in its sandbox, as
+`apply_chat_template` does, and the ids are the same as there: special tokens in the rendered text count as such.
+"""
+
+from typing import Any
+
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+
+def chat_prompt(tokenizer: Tokenizer, message: str) -> list[int]:
+    """Token ids of a chat that begins with a message of the user, up to where the answer begins.
+
+    Raises:
+        ValueError: the model has no template, or it fails.
+        ImportError: transformers is not installed.
+    """
+    usage = tokenizer.usage
+    template = usage.default_template
+    if template is None:
+        raise ValueError("this model has no chat template: its prompts are plain text")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [{"role": "user", "content": message}]
+    names = tokenizer.special_names | ({} if usage.pad_token is None else {"pad_token": usage.pad_token})
+    try:
+        how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, **names}
+        (text,), _ = render_jinja_template([messages], **how)
+    except ImportError:
+        raise
+    except Exception as error:  # a template is a program: it fails in any way
+        raise ValueError(f"the model's chat template fails: {str(error).partition(chr(10))[0]}") from None
+    return tokenizer.encode_markup(text)
