@@ -3,7 +3,8 @@ checkpoints/, requeues.txt, jobs/ (`slurm/common.sh` says what the last two hold
 
 States: `running`; `waiting` (a job is queued, or nothing has been trained yet); `complete`; `stopped` (asked to, the
 same command continues it); `crashed` (it said so, or its job is gone while it says that it runs); `stale` (it says that
-it runs, and nothing of it has changed for a long time: killed, or hanging).
+it runs, and nothing of it has changed for a long time: killed, or hanging); `imported` (weights that were brought in:
+nothing trains there).
 
 Cost: a few small reads a run, whatever its length; two milliseconds. Knows no torch.
 """
@@ -39,6 +40,7 @@ AT_ONCE = 0.1
 """Of that time: enough when the queue says that the job is gone."""
 WORKING_STATES = ("RUNNING", "COMPLETING")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED")
+IMPORTED = "imported"
 RANK_LABEL = re.compile(r"^(\s*\d+: )?(\[rank\d+\]: )?(error: )?")
 
 
@@ -138,6 +140,8 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
     job = _newest_job(run)
     patience = max(SILENCE_SECONDS, SILENT_STEPS * (step_time or 0) * (_number(config, "logging", "every") or 1))
     state = _state(said, job, queue, silent_for=(now - _last_sign(run, job)) / patience, has_begun=bool(rows))
+    if state == "waiting" and job is None and checkpoint is not None:  # what trains says so before its first checkpoint
+        state, all_steps = IMPORTED, None
     num_steps = all_steps or (step if state == "complete" else _steps_of_epochs(rows, epochs))
     requeues = _lines(run / "requeues.txt")
     return RunStatus(

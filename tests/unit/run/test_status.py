@@ -2,9 +2,12 @@
 torch."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,67 @@ def test_states(tmp_path: Path, made: dict[str, Any], queue: dict[str, str] | No
     found = status(make_run(tmp_path / "a", **made), queue)
     assert found.state == expected
     assert (found.eta_s is not None) == (expected == "running" and "steps" in made)
+
+
+def test_weights_that_were_brought_in_wait_for_nothing(tmp_path: Path) -> None:
+    """As `convert_checkpoint import` leaves them: no state, no rows, a checkpoint of step 0."""
+    run = make_run(tmp_path / "smollm2", total=1000)
+    (run / "checkpoints" / "step-00000000").mkdir()
+    assert (status(run).state, status(run).num_steps) == ("imported", None)
+    assert run_tool(tmp_path).stdout.splitlines()[1].split()[:3] == ["smollm2", "imported", "0"]  # checkpoint 0
+    make_run(tmp_path / "fresh", total=1000)
+    assert status(tmp_path / "fresh").state == "waiting"
+
+
+def test_a_watch_in_a_pipe_prints_a_table_when_a_run_has_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", steps=3, state="running")
+    with watching(tmp_path, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["run", "a"]
+        time.sleep(0.5)  # several looks, and nothing new
+        JsonLines(run / "metrics.jsonl").append([step_row(4)])
+        assert [process.stdout.readline().split()[:3] for _ in range(3)] == [[], HEAD, ["a", "running", "4/100"]]
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", None)
+    assert process.returncode == 0
+
+
+def test_a_watch_on_a_terminal_draws_in_one_place(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", steps=3, state="running")
+    ours, theirs = os.openpty()
+    with watching(tmp_path, theirs) as process:
+        os.close(theirs)
+        text = ""
+        while text.count("\x1b[H") < 3:
+            text += os.read(ours, 4096).decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    os.close(ours)
+    frame = text.split("\x1b[H")[1]
+    assert "every 0.1 s, Ctrl-C ends this" in frame and "a    running" in frame and frame.endswith("\x1b[J")
+
+
+@pytest.mark.parametrize("seconds", ["runs", "0", "nan"])
+def test_a_wrong_interval_is_a_line(tmp_path: Path, seconds: str) -> None:
+    command = [sys.executable, ROOT / "tools/status.py", "--watch", seconds]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    line = f"error: --watch: needs seconds, from 0.1 on, got {seconds}; the folder stands before it; --help lists the"
+    assert (done.returncode, done.stderr) == (2, f"{line} options\n")
+
+
+HEAD = ["run", "state", "step"]
+
+
+@contextmanager
+def watching(folder: Path, stdout: int) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, ROOT / "tools/status.py", folder, "--watch", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_checkpoint_between_two_rows_counts(tmp_path: Path) -> None:
