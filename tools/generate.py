@@ -134,6 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from pretrain.eval.exits import ExitDecoder
     from pretrain.eval.sampling import Generation
+    from pretrain.model.count import cached_numbers
     from pretrain.run.trained_model import load_trained_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,7 +156,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     num_loops = most or model.num_loops
     depth = f"{'' if exits is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
-    print(f"{arguments.run}, step {trained.step}, {depth}", file=sys.stderr)
+    cached = cached_numbers(model, num_loops) * next(trained.model.parameters()).itemsize
+    print(f"{arguments.run}, step {trained.step}, {depth}, {cached:,} bytes of keys a token", file=sys.stderr)
     for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits, is_chat=arguments.chat)):
         if number:
             print("-" * 80)

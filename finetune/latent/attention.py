@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from pretrain.model.kept_keys import KeysValues
 from pretrain.model.layers import KeyValueCache, attend
 from pretrain.model.loop.recurrence import Application
 
@@ -65,6 +66,8 @@ class LatentCache(KeyValueCache):
     places: Tensor | None = None
     """[b or 1, s]: places of the segment's positions in the batch, for `finetune/latent/distillation.py`."""
     _prefixes: dict[int, _Prefix] = field(default_factory=dict)
+    _newest: dict[int, KeysValues] = field(default_factory=dict)
+    """Of applications that others read: what `extend` or `attend` made of this segment's."""
 
     @property
     def length(self) -> int:
@@ -77,30 +80,46 @@ class LatentCache(KeyValueCache):
         whole = super().extend(application, keys, values)
         if self.segment == "trial" and before is not None:
             self.entries[application.number] = before
+        if application.source is not None:
+            self._newest[application.number] = KeysValues(*whole)
         return whole
 
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._newest[number]
+
     def attend(
-        self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+        self, application: Application, queries: Tensor, computed: KeysValues | None, mask: Tensor | None
     ) -> Tensor:
+        if computed is None:
+            assert application.source is not None, "it reads another's"
+            return self._attend_to(application.source, queries, self._newest[application.source], mask)
         number = application.number
-        if self.segment == "whole":
-            return attend(queries, keys, values, mask)
         if self.segment == "prefix":
-            keys, values, shares = keys.contiguous(), values.contiguous(), []
+            keys, values, shares = computed.keys.contiguous(), computed.values.contiguous(), []
             self._prefixes[number] = _Prefix(
                 keys=keys, values=values, shares=shares, order=_GatherPrefixGradients.apply(keys, values, shares)
             )
+            computed = KeysValues(keys, values)
+        elif number in self.entries:
+            pairs = zip(self.entries[number], computed, strict=True)
+            computed = KeysValues(*(torch.cat(pair, dim=2) for pair in pairs))
+        if self.segment == "slots":
+            self.entries[number] = computed
+        if application.source is not None:
+            self._newest[number] = computed
+        return self._attend_to(number, queries, computed, mask)
+
+    def _attend_to(self, number: int, queries: Tensor, newest: KeysValues, mask: Tensor | None) -> Tensor:
+        """Attention over what application `number` has of the prefix and, after it, `newest`."""
+        keys, values = newest
+        if self.segment in ("whole", "prefix"):
             return attend(queries, keys, values, mask)
         assert mask is not None
         prefix = self._prefixes[number]
-        if number in self.entries:
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.entries[number], (keys, values), strict=True))
         if self.segment == "last" and not _is_short(queries, keys):
             return attend(
                 queries, torch.cat((prefix.keys, keys), dim=2), torch.cat((prefix.values, values), dim=2), mask
             )
-        if self.segment == "slots":
-            self.entries[number] = keys, values
         return _AttendToPrefix.apply(queries, keys, values, mask, prefix, prefix.order)
 
 

@@ -89,6 +89,12 @@ def require_gradient(model: ModelSection, backprop_loops: int, max_loops: int) -
     if model.num_blocks > 1:
         raise ValueError(f"train.backprop_loops={backprop_loops}: a block-regularised model has no loops")
     loop = model.loop
+    period = {"own": 1, "first": max_loops, "every": loop.keys_every}[loop.keys]
+    if backprop_loops < min(period, max_loops):
+        raise ValueError(
+            f"train.backprop_loops={backprop_loops} with up to {max_loops} loops can leave the matrices of keys and "
+            f"values without gradient, as model.loop.keys={loop.keys}: let it be at least {period}, or choose keys=own"
+        )
     if backprop_loops < max_loops and (loop.injection == "none" or loop.injection_at == "first"):
         found = f"injection={loop.injection}" if loop.injection == "none" else "injection_at=first"
         raise ValueError(

@@ -111,7 +111,9 @@ class ExitDecoder:
             for loop in range(last, most):
                 sources, targets = recurrence.in_loop(last - 1), recurrence.in_loop(loop)
                 for (_, source), (_, target) in zip(sources, targets, strict=True):
-                    cache.share_newest(source.number, target.number, rows)
+                    if target.computes_keys:
+                        read = source.number if source.source is None else source.source
+                        cache.share_newest(read, target.number, rows)
 
     def _rewind_coda(self, cache: GenerationCache, most: int, length: int) -> None:
         cache.rewind(length, [application.number for _, application in self.model.recurrence.in_coda(most)])

@@ -2,7 +2,7 @@
 
 1. Prompts are padded on the left to one length. No token attends to padding, and each row counts its own positions.
 2. One pass over the prompts fills the key/value cache; then one pass per new token. Every loop has its own keys and
-   values, so a cache of N tokens holds N · effective depth of them.
+   values unless `model.loop.keys` says otherwise, so a cache of N tokens holds N · `ModelSection.cached_depth` of them.
 3. The next token is the likeliest one (temperature 0), or the quantile of the tempered distribution, cut to top k and
    then top p, at one uniform number: a hash of (seed, row number, position), independent of the batch and the device.
 4. A row ends at an end-of-sequence token, or where the caller decides; the batch ends with its last row.
@@ -254,8 +254,11 @@ class GenerationCache(KeyValueCache):
         start = self._filled.get(number, 0)
         stop = self._filled[number] = start + keys.shape[2]
         all_keys, all_values = self.entries[number]
-        if self.rows is not None:
-            all_keys[self.rows, :, start:stop], all_values[self.rows, :, start:stop] = keys, values
-            return all_keys[self.rows, :, :stop], all_values[self.rows, :, :stop]
-        all_keys[:, :, start:stop], all_values[:, :, start:stop] = keys, values
-        return all_keys[:, :, :stop], all_values[:, :, :stop]
+        rows = slice(None) if self.rows is None else self.rows
+        all_keys[rows, :, start:stop], all_values[rows, :, start:stop] = keys, values
+        return self.read(number)
+
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        (all_keys, all_values), stop = self.entries[number], self._filled[number]
+        rows = slice(None) if self.rows is None else self.rows
+        return all_keys[rows, :, :stop], all_values[rows, :, :stop]

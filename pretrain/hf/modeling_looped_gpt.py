@@ -12,7 +12,8 @@ transformers:
 2. prelude layers, each once;
 3. L times: what the design of the loop says, then the k layers of the loop block with the same weights;
 4. coda layers, final norm, head.
-Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries.
+Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries;
+where loops share them (`keys` of the loop's configuration), one for each that computes any.
 Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Weights are named as in the training code.
 
 Requires transformers 5. Saved models also load and generate with 4.57, without static caches; a configuration made with
@@ -26,7 +27,7 @@ import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ from transformers.utils.generic import can_return_tuple
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.loop.design import LoopDesign
 from pretrain.model.loop.held import HeldWeights
+from pretrain.model.loop.keys import keys_of
 from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, under
@@ -51,7 +53,7 @@ Rotary = tuple[Tensor, Tensor]
 
 PLAIN_LOOP = {
     "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "exit": "none",
-    "residual_scale": "one", "made_for": None,
+    "residual_scale": "one", "keys": "own", "keys_every": 2, "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
 
@@ -122,8 +124,15 @@ class LoopedGPTConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers as transformers counts them: applications, each with its own keys and values."""
-        return self.effective_depth()
+        """Layers as transformers counts them: applications with keys and values of their own."""
+        return self.cached_depth()
+
+    def cached_depth(self, num_loops: int | None = None) -> int:
+        """Entries of a cache."""
+        loop = PLAIN_LOOP | (self.loop or {})
+        passes = range(num_loops or self.num_loops)
+        num_passes = sum(keys_of(loop["keys"], loop["keys_every"], number) == number for number in passes)
+        return self.num_prelude_layers + self.num_loop_layers * num_passes + self.num_coda_layers
 
     def effective_depth(self, num_loops: int | None = None) -> int:
         """Layers a token passes: prelude + k·L + coda."""
@@ -161,6 +170,17 @@ def loop_design(config: LoopedGPTConfig) -> LoopDesign:
     }  # fmt: skip
     linears = {name: Weight(shape=shape, init="normal") for name, shape in shapes.items()}
     return LoopDesign(section, Shape(width=width, num_loops=section.made_for or config.num_loops, linears=linears))
+
+
+class SharedKeys(NamedTuple):
+    """What one application of a layer has to do with keys and values that loops share."""
+
+    kept: dict[int, tuple[Tensor, Tensor]]
+    """The newest of each layer of the block in this call, those of the cache among them."""
+    layer: int
+    """Number of the layer in the block."""
+    computes: bool
+    """Whether it computes new ones, or reads."""
 
 
 class WholeWeights:
@@ -286,17 +306,21 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (-1, self.head_dim))
 
     def forward(
-        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, application: int,
-        this: InThisLoop,
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, entry: int,
+        this: InThisLoop, shared: SharedKeys | None,
     ) -> Tensor:  # fmt: skip
         queries = self._heads(this.linear("attention.query", states, self.query(states)), self.query_norm)
-        keys = self._heads(this.linear("attention.key", states, self.key(states)), self.key_norm)
-        values = self._heads(this.linear("attention.value", states, self.value(states)))
-        if rotary is not None:
-            queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        queries, keys, values = (states.transpose(1, 2) for states in (queries, keys, values))  # [b, h or g, s, e]
-        if cache is not None:
-            keys, values = cache.update(keys, values, application)
+        queries = (queries if rotary is None else rotate(queries, rotary)).transpose(1, 2)  # [b, h, s, e]
+        if shared is not None and not shared.computes:
+            keys, values = shared.kept[shared.layer]
+        else:
+            keys = self._heads(this.linear("attention.key", states, self.key(states)), self.key_norm)
+            values = self._heads(this.linear("attention.value", states, self.value(states))).transpose(1, 2)
+            keys = (keys if rotary is None else rotate(keys, rotary)).transpose(1, 2)  # [b, g, s, e]
+            if cache is not None:
+                keys, values = cache.update(keys, values, entry)
+            if shared is not None:
+                shared.kept[shared.layer] = keys, values
         mixed = attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
         return this.linear("attention.output", mixed, self.output(mixed))
 
@@ -341,15 +365,15 @@ class Layer(GradientCheckpointingLayer):
 
     # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
-        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, application: int, loop: int | None,
-        past_key_values: Cache | None = None,
+        self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, entry: int, loop: int | None,
+        shared: SharedKeys | None, past_key_values: Cache | None = None,
     ) -> Tensor:  # fmt: skip
         this = ALIKE
         if self.in_loop is not None and loop is not None:
             this = self.in_loop.at(self.per_loop, loop)
 
         def attended(states: Tensor) -> Tensor:
-            return self.attention(states, rotary, mask, past_key_values, application, this)
+            return self.attention(states, rotary, mask, past_key_values, entry, this, shared)
 
         states = self._half("attention", states, attended, (self.attention_norm, self.attention_post_norm), this)
         return self._half("ffn", states, lambda x: self.ffn(x, this), (self.ffn_norm, self.ffn_post_norm), this)
@@ -397,6 +421,8 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self.exit = HeldWeights(WholeWeights, under(self.design.exit_weights(), "exit"))
         in_loop = self.design.layers
+        # what a layer keeps for later loops would be lost to the backward pass
+        self.supports_gradient_checkpointing = not self.design.shares_keys
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
         self.loop = nn.ModuleList(Layer(config, in_loop) for _ in range(config.num_loop_layers))
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
@@ -519,13 +545,17 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             states = states + self.position_embedding(positions)
         else:
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, states.dtype)
-        numbers = itertools.count()
+        entries = itertools.count()
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
 
         def run(layers: nn.ModuleList, states: Tensor, loop: int | None = None) -> Tensor:
-            for layer in layers:
+            computes = loop is None or self.design.keys_of(loop) == loop
+            for number, layer in enumerate(layers):
                 if trace is not None:
                     trace.append(states)
-                states = layer(states, rotary, mask, next(numbers), loop, past_key_values=cache)
+                entry = next(entries) if computes else -1
+                shared = SharedKeys(kept, number, computes) if loop is not None and self.design.shares_keys else None
+                states = layer(states, rotary, mask, entry, loop, shared, past_key_values=cache)
             return states
 
         def noise(like: Tensor) -> Tensor:
@@ -557,13 +587,13 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         # a static cache of transformers 4 would overwrite the same position in every call
         if cache.is_compileable and version.startswith("4."):
             raise ValueError(f"a static cache needs transformers 5, this is {version}: use a DynamicCache")
-        depth = self.config.effective_depth(num_loops)
+        depth = self.config.cached_depth(num_loops)
         num_filled = sum(layer.is_initialized for layer in cache.layers)  # type: ignore[union-attr]
         has_room = cache.layer_class_to_replicate is not None or len(cache.layers) >= depth
         if num_filled not in (0, depth) or not has_room:
             raise ValueError(
                 f"past_key_values has {num_filled or len(cache.layers)} entries, "
-                f"but num_loops={num_loops} applies {depth} layers: a cache serves one loop count, start a new one"
+                f"but num_loops={num_loops} fills {depth}: a cache serves one loop count, start a new one"
             )
 
     def _prepare_cache_for_generation(

@@ -12,7 +12,13 @@ from pretrain.hf import modeling_looped_gpt
 PROJECT = Path(__file__).parents[1]
 MODULE = "loop_design"
 FIRST = ("model/hashed_numbers.py", "model/weight_kinds.py", "model/loop/variant.py")
-LAST = ("model/loop/per_loop/this.py", "model/loop/held.py", "model/loop/tables.py", "model/loop/design.py")
+LAST = (
+    "model/loop/keys.py",
+    "model/loop/per_loop/this.py",
+    "model/loop/held.py",
+    "model/loop/tables.py",
+    "model/loop/design.py",
+)
 HEADER = '''"""The design of the loop of a looped GPT, as its training code has it; part of `modeling_looped_gpt.py`."""
 
 

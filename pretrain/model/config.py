@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pretrain.model.loop.config import LoopSection
+from pretrain.model.loop.keys import keys_of
 from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
@@ -120,6 +121,18 @@ class ModelSection(Section):
         """Applications of layers to a token: prelude + k·L + coda."""
         return self.num_prelude_layers + self.pass_layers * self.num_passes(num_loops) + self.num_coda_layers
 
+    def num_key_passes(self, num_loops: int | None = None) -> int:
+        """Passes that compute keys and values of their own, of those at a loop count (num_loops by default)."""
+        return sum(self.keys_of(loop) == loop for loop in range(self.num_passes(num_loops)))
+
+    def keys_of(self, loop: int) -> int:
+        """The loop whose keys and values a loop attends to, both counted from 0."""
+        return keys_of(self.loop.keys, self.loop.keys_every, loop)
+
+    def cached_depth(self, num_loops: int | None = None) -> int:
+        """Applications of layers to a token that leave keys and values in a cache."""
+        return self.num_prelude_layers + self.pass_layers * self.num_key_passes(num_loops) + self.num_coda_layers
+
     def require_loops(self, key: str, loops: Collection[int]) -> None:
         """Raise a ValueError that names `key` unless the model can run at each of these loop counts."""
         given = f"{key}={', '.join(map(str, loops))}"
@@ -169,11 +182,12 @@ class ModelSection(Section):
             raise ValueError(f"model.loop_regulariser.groups names {twice[0]} twice")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
-        if regulariser.block_size and self.loop.per_loop != "none":
-            raise ValueError(
-                f"model.loop.per_loop={self.loop.per_loop} is for a block that is shared by its loops; the blocks of "
-                "model.loop_regulariser have weights of their own"
-            )
+        for key, alike in {"per_loop": "none", "keys": "own"}.items():
+            if regulariser.block_size and getattr(self.loop, key) != alike:
+                raise ValueError(
+                    f"model.loop.{key}={getattr(self.loop, key)} is for a block that is shared by its loops; the "
+                    "blocks of model.loop_regulariser have weights of their own"
+                )
         if regulariser.block_size:
             if self.num_loops != 1:
                 raise ValueError(

@@ -8,7 +8,9 @@ shared block:
     layer    = 2·(weights of its matrices) + 4·s·h·e           a token; 2·s·h·e each for q·kᵀ and for the mixing of
                                                                values (h heads of e)
     forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0; plus
-                                                               what the design of the loop says
+                                                               what the design of the loop says; a loop that reads
+                                                               another's keys and values (`model.loop.keys`) computes
+                                                               none
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
                                                                operands; of passes cut off by train.backprop_loops none
 
@@ -54,13 +56,26 @@ def layer_flops(model: ModelSection, num_keys: int) -> int:
     return 2 * matrices + 4 * num_keys * model.num_attention_heads * model.head_dim
 
 
+def pass_flops(model: ModelSection, num_keys: int, passes: range) -> int:
+    """Forward FLOPs of one layer of the block in these passes, for one token that looks at `num_keys` positions."""
+    design, weights = loop_design(model), layer_weights(model)
+    of_keys = 2 * sum(weights[f"attention.{name}.weight"].numel for name in ("key", "value"))
+    num_reading = sum(design.keys_of(loop) != loop for loop in passes)
+    return len(passes) * (layer_flops(model, num_keys) + design.per_loop.layer_flops()) - num_reading * of_keys
+
+
+def cached_numbers(model: ModelSection, num_loops: int | None = None) -> int:
+    """Numbers of keys and values that a cache holds for a token; at the configuration's loop count by default."""
+    return 2 * model.kv_heads * model.head_dim * model.cached_depth(num_loops)
+
+
 def body_flops(model: ModelSection, num_keys: int, num_loops: int | None = None, stage: Stage = WHOLE) -> int:
     """Forward FLOPs for one token that looks at `num_keys` positions, of what a stage holds between embedding and final
     norm; at the configuration's loop count by default."""
-    held, design, passes = Recurrence(config=model, stage=stage), loop_design(model), model.num_passes(num_loops)
-    layers = held.num_applications(num_loops) * layer_flops(model, num_keys)
-    in_loop = passes * held.num_pass_layers * design.per_loop.layer_flops()
-    return layers + in_loop + (design.flops(passes) if stage.is_first else 0)
+    held, passes = Recurrence(config=model, stage=stage), model.num_passes(num_loops)
+    outside = (held.num_prelude_layers + held.num_coda_layers) * layer_flops(model, num_keys)
+    in_loop = held.num_pass_layers * pass_flops(model, num_keys, range(passes))
+    return outside + in_loop + (loop_design(model).flops(passes) if stage.is_first else 0)
 
 
 def head_flops(model: ModelSection) -> int:
@@ -92,12 +107,14 @@ def train_flops_per_token(
     more = (passes - 1) if every_loop else 0
     codas = more * model.num_coda_layers
     num_cut = max(0, passes - (backprop_loops or passes))
-    cut = num_cut * model.pass_layers * (layer_flops(model, seq_len) + design.per_loop.layer_flops())
+    cut, kept = (
+        model.pass_layers * pass_flops(model, seq_len, some) for some in (range(num_cut), range(num_cut, passes))
+    )
     flops = 3 * (forward_flops_per_token(model, seq_len, num_loops) + more * head_flops(model))
     flops += 3 * codas * layer_flops(model, seq_len) - 2 * (cut + design.flops(num_cut))
     depth = model.effective_depth(num_loops) + codas - num_cut * model.pass_layers
-    passes -= num_cut
-    layers, units = {"none": (0, 0), "loop": (passes * model.pass_layers, passes), "layer": (depth, depth)}[recompute]
+    outside = (model.num_prelude_layers + model.num_coda_layers + codas) * layer_flops(model, seq_len)
+    again, units = {"none": (0, 0), "loop": (kept, passes - num_cut), "layer": (kept + outside, depth)}[recompute]
     # a unit's last output is not needed again, so torch stops before it
     last_product = 2 * model.ffn_size * model.hidden_size
-    return flops + layers * layer_flops(model, seq_len) - units * last_product
+    return flops + again - units * last_product

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.dropout import Dropout
 from pretrain.model.hashed_numbers import normal
+from pretrain.model.kept_keys import KeptKeys
 from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.held import HeldWeights
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
@@ -188,9 +189,10 @@ class LoopedGPT(nn.Module):
         if self.config.positions == "rope":
             dtype = next(self.parameters()).dtype
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        keeps = self.design.shares_keys and cache is None
         return Context(
             batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout,
-            noise_rows=noise_rows,
+            noise_rows=noise_rows, kept=KeptKeys(self.config.pass_layers) if keeps else None,
         )  # fmt: skip
 
     def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

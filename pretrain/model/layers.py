@@ -12,6 +12,7 @@ work, O(s) memory.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain.model.config import ModelSection
 from pretrain.model.dropout import Dropout, Site
+from pretrain.model.kept_keys import KeptKeys, KeysValues
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.loop.held import HeldWeights
@@ -32,8 +34,8 @@ from pretrain.model.weight_kinds import Weight, Weights, under
 class KeyValueCache:
     """Keys and values of every application of the layers held here, in order of application; gradients flow through it.
 
-    A looped layer has one entry for each loop, so a cache serves one loop count. `length` counts the cached positions,
-    by the first application on this stage.
+    A looped layer has one entry for each loop that computes keys, so a cache serves one loop count. `length` counts the
+    cached positions, by the first application on this stage.
     """
 
     entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -50,12 +52,23 @@ class KeyValueCache:
         self.entries[application.number] = (keys, values)
         return keys, values
 
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of application `number`, which this forward pass has come by."""
+        return self.entries[number]
+
     def attend(
-        self, application: Application, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+        self, application: Application, queries: Tensor, computed: KeysValues | None, mask: Tensor | None
     ) -> Tensor:
-        """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too:
-        [b, h, s, e]."""
-        return attend(queries, *self.extend(application, keys, values), mask)
+        """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too,
+        or over those of the application's source: [b, h, s, e]."""
+        return attend(queries, *self.keys_values(application, computed), mask)
+
+    def keys_values(self, application: Application, computed: KeysValues | None) -> tuple[Tensor, Tensor]:
+        """What an application attends to, from what it computed, if it did."""
+        if computed is not None:
+            return self.extend(application, *computed)
+        assert application.source is not None, "it reads another's"
+        return self.read(application.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,8 @@ class Context:
     """int32 [b] keys of the rows, for a start state of noise (`hashed_numbers.py`); None: alike."""
     loop_counts: tuple[int, ...] | None = None
     """Loops of each row, the most first; None: all loops that are run."""
+    kept: KeptKeys | None = None
+    """What later loops attend to, where they do and there is no cache."""
 
     def num_active(self, loop: int) -> int:
         """Rows, the first ones, that take part in pass `loop`."""
@@ -89,8 +104,19 @@ class Context:
         return Context(
             batch=num_rows, positions=cut(self.positions),
             rotary=None if self.rotary is None else (cut(self.rotary[0]), cut(self.rotary[1])),
-            mask=None if self.mask is None else cut(self.mask), cache=None,
+            mask=None if self.mask is None else cut(self.mask), cache=None, kept=self.kept,
         )  # fmt: skip
+
+    def keys_values(self, application: Application, computed: KeysValues | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, g, keys, e] that an application attends to, from what it computed, if it did."""
+        if self.cache is not None:
+            return self.cache.keys_values(application, computed)
+        if computed is not None and application.source is None:
+            return computed
+        assert self.kept is not None and application.source is not None
+        if computed is None:
+            return self.kept.read(application.source, self.batch)
+        return self.kept.keep(application.number, computed)
 
     def drop(self, states: Tensor, site: Site, application: Application) -> Tensor:
         """[t, d] -> [t, d]: what a layer adds to the residual stream, with dropout if there is any."""
@@ -195,28 +221,33 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, context: Context, application: Application, this: InThisLoop) -> Tensor:
         states = self.ops.to_split(states)
-        shape = (context.batch, states.shape[0] // context.batch, -1, self.head_dim)
-        queries = this.linear("attention.query", states, self.query(states))
-        keys = this.linear("attention.key", states, self.key(states))
-        values = this.linear("attention.value", states, self.value(states)).view(shape)
-        if self.query_norm is not None and self.key_norm is not None:
-            normed = (-1, self.head_dim) if self.norms_heads else (states.shape[0], -1)
-            queries, keys = self.query_norm(queries.view(normed)), self.key_norm(keys.view(normed))
-        queries, keys = queries.view(shape), keys.view(shape)
-        if context.rotary is not None:
-            queries, keys = rotate(queries, context.rotary), rotate(keys, context.rotary)
-        queries, keys, values = [heads.transpose(1, 2) for heads in (queries, keys, values)]  # [b, h or g, s, e]
+        queries = self._heads("query", self.query_norm, states, context, this)
+        computed = None
+        if application.computes_keys:
+            keys = self._heads("key", self.key_norm, states, context, this)
+            values = this.linear("attention.value", states, self.value(states))
+            values = values.view(context.batch, -1, keys.shape[1], self.head_dim).transpose(1, 2)
+            computed = KeysValues(keys, values)
         if context.dropout is not None:
-            if context.cache is not None:
-                keys, values = context.cache.extend(application, keys, values)
+            keys, values = context.keys_values(application, computed)
             first_head = self.ops.rank * queries.shape[1]
             mixed = context.dropout.attend(queries, keys, values, context.mask, first_head, application.number)
         elif context.cache is None:
-            mixed = attend(queries, keys, values, context.mask)
+            mixed = attend(queries, *context.keys_values(application, computed), context.mask)
         else:
-            mixed = context.cache.attend(application, queries, keys, values, context.mask)
+            mixed = context.cache.attend(application, queries, computed, context.mask)
         mixed = mixed.transpose(1, 2).reshape(states.shape[0], -1)
         return this.linear("attention.output", mixed, self.output(mixed))
+
+    def _heads(
+        self, name: Literal["query", "key"], norm: nn.Module | None, states: Tensor, context: Context, this: InThisLoop
+    ) -> Tensor:
+        """Queries or keys [b, h or g, s, e] of states [t, d]: projected, normed, rotated."""
+        heads = this.linear(f"attention.{name}", states, self.get_submodule(name)(states))
+        if norm is not None:
+            heads = norm(heads.view((-1, self.head_dim) if self.norms_heads else (states.shape[0], -1)))
+        heads = heads.view(context.batch, states.shape[0] // context.batch, -1, self.head_dim)
+        return (heads if context.rotary is None else rotate(heads, context.rotary)).transpose(1, 2)
 
 
 def swiglu(up: Tensor, gate: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pretrain.data.stream.batch import Inputs
 from pretrain.model.gpt import LoopedGPT, num_cut, without_gradient
+from pretrain.model.kept_keys import KeptKeys
 from pretrain.model.layers import Context
 from pretrain.model.loop_loss import LoopLosses, LoopObjective
 from pretrain.model.loss import loss_sums
@@ -104,6 +105,20 @@ class _Cut(torch.autograd.Function):
         return None, torch.zeros_like(gradient), None
 
 
+class _Kept:
+    """The keys and values that each micro-batch keeps for later loops on this stage, whose loops have backward passes
+    of their own."""
+
+    def __init__(self, model: LoopedGPT) -> None:
+        self._model, self._of = model, dict[int, KeptKeys]()
+
+    def of(self, micro_batch: int) -> KeptKeys | None:
+        """Of a micro-batch, by its number; None where loops share none."""
+        if not self._model.design.shares_keys:
+            return None
+        return self._of.setdefault(micro_batch, KeptKeys(self._model.config.pass_layers, is_apart=True))
+
+
 class LoopChunk(nn.Module):
     """One loop on one stage, without gradient if it `is_cut`; owns no parameters."""
 
@@ -116,12 +131,13 @@ class LoopChunk(nn.Module):
         carried: _Carried,
         losses: Sequence[LoopLosses],
         is_cut: bool,
+        kept: "_Kept",
     ) -> None:
         super().__init__()
         self.model_type, self.config = ModelType.encoder_or_decoder, config
         self.vp_stage = loop if num_passes > 1 else None
         self.loop, self.num_passes, self.carried, self.losses = loop, num_passes, carried, losses
-        self.is_cut = is_cut
+        self.is_cut, self.kept = is_cut, kept
         self.received: Tensor | None = None
         self.num_seen = 0
         self._stage = [model]  # in a list, so that the parameters are not registered here
@@ -134,7 +150,7 @@ class LoopChunk(nn.Module):
         """Run this loop on one micro-batch: final states on the last stage's last chunk, else [t, 1, d] states for the
         next stage."""
         (model,) = self._stage
-        context = _context(model, inputs)
+        context = replace(_context(model, inputs), kept=self.kept.of(self.num_seen))
         if self.received is None:
             states, carried = self.carried.keep(self.num_seen, *model.begin(inputs.tokens, context))
         else:
@@ -192,7 +208,7 @@ class WholeModel(nn.Module):
         super().__init__()
         self.model_type, self.config, self.num_passes = ModelType.encoder_or_decoder, config, num_passes
         self.is_apart, self.losses, self.num_seen, self.cut = is_apart, losses, 0, cut
-        self._stage = [model]
+        self._stage, self.kept = [model], _Kept(model)
 
     def set_input_tensor(self, tensor: Any) -> None:
         """Nothing comes from another stage."""
@@ -201,6 +217,8 @@ class WholeModel(nn.Module):
         """Final states [t, d] of one micro-batch."""
         (model,) = self._stage
         context = _context(model, inputs)
+        if self.is_apart:
+            context = replace(context, kept=self.kept.of(self.num_seen))
 
         def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
             return (model.run_pass(states, carried, context, loop),)
@@ -275,9 +293,9 @@ class Ring:
             losses = [LoopLosses(self.model, objective, inputs.labels) for inputs in micro_batches]
         chunks: list[nn.Module] = [WholeModel(self.model, config, num_passes, is_apart, losses, cut)]
         if num_stages > 1:
-            carried = _Carried()
+            carried, kept = _Carried(), _Kept(self.model)
             chunks = [
-                LoopChunk(self.model, config, loop, num_passes, carried, losses, is_cut=loop < cut)
+                LoopChunk(self.model, config, loop, num_passes, carried, losses, is_cut=loop < cut, kept=kept)
                 for loop in range(num_passes)
             ]
 

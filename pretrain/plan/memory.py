@@ -73,6 +73,12 @@ class Activations:
         return norms + split
 
     @property
+    def _keys(self) -> float:
+        """Keys and values of one layer."""
+        model = self.config.model
+        return 2 * self._tokens * model.kv_heads * model.head_dim * self._size / self.config.parallel.tensor
+
+    @property
     def head(self) -> float:
         """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and
         logits."""
@@ -103,9 +109,13 @@ class Activations:
     def chunk(self, index: int, num_passes: int) -> float:
         """Chunk `index` of `num_passes`: its part of the loop, with the prelude, or coda, norm and logits, where the
         stage has them."""
-        num_looped = self._held.num_pass_layers
+        num_looped, design = self._held.num_pass_layers, loop_design(self.config.model)
         by_mode = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}
-        kept = by_mode[self.config.train.recompute]
+        kept, recompute = by_mode[self.config.train.recompute], self.config.train.recompute
+        if design.keys_of(index) != index:  # another loop's keys and values
+            kept -= num_looped * self._keys if recompute == "none" else 0
+        elif design.shares_keys and recompute != "none":  # those that the loops that read them need
+            kept += num_looped * self._keys
         cut = num_passes - (self.config.train.backprop_loops or num_passes)
         if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
             is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
@@ -138,9 +148,11 @@ class Activations:
         if stage.is_last:
             working = max(working, self._scoring)
         together = 1 if stage.count == 1 else min(TOGETHER * stage.count, num_batches)
-        carried = together if stage.is_first and loop_design(model).carries else 0
+        design = loop_design(model)
+        carried = together if stage.is_first and design.carries else 0
         sent = together if stage.count > 1 else 0
-        return (3 + carried + sent) * self.state + self.whole_state + working
+        keys = together * self._held.num_pass_layers * self._keys if design.shares_keys else 0
+        return (3 + carried + sent) * self.state + self.whole_state + keys + working
 
     @property
     def _scoring(self) -> float:

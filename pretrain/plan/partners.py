@@ -2,7 +2,8 @@
 
     equal_parameters             k layers once: the same weights, for less work
     equal_parameters_and_flops   the same, trained for so many more steps that the training FLOPs are equal
-    equal_inference_flops        k·L layers once: the same work and cache for a token, with L times the weights
+    equal_inference_flops        k·L layers once: the same work and cache for a token, with L times the weights (where
+                                 loops share keys and values, with more cache)
     equal_training_flops         the same, where training draws its loop counts: as many steps as cost the same
     equal_time                   k·L layers once, for as many steps as take the same time, if both were timed
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.run import BYTES, RunConfig
-from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.model.count import cached_numbers, count_parameters, forward_flops_per_token
 from pretrain.plan.plan import mean_train_flops
 
 CLOSE = 0.01
@@ -50,12 +51,11 @@ def costs_of(config: RunConfig) -> Costs:
     """Costs of a configuration, counted."""
     model, train = config.model, config.train
     tokens = train.steps * train.global_batch * train.seq_len
-    size = 2 * model.kv_heads * model.head_dim * BYTES[train.precision]
     return Costs(
         parameters=sum(count_parameters(model, train.seq_len).values()),
         training_flops=tokens * mean_train_flops(config),
         inference_flops=forward_flops_per_token(model, train.seq_len),
-        cache_bytes=size * model.effective_depth(),
+        cache_bytes=cached_numbers(model) * BYTES[train.precision],
     )
 
 
@@ -74,12 +74,13 @@ def partners(config: RunConfig, time_ratio: float | None = None) -> list[Partner
         raise ValueError("model.num_loops=1: a model without loops is its own partner; give one with loops")
     shallow = _fitted(config, _once(config, model.num_loop_layers), "parameters")
     deep = _fitted(config, _once(config, model.num_loop_layers * model.num_loops), "inference_flops")
+    same_cache = ("cache_bytes",) if model.loop.keys == "own" else ()
     found = [
         Partner(name="equal_parameters", equal=("parameters",), config=shallow),
         Partner(
             name="equal_parameters_and_flops", equal=("parameters", "training_flops"), config=_as_long(config, shallow)
         ),
-        Partner(name="equal_inference_flops", equal=("inference_flops", "cache_bytes"), config=deep),
+        Partner(name="equal_inference_flops", equal=("inference_flops", *same_cache), config=deep),
         Partner(name="equal_training_flops", equal=("training_flops",), config=_as_long(config, deep)),
     ]
     if time_ratio is not None:

@@ -51,8 +51,15 @@ FACTORS: dict[str, list[Any]] = {
     "recompute": ["none", "loop", "layer"],
     "residual_scale": ["one", "sqrt"],
     "loss": list(LOSSES),
+    "keys": [("own", 2), ("first", 2), ("every", 2), ("every", 3)],
 }
-CASES = pairwise(FACTORS, lambda **_: True)
+
+
+def _goes_together(keys: tuple[str, int], per_loop: str, **_: Any) -> bool:
+    return keys[0] == "own" or per_loop != "lora"
+
+
+CASES = pairwise(FACTORS, _goes_together)
 
 
 TRUNCATED = pairwise(
@@ -61,8 +68,9 @@ TRUNCATED = pairwise(
         "boundary": [("prelude", name, "later") for name in WITH_INPUT] + [("noise", WITH_INPUT[1], "every")],
         "per_loop": ["none", "lora"],
         "loops": [(2, 1), (4, 1), (4, 3), (2, 2)],
+        "keys": [("own", 2), ("every", 2), ("every", 3)],
     },
-    lambda **_: True,
+    lambda keys, per_loop, loops, **_: keys[0] == "own" or (per_loop != "lora" and loops[1] >= min(keys[1], loops[0])),
 )
 """`loops`: passes, and the last of them through which gradients flow."""
 PER_SEQUENCE = pairwise(
@@ -73,8 +81,9 @@ PER_SEQUENCE = pairwise(
         "recompute": ["none", "loop"],
         "micro_batch": [1, 2, 4],
         "document_mask": [False, True],
+        "keys": FACTORS["keys"],
     },
-    lambda layout, micro_batch, **_: 8 // micro_batch >= layout.pipeline,
+    lambda layout, micro_batch, **rest: 8 // micro_batch >= layout.pipeline and _goes_together(**rest),
 )
 
 
@@ -83,6 +92,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
     loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
+    loop |= dict(zip(("keys", "keys_every"), case["keys"], strict=True))
     return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,
@@ -127,7 +137,7 @@ def test_a_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("case", TRUNCATED, ids=["-".join(str(value) for value in case.values()) for case in TRUNCATED])
 def test_a_truncated_step_equals_one_process(pool: RankPool, case: dict[str, Any]) -> None:
-    """The reference cuts by `detach` between two passes of a whole graph."""
+    """The reference runs the first passes without gradient, then those of one graph."""
     layout, config, (num_loops, backprop_loops) = case["layout"], config_of(case), case["loops"]
     rows = make_rows(4 * layout.data)
     reference = Reference(config=config, shake=True)
@@ -135,9 +145,8 @@ def test_a_truncated_step_equals_one_process(pool: RankPool, case: dict[str, Any
     context = model.context(inputs.tokens, noise_rows=row_keys(inputs.tokens, noise_salt(config.run.seed, 0)))
     states, carried = model.begin(inputs.tokens, context)
     for loop in range(num_loops):
-        if loop == num_loops - backprop_loops:
-            states = states.detach() if loop else states
-        states = model.run_loop(model.enter(states, carried, loop), context, loop)
+        with torch.set_grad_enabled(loop >= num_loops - backprop_loops):
+            states = model.run_loop(model.enter(states, carried, loop), context, loop)
     total, nll = loss_sums(model, model.finish(states, context, num_loops), inputs.labels, z_loss_weight=0.1)
     num_supervised = (inputs.labels != IGNORED).sum()
     (total / num_supervised).backward()

@@ -176,11 +176,11 @@ def error_over_sequences(reference: Reference, rows: Tensor, num_loops: int) -> 
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (1, 2, 2), (2, 2, 1), (1, 4, 1)])
-@pytest.mark.parametrize("injection", ["none", "add"])
+@pytest.mark.parametrize("loop", [{}, {"injection": "add"}, {"keys": "every"}], ids=["plain", "add", "shared keys"])
 def test_evaluation_is_the_training_loss_at_every_depth(
-    pool: RankPool, tensor: int, pipeline: int, data: int, injection: str
+    pool: RankPool, tensor: int, pipeline: int, data: int, loop: dict[str, str]
 ) -> None:
-    shape = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": injection}}
+    shape = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": loop}
     config = tiny_config(
         tensor=tensor,
         pipeline=pipeline,

@@ -63,19 +63,20 @@ def expected(model: LoopedGPT) -> list[list[Likelihood]]:
 
 
 @pytest.mark.parametrize(
-    ("layout", "data"),
+    ("layout", "data", "loop"),
     [
-        ({}, 1),
-        ({"pipeline": 2}, 1),
-        ({"tensor": 2, "pipeline": 2}, 1),
-        ({"tensor": 2, "sequence": True}, 2),
-        ({"pipeline": 4}, 1),
-        ({}, 3),
+        ({}, 1, {}),
+        ({"pipeline": 2}, 1, {}),
+        ({"tensor": 2, "pipeline": 2}, 1, {}),
+        ({"tensor": 2, "pipeline": 2}, 1, {"keys": "every"}),
+        ({"tensor": 2, "sequence": True}, 2, {}),
+        ({"pipeline": 4}, 1, {"keys": "first"}),
+        ({}, 3, {}),
     ],
     ids=str,
 )
-def test_ranks_and_batches_change_nothing(pool: RankPool, layout: dict, data: int) -> None:
-    config = tiny_config(**layout, model=SHAPE)
+def test_ranks_and_batches_change_nothing(pool: RankPool, layout: dict, data: int, loop: dict) -> None:
+    config = tiny_config(**layout, model={**SHAPE, "loop": SHAPE["loop"] | loop})
     model = Reference(config=config).model
     wanted = expected(model)
     plain = generate(model, [list(pair[0]) for pair in PAIRS], SETTINGS)

@@ -63,12 +63,13 @@ def test_uses_are_added_in_fp32(pool: RankPool, tied: bool, recompute: str) -> N
         assert np.array_equal(gradient, wanted), name
 
 
-def with_an_injection(backprop_loops: int | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def with_an_injection(backprop_loops: int | None, keys: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Gradients by the engine and by one backward pass of autograd, in bf16, of a model whose injection has weights,
     used in every loop, and brings the input back into each; through the last loops, or all."""
     with learned_injection():
         unclipped = {"clip_grad_norm": 0.0}
-        config = with_learned_injection(tiny_config(model=ENDS, train={"precision": "bf16"}, optimizer=unclipped))
+        model = {**ENDS, "loop": {"keys": keys}}
+        config = with_learned_injection(tiny_config(model=model, train={"precision": "bf16"}, optimizer=unclipped))
         engine, _ = make_engine(config)
         engine.train_step(make_rows(1), LOOPS, 0.0, backprop_loops=backprop_loops)
         ours = {name: main_grad(parameter).numpy() for name, parameter in engine.model.named_parameters()}
@@ -78,10 +79,13 @@ def with_an_injection(backprop_loops: int | None) -> tuple[dict[str, np.ndarray]
         return ours, {name: gradient.float().numpy() for name, gradient in reference.gradients().items()}
 
 
-@pytest.mark.parametrize("backprop_loops", [None, 1, 2])
-def test_what_is_carried_into_every_loop_gets_its_gradient(pool: RankPool, backprop_loops: int | None) -> None:
-    """To some roundings of bf16, which are 0.4 % each."""
-    ((ours, plain),) = pool.run(with_an_injection, backprop_loops, world_size=1)
+@pytest.mark.parametrize(
+    ("backprop_loops", "keys"), [(None, "own"), (1, "own"), (2, "own"), (None, "first"), (None, "every"), (2, "every")]
+)
+def test_what_is_used_in_later_loops_gets_its_gradient(pool: RankPool, backprop_loops: int | None, keys: str) -> None:
+    """What is carried into every loop, and keys and values of an earlier one; to some roundings of bf16, which are
+    0.4 % each."""
+    ((ours, plain),) = pool.run(with_an_injection, backprop_loops, keys, world_size=1)
     assert ours.keys() == plain.keys()
     for name, gradient in plain.items():
         assert np.linalg.norm(ours[name] - gradient) <= 0.02 * np.linalg.norm(gradient), name

@@ -12,6 +12,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "first": {"start": "zeros", "injection": "concat", "injection_at": "first"},
     "euler": {"injection": "diagonal", "injection_at": "every", "diagonal": {"hold": "euler"}},
     "residual": {"residual_scale": "inverse"},
+    "keys of the first": {"keys": "first"},
+    "keys of every second": {"keys": "every", "injection": "add"},
     **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
     **{name: {"exit": name} for name in EXITS if name != "none"},
 }

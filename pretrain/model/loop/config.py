@@ -36,6 +36,11 @@ class _Choices(Section):
     residual_scale: Literal["one", "sqrt", "inverse"] = "one"
     """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the updates of
     a shared block add up, so that with more loops the same learning rate moves the state further."""
+    keys: Literal["own", "first", "every"] = "own"
+    """Keys and values that a loop attends to: its own, those of the first loop, or those of the newest loop that
+    computed any, every keys_every-th. Loops that compute none have no cache."""
+    keys_every: int = Field(default=2, gt=1)
+    """Loops that share keys and values with keys=every."""
     made_for: int | None = Field(default=None, gt=0)
     """L in residual_scale, and loops that have weights of their own in per_loop; more may be run. Default:
     model.num_loops."""
@@ -56,6 +61,8 @@ class _Choices(Section):
             idle["injection_at"] = "injection=none"
         if not self.depends_on_loops:
             idle["made_for"] = "per_loop=none"
+        if self.keys != "every":
+            idle["keys_every"] = f"keys={self.keys}"
         return idle
 
     def chosen(self) -> dict[str, Any]:
@@ -64,6 +71,15 @@ class _Choices(Section):
             return {}
         values, idle = self.model_dump(mode="json"), self.without_effect()
         return {name: value for name, value in values.items() if name not in idle}
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "_Choices":
+        if self.keys != "own" and self.per_loop == "lora":
+            raise ValueError(
+                f"model.loop.keys={self.keys} leaves the matrices that per_loop=lora has for the keys and values of "
+                "each loop without use: choose keys=own or another per_loop"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_input(self) -> "_Choices":

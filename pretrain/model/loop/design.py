@@ -8,6 +8,7 @@ No torch at import."""
 
 from typing import TYPE_CHECKING, Any
 
+from pretrain.model.loop.keys import keys_of
 from pretrain.model.loop.per_loop.this import InLayers
 from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
 from pretrain.model.loop.variant import Held, NormalNoise, Shape
@@ -37,7 +38,17 @@ class LoopDesign:
         """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""
         injects = self.carries and any(map(self.injects, range(num_passes)))
         alike = (self.section.start, self.section.per_loop, self.update_scale) == ("prelude", "none", 1.0)
-        return alike and not injects and not self.exit.has_gate
+        shares = any(self.keys_of(loop) != loop for loop in range(num_passes))
+        return alike and not injects and not self.exit.has_gate and not shares
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether some loops attend to the keys and values of others."""
+        return self.section.keys != "own"
+
+    def keys_of(self, loop: int) -> int:
+        """The loop whose keys and values a loop attends to."""
+        return keys_of(self.section.keys, self.section.keys_every, loop)
 
     @property
     def layers(self) -> "InLayers | None":

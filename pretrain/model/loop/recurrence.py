@@ -20,6 +20,13 @@ class Application(NamedTuple):
     """From 0, in the order in which a token meets the layers."""
     loop: int | None
     """The pass it is part of, from 0; None in prelude and coda."""
+    source: int | None = None
+    """The application whose keys and values it attends to, where these are shared (`model.loop.keys`): an earlier one,
+    or itself, which computes them; None: its own, which no other sees."""
+
+    @property
+    def computes_keys(self) -> bool:
+        return self.source in (None, self.number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +92,14 @@ class Recurrence:
 
     def in_loop(self, loop: int) -> Iterator[tuple[int, Application]]:
         """The stage's part of a pass: numbers of the layers, with their applications, in order."""
-        first = self.config.num_prelude_layers + loop * self.config.pass_layers
-        first += self.stage.index * self.num_pass_layers
-        block = self.block(loop if self.config.num_blocks > 1 else 0)
-        return ((layer, Application(first + offset, loop)) for offset, layer in enumerate(block))
+        config = self.config
+        first = config.num_prelude_layers + loop * config.pass_layers + self.stage.index * self.num_pass_layers
+        block = self.block(loop if config.num_blocks > 1 else 0)
+        if config.loop.keys == "own":
+            return ((layer, Application(first + offset, loop)) for offset, layer in enumerate(block))
+        back = (loop - config.keys_of(loop)) * config.pass_layers
+        numbers = range(first, first + len(block))
+        return ((layer, Application(n, loop, n - back)) for layer, n in zip(block, numbers, strict=True))
 
     def in_coda(self, num_passes: int) -> Iterator[tuple[int, Application]]:
         """Layers of the coda on the stage, with their applications after `num_passes` passes, in order."""

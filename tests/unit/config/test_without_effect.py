@@ -28,6 +28,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["train.loop_sampling.growth={begin: 0.1, end: 0.2}"],
         [f"train.loop_sampling.growth.{key}" for key in ("begin", "end")],
     ),
+    (["model.loop={keys: first, keys_every: 3}"], ["model.loop.keys_every"]),
     (["train.backprop_growth.start=1"], ["train.backprop_growth.start"]),
     (
         ["model.loop_regulariser={groups: [query], warmup: 0.5}"],

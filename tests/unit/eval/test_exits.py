@@ -17,9 +17,10 @@ MIDDLE = {"gate": 0.8, "kl": 0.1, "change": 0.45, "entropy": 3.6}
 """Thresholds at which tokens of the model below stop after different loops."""
 
 
-@pytest.fixture(scope="module")
-def model() -> LoopedGPT:
-    loop = {"injection": "gated", "exit": "gate"}
+@pytest.fixture(scope="module", params=["own", "every"])
+def model(request: pytest.FixtureRequest) -> LoopedGPT:
+    """With keys and values of every loop, or of every second."""
+    loop = {"injection": "gated", "exit": "gate", "keys": request.param}
     built = build(LLAMA, num_prelude_layers=1, num_coda_layers=1, num_loops=4, loop=loop)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
@@ -71,9 +72,11 @@ def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGP
             for (_, source), (_, target) in zip(
                 model.recurrence.in_loop(loop - 1), model.recurrence.in_loop(loop), strict=True
             ):
-                pairs = zip(cache.entries[target.number], cache.entries[source.number], strict=True)
-                key, value = (torch.cat((old, newest[:, :, -1:]), dim=2) for old, newest in pairs)
-                cache.entries[target.number] = key, value
+                if target.computes_keys:
+                    read = source.number if source.source is None else source.source
+                    pairs = zip(cache.entries[target.number], cache.entries[read], strict=True)
+                    key, value = (torch.cat((old, newest[:, :, -1:]), dim=2) for old, newest in pairs)
+                    cache.entries[target.number] = key, value
         logits = model.logits(model.finish(final, context, 4))[-1, : SETTINGS.vocab_size]
         chosen.append(int(logits.argmax()))
         tokens = torch.tensor([[chosen[step]]])

@@ -48,6 +48,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "tied_head": True,
         "num_loop_layers": 2,
     },
+    "shared keys": {"num_loop_layers": 2, "num_loops": 3, "num_coda_layers": 1, "loop": {"keys": "every"}},
     "regularised": {"num_loop_layers": 4, "loop_regulariser": {"block_size": 2, "weight": 1.0}},
 }
 PROMPTS = [[2, 10, 11, 12, 13, 14, 15], [2], [2, 30, 31], [2, 40, 41, 42, 43, 44, 45]]
@@ -270,7 +271,8 @@ def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_pat
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stderr) == (0, f"{run_dir}, step 20, 3 loops, 8 layers deep\n")
+    said = f"{run_dir}, step 20, 3 loops, 8 layers deep, 512 bytes of keys a token\n"
+    assert (done.returncode, done.stderr) == (0, said)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.model")
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in ("the king", "All was", "to the sea")]
     chosen = how(
@@ -291,7 +293,11 @@ def test_the_command_line_lets_tokens_stop_on_their_own(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for rule, status, said in (
-        ("auto:change:1e9", 0, ", at most 4 loops, 10 layers deep\nauto:change:1e+09: 1.00 loops a new token\n"),
+        (
+            "auto:change:1e9",
+            0,
+            "10 layers deep, 640 bytes of keys a token\nauto:change:1e+09: 1.00 loops a new token\n",
+        ),
         ("auto:gate", 2, "the model has no gate (model.loop.exit=none); rules without one: kl, change, entropy\n"),
     ):
         command = [SCRIPT, "--run", run_dir, "--prompt", "the king", "--num-loops", rule, "--max-loops", 4]

@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from finetune.latent.batch import LatentBatch
 from finetune.latent.forward import Passes
+from finetune.latent.jacobi import Jacobi
 from finetune.latent.sequential import Sequential
 from pretrain.hf.importing import import_model
 from pretrain.model.gpt import LoopedGPT
@@ -29,12 +30,17 @@ from tests.support.loop_designs import DESIGNS
 from tests.unit.hf.test_convert import byte_level, publish  # noqa: F401
 from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import GPT2, LLAMA, OLMO2, QWEN3, VOCAB, build
+from tests.unit.model.test_shared_keys import repeat_keys
 
 
 def our_loss(model: LoopedGPT, batch: LatentBatch, num_loops: int) -> Tensor:
     """Of supervised positions alone, as a training step takes it."""
-    states = Sequential().states(model, batch, num_slots_of(batch), num_loops).flatten(0, 1)
-    return loss_of(model, states[batch.supervised], batch.labels.flatten()[batch.supervised])
+    return loss_of_states(model, batch, Sequential().states(model, batch, num_slots_of(batch), num_loops))
+
+
+def loss_of_states(model: LoopedGPT, batch: LatentBatch, states: Tensor) -> Tensor:
+    supervised = batch.supervised
+    return loss_of(model, states.flatten(0, 1)[supervised], batch.labels.flatten()[supervised])
 
 
 @pytest.mark.parametrize("family", [LLAMA, GPT2, QWEN3, OLMO2], ids=["llama", "gpt2", "qwen3", "olmo2"])
@@ -66,6 +72,19 @@ def test_so_they_are_under_dropout(family: Any, shape: str) -> None:
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
     assert_same_gradients(gradients(model, loss), gradients(model, wanted))
     assert not torch.isclose(loss, our_loss(model, make_batch(*SHAPES[shape]), 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize("way", [Sequential(), Jacobi(1)], ids=["one by one", "in parallel"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_loops_read_the_keys_of_the_first_in_every_segment(way: Any, dropout: float) -> None:
+    """Against a model whose projections repeat, in every pass, what they gave in the first loop."""
+    ends: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1}
+    model, wanted = build(LLAMA, **ends, loop={"keys": "first"}), build(LLAMA, **ends)
+    repeat_keys(wanted, 3)
+    batch = make_batch([2, 3, 1], [3, 2, 0], [2, 1, 9], dropout=dropout)
+    losses = [loss_of_states(each, batch, way.states(each, batch, num_slots_of(batch), 3)) for each in (model, wanted)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
+    assert_same_gradients(gradients(model, losses[0]), gradients(wanted, losses[1]))
 
 
 @pytest.mark.parametrize("text", [7, 8, 30])

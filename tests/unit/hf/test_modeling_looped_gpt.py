@@ -374,9 +374,9 @@ def test_mistakes_are_named() -> None:
     model, tokens = small(LLAMA), random_tokens()
     cache = model(tokens, num_loops=3).past_key_values
     for num_loops in (1, 4):
-        with pytest.raises(ValueError, match=r"has 8 entries, but num_loops=\d applies"):
+        with pytest.raises(ValueError, match=r"has 8 entries, but num_loops=\d fills"):
             model(tokens[:, :1], past_key_values=cache, num_loops=num_loops)
-    with pytest.raises(ValueError, match="has 6 entries, but num_loops=3 applies 8"):
+    with pytest.raises(ValueError, match="has 6 entries, but num_loops=3 fills 8"):
         model(tokens, past_key_values=DynamicCache(config=model.config), num_loops=3)
     with pytest.raises(ValueError, match="num_loops=0"):
         model(tokens, num_loops=0)

@@ -39,6 +39,7 @@ SHAPES = {
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
     "ouro": {"norm_place": "both"},
     "huginn": {"norm_place": "around"},
+    "shared keys": {"num_key_value_heads": 2, "loop": {"keys": "every"}},
     "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "loop": {"injection": "add"}},
     "blocks": {"num_loop_layers": 6, "loop_regulariser": {"block_size": 2}},
 }

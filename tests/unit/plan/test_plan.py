@@ -88,8 +88,15 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     "shape",
-    [LLAMA, {**LLAMA, "norm": "layer"}, GPT2, {**LLAMA, "norm_place": "both"}, {**LLAMA, "norm_place": "around"}],
-    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn"],
+    [
+        LLAMA,
+        {**LLAMA, "norm": "layer"},
+        GPT2,
+        {**LLAMA, "norm_place": "both"},
+        {**LLAMA, "norm_place": "around"},
+        {**LLAMA, "loop": {"keys": "first"}},
+    ],
+    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys"],
 )
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
