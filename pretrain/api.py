@@ -151,9 +151,10 @@ class LoadedRun:
         context = self.model.context(tokens)
         passes = [self.model.config.num_passes(count) for count in loops]
         found: dict[int, Tensor] = {}
+        combine = self.model.design.residual.combine
         for number, states in enumerate(self.model.passes(tokens, max(passes), context), start=1):
             if number in passes:
-                found[number] = self.model.finish(states, context, number) if after == "norm" else states
+                found[number] = self.model.finish(states, context, number) if after == "norm" else combine(states)
         return torch.stack([found[number] for number in passes])
 
     def generate(

@@ -57,6 +57,8 @@ def watch_layers(model: LoopedGPT, places: Tensor) -> Iterator[WatchedStates]:
         if cache.segment == "trial":
             return
         # [b, s], at most one in a row, in one segment only
+        if application.loop is not None:
+            states = model.design.residual.combine(states)
         is_place = (cache.places == places[:, None]).to(states.dtype)
         picked = torch.bmm(is_place[:, None], states.view(context.batch, -1, states.shape[-1]))[:, 0]
         watched[number] = watched[number] + picked if number in watched else picked

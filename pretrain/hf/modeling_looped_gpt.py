@@ -52,8 +52,8 @@ Rotary = tuple[Tensor, Tensor]
 
 
 PLAIN_LOOP = {
-    "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "exit": "none",
-    "residual_scale": "one", "keys": "own", "keys_every": 2, "made_for": None,
+    "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual": "plain",
+    "exit": "none", "residual_scale": "one", "keys": "own", "keys_every": 2, "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
 
@@ -350,8 +350,9 @@ class Layer(GradientCheckpointingLayer):
     """Attention, then feed-forward, each a half f: x + f(norm(x)); by `norm_place` x + norm(f(x)) (after),
     x + post_norm(f(norm(x))) (both) or post_norm(x + f(norm(x))) (around)."""
 
-    def __init__(self, config: LoopedGPTConfig, in_loop: InLayers | None = None) -> None:
+    def __init__(self, config: LoopedGPTConfig, in_loop: InLayers | None = None, number: int = 0) -> None:
         super().__init__()
+        self.number = number
         self.norm_place, self.attention_post_norm, self.ffn_post_norm = config.norm_place, None, None
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
@@ -362,6 +363,7 @@ class Layer(GradientCheckpointingLayer):
         self.in_loop = in_loop
         if in_loop is not None:
             self.per_loop = HeldWeights(WholeWeights, in_loop.variant.layer_weights())
+            self.residual = HeldWeights(WholeWeights, in_loop.residual.layer_weights())
 
     # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
@@ -370,7 +372,7 @@ class Layer(GradientCheckpointingLayer):
     ) -> Tensor:  # fmt: skip
         this = ALIKE
         if self.in_loop is not None and loop is not None:
-            this = self.in_loop.at(self.per_loop, loop)
+            this = self.in_loop.at(self.per_loop, self.residual, self.number, loop)
 
         def attended(states: Tensor) -> Tensor:
             return self.attention(states, rotary, mask, past_key_values, entry, this, shared)
@@ -383,13 +385,14 @@ class Layer(GradientCheckpointingLayer):
         norms: tuple[nn.Module, nn.Module | None], this: InThisLoop,
     ) -> Tensor:  # fmt: skip
         norm, post_norm = norms
+        entering, join = this.branch(part, states)
         if self.norm_place == "after":
-            update = this.normed(part, norm(compute(states)))
+            update = this.normed(part, norm(compute(entering)))
         else:
-            update = compute(this.normed(part, norm(states)))
+            update = compute(this.normed(part, norm(entering)))
         if post_norm is not None and self.norm_place == "both":
             update = post_norm(update)
-        states = states + this.update(part, update)
+        states = join(this.update(part, update))
         return post_norm(states) if post_norm is not None and self.norm_place == "around" else states
 
 
@@ -424,7 +427,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         # what a layer keeps for later loops would be lost to the backward pass
         self.supports_gradient_checkpointing = not self.design.shares_keys
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
-        self.loop = nn.ModuleList(Layer(config, in_loop) for _ in range(config.num_loop_layers))
+        self.loop = nn.ModuleList(Layer(config, in_loop, number) for number in range(config.num_loop_layers))
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
         self.final_norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -552,7 +555,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             computes = loop is None or self.design.keys_of(loop) == loop
             for number, layer in enumerate(layers):
                 if trace is not None:
-                    trace.append(states)
+                    trace.append(states if loop is None else self.design.residual.combine(states))
                 entry = next(entries) if computes else -1
                 shared = SharedKeys(kept, number, computes) if loop is not None and self.design.shares_keys else None
                 states = layer(states, rotary, mask, entry, loop, shared, past_key_values=cache)
@@ -565,7 +568,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         states, carried = self.design.begin(run(self.prelude, states), noise)
         for loop in range(num_loops):
             states = run(self.loop, self.design.enter(self.injection, self.per_loop, states, carried, loop), loop)
-        return self.final_norm(run(self.coda, states))
+        return self.final_norm(run(self.coda, self.design.residual.combine(states)))
 
     def _positions(self, attention_mask: Tensor | None, past: int, states: Tensor) -> Tensor:
         """Positions [b or 1, s] of the new tokens in their rows, not counting padding."""

@@ -53,7 +53,7 @@ def write_modeling(folder: Path) -> None:
 def loop_module() -> str:
     """The source of the second file."""
     first, last = ([PROJECT / name for name in names] for names in (FIRST, LAST))
-    folders = (PROJECT / "model" / "loop" / kind for kind in ("injection", "start", "per_loop", "exit"))
+    folders = (PROJECT / "model" / "loop" / kind for kind in ("injection", "start", "per_loop", "residual", "exit"))
     variants = [path for folder in folders for path in sorted(folder.glob("*.py")) if path not in last]
     sources = (path.read_text(encoding="utf-8") for path in (*first, *variants, *last))
     parts = (_MODULE_DOCSTRING.sub("", _IMPORT.sub("", source)).strip() for source in sources)

@@ -182,6 +182,11 @@ class ModelSection(Section):
             raise ValueError(f"model.loop_regulariser.groups names {twice[0]} twice")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
+        if self.norm_place == "around" and self.loop.residual != "plain":
+            raise ValueError(
+                f"model.norm_place=around norms the residual stream, of which model.loop.residual={self.loop.residual} "
+                "has several: choose before, after or both"
+            )
         for key, alike in {"per_loop": "none", "keys": "own"}.items():
             if regulariser.block_size and getattr(self.loop, key) != alike:
                 raise ValueError(

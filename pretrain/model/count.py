@@ -61,7 +61,7 @@ def pass_flops(model: ModelSection, num_keys: int, passes: range) -> int:
     design, weights = loop_design(model), layer_weights(model)
     of_keys = 2 * sum(weights[f"attention.{name}.weight"].numel for name in ("key", "value"))
     num_reading = sum(design.keys_of(loop) != loop for loop in passes)
-    return len(passes) * (layer_flops(model, num_keys) + design.per_loop.layer_flops()) - num_reading * of_keys
+    return len(passes) * (layer_flops(model, num_keys) + design.layer_flops()) - num_reading * of_keys
 
 
 def cached_numbers(model: ModelSection, num_loops: int | None = None) -> int:

@@ -11,7 +11,8 @@ Which layer is applied when, and what happens between passes, is said in `pretra
 the same class with its share of the layers (`Stage`); the ring calls the same methods piece by piece
 (`pretrain/parallel/ring.py`). An unlooped model is L = 1; a block-regularised one has `num_blocks` blocks of its own
 weights. The loop count is an argument, never drawn here. Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2.
-Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank).
+Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocabulary (held by this rank). Between
+`begin` and `finish` states are [t, n·d] where the loop has n residual streams (`model.loop.residual`).
 """
 
 from collections import deque
@@ -72,8 +73,9 @@ class LoopedGPT(nn.Module):
         self.prelude, self.loop, self.coda = (
             nn.ModuleDict(
                 {
-                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), in_loop if part == "loop" else None)
+                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), inside, n)
                     for n in numbers
+                    for inside in (in_loop if part == "loop" else None,)
                 }
             )
             for part, numbers in self.recurrence.layers().items()
@@ -231,11 +233,12 @@ class LoopedGPT(nn.Module):
 
     def exit_log_odds(self, states: Tensor) -> Tensor:
         """[t, d] states that a pass left -> [t] log-odds that the gate gives to stopping there (of the tokens held)."""
-        return self.exit(self.design.exit.log_odds, states)  # type: ignore[no-any-return]
+        return self.exit(self.design.exit.log_odds, self.design.residual.combine(states))  # type: ignore[no-any-return]
 
     def finish(self, states: Tensor, context: Context, num_passes: int) -> Tensor:
-        """Coda and final norm: [t, d] -> [t, d]."""
+        """What a pass left, through coda and final norm: -> [t, d]."""
         assert self.final_norm is not None, "only the last stage has coda and head"
+        states = self.design.residual.combine(states)
         for number, application in self.recurrence.in_coda(num_passes):
             states = self._run(self.coda[str(number)], states, context, application)
         return self.final_norm(states)

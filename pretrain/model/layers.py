@@ -290,8 +290,11 @@ class Layer(nn.Module):
     around   post_norm(x + f(norm(x)))            Huginn (arXiv 2502.05171, section 3.2)
     """
 
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None) -> None:
+    def __init__(
+        self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None, number: int
+    ) -> None:
         super().__init__()
+        self.number = number
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
@@ -302,11 +305,12 @@ class Layer(nn.Module):
         self.in_loop = in_loop
         if in_loop is not None:
             self.per_loop = HeldWeights(ops, under(weights, "per_loop"))
+            self.residual = HeldWeights(ops, under(weights, "residual"))
 
     def forward(self, states: Tensor, context: Context, application: Application) -> Tensor:
         this = ALIKE
         if self.in_loop is not None and application.loop is not None:
-            this = self.in_loop.at(self.per_loop, application.loop)
+            this = self.in_loop.at(self.per_loop, self.residual, self.number, application.loop)
         attend = partial(self.attention, context=context, application=application, this=this)
         drop = partial(context.drop, application=application)
         states = self._half("attention", states, attend, (self.attention_norm, self.attention_post_norm), this, drop)
@@ -317,13 +321,14 @@ class Layer(nn.Module):
         self, part: Site, states: Tensor, compute: Callable[[Tensor], Tensor],
         norms: tuple[nn.Module, nn.Module | None], this: InThisLoop, drop: Callable[[Tensor, Site], Tensor],
     ) -> Tensor:  # fmt: skip
-        """States [t, d] after a half of the layer, `compute`, has joined them."""
+        """States [t, d] after a half of the layer, `compute`, has joined them; several streams are side by side."""
         norm, post_norm = norms
+        entering, join = this.branch(part, states)
         if self.norm_place == "after":
-            update = this.normed(part, norm(compute(states)))
+            update = this.normed(part, norm(compute(entering)))
         else:
-            update = compute(this.normed(part, norm(states)))
+            update = compute(this.normed(part, norm(entering)))
         if post_norm is not None and self.norm_place == "both":
             update = post_norm(update)
-        states = states + drop(this.update(part, update), part)
+        states = join(drop(this.update(part, update), part))
         return post_norm(states) if post_norm is not None and self.norm_place == "around" else states

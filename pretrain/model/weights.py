@@ -85,7 +85,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
         "all": {name: Weight(shape=(size,), split=0, init="ones") for name, size in widths.items()},
     }[model.qk_norm]
     gates = {"swiglu": {"ffn.gate": column(width, ffn, bias)}, "gelu": {}}[model.activation]
-    per_loop = loop_design(model).per_loop.layer_weights() if in_loop else {}
+    design = loop_design(model) if in_loop else None
     return inside(
         {
             "attention_norm": norm(model),
@@ -99,7 +99,8 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
             "ffn.up": column(width, ffn, bias),
             "ffn.down": row(ffn, width, bias),
             **{f"attention.{name}_norm": {"weight": weight} for name, weight in qk_norms.items()},
-            "per_loop": per_loop,
+            "per_loop": {} if design is None else design.per_loop.layer_weights(),
+            "residual": {} if design is None else design.residual.layer_weights(),
         }
     )
 

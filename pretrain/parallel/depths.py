@@ -118,7 +118,8 @@ class DepthRing:
         if current.states is not None:
             return current.states
         weight = next(model.parameters())
-        shape = (tokens.numel() // self.split, model.config.hidden_size)
+        width = model.config.hidden_size * model.design.residual.num_streams
+        shape = (tokens.numel() // self.split, width)
         states = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         if model.stage.is_first:
             dist.recv(states, group=self.ends, group_src=1)

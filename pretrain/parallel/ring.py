@@ -348,6 +348,7 @@ class Ring:
     def _schedule_config(self, num_stages: int, num_passes: int, num_micro_batches: int) -> TransformerConfig:
         """The configuration that schedules; the one that builds layers must not know of virtual stages."""
         config = replace(self.config)
+        config.hidden_size *= self.model.design.residual.num_streams  # of messages
         if num_stages > 1:
             interleaved = num_passes > 1
             config.overlap_p2p_comm, config.batch_p2p_comm = interleaved, not interleaved

@@ -73,6 +73,22 @@ class Activations:
         return norms + split
 
     @property
+    def _streams(self) -> float:
+        """All residual streams of the loop."""
+        return loop_design(self.config.model).residual.num_streams * self.state
+
+    @property
+    def _connections(self) -> float:
+        """What the connections of one layer to several streams keep: of each half the streams, normed too where that
+        decides, and what joined them."""
+        loop = self.config.model.loop
+        if loop.residual == "plain":
+            return 0
+        wide = self._streams * self._wide / self._size if self._size < self._wide else 0
+        normed = self._streams + wide if loop.hyper.dynamic else 0  # type: ignore[attr-defined]
+        return 2 * (self._streams + normed + self.state)
+
+    @property
     def _keys(self) -> float:
         """Keys and values of one layer."""
         model = self.config.model
@@ -110,7 +126,8 @@ class Activations:
         """Chunk `index` of `num_passes`: its part of the loop, with the prelude, or coda, norm and logits, where the
         stage has them."""
         num_looped, design = self._held.num_pass_layers, loop_design(self.config.model)
-        by_mode = {"none": num_looped * self.layer, "loop": self.state, "layer": num_looped * self.state}
+        whole, state = num_looped * (self.layer + self._connections), self._streams
+        by_mode = {"none": whole, "loop": state, "layer": num_looped * state}
         kept, recompute = by_mode[self.config.train.recompute], self.config.train.recompute
         if design.keys_of(index) != index:  # another loop's keys and values
             kept -= num_looped * self._keys if recompute == "none" else 0
@@ -119,14 +136,14 @@ class Activations:
         cut = num_passes - (self.config.train.backprop_loops or num_passes)
         if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
             is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
-            kept = self.state if is_kept else 0
+            kept = state if is_kept else 0
         if index == 0:
             kept += self._held.num_prelude_layers * self._outside
         if self.stage.is_last and index == num_passes - 1:
             return kept + self._tail
         if self.stage.is_last and self.config.train.loop_loss.is_of_every_loop:
-            kept += self.state  # the gradient of this loop's own loss
-        return kept + (self.state if self.stage.count > 1 else 0)  # the output, held until its gradient comes back
+            kept += state  # the gradient of this loop's own loss
+        return kept + (state if self.stage.count > 1 else 0)  # the output, held until its gradient comes back
 
     def peak(self, num_micro_batches: int, num_passes: int) -> float:
         """The most that is in flight at one time."""
@@ -152,7 +169,7 @@ class Activations:
         carried = together if stage.is_first and design.carries else 0
         sent = together if stage.count > 1 else 0
         keys = together * self._held.num_pass_layers * self._keys if design.shares_keys else 0
-        return (3 + carried + sent) * self.state + self.whole_state + keys + working
+        return carried * self.state + (3 + sent) * self._streams + self.whole_state + keys + working
 
     @property
     def _scoring(self) -> float:
@@ -176,7 +193,7 @@ class Activations:
         num_layers = {"none": 0, "loop": self._held.num_pass_layers, "layer": 1}[recompute]
         num_gradients = {"swiglu": 2, "gelu": 1}[model.activation]
         gradients = num_gradients * self._tokens * model.ffn_size * self._size / self.config.parallel.tensor
-        unit = num_layers * self.layer + gradients
+        unit = num_layers * (self.layer + self._connections) + gradients
         if not self.stage.is_last:
             return unit
         gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]

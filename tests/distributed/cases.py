@@ -162,7 +162,8 @@ class Reference:
             z_losses.append(self.config.train.z_loss_weight * logits.logsumexp(-1).square() * (labels >= 0))
             losses.append(cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED))
             if settings.over == "expected":
-                unit = states / (states.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+                state = states.unflatten(-1, (-1, model.config.hidden_size)).mean(-2)  # of all streams
+                unit = state / (state.square().mean(-1, keepdim=True) + 1e-6).sqrt()
                 stops.append((unit @ model.exit["direction"] + model.exit["bias"]).sigmoid())
         if settings.over == "expected":
             left, shares = torch.ones_like(stops[0]), []

@@ -43,6 +43,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "given": {"over": "every", "weights": (1.0, 3.0)},
     "expected": {"over": "expected", "prior": "geometric", "prior_weight": 0.3},
 }
+RESIDUALS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dynamic": {"residual": "hyper"},
+    "static": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}},
+}
 FACTORS: dict[str, list[Any]] = {
     "layout": [Layout(1, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1), Layout(1, 2, 2), Layout(1, 4, 1)],
     "boundary": BOUNDARIES,
@@ -52,6 +57,7 @@ FACTORS: dict[str, list[Any]] = {
     "residual_scale": ["one", "sqrt"],
     "loss": list(LOSSES),
     "keys": [("own", 2), ("first", 2), ("every", 2), ("every", 3)],
+    "residual": list(RESIDUALS),
 }
 
 
@@ -69,6 +75,7 @@ TRUNCATED = pairwise(
         "per_loop": ["none", "lora"],
         "loops": [(2, 1), (4, 1), (4, 3), (2, 2)],
         "keys": [("own", 2), ("every", 2), ("every", 3)],
+        "residual": list(RESIDUALS),
     },
     lambda keys, per_loop, loops, **_: keys[0] == "own" or (per_loop != "lora" and loops[1] >= min(keys[1], loops[0])),
 )
@@ -82,6 +89,7 @@ PER_SEQUENCE = pairwise(
         "micro_batch": [1, 2, 4],
         "document_mask": [False, True],
         "keys": FACTORS["keys"],
+        "residual": list(RESIDUALS),
     },
     lambda layout, micro_batch, **rest: 8 // micro_batch >= layout.pipeline and _goes_together(**rest),
 )
@@ -92,7 +100,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
     loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
-    loop |= dict(zip(("keys", "keys_every"), case["keys"], strict=True))
+    loop |= dict(zip(("keys", "keys_every"), case["keys"], strict=True)) | RESIDUALS[case["residual"]]
     return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,

@@ -176,7 +176,11 @@ def error_over_sequences(reference: Reference, rows: Tensor, num_loops: int) -> 
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (1, 2, 2), (2, 2, 1), (1, 4, 1)])
-@pytest.mark.parametrize("loop", [{}, {"injection": "add"}, {"keys": "every"}], ids=["plain", "add", "shared keys"])
+@pytest.mark.parametrize(
+    "loop",
+    [{}, {"injection": "add"}, {"keys": "every"}, {"residual": "hyper"}],
+    ids=["plain", "add", "shared keys", "hyper"],
+)
 def test_evaluation_is_the_training_loss_at_every_depth(
     pool: RankPool, tensor: int, pipeline: int, data: int, loop: dict[str, str]
 ) -> None:

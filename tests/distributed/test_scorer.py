@@ -70,7 +70,7 @@ def expected(model: LoopedGPT) -> list[list[Likelihood]]:
         ({"tensor": 2, "pipeline": 2}, 1, {}),
         ({"tensor": 2, "pipeline": 2}, 1, {"keys": "every"}),
         ({"tensor": 2, "sequence": True}, 2, {}),
-        ({"pipeline": 4}, 1, {"keys": "first"}),
+        ({"pipeline": 4}, 1, {"keys": "first", "residual": "hyper"}),
         ({}, 3, {}),
     ],
     ids=str,

@@ -15,6 +15,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "keys of the first": {"keys": "first"},
     "keys of every second": {"keys": "every", "injection": "add"},
     **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
+    "hyper": {"residual": "hyper"},
+    "static hyper": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}, "injection": "concat"},
     **{name: {"exit": name} for name in EXITS if name != "none"},
 }
 NEUTRAL = ("norm_scales", "lora", "adaln")

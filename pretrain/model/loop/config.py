@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     InjectionName: TypeAlias = str
     StartName: TypeAlias = str
     PerLoopName: TypeAlias = str
+    ResidualName: TypeAlias = str
     ExitName: TypeAlias = str
 else:
-    InjectionName, StartName, PerLoopName, ExitName = (Literal[tuple(table)] for table in TABLES.values())
+    InjectionName, StartName, PerLoopName, ResidualName, ExitName = (Literal[tuple(table)] for table in TABLES.values())
 
 
 class _Choices(Section):
@@ -30,6 +31,9 @@ class _Choices(Section):
     per_loop: PerLoopName = "none"
     """What differs from loop to loop: nothing, an embedding of the loop, norm_scales, lora on every matrix of the
     block, or adaln (shift, scale and gate from the number of the loop)."""
+    residual: ResidualName = "plain"
+    """How layers of the loop block read the residual stream and add to it: plainly, or hyper, several streams with
+    learned connections."""
     exit: ExitName = "none"
     """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
     train.loop_loss.over=expected trains."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.model.loop.keys import keys_of
 from pretrain.model.loop.per_loop.this import InLayers
-from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, RESIDUALS, STARTS
 from pretrain.model.loop.variant import Held, NormalNoise, Shape
 from pretrain.model.weight_kinds import Weight, inside
 
@@ -24,9 +24,11 @@ class LoopDesign:
     def __init__(self, section: Any, shape: Shape) -> None:
         self.section, self.shape = section, shape
         injection, start, per_loop, leave = section.injection, section.start, section.per_loop, section.exit
+        residual = section.residual
         self.injection = INJECTIONS[injection](shape, getattr(section, injection, None))
         self.start = STARTS[start](shape, getattr(section, start, None))
         self.per_loop = PER_LOOP[per_loop](shape, getattr(section, per_loop, None))
+        self.residual = RESIDUALS[residual](shape, getattr(section, residual, None))
         self.exit = EXITS[leave](shape, getattr(section, leave, None))
 
     @property
@@ -37,7 +39,8 @@ class LoopDesign:
     def is_plain(self, num_passes: int) -> bool:
         """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""
         injects = self.carries and any(map(self.injects, range(num_passes)))
-        alike = (self.section.start, self.section.per_loop, self.update_scale) == ("prelude", "none", 1.0)
+        choices = (self.section.start, self.section.per_loop, self.section.residual, self.update_scale)
+        alike = choices == ("prelude", "none", "plain", 1.0)
         shares = any(self.keys_of(loop) != loop for loop in range(num_passes))
         return alike and not injects and not self.exit.has_gate and not shares
 
@@ -53,8 +56,8 @@ class LoopDesign:
     @property
     def layers(self) -> "InLayers | None":
         """What the layers of the loop block do differently; None: nothing."""
-        changes = self.per_loop.changes_layers or self.update_scale != 1
-        return InLayers(self.per_loop, self.update_scale) if changes else None
+        changes = self.per_loop.changes_layers or self.update_scale != 1 or self.section.residual != "plain"
+        return InLayers(self.per_loop, self.update_scale, self.residual) if changes else None
 
     @property
     def carries(self) -> bool:
@@ -75,15 +78,26 @@ class LoopDesign:
 
     def flops(self, num_passes: int) -> int:
         """Forward FLOPs outside the layers, for one token."""
-        return sum(self.injection.flops() for loop in range(num_passes) if self.injects(loop))
+        num_streams = self.residual.num_streams
+        return sum(num_streams * self.injection.flops() for loop in range(num_passes) if self.injects(loop))
+
+    def layer_flops(self) -> int:
+        """Forward FLOPs of one application of one layer of the block, for one token, on top of the layer's own."""
+        return self.per_loop.layer_flops() + self.residual.layer_flops()
 
     def begin(self, states: "Tensor", noise: NormalNoise) -> tuple["Tensor", "Tensor | None"]:
-        """States [t, d] before the loop -> the start state, and what `enter` needs of them, if anything."""
-        return self.start.begin(states, noise), states if self.carries else None
+        """States [t, d] before the loop -> the start state [t, n·d], and what `enter` needs of them, if anything."""
+        return self.residual.expand(self.start.begin(states, noise)), states if self.carries else None
 
     def enter(self, injection: Held, per_loop: Held, states: "Tensor", carried: "Tensor | None", loop: int) -> "Tensor":
-        """The states [t, d] with which a pass begins, from those that the pass before left."""
+        """The states [t, n·d] with which a pass begins, from those that the pass before left; each of n streams has its
+        part."""
+        num_streams = self.residual.num_streams
+        if num_streams > 1:
+            states = states.unflatten(-1, (num_streams, -1))  # [t, n, d]
+            carried = None if carried is None else carried.unsqueeze(-2).expand_as(states)
         if self.carries and self.injects(loop):
             assert carried is not None, "the first stage carries the states before the loop"
             states = injection(self.injection.enter, states, carried, loop)
-        return per_loop(self.per_loop.enter, states, loop)
+        states = per_loop(self.per_loop.enter, states, loop)
+        return states if num_streams == 1 else states.flatten(-2)

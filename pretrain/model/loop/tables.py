@@ -11,9 +11,10 @@ from pretrain.model.loop.per_loop.adaln import AdaLN
 from pretrain.model.loop.per_loop.embedding import LoopEmbedding
 from pretrain.model.loop.per_loop.lora import Lora
 from pretrain.model.loop.per_loop.norm_scales import NormScales
+from pretrain.model.loop.residual.hyper import Hyper
 from pretrain.model.loop.start.noise import Noise
 from pretrain.model.loop.start.zeros import Zeros
-from pretrain.model.loop.variant import Exit, Injection, PerLoop, Start, Variant
+from pretrain.model.loop.variant import Exit, Injection, PerLoop, Residual, Start, Variant
 
 INJECTIONS: dict[str, type[Injection]] = {
     "none": Injection, "add": Add, "concat": Concat, "gated": Gated, "diagonal": Diagonal,
@@ -22,7 +23,8 @@ STARTS: dict[str, type[Start]] = {"prelude": Start, "zeros": Zeros, "noise": Noi
 PER_LOOP: dict[str, type[PerLoop]] = {
     "none": PerLoop, "embedding": LoopEmbedding, "norm_scales": NormScales, "lora": Lora, "adaln": AdaLN,
 }  # fmt: skip
+RESIDUALS: dict[str, type[Residual]] = {"plain": Residual, "hyper": Hyper}
 EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate}
 TABLES: dict[str, Mapping[str, type[Variant]]] = {
-    "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "exit": EXITS,
+    "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "residual": RESIDUALS, "exit": EXITS,
 }  # fmt: skip

@@ -5,6 +5,7 @@ A design (`pretrain/model/loop/design.py`) has one variant of each kind:
     Injection   what re-enters from before the loop, when a pass begins          (`injection/`)
     Start       the state with which the first pass begins                       (`start/`)
     PerLoop     what differs from loop to loop inside the shared layers          (`per_loop/`)
+    Residual    how layers of the block read the residual stream and add to it   (`residual/`)
     Exit        with which probability a token stops after a loop                (`exit/`)
 
 A variant describes its weights, counts what it costs and computes, as a function of tensors; it keeps nothing between
@@ -148,6 +149,39 @@ class PerLoop(Variant):
     def update(self, held: Held, part: Part, states: "Tensor", loop: int) -> "Tensor":
         """[t, d] -> [t, d]: what a half of a layer adds to the residual stream."""
         return states
+
+
+class Residual(Variant):
+    """One residual stream, to which every half of a layer adds. Base of what has more of them inside the loop; n
+    streams are states [t, n·d] there."""
+
+    @property
+    def num_streams(self) -> int:
+        """n."""
+        return 1
+
+    def layer_weights(self) -> Weights:
+        """Its weights inside each layer of the loop block."""
+        return {}
+
+    def layer_flops(self) -> int:
+        """Forward FLOPs of one application of one layer, for one token, on top of the layer's own."""
+        return 0
+
+    def expand(self, states: "Tensor") -> "Tensor":
+        """The state [t, d] before the first pass -> [t, n·d]."""
+        return states
+
+    def combine(self, states: "Tensor") -> "Tensor":
+        """States [t, n·d] that a pass left -> [t, d]."""
+        return states
+
+    def branch(
+        self, held: Held, part: Part, states: "Tensor", number: int
+    ) -> "tuple[Tensor, Callable[[Tensor], Tensor]]":
+        """What a half of layer `number` of the block, counted from 0, reads of states [t, n·d]: [t, d]; and a function
+        of what it adds [t, d] that gives the states [t, n·d] after it."""
+        return states, lambda update: states + update
 
 
 class Exit(Variant):

@@ -24,6 +24,7 @@ TESTED = {
         "train.teacher.run": "tests/unit/hf/test_teacher.py",
         "train.teacher.weight": "tests/unit/hf/test_teacher.py",
         "model.loop.diagonal.hold": "tests/support/loop_designs.py",
+        "model.loop.hyper.dynamic": "tests/support/loop_designs.py",
         "model.loop.keys_every": "tests/unit/model/test_shared_keys.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",

@@ -15,6 +15,8 @@ from pretrain.model.count import cached_numbers, forward_flops_per_token
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loss import loss_sums
 from pretrain.plan.partners import costs_of, partners
+from pretrain.plan.plan import make_plan
+from pretrain.plan.text import plan_rows
 from tests.unit.model.test_model import LLAMA, SEQ, assert_same, build, gradients, random_tokens
 
 SHARING: dict[str, dict[str, Any]] = {
@@ -88,6 +90,7 @@ def test_the_partner_of_equal_work_may_have_more_cache() -> None:
     config = RunConfig.model_validate({"model": LLAMA.model_dump() | ENDS | {"loop": SHARING["first"]}})
     deep = next(each for each in partners(config) if each.name == "equal_inference_flops")
     ratios = costs_of(deep.config).over(costs_of(config))
+    assert dict(plan_rows(make_plan(config, 1)))["cache"] == "256 bytes a token at 4 loops, of 4 layers"
     assert ratios["inference_flops"] == pytest.approx(1, abs=0.01) and ratios["cache_bytes"] == 10 / 4
 
 

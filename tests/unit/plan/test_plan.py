@@ -95,8 +95,9 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         {**LLAMA, "norm_place": "both"},
         {**LLAMA, "norm_place": "around"},
         {**LLAMA, "loop": {"keys": "first"}},
+        {**LLAMA, "loop": {"residual": "hyper"}},
     ],
-    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys"],
+    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys", "hyper-connections"],
 )
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretrain.model.loop.variant import Held, Part, PerLoop, Shape
+from pretrain.model.loop.variant import Held, Part, PerLoop, Residual, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,19 +15,26 @@ class InLayers(NamedTuple):
     variant: PerLoop
     update_scale: float
     """Factor of what a half of a layer adds to the residual stream."""
+    residual: Residual
 
-    def at(self, held: Held, loop: int) -> "InThisLoop":
-        """Of one layer, which has these weights, in one loop."""
-        return InThisLoop(self.variant, self.update_scale, held, loop)
+    def at(self, held: Held, connections: Held, number: int, loop: int) -> "InThisLoop":
+        """Of layer `number` of the block, which has these weights of `variant` and of `residual`, in one loop."""
+        return InThisLoop(self.variant, self.update_scale, held, loop, self.residual, connections, number)
 
 
 class InThisLoop(NamedTuple):
-    """The hooks of `PerLoop` as a layer calls them."""
+    """The hooks of `PerLoop` and `Residual` as a layer calls them."""
 
     variant: PerLoop
     update_scale: float
     held: Held
     loop: int
+    residual: Residual
+    connections: Held
+    number: int
+
+    def branch(self, part: Part, states: "Tensor") -> "tuple[Tensor, Callable[[Tensor], Tensor]]":
+        return self.connections(self.residual.branch, part, states, self.number)
 
     def normed(self, part: Part, states: "Tensor") -> "Tensor":
         return self.held(self.variant.normed, part, states, self.loop)
@@ -47,5 +54,6 @@ class _NoWeights(dict[str, Any]):
         return act(self, *arguments)
 
 
-ALIKE = InThisLoop(PerLoop(Shape(width=0, num_loops=1, linears={}), None), 1.0, _NoWeights(), 0)
+_SHAPE = Shape(width=0, num_loops=1, linears={})
+ALIKE = InThisLoop(PerLoop(_SHAPE, None), 1.0, _NoWeights(), 0, Residual(_SHAPE, None), _NoWeights(), 0)
 """Of layers that are the same in every loop, or outside it."""
