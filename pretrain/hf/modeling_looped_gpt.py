@@ -169,7 +169,8 @@ def loop_design(config: LoopedGPTConfig) -> LoopDesign:
         "attention.output": (width, heads), **gate, "ffn.up": (ffn, width), "ffn.down": (width, ffn),
     }  # fmt: skip
     linears = {name: Weight(shape=shape, init="normal") for name, shape in shapes.items()}
-    return LoopDesign(section, Shape(width=width, num_loops=section.made_for or config.num_loops, linears=linears))
+    num_loops, num_layers = section.made_for or config.num_loops, config.num_loop_layers
+    return LoopDesign(section, Shape(width=width, num_loops=num_loops, num_layers=num_layers, linears=linears))
 
 
 class SharedKeys(NamedTuple):

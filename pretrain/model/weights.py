@@ -63,7 +63,8 @@ def loop_design(model: ModelSection) -> LoopDesign:
     layer = layer_weights(model)
     linears = {path.removesuffix(".weight"): weight for path, weight in layer.items() if len(weight.shape) == 2}
     num_loops = model.loop.made_for or model.num_loops
-    return LoopDesign(model.loop, Shape(width=model.hidden_size, num_loops=num_loops, linears=linears))
+    shape = Shape(width=model.hidden_size, num_loops=num_loops, num_layers=model.num_loop_layers, linears=linears)
+    return LoopDesign(model.loop, shape)
 
 
 def norm(model: ModelSection) -> Weights:

@@ -54,7 +54,7 @@ FACTORS: dict[str, list[Any]] = {
     "per_loop": list(PER_LOOP),
     "num_loops": [1, 2, 4],
     "recompute": ["none", "loop", "layer"],
-    "residual_scale": ["one", "sqrt"],
+    "residual_scale": ["one", "factored"],
     "loss": list(LOSSES),
     "keys": [("own", 2), ("first", 2), ("every", 2), ("every", 3)],
     "residual": list(RESIDUALS),

@@ -37,9 +37,10 @@ class _Choices(Section):
     exit: ExitName = "none"
     """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
     train.loop_loss.over=expected trains."""
-    residual_scale: Literal["one", "sqrt", "inverse"] = "one"
-    """What the layers of the loop block add to the residual stream, times 1, 1/√L or 1/L: the updates of
-    a shared block add up, so that with more loops the same learning rate moves the state further."""
+    residual_scale: Literal["one", "sqrt", "inverse", "factored"] = "one"
+    """What the layers of the loop block add to the residual stream, times 1, 1/√L, 1/L or 1/(L·√k): the updates of a
+    shared block add up, so that with more loops the same learning rate moves the state further (Wang et al. 2026, arXiv
+    2606.18524: the last one, for k layers of their own weights)."""
     keys: Literal["own", "first", "every"] = "own"
     """Keys and values that a loop attends to: its own, those of the first loop, or those of the newest loop that
     computed any, every keys_every-th. Loops that compute none have no cache."""

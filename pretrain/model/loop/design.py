@@ -34,7 +34,10 @@ class LoopDesign:
     @property
     def update_scale(self) -> float:
         """Factor of what the layers of the loop block add to the residual stream."""
-        return self.shape.num_loops ** -{"one": 0.0, "sqrt": 0.5, "inverse": 1.0}[self.section.residual_scale]
+        loops, layers = self.shape.num_loops, self.shape.num_layers
+        return {"one": 1.0, "sqrt": loops**-0.5, "inverse": 1 / loops, "factored": 1 / (loops * layers**0.5)}[
+            self.section.residual_scale
+        ]
 
     def is_plain(self, num_passes: int) -> bool:
         """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""

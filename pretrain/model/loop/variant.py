@@ -38,6 +38,8 @@ class Shape:
     """d."""
     num_loops: int
     """L that the model is made for; other counts may be run."""
+    num_layers: int
+    """k: layers of the block."""
     linears: Mapping[str, Weight]
     """The matrices of one layer by their paths inside it, such as "attention.query"."""
 

@@ -23,6 +23,7 @@ TESTED = {
         "model.head_size": "tests/distributed/cases.py",
         "train.teacher.run": "tests/unit/hf/test_teacher.py",
         "train.teacher.weight": "tests/unit/hf/test_teacher.py",
+        "model.loop.diagonal.drive": "tests/support/loop_designs.py",
         "model.loop.diagonal.hold": "tests/support/loop_designs.py",
         "model.loop.hyper.dynamic": "tests/support/loop_designs.py",
         "model.loop.keys_every": "tests/unit/model/test_shared_keys.py",

@@ -202,9 +202,11 @@ def test_a_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str)
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3", "olmo2", "gpt2"])
-@pytest.mark.parametrize("injection", ["none", "add"])
-def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, injection: str) -> None:
-    run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"loop": {"injection": injection}})
+@pytest.mark.parametrize(
+    "loop", [{}, {"injection": "add"}, {"keys": "every", "residual": "hyper"}], ids=["plain", "add", "keys and streams"]
+)
+def test_a_looped_run_out_and_in_is_bitwise(tmp_path: Path, tokenizer: Path, case: str, loop: dict[str, str]) -> None:
+    run = make_run(tmp_path / "run", tokenizer, OURS[case] | LOOPED | {"loop": loop})
     lines = export_run(run=run, out=tmp_path / "out")
     assert lines[1].startswith("LoopedGPTForCausalLM, 3 loops, 8 layers deep")
     import_model(folder=tmp_path / "out", run=tmp_path / "again")
@@ -321,9 +323,15 @@ def test_damaged_folders_are_named(tmp_path: Path, byte_level: Path) -> None:
 
 def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) -> None:
     injected = make_run(tmp_path / "injected", tokenizer, LOOPED | {"loop": {"injection": "add"}})
+    shared = make_run(tmp_path / "shared", tokenizer, LOOPED | {"loop": {"keys": "first"}})
+    sandwich = make_run(tmp_path / "sandwich", tokenizer, LOOPED | {"norm_place": "both"})
     mixed = make_run(tmp_path / "mixed", tokenizer, LOOPED | {"norm": "layer"})
-    messages = ("model.loop.injection=add cannot be unrolled", "no class of transformers computes these layers")
-    for run, message in zip((injected, mixed), messages, strict=True):
+    refused = {
+        injected: "model.loop.injection=add cannot be unrolled", shared: "model.loop.keys=first cannot be unrolled",
+        mixed: "no class of transformers computes these layers",
+        sandwich: "no class of transformers computes these layers",
+    }  # fmt: skip
+    for run, message in refused.items():
         with pytest.raises(ValueError, match=message):
             export_run(run=run, out=tmp_path / "out", unroll=True)
     blocks = {"num_loop_layers": 4, "loop": {"injection": "add"}, "loop_regulariser": {"weight": 0.1, "block_size": 2}}

@@ -31,7 +31,7 @@ def drawn(hyper: Hyper) -> dict[str, Tensor]:
 def test_it_is_the_definition(dynamic: bool, part: str, number: int) -> None:
     """One row of the streams, one stream and one number at a time."""
     n = 3
-    hyper = Hyper(Shape(width=WIDTH, num_loops=1, linears={}), HyperSection(streams=n, dynamic=dynamic))
+    hyper = Hyper(Shape(width=WIDTH, num_loops=1, num_layers=2, linears={}), HyperSection(streams=n, dynamic=dynamic))
     held = drawn(hyper)
     streams = torch.randn(TOKENS, n, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     entering, join = hyper.branch(held, part, streams.flatten(1), number)  # type: ignore[arg-type]

@@ -110,6 +110,10 @@ def test_another_default_loop_count_leaves_the_model_as_it_was_made(name: str) -
 def test_scales_and_weights_are_for_the_loops_that_it_was_made_for() -> None:
     loop = {"residual_scale": "inverse", "per_loop": "embedding", "made_for": 7}
     design = loop_design(ModelSection.model_validate(LLAMA.model_dump() | {"num_loops": 2, "loop": loop}))
+    factored = ModelSection.model_validate(
+        LLAMA.model_dump() | {"num_loops": 3, "num_loop_layers": 4, "loop": {"residual_scale": "factored"}}
+    )
+    assert loop_design(factored).update_scale == 1 / (3 * 2)
     assert design.update_scale == 1 / 7 and design.weights()["per_loop.embedding"].shape == (7, LLAMA.hidden_size)
 
 
@@ -136,6 +140,23 @@ def test_the_diagonal_state_stays_bounded() -> None:
         states = design.injection.enter(held, states, carried, loop)
         assert (states >= -1).all() and (states <= 3).all()
     torch.testing.assert_close(states[0, 1:], torch.full((4,), -1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("drive", ["scaled", "free"])
+def test_a_pass_of_the_diagonal_system_is_its_solution(drive: str) -> None:
+    """exp of [[-r, c], [0, 0]] takes (x, e) over one unit of time of dx/dt = -r x + c e with e held."""
+    loop = {"injection": "diagonal", "diagonal": {"drive": drive}}
+    design = loop_design(ModelSection.model_validate(LLAMA.model_dump() | {"loop": loop}))
+    rate = torch.tensor([-30.0, -2.0, 0.0, 3.0, 40.0], dtype=torch.float64)
+    gain = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.5], dtype=torch.float64)
+    x, e = (torch.randn(5, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (0, 1))
+    weights: Any = {"rate": rate, "gain": gain}
+    entered = design.injection.enter(weights, x[None], e[None], 1)[0]
+    for r, g, before, held, after in zip(torch.nn.functional.softplus(rate), gain, x, e, entered, strict=True):
+        drives = g * r if drive == "scaled" else g
+        system = torch.tensor([[-r, drives], [0.0, 0.0]], dtype=torch.float64)
+        solution = torch.linalg.matrix_exp(system) @ torch.stack((before, held))
+        torch.testing.assert_close(after, solution[0], rtol=1e-10, atol=1e-12)
 
 
 def test_noise_is_normal_and_a_function_of_row_and_position() -> None:

@@ -54,6 +54,6 @@ class _NoWeights(dict[str, Any]):
         return act(self, *arguments)
 
 
-_SHAPE = Shape(width=0, num_loops=1, linears={})
+_SHAPE = Shape(width=0, num_loops=1, num_layers=1, linears={})
 ALIKE = InThisLoop(PerLoop(_SHAPE, None), 1.0, _NoWeights(), 0, Residual(_SHAPE, None), _NoWeights(), 0)
 """Of layers that are the same in every loop, or outside it."""
