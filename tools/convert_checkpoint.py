@@ -1,7 +1,8 @@
 """Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
     export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
-    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export) -> a run directory
+    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export), or a GGUF file of
+            Llama or Qwen -> a run directory
     loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
 
 Exports and imports are checked by comparing logits with transformers. conversion.txt in the result lists every tensor.
@@ -57,7 +58,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     take = commands.add_parser(
         "import", help="a published model -> a run", description="Import a published model as a run."
     )
-    take.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder: config, weights, tokenizer")
+    model = "folder: config, weights, tokenizer; or a .gguf file"
+    take.add_argument("--model", type=Path, required=True, metavar="DIR|FILE", help=model)
+    own = "folder with the tokenizer of a .gguf file; default: the one in it"
+    take.add_argument("--tokenizer", type=Path, metavar="DIR", help=own)
     take.add_argument("--run", type=Path, required=True, metavar="DIR", help="directory of the run to make")
     take.add_argument("--no-new-tokens", action="store_true", help="do not add <bot> <eot> <latent> <pause>")
     rows = "token whose embedding they begin as ('<<' in Coconut's code); default: the mean of all"
@@ -107,12 +111,16 @@ def export(options: argparse.Namespace) -> list[str]:
 
 
 def import_published(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.importing import import_model
+    from pretrain.hf.importing import import_gguf, import_model
 
     if options.no_new_tokens and options.new_tokens_like is not None:
         raise ValueError("--new-tokens-like says how new tokens begin: leave out --no-new-tokens")
-    like = options.new_tokens_like
-    return import_model(options.model, options.run, new_tokens=not options.no_new_tokens, new_tokens_like=like)
+    how = {"new_tokens": not options.no_new_tokens, "new_tokens_like": options.new_tokens_like}
+    if options.model.suffix.lower() == ".gguf" and not options.model.is_dir():
+        return import_gguf(options.model, options.run, tokenizer=options.tokenizer, **how)
+    if options.tokenizer is not None:
+        raise ValueError("--tokenizer is for a .gguf file; the folder of a model has its own")
+    return import_model(options.model, options.run, **how)
 
 
 def loop(options: argparse.Namespace) -> list[str]:

@@ -12,6 +12,7 @@
 import math
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from pretrain.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.hf.architectures import read_dropout, read_shape
 from pretrain.hf.check import build, largest_difference, load_published, require_equal
+from pretrain.hf.gguf_folder import write_folder
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.published_weights import PublishedWeights
@@ -36,12 +38,38 @@ _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
 _GROWING = ("embedding.weight", "head.weight")
 
 
-def import_model(folder: Path, run: Path, *, new_tokens: bool = True, new_tokens_like: str | None = None) -> list[str]:
+def import_gguf(
+    path: Path, run: Path, *, tokenizer: Path | None = None, new_tokens: bool = True, new_tokens_like: str | None = None
+) -> list[str]:
+    """Import a model from a GGUF file, by way of a folder beside the run that is removed afterwards; as `import_model`.
+
+    Args:
+        path: the file.
+        run: new run directory.
+        tokenizer: folder with the tokenizer's files of the model. Default: that in the file.
+        new_tokens: as of `import_model`, and so `new_tokens_like`.
+    """
+    if is_there(run):
+        raise ValueError(f"{run} exists: name a new run directory")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{run.name}-", dir=run.parent) as name:
+        folder = Path(name)
+        write_folder(path, folder, tokenizer)
+        try:
+            return import_model(folder, run, name=str(path), new_tokens=new_tokens, new_tokens_like=new_tokens_like)
+        except ValueError as error:  # the folder is none that people know
+            raise type(error)(str(error).replace(str(folder), str(path))) from None
+
+
+def import_model(
+    folder: Path, run: Path, *, name: str = "", new_tokens: bool = True, new_tokens_like: str | None = None
+) -> list[str]:
     """Import a published model; returns lines that describe the result.
 
     Args:
         folder: folder of the published model.
         run: new run directory.
+        name: of the model, in what is said of it. Default: the folder.
         new_tokens: add the tokens for latent thoughts.
         new_tokens_like: the token whose rows they begin as. Default: the mean of all rows.
 
@@ -63,20 +91,21 @@ def import_model(folder: Path, run: Path, *, new_tokens: bool = True, new_tokens
     is_looped = model_type == LoopedGPTConfig.model_type
     rules = looped_rules(shape, seq_len) if is_looped else stock_rules(model_type, shape, 1, seq_len)
     weights, fates, dtypes = _map(rules, published)
-    for name in _GROWING:
-        if name in weights and rows > shape.vocab_size:
-            weights[name], fate = _grow(name, weights[name], rows, like)
+    for table in _GROWING:
+        if table in weights and rows > shape.vocab_size:
+            weights[table], fate = _grow(table, weights[table], rows, like)
             fates.append(fate)
-    ours = build(model, seq_len, lambda name: weights[name])
+    ours = build(model, seq_len, weights.__getitem__)
     difference = largest_difference(ours, load_published(folder, model_type), seq_len, shape.vocab_size)
-    check = require_equal(difference, str(folder))
+    name = name or str(folder)
+    check = require_equal(difference, name)
     precision = "bf16" if dtypes == {torch.bfloat16} else "fp32"
     suffix = ".model" if isinstance(tokenizer, SentencePieceTokenizer) else ".json"
     saved = SavedModel(
         run=run.name, model=model, seq_len=seq_len, precision=precision, max_loops=model.num_loops,
         tokenizer=str(run / f"tokenizer{suffix}"),
     )  # fmt: skip
-    totals = write_run(run, saved, content, weights, fates, f"{run} <- {folder} ({model_type})")
+    totals = write_run(run, saved, content, weights, fates, f"{run} <- {name} ({model_type})")
     first = f"{run}: {model_type}, {shape.effective_depth()} layers deep, {rows} rows of vocabulary; {totals}"
     return [first, *_dropout_line(folder), check]
 

@@ -12,6 +12,7 @@ from pretrain.run.trained_model import TrainedModel, load_trained_model
 
 
 class Imported(NamedTuple):
+    gguf: Path
     folder: Path
     run: Path
     theirs: Any
@@ -38,4 +39,4 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     import_model(folder=root / "published", run=root / "run", new_tokens=False)
     ours = load_trained_model(root / "run", torch.device("cpu"))
     assert next(ours.model.parameters()).dtype == torch.float32
-    return Imported(root / "published", root / "run", theirs, ours)
+    return Imported(weights, root / "published", root / "run", theirs, ours)

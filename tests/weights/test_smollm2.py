@@ -12,6 +12,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
+from pretrain.api import load_run
 from pretrain.config.run import ParallelSection
 from pretrain.eval.groups import ResolvedTask, SkippedTask, resolve
 from pretrain.eval.harness import LoopedLM
@@ -19,6 +20,7 @@ from pretrain.eval.loading import load_tasks
 from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
 from pretrain.hf.exporting import export_run
+from pretrain.hf.importing import import_gguf
 from pretrain.hf.surgery import Surgery, loop_model
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.run.trained_model import load_trained_model
@@ -54,6 +56,17 @@ def test_greedy_continuations_are_those_of_transformers(imported: Imported) -> N
         )
         assert mine == [token for token in other[0, len(row) :].tolist() if token != tokenizer.eos_id]
     assert "Paris" in tokenizer.decode(generate(imported.ours.model, rows[:1], settings)[0])
+
+
+@torch.no_grad()
+def test_the_gguf_file_is_imported_as_the_same_model(imported: Imported, tmp_path: Path) -> None:
+    import_gguf(imported.gguf, tmp_path / "run", new_tokens=False)
+    run = load_run(tmp_path / "run")
+    for prompt in PROMPTS:
+        assert run.tokenizer.encode(prompt) == imported.ours.tokenizer.encode(prompt)
+        other = imported.theirs(input_ids=run.encode(prompt)[None]).logits[0]
+        torch.testing.assert_close(run.logits(prompt), other, rtol=1e-4, atol=1e-4)
+    assert "Paris" in run.generate("What is the capital of France?", chat=True, max_new_tokens=12)
 
 
 @torch.no_grad()
