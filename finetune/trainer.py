@@ -42,6 +42,7 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.plan.room import require_room
+from pretrain.report.page import write_last_report
 from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import tracked
@@ -75,7 +76,9 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
     with join_world(config) as (groups, signals):
         require_room([model_need(origin.saved, layout.world_size)], *device_memory(groups.device))
         with open_session(config, layout, groups, origin, signals) as session:
-            return FinetuneTrainer(config, origin, session).run()
+            code = FinetuneTrainer(config, origin, session).run()
+            write_last_report(session)
+            return code
 
 
 def open_session(

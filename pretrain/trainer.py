@@ -36,6 +36,7 @@ from pretrain.optim.loop_count import StepLoops, step_loops
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
+from pretrain.report.page import write_last_report
 from pretrain.rows.diagnostics import diagnostics_row
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.identity import RunIdentity, digest, loops_of
@@ -105,7 +106,9 @@ def run(config: RunConfig, layout: Layout) -> int:
             open_session(config, layout, groups, tokenizer, signals) as session,
             Trainer(config, session) as trainer,
         ):
-            return trainer.run()
+            code = trainer.run()
+            write_last_report(session)
+            return code
 
 
 def open_session(

@@ -38,7 +38,7 @@ from pretrain.scaling.analysis import without_repeats
 from pretrain.scaling.comparable import questions_of, shown_value
 from pretrain.scaling.floors import NAMES
 from pretrain.scaling.rows import choose_metric, latest
-from pretrain.scaling.tables import Table, render
+from pretrain.scaling.table import Table, render
 from pretrain.storage import is_there
 
 

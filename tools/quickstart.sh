@@ -57,6 +57,7 @@ python -m pretrain.launch --ranks 2 -m pretrain.train --config "$CONFIG"
 
 step "6/8 sample"
 python tools/generate.py --run "$RUN" --prompt "KING HENRY." | tee "$RUN/sample.txt"
+python tools/report.py "$RUN" >/dev/null
 
 step "7/8 one layer, applied up to four times, on a task that needs depth"
 python -m pretrain.launch --ranks 2 -m pretrain.train --config "$HOPS_CONFIG"
@@ -78,4 +79,5 @@ echo "done in $SECONDS s"
 echo "  run      $RUN (metrics.jsonl, checkpoints/, eval/depth.jsonl)"
 echo "  sample   $RUN/sample.txt"
 echo "  plot     $RUN/eval/scaling.png"
+echo "  report   $RUN/report.html"
 echo "  depth    $HOPS/eval/scaling.png: where it matters"

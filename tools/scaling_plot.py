@@ -33,7 +33,8 @@ from pretrain.scaling.colours import value_of
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page
 from pretrain.scaling.rows import tell_apart
-from pretrain.scaling.tables import make_tables, render, write_fits
+from pretrain.scaling.table import render
+from pretrain.scaling.tables import make_tables, write_fits
 
 DEFAULT_FILES = ("runs/*/eval/depth.jsonl", "runs/sweeps/*/*/eval/depth.jsonl")
 

@@ -127,7 +127,7 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
         now: seconds since the epoch. Default: the clock.
     """
     now = time.time() if now is None else now
-    config, problem = _read_config(run / "config.yaml")
+    config, problem = read_written_config(run / "config.yaml")
     epochs, all_steps = _number(config, "train", "epochs"), _number(config, "train", "steps")
     rows: list[LoggedStep] = []
     with contextlib.suppress(OSError):
@@ -180,8 +180,8 @@ def _state(said: str, job: Path | None, queue: dict[str, str] | None, *, silent_
     return "stale" if silent_for > 1 else "running"
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The configuration, or what is wrong with it."""
+def read_written_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The configuration of a run as it lies there, unchecked, or what is wrong with it."""
     try:
         config = yaml.load(read_file(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:

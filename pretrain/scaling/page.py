@@ -16,7 +16,8 @@ from pretrain.scaling.curves import Curve
 from pretrain.scaling.fit import Fit
 from pretrain.scaling.floors import CHANCE
 from pretrain.scaling.law import JointLaw
-from pretrain.scaling.tables import Table, make_tables
+from pretrain.scaling.table import table_html
+from pretrain.scaling.tables import make_tables
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -65,7 +66,7 @@ def write_page(analysis: Analysis, file: Path, *, colour_by: str | None = None) 
         figure.to_html(full_html=False, include_plotlyjs=index == 0, div_id=f"figure-{index}", config=config)
         for index, figure in enumerate(figures)
     ]
-    parts += [_table_html(table) for table in make_tables(analysis)]
+    parts += [table_html(table) for table in make_tables(analysis)]
     runs = dict.fromkeys(point.row.run for curve in analysis.curves for point in curve.all_points)
     names = [html.escape(run) for run in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} runs, {names[0]} to {names[-1]}"
@@ -237,13 +238,3 @@ def _panels(titles: Sequence[str]) -> tuple["Figure", list[tuple[int, int]]]:
     )
     figure.update_layout(template="plotly_white", height=PANEL_HEIGHT * num_rows + 90)
     return figure, [(index // columns + 1, index % columns + 1) for index in range(len(titles))]
-
-
-def _table_html(table: Table) -> str:
-    def row(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
-
-    lines = [f"<h2>{html.escape(table.title)}</h2>"]
-    if table.rows:
-        lines += ["<table>", row(table.header, "th"), *(row(cells, "td") for cells in table.rows), "</table>"]
-    return "\n".join([*lines, *(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)])

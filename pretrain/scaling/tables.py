@@ -3,7 +3,6 @@
 import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.scaling.analysis import Analysis
@@ -11,21 +10,12 @@ from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
 from pretrain.scaling.floors import NAMES
 from pretrain.scaling.law import PUBLISHED
+from pretrain.scaling.table import Table
 
 CSV_FIELDS = (
     "task_group", "family", "curve", "metric", "alpha", "alpha_low", "alpha_high", "beta", "beta_low", "beta_high",
     "held_out_error", "num_depths",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table with notes below it; `rows` may be empty."""
-
-    title: str
-    header: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def write_fits(analysis: Analysis, file: Path) -> None:
@@ -44,16 +34,6 @@ def make_tables(analysis: Analysis) -> list[Table]:
     """The tables that are not empty, in reading order."""
     makers = (_fit_table, _floor_table, _difference_table, _ratio_table, _gap_table, _law_table, _isoplot_table)
     return [table for make in makers if (table := make(analysis)).rows or table.notes]
-
-
-def render(table: Table) -> str:
-    """Format a table as text: title, aligned columns, notes."""
-    lines = [table.title]
-    if table.rows:
-        cells = [table.header, *table.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([*lines, *(f"  {note}" for note in table.notes)])
 
 
 def _fit_table(analysis: Analysis) -> Table:

@@ -180,6 +180,7 @@ def test_ctrl_c_saves_a_run_and_ends_well(tmp_path: Path) -> None:
     assert process.returncode == 0 and "Traceback" not in said and "error" not in said, said
     assert said.splitlines()[-1].endswith("stopped by SIGINT, the same command continues it")
     assert (run / "state").read_text() == "stopped by SIGINT\n" and list((run / "checkpoints").glob("step-*"))
+    assert "stopped" in (run / "report.html").read_text()
     with launched("--ranks", "2", *pretrain, "trian.steps=1") as process:
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (2, "error: command line: trian: unknown key, did you mean train?\n")

@@ -16,7 +16,8 @@ from pretrain.scaling.fit import Fit, fit_curve, ratio_of
 from pretrain.scaling.gap import find_gaps
 from pretrain.scaling.isoplot import make_isoplots
 from pretrain.scaling.law import JointLaw, fit_law
-from pretrain.scaling.tables import make_tables, render
+from pretrain.scaling.table import render
+from pretrain.scaling.tables import make_tables
 from tests.support.scaling_rows import EMBEDDING_PARAMS, LAYER_PARAMS, make_row, model_fields, sweep
 
 DEPTHS = (4, 8, 12, 24, 36, 48)
