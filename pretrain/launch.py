@@ -42,6 +42,8 @@ from pretrain.run.signals import STOP_SIGNALS
 
 GRACE_S = 15.0
 """How long ranks that are to end may take before they are killed."""
+STARTING_S = 2.0
+"""So long after its start a rank gets SIGTERM for SIGINT, of which Python's own start would make a traceback."""
 _LOOPBACK = "127.0.0.1"
 
 
@@ -162,7 +164,7 @@ class Launcher:
         return 0 if failed is None else self._report(failed, received)
 
     def _start(self) -> None:
-        launch = self._launch
+        launch, self._started = self._launch, time.monotonic()
         environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.ranks)), **os.environ}
         if launch.nodes == 1 and Path("/sys/class/net/lo").exists():
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # not the network, which may be down or filtered
@@ -196,6 +198,8 @@ class Launcher:
         self._events.put(signal.Signals(number))
 
     def _send(self, number: signal.Signals) -> None:
+        if number == signal.SIGINT and time.monotonic() - self._started < STARTING_S:
+            number = signal.SIGTERM
         for rank in self._alive:
             self._processes[rank].send_signal(number)
 
@@ -211,10 +215,10 @@ class Launcher:
                 print_line(f"error: rank {rank} ended with exit code {failed.code}")
             return failed.code
         number = signal.Signals(-failed.code)
-        if number in received:
-            print_line(f"ended by {number.name}, before there was anything to save")
-        else:
-            print_line(f"error: rank {rank} was ended by {number.name}")
+        if received and number in (*received, signal.SIGTERM):
+            print_line(f"ended by {received[0].name}, before there was anything to save")
+            return 128 + received[0]
+        print_line(f"error: rank {rank} was ended by {number.name}")
         return 128 + number
 
 

@@ -78,6 +78,7 @@ def got(folder: Path) -> list[str]:
 def test_signals_reach_every_rank_once(tmp_path: Path, sent: Sequence[signal.Signals], expected: str) -> None:
     with ranks(tmp_path) as process:
         seen = [facts(tmp_path, rank) for rank in range(2)]
+        time.sleep(launch.STARTING_S if signal.SIGINT in sent else 0)
         for number in sent:
             process.send_signal(number)
             time.sleep(0.1)  # of two that wait for a process, the lower number is heard first
@@ -85,6 +86,21 @@ def test_signals_reach_every_rank_once(tmp_path: Path, sent: Sequence[signal.Sig
     assert (process.returncode, said, got(tmp_path)) == (0, "", [expected] * 2)
     assert [rank["LOCAL_RANK"] for rank in seen] == ["0", "1"] and {rank["WORLD_SIZE"] for rank in seen} == {"2"}
     assert len({rank["MASTER_PORT"] for rank in seen}) == 1
+
+
+def test_ctrl_c_while_ranks_start_is_a_line(tmp_path: Path) -> None:
+    """Of Python's own start it would make a traceback; a rank that is up already hears SIGTERM."""
+    with launched("--ranks", "2", RANK, str(tmp_path), "0:child") as process:
+        wait_for(lambda: len(children(process.pid)) == 3, process)  # with the keeper
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "ended by SIGINT, before there was anything to save\n")
+    assert not list(tmp_path.glob("*.started"))
+
+
+def children(pid: int) -> list[str]:
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return found.read_text().split() if found.exists() else []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
     launched_rank.py FOLDER RANK:DEED[:VALUE] ...
 
-Deeds: `exit` with a code; `child`, start a process that outlives it; `deaf`, ignore all signals but SIGKILL. Any
-other rank counts the signals that it gets until the first SIGTERM or second SIGINT, and then ends with 0.
+Deeds: `exit` with a code, once file `go` is there and rank 0 has started; `child`, start a process that outlives it;
+`deaf`, ignore all signals but SIGKILL. Any other rank counts the signals that it gets until the first SIGTERM or second
+SIGINT, and then ends with 0.
 """
 
 import os
@@ -34,7 +35,7 @@ def main(folder: Path, deeds: list[str]) -> int:
     (folder / f"{rank}.tmp").rename(folder / f"{rank}.started")
     for _, deed, *value in own:
         if deed == "exit":
-            while not (folder / "go").exists():
+            while not ((folder / "go").exists() and (folder / "0.started").exists()):
                 time.sleep(0.01)
             return int(value[0])
     while "SIGTERM" not in got and got.count("SIGINT") < 2:
