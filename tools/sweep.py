@@ -20,11 +20,15 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import finetune.coconut
 import finetune.config
+import pretrain.train
 from finetune.config import FinetuneConfig
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, positive
@@ -83,6 +87,18 @@ def check(sweep: SweepConfig, cell: SweepCell, root: Path) -> None:
         finetune.config.check_layout(read_config(file, FinetuneConfig, overrides), sweep.ranks)
     else:
         check_layout(read_config(file, RunConfig, overrides), sweep.ranks)
+
+
+def require_data(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> None:
+    """Refuse data that training would not find; runs that share theirs are asked once."""
+    configs: dict[str, Any] = {}
+    for cell in family:
+        schema = FinetuneConfig if sweep.methods else RunConfig
+        config = read_config(Path(sweep.config), schema, run_overrides(cell, root))
+        configs[f"{config.data!r} {config.model!r}"] = config
+    describe = finetune.coconut.describe_data if sweep.methods else pretrain.train.describe_data
+    for config in configs.values():
+        deque(describe(config), maxlen=0)
 
 
 def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
@@ -155,6 +171,7 @@ def work(options: argparse.Namespace) -> None:
         check(sweep, cell, root)
     jobs = submissions(planned, options.sweep, len(family), sweep.ranks, root)
     if options.slurm:
+        require_data(sweep, family, root)
         submit(jobs, root)
         return
     if options.dry_run:

@@ -226,6 +226,10 @@ def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp
     write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "ranks: 2\nbaselines: true"))
     refused = sweep(tmp_path, "--slurm")
     assert refused.returncode == 2 and "train.global_batch=8 is not divisible by" in refused.stderr
+    write(tmp_path / "tiny.yaml", TINY.replace("[train.steps=3,", "['data.sources=[{path: none}]', train.steps=3,"))
+    refused = sweep(tmp_path, "--slurm")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: none: no manifest.jsonl; make shards there with tools/prepare_data.py")
     assert not (tmp_path / "runs").exists()
 
 
