@@ -47,8 +47,9 @@ from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
-from pretrain.run.session import RunSession, join_world
+from pretrain.run.session import RunSession
 from pretrain.run.signals import StopSignal
+from pretrain.run.world import join_world
 from pretrain.tasks.task import Split
 
 RESULTS = "coconut.jsonl"

@@ -9,7 +9,7 @@ the loop: `pretrain/run/session.py`.
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.format import Piece
+from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import require_tokenizer
+from pretrain.config.alarms import Policy
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel, require_vocabulary
@@ -37,14 +38,18 @@ from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.plan.room import data_needs, model_needs, require_room
 from pretrain.report.page import write_last_report
+from pretrain.rows.alarms import AlarmRow
 from pretrain.rows.diagnostics import diagnostics_row
 from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.identity import RunIdentity, digest, loops_of
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
-from pretrain.run.resume import MAY_DIFFER, Resumable, compare_models, newest_on_all_ranks
-from pretrain.run.session import RunSession, join_world
+from pretrain.run.pretraining import RESUMABLE, PretrainCounters
+from pretrain.run.resume import compare_models, newest_on_all_ranks
+from pretrain.run.session import RunSession
 from pretrain.run.signals import StopSignal
+from pretrain.run.world import join_world
+from pretrain.watch.alarms import Alarm, Alarms
 from pretrain.watch.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -52,41 +57,6 @@ if TYPE_CHECKING:
 
 RESULTS = "depth.jsonl"
 """Evaluation rows, in `eval/` of the run directory."""
-RESUMABLE = Resumable(
-    training="pretraining", mark="next_sample", config="config",
-    may_differ={
-        **MAY_DIFFER,
-        "parallel": "no number depends on the ranks",
-        "data.sources.*.path": "the content is compared, the folder may have moved",
-        "data.sources.*.weight": "shares of the sources from the next sample on",
-        "data.cut_documents": "the order that follows from it is compared",
-        "data.num_workers": "speed alone",
-        "data.prefetch_batches": "speed alone",
-        "data.on_damage": "what happens at damage from here on",
-        "train.steps": "the length of the run, and with it the rest of the schedules of learning rate and loops",
-        "train.global_batch": "samples of a step from here on; tokens are counted",
-        "train.recompute": "memory and speed alone",
-        "train.compile": "speed alone",
-        "train.loop_sampling": "loop counts of the steps from here on",
-        "train.backprop_loops": "how far gradients reach from here on",
-        "train.backprop_growth": "how far gradients reach from here on",
-        "train.z_loss_weight": "a term of the loss from here on",
-        "train.loop_loss": "what the loss is of from here on",
-        "train.teacher": "what is imitated from here on",
-        "train.max_bad_steps": "when to give up",
-        "train.hooks": "what is measured beside, from here on",
-    },
-    must_equal=("optimizer.name",),
-)  # fmt: skip
-"""What defines the model, the optimizer's state and the order of the data may not change when a run is resumed."""
-
-
-@dataclass(kw_only=True)
-class PretrainCounters(Counters):
-    """What a run counts; saved with every checkpoint."""
-
-    skipped_in_a_row: int = 0
-    """Of the skipped steps, the latest without an update between."""
 
 
 def run(config: RunConfig, layout: Layout) -> int:
@@ -140,6 +110,7 @@ class Trainer:
             require_tokenizer(self.engine.teacher.reader, session.saved.tokenizer, session.tokenizer.sha256)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
         self.hooks = Hooks(config, layout, self.engine, session.say)
+        self.alarms = Alarms(config.alarms)
         self._scored_every, self._diagnosed_every = 0, self.hooks.rows_every(None)
         self._resume()
         for task in self.tasks.skipped if self.tasks else ():
@@ -179,13 +150,15 @@ class Trainer:
                     regulariser_share=loops.regulariser_share,
                 )  # fmt: skip
             self._count(result, loops, lr, started)
-            self._diagnose(self.hooks.on_step(counters.step, result))
+            self._watch(result)
             if counters.skipped_in_a_row >= config.train.max_bad_steps:
                 return session.fail(
                     f"loss or gradient was not finite in {counters.skipped_in_a_row} steps in a row; "
                     "lower optimizer.lr, or resume from an earlier checkpoint"
                 )
             self._validate()
+            if (exit_code := self._answer_alarms()) is not None:
+                return exit_code
             self._score_tasks()
             is_last = counters.step == config.train.steps
             if is_last or vote.reason or (config.checkpoint.every and counters.step % config.checkpoint.every == 0):
@@ -261,9 +234,62 @@ class Trainer:
                     for num_loops, (loss, stderr) in zip(loops, losses, strict=True)
                 ]
             )
+            found = {num_loops: loss for num_loops, (loss, _) in zip(loops, losses, strict=True)}
             if not missing_alone or len(loops) == len(set(self.config.validation_loops)):
-                found = {num_loops: loss for num_loops, (loss, _) in zip(loops, losses, strict=True)}
+                self.alarms.on_validation(self.counters.step, found)
                 self._diagnose(self.hooks.on_validation(self.counters.step, found))
+
+    def _watch(self, result: StepResult) -> None:
+        """Let hooks and alarms look at a step."""
+        step = self.counters.step
+        self.alarms.on_step(step, result.loss)
+        numbers = self.hooks.on_step(step, result)
+        if self.hooks.has_loop_diagnostics:
+            self.alarms.on_diagnostics(step, numbers)
+        self._diagnose(numbers)
+
+    def _answer_alarms(self) -> int | None:
+        """Do what the policies of the alarms say; returns the exit code where the run ends by one."""
+        session, counters, settings = self.session, self.counters, self.config.alarms
+        for alarm in self.alarms.take():
+            action, reader, text = alarm.policy, None, alarm.text
+            if action == "rollback":
+                is_over = counters.rollbacks >= settings.max_rollbacks
+                reader = None if is_over else session.checkpoint_before(alarm.since)
+                if reader is None:
+                    action = "stop"
+                    why = f"after {counters.rollbacks} rollbacks" if is_over else "with no checkpoint to go back to"
+                    text = f"{text}; {why} the run stops"
+            self._report_alarm(alarm, action, text, None if reader is None else reader.step)
+            if reader is not None:
+                self._go_back(reader)
+                return None
+            if action == "stop":
+                self._save()
+                return session.fail(text)
+        return None
+
+    def _report_alarm(self, alarm: Alarm, action: Policy, text: str, to_step: int | None) -> None:
+        identity, metrics = self.session.identity, self.session.metrics
+        if metrics is None:
+            return
+        metrics.message(f"warning: {text}" + ("" if to_step is None else f"; back to step {to_step}, on with new data"))
+        row = AlarmRow(
+            run_id=identity.run_id, config=identity.config, step=self.counters.step, alarm=alarm.name, action=action,
+            since=alarm.since, value=alarm.value, threshold=alarm.threshold, to_step=to_step,
+            next_sample=None if to_step is None else self.loader.next_sample,
+        )  # fmt: skip
+        metrics.log_alarm(row)
+
+    def _go_back(self, reader: CheckpointReader) -> None:
+        """Be as a checkpoint has it, but for the data: it goes on with the samples that come now. What it is now is
+        saved as of that step, so that a resumed run does not read the old ones again."""
+        rollbacks = self.counters.rollbacks + 1
+        self.engine.load(reader, reader.meta["num_updates"])
+        vars(self.counters).update(vars(PretrainCounters.read(reader.meta)) | {"rollbacks": rollbacks})
+        self.alarms = Alarms(self.config.alarms, reader.meta.get("alarms"))
+        self.session.go_back()
+        self._save()
 
     def _diagnose(self, numbers: Mapping[str, float]) -> None:
         """Keep what the hooks found."""
@@ -334,6 +360,7 @@ class Trainer:
             "next_sample": self.loader.next_sample,
             "sources": self.loader.fingerprints,
             "config": self.config.model_dump(mode="json"),
+            "alarms": self.alarms.as_meta(),
         }
         self.session.save(pieces, meta)
 
@@ -346,6 +373,7 @@ class Trainer:
             self.loader.require_sources(reader.meta["sources"])
             self.loader.load_state(reader.read_whole("data/cursors").numpy(), reader.meta["next_sample"])
             self.counters = PretrainCounters.read(reader.meta)
+            self.alarms = Alarms(config.alarms, reader.meta.get("alarms"))
             then, now = reader.meta["config"]["validation"]["every"], config.validation.every
             self._scored_every = now if now == then else 0
             self._diagnosed_every = self.hooks.rows_every(reader.meta["config"]["train"].get("hooks"))

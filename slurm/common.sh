@@ -139,7 +139,7 @@ run_until_done() {
   [[ -z $signalled ]] || requeue "SIG$signalled"
   ((status != 2)) || fail "$status"
   # The same steps again from the same checkpoint have the same numbers.
-  ((status != 3)) || { echo "not requeued: the run diverged and would again; lower optimizer.lr, or go back with checkpoint.resume=STEP" && fail 3; }
+  ((status != 3)) || { echo "not requeued: the run diverged, or an alarm stopped it, and would again; lower optimizer.lr, or go back with checkpoint.resume=STEP" && fail 3; }
   requeue "exit code $status" "$status"
 }
 

@@ -42,6 +42,7 @@ def newest_good(
     gather: Gather = list,
     keep_verdicts: bool = False,
     step: int | None = None,
+    before: int | None = None,
 ) -> tuple[CheckpointReader | None, list[str]]:
     """Open the newest good checkpoint of a directory. With several ranks, all of them call this.
 
@@ -52,6 +53,7 @@ def newest_good(
         gather: concatenates the ranks' lists, in the same order on all ranks.
         keep_verdicts: leave a note in each bad checkpoint's folder, so that retention does not count it as kept.
         step: open the checkpoint of this step alone.
+        before: open one from before this step.
 
     Returns:
         The checkpoint, or None when there is no good one, and one line for each bad one that was passed over.
@@ -63,6 +65,7 @@ def newest_good(
     with _agreed_failure(gather):
         names = [path.name for path in list_checkpoints(directory)] if rank == 0 else []
         names = [name for name in names if step is None or parse_step(name) == step]
+        names = [name for name in names if before is None or (parse_step(name) or 0) < before]
     problems: list[str] = []
     for name in gather(names):
         path, found = Path(directory) / name, []

@@ -14,8 +14,8 @@ from types import FrameType
 from pretrain.storage import LEADS_NOWHERE
 
 BAD_INPUT, FAILED, DIVERGED, INTERRUPTED = 2, 1, 3, 130
-"""A run that DIVERGED has numbers that are not finite, and would have them again: like bad input, it is not worth a
-second try."""
+"""A run that DIVERGED has numbers that are not finite, or an alarm whose policy is to stop, and would have them again:
+like bad input, it is not worth a second try."""
 MOST_CHARACTERS, _AT_THE_START, _AT_THE_END = 500, 300, 180
 """Of a line on standard error; what is kept of a longer one: where it happened, and why."""
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pretrain.config.alarms import AlarmsSection
 from pretrain.config.hooks import HookSection
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
@@ -293,6 +294,7 @@ class RunConfig(EntryConfig):
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+    alarms: AlarmsSection = AlarmsSection()
 
     @property
     def ranks_per_replica(self) -> int:
@@ -334,6 +336,7 @@ class RunConfig(EntryConfig):
             )
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
         self._check_loops()
+        self.alarms.require_measured(self)
         if train.teacher.run is not None and self.ranks_per_replica > 1:
             raise ValueError(
                 "train.teacher: teacher and model are whole on each rank, so it needs parallel.tensor=1 and "

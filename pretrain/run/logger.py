@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pretrain.rows.alarms import ALARMS, AlarmRow
 from pretrain.rows.diagnostics import DIAGNOSTICS
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
@@ -57,6 +58,7 @@ class RunMetrics:
             diagnosed = range(diagnosed_every, resumed_step + 1, diagnosed_every) if diagnosed_every else ()
             self._diagnostics = self._open(run_dir / DIAGNOSTICS, resumed_step, diagnosed)
         self._files = [file for file in (self._steps, self._evaluations, self._diagnostics) if file is not None]
+        self._alarms = JsonLines(run_dir / ALARMS)
         self._held_back = False
         mode = wandb_mode(config.logging.wandb, self.message)
         makers: dict[str, Callable[[], Tracker]] = {}
@@ -108,6 +110,20 @@ class RunMetrics:
         self._append(self._diagnostics, [row])
         charted = {name: value for name, value in row.items() if name != "step" and isinstance(value, float)}
         self._trackers.log({f"diagnostics/{name}": value for name, value in charted.items()}, row["step"])
+
+    def log_alarm(self, row: AlarmRow) -> None:
+        """Keep an alarm."""
+        self._append(self._alarms, [row])
+
+    def go_back(self, step: int) -> None:
+        """Remove the rows of later steps, but not the alarms.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for file in self._files:
+            file.cut(step)
+        self._trackers.go_back(step)
 
     def message(self, text: str) -> None:
         """Show a line that stays, without tearing the progress bar."""

@@ -52,17 +52,17 @@ class Difference(NamedTuple):
 
 
 def newest_on_all_ranks(
-    run_dir: Path, *, keep_verdicts: bool = False, step: int | None = None
+    run_dir: Path, *, keep_verdicts: bool = False, step: int | None = None, before: int | None = None
 ) -> tuple[CheckpointReader | None, list[str]]:
-    """The newest good checkpoint of a run, or that of one step, the same on all ranks, which share the work of checking
-    it; a line for each newer one that is bad. Collective.
+    """The newest good checkpoint of a run, or that of one step, or the newest from before one, the same on all ranks,
+    which share the work of checking it; a line for each newer one that is bad. Collective.
 
     Raises:
         OSError: a checkpoint cannot be read.
     """
     return newest_good(
         run_dir / CHECKPOINTS, rank=dist.get_rank(), world_size=dist.get_world_size(), gather=gather_lists,
-        keep_verdicts=keep_verdicts, step=step,
+        keep_verdicts=keep_verdicts, step=step, before=before,
     )  # fmt: skip
 
 

@@ -11,15 +11,13 @@ An error after `begin` ends the run as `session.fail` does: file `state` says fa
 
 import contextlib
 import math
-import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -33,13 +31,11 @@ from pretrain.checkpoint.run import require_tokenizer
 from pretrain.checkpoint.store import open_store
 from pretrain.command.console import DIVERGED, RunFailed, describe_error
 from pretrain.config.layout import Layout
-from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
 from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Tokenizer, read_tokenizer
 from pretrain.device.hardware import DTYPES, device_name, peak_flops, precision_warning
-from pretrain.device.host_memory import keep_freed_memory
-from pretrain.parallel.contact import contact, describe_loss
-from pretrain.parallel.groups import Groups, gather_lists, make_groups, start_world
+from pretrain.parallel.contact import describe_loss
+from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.step import StepCost
@@ -48,7 +44,7 @@ from pretrain.run.logger import RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
-from pretrain.run.trackers.tracker import LoggedConfig, require_tracker_packages
+from pretrain.run.world import SessionConfig
 from pretrain.storage import read_file
 
 SETTLE_S = 60.0
@@ -63,46 +59,6 @@ def _went_on_from(config: Mapping[str, Any], step: int) -> bool:
 def _lost_contact(error: BaseException) -> str | None:
     """One line if it means that another rank has gone."""
     return describe_loss(error) if isinstance(error, RuntimeError) else None
-
-
-class SessionConfig(LoggedConfig, Protocol):
-    """What a session needs of a configuration, of pretraining or of fine-tuning."""
-
-    @property
-    def parallel(self) -> ParallelSection: ...
-
-    @property
-    def train(self) -> CommonTrainSection: ...
-
-    @property
-    def checkpoint(self) -> CommonCheckpointSection: ...
-
-
-@contextmanager
-def join_world(config: SessionConfig) -> Iterator[tuple[Groups, StopSignal]]:
-    """Join the ranks of this world, listening for stop signals. Every rank calls it.
-
-    Raises:
-        ConnectionError: another rank has ended, or cannot be met.
-        KeyboardInterrupt: the same, after a Ctrl-C, which the other ranks got too.
-        ImportError: the configuration asks for a package that is not installed.
-    """
-    require_tracker_packages(config.logging)
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with StopSignal() as signals:
-        try:
-            with contact(config.run.directory):
-                device = start_world()
-                if device.type == "cpu":
-                    keep_freed_memory()
-                yield make_groups(config.parallel, device), signals
-        except ConnectionError:
-            if signals.requested == "SIGINT":
-                raise KeyboardInterrupt from None
-            raise
-        # Not after an error: the other ranks notice that this one is gone, and should do so after it has said why.
-        dist.destroy_process_group()
 
 
 class RunSession:
@@ -328,6 +284,23 @@ class RunSession:
         for result in self._store.poll():
             self.say(result.message if result.is_durable else f"warning: {result.message}")
 
+    def checkpoint_before(self, step: int) -> CheckpointReader | None:
+        """The newest good checkpoint from before a step, to go back to; None where there is none. Collective."""
+        with contextlib.suppress(OSError):  # of a save that failed: it has been said
+            self._store.wait()
+        self.report_saves()
+        return newest_on_all_ranks(self.directory, before=step)[0]
+
+    def go_back(self) -> None:
+        """Be at an earlier step, which the counters have again: later rows go, and later checkpoints are set aside.
+        Collective."""
+        if self.metrics is not None:
+            self.metrics.go_back(self.counters.step)
+            for path in list_checkpoints(self.directory / CHECKPOINTS):
+                if (parse_step(path.name) or 0) > self.counters.step:
+                    self.say(f"set aside: {set_aside(path)}")
+        dist.barrier()
+
     def finish(self) -> int:
         """End the run as complete, or as stopped if the ranks voted so; returns the exit code."""
         reason = self.vote.reason
@@ -337,7 +310,8 @@ class RunSession:
         return 0
 
     def fail(self, why: str) -> int:
-        """End the run as failed because its numbers are no longer finite, as all ranks found; returns the exit code."""
+        """End the run as failed because its numbers are no longer finite, or because of an alarm, as all ranks found;
+        returns the exit code."""
         self._end(f"failed: {why}", f"error: {why}")
         return DIVERGED
 

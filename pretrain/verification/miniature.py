@@ -114,6 +114,7 @@ def make_miniature(config: RunConfig, layout: Layout, folder: Path) -> Miniature
     sections["data"] |= _little_data(config, folder, Tokenizer.load(tokenizer), whole.data)
     sections["data"]["tokenizer"] = tokenizer
     sections["train"] |= _short_training(config, whole, seq_len)
+    sections["alarms"] = {}  # of six steps nothing is known
     sections["train"]["teacher"] = {}  # it has another width
     sections["optimizer"]["warmup_steps"] = min(config.optimizer.warmup_steps, 2)
     sections["optimizer"]["decay_steps"] = config.optimizer.decay_steps and min(config.optimizer.decay_steps, 4)

@@ -25,7 +25,7 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import step_loops
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.stop_vote import StopVote
-from pretrain.run.session import join_world
+from pretrain.run.world import join_world
 from pretrain.trainer import run
 from pretrain.verification.comparison import Numbers
 from pretrain.verification.prompts import NUM_NEW, Prompts

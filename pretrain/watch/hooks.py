@@ -13,6 +13,7 @@ from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import gather_lists
 from pretrain.schema.plugin import describe_plugin_error
 from pretrain.watch.hook import Hook, Numbers, WatchedRun
+from pretrain.watch.loop_diagnostics import LoopDiagnostics
 from pretrain.watch.registry import make_hook
 
 RESERVED = ("step", "run_id", "config")
@@ -47,6 +48,11 @@ class Hooks:
         self._active = [_Called(section.name, hook, section.every or hook.every) for section, hook in made]
         # Of their own, so that a rank that meets an error never mixes with a collective of a hook on another.
         self._agreement = dist.new_group(backend="gloo") if made else None
+
+    @property
+    def has_loop_diagnostics(self) -> bool:
+        """Whether the numbers of that hook are among those of `on_step`: every rank has them alike."""
+        return any(isinstance(each.hook, LoopDiagnostics) for each in self._active)
 
     def rows_every(self, saved: Any) -> int | None:
         """Of a run that goes on from a checkpoint with these hooks, as JSON: there should be a row of every multiple of

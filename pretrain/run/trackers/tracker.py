@@ -27,6 +27,10 @@ class Tracker(Protocol):
         """Chart numbers of one step; None is one that is not known."""
         ...
 
+    def go_back(self, step: int) -> None:
+        """What was charted of later steps will be charted again."""
+        ...
+
     def sync(self) -> None:
         """Put what there is on the disk."""
         ...
@@ -56,6 +60,9 @@ class Trackers:
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         self._each("stopped", lambda tracker: tracker.log(values, step))
+
+    def go_back(self, step: int) -> None:
+        self._each("stopped", lambda tracker: tracker.go_back(step))
 
     def sync(self) -> None:
         self._each("stopped", lambda tracker: tracker.sync())

@@ -43,6 +43,9 @@ class WandbRun:
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         self._run.log(dict(values), step=step)
 
+    def go_back(self, step: int) -> None:
+        pass  # it keeps what it has, and takes no number of an earlier step
+
     def sync(self) -> None:
         pass
 

@@ -39,6 +39,15 @@ TESTED = {
         "optimizer.clip_grad_norm": "tests/distributed/test_optimizer.py",
         "optimizer.epsilon": "tests/distributed/test_optimizer.py",
         "optimizer.momentum": "tests/unit/optim/test_muon.py",
+        **dict.fromkeys(
+            [
+                *(f"alarms.loss_spike.{key}" for key in ("policy", "window", "deviations", "steps")),
+                *(f"alarms.states_alike.{key}" for key in ("policy", "correlation")),
+                *(f"alarms.loops_unused.{key}" for key in ("policy", "difference", "validations")),
+                "alarms.max_rollbacks",
+            ],
+            "tests/unit/watch/test_alarms.py",
+        ),
         "checkpoint.keep_last": "tests/distributed/test_training.py",
         "checkpoint.resume": "tests/distributed/test_training.py",
         "checkpoint.asynchronous": "tests/distributed/test_training.py",
