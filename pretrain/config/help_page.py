@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from pretrain.schema.plugin import PluginName
 from pretrain.schema.section import Section
 
 
@@ -80,6 +81,8 @@ def _type_words(annotation: Any) -> str:
         if isinstance(item, type) and issubclass(item, Section):
             return "list of {" + ", ".join(item.model_fields) + "}"
         return "list of " + ("integers" if item is int else _type_words(item))
+    if annotation is PluginName:
+        return "module:name"
     if get_origin(annotation) is Annotated:
         return _type_words(get_args(annotation)[0])
     if get_args(annotation):  # a union, with null last

@@ -17,6 +17,7 @@ from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
 from pretrain.config.teacher import TeacherSection
 from pretrain.model.config import ModelSection, Recompute
+from pretrain.schema.plugin import PluginName
 from pretrain.schema.section import PathText, Section, require_divides
 
 Precision = Literal["fp64", "fp32", "bf16"]
@@ -173,10 +174,10 @@ class AdamWSection(Section):
 
 
 class OptimizerSection(AdamWSection):
-    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    name: Literal["adamw", "adafactor", "muon"] | PluginName = "adamw"
     """AdamW (fused, state sharded over data-parallel ranks); Adafactor (as in T5, its learning rate relative to the RMS
     of each weight; state replicated); or Muon for the matrices inside the model, with AdamW for embeddings, head, norms
-    and biases (state replicated)."""
+    and biases (state replicated); or one of your own file (state replicated): pretrain/EXTENDING.md."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Decay of Muon's Nesterov momentum."""
     adamw_lr: float | None = Field(default=None, gt=0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.config.run import OptimizerSection
 from pretrain.model.weight_kinds import Weight
 from pretrain.schema.choice import choose
+from pretrain.schema.plugin import is_plugin, load_plugin
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -99,11 +100,18 @@ OPTIMIZERS = {
 
 
 def optimizer_kind(settings: OptimizerSection) -> OptimizerKind:
-    """The table's entry.
+    """The table's entry, or that of a user's file (`pretrain/EXTENDING.md`).
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of this name, or it is no such entry.
     """
+    if is_plugin(settings.name):
+        found = load_plugin(settings.name, "optimizer.name")
+        if not isinstance(found, OptimizerKind):
+            raise ValueError(f"optimizer.name={settings.name}: is no pretrain.optim.optimizers.OptimizerKind")
+        if found.shards or (found.matrices is not None and found.matrices.shards):
+            raise ValueError(f"optimizer.name={settings.name}: needs shards=False: every rank updates whole weights")
+        return found
     return choose(OPTIMIZERS, settings.name, "optimizer.name")
 
 

@@ -23,6 +23,7 @@ from pretrain.checkpoint.format import Piece
 from pretrain.config.run import OptimizerSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.optim.make import fill_state, make_optimizer, parameter_groups, set_lr, set_num_updates
+from pretrain.optim.probe import require_contract
 from pretrain.parallel.cpu import cuda_type_names
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
@@ -33,6 +34,7 @@ from pretrain.parallel.megatron import (
     ProcessGroupCollection,
     TransformerConfig,
 )
+from pretrain.schema.plugin import is_plugin
 
 
 class ParallelOptimizer(ABC):
@@ -186,6 +188,8 @@ class ReplicatedOptimizer(ParallelOptimizer):
 
     def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
         super().__init__(model, config, groups, shard=False)
+        if is_plugin(settings.name):
+            require_contract(settings)
         wide = torch.promote_types(config.params_dtype, torch.float32)
         wholes = {
             name: nn.Parameter(self._gather(parameter, parameter.detach()).to(wide))

@@ -6,7 +6,10 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from pretrain.schema.choice import did_you_mean
 
@@ -14,6 +17,16 @@ from pretrain.schema.choice import did_you_mean
 def is_plugin(name: str) -> bool:
     """Whether a name is one of `module:attribute`."""
     return ":" in name
+
+
+def _require_plugin(name: str) -> str:
+    if not is_plugin(name):
+        raise PydanticCustomError("plugin", "a name of your own file, such as my_module:Thing")
+    return name
+
+
+PluginName = Annotated[str, AfterValidator(_require_plugin)]
+"""Beside the names of a table, the type of a key that may name something of a user's file."""
 
 
 def load_plugin(name: str, key: str) -> Any:

@@ -1,8 +1,7 @@
 """Optimizers over ranks: weights after some steps equal one process; bad steps and stop requests are agreed on by all
 ranks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from pretrain.checkpoint.names import step_name
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import OptimizerSection, RunConfig
 from pretrain.optim.make import make_optimizer, parameter_groups, set_lr
-from pretrain.optim.optimizers import OPTIMIZERS, OptimizerKind
+from pretrain.optim.optimizers import OptimizerKind
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.stop_vote import StopVote
 from tests.distributed.cases import (
@@ -134,39 +133,31 @@ def _sgd(groups: list[dict[str, Any]], settings: OptimizerSection) -> torch.opti
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
 
 
-@contextmanager
-def registered() -> Iterator[None]:
-    """The table of optimizers has one more, "sgd", which keeps no count of its steps."""
-    sgd = OptimizerKind(make=_sgd, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(OPTIMIZERS, "sgd", sgd)
-        yield
+SGD = OptimizerKind(make=_sgd, states=lambda shape: {"momentum_buffer": shape}, counts_steps=False, shards=False)
+"""As a user's file would have it; it keeps no count of its steps."""
 
 
 def train_and_resume(config: RunConfig, folder: str) -> tuple[Trained, Trained]:
-    """The steps of `train` with it: without a stop, and stopped and resumed before the last."""
-    with registered():
-        straight = train(config)
-        engine, groups = make_engine(config)
-        for seed, loops in enumerate(LOOPS[:-1]):
-            engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR)
-        save(engine, folder, len(LOOPS) - 1)
-        resumed, _ = make_engine(config)
-        resumed.load(CheckpointReader(Path(folder, step_name(len(LOOPS) - 1))), len(LOOPS) - 1)
-        rows = own_rows(make_rows(NUM_ROWS, len(LOOPS) - 1), groups)
-        return straight, _held(resumed, [resumed.train_step(rows, LOOPS[-1], LR)])
+    """The steps of `train`: without a stop, and stopped and resumed before the last."""
+    straight = train(config)
+    engine, groups = make_engine(config)
+    for seed, loops in enumerate(LOOPS[:-1]):
+        engine.train_step(own_rows(make_rows(NUM_ROWS, seed), groups), loops, LR)
+    save(engine, folder, len(LOOPS) - 1)
+    resumed, _ = make_engine(config)
+    resumed.load(CheckpointReader(Path(folder, step_name(len(LOOPS) - 1))), len(LOOPS) - 1)
+    rows = own_rows(make_rows(NUM_ROWS, len(LOOPS) - 1), groups)
+    return straight, _held(resumed, [resumed.train_step(rows, LOOPS[-1], LR)])
 
 
 @pytest.mark.parametrize(("layout", "data"), [({}, 1), ({"tensor": 2}, 1), ({}, 2)])
-def test_an_optimizer_of_the_table_alone_trains_and_resumes(
+def test_an_optimizer_of_a_users_file_trains_and_resumes(
     pool: RankPool, tmp_path: Path, layout: dict, data: int
 ) -> None:
-    """A new entry of the table is all that a new optimizer takes: it equals torch's, with its rate for each group, and
-    resumes bitwise."""
-    config = tiny_config("gpt2", **layout, train={"precision": "fp32"}, optimizer=OPTIMIZER)
-    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "sgd"})})
-    with registered():
-        wanted, _ = _train_plainly(config)
+    """It equals torch's, with its rate for each group, on any layout, and resumes bitwise."""
+    settings = {**OPTIMIZER, "name": "tests.distributed.test_optimizer:SGD"}
+    config = tiny_config("gpt2", **layout, train={"precision": "fp32"}, optimizer=settings)
+    wanted, _ = _train_plainly(config)
     trained = pool.run(train_and_resume, config, str(tmp_path), world_size=world_size(config, data))
     for straight, resumed in trained:
         for part in straight.weights:
