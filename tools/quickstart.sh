@@ -62,9 +62,10 @@ python tools/report.py "$RUN" >/dev/null
 step "7/8 one layer, applied up to four times, on a task that needs depth"
 python -m pretrain.launch --ranks 2 -m pretrain.train --config "$HOPS_CONFIG"
 
-step "8/8 plots against loops"
+step "8/8 plots against loops, and each run on a page"
 python tools/scaling_plot.py "$RUN/eval/depth.jsonl"
 python tools/scaling_plot.py "$HOPS/eval/depth.jsonl"
+python tools/report.py "$RUN" "$HOPS"
 
 if [[ ${1:-} == --coconut ]]; then
   step "Coconut: four stages on two ranks under DeepSpeed, from reasoning in text to latent thoughts"
@@ -76,8 +77,7 @@ fi
 
 echo
 echo "done in $SECONDS s"
-echo "  run      $RUN (metrics.jsonl, checkpoints/, eval/depth.jsonl)"
+echo "  runs     $RUN, $HOPS (metrics.jsonl, checkpoints/, eval/depth.jsonl)"
 echo "  sample   $RUN/sample.txt"
-echo "  plot     $RUN/eval/scaling.png"
-echo "  report   $RUN/report.html"
-echo "  depth    $HOPS/eval/scaling.png: where it matters"
+echo "  pages    $RUN/report.html, $HOPS/report.html"
+echo "  plots    $RUN/eval/scaling.png: text; $HOPS/eval/scaling.png: a task whose accuracy is a matter of depth"

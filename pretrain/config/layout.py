@@ -24,13 +24,26 @@ def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], m
     over all ranks (`batch`).
 
     Raises:
-        ValueError: one number does not divide another; names both.
+        ValueError: one number does not divide another; names both, and what would.
     """
     require_divides("world size", world_size, *replica)
     data_parallel = world_size // replica[1]
     at_once = micro_batch * data_parallel
-    require_divides(*batch, "train.micro_batch · data-parallel size", at_once)
+    if batch[1] % at_once:
+        advice = _what_divides(batch, data_parallel, replica[0], micro_batch)
+        raise ValueError(
+            f"{batch[0]}={batch[1]} is not divisible by train.micro_batch · data-parallel size={at_once}: {advice}"
+        )
     return Layout(world_size=world_size, data_parallel=data_parallel, micro_batches=batch[1] // at_once)
+
+
+def _what_divides(batch: tuple[str, int], data_parallel: int, replica: str, micro_batch: int) -> str:
+    key, sequences = batch
+    if sequences % data_parallel:
+        return f"{data_parallel} replicas cannot share it: raise {replica}, which makes fewer, or change {key}"
+    of_rank = sequences // data_parallel
+    fitting = max(size for size in range(1, micro_batch + 1) if of_rank % size == 0)
+    return f"lower train.micro_batch to {fitting}"
 
 
 def check_layout(config: RunConfig, world_size: int) -> Layout:

@@ -87,7 +87,18 @@ def test_what_no_number_of_ranks_can_run(changes: dict[str, Any], message: str) 
     [
         ({"parallel.pipeline": 2}, 3, "world size=3 is not divisible by parallel.tensor · parallel.pipeline=2"),
         ({"parallel.pipeline": 2}, 1, "world size=1 is not divisible by parallel.tensor · parallel.pipeline=2"),
-        ({}, 4, "train.global_batch=12 is not divisible by train.micro_batch · data-parallel size=8"),
+        (
+            {},
+            4,
+            "train.global_batch=12 is not divisible by train.micro_batch · data-parallel size=8: "
+            "lower train.micro_batch to 1",
+        ),
+        (
+            {},
+            24,
+            "train.global_batch=12 is not divisible by train.micro_batch · data-parallel size=48: 24 replicas cannot "
+            "share it: raise parallel.tensor · parallel.pipeline, which makes fewer, or change train.global_batch",
+        ),
         ({"data.num_streams": 4}, 3, "data.num_streams=4 is not divisible by data-parallel size=3"),
         (
             {"parallel.pipeline": 3, "data.num_streams": 12},
