@@ -84,8 +84,12 @@ def _choose(model: ModelSection, num_loops: int, unroll: bool) -> Architecture |
             "a stock model has no such thing, a looped one has one block"
         )
     stock = stock_architecture(model)
+    if not unroll and not (num_loops == 1 and is_plain):
+        for kind, name in model.loop.plugins.items():
+            raise ValueError(f"model.loop.{kind}={name} is of a file of your own, which does not travel with an export")
+        return None
     if not unroll:
-        return stock if num_loops == 1 and is_plain else None
+        return stock
     if not is_plain:
         raise ValueError(f"a model with {_loop_design(model)} cannot be unrolled into a stock one: leave out --unroll")
     if stock is None:

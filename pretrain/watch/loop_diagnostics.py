@@ -89,7 +89,7 @@ class LoopDiagnostics(Hook[LoopDiagnosticsParameters]):
         loops = range(1, self.num_loops + 1)
         families = {"state_norm": loops, "state_change": loops[1:], "state_cosine": loops[1:]}
         families |= {"token_correlation": loops, "effective_rank": loops}
-        families |= {"exit": loops} if self.run.config.model.loop.exit != "none" else {}
+        families |= {"exit": loops} if self.run.engine.model.design.exit.has_gate else {}
         return [f"{family}.loop{loop}" for family, of in families.items() for loop in of]
 
 
@@ -107,7 +107,8 @@ class _Look:
     def at(self, number: int, loop: int, states: Tensor) -> None:
         """Look at the states [t held, d] of a micro-batch after a loop."""
         lengths, width = self.lengths[number], self.widths[number]
-        whole = self.model.ops.to_split(states)  # under sequence parallelism a rank holds some of the tokens
+        streams = self.model.ops.to_split(states)  # under sequence parallelism a rank holds some of the tokens
+        whole = self.model.design.residual.combine(streams)
         counts = (torch.arange(width, device=whole.device) < lengths[:, None]).double()  # [b, s]
         counts = counts / counts.sum(1, keepdim=True).clamp_min(1)
         now = whole.double().unflatten(0, (-1, width))  # [b, s, d]
@@ -123,7 +124,7 @@ class _Look:
         pairs = (lengths * (lengths - 1)).clamp_min(1)
         self._add(f"token_correlation.loop{loop}", ((together - lengths) / pairs)[lengths > 0].sum())
         self._add(f"effective_rank.loop{loop}", self._effective_rank(now, lengths))
-        self._add_exits(number, loop, whole, counts)
+        self._add_exits(number, loop, streams, counts)
         self.before[number] = now
         if loop == self.num_loops:
             del self.before[number]

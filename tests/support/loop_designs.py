@@ -3,6 +3,7 @@
 from typing import Any
 
 from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
+from tests.support import own_loops
 
 WITH_INPUT = [name for name in INJECTIONS if name != "none"]
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -20,6 +21,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "hyper": {"residual": "hyper"},
     "static hyper": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}, "injection": "concat"},
     **{name: {"exit": name} for name in EXITS if name != "none"},
+    "own": own_loops.LOOP,
 }
 NEUTRAL = ("norm_scales", "lora", "adaln")
 """Those that begin as the plain loop."""

@@ -1,13 +1,16 @@
 """The design of the loop as configuration: the choices of `tables.py`, and a section for each variant that has
 settings.
 
-The settings of a variant stand under its own name: `model.loop.injection=diagonal`, `model.loop.diagonal.decay=0.9`."""
+The settings of a variant stand under its own name: `model.loop.injection=diagonal`, `model.loop.diagonal.decay=0.9`;
+those of one of a user's file, `model.loop.injection=my_loops:Leaky`, under its kind: `model.loop.own.injection`."""
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, create_model, model_validator
 
-from pretrain.model.loop.tables import STARTS, TABLES
+from pretrain.model.loop.plugins import plugin_settings
+from pretrain.model.loop.tables import TABLES, variant_class
+from pretrain.schema.plugin import PluginName
 from pretrain.schema.section import Section
 
 if TYPE_CHECKING:
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
     ResidualName: TypeAlias = str
     ExitName: TypeAlias = str
 else:
-    InjectionName, StartName, PerLoopName, ResidualName, ExitName = (Literal[tuple(table)] for table in TABLES.values())
+    InjectionName, StartName, PerLoopName, ResidualName, ExitName = (
+        Literal[tuple(table)] | PluginName for table in TABLES.values()
+    )
 
 
 class _Choices(Section):
@@ -50,6 +55,14 @@ class _Choices(Section):
     """L in residual_scale, and loops that have weights of their own in per_loop; more may be run. Default:
     model.num_loops."""
 
+    own: dict[str, Any] = Field(default_factory=dict)
+    """Settings of variants of your own file (pretrain/EXTENDING.md), by kind: {injection: {rate: 0.5}}."""
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Kind -> name of each variant of a user's file."""
+        return {kind: name for kind, table in TABLES.items() if (name := getattr(self, kind)) not in table}
+
     @property
     def depends_on_loops(self) -> bool:
         """Whether the model is another one for another `made_for`."""
@@ -68,6 +81,8 @@ class _Choices(Section):
             idle["made_for"] = "per_loop=none"
         if self.keys != "every":
             idle["keys_every"] = f"keys={self.keys}"
+        if not self.plugins:
+            idle["own"] = f"injection={self.injection}"
         return idle
 
     def chosen(self) -> dict[str, Any]:
@@ -88,7 +103,12 @@ class _Choices(Section):
 
     @model_validator(mode="after")
     def _check_input(self) -> "_Choices":
-        if STARTS[self.start].uses_input:
+        for kind in self.own.keys() - self.plugins.keys():
+            raise ValueError(f"model.loop.own.{kind}: there is no variant of your own file under model.loop.{kind}")
+        for kind, name in self.plugins.items():
+            plugin_settings(kind, variant_class(kind, name), self.own)
+        start: Any = variant_class("start", self.start)
+        if start.uses_input:
             return self
         if self.injection == "none":
             raise ValueError(

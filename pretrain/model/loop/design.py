@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.model.loop.keys import keys_of
 from pretrain.model.loop.per_loop.this import InLayers
-from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, RESIDUALS, STARTS
-from pretrain.model.loop.variant import Held, NormalNoise, Shape
+from pretrain.model.loop.plugins import plugin_settings
+from pretrain.model.loop.tables import TABLES, variant_class
+from pretrain.model.loop.variant import Exit, Held, Injection, NormalNoise, PerLoop, Residual, Shape, Start
 from pretrain.model.weight_kinds import Weight, inside
 
 if TYPE_CHECKING:
@@ -23,13 +24,17 @@ class LoopDesign:
 
     def __init__(self, section: Any, shape: Shape) -> None:
         self.section, self.shape = section, shape
-        injection, start, per_loop, leave = section.injection, section.start, section.per_loop, section.exit
-        residual = section.residual
-        self.injection = INJECTIONS[injection](shape, getattr(section, injection, None))
-        self.start = STARTS[start](shape, getattr(section, start, None))
-        self.per_loop = PER_LOOP[per_loop](shape, getattr(section, per_loop, None))
-        self.residual = RESIDUALS[residual](shape, getattr(section, residual, None))
-        self.exit = EXITS[leave](shape, getattr(section, leave, None))
+        self.injection: Injection = self._variant("injection")
+        self.start: Start = self._variant("start")
+        self.per_loop: PerLoop = self._variant("per_loop")
+        self.residual: Residual = self._variant("residual")
+        self.exit: Exit = self._variant("exit")
+
+    def _variant(self, kind: str) -> Any:
+        section, name = self.section, getattr(self.section, kind)
+        variant, is_ours = variant_class(kind, name), name in TABLES[kind]
+        settings = getattr(section, name, None) if is_ours else plugin_settings(kind, variant, section.own)
+        return variant(self.shape, settings)
 
     @property
     def update_scale(self) -> float:

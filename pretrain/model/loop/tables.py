@@ -11,6 +11,7 @@ from pretrain.model.loop.per_loop.adaln import AdaLN
 from pretrain.model.loop.per_loop.embedding import LoopEmbedding
 from pretrain.model.loop.per_loop.lora import Lora
 from pretrain.model.loop.per_loop.norm_scales import NormScales
+from pretrain.model.loop.plugins import plugin_variant
 from pretrain.model.loop.residual.hyper import Hyper
 from pretrain.model.loop.start.noise import Noise
 from pretrain.model.loop.start.zeros import Zeros
@@ -28,3 +29,13 @@ EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate}
 TABLES: dict[str, Mapping[str, type[Variant]]] = {
     "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "residual": RESIDUALS, "exit": EXITS,
 }  # fmt: skip
+
+
+def variant_class(kind: str, name: str) -> type[Variant]:
+    """The variant of a kind by its name in a configuration.
+
+    Raises:
+        ValueError: it is of a user's file, and cannot be had.
+    """
+    table = TABLES[kind]
+    return table[name] if name in table else plugin_variant(kind, name)

@@ -27,6 +27,7 @@ TESTED = {
         "model.loop.diagonal.hold": "tests/support/loop_designs.py",
         "model.loop.hyper.dynamic": "tests/support/loop_designs.py",
         "model.loop.keys_every": "tests/unit/model/test_shared_keys.py",
+        "model.loop.own": "tests/support/own_loops.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
         "train.deterministic": "tests/distributed/test_training.py",

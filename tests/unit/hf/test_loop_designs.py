@@ -15,7 +15,7 @@ from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import SEQ, random_tokens
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", [name for name in DESIGNS if name != "own"])
 def test_every_design_of_the_loop_is_the_same_model(name: str) -> None:
     looped = shaken(name)
     model, tokens = exported(looped), random_tokens()
