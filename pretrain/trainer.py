@@ -266,7 +266,7 @@ class Trainer:
                 return None
             if action == "stop":
                 self._save()
-                return session.fail(text)
+                return session.fail(f"{text}; checkpoint.resume=STEP goes back")
         return None
 
     def _report_alarm(self, alarm: Alarm, action: Policy, text: str, to_step: int | None) -> None:

@@ -132,7 +132,8 @@ def test_a_spike_that_comes_again_ends_the_run_as_failed_with_its_state_saved(ro
     actions = [row["action"] for row in rows(root, "hot", "alarms.jsonl")]
     assert actions == ["rollback", "stop"], said
     state = (root / "runs" / "hot" / "state").read_text()
-    assert state.startswith("failed: alarms.loss_spike: loss ") and "after 1 rollbacks the run stops" in state
+    assert state.startswith("failed: alarms.loss_spike: loss ")
+    assert "after 1 rollbacks the run stops; checkpoint.resume=STEP goes back" in state
     saved = sorted((root / "runs" / "hot" / "checkpoints").glob("step-*"))
     assert int(saved[-1].name.removeprefix("step-")) == rows(root, "hot")[-1]["step"]
 

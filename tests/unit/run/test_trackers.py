@@ -116,6 +116,16 @@ def test_tensorboard_shows_one_curve_of_a_resumed_run(tmp_path: Path) -> None:
     assert "train/mfu_pct" not in found and "warning" not in stream.getvalue()
 
 
+def test_a_run_that_goes_back_is_one_curve_too(tmp_path: Path) -> None:
+    """Rows of later steps go, and TensorBoard shows them as they were made last."""
+    with RunMetrics(with_tensorboard(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
+        for step in (*range(1, 8), *range(5, 11)):
+            if step == 5 and (tmp_path / "metrics.jsonl").read_text().count("\n") == 7:
+                metrics.go_back(4)
+            metrics.log_step(step_row(step, loss=float((tmp_path / "metrics.jsonl").read_text().count("\n") + 1)))
+    assert curves(tmp_path)["train/loss"] == [(step, step) for step in range(1, 11)]
+
+
 def test_a_kill_takes_no_step_before_a_checkpoint_from_tensorboard(tmp_path: Path) -> None:
     """The writer is not closed; what `sync` wrote before the checkpoint is there."""
     metrics = RunMetrics(with_tensorboard(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO())
