@@ -12,6 +12,7 @@ from pretrain.report.chart import Chart, Series
 from pretrain.rows.diagnostics import DIAGNOSTICS
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.metrics import METRIC_NAMES
+from pretrain.run.logger import LOG
 
 Row = Mapping[str, Any]
 
@@ -29,6 +30,8 @@ STEP_CHARTS = {
 ALWAYS = 4
 """How many of them are drawn all the same."""
 LOGGED = re.compile(r"(warning|error): .*")
+OF_NOTE = re.compile(r"^\S+ (warning: |error: |step \d+ of \d+: (resumed|stopped))")
+"""Of the run's own log."""
 MOST_LINES = 200
 """Of a log."""
 
@@ -92,8 +95,9 @@ def results(run: Path) -> list[tuple[str, ...]]:
 
 
 def troubles(run: Path) -> list[str]:
-    """Restarts of jobs, warnings and errors of their logs, steps that were skipped, and where ranks stood."""
+    """Restarts, warnings and errors of the logs of the run and its jobs, skipped steps, and where ranks stood."""
     lines = [f"requeued: {line}" for line in _lines(run / "requeues.txt")]
+    lines += [line for line in _lines(run / LOG) if OF_NOTE.search(line)]
     for log in sorted((run / "jobs").glob("*/step.log")):
         found = filter(None, map(LOGGED.search, _lines(log)))
         lines += [f"job {log.parent.name}: {match[0]}" for match in found]

@@ -5,8 +5,10 @@ on the disk when it is, and rows that are missing all the same are named when th
 (`pretrain/run/trackers`) get the same numbers. Only rank 0 makes a `RunMetrics`.
 """
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +25,9 @@ from pretrain.storage import is_there
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+LOG = "log.txt"
+"""In the run directory: the lines that rank 0 showed, but for those of steps, with their times."""
 
 MOST_SPANS = 5
 """Of missing rows, in a warning."""
@@ -49,6 +54,7 @@ class RunMetrics:
         """
         self._every, self._num_steps = config.logging.every, num_steps
         self._progress = Progress(num_steps, done=resumed_step, stream=stream)
+        self._log = run_dir / LOG
         logged = range(logged_every, resumed_step + 1, logged_every) if logged_every else ()
         scored = range(scored_every, resumed_step, scored_every) if scored_every else ()  # the last may be made again
         self._steps = self._open(run_dir / "metrics.jsonl", resumed_step, logged)
@@ -126,8 +132,10 @@ class RunMetrics:
         self._trackers.go_back(step)
 
     def message(self, text: str) -> None:
-        """Show a line that stays, without tearing the progress bar."""
+        """Show a line that stays, without tearing the progress bar, and keep it in the run's log."""
         self._progress.message(text)
+        with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
     def sync(self) -> None:
         """Make all rows so far survive a power cut, as the checkpoint after them will."""

@@ -1,5 +1,6 @@
 """The page of a run: what it shows of whatever files there are, on its own, in a browser."""
 
+import io
 import json
 import re
 import shutil
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.config.run import LoggingSection, RunConfig
 from pretrain.report.chart import LEFT, MOST_POINTS, WIDTH, Chart, Series, _value_scale, draw, number
 from pretrain.report.page import write_last_report, write_report
 from pretrain.report.reading import diagnostic_charts, evaluation_charts, results, step_charts, troubles
 from pretrain.rows.jsonl import JsonLines
+from pretrain.run.logger import RunMetrics
 from tests.support.run_rows import step_row
 
 ROOT = Path(__file__).parents[3]
@@ -54,6 +57,11 @@ def run(tmp_path: Path) -> Path:
     (run / "environment.txt").write_text("git commit: abc\ndevice: cpu: two\n")
     (run / "state").write_text("complete\n")
     (run / "requeues.txt").write_text(f"t job 7 at step 20: {EVIL}\n")
+    with RunMetrics(
+        RunConfig(logging=LoggingSection(wandb="disabled")), run, num_steps=900, resumed_step=900, stream=io.StringIO()
+    ) as metrics:
+        for text in ("step 20 of 900: resumed here", "warning: odd", "step 900: validation nll 1.0", "set aside: x"):
+            metrics.message(text)
     (run / "jobs" / "7-0").mkdir(parents=True)
     (run / "jobs" / "7-0" / "step.log").write_text("0: step 3\n0: warning: few documents\n0: warning: few documents\n")
     return run
@@ -72,6 +80,12 @@ def test_the_page_has_everything_that_the_run_has(run: Path) -> None:
                  "<td>train.teacher</td><td>null</td>", "<td>device</td><td>cpu: two</td>",
                  "<li>job 7-0: warning: few documents</li>", "<li>step 700: 1 skipped, not finite"):  # fmt: skip
         assert page.count(text) == 1, text
+
+
+def test_the_log_of_a_run_tells_its_restarts_and_warnings(run: Path) -> None:
+    lines = [line for line in troubles(run) if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 ", line)]
+    assert [line.split(" ", 1)[1] for line in lines] == ["step 20 of 900: resumed here", "warning: odd"]
+    assert (run / "log.txt").read_text().count("\n") == 4
 
 
 def test_names_and_samples_are_text(run: Path) -> None:
