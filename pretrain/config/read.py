@@ -87,7 +87,7 @@ def resolved_yaml(config: Dumpable) -> str:
 
 def _yaml_lines(values: dict[str, Any], indent: str) -> Iterator[str]:
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, indent + "  ")
         else:

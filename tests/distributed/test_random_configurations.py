@@ -4,7 +4,7 @@
 """
 
 from math import isfinite
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -28,8 +28,10 @@ LAYOUTS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1,
 
 
 def choices(section: type, key: str) -> st.SearchStrategy[str]:
-    """The names that a key may have."""
-    return st.sampled_from(get_args(get_type_hints(section)[key]))
+    """The names of this project that a key may have."""
+    hint = get_type_hints(section)[key]
+    ours = hint if get_origin(hint) is Literal else next(kind for kind in get_args(hint) if get_origin(kind) is Literal)
+    return st.sampled_from(get_args(ours))
 
 
 @st.composite

@@ -166,7 +166,7 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("modle.num_loops=3", "modle: unknown key, did you mean model?"),
         (
             "base=x.yaml",
-            "base: unknown key; there are checkpoint, data, logging, model, optimizer, parallel, run, train, "
+            "base: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, parallel, run, train, "
             "validation",
         ),
         ("model=3", "model: needs keys and values, got 3"),
@@ -209,7 +209,7 @@ def test_a_source_is_a_folder_or_a_task(write: Write) -> None:
         ("\nbase: [a]", "run.yaml:2: base: needs the name of a YAML file, got [a]"),
         (
             "variants: {adam: {}}",
-            "run.yaml:1: variants: unknown key; there are checkpoint, data, logging, model, optimizer, parallel, run, "
+            "run.yaml:1: variants: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, parallel, run, "
             "train, validation",
         ),
         ("base: run.yaml", "run.yaml:1: base: goes in a circle: run.yaml -> run.yaml"),
