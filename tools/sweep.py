@@ -193,12 +193,22 @@ def work(options: argparse.Namespace) -> None:
                 os.execv(command[0], command)
             if not options.dry_run:
                 print(f"== {stage} {number}/{len(chosen)}: {shlex.join(command[1:])}", file=sys.stderr, flush=True)
-            ended = subprocess.run(command, check=False).returncode
+            ended = run_to_its_end(command)
             if ended:
                 which = f"{stage} {number}/{len(chosen)}"
                 raise OSError(f"{which} ended with exit code {ended}; the same command continues from here")
     if options.print:
         print("\n".join(["", "# with --slurm:", *map(" ".join, jobs)]))
+
+
+def run_to_its_end(command: Command) -> int:
+    """The exit code of a command. Ctrl-C reaches it too, and then it may take its time to save."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # subprocess.run would kill it after a quarter of a second
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

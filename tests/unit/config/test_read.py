@@ -209,8 +209,8 @@ def test_a_source_is_a_folder_or_a_task(write: Write) -> None:
         ("\nbase: [a]", "run.yaml:2: base: needs the name of a YAML file, got [a]"),
         (
             "variants: {adam: {}}",
-            "run.yaml:1: variants: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, parallel, run, "
-            "train, validation",
+            "run.yaml:1: variants: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, "
+            "parallel, run, train, validation",
         ),
         ("base: run.yaml", "run.yaml:1: base: goes in a circle: run.yaml -> run.yaml"),
     ],

@@ -2,7 +2,9 @@
 continued."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from itertools import product
@@ -263,6 +265,32 @@ def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> N
     assert failed.returncode == 1 and "1x2-seed1 ended with exit code" in failed.stderr.splitlines()[-1]
     row = json.loads((root / "1x2-seed0" / "eval" / "depth.jsonl").read_text())
     assert row["seed"] == 0, "the other one was scored"
+
+
+SAVING = """
+import pathlib, signal, sys, time
+try:
+    print("up", flush=True)
+    signal.pause()
+except KeyboardInterrupt:
+    time.sleep(1)  # a save that takes longer than the patience of subprocess.run
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(130)
+"""
+
+
+def test_a_run_has_time_to_save_when_the_sweep_is_interrupted(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tools.sweep import run_to_its_end; run_to_its_end([sys.executable, '-c', *sys.argv[1:]])"
+    )
+    words = [sys.executable, "-c", program, SAVING, str(tmp_path / "saved")]
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as run:
+        assert run.stdout is not None and run.stdout.readline() == b"up\n"
+        os.killpg(run.pid, signal.SIGINT)
+        run.communicate()
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
