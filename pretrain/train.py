@@ -24,6 +24,7 @@ from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import Row, plan_rows
+from pretrain.schema.plugin import is_plugin
 
 COMMAND_LINE = CommandLine(
     schema=RunConfig,
@@ -41,6 +42,11 @@ def plan(config: RunConfig, world_size: int) -> list[Row]:
     from pretrain.data.stream.task_source import require_tasks
 
     require_tasks(config)
+    if of_users := [hook.name for hook in config.train.hooks if is_plugin(hook.name)]:
+        from pretrain.watch.registry import hook_class
+
+        for name in of_users:
+            hook_class(name)
     return plan_rows(make_plan(config, world_size))
 
 

@@ -19,11 +19,9 @@ def hook_class(name: str) -> type[Hook[Any]]:
     """The class of a hook of `HOOKS`, or of a user's (`pretrain/EXTENDING.md`).
 
     Raises:
-        ValueError: there is none, or it is none.
+        ValueError: a user's file has none of that name, or it is none.
     """
     if not is_plugin(name):
-        if name not in HOOKS:
-            raise ValueError(f"train.hooks: there is no {name}{did_you_mean(name, HOOKS)}")
         return HOOKS[name]
     found = load_plugin(name, "train.hooks")
     if not (isinstance(found, type) and issubclass(found, Hook)):

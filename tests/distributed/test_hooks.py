@@ -170,7 +170,6 @@ def test_a_hook_that_fails_late_is_switched_off_on_all_ranks_and_at_once_ends_th
 @pytest.mark.parametrize(
     ("hook", "message"),
     [
-        ("loop_diagnostic", "train.hooks: there is no loop_diagnostic, did you mean loop_diagnostics?"),
         ("tests.support.watching:Empty", "has neither on_step nor on_validation"),
         ("tests.support.watching:math", "is no subclass of pretrain.watch.hook.Hook"),
         (

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from pretrain.config.hooks import HookSection
+from pretrain.watch.registry import HOOKS
 from tests.support.extending import run, write_examples
 
 CONFIG = """
@@ -48,3 +51,20 @@ def test_the_hook_of_the_document_gives_rows_beside_the_diagnostics(folder: Path
     wrong = run("-m", "pretrain.train", "--config", "config.yaml", "run.name=wrong")
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith("error: train.hooks: my_hooks:WeightSize.on_step at step 4: ")
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("loop_diagnostic", "train.hooks[0].name: needs one of loop_diagnostics, or a name of your own file"),
+        ("my_hooks:Nothing", "train.hooks=my_hooks:Nothing: "),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_the_dry_run_refuses_a_hook_that_is_not_there(hook: str, message: str) -> None:
+    done = run("-m", "pretrain.train", "--config", "config.yaml", "--dry-run", f"train.hooks=[{hook}]")
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+
+
+def test_the_configuration_knows_the_names_of_the_built_in_hooks() -> None:
+    assert set(get_args(get_args(HookSection.model_fields["name"].annotation)[0])) == set(HOOKS)
