@@ -7,8 +7,9 @@ other alone, where family and parameters of the loop block do.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -112,17 +113,28 @@ def curve_names(
     """
     names = {key: _shape_name(key, row) for key, row in firsts.items()}
     said: dict[CurveKey, dict[str, str]] = {key: _apart(key, row) for key, row in firsts.items()}
+    short = _short_names({what for known in said.values() for what in known})
     found = {}
     for key, name in names.items():
         others = [other for other in names if other != key]
         differing = [what for what, value in said[key].items() if any(said[o].get(what) != value for o in others)]
         missing = {what for other in others for what in said[other]} - said[key].keys()
-        parts = [f"{what}={said[key][what]}" for what in differing] + [f"default {what}" for what in sorted(missing)]
+        # What others set is named only where this one sets nothing: its name would be all defaults.
+        parts = [f"{short[what]}={said[key][what]}" for what in differing]
+        if not parts:
+            is_many = len(missing) > MOST_NAMED
+            parts = ["defaults"] if is_many else [f"default {short[what]}" for what in sorted(missing)]
         shown = parts[:MOST_NAMED] + ([f"and {len(parts) - MOST_NAMED} more"] if len(parts) > MOST_NAMED else [])
         if len(set(runs[key])) == 1:
             shown.insert(0, runs[key][0])
         found[key] = f"{name} ({', '.join(shown)})" if shown else name
     return found
+
+
+def _short_names(keys: AbstractSet[str]) -> dict[str, str]:
+    """The last part of each key, or the whole one where two end alike."""
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
 def _shape_name(key: CurveKey, row: EvaluationRow) -> str:

@@ -87,7 +87,7 @@ def test_loops_that_a_model_was_not_trained_with_are_drawn_and_in_no_fit_gap_or_
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"settings": {"optimizer.lr": 0.001}}, "optimizer.lr=0.001"),
+        ({"settings": {"optimizer.lr": 0.001}}, "(lr=0.001)"),
         ({"data": "other"}, "data=other"),
         ({"tokens_seen": 2 * 10**9, "settings": {"train.steps": 9}}, "tokens=2e+09"),
         ({"num_prelude_layers": 2, "num_coda_layers": 2, "settings": {"model.num_prelude_layers": 2}}, "2+4⊗L+2"),
