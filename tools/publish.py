@@ -6,8 +6,8 @@ commit and versions that its runs name. Rows of another configuration than the f
 published is what the command gives; a test holds what is committed to the same rule.
 
 A long sweep may be published in parts, from one machine after another: with --partial the rows of a run that is not
-here stay as they were published, commands.txt names the runs that are still to come, and a sweep over models is drawn
-from all the rows.
+here, or not complete, stay as they were published, commands.txt names the runs that are still to come, and a sweep over
+models is drawn from all the rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.rows.identity import RunIdentity, config_of
 from pretrain.rows.jsonl import JsonLines
-from pretrain.storage import is_there
+from pretrain.storage import is_there, write_atomically
 
 SWEEPS = Path("runs/sweeps")
 FIGURES = ("*.svg", "*.csv")
@@ -74,6 +74,17 @@ def rows_of(path: Path, config: str) -> list[bytes]:
     return [line for line in rows.path.read_bytes().splitlines() if line.strip()]
 
 
+def is_complete(run: Path) -> bool:
+    """Whether a run is at its end: one that is not has rows of its validations too."""
+    state = run / "state"
+    return is_there(state) and state.read_text(encoding="utf-8").strip() == "complete"
+
+
+def require_complete(run: Path) -> None:
+    if is_there(run / "state") and not is_complete(run):
+        raise ValueError(f"{run}: is not complete: end the sweep first, the same command continues it")
+
+
 def published(path: Path) -> dict[str | None, list[bytes]]:
     """The lines of a file of results by the configuration that their rows say."""
     lines: dict[str | None, list[bytes]] = {}
@@ -103,17 +114,17 @@ def publish(options: argparse.Namespace) -> None:
     lines, here, missing = list[bytes](), list[Path](), list[str]()
     for name, config in configurations(sweep).items():
         rows = root / name / "eval" / file
-        if not options.partial or is_there(rows):
-            lines += rows_of(rows, config)
-            here.append(root / name)
-        elif config in kept:
-            lines += kept[config]
-        else:
-            missing.append(name)
+        if options.partial and not (is_complete(root / name) and is_there(rows)):
+            lines += kept.get(config, [])
+            missing += [] if config in kept else [name]
+            continue
+        require_complete(root / name)
+        lines += rows_of(rows, config)
+        here.append(root / name)
     if not lines:
-        raise ValueError(f"{root}: no run of the sweep has rows: train one first")
+        raise ValueError(f"{root}: no complete run of the sweep has rows: train one first")
     out.mkdir(parents=True, exist_ok=True)
-    (out / file).write_bytes(b"".join(line + b"\n" for line in lines))
+    write_atomically(out / file, b"".join(line + b"\n" for line in lines))
     if options.partial and not sweep.methods:
         draw(sweep, out / file, root)
     figures = sorted(path for pattern in FIGURES for path in root.glob(pattern))
@@ -125,10 +136,12 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def write_commands(path: Path, options: argparse.Namespace, here: Sequence[Path], missing: Sequence[str]) -> None:
-    """What gave the results: commit and versions of the first run that is here, and the commands."""
-    environment = here[0] / "environment.txt" if here else None
-    known = environment.read_text(encoding="utf-8").splitlines() if environment and is_there(environment) else []
-    said = [f"# {line}" for line in known if line.startswith(VERSIONS)]
+    """What gave the results: commit and versions of the first run that is here, or as they were published, and the
+    commands."""
+    source = here[0] / "environment.txt" if here else path
+    known = source.read_text(encoding="utf-8").splitlines() if is_there(source) else []
+    versions = [line.removeprefix("# ") for line in known if here or line.startswith("# ")]
+    said = [f"# {line}" for line in versions if line.startswith(VERSIONS)]
     said += [f"# still to come: {name}" for name in missing]
     flag = " --partial" * options.partial
     commands = [f"python tools/sweep.py {options.sweep}", f"python tools/publish.py {options.sweep}{flag}"]

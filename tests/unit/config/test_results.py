@@ -76,6 +76,7 @@ def make_runs(folder: Path, sweep: Path) -> None:
         file = root / cell.name / "eval" / ("coconut.jsonl" if settings.methods else "depth.jsonl")
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({**vars(said), "run": cell.name, "value": 0.5}) + "\n")
+        (file.parents[1] / "state").write_text("complete\n")
         (file.parents[1] / "environment.txt").write_text("git commit: abc\ntorch: 2\nhost: here\n")
     (root / "scaling.svg").write_text("<svg/>")
 
@@ -115,7 +116,7 @@ def test_a_sweep_is_published_in_parts_from_several_machines(
     file, runs = tmp_path / "tiny.yaml", tmp_path / "runs" / "sweeps" / "tiny"
     file.write_text(SWEEP.replace("STEPS", "200"))
     assert publish.main(["tiny.yaml", "--partial"]) == 2
-    assert "no run of the sweep has rows" in capsys.readouterr().err
+    assert "no complete run of the sweep has rows" in capsys.readouterr().err
     out = tmp_path / "configs" / "sweeps" / "results" / "tiny"
 
     def here(*names: str) -> None:
@@ -137,6 +138,22 @@ def test_a_sweep_is_published_in_parts_from_several_machines(
     said = (out / "commands.txt").read_text()
     assert "# still to come: 1x2-seed1\n" in said
     assert "python tools/publish.py tiny.yaml --partial\n" in said
+
+    assert "# git commit: abc\n" in said
+    here()
+    assert publish.main(["tiny.yaml", "--partial"]) == 0
+    assert (out / "commands.txt").read_text() == said, "with no run here all stays as it was published"
+    before = (out / "depth.jsonl").read_bytes()
+    here("1x2-seed0", "1x2-seed1")
+    for name in ("1x2-seed0", "1x2-seed1"):  # both have rows of their validations
+        (runs / name / "state").write_text("stopped by SIGINT\n")
+    (runs / "1x2-seed0" / "eval" / "depth.jsonl").write_text("")
+    assert publish.main(["tiny.yaml", "--partial"]) == 0
+    assert (out / "depth.jsonl").read_bytes() == before, (
+        "a run that is not at its end replaces nothing and adds nothing"
+    )
+    assert publish.main(["tiny.yaml"]) == 2
+    assert "1x2-seed0: is not complete: end the sweep first" in capsys.readouterr().err
 
     file.write_text(SWEEP.replace("STEPS", "300"))
     here("1x2-seed0")
