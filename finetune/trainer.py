@@ -26,8 +26,9 @@ from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import StepBatch
 from finetune.method.curriculum import final_stage, stage_at
+from finetune.run.best import BEST
 from finetune.run.counters import FinetuneCounters
-from finetune.run.finetuned_model import BEST, identity_of, load_stop_classifier
+from finetune.run.finetuned_model import identity_of, load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
 from finetune.run.plan import model_need
 from finetune.run.rows import FinetuneRow, step_flops

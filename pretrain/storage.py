@@ -90,6 +90,12 @@ def is_listed(path: Path) -> bool:
         return False
 
 
+def require_new(path: Path, what: str = "run directory") -> None:
+    """Raise a ValueError if something is already where a command is to make a file or folder."""
+    if is_there(path):
+        raise ValueError(f"{path} exists: name a new {what}")
+
+
 def require_missing(path: Path) -> None:
     """Believe that a file or folder is not there, as a call said.
 

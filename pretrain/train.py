@@ -53,7 +53,20 @@ def plan(config: RunConfig, world_size: int) -> list[Row]:
 def describe_data(config: RunConfig) -> Iterator[str]:
     from pretrain.data.extent import describe
 
-    return describe(config)
+    problems: list[str] = []
+    try:
+        yield from describe(config)
+    except ValueError as error:
+        problems.append(str(error))
+    if config.checkpoint.init_from is not None or config.train.teacher.run is not None:
+        from pretrain.run import other_runs  # torch, which reads checkpoints
+
+        try:
+            yield from other_runs.describe(config)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def run(config: RunConfig, layout: Layout) -> int:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, positive
 from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, draw_grid_lines, new_figure
@@ -40,11 +41,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> None:
+    runs = list(dict.fromkeys(run.resolve() for run in options.runs))
+    for run in runs:
+        require_checkpoint(run)  # before torch is imported, which takes seconds
     from pretrain.checkpoint.run import open_checkpoint
     from pretrain.config.saved_model import SavedModel
     from pretrain.model.block_similarity import block_similarities
 
-    runs = list(dict.fromkeys(run.resolve() for run in options.runs))
     opened = {run: open_checkpoint(run) for run in runs}
     models = {run: SavedModel.read(reader.meta).model for run, (reader, _) in opened.items()}
     sizes = {model.loop_regulariser.block_size for model in models.values()} - {0}

@@ -21,9 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, add_run, at_least, positive
+from pretrain.hf.config_file import read_config
 from pretrain.model.loop.tables import INJECTIONS
+from pretrain.storage import require_new
 
 MERGES = ("average", "first", "middle", "last", "none")
 
@@ -94,7 +97,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert(options: argparse.Namespace) -> list[str]:
-    """Convert; returns the lines to print."""
+    """Convert; returns the lines to print. Paths are looked at before torch and transformers, which take seconds, are
+    imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # folders only: a mistyped one must not be taken for a model to download
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -102,6 +106,8 @@ def convert(options: argparse.Namespace) -> list[str]:
 
 
 def export(options: argparse.Namespace) -> list[str]:
+    require_new(options.out, "folder")
+    require_checkpoint(options.run, options.step)
     from pretrain.hf.exporting import export_run
 
     return export_run(
@@ -111,19 +117,26 @@ def export(options: argparse.Namespace) -> list[str]:
 
 
 def import_published(options: argparse.Namespace) -> list[str]:
-    from pretrain.hf.importing import import_gguf, import_model
-
     if options.no_new_tokens and options.new_tokens_like is not None:
         raise ValueError("--new-tokens-like says how new tokens begin: leave out --no-new-tokens")
     how = {"new_tokens": not options.no_new_tokens, "new_tokens_like": options.new_tokens_like}
+    require_new(options.run)
     if options.model.suffix.lower() == ".gguf" and not options.model.is_dir():
+        options.model.stat()
+        from pretrain.hf.importing import import_gguf
+
         return import_gguf(options.model, options.run, tokenizer=options.tokenizer, **how)
     if options.tokenizer is not None:
         raise ValueError("--tokenizer is for a .gguf file; the folder of a model has its own")
+    read_config(options.model)
+    from pretrain.hf.importing import import_model
+
     return import_model(options.model, options.run, **how)
 
 
 def loop(options: argparse.Namespace) -> list[str]:
+    require_new(options.out)
+    require_checkpoint(options.run)
     from pretrain.hf.surgery import Surgery, loop_model
 
     names = (

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from finetune.run.best import answering_run
 from finetune.run.options import add_options
+from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, counts
 from pretrain.rows.jsonl import JsonLines
@@ -48,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    require_checkpoint(answering_run(options.run, options.step), options.step)  # before torch, which takes seconds
     import torch
 
     from finetune.answers.evaluation import choose_cells, evaluate_cells, load_questions, soft_thinking

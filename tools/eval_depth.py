@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, add_run, counts, names, positive
 from pretrain.model.loop.exit_rules import HELP, ExitRule, exit_rule, is_auto
@@ -73,6 +74,9 @@ def evaluate(options: argparse.Namespace) -> None:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # those of downloads
+    require_checkpoint(options.run, options.step)  # before torch is imported, which takes seconds
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise ValueError(f"--data-dir {options.data_dir}: no such folder")
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
@@ -97,8 +101,6 @@ def evaluate(options: argparse.Namespace) -> None:
     saved.model.require_loops("--num-loops", loops)
     split = ("--tensor · --pipeline", options.tensor * options.pipeline)
     require_divides("number of ranks", world_from_environment().size, *split)
-    if options.data_dir is not None and not options.data_dir.is_dir():
-        raise ValueError(f"--data-dir {options.data_dir}: no such folder")
     with contact(options.run):
         device = start_world()
         try:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, add_run, at_least, positive
 from pretrain.model.loop.exit_rules import HELP, exit_rule, is_auto
@@ -129,7 +130,8 @@ def texts(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    prompts = read_prompts(arguments)
+    prompts, most, exits = read_prompts(arguments), loop_count(arguments), None
+    require_checkpoint(arguments.run, arguments.step)  # before torch is imported, which takes seconds
     import torch
 
     from pretrain.eval.exits import ExitDecoder
@@ -141,7 +143,6 @@ def run(arguments: argparse.Namespace) -> None:
     trained = load_trained_model(arguments.run, device, step=arguments.step, tokenizer=arguments.tokenizer)
     print_warnings([*trained.problems, *trained.tokenizer.usage.not_obeyed])
     model = trained.saved.model
-    most, exits = loop_count(arguments), None
     if most is not None:
         model.require_loops("--num-loops", [most])
     if arguments.num_loops is not None and is_auto(arguments.num_loops):

@@ -14,17 +14,13 @@ import torch
 from finetune.config import FinetuneConfig
 from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import stage_at
+from finetune.run.best import BEST, answering_run
 from finetune.run.counters import last_epoch
-from pretrain.checkpoint.names import CHECKPOINTS
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.saved_model import SavedModel
 from pretrain.model.gpt import LoopedGPT
 from pretrain.rows.identity import RunIdentity
 from pretrain.run.trained_model import TrainedModel, load_trained_model
-from pretrain.storage import is_there
-
-BEST = "best"
-"""Folder of the best checkpoint in a run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +54,7 @@ def load_finetuned(run_dir: Path, device: torch.device, *, step: int | None = No
         ValueError: there is no such run or checkpoint, it is damaged, or it was not fine-tuned.
         OSError: a file cannot be read.
     """
-    has_best = is_there(run_dir / BEST / CHECKPOINTS)
-    trained = load_trained_model(run_dir / BEST if has_best and step is None else run_dir, device, step=step)
+    trained = load_trained_model(answering_run(run_dir, step), device, step=step)
     meta = trained.checkpoint.meta
     if "finetune" not in meta:
         raise ValueError(f"{run_dir} was not fine-tuned: train it with finetune/coconut.py --init {run_dir}")

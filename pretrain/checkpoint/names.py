@@ -56,6 +56,25 @@ def _list(directory: Path | str) -> list[str]:
         return os.listdir(directory)
 
 
+def require_checkpoint(run_dir: Path, step: int | None = None) -> Path:
+    """The folder of a checkpoint of a run, unverified; by default the newest.
+
+    Raises:
+        ValueError: there is no such run or checkpoint.
+        OSError: the directory cannot be listed.
+    """
+    folder = run_dir / CHECKPOINTS
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise ValueError(f"{run_dir}: no checkpoints there: give the directory of a run, such as runs/quickstart")
+    if step is None:
+        return paths[0]
+    path = folder / step_name(step)
+    if path not in paths:
+        raise ValueError(f"{folder}: no checkpoint of step {step}; there are {', '.join(each.name for each in paths)}")
+    return path
+
+
 def newest_step(run_dir: Path) -> int:
     """The step of a run's newest checkpoint, by names alone; 0 without any: what a resumed run starts from.
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, step_name
+from pretrain.checkpoint.names import CHECKPOINTS, require_checkpoint
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.checkpoint.verify import newest_good, verify
@@ -27,18 +27,12 @@ def open_checkpoint(run_dir: Path, step: int | None = None) -> tuple[CheckpointR
         ValueError: there is no such run or checkpoint, or it is damaged.
         OSError: a file cannot be read.
     """
-    folder = run_dir / CHECKPOINTS
-    names = [path.name for path in list_checkpoints(folder)]
-    if not names:
-        raise ValueError(f"{run_dir}: no checkpoints there: give the directory of a run, such as runs/quickstart")
+    path = require_checkpoint(run_dir, step)
     if step is None:
-        reader, problems = newest_good(folder)
+        reader, problems = newest_good(run_dir / CHECKPOINTS)
         if reader is None:
             raise ValueError("\n".join(problems))
         return reader, problems
-    path = folder / step_name(step)
-    if path.name not in names:
-        raise ValueError(f"{folder}: no checkpoint of step {step}; there are {', '.join(names)}")
     found = verify(path)
     if found:
         raise ValueError(f"checkpoint {path} is bad: {found[0]}")

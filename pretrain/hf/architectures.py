@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pretrain.hf.config_file import read_config
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.model.config import ModelSection
 from pretrain.schema.section import first_problem
-from pretrain.storage import is_there, parse_json, read_file
 
 LOOPED = "LoopedGPTForCausalLM"
 NOT_EXPORTED = ("loop_regulariser",)
@@ -95,15 +95,7 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     Raises:
         ValueError: the file is missing or invalid, or names a feature that this model cannot compute.
     """
-    path = folder / "config.json"
-    if not is_there(path):
-        raise ValueError(f"{folder}: no config.json in it; give the folder of a Hugging Face model")
-    try:
-        values = parse_json(read_file(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
+    path, values = folder / "config.json", read_config(folder)
     kind = str(values.get("model_type"))
     if kind not in _BY_TYPE and kind != LoopedGPTConfig.model_type:
         known = ", ".join((*_BY_TYPE, LoopedGPTConfig.model_type))
@@ -121,7 +113,7 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
 
 def read_dropout(folder: Path) -> dict[str, float]:
     """The rates of dropout above 0 in the config.json of a folder that `read_shape` could read, by name."""
-    values = parse_json(read_file(folder / "config.json"))
+    values = read_config(folder)
     config = _read_values(folder / "config.json", values["model_type"], values)
     rates = {name: getattr(config, name, 0.0) for name in _DROPOUT}
     return {name: float(rate) for name, rate in rates.items() if isinstance(rate, (int, float)) and rate > 0}

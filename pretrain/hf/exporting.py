@@ -30,7 +30,7 @@ from pretrain.hf.travelling import write_modeling
 from pretrain.model.config import ModelSection
 from pretrain.model.weights import loop_design
 from pretrain.run.trained_model import load_tokenizer, tokenizer_file
-from pretrain.storage import is_there
+from pretrain.storage import require_new
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 4 << 30
@@ -55,8 +55,7 @@ def export_run(
         ValueError: the run cannot be exported in this form, or the check failed; no folder is left.
         OSError: reading or writing failed.
     """
-    if is_there(out):
-        raise ValueError(f"{out} exists: name a new folder")
+    require_new(out, "folder")
     reader, problems = open_checkpoint(run, step)
     saved = SavedModel.read(reader.meta)
     num_loops = num_loops or saved.model.num_loops

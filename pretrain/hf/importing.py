@@ -30,7 +30,7 @@ from pretrain.hf.names import Rule, looped_rules, stock_rules
 from pretrain.hf.published_weights import PublishedWeights
 from pretrain.hf.report import Fate, describe
 from pretrain.hf.weights_run import write_run
-from pretrain.storage import is_there, read_file
+from pretrain.storage import is_there, read_file, require_new
 
 ROWS_MULTIPLE = 8
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")
@@ -49,8 +49,7 @@ def import_gguf(
         tokenizer: folder with the tokenizer's files of the model. Default: that in the file.
         new_tokens: as of `import_model`, and so `new_tokens_like`.
     """
-    if is_there(run):
-        raise ValueError(f"{run} exists: name a new run directory")
+    require_new(run)
     run.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{run.name}-", dir=run.parent) as name:
         folder = Path(name)
@@ -77,8 +76,7 @@ def import_model(
         ValueError: the model is not supported, the folder is damaged, or the check failed; no run is left.
         OSError: reading or writing failed.
     """
-    if is_there(run):
-        raise ValueError(f"{run} exists: name a new run directory")
+    require_new(run)
     model_type, shape, seq_len = read_shape(folder)
     published = PublishedWeights(folder)
     content = _tokenizer(folder, shape.vocab_size, new_tokens)

@@ -31,7 +31,7 @@ from pretrain.model.config import LoopRegulariserSection, ModelSection
 from pretrain.model.loop.config import LoopSection
 from pretrain.model.weights import layer_weights, loop_design, stage_weights
 from pretrain.run.trained_model import load_trained_model, tokenizer_file
-from pretrain.storage import is_there
+from pretrain.storage import require_new
 
 Read = Callable[[str], Tensor]
 """A weight of the unlooped model by its name, fp32."""
@@ -79,8 +79,7 @@ def loop_model(source: Path, run: Path, surgery: Surgery) -> list[str]:
         ValueError: the run is already looped, its layers cannot be cut so, or LoRA or injection do not fit.
         OSError: reading or writing failed.
     """
-    if is_there(run):
-        raise ValueError(f"{run} exists: name a new run directory")
+    require_new(run)
     reader, problems = open_checkpoint(source)
     saved = SavedModel.read(reader.meta)
     unlooped, seq_len = saved.model, saved.seq_len

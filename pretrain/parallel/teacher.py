@@ -20,6 +20,19 @@ from pretrain.data.stream.labels import IGNORED
 from pretrain.model.gpt import LoopedGPT
 
 
+def require_teacher(config: RunConfig, saved: SavedModel) -> None:
+    """Raise a ValueError unless a model can teach that of the configuration."""
+    if saved.model.vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"train.teacher.run={config.train.teacher.run} has {saved.model.vocab_size} rows of vocabulary, "
+            f"model.vocab_size={config.model.vocab_size}: a teacher needs the same"
+        )
+    if saved.model.positions == "learned" and config.train.seq_len > saved.seq_len:
+        raise ValueError(
+            f"train.seq_len={config.train.seq_len}: the teacher has learned {saved.seq_len} positions; lower it"
+        )
+
+
 class Teacher:
     """The frozen model, on this rank's device.
 
@@ -33,15 +46,7 @@ class Teacher:
         self.weight, self.value = section.weight, torch.zeros(())
         self.reader, _ = open_checkpoint(Path(section.run or ""))
         saved = SavedModel.read(self.reader.meta)
-        if saved.model.vocab_size != config.model.vocab_size:
-            raise ValueError(
-                f"train.teacher.run={section.run} has {saved.model.vocab_size} rows of vocabulary, "
-                f"model.vocab_size={config.model.vocab_size}: a teacher needs the same"
-            )
-        if saved.model.positions == "learned" and config.train.seq_len > saved.seq_len:
-            raise ValueError(
-                f"train.seq_len={config.train.seq_len}: the teacher has learned {saved.seq_len} positions; lower it"
-            )
+        require_teacher(config, saved)
         self.model = LoopedGPT(saved.model, saved.seq_len).to(device, dtype).eval().requires_grad_(False)
         for name, parameter in self.model.named_parameters():
             parameter.copy_(self.reader.read_whole(f"weights/{name}"))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints
 from pretrain.config.run import RunConfig, SourceSection
 from pretrain.config.saved_model import require_vocabulary
 from pretrain.data.manifest import Manifest, ShardRow
@@ -23,6 +22,7 @@ from pretrain.data.stream.framing import frame_document
 from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.run import other_runs
 from pretrain.storage import naming
 from pretrain.verification.job import PlannedJob, Tick
 
@@ -34,7 +34,7 @@ NUM_THREADS = 16
 
 
 def check_data(job: PlannedJob) -> Iterator[Tick]:
-    """A row for the tokenizer, each source, and the weights to start from."""
+    """A row for the tokenizer, each source, and each other run that is named."""
     name, config = "data", job.config
     tokenizer = Tokenizer.load(config.data.tokenizer)
     require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
@@ -50,11 +50,11 @@ def check_data(job: PlannedJob) -> Iterator[Tick]:
             yield Tick(name, False, str(error).splitlines()[0])
     for split in _splits(config):
         _loader(config, split).close()  # raises where it holds no document
-    init_from = config.checkpoint.init_from
-    if init_from is not None:
-        found = list_checkpoints(Path(init_from) / CHECKPOINTS)
-        where = f"checkpoint.init_from={init_from}"
-        yield Tick(name, bool(found), f"{where}: {found[0].name if found else 'there is no checkpoint'}")
+    try:
+        for text in other_runs.describe(config):
+            yield Tick(name, True, text)
+    except ValueError as error:
+        yield Tick(name, False, str(error).splitlines()[0])
 
 
 def _splits(config: RunConfig) -> tuple[Split, ...]:
