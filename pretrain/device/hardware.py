@@ -15,6 +15,7 @@ from functools import cache
 
 import torch
 
+from pretrain.device.gpus import BF16_DENSE_TFLOPS
 from pretrain.device.host_memory import installed_memory
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,23 +25,6 @@ LEAST_SIZE, LARGEST_SIZE = 512, 2048
 """Rows of the matrices of a measurement."""
 MEASURE_S = 1.0
 """Longest measurement, but for the last product."""
-
-BF16_DENSE_TFLOPS = (
-    ("B200", 2250.0),
-    ("GH200", 989.4),
-    ("H200", 989.4),
-    ("H100 PCIe", 756.5),
-    ("H100 NVL", 835.5),
-    ("H100", 989.4),
-    ("A100", 311.9),
-    ("A40", 149.7),
-    ("A10", 125.0),
-    ("L40S", 362.1),
-    ("L4", 121.0),
-    ("MI300X", 1307.4),
-    ("MI250X", 191.5),
-)
-"""Part of the device's name -> dense bf16 TFLOP/s. The first match counts: "H100 PCIe" is before "H100"."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -72,8 +72,8 @@ def partners(config: RunConfig, time_ratio: float | None = None) -> list[Partner
     model = config.model
     if model.num_loops == 1:
         raise ValueError("model.num_loops=1: a model without loops is its own partner; give one with loops")
-    shallow = _fitted(config, _once(config, model.num_loop_layers), "parameters")
-    deep = _fitted(config, _once(config, model.num_loop_layers * model.num_loops), "inference_flops")
+    shallow = _fitted(config, applied_once(config, model.num_loop_layers), "parameters")
+    deep = _fitted(config, applied_once(config, model.num_loop_layers * model.num_loops), "inference_flops")
     same_cache = ("cache_bytes",) if model.loop.keys == "own" else ()
     found = [
         Partner(name="equal_parameters", equal=("parameters",), config=shallow),
@@ -97,7 +97,7 @@ def partners(config: RunConfig, time_ratio: float | None = None) -> list[Partner
     return [_named(config, partner) for partner in found]
 
 
-def _once(config: RunConfig, num_layers: int) -> RunConfig:
+def applied_once(config: RunConfig, num_layers: int) -> RunConfig:
     """So many layers in place of the loop, each applied once, with nothing between them."""
     section = type(config.model)
     plain = section.model_validate(

@@ -52,7 +52,11 @@ def stage_order(stage: int, num_stages: int, num_chunks: int, num_micro_batches:
     passes through the chunks in reverse; a stage warms up with 2·(P-1-stage) + (L-1)·N visits. With one chunk this is
     plain 1F1B, P-1-stage visits.
     """
-    group, behind = group_size(num_micro_batches, num_stages), num_stages - 1 - stage
+    return _in_groups(stage, num_stages, num_chunks, num_micro_batches, group_size(num_micro_batches, num_stages))
+
+
+def _in_groups(stage: int, num_stages: int, num_chunks: int, num_micro_batches: int, group: int) -> list[Visit]:
+    behind = num_stages - 1 - stage
     forward = [
         Visit(True, micro_batch, chunk)
         for start in range(0, num_micro_batches, group)
@@ -67,9 +71,15 @@ def stage_order(stage: int, num_stages: int, num_chunks: int, num_micro_batches:
 
 def peak_in_flight(sizes: Sequence[float], stage: int, num_stages: int, num_micro_batches: int) -> float:
     """The most that a stage holds at one time, if chunk i holds `sizes[i]` of a micro-batch from its forward to its
-    backward pass."""
+    backward pass.
+
+    A stage warms up within two groups, and then one group is as the other but for the last: four and that one are
+    enough.
+    """
     held = peak = 0.0
-    for visit in stage_order(stage, num_stages, len(sizes), num_micro_batches):
+    group = group_size(num_micro_batches, num_stages)
+    enough = min(num_micro_batches, 4 * group + num_micro_batches % group)
+    for visit in _in_groups(stage, num_stages, len(sizes), enough, group):
         held += sizes[visit.chunk] if visit.is_forward else -sizes[visit.chunk]
         peak = max(peak, held)
     return peak

@@ -75,6 +75,14 @@ class Plan:
         return max(4, BYTES[config.train.precision]) * (count(weights) + states)
 
     @property
+    def num_checkpoints(self) -> int:
+        """Checkpoints that a run has at most: the newest, those at multiples, and the one that is being written."""
+        checkpoint, steps = self.config.checkpoint, self.config.train.steps
+        kept = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+        saved = steps // checkpoint.every + 1 if checkpoint.every else 1
+        return min(checkpoint.keep_last + kept + 1, saved + 1)
+
+    @property
     def worst_stage(self) -> StagePlan:
         return max(self.stages, key=lambda stage: stage.total)
 

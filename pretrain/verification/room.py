@@ -23,7 +23,7 @@ def check_room(job: PlannedJob) -> Iterator[Tick]:
 
 def _disk(config: RunConfig, plan: Plan) -> Tick:
     directory = config.run.directory
-    count = num_checkpoints(config)
+    count = plan.num_checkpoints
     held = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     wanted = max(0, count * plan.checkpoint_bytes - held)
     existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
@@ -33,14 +33,6 @@ def _disk(config: RunConfig, plan: Plan) -> Tick:
     each = f"{count} checkpoints of {plan.checkpoint_bytes / GIB:.2f} GiB"
     text = f"{each} need {wanted / GIB:.2f} GiB more, {free / GIB:.1f} GiB free in {existing}"
     return Tick("disk", free > wanted, text)
-
-
-def num_checkpoints(config: RunConfig) -> int:
-    """Checkpoints that a run has at most: the newest, those at multiples, and the one that is being written."""
-    checkpoint, steps = config.checkpoint, config.train.steps
-    kept = steps // checkpoint.keep_every if checkpoint.keep_every else 0
-    saved = steps // checkpoint.every + 1 if checkpoint.every else 1
-    return min(checkpoint.keep_last + kept + 1, saved + 1)
 
 
 def _memory(job: PlannedJob, plan: Plan) -> Tick:

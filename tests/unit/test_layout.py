@@ -17,6 +17,7 @@ from finetune.config import FinetuneConfig
 from pretrain import launch, train, verify
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.plan import __main__ as plan
 
 ROOT = Path(__file__).parents[2]
 PYTHON_FILES = sorted(
@@ -149,8 +150,8 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
         monkeypatch.chdir(ROOT)
         assert "--help" in arguments or train.COMMAND_LINE.parse(arguments).config.run.name
         return
-    if script == "pretrain.verify":
-        options = verify.parse(arguments)
+    if script in ("pretrain.verify", "pretrain.plan"):
+        options = {"pretrain.verify": verify.parse, "pretrain.plan": plan.parse}[script](arguments)
         assert read_config(ROOT / options.config, RunConfig, options.overrides).run.name
         return
     assert (ROOT / script).is_file()
