@@ -11,6 +11,7 @@
     isoplot.py   downstream value against validation loss over training steps
     analysis.py  runs all of the above on one set of rows
     tables.py    the results as text and fit.csv; figure.py: as PNG and SVG; page.py: as one self-contained HTML page
+    dots.py      the figure of more curves than there are colours
     axes.py      the horizontal axes: effective depth, parameters, FLOPs; style.py: the look of all figures
     spots.py     seeds as one spot, curves side by side; labels.py: names of points; colours.py: of curves
 

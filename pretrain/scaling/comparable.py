@@ -102,9 +102,23 @@ def _asked(inputs: str | None, num_examples: int, names: tuple[str, ...]) -> str
     return " ".join(f"{name}={found[name]}" for name in names if name in found)
 
 
+class CurveName(NamedTuple):
+    """A curve among those of its group."""
+
+    shape: str
+    run: str
+    """Where it is of a single one, else empty."""
+    differs: str
+    """What sets it apart from the others; empty if nothing does."""
+
+    def __str__(self) -> str:
+        known = ", ".join(filter(None, (self.run, self.differs)))
+        return f"{self.shape} ({known})" if known else self.shape
+
+
 def curve_names(
     firsts: Mapping[CurveKey, EvaluationRow], runs: Mapping[CurveKey, Sequence[str]]
-) -> dict[CurveKey, str]:
+) -> dict[CurveKey, CurveName]:
     """A name for each curve of a task group: its shape, and what sets it apart from the others.
 
     Args:
@@ -125,9 +139,8 @@ def curve_names(
             is_many = len(missing) > MOST_NAMED
             parts = ["defaults"] if is_many else [f"default {short[what]}" for what in sorted(missing)]
         shown = parts[:MOST_NAMED] + ([f"and {len(parts) - MOST_NAMED} more"] if len(parts) > MOST_NAMED else [])
-        if len(set(runs[key])) == 1:
-            shown.insert(0, runs[key][0])
-        found[key] = f"{name} ({', '.join(shown)})" if shown else name
+        run = runs[key][0] if len(set(runs[key])) == 1 else ""
+        found[key] = CurveName(name, run, ", ".join(shown))
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pretrain.config.saved_model import Family
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.metrics import ACCURACIES, LOWER_IS_BETTER, SCORE
-from pretrain.scaling.comparable import Comparable, CurveKey, curve_names
+from pretrain.scaling.comparable import Comparable, CurveKey, CurveName, curve_names
 
 ONE_SIDED_95 = 1.645
 """Standard errors that a chance difference exceeds in one direction with probability 5%."""
@@ -51,6 +51,8 @@ class Curve:
     family: Family
     name: str
     """Of the curve among those of its group."""
+    parts: CurveName
+    """Of the name."""
     key: CurveKey
     metric: str
     """Of all tasks, or SCORE where they have different ones."""
@@ -122,7 +124,7 @@ def make_curves(rows: Sequence[EvaluationRow]) -> list[Curve]:
         firsts = {key: _first(cells, key) for key, cells in by_key.items()}
         runs = {key: [run for _, run, *_ in cells] for key, cells in by_key.items()}
         names = curve_names(firsts, runs)
-        for key in sorted(by_key, key=lambda key: (key.family, names[key])):
+        for key in sorted(by_key, key=lambda key: (key.family, str(names[key]))):
             curves.append(_curve(group, key, names[key], by_key[key], tasks[group]))
     return curves
 
@@ -160,7 +162,7 @@ def _first(cells: Cells, key: CurveKey) -> EvaluationRow:
     return next((row for row in found if row.family == key.family), found[0])
 
 
-def _curve(group: str, key: CurveKey, name: str, cells: Cells, tasks: set[str]) -> Curve:
+def _curve(group: str, key: CurveKey, name: CurveName, cells: Cells, tasks: set[str]) -> Curve:
     points = [mean_point(rows) for _, rows in sorted(cells.items())]
     metrics = {row.metric for rows in cells.values() for row in rows}
     metric = next(iter(metrics)) if len(metrics) == 1 else SCORE
@@ -176,8 +178,8 @@ def _curve(group: str, key: CurveKey, name: str, cells: Cells, tasks: set[str]) 
             f"{incomplete} of {len(points)} points lack some of the group's {len(tasks)} tasks: not like with like"
         )
     return Curve(
-        task_group=group, family=key.family, name=name, key=key, metric=metric, points=trained,
-        extrapolated=extrapolated, warnings=tuple(warnings),
+        task_group=group, family=key.family, name=str(name), parts=name, key=key, metric=metric,
+        points=trained, extrapolated=extrapolated, warnings=tuple(warnings),
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """The figure as PNG and SVG: two panels per task group (depth and parameters), then isoplots and the joint law, if any;
-of kinds of tasks one panel each (depth).
+of kinds of tasks one panel each (depth). More curves than there are colours are dots instead (`dots.py`).
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -8,6 +8,7 @@ where it is shown 850 pixels wide.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import DEPTH, Axis, informative_axes, subsample
 from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
 from pretrain.scaling.curves import Curve
+from pretrain.scaling.dots import draw_dots
 from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
-from pretrain.scaling.floors import CHANCE, SHORTCUT
+from pretrain.scaling.floors import FLOOR_LINES
 from pretrain.scaling.isoplot import Isoplot
 from pretrain.scaling.kinds import SlopeDifference
 from pretrain.scaling.labels import Label, place_labels
@@ -40,7 +42,6 @@ LEGEND_LINE = 0.19
 """Inches of a line of a legend."""
 SHORT, SHORT_COLUMNS = 12, 4
 """Letters of names that stand beside each other in a legend, and how many do."""
-FLOOR_LINES = {CHANCE: ":", SHORTCUT: "--"}
 LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
 Looks = dict[tuple[str, str], Look]
 Labels = list[tuple["Axes", list[Label]]]
@@ -59,6 +60,10 @@ ROUND_NUMBERS = (
 
 def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None) -> None:
     """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`)."""
+    num_curves = Counter(curve.task_group for curve in analysis.curves)
+    if max(num_curves.values()) > len(PALETTE) and not (colour_by or analysis.is_of_kinds):
+        draw_dots(analysis, files)
+        return
     look = looks(analysis.curves, colour_by)
     panels = _panels(analysis, look)
     columns = min(COLUMNS, len(panels))
@@ -120,7 +125,10 @@ def _draw_group(
             axes.plot(ends, np.clip(fit.alpha * np.log(ends) + fit.beta, low, high), color=colour, **LINE)
         trained = [spot for spot in spots if spot.is_trained]
         _join(axes, trained, colour, "-")
-        _join(axes, [*trained[-1:], *(spot for spot in spots if not spot.is_trained)], colour, ":")
+        for model in dict.fromkeys(spot.model for spot in spots if not spot.is_trained):
+            beyond = [spot for spot in spots if spot.model == model and not spot.is_trained]
+            own = [spot for spot in trained if spot.model == model]
+            _join(axes, sorted([*own[-1:], *beyond], key=lambda spot: spot.place), colour, ":")
         for is_trained in (True, False):
             own = [spot for spot in spots if spot.is_trained is is_trained and spot.is_own]
             face = colour if is_trained else "white"

@@ -3,11 +3,14 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Literal
 
 from pretrain.rows.evaluation import EvaluationRow
 
 CHANCE, SHORTCUT = "chance", "best shortcut"
 NAMES = (CHANCE, SHORTCUT)
+FLOOR_LINES: dict[str, Literal[":", "--"]] = {CHANCE: ":", SHORTCUT: "--"}
+"""How matplotlib draws each."""
 Floors = dict[str, dict[str, float]]
 """By task group, then by name."""
 

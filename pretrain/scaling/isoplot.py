@@ -92,17 +92,19 @@ def make_isoplots(
     for group, by_key in sorted(groups.items()):
         firsts = {key: next(iter(next(iter(points.values())).values())) for key, points in by_key.items()}
         names = curve_names(firsts, {key: [run for run, _, _ in points] for key, points in by_key.items()})
-        for key in sorted(by_key, key=lambda key: (key.family, names[key])):
+        for key in sorted(by_key, key=lambda key: (key.family, str(names[key]))):
             points, metrics = [], set()
             for where, tasks in sorted(by_key[key].items()):
                 run, num_loops, step = where
                 value = mean_point(list(tasks.values())).value
                 points.append(IsoPoint(run=run, num_loops=num_loops, step=step, loss=loss_at[where], value=value))
                 metrics |= {row.metric for row in tasks.values()}
+            if len({point.step for point in points}) == 1:
+                continue  # nothing of it is over training
             metric = metrics.pop() if len(metrics) == 1 else SCORE
             isoplots.append(
                 Isoplot(
-                    task_group=group, family=key.family, name=names[key], metric=metric, points=tuple(points),
+                    task_group=group, family=key.family, name=str(names[key]), metric=metric, points=tuple(points),
                     line=_line(points),
                 )
             )  # fmt: skip

@@ -5,7 +5,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from pretrain.config.saved_model import Family
 from pretrain.scaling.axes import Axis
 from pretrain.scaling.curves import Curve, Point
 
@@ -13,9 +15,19 @@ STEP = 0.022
 """Distance of curves at one place, as a share of the panel's width."""
 
 
+class Model(NamedTuple):
+    """What the runs of a spot agree in, beside their curve: seeds of one model."""
+
+    family: Family
+    num_params: int
+    trained_loops: tuple[int, int] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """The runs of a curve at one model shape."""
+    """The runs of a model at one depth."""
+
+    model: Model
 
     place: float
     value: float
@@ -32,16 +44,19 @@ class Spot:
 
 def spots_of(curve: Curve, axis: Axis) -> list[Spot]:
     """The spots of a curve on an axis, from left to right; points without a place are left out."""
-    groups: dict[tuple[bool, int, int], list[tuple[float, Point]]] = defaultdict(list)
+    groups: dict[tuple[Model, int], list[tuple[float, Point]]] = defaultdict(list)
     for place, point in axis.placed(curve.all_points):
-        groups[point.row.is_trained_depth, point.depth, point.row.num_params].append((place, point))
-    return [_spot(curve, points) for _, points in sorted(groups.items(), key=lambda item: item[1][0][0])]
+        row = point.row
+        groups[Model(row.family, row.num_params, row.trained_loops), point.depth].append((place, point))
+    found = sorted(groups.items(), key=lambda item: item[1][0][0])
+    return [_spot(curve, model, points) for (model, _), points in found]
 
 
-def _spot(curve: Curve, points: Sequence[tuple[float, Point]]) -> Spot:
+def _spot(curve: Curve, model: Model, points: Sequence[tuple[float, Point]]) -> Spot:
     values = [point.value for _, point in points]
     first = points[0][1]
     return Spot(
+        model=model,
         place=math.exp(statistics.fmean(math.log(place) for place, _ in points)),
         value=statistics.fmean(values),
         error=statistics.stdev(values) if len(values) > 1 else first.stderr,

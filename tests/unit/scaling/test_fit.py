@@ -336,6 +336,7 @@ def test_isoplots_pair_a_value_with_the_loss_at_the_same_step_and_loop_count() -
     assert (isoplot.line.slope, isoplot.line.intercept) == pytest.approx((-0.1, 0.9))
     (later,) = make_isoplots(rows, rows, from_step=20)
     assert {point.step for point in later.points} == {20, 30}
+    assert make_isoplots(rows, rows, from_step=30) == []  # of one step nothing is over training
 
 
 def test_everything_of_a_sweep_is_in_the_tables() -> None:
