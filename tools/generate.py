@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from pretrain.eval.exits import ExitDecoder
     from pretrain.eval.sampling import Generation
-    from pretrain.model.count import cached_numbers
+    from pretrain.model.count import cached_numbers, window_numbers
     from pretrain.run.trained_model import load_trained_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,8 +157,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     num_loops = most or model.num_loops
     depth = f"{'' if exits is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
-    cached = cached_numbers(model, num_loops) * next(trained.model.parameters()).itemsize
-    print(f"{arguments.run}, step {trained.step}, {depth}, {cached:,} bytes of keys a token", file=sys.stderr)
+    size = next(trained.model.parameters()).itemsize
+    keys = f"{size * cached_numbers(model, num_loops):,} bytes of keys a token"
+    if in_windows := size * window_numbers(model, num_loops):
+        keys += f" and {in_windows:,} a text"
+    print(f"{arguments.run}, step {trained.step}, {depth}, {keys}", file=sys.stderr)
     for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits, is_chat=arguments.chat)):
         if number:
             print("-" * 80)

@@ -77,7 +77,7 @@ class LatentCache(KeyValueCache):
     def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """As of the base, for attention that knows no prefix (that of dropout); a trial leaves no trace."""
         before = self.entries.get(application.number)
-        whole = super().extend(application, keys, values)
+        whole = super().extend(application._replace(window=None), keys, values)
         if self.segment == "trial" and before is not None:
             self.entries[application.number] = before
         if application.source is not None:
@@ -107,13 +107,15 @@ class LatentCache(KeyValueCache):
             self.entries[number] = computed
         if application.source is not None:
             self._newest[number] = computed
-        return self._attend_to(number, queries, computed, mask)
+        return self._attend_to(number, queries, computed, mask, application.window)
 
-    def _attend_to(self, number: int, queries: Tensor, newest: KeysValues, mask: Tensor | None) -> Tensor:
+    def _attend_to(
+        self, number: int, queries: Tensor, newest: KeysValues, mask: Tensor | None, window: int | None = None
+    ) -> Tensor:
         """Attention over what application `number` has of the prefix and, after it, `newest`."""
         keys, values = newest
         if self.segment in ("whole", "prefix"):
-            return attend(queries, keys, values, mask)
+            return attend(queries, keys, values, mask, window)
         assert mask is not None
         prefix = self._prefixes[number]
         if self.segment == "last" and not _is_short(queries, keys):

@@ -32,7 +32,7 @@ class Decoding:
         self._places = torch.arange(self.prompts.shape[1] + num_new, device=self.prompts.device)
         self._positions = (self._places - padding[:, None]).clamp_min(0)  # [b, places], counted in the row
         self._visible = self._places >= padding[:, None]  # [b, places]
-        self._cache = GenerationCache(capacity=len(self._places))
+        self._cache = GenerationCache(capacity=len(self._places), forgets=True)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [b, n, d] of tokens [b, n]."""

@@ -89,7 +89,7 @@ def require_gradient(model: ModelSection, backprop_loops: int, max_loops: int) -
     if model.num_blocks > 1:
         raise ValueError(f"train.backprop_loops={backprop_loops}: a block-regularised model has no loops")
     loop = model.loop
-    period = {"own": 1, "first": max_loops, "every": loop.keys_every}[loop.keys]
+    period = {"own": 1, "first": 1 if loop.keys_window else max_loops, "every": loop.keys_every}[loop.keys]
     if backprop_loops < min(period, max_loops):
         raise ValueError(
             f"train.backprop_loops={backprop_loops} with up to {max_loops} loops can leave the matrices of keys and "

@@ -112,8 +112,7 @@ class ExitDecoder:
                 sources, targets = recurrence.in_loop(last - 1), recurrence.in_loop(loop)
                 for (_, source), (_, target) in zip(sources, targets, strict=True):
                     if target.computes_keys:
-                        read = source.number if source.source is None else source.source
-                        cache.share_newest(read, target.number, rows)
+                        cache.share_newest(source.newest_keys, target, rows)
 
     def _rewind_coda(self, cache: GenerationCache, most: int, length: int) -> None:
         cache.rewind(length, [application.number for _, application in self.model.recurrence.in_coda(most)])

@@ -2,7 +2,8 @@
 
 1. Prompts are padded on the left to one length. No token attends to padding, and each row counts its own positions.
 2. One pass over the prompts fills the key/value cache; then one pass per new token. Every loop has its own keys and
-   values unless `model.loop.keys` says otherwise, so a cache of N tokens holds N · `ModelSection.cached_depth` of them.
+   values unless `model.loop.keys` says otherwise, so a cache of N tokens holds N · `ModelSection.cached_depth` of them,
+   and those of windows (`model.loop.keys_window`).
 3. The next token is the likeliest one (temperature 0), or the quantile of the tempered distribution, cut to top k and
    then top p, at one uniform number: a hash of (seed, row number, position), independent of the batch and the device.
 4. A row ends at an end-of-sequence token, or where the caller decides; the batch ends with its last row.
@@ -219,12 +220,13 @@ def draw_uniform(seed: int, row: int, position: int) -> float:
 
 class GenerationCache(KeyValueCache):
     """Keys and values in memory allocated once, for `capacity` tokens with padding; overwritten in place, so not for
-    training."""
+    training. Of windows it keeps the newest positions, or all if it `forgets`: where some are hidden or taken back."""
 
-    def __init__(self, *, capacity: int) -> None:
+    def __init__(self, *, capacity: int, forgets: bool = False) -> None:
         super().__init__()
-        self._capacity, self._num_rows = capacity, 0
+        self._capacity, self._num_rows, self._forgets = capacity, 0, forgets
         self._filled: dict[int, int] = {}  # positions of each application, in order
+        self._rolled: set[int] = set()  # applications whose newest positions alone are kept
         self.rows: Tensor | None = None
         """Numbers of the rows [n] that keys and values are of, in the batch that the cache began with; None: all."""
 
@@ -234,31 +236,57 @@ class GenerationCache(KeyValueCache):
 
     def rewind(self, length: int, applications: Iterable[int] | None = None) -> None:
         """Keep the first `length` positions alone, of all applications or of some."""
-        self._filled |= dict.fromkeys(self._filled if applications is None else applications, length)
+        numbers = self._filled.keys() if applications is None else applications
+        assert self._rolled.isdisjoint(numbers), "what has left a window does not come back"
+        self._filled |= dict.fromkeys(numbers, length)
 
-    def share_newest(self, source: int, target: int, rows: Tensor) -> None:
+    def share_newest(self, source: int, target: Application, rows: Tensor) -> None:
         """Give some rows, at the newest position, the keys and values of application `source` in `target` too."""
-        newest = self._filled[target] = self._filled[source]
-        if target not in self.entries:
-            keys, values = self.entries[source]
-            self.entries[target] = torch.empty_like(keys), torch.empty_like(values)
-        for theirs, ours in zip(self.entries[source], self.entries[target], strict=True):
-            ours[rows, :, newest - 1] = theirs[rows, :, newest - 1]
+        if self._filled.get(target.number) != self._filled[source]:
+            self._make_room(target, 1, self.entries[source])
+        for theirs, ours in zip(self.entries[source], self.entries[target.number], strict=True):
+            ours[rows, :, self._last(target.number)] = theirs[rows, :, self._last(source)]
 
     def extend(self, application: Application, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        number = application.number
-        if number not in self.entries:
-            self._num_rows = self._num_rows or len(keys)
-            shape = (self._num_rows, keys.shape[1], self._capacity, keys.shape[3])
-            self.entries[number] = keys.new_empty(shape), values.new_empty(shape)
-        start = self._filled.get(number, 0)
-        stop = self._filled[number] = start + keys.shape[2]
-        all_keys, all_values = self.entries[number]
+        number, num_new = application.number, keys.shape[2]
+        self._make_room(application, num_new, (keys, values))
         rows = slice(None) if self.rows is None else self.rows
-        all_keys[rows, :, start:stop], all_values[rows, :, start:stop] = keys, values
-        return self.read(number)
+        stop = self._last(number) + 1
+        for ours, new in zip(self.entries[number], (keys, values), strict=True):
+            ours[rows, :, stop - num_new : stop] = new
+        found = self.read(number)
+        if application.window is not None and number in self._rolled:
+            self.entries[number] = _newest(self.entries[number], application.window)
+        return found
 
     def read(self, number: int) -> tuple[Tensor, Tensor]:
-        (all_keys, all_values), stop = self.entries[number], self._filled[number]
+        (all_keys, all_values), stop = self.entries[number], self._last(number) + 1
         rows = slice(None) if self.rows is None else self.rows
         return all_keys[rows, :, :stop], all_values[rows, :, :stop]
+
+    def _last(self, number: int) -> int:
+        """The column of an application's newest position."""
+        return (self.entries[number][0].shape[2] if number in self._rolled else self._filled[number]) - 1
+
+    def _make_room(self, application: Application, num_new: int, like: tuple[Tensor, Tensor]) -> None:
+        """Give an application new positions, still to be filled, for keys and values like these [b, g, s, e]."""
+        number, window = application.number, application.window
+        self._filled[number] = self._filled.get(number, 0) + num_new
+        self._num_rows = self._num_rows or len(like[0])
+        rolls = window is not None and not self._forgets
+        if number in self.entries and not rolls:
+            return
+        size = num_new if rolls else self._capacity
+        keys, values = (each.new_empty(self._num_rows, each.shape[1], size, each.shape[3]) for each in like)
+        if window is not None and number in self._rolled:
+            old_keys, old_values = _newest(self.entries[number], window - 1)
+            keys, values = torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
+        if rolls:
+            self._rolled.add(number)
+        self.entries[number] = keys, values
+
+
+def _newest(entry: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The newest `count` positions of keys and values [b, g, s, e], or all if they are fewer."""
+    keys, values = (each[:, :, max(0, each.shape[2] - count) :] for each in entry)
+    return keys, values

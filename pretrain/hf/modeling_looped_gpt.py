@@ -13,7 +13,8 @@ transformers:
 3. L times: what the design of the loop says, then the k layers of the loop block with the same weights;
 4. coda layers, final norm, head.
 Every application of a layer has its own keys and values, so a cache has effective depth = prelude + k·L + coda entries;
-where loops share them (`keys` of the loop's configuration), one for each that computes any.
+where loops share them (`keys` of the loop's configuration), one for each that computes any. Those of windows
+(`keys_window`) hold all positions here, of which the newest are seen.
 Source: Saunshi et al. 2025 (arXiv 2502.17416), section 2. Weights are named as in the training code.
 
 Requires transformers 5. Saved models also load and generate with 4.57, without static caches; a configuration made with
@@ -42,7 +43,7 @@ from transformers.utils.generic import can_return_tuple
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.loop.design import LoopDesign
 from pretrain.model.loop.held import HeldWeights
-from pretrain.model.loop.keys import keys_of
+from pretrain.model.loop.keys import keys_of, mix, window_of, window_weights
 from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, under
@@ -53,7 +54,8 @@ Rotary = tuple[Tensor, Tensor]
 
 PLAIN_LOOP = {
     "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual": "plain",
-    "exit": "none", "residual_scale": "one", "keys": "own", "keys_every": 2, "made_for": None,
+    "exit": "none", "residual_scale": "one", "keys": "own", "keys_every": 2, "keys_window": 0,
+    "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
 
@@ -131,7 +133,11 @@ class LoopedGPTConfig(PretrainedConfig):
         """Entries of a cache."""
         loop = PLAIN_LOOP | (self.loop or {})
         passes = range(num_loops or self.num_loops)
-        num_passes = sum(keys_of(loop["keys"], loop["keys_every"], number) == number for number in passes)
+        num_passes = sum(
+            keys_of(loop["keys"], loop["keys_every"], number) == number
+            or window_of(loop["keys"], loop["keys_window"], number) is not None
+            for number in passes
+        )
         return self.num_prelude_layers + self.num_loop_layers * num_passes + self.num_coda_layers
 
     def effective_depth(self, num_loops: int | None = None) -> int:
@@ -181,7 +187,9 @@ class SharedKeys(NamedTuple):
     layer: int
     """Number of the layer in the block."""
     computes: bool
-    """Whether it computes new ones, or reads."""
+    """Whether it computes new ones."""
+    reads: bool
+    """Whether it reads those of an earlier loop."""
 
 
 class WholeWeights:
@@ -269,6 +277,18 @@ def visibility(attention_mask: Tensor | None, cache: Cache | None, past: int, to
     return visible[:, None]
 
 
+def within(window: int, mask: Tensor | None, num_new: int, past: int, device: torch.device) -> Tensor:
+    """The mask, of the newest `window` keys that a query may attend to, its own among them: as `visibility`, or as the
+    caller gave it."""
+    if mask is None:
+        keys = torch.arange(past + num_new, device=device)
+        mask = (keys <= keys[past:, None])[None, None]
+    is_added = mask.dtype != torch.bool
+    visible = mask > torch.finfo(mask.dtype).min / 2 if is_added else mask
+    near = visible.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= window
+    return mask.masked_fill(~near, torch.finfo(mask.dtype).min) if is_added else mask & near
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of queries [b, h, s, e] over keys and values [b, g, keys, e], masked by `visibility`: [b, h, s, e]."""
     groups = queries.shape[1] // keys.shape[1]
@@ -285,7 +305,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 class Attention(nn.Module):
     """Causal multi-head attention with grouped key/value heads."""
 
-    def __init__(self, config: LoopedGPTConfig) -> None:
+    def __init__(self, config: LoopedGPTConfig, *, has_window: bool = False) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         width, kv_width = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
@@ -299,6 +319,9 @@ class Attention(nn.Module):
             is_whole = config.qk_norm == "all"
             self.query_norm = RMSNorm(width if is_whole else config.head_dim, config.norm_epsilon)
             self.key_norm = RMSNorm(kv_width if is_whole else config.head_dim, config.norm_epsilon)
+        if has_window:
+            weights = window_weights(config.num_attention_heads, config.head_dim)
+            self.window = HeldWeights(WholeWeights, weights)
 
     def _heads(self, projected: Tensor, norm: RMSNorm | None = None) -> Tensor:
         """[b, s, heads·e] -> [b, s, heads, e], normed in groups of `norm.width` numbers."""
@@ -308,21 +331,25 @@ class Attention(nn.Module):
 
     def forward(
         self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, entry: int,
-        this: InThisLoop, shared: SharedKeys | None,
+        this: InThisLoop, shared: SharedKeys | None, near: Tensor | None,
     ) -> Tensor:  # fmt: skip
         queries = self._heads(this.linear("attention.query", states, self.query(states)), self.query_norm)
         queries = (queries if rotary is None else rotate(queries, rotary)).transpose(1, 2)  # [b, h, s, e]
-        if shared is not None and not shared.computes:
-            keys, values = shared.kept[shared.layer]
-        else:
+        mixed = None
+        if shared is not None and shared.reads:
+            mixed = attend(queries, *shared.kept[shared.layer], mask)
+        if shared is None or shared.computes:
             keys = self._heads(this.linear("attention.key", states, self.key(states)), self.key_norm)
             values = self._heads(this.linear("attention.value", states, self.value(states))).transpose(1, 2)
             keys = (keys if rotary is None else rotate(keys, rotary)).transpose(1, 2)  # [b, g, s, e]
             if cache is not None:
                 keys, values = cache.update(keys, values, entry)
-            if shared is not None:
+            if shared is not None and not shared.reads:
                 shared.kept[shared.layer] = keys, values
-        mixed = attend(queries, keys, values, mask).transpose(1, 2).flatten(2)
+            own = attend(queries, keys, values, mask if mixed is None else near)
+            mixed = own if mixed is None else self.window(mix, queries, mixed, own)
+        assert mixed is not None, "it computes or reads"
+        mixed = mixed.transpose(1, 2).flatten(2)
         return this.linear("attention.output", mixed, self.output(mixed))
 
 
@@ -351,12 +378,14 @@ class Layer(GradientCheckpointingLayer):
     """Attention, then feed-forward, each a half f: x + f(norm(x)); by `norm_place` x + norm(f(x)) (after),
     x + post_norm(f(norm(x))) (both) or post_norm(x + f(norm(x))) (around)."""
 
-    def __init__(self, config: LoopedGPTConfig, in_loop: InLayers | None = None, number: int = 0) -> None:
+    def __init__(
+        self, config: LoopedGPTConfig, in_loop: InLayers | None = None, number: int = 0, *, has_window: bool = False
+    ) -> None:
         super().__init__()
         self.number = number
         self.norm_place, self.attention_post_norm, self.ffn_post_norm = config.norm_place, None, None
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, has_window=has_window)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
         if config.norm_place in ("both", "around"):
@@ -369,14 +398,14 @@ class Layer(GradientCheckpointingLayer):
     # gradient checkpointing removes the cache by the name `past_key_values`
     def forward(
         self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, entry: int, loop: int | None,
-        shared: SharedKeys | None, past_key_values: Cache | None = None,
+        shared: SharedKeys | None, near: Tensor | None = None, past_key_values: Cache | None = None,
     ) -> Tensor:  # fmt: skip
         this = ALIKE
         if self.in_loop is not None and loop is not None:
             this = self.in_loop.at(self.per_loop, self.residual, self.number, loop)
 
         def attended(states: Tensor) -> Tensor:
-            return self.attention(states, rotary, mask, past_key_values, entry, this, shared)
+            return self.attention(states, rotary, mask, past_key_values, entry, this, shared, near)
 
         states = self._half("attention", states, attended, (self.attention_norm, self.attention_post_norm), this)
         return self._half("ffn", states, lambda x: self.ffn(x, this), (self.ffn_norm, self.ffn_post_norm), this)
@@ -428,7 +457,10 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         # what a layer keeps for later loops would be lost to the backward pass
         self.supports_gradient_checkpointing = not self.design.shares_keys
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
-        self.loop = nn.ModuleList(Layer(config, in_loop, number) for number in range(config.num_loop_layers))
+        self.loop = nn.ModuleList(
+            Layer(config, in_loop, number, has_window=self.design.has_windows)
+            for number in range(config.num_loop_layers)
+        )
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
         self.final_norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -551,15 +583,22 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, states.dtype)
         entries = itertools.count()
         kept: dict[int, tuple[Tensor, Tensor]] = {}
+        near = None
+        if (window := self.design.window_of(1)) is not None:
+            past = 0 if cache is None else int(cache.get_seq_length())
+            near = within(window, mask, states.shape[1], past, states.device)
 
         def run(layers: nn.ModuleList, states: Tensor, loop: int | None = None) -> Tensor:
-            computes = loop is None or self.design.keys_of(loop) == loop
+            reads = loop is not None and self.design.keys_of(loop) != loop
+            computes = loop is None or not reads or self.design.window_of(loop) is not None
             for number, layer in enumerate(layers):
                 if trace is not None:
                     trace.append(states if loop is None else self.design.residual.combine(states))
                 entry = next(entries) if computes else -1
-                shared = SharedKeys(kept, number, computes) if loop is not None and self.design.shares_keys else None
-                states = layer(states, rotary, mask, entry, loop, shared, past_key_values=cache)
+                shared = None
+                if loop is not None and self.design.shares_keys:
+                    shared = SharedKeys(kept, number, computes, reads)
+                states = layer(states, rotary, mask, entry, loop, shared, near, past_key_values=cache)
             return states
 
         def noise(like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pretrain.model.loop.config import LoopSection
-from pretrain.model.loop.keys import keys_of
+from pretrain.model.loop.keys import keys_of, window_of
 from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
@@ -129,8 +129,12 @@ class ModelSection(Section):
         """The loop whose keys and values a loop attends to, both counted from 0."""
         return keys_of(self.loop.keys, self.loop.keys_every, loop)
 
+    def window_of(self, loop: int) -> int | None:
+        """Tokens whose keys and values of the loop itself it attends to beside those; None: it has none."""
+        return window_of(self.loop.keys, self.loop.keys_window, loop)
+
     def cached_depth(self, num_loops: int | None = None) -> int:
-        """Applications of layers to a token that leave keys and values in a cache."""
+        """Applications of layers to a token that leave keys and values in a cache for all later tokens."""
         return self.num_prelude_layers + self.pass_layers * self.num_key_passes(num_loops) + self.num_coda_layers
 
     def require_loops(self, key: str, loops: Collection[int]) -> None:

@@ -10,7 +10,8 @@ shared block:
     forward  = (prelude + k·L + coda) · layer + 2·d·v          v: vocabulary; an embedding is a look-up, 0; plus
                                                                what the design of the loop says; a loop that reads
                                                                another's keys and values (`model.loop.keys`) computes
-                                                               none
+                                                               none; a window of its own, of w tokens, has 4·2w·h·e
+                                                               more: blocks of w queries look at 2w keys
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
                                                                operands; of passes cut off by train.backprop_loops none
 
@@ -53,20 +54,35 @@ def count(weights: Iterable[Weight], num_tensor_ranks: int = 1) -> int:
 def layer_flops(model: ModelSection, num_keys: int) -> int:
     """Forward FLOPs of one application of one layer to one token that looks at `num_keys` positions."""
     matrices = sum(weight.numel for weight in layer_weights(model).values() if len(weight.shape) == 2)
-    return 2 * matrices + 4 * num_keys * model.num_attention_heads * model.head_dim
+    return 2 * matrices + attention_flops(model, num_keys)
+
+
+def attention_flops(model: ModelSection, num_keys: int) -> int:
+    """Forward FLOPs of one token's scores over `num_keys` positions, and of mixing their values."""
+    return 4 * num_keys * model.num_attention_heads * model.head_dim
 
 
 def pass_flops(model: ModelSection, num_keys: int, passes: range) -> int:
     """Forward FLOPs of one layer of the block in these passes, for one token that looks at `num_keys` positions."""
     design, weights = loop_design(model), layer_weights(model)
     of_keys = 2 * sum(weights[f"attention.{name}.weight"].numel for name in ("key", "value"))
-    num_reading = sum(design.keys_of(loop) != loop for loop in passes)
-    return len(passes) * (layer_flops(model, num_keys) + design.layer_flops()) - num_reading * of_keys
+    windows = [window for loop in passes if (window := design.window_of(loop)) is not None]
+    num_reading = sum(design.keys_of(loop) != loop for loop in passes) - len(windows)
+    in_windows = sum(attention_flops(model, min(2 * window, num_keys)) for window in windows)
+    return len(passes) * (layer_flops(model, num_keys) + design.layer_flops()) + in_windows - num_reading * of_keys
 
 
 def cached_numbers(model: ModelSection, num_loops: int | None = None) -> int:
-    """Numbers of keys and values that a cache holds for a token; at the configuration's loop count by default."""
+    """Numbers of keys and values that a cache holds for a token, but for those of windows; at the configuration's loop
+    count by default."""
     return 2 * model.kv_heads * model.head_dim * model.cached_depth(num_loops)
+
+
+def window_numbers(model: ModelSection, num_loops: int | None = None) -> int:
+    """Numbers of keys and values that a cache holds for the windows of a sequence (`model.loop.keys_window`), however
+    long it is beyond that; at the configuration's loop count by default."""
+    windows = (model.window_of(loop) or 0 for loop in range(model.num_passes(num_loops)))
+    return 2 * model.kv_heads * model.head_dim * model.pass_layers * sum(windows)
 
 
 def body_flops(model: ModelSection, num_keys: int, num_loops: int | None = None, stage: Stage = WHOLE) -> int:

@@ -23,7 +23,9 @@ from pretrain.model.dropout import Dropout, Site
 from pretrain.model.kept_keys import KeptKeys, KeysValues
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
+from pretrain.model.kernels.window_attention import band, newest_visible, window_attention
 from pretrain.model.loop.held import HeldWeights
+from pretrain.model.loop.keys import mix
 from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.recurrence import Application
 from pretrain.model.parallel_ops import ParallelOps
@@ -35,7 +37,8 @@ class KeyValueCache:
     """Keys and values of every application of the layers held here, in order of application; gradients flow through it.
 
     A looped layer has one entry for each loop that computes keys, so a cache serves one loop count. `length` counts the
-    cached positions, by the first application on this stage.
+    cached positions, by the first application on this stage. Of windows no more is kept than they see, the newest
+    positions, so all of these must be visible to later queries.
     """
 
     entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -49,7 +52,8 @@ class KeyValueCache:
         if application.number in self.entries:
             old_keys, old_values = self.entries[application.number]
             keys, values = torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
-        self.entries[application.number] = (keys, values)
+        kept = slice(None) if application.window is None else slice(-application.window, None)
+        self.entries[application.number] = (keys[:, :, kept], values[:, :, kept])
         return keys, values
 
     def read(self, number: int) -> tuple[Tensor, Tensor]:
@@ -60,8 +64,9 @@ class KeyValueCache:
         self, application: Application, queries: Tensor, computed: KeysValues | None, mask: Tensor | None
     ) -> Tensor:
         """Attention of new queries [b, h, s, e] over what is cached and over new keys and values, which are cached too,
-        or over those of the application's source: [b, h, s, e]."""
-        return attend(queries, *self.keys_values(application, computed), mask)
+        or over those of the application's source: [b, h, s, e]. A mask is of the window, if that is asked for."""
+        window = None if computed is None else application.window
+        return attend(queries, *self.keys_values(application, computed), mask, window)
 
     def keys_values(self, application: Application, computed: KeysValues | None) -> tuple[Tensor, Tensor]:
         """What an application attends to, from what it computed, if it did."""
@@ -90,6 +95,14 @@ class Context:
     """Loops of each row, the most first; None: all loops that are run."""
     kept: KeptKeys | None = None
     """What later loops attend to, where they do and there is no cache."""
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+    """The mask of each window."""
+
+    def mask_of(self, window: int) -> Tensor | None:
+        """The mask, of the newest `window` keys that a query may look at; None as `mask`."""
+        if self.mask is not None and window not in self._masks:
+            self._masks[window] = newest_visible(self.mask, window)
+        return self._masks.get(window)
 
     def num_active(self, loop: int) -> int:
         """Rows, the first ones, that take part in pass `loop`."""
@@ -111,7 +124,7 @@ class Context:
         """Keys and values [b, g, keys, e] that an application attends to, from what it computed, if it did."""
         if self.cache is not None:
             return self.cache.keys_values(application, computed)
-        if computed is not None and application.source is None:
+        if computed is not None and application.source != application.number:
             return computed
         assert self.kept is not None and application.source is not None
         if computed is None:
@@ -191,9 +204,13 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask:
-    [b, h, s, e]."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
+    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask, or
+    over the newest `window` of them: [b, h, s, e]. Of a mask the last columns are used, as many as there are keys."""
+    if mask is not None:
+        mask = mask[..., -keys.shape[2] :]
+    if window is not None:
+        return window_attention(queries, keys, values, mask, window)
     if mask is None and queries.device.type == "cpu":
         return blocked_attention(queries, keys, values)
     return F.scaled_dot_product_attention(
@@ -217,6 +234,8 @@ class Attention(nn.Module):
             "all": lambda name: SplitRMSNorm(weights[f"{name}.weight"], config.norm_epsilon, ops),
         }[config.qk_norm]
         self.norms_heads = config.qk_norm == "head"
+        of_window = under(weights, "window")
+        self.window = HeldWeights(ops, of_window) if of_window else None
         self.query_norm, self.key_norm = make("query_norm"), make("key_norm")
 
     def forward(self, states: Tensor, context: Context, application: Application, this: InThisLoop) -> Tensor:
@@ -228,16 +247,32 @@ class Attention(nn.Module):
             values = this.linear("attention.value", states, self.value(states))
             values = values.view(context.batch, -1, keys.shape[1], self.head_dim).transpose(1, 2)
             computed = KeysValues(keys, values)
-        if context.dropout is not None:
-            keys, values = context.keys_values(application, computed)
-            first_head = self.ops.rank * queries.shape[1]
-            mixed = context.dropout.attend(queries, keys, values, context.mask, first_head, application.number)
-        elif context.cache is None:
-            mixed = attend(queries, *context.keys_values(application, computed), context.mask)
+        if application.window is None:
+            mixed = self._attend(queries, computed, context, application)
         else:
-            mixed = context.cache.attend(application, queries, computed, context.mask)
+            assert self.window is not None
+            far, near = (self._attend(queries, each, context, application) for each in (None, computed))
+            mixed = self.window(mix, queries, far, near)
         mixed = mixed.transpose(1, 2).reshape(states.shape[0], -1)
         return this.linear("attention.output", mixed, self.output(mixed))
+
+    def _attend(
+        self, queries: Tensor, computed: KeysValues | None, context: Context, application: Application
+    ) -> Tensor:
+        """What queries [b, h, s, e] find in keys and values that were computed, or in those of the application's
+        source: [b, h, s, e]."""
+        window = None if computed is None else application.window
+        mask = context.mask if window is None else context.mask_of(window)
+        if context.dropout is not None:
+            keys, values = context.keys_values(application, computed)
+            if window is not None and mask is None:
+                mask = band(queries.shape[2], keys.shape[2], window, keys.device)
+            first_head = self.ops.rank * queries.shape[1]
+            place = application.number if window is None else -1 - application.number
+            return context.dropout.attend(queries, keys, values, mask, first_head, place)
+        if context.cache is None:
+            return attend(queries, *context.keys_values(application, computed), mask, window)
+        return context.cache.attend(application, queries, computed, mask)
 
     def _heads(
         self, name: Literal["query", "key"], norm: nn.Module | None, states: Tensor, context: Context, this: InThisLoop

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pretrain.model.config import ModelSection
 from pretrain.model.loop.design import LoopDesign
+from pretrain.model.loop.keys import window_weights
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, column, inside, row, stream_vector
@@ -87,6 +88,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
     }[model.qk_norm]
     gates = {"swiglu": {"ffn.gate": column(width, ffn, bias)}, "gelu": {}}[model.activation]
     design = loop_design(model) if in_loop else None
+    has_windows = design is not None and design.has_windows
     return inside(
         {
             "attention_norm": norm(model),
@@ -100,6 +102,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
             "ffn.up": column(width, ffn, bias),
             "ffn.down": row(ffn, width, bias),
             **{f"attention.{name}_norm": {"weight": weight} for name, weight in qk_norms.items()},
+            "attention.window": window_weights(model.num_attention_heads, model.head_dim) if has_windows else {},
             "per_loop": {} if design is None else design.per_loop.layer_weights(),
             "residual": {} if design is None else design.residual.layer_weights(),
         }

@@ -94,6 +94,13 @@ class Activations:
         model = self.config.model
         return 2 * self._tokens * model.kv_heads * model.head_dim * self._size / self.config.parallel.tensor
 
+    def _window(self, window: int) -> float:
+        """What attention to a window of own keys adds to a layer: what it gives, what the gate mixes and, of blocks, a
+        copy of queries and two of keys and values in place of one."""
+        model, is_in_blocks = self.config.model, self.config.train.seq_len > 2 * window
+        of_heads = self._tokens * model.num_attention_heads * model.head_dim * self._size / self.config.parallel.tensor
+        return (3 * of_heads + self._keys) if is_in_blocks else 2 * of_heads
+
     @property
     def head(self) -> float:
         """Final norm, head and loss. A whole head keeps the gradients of its input and weight, a split one input and
@@ -129,7 +136,9 @@ class Activations:
         whole, state = num_looped * (self.layer + self._connections), self._streams
         by_mode = {"none": whole, "loop": state, "layer": num_looped * state}
         kept, recompute = by_mode[self.config.train.recompute], self.config.train.recompute
-        if design.keys_of(index) != index:  # another loop's keys and values
+        if (window := design.window_of(index)) is not None:
+            kept += num_looped * self._window(window) if recompute == "none" else 0
+        elif design.keys_of(index) != index:  # another loop's keys and values
             kept -= num_looped * self._keys if recompute == "none" else 0
         elif design.shares_keys and recompute != "none":  # those that the loops that read them need
             kept += num_looped * self._keys
@@ -193,7 +202,9 @@ class Activations:
         num_layers = {"none": 0, "loop": self._held.num_pass_layers, "layer": 1}[recompute]
         num_gradients = {"swiglu": 2, "gelu": 1}[model.activation]
         gradients = num_gradients * self._tokens * model.ffn_size * self._size / self.config.parallel.tensor
-        unit = num_layers * (self.layer + self._connections) + gradients
+        window = loop_design(model).window_of(model.num_passes() - 1)
+        in_window = 0 if window is None else self._window(window)
+        unit = num_layers * (self.layer + self._connections + in_window) + gradients
         if not self.stage.is_last:
             return unit
         gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.run import BYTES, RunConfig
-from pretrain.model.count import cached_numbers, count_parameters, forward_flops_per_token
+from pretrain.model.count import cached_numbers, count_parameters, forward_flops_per_token, window_numbers
 from pretrain.plan.plan import mean_train_flops
 
 CLOSE = 0.01
@@ -31,8 +31,8 @@ class Costs:
     """Of the whole run, forward and backward, at the mean loop count."""
     inference_flops: int
     """Forward, for a token, at model.num_loops."""
-    cache_bytes: int
-    """Keys and values of a token."""
+    cache_bytes: float
+    """Keys and values of a token, of a sequence of train.seq_len."""
 
     def over(self, other: "Costs") -> dict[str, float]:
         """These costs as multiples of another model's."""
@@ -55,7 +55,7 @@ def costs_of(config: RunConfig) -> Costs:
         parameters=sum(count_parameters(model, train.seq_len).values()),
         training_flops=tokens * mean_train_flops(config),
         inference_flops=forward_flops_per_token(model, train.seq_len),
-        cache_bytes=cached_numbers(model) * BYTES[train.precision],
+        cache_bytes=(cached_numbers(model) + window_numbers(model) / train.seq_len) * BYTES[train.precision],
     )
 
 

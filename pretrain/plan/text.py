@@ -6,7 +6,7 @@ from functools import partial
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import BYTES
 from pretrain.model.config import ModelSection
-from pretrain.model.count import cached_numbers, forward_flops_per_token, train_flops_per_token
+from pretrain.model.count import cached_numbers, forward_flops_per_token, train_flops_per_token, window_numbers
 from pretrain.plan.pipeline import idle_share
 from pretrain.plan.plan import Plan
 from pretrain.schema.section import Section
@@ -111,8 +111,10 @@ def _idle_row(plan: Plan, loop_counts: list[int]) -> Row:
 
 def _memory_rows(plan: Plan) -> Iterator[Row]:
     config, model = plan.config, plan.config.model
-    cached, layers = cached_numbers(model) * BYTES[config.train.precision], plural(model.cached_depth(), "layer")
-    yield "cache", f"{cached:,} bytes a token at {plural(model.num_loops, 'loop')}, of {layers}"
+    size, layers = BYTES[config.train.precision], plural(model.cached_depth(), "layer")
+    windows = f", and {size * window_numbers(model):,} a sequence for windows" if window_numbers(model) else ""
+    cached = size * cached_numbers(model)
+    yield "cache", f"{cached:,} bytes a token at {plural(model.num_loops, 'loop')}, of {layers}{windows}"
     names = ("weights", "gradients", "optimizer", "activations", "working", "evaluation", "total")
     yield "GiB a rank", "".join(f"{name:>12}" for name in names)
     for index, stage in enumerate(plan.stages):

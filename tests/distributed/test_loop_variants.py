@@ -48,6 +48,13 @@ RESIDUALS: dict[str, dict[str, Any]] = {
     "dynamic": {"residual": "hyper"},
     "static": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}},
 }
+KEYS: dict[str, dict[str, Any]] = {
+    "own": {},
+    "first": {"keys": "first"},
+    "window": {"keys": "first", "keys_window": 3},
+    "every second": {"keys": "every", "keys_every": 2},
+    "every third": {"keys": "every", "keys_every": 3},
+}
 FACTORS: dict[str, list[Any]] = {
     "layout": [Layout(1, 1, 1), Layout(2, 1, 1, sequence=True), Layout(2, 2, 1), Layout(1, 2, 2), Layout(1, 4, 1)],
     "boundary": BOUNDARIES,
@@ -56,13 +63,18 @@ FACTORS: dict[str, list[Any]] = {
     "recompute": ["none", "loop", "layer"],
     "residual_scale": ["one", "factored"],
     "loss": list(LOSSES),
-    "keys": [("own", 2), ("first", 2), ("every", 2), ("every", 3)],
+    "keys": list(KEYS),
     "residual": list(RESIDUALS),
 }
 
 
-def _goes_together(keys: tuple[str, int], per_loop: str, **_: Any) -> bool:
-    return keys[0] == "own" or per_loop != "lora"
+def _goes_together(keys: str, per_loop: str, **_: Any) -> bool:
+    return keys in ("own", "window") or per_loop != "lora"
+
+
+def _reaches_keys(keys: str, loops: tuple[int, int], **_: Any) -> bool:
+    """Whether gradients flow through a loop that computes keys, in any loop count up to this."""
+    return keys in ("own", "window") or loops[1] >= min(KEYS[keys]["keys_every"], loops[0])
 
 
 CASES = pairwise(FACTORS, _goes_together)
@@ -74,10 +86,10 @@ TRUNCATED = pairwise(
         "boundary": [("prelude", name, "later") for name in WITH_INPUT] + [("noise", WITH_INPUT[1], "every")],
         "per_loop": ["none", "lora"],
         "loops": [(2, 1), (4, 1), (4, 3), (2, 2)],
-        "keys": [("own", 2), ("every", 2), ("every", 3)],
+        "keys": [name for name in KEYS if name != "first"],
         "residual": list(RESIDUALS),
     },
-    lambda keys, per_loop, loops, **_: keys[0] == "own" or (per_loop != "lora" and loops[1] >= min(keys[1], loops[0])),
+    lambda **case: _goes_together(**case) and _reaches_keys(**case),
 )
 """`loops`: passes, and the last of them through which gradients flow."""
 PER_SEQUENCE = pairwise(
@@ -100,7 +112,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
     loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
-    loop |= dict(zip(("keys", "keys_every"), case["keys"], strict=True)) | RESIDUALS[case["residual"]]
+    loop |= KEYS[case["keys"]] | RESIDUALS[case["residual"]]
     return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,

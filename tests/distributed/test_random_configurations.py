@@ -38,6 +38,8 @@ def choices(section: type, key: str) -> st.SearchStrategy[str]:
 def loop_designs(draw: st.DrawFn) -> dict[str, Any]:
     """A choice of each kind of variant."""
     design = {kind: draw(choices(LoopSection, kind)) for kind in (*TABLES, "injection_at", "keys")}
+    if design["keys"] == "first":
+        design["keys_window"] = draw(st.sampled_from([0, 2]))
     if not STARTS[design["start"]].uses_input:  # the first pass must see the input
         design["injection_at"] = draw(st.sampled_from(["every", "first"]))
         design["injection"] = draw(st.sampled_from([name for name in INJECTIONS if name != "none"]))

@@ -16,6 +16,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "residual": {"residual_scale": "inverse"},
     "factored": {"residual_scale": "factored"},
     "keys of the first": {"keys": "first"},
+    "window": {"keys": "first", "keys_window": 3, "injection": "add"},
     "keys of every second": {"keys": "every", "injection": "add"},
     **{name: {"per_loop": name} for name in PER_LOOP if name != "none"},
     "hyper": {"residual": "hyper"},

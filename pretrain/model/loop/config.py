@@ -6,8 +6,9 @@ those of one of a user's file, `model.loop.injection=my_loops:Leaky`, under its 
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
+from pretrain.model.loop.keys import WHY_NOT_LAST, window_of
 from pretrain.model.loop.plugins import plugin_settings
 from pretrain.model.loop.tables import TABLES, variant_class
 from pretrain.schema.plugin import PluginName
@@ -51,6 +52,9 @@ class _Choices(Section):
     computed any, every keys_every-th. Loops that compute none have no cache."""
     keys_every: int = Field(default=2, gt=1)
     """Loops that share keys and values with keys=every."""
+    keys_window: int = Field(default=0, ge=0)
+    """With keys=first, later loops attend to their own keys and values too, of the newest so many tokens, and a gate of
+    each head mixes both (Parallel Loop Transformer: Wu et al. 2025, arXiv 2510.24824); 0: they do not."""
     made_for: int | None = Field(default=None, gt=0)
     """L in residual_scale, and loops that have weights of their own in per_loop; more may be run. Default:
     model.num_loops."""
@@ -81,6 +85,8 @@ class _Choices(Section):
             idle["made_for"] = "per_loop=none"
         if self.keys != "every":
             idle["keys_every"] = f"keys={self.keys}"
+        if self.keys != "first":
+            idle["keys_window"] = f"keys={self.keys}"
         if not self.plugins:
             idle["own"] = f"injection={self.injection}"
         return idle
@@ -92,9 +98,16 @@ class _Choices(Section):
         values, idle = self.model_dump(mode="json"), self.without_effect()
         return {name: value for name, value in values.items() if name not in idle}
 
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _refuse_last(cls, keys: Any) -> Any:
+        if keys == "last":
+            raise ValueError(WHY_NOT_LAST)
+        return keys
+
     @model_validator(mode="after")
     def _check_keys(self) -> "_Choices":
-        if self.keys != "own" and self.per_loop == "lora":
+        if self.keys != "own" and window_of(self.keys, self.keys_window, 1) is None and self.per_loop == "lora":
             raise ValueError(
                 f"model.loop.keys={self.keys} leaves the matrices that per_loop=lora has for the keys and values of "
                 "each loop without use: choose keys=own or another per_loop"

@@ -8,7 +8,7 @@ No torch at import."""
 
 from typing import TYPE_CHECKING, Any
 
-from pretrain.model.loop.keys import keys_of
+from pretrain.model.loop.keys import keys_of, window_of
 from pretrain.model.loop.per_loop.this import InLayers
 from pretrain.model.loop.plugins import plugin_settings
 from pretrain.model.loop.tables import TABLES, variant_class
@@ -60,6 +60,15 @@ class LoopDesign:
     def keys_of(self, loop: int) -> int:
         """The loop whose keys and values a loop attends to."""
         return keys_of(self.section.keys, self.section.keys_every, loop)
+
+    def window_of(self, loop: int) -> int | None:
+        """Tokens whose keys and values of the loop itself it attends to beside those; None: it has none."""
+        return window_of(self.section.keys, self.section.keys_window, loop)
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether later loops have windows."""
+        return self.window_of(1) is not None
 
     @property
     def layers(self) -> "InLayers | None":

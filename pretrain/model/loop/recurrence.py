@@ -23,10 +23,17 @@ class Application(NamedTuple):
     source: int | None = None
     """The application whose keys and values it attends to, where these are shared (`model.loop.keys`): an earlier one,
     or itself, which computes them; None: its own, which no other sees."""
+    window: int | None = None
+    """Newest tokens whose keys and values of its own it attends to beside those of `source`; None: none."""
 
     @property
     def computes_keys(self) -> bool:
-        return self.source in (None, self.number)
+        return self.source in (None, self.number) or self.window is not None
+
+    @property
+    def newest_keys(self) -> int:
+        """The application that holds the keys and values that this one has come by for its own token."""
+        return self.number if self.source is None or self.computes_keys else self.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +105,8 @@ class Recurrence:
         if config.loop.keys == "own":
             return ((layer, Application(first + offset, loop)) for offset, layer in enumerate(block))
         back = (loop - config.keys_of(loop)) * config.pass_layers
-        numbers = range(first, first + len(block))
-        return ((layer, Application(n, loop, n - back)) for layer, n in zip(block, numbers, strict=True))
+        numbers, window = range(first, first + len(block)), config.window_of(loop)
+        return ((layer, Application(n, loop, n - back, window)) for layer, n in zip(block, numbers, strict=True))
 
     def in_coda(self, num_passes: int) -> Iterator[tuple[int, Application]]:
         """Layers of the coda on the stage, with their applications after `num_passes` passes, in order."""

@@ -29,6 +29,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         [f"train.loop_sampling.growth.{key}" for key in ("begin", "end")],
     ),
     (["model.loop={keys: first, keys_every: 3}"], ["model.loop.keys_every"]),
+    (["model.loop={keys: every, keys_window: 3}"], ["model.loop.keys_window"]),
     (["train.backprop_growth.start=1"], ["train.backprop_growth.start"]),
     (
         ["model.loop_regulariser={groups: [query], warmup: 0.5}"],

@@ -17,10 +17,10 @@ MIDDLE = {"gate": 0.8, "kl": 0.1, "change": 0.45, "entropy": 3.6}
 """Thresholds at which tokens of the model below stop after different loops."""
 
 
-@pytest.fixture(scope="module", params=["own", "every"])
+@pytest.fixture(scope="module", params=[{}, {"keys": "every"}, {"keys": "first", "keys_window": 2}], ids=str)
 def model(request: pytest.FixtureRequest) -> LoopedGPT:
-    """With keys and values of every loop, or of every second."""
-    loop = {"injection": "gated", "exit": "gate", "keys": request.param}
+    """With keys and values of every loop, of every second, or of the first and a window."""
+    loop = {"injection": "gated", "exit": "gate", **request.param}
     built = build(LLAMA, num_prelude_layers=1, num_coda_layers=1, num_loops=4, loop=loop)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
@@ -73,8 +73,7 @@ def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGP
                 model.recurrence.in_loop(loop - 1), model.recurrence.in_loop(loop), strict=True
             ):
                 if target.computes_keys:
-                    read = source.number if source.source is None else source.source
-                    pairs = zip(cache.entries[target.number], cache.entries[read], strict=True)
+                    pairs = zip(cache.entries[target.number], cache.entries[source.newest_keys], strict=True)
                     key, value = (torch.cat((old, newest[:, :, -1:]), dim=2) for old, newest in pairs)
                     cache.entries[target.number] = key, value
         logits = model.logits(model.finish(final, context, 4))[-1, : SETTINGS.vocab_size]

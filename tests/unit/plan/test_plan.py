@@ -95,9 +95,10 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         {**LLAMA, "norm_place": "both"},
         {**LLAMA, "norm_place": "around"},
         {**LLAMA, "loop": {"keys": "first"}},
+        {**LLAMA, "loop": {"keys": "first", "keys_window": 16}},
         {**LLAMA, "loop": {"residual": "hyper"}},
     ],
-    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys", "hyper-connections"],
+    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys", "window", "hyper-connections"],
 )
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
