@@ -51,6 +51,8 @@ class ParallelSection(Section):
     pipeline)."""
     sequence: bool = False
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
+    overlap: bool = False
+    """Send gradients to the other data-parallel ranks as they are complete, while the last backward passes run."""
 
 
 class SourceSection(Section):

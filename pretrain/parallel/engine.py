@@ -36,6 +36,7 @@ from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.optim.optimizers import is_sharded
 from pretrain.parallel.depths import Batch, DepthRing, OnLoop
+from pretrain.parallel.gradients import partial_causes
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
 from pretrain.parallel.ring import Ring
@@ -124,8 +125,10 @@ class Engine:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
         kind = ShardedOptimizer if is_sharded(config.optimizer, config.train.precision) else ReplicatedOptimizer
-        self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups)
-        self.ring = Ring(self.model, self.megatron, groups)
+        self.optimizer: ParallelOptimizer = kind(
+            self.model, self.megatron, config.optimizer, groups, overlap=config.parallel.overlap
+        )
+        self.ring = Ring(self.model, self.megatron, groups, self.optimizer.overlapped)
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
         self.teacher = None if train.teacher.run is None else Teacher(config, groups.device, self.dtype)
         self.num_updates = 0
@@ -288,8 +291,7 @@ class Engine:
 
     def _sum_partial_gradients(self) -> None:
         """Gradients that the data-parallel reduction does not complete."""
-        causes = {"tensor", "sequence"} if self.config.parallel.sequence else {"tensor"}
-        named = dict(self.model.named_parameters())
+        causes, named = partial_causes(self.megatron), dict(self.model.named_parameters())
         partial = [main_grad(named[name]) for name in named if self.model.weights[name].partial_under in causes]
         if partial and self.groups.tensor.size() > 1:
             flat = torch.cat([gradient.flatten() for gradient in partial])

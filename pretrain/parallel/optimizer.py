@@ -7,8 +7,8 @@ updates need whole matrices (tensor-parallel parts are gathered first, so the re
 for fp64. Which of them: `is_sharded` in `pretrain/optim/optimizers.py`.
 
 Both accumulate gradients in the buffers of Megatron's DistributedDataParallel: fp32 whatever the weights, summed over
-micro-batches and loops, and reduced once a step, so the number of collectives does not depend on L. Gradients are sums,
-not means: the loss is already divided by the tokens of the global batch.
+micro-batches and loops, and reduced once a step (`gradients.py`), so the number of collectives does not depend on L.
+Gradients are sums, not means: the loss is already divided by the tokens of the global batch.
 """
 
 from abc import ABC, abstractmethod
@@ -25,13 +25,12 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.optim.make import fill_state, make_optimizer, parameter_groups, set_lr, set_num_updates
 from pretrain.optim.probe import require_contract
 from pretrain.parallel.cpu import cuda_type_names
+from pretrain.parallel.gradients import GradientBuffers
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
-    DistributedDataParallel,
     DistributedDataParallelConfig,
     DistributedOptimizer,
     OptimizerConfig,
-    ProcessGroupCollection,
     TransformerConfig,
 )
 from pretrain.schema.plugin import is_plugin
@@ -44,28 +43,31 @@ class ParallelOptimizer(ABC):
     updated: list[tuple[nn.Parameter, Tensor]]
     """Parameters of the model, and the fp32 (or wider) weights, or shares of them, that `inner` updates for them."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups, shard: bool) -> None:
+    def __init__(
+        self, model: LoopedGPT, config: TransformerConfig, groups: Groups, *, shard: bool, overlap: bool
+    ) -> None:
         self.model, self.groups = model, groups
         self.names = {parameter: name for name, parameter in model.named_parameters()}
-        collection = ProcessGroupCollection(
-            tp=groups.tensor, pp=groups.pipeline, dp=groups.data, dp_cp=groups.data, intra_dp_cp=groups.data,
-            expt_dp=groups.alone, intra_expt_dp=groups.alone, ep=groups.alone, intra_dist_opt=groups.data,
-        )  # fmt: skip
         ddp_config = DistributedDataParallelConfig(
             use_distributed_optimizer=shard,
             grad_reduce_in_fp32=config.params_dtype != torch.float64,
-            overlap_grad_reduce=False,
+            overlap_grad_reduce=overlap and groups.data.size() > 1,
         )
-        self.ddp = DistributedDataParallel(config, ddp_config, model, pg_collection=collection)
+        self.ddp = GradientBuffers(config, ddp_config, model, groups)
+
+    @property
+    def overlapped(self) -> GradientBuffers | None:
+        """The gradient buffers, if they are sent while the backward passes run."""
+        return self.ddp if self.ddp.ddp_config.overlap_grad_reduce else None
 
     def zero_grad(self) -> None:
         """Start a step: all gradient buffers to zero."""
         self.ddp.zero_grad_buffer()
 
     def reduce_gradients(self) -> None:
-        """Sum gradients over the data-parallel ranks. Collective."""
+        """Sum gradients over the data-parallel ranks, those that are not on their way already. Collective."""
         if self.groups.data.size() > 1:  # with one rank megatron-core would copy every gradient to where it is
-            self.ddp.finish_grad_sync()
+            self.ddp.finish()
 
     @abstractmethod
     def squared_norm(self) -> Tensor:
@@ -125,8 +127,16 @@ def main_grad(parameter: nn.Parameter) -> Tensor:
 class ShardedOptimizer(ParallelOptimizer):
     """An optimizer of single elements, whose state and fp32 weights are sharded over the data-parallel ranks."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
-        super().__init__(model, config, groups, shard=True)
+    def __init__(
+        self,
+        model: LoopedGPT,
+        config: TransformerConfig,
+        settings: OptimizerSection,
+        groups: Groups,
+        *,
+        overlap: bool = False,
+    ) -> None:
+        super().__init__(model, config, groups, shard=True, overlap=overlap)
         inner = make_optimizer(parameter_groups(model.named_parameters(), model.weights, settings), settings)
         megatron_config = OptimizerConfig(
             optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16,
@@ -186,8 +196,16 @@ class ShardedOptimizer(ParallelOptimizer):
 class ReplicatedOptimizer(ParallelOptimizer):
     """Any torch optimizer, run by every rank on whole fp32 (or fp64) matrices."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, settings: OptimizerSection, groups: Groups) -> None:
-        super().__init__(model, config, groups, shard=False)
+    def __init__(
+        self,
+        model: LoopedGPT,
+        config: TransformerConfig,
+        settings: OptimizerSection,
+        groups: Groups,
+        *,
+        overlap: bool = False,
+    ) -> None:
+        super().__init__(model, config, groups, shard=False, overlap=overlap)
         if is_plugin(settings.name):
             require_contract(settings)
         wide = torch.promote_types(config.params_dtype, torch.float32)

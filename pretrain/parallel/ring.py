@@ -29,6 +29,7 @@ from pretrain.model.kept_keys import KeptKeys
 from pretrain.model.layers import Context
 from pretrain.model.loop_loss import LoopLosses, LoopObjective
 from pretrain.model.loss import loss_sums
+from pretrain.parallel.gradients import GradientBuffers, LastUses, Part
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
     ModelType,
@@ -120,7 +121,7 @@ class _Kept:
 
 
 class LoopChunk(nn.Module):
-    """One loop on one stage, without gradient if it `is_cut`; owns no parameters."""
+    """One loop on one stage, without gradient if it is one of the first `cut`; owns no parameters."""
 
     def __init__(
         self,
@@ -130,14 +131,16 @@ class LoopChunk(nn.Module):
         num_passes: int,
         carried: _Carried,
         losses: Sequence[LoopLosses],
-        is_cut: bool,
+        cut: int,
         kept: "_Kept",
+        last_uses: LastUses,
     ) -> None:
         super().__init__()
         self.model_type, self.config = ModelType.encoder_or_decoder, config
         self.vp_stage = loop if num_passes > 1 else None
         self.loop, self.num_passes, self.carried, self.losses = loop, num_passes, carried, losses
-        self.is_cut, self.kept = is_cut, kept
+        self.is_cut, self.kept, self.last_uses = loop < cut, kept, last_uses
+        self.last_of: tuple[Part, ...] = ("start",) * (loop == 0) + ("loop",) * (loop == cut)
         self.received: Tensor | None = None
         self.num_seen = 0
         self._stage = [model]  # in a list, so that the parameters are not registered here
@@ -158,6 +161,7 @@ class LoopChunk(nn.Module):
         self.num_seen += 1
         run = partial(model.run_pass, context=context, loop=self.loop)
         states = _Cut.apply(run, states, carried) if self.is_cut else run(states, carried)  # type: ignore[misc]
+        states = self.last_uses.follow(states, self.num_seen - 1, *self.last_of)
         if model.stage.is_last and self.loop == self.num_passes - 1:
             return model.finish(states, context, self.num_passes)
         if self.losses:
@@ -204,8 +208,10 @@ class WholeModel(nn.Module):
         is_apart: bool,
         losses: Sequence[LoopLosses],
         cut: int,
+        last_uses: LastUses,
     ) -> None:
         super().__init__()
+        self.last_uses = last_uses
         self.model_type, self.config, self.num_passes = ModelType.encoder_or_decoder, config, num_passes
         self.is_apart, self.losses, self.num_seen, self.cut = is_apart, losses, 0, cut
         self._stage, self.kept = [model], _Kept(model)
@@ -230,6 +236,8 @@ class WholeModel(nn.Module):
                 states = without_gradient(partial(model.run_pass, context=context, loop=loop), states, carried)
             else:
                 (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
+            if loop == self.cut and self.is_apart:
+                states = self.last_uses.follow(states, self.num_seen, "start", "loop")
             if self.losses and loop < self.num_passes - 1:
                 states = self.losses[self.num_seen].after_loop(states, context, loop)
         self.num_seen += 1
@@ -237,10 +245,13 @@ class WholeModel(nn.Module):
 
 
 class Ring:
-    """Runs the micro-batches of a step forward and backward through the stages, of which `model` is this rank's."""
+    """Runs the micro-batches of a step forward and backward through the stages, of which `model` is this rank's.
+    Gradients in `buffers` are sent as they are complete."""
 
-    def __init__(self, model: LoopedGPT, config: TransformerConfig, groups: Groups) -> None:
-        self.model, self.config, self.groups = model, config, groups
+    def __init__(
+        self, model: LoopedGPT, config: TransformerConfig, groups: Groups, buffers: GradientBuffers | None = None
+    ) -> None:
+        self.model, self.config, self.groups, self.buffers = model, config, groups, buffers
         self.collection = ProcessGroupCollection(
             tp=groups.tensor, pp=groups.pipeline, cp=groups.alone, embd=None, pos_embd=None, dp_cp=groups.data
         )
@@ -291,11 +302,12 @@ class Ring:
         losses, cut = [], num_cut(num_passes, backprop_loops)
         if objective is not None:
             losses = [LoopLosses(self.model, objective, inputs.labels) for inputs in micro_batches]
-        chunks: list[nn.Module] = [WholeModel(self.model, config, num_passes, is_apart, losses, cut)]
+        last_uses = LastUses(self.buffers, len(micro_batches))
+        chunks: list[nn.Module] = [WholeModel(self.model, config, num_passes, is_apart, losses, cut, last_uses)]
         if num_stages > 1:
             carried, kept = _Carried(), _Kept(self.model)
             chunks = [
-                LoopChunk(self.model, config, loop, num_passes, carried, losses, is_cut=loop < cut, kept=kept)
+                LoopChunk(self.model, config, loop, num_passes, carried, losses, cut, kept, last_uses)
                 for loop in range(num_passes)
             ]
 
@@ -303,7 +315,7 @@ class Ring:
         batches = [self._counted(micro_batches), *(iter(micro_batches) for _ in chunks[1:])]
         schedule = get_forward_backward_func(pp_size=num_stages, vp_size=num_passes if several else None)
         reported = schedule(
-            forward_step_func=self._forward_step(num_supervised, z_loss_weight, losses, is_apart, teacher),
+            forward_step_func=self._forward_step(num_supervised, z_loss_weight, losses, is_apart, teacher, last_uses),
             data_iterator=batches if several else batches[0],
             model=chunks if several else chunks[0],
             num_microbatches=len(micro_batches),
@@ -324,10 +336,13 @@ class Ring:
         losses: Sequence[LoopLosses],
         is_apart: bool,
         teacher: Teacher | None,
+        last_uses: LastUses,
     ) -> Callable[[Iterator[Inputs], Any], tuple[Tensor, Any]]:
         """What the schedule calls for the next micro-batch of a chunk: its output, and what makes a loss of it."""
         if teacher is not None:
             teacher.begin_step()
+        is_one_pass = self.groups.pipeline.size() == 1 and not is_apart  # of autograd, over the whole model
+        last_of: tuple[Part, ...] = ("start", "loop", "end") if is_one_pass else ("end",)
 
         def forward_step(batch: Iterator[Inputs], chunk: Any) -> tuple[Tensor, Any]:
             inputs, number = next(batch), chunk.num_seen
@@ -339,7 +354,8 @@ class Ring:
                 if teacher is not None:
                     parts = partial(teacher.loss_sums, self.model, inputs, parts)
                 total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
-                return total / num_supervised, _NO_TOKENS, nll / num_supervised
+                total = last_uses.follow(total / num_supervised, number, *last_of)
+                return total, _NO_TOKENS, nll / num_supervised
 
             return chunk(inputs), loss
 

@@ -19,6 +19,7 @@ CONFIGS = ROOT / "configs"
 TESTED = {
     RunConfig: {
         "run.root": "tests/distributed/training.py",
+        "parallel.overlap": "tests/distributed/test_overlap.py",
         "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
         "train.teacher.run": "tests/unit/hf/test_teacher.py",

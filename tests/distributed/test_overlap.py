@@ -1,0 +1,128 @@
+"""Gradients that are sent while the backward passes run: the same numbers, bit by bit, and as many messages at any loop
+count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from pretrain.config.run import RunConfig
+from pretrain.parallel import gradients
+from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, tiny_config, world_size
+from tests.distributed.pool import RankError, RankPool
+from tests.distributed.traffic import Traffic
+
+LOOP_COUNTS = (2, 1, 4, 3)
+ENDS = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": "concat"}}
+BUCKET = 1500
+"""Elements: less than a layer, so that there are several buckets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Of some steps on a rank."""
+
+    weights: list[Part]
+    norms: list[float]
+    messages: list[int]
+    """Of each step between data-parallel ranks, or all, which may be the same group."""
+    early: list[int]
+    """Of these, before the backward passes were over."""
+
+
+def steps(config: RunConfig, loops: Sequence[Any], backprop_loops: int | None) -> Seen:
+    """A step of four micro-batches for each of `loops`, which may be of each row."""
+    with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
+        engine, groups = make_engine(config)
+    engine.train_step(own_rows(make_rows(4 * groups.data.size()), groups), 1, 0.0)
+    norms, counted, early = [], [], []
+    for seed, num_loops in enumerate(loops):
+        rows = own_rows(make_rows(4 * groups.data.size(), seed), groups)
+        own = num_loops if isinstance(num_loops, int) else num_loops[groups.data.rank() :: groups.data.size()]
+        with Traffic(groups) as traffic:
+            reduce = engine.optimizer.reduce_gradients
+
+            def note(traffic: Traffic = traffic, reduce: Any = reduce) -> None:
+                early.append(_between_data_ranks(traffic))
+                reduce()
+
+            with patch.object(engine.optimizer, "reduce_gradients", note):
+                result = engine.train_step(rows, own, 0.01, backprop_loops=backprop_loops)
+        norms.append(result.grad_norm)
+        counted.append(_between_data_ranks(traffic))
+    return Seen(weights=report(engine, []).weights, norms=norms, messages=counted, early=early)
+
+
+def _between_data_ranks(traffic: Traffic) -> int:
+    return sum(
+        number
+        for message, number in traffic.messages.items()
+        if message.group in ("data", "world") and message.operation not in ("send", "recv")
+    )
+
+
+def both(config: RunConfig, loops: Sequence[Any], backprop_loops: int | None = None) -> tuple[Seen, Seen]:
+    """With overlap and without."""
+    return tuple(
+        steps(config.model_copy(update={"parallel": config.parallel.model_copy(update={"overlap": overlap})}), loops,
+              backprop_loops)
+        for overlap in (True, False)
+    )  # type: ignore[return-value]  # fmt: skip
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "data": {},
+    "data, fp32, sharded": {"train": {"precision": "fp32"}},
+    "bf16, tied": {"train": {"precision": "bf16"}, "model": {**ENDS, "tied_head": True}},
+    "bf16, recomputed": {"train": {"precision": "bf16", "recompute": "loop"}},
+    "bf16, every loop": {"train": {"precision": "bf16", "loop_loss": {"over": "every"}}},
+    "gate": {"model": {**ENDS, "loop": {"exit": "gate"}}, "train": {"loop_loss": {"over": "expected"}}},
+    "pipeline, tied, bf16": {"pipeline": 2, "model": {**ENDS, "tied_head": True}, "train": {"precision": "bf16"}},
+    "pipeline, every loop": {"pipeline": 2, "train": {"loop_loss": {"over": "every"}}},
+    "tensor": {"tensor": 2},
+    "tensor, sequence, sharded": {"tensor": 2, "sequence": True, "train": {"precision": "fp32"}},
+    "truncated, bf16": {"backprop_loops": 2, "train": {"precision": "bf16"}},
+    "truncated, pipeline": {"backprop_loops": 2, "pipeline": 2},
+    "of each row, bf16": {"loops": [(4, 1, 2, 3, 1, 1, 2, 4)], "train": {"precision": "bf16", "micro_batch": 2}},
+    "of each row, pipeline": {"loops": [(4, 1, 2, 3, 1, 1, 2, 4)], "pipeline": 2},
+    "regularised": {
+        "model": {"num_coda_layers": 1, "loop_regulariser": {"weight": 0.1, "block_size": 2}},
+        "loops": (1,),
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_overlap_changes_no_bit(pool: RankPool, name: str) -> None:
+    case = {"model": ENDS, **CASES[name]}
+    loops, backprop_loops = case.pop("loops", LOOP_COUNTS), case.pop("backprop_loops", None)
+    config = tiny_config(**case, optimizer={"clip_grad_norm": 0.0})
+    # the norm of a sharded gradient is added up from other shards where buckets are others
+    tolerance = 0.0 if config.train.precision == "fp64" else 1e-6
+    for ours, plain in pool.run(both, config, loops, backprop_loops, world_size=world_size(config, 2)):
+        assert ours.norms == pytest.approx(plain.norms, rel=tolerance, abs=0.0)
+        for mine, its in zip(ours.weights, plain.weights, strict=True):
+            assert np.array_equal(mine.values, its.values), mine.name
+        assert len(set(ours.messages)) == 1, "messages depend on the loop count"
+        assert set(plain.early) == {1}, "without overlap only the count of tokens comes early"
+        assert min(ours.early) > 1, "nothing was sent early"
+
+
+def wrong_ring(config: RunConfig) -> None:
+    """A ring that takes the first loop that comes back for the last use of the loop."""
+    follow = gradients.LastUses.follow
+
+    def too_early(self: Any, states: Any, micro_batch: int, *parts: Any) -> Any:
+        return follow(self, states, self._last, *parts)
+
+    with patch.object(gradients.LastUses, "follow", too_early):
+        steps(config, (3,), None)
+
+
+def test_a_bucket_that_is_sent_too_early_is_noticed(pool: RankPool) -> None:
+    config = tiny_config(train={"precision": "bf16"})
+    with pytest.raises(RankError, match="a gradient came after its bucket was sent"):
+        pool.run(wrong_ring, config, world_size=2, timeout_s=20)
