@@ -1,5 +1,6 @@
 """The planner: traffic and time by hand, what is found, what is printed, wrong inputs."""
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +169,28 @@ def test_a_table_says_what_fits_and_what_does_not(planner: Planner) -> None:
     lines = planner("--gpus", "8,64", path=ROOT / "configs" / "pretrain" / "looped_70b.yaml")
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| 8 | no layout fits, the smallest needs 146.2 GiB") and lines[3].startswith("| 64 | ")
+
+
+def tables() -> list[tuple[list[str], list[str]]]:
+    """The commands of the cluster page that print a table, and its lines."""
+    text = (ROOT / "slurm" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"    python -m pretrain\.plan (.*)\n\n((?:\|.*\n)+)", text)
+    return [(shlex.split(arguments), table.splitlines()) for arguments, table in found]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [(arguments, line) for arguments, lines in tables() for line in lines[2:]],
+    ids=[f"{arguments[1].split('/')[-1]}-{line.split()[1]}" for arguments, lines in tables() for line in lines[2:]],
+)
+def test_the_tables_of_the_cluster_page_are_what_the_tool_prints(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    place, gpus = arguments.index("--gpus") + 1, line.split()[1]
+    assert gpus in arguments[place].split(",")
+    assert main([*arguments[:place], f"1,{gpus}", *arguments[place + 1 :]]) == 0
+    assert line in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
