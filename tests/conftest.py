@@ -1,10 +1,14 @@
-"""Options of the tests, and the pool of ranks, one for the whole session."""
+"""Options of the tests, and what there is one of for the whole session: the pool of ranks, and the process that runs
+commands."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.distributed.pool import RankPool
+from tests.faults.seam import CommandServer
+from tests.malformed.bench import MODULES as COMMANDS
+from tests.support.commands import Commands
 from tests.support.ranks import MODULES
 
 
@@ -23,3 +27,12 @@ def pool() -> Iterator[RankPool]:
     ranks = RankPool(4, modules=MODULES)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs commands, without their imports."""
+    folder = tmp_path_factory.mktemp("commands")
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read at their import
+    with CommandServer(folder, COMMANDS, quiet) as server:
+        yield Commands(server)

@@ -96,11 +96,13 @@ class CommandServer:
 
     def run(
         self, module: str, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None,
-        limit_s: float = TIME_LIMIT_S,
+        limit_s: float = TIME_LIMIT_S, folder: Path = ROOT, search: Path = ROOT,
     ) -> Ended:  # fmt: skip
-        """Run the `main` of a module with command-line arguments, and with more variables of the environment."""
+        """Run the `main` of a module with command-line arguments, and with more variables of the environment, from a
+        folder, where another is the first that modules are looked for in."""
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"module": module, "arguments": list(map(str, arguments)), "environment": dict(environment or {})}
+        request |= {"folder": str(folder), "search": str(search)}
         print(json.dumps({**request, **self._files, "limit_s": limit_s}), file=self._process.stdin, flush=True)
         code, seconds = json.loads(self._process.stdout.readline())
         said = {name: Path(file).read_text(errors="replace") for name, file in self._files.items()}

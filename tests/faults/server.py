@@ -1,8 +1,9 @@
 """A process with everything imported that forks a child for each command: `python -m tests.faults.server MODULE...`.
 
 Standard input has a request a line, `{"module": ..., "arguments": [...], "environment": {...}, "output": file,
-"errors": file, "limit_s": ...}`; standard output answers each with the exit code, null for a command that hung, and the
-seconds of processor time that it took.
+"errors": file, "limit_s": ..., "folder": ..., "search": ...}`, the last two to start in and the first place of modules;
+standard output answers each with the exit code, null for a command that hung, and the seconds of processor time that it
+took.
 """
 
 import importlib
@@ -29,6 +30,7 @@ def main() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
+            sys.path[0] = request["search"]
             module = modules.get(request["module"]) or importlib.import_module(request["module"])
             _run(module.main, request)
         print(json.dumps(_wait(child, request["limit_s"])), file=answers, flush=True)
@@ -38,6 +40,7 @@ def _run(command: Callable[..., int], request: dict[str, Any]) -> NoReturn:
     """Run a command in this process, which has its own session, and end."""
     os.setsid()
     os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in enumerate(("output", "errors"), start=1):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)

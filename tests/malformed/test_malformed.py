@@ -13,8 +13,9 @@ import pytest
 
 from tests.faults.seam import CommandServer
 from tests.malformed import configurations, data, models, options, runs, sizes, surroundings
-from tests.malformed.bench import LIGHT_MODULES, MODULES, Bench
+from tests.malformed.bench import LIGHT_MODULES, Bench
 from tests.malformed.case import Case
+from tests.support.commands import Commands
 
 TABLES = (configurations, surroundings, sizes, data, runs, models, options)
 CASES = [case for table in TABLES for case in table.cases()]
@@ -26,14 +27,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     if request.config.getoption("--malformed") == "processes":
         yield Bench(folder, None)
         return
-    folders = folder / "torch", folder / "light"
-    for each in folders:
-        each.mkdir()
-    with (
-        CommandServer(folders[0], MODULES, {"TRANSFORMERS_VERBOSITY": "error"}) as with_torch,
-        CommandServer(folders[1], LIGHT_MODULES, {}) as light,
-    ):
-        yield Bench(folder, (with_torch, light))
+    commands: Commands = request.getfixturevalue("commands")
+    (folder / "light").mkdir()
+    with CommandServer(folder / "light", LIGHT_MODULES, {}) as light:
+        yield Bench(folder, (commands.server, light))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

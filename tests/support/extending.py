@@ -1,6 +1,5 @@
 """The examples of `pretrain/EXTENDING.md` in a folder outside the package, as a user has them."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,8 +31,3 @@ def forget(folder: Path) -> None:
         if (getattr(module, "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
     sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, from the folder that this process is in."""
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)

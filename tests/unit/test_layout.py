@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pretrain import launch, train, verify
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.plan import __main__ as plan
+from tests.support.commands import Commands
 
 ROOT = Path(__file__).parents[2]
 PYTHON_FILES = sorted(
@@ -28,6 +30,11 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 TRAVELS_ALONE = ROOT / "pretrain/hf/modeling_looped_gpt.py"
 """A copy of it lies beside exported weights, so it imports nothing of the project and cannot be cut."""
+
+
+@cache
+def syntax_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
@@ -42,9 +49,8 @@ def test_import_contracts_hold() -> None:
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
 def test_a_file_is_short_and_says_what_it_is(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) < MAX_LINES or path == TRAVELS_ALONE
-    assert path.name == "__init__.py" or ast.get_docstring(ast.parse(source)), "no module docstring"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < MAX_LINES or path == TRAVELS_ALONE
+    assert path.name == "__init__.py" or ast.get_docstring(syntax_of(path)), "no module docstring"
 
 
 @pytest.mark.parametrize("folder", ["tools", "tools/benchmarks", "finetune"])
@@ -58,7 +64,7 @@ def test_scripts_shadow_no_library(folder: str) -> None:
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=name_of)
 def test_imports_are_absolute_and_tools_are_scripts(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_of(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
         if path.is_relative_to(ROOT / "pretrain") or path.is_relative_to(ROOT / "finetune"):
@@ -73,7 +79,7 @@ def test_functions_are_short_and_no_two_classes_share_a_name() -> None:
     for path in PYTHON_FILES:
         if path == TRAVELS_ALONE or path.is_relative_to(ROOT / "tests"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(syntax_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 num_lines = (node.end_lineno or 0) - node.lineno + 1
                 assert num_lines <= MAX_FUNCTION_LINES, f"{name_of(path)}: {node.name} has {num_lines} lines"
@@ -131,8 +137,15 @@ def readme_commands() -> list[str]:
     return list(dict.fromkeys(line.strip() for line in lines if line[:4].isspace() and line[4:].startswith(starts)))
 
 
+@cache
+def usage_of(script: str) -> str:
+    """The help of a script, as a process of its own: that it starts so is tested once for each."""
+    words = [sys.executable, script, "--help"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.MonkeyPatch, commands: Commands) -> None:
     """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid
     configuration."""
     words = shlex.split(command, comments=True)
@@ -157,9 +170,11 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     assert (ROOT / script).is_file()
     if script.endswith(".py"):
         subcommand = [word for word in arguments[:1] if re.fullmatch("[a-z]+", word)]
-        usage = subprocess.run(
-            [sys.executable, script, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        usage = usage_of(script)
+        if subcommand:
+            of_it = commands.run(script, *subcommand, "--help", cwd=ROOT)
+            assert of_it.returncode == 0, of_it.stderr
+            usage = of_it.stdout
         assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
     if script == "finetune/coconut.py" and "--init" not in arguments:
         assert coconut.COMMAND_LINE.parse(arguments).config.run.name

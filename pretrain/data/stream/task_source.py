@@ -103,10 +103,13 @@ class TaskSource:
 
 
 def require_tasks(config: RunConfig) -> None:
-    """Raise a ValueError that names the task whose examples do not fit a configuration, if its tokenizer is there."""
+    """Raise a ValueError that names the task that is none, or whose examples do not fit a configuration, if its
+    tokenizer is there."""
     tasks = [source for source in config.data.sources if source.task is not None]
     if not tasks:
         return
+    for source in tasks:
+        make_task(source.task or "", source.parameters)
     try:
         tokenizer = Tokenizer.load(config.data.tokenizer)
     except (ValueError, OSError):

@@ -168,6 +168,15 @@ def test_the_dry_run_prints_the_plan_and_refuses_shards_that_are_not_there(
     assert said.err == "" and "parameters  " in said.out and "this run reads" not in said.out
 
 
+def test_the_dry_run_refuses_a_task_that_is_none_whether_or_not_its_tokenizer_is_there(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = SourceSection(task="additions", parameters={})
+    for tokenizer in ("none.model", "symbols:0123456789+="):
+        assert dry_run(make_config(root, task, tokenizer=tokenizer), tmp_path) == 2
+        assert "error: task additions: no such task, did you mean addition" in capsys.readouterr().err
+
+
 def test_the_dry_run_refuses_a_tokenizer_that_does_not_fit(
     root: Path, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

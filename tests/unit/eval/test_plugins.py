@@ -10,7 +10,8 @@ import pytest
 from pretrain.schema.plugin import load_plugin
 from pretrain.tasks.registry import make_task, task_class
 from pretrain.tasks.task import Task
-from tests.support.extending import forget, run, write_examples
+from tests.support.commands import Commands
+from tests.support.extending import forget, write_examples
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -39,21 +40,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget(tmp_path)
 
 
-def test_a_task_of_a_users_file_and_one_in_yaml_are_trained_on_and_scored(folder: Path) -> None:
+def test_a_task_of_a_users_file_and_one_in_yaml_are_trained_on_and_scored(folder: Path, commands: Commands) -> None:
     """In the loader's workers, while training, and afterwards from the checkpoint alone."""
-    done = run("-m", "pretrain.train", "--config", "config.yaml")
+    done = commands.run("-m", "pretrain.train", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "runs/parity/eval/depth.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"my_tasks:Parity", "my_bits"}
     evaluate = (str(ROOT / "tools/eval_depth.py"), "--run", "runs/parity", "--num-loops", "1,2", "--offline")
-    scored = run(*evaluate, "--tasks", "my_bits,my_tasks:Parity", "--include-path", "bits", "--num-examples", "8")
+    scored = commands.run(
+        *evaluate, "--tasks", "my_bits,my_tasks:Parity", "--include-path", "bits", "--num-examples", "8"
+    )
     assert scored.returncode == 0, scored.stderr
     # of 64 questions four are in the test split, and at two loops they were scored while it trained
     assert "best shortcut: " in scored.stdout and (scored.stdout.count("(8)"), scored.stdout.count("(4)")) == (2, 1)
-    wrong = run(*evaluate, "--tasks", "my_bit", "--include-path", "bits")
+    wrong = commands.run(*evaluate, "--tasks", "my_bit", "--include-path", "bits")
     assert (wrong.returncode, wrong.stderr) == (2, "error: task my_bit: no such task or group, did you mean my_bits?\n")
     (folder / "bits" / "bits.jsonl").unlink()
-    gone = run(*evaluate, "--tasks", "my_bits", "--include-path", "bits", "--num-examples", "3")
+    gone = commands.run(*evaluate, "--tasks", "my_bits", "--include-path", "bits", "--num-examples", "3")
     assert gone.returncode == 1 and "skipped my_bits: FileNotFoundError" in gone.stderr
     assert gone.stderr.splitlines()[-1] == "error: not evaluated: my_bits; the reasons are above"
 

@@ -1,8 +1,6 @@
 """Weights in and out: every architecture both ways, bitwise round trips, refusals, the command line on real runs."""
 
 import json
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from pretrain.hf.modeling_looped_gpt import LoopedGPTForCausalLM
 from pretrain.hf.names import _LAYERS
 from pretrain.model.weights import stage_weights
 from pretrain.run.trained_model import load_trained_model
+from tests.support.commands import Commands
 from tests.support.corpus import make_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -346,19 +345,15 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
 # As a user
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_command_line_and_what_follows_it(tmp_path: Path, byte_level: Path) -> None:
+def test_the_command_line_and_what_follows_it(tmp_path: Path, byte_level: Path, commands: Commands) -> None:
     folder = publish(tmp_path / "published", byte_level, "GPT2", GPT2)
     tool, run, out = ROOT / "tools" / "convert_checkpoint.py", tmp_path / "runs" / "gpt2", tmp_path / "out"
-    done = command(tool, "import", "--model", folder, "--run", run)
+    done = commands.run(tool, "import", "--model", folder, "--run", run)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{run}: gpt2, 4 layers deep, 304 rows of vocabulary" in done.stdout
-    asked = ("--prompt", "the loop", "--max-new-tokens", 5, "--temperature", 0)
-    sample = command(ROOT / "tools" / "generate.py", "--run", run, *asked)
+    asked = ("--prompt", "the loop", "--max-new-tokens", "5", "--temperature", "0")
+    sample = commands.run(ROOT / "tools" / "generate.py", "--run", run, *asked)
     assert sample.returncode == 0 and sample.stdout.startswith("the loop")
-    bad = command(tool, "export", "--run", tmp_path / "absent", "--out", out)
+    bad = commands.run(tool, "export", "--run", tmp_path / "absent", "--out", out)
     assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
     assert not out.exists()

@@ -95,10 +95,10 @@ def assert_same(ours: SentencePieceTokenizer, theirs: Any, text: str) -> None:
         assert min(ids) >= len(SPECIALS)
 
 
-def test_ten_thousand_lines(pair: tuple[SentencePieceTokenizer, Any]) -> None:
+def test_two_thousand_lines(pair: tuple[SentencePieceTokenizer, Any]) -> None:
     ours, theirs = pair
     rng = np.random.default_rng(1)
-    for _ in range(10_000):
+    for _ in range(2_000):
         assert_same(ours, theirs, make_line(rng))
 
 

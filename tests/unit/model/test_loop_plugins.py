@@ -9,7 +9,8 @@ import pytest
 
 from pretrain.model.loop.config import LoopSection
 from tests.support import own_loops
-from tests.support.extending import run, write_examples
+from tests.support.commands import Commands
+from tests.support.extending import write_examples
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -35,28 +36,30 @@ MIX = f"{own_loops.__name__}:Mix"
 
 
 def test_the_variant_of_the_document_does_all_that_ours_do_but_travel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
 ) -> None:
     write_examples(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     train = ("-m", "pretrain.train", "--config", "config.yaml")
-    whole = run(*train)
+    whole = commands.run(*train)
     assert whole.returncode == 0, whole.stderr
     rows = [json.loads(line) for line in Path("runs/whole/metrics.jsonl").read_text().splitlines()]
     scored = [json.loads(line) for line in Path("runs/whole/eval/depth.jsonl").read_text().splitlines()]
     assert [row["num_loops"] for row in scored] == [1, 2, 3] and len({row["value"] for row in scored}) == 3
-    back = run(*train, "checkpoint.resume=2")
+    back = commands.run(*train, "checkpoint.resume=2")
     assert back.returncode == 0 and "step 2 of 4: resumed" in back.stderr, back.stderr
     again = [json.loads(line) for line in Path("runs/whole/metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
     generate = (str(ROOT / "tools/generate.py"), "--run", "runs/whole", "--prompt", "12+34=", "--max-new-tokens", "3")
-    said = run(*generate, "--num-loops", "3")
+    said = commands.run(*generate, "--num-loops", "3")
     assert said.returncode == 0, said.stderr
-    export = run(str(ROOT / "tools/convert_checkpoint.py"), "export", "--run", "runs/whole", "--out", "exported")
+    export = commands.run(
+        str(ROOT / "tools/convert_checkpoint.py"), "export", "--run", "runs/whole", "--out", "exported"
+    )
     assert export.returncode == 2 and not Path("exported").exists(), export.stdout
     assert "error: model.loop.injection=my_loops:Leaky is of a file of your own" in export.stderr
-    changed = run(*train, "model.loop.own={injection: {rate: 0.5}}")
+    changed = commands.run(*train, "model.loop.own={injection: {rate: 0.5}}")
     assert changed.returncode == 2 and "model.loop.own=" in changed.stderr, changed.stderr
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.extending import run, write_examples
+from tests.support.commands import Commands
+from tests.support.extending import write_examples
 
 CONFIG = """
 run: {name: whole}
@@ -22,28 +23,28 @@ logging: {wandb: disabled}
 
 
 def test_the_optimizer_of_the_document_trains_and_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
 ) -> None:
     write_examples(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     train = ("-m", "pretrain.train", "--config", "config.yaml")
-    dry = run(*train, "--dry-run")
+    dry = commands.run(*train, "--dry-run")
     assert dry.returncode == 0 and "my_optimizers:LION" in dry.stdout, dry.stderr
-    whole = run(*train)
+    whole = commands.run(*train)
     assert whole.returncode == 0, whole.stderr
     rows = [json.loads(line) for line in Path("runs/whole/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    back = run(*train, "checkpoint.resume=3")
+    back = commands.run(*train, "checkpoint.resume=3")
     assert back.returncode == 0 and "step 3 of 6: resumed" in back.stderr, back.stderr
     again = [json.loads(line) for line in Path("runs/whole/metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
     text = Path("my_optimizers.py").read_text()
     Path("my_optimizers.py").write_text(text.replace('lambda shape: {"momentum": shape}', "lambda shape: {}"))
-    wrong = run(*train, "run.name=wrong")
+    wrong = commands.run(*train, "run.name=wrong")
     assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith(
         "error: optimizer.name=my_optimizers:LION"
     )
-    unknown = run(*train, "run.name=wrong", "optimizer.name=adam")
+    unknown = commands.run(*train, "run.name=wrong", "optimizer.name=adam")
     assert unknown.returncode == 2 and "such as my_module:Thing, got adam" in unknown.stderr
     assert not Path("runs/wrong").exists()

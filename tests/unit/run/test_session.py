@@ -1,7 +1,5 @@
 """How a run ends, and what it goes on from: failed runs say so, bad input leaves no trace, what must be equal is."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from pretrain.command.console import DIVERGED
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.data.manifest import Manifest
+from tests.support.commands import Commands
 from tests.support.corpus import make_texts, make_tokenizer, write_source
 
 ROOT = Path(__file__).parents[3]
@@ -21,13 +20,10 @@ GOLDEN = ROOT / "tests" / "golden"
 PRETRAIN, FINETUNE = ["-m", "pretrain.train"], ["finetune/coconut.py"]
 
 
-def start(root: Path, command: list[str], *overrides: str) -> tuple[int, str, Path]:
+def start(commands: Commands, root: Path, command: list[str], *overrides: str) -> tuple[int, str, Path]:
     """Run an entry point alone on a small configuration: exit code, standard error, and the run directory."""
     name = "pretrained" if command is PRETRAIN else "finetuned"
-    arguments = ["--config", GOLDEN / f"{name}.yaml", f"run.root={root}", *overrides]
-    child = subprocess.run(
-        [sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
-    )
+    child = commands.run(*command, "--config", GOLDEN / f"{name}.yaml", f"run.root={root}", *overrides, cwd=ROOT)
     return child.returncode, child.stderr, root / name
 
 
@@ -42,13 +38,15 @@ def start(root: Path, command: list[str], *overrides: str) -> tuple[int, str, Pa
         (FINETUNE, ["optimizer.lr=1e38", "train.epochs=3"], "step 2: the loss is nan: lower optimizer.lr or set"),
     ],
 )
-def test_a_run_that_diverges_ends_as_failed(tmp_path: Path, command: list[str], overrides: list[str], why: str) -> None:
-    code, printed, run_dir = start(tmp_path, command, *overrides)
+def test_a_run_that_diverges_ends_as_failed(
+    commands: Commands, tmp_path: Path, command: list[str], overrides: list[str], why: str
+) -> None:
+    code, printed, run_dir = start(commands, tmp_path, command, *overrides)
     assert code == DIVERGED == 3 and f"error: {why}" in printed and "Traceback" not in printed
     assert (run_dir / "state").read_text().startswith(f"failed: {why}")
 
 
-def test_an_error_in_training_ends_the_run_as_failed(tmp_path: Path) -> None:
+def test_an_error_in_training_ends_the_run_as_failed(commands: Commands, tmp_path: Path) -> None:
     """A damaged shard that a batch meets."""
     tokenizer = make_tokenizer(tmp_path / "tokenizer.model")
     folder = write_source(tmp_path / "shards", make_texts(40), 2, tokenizer)
@@ -56,7 +54,7 @@ def test_an_error_in_training_ends_the_run_as_failed(tmp_path: Path) -> None:
     shard.write_bytes(bytes(byte ^ 1 for byte in shard.read_bytes()))
     data = f"{{tokenizer: {tmp_path}/tokenizer.model, num_workers: 0, sources: [{{path: {folder}}}]}}"
     shape = ["model.vocab_size=320", "train.seq_len=16", "validation.every=0"]
-    code, printed, run_dir = start(tmp_path, PRETRAIN, *shape, f"data={data}")
+    code, printed, run_dir = start(commands, tmp_path, PRETRAIN, *shape, f"data={data}")
     (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code == 1 and str(shard) in error and "Traceback" not in printed
     assert (run_dir / "state").read_text() == error.replace("error:", "failed:", 1) + "\n"
@@ -71,8 +69,10 @@ def test_an_error_in_training_ends_the_run_as_failed(tmp_path: Path) -> None:
         (FINETUNE, "train.precision=fp16", "train.precision=fp16: DeepSpeed has it on GPUs only"),
     ],
 )
-def test_bad_input_leaves_no_trace(tmp_path: Path, command: list[str], override: str, message: str) -> None:
-    code, printed, run_dir = start(tmp_path, command, override)
+def test_bad_input_leaves_no_trace(
+    commands: Commands, tmp_path: Path, command: list[str], override: str, message: str
+) -> None:
+    code, printed, run_dir = start(commands, tmp_path, command, override)
     assert code == 2 and message in printed
     assert not run_dir.exists()
 

@@ -8,7 +8,8 @@ import pytest
 
 from pretrain.config.hooks import HookSection
 from pretrain.watch.registry import HOOKS
-from tests.support.extending import run, write_examples
+from tests.support.commands import Commands
+from tests.support.extending import write_examples
 
 CONFIG = """
 run: {name: watched}
@@ -35,8 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_hook_of_the_document_gives_rows_beside_the_diagnostics(folder: Path) -> None:
-    done = run("-m", "pretrain.train", "--config", "config.yaml")
+def test_the_hook_of_the_document_gives_rows_beside_the_diagnostics(folder: Path, commands: Commands) -> None:
+    done = commands.run("-m", "pretrain.train", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "runs/watched/diagnostics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 4]
@@ -48,7 +49,7 @@ def test_the_hook_of_the_document_gives_rows_beside_the_diagnostics(folder: Path
     assert rows[2]["worth.all_loops"] == pytest.approx(losses[1] - losses[3])
     text = (folder / "my_hooks.py").read_text().replace("def on_step(self", "def on_step(self, more")
     (folder / "my_hooks.py").write_text(text)
-    wrong = run("-m", "pretrain.train", "--config", "config.yaml", "run.name=wrong")
+    wrong = commands.run("-m", "pretrain.train", "--config", "config.yaml", "run.name=wrong")
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith("error: train.hooks: my_hooks:WeightSize.on_step at step 4: ")
 
@@ -61,8 +62,8 @@ def test_the_hook_of_the_document_gives_rows_beside_the_diagnostics(folder: Path
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_the_dry_run_refuses_a_hook_that_is_not_there(hook: str, message: str) -> None:
-    done = run("-m", "pretrain.train", "--config", "config.yaml", "--dry-run", f"train.hooks=[{hook}]")
+def test_the_dry_run_refuses_a_hook_that_is_not_there(hook: str, message: str, commands: Commands) -> None:
+    done = commands.run("-m", "pretrain.train", "--config", "config.yaml", "--dry-run", f"train.hooks=[{hook}]")
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
 
 
