@@ -86,7 +86,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepCost:
+class PlannedCost:
     """What a step costs."""
 
     times: Times
@@ -105,7 +105,7 @@ def software_of(config: RunConfig) -> Software:
     return COMPILED if config.train.compile else EAGER
 
 
-def step_cost(plan: Plan, gpu: Gpu, software: Software) -> StepCost:
+def step_cost(plan: Plan, gpu: Gpu, software: Software) -> PlannedCost:
     """The cost of a step of a plan."""
     stages = [
         StageWork(plan=plan, gpu=gpu, software=software, stage=Stage(index=index, count=len(plan.stages)))
@@ -120,7 +120,7 @@ def step_cost(plan: Plan, gpu: Gpu, software: Software) -> StepCost:
     times = times * micro_batches + Times(idle=(len(works) - 1) * mean_visit, optimizer=of_update)
     times += Times(gradients=(1 - software.hidden_data) * of_data.seconds)
     flops = plan.train_flops_per_token * plan.tokens_per_step
-    return StepCost(
+    return PlannedCost(
         times=times,
         traffic=traffic * micro_batches + of_data,
         flops=flops,

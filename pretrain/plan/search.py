@@ -14,7 +14,7 @@ from pretrain.model.config import Recompute
 from pretrain.model.count import train_flops_per_token
 from pretrain.model.loop.recurrence import WHOLE
 from pretrain.model.weights import stage_weights
-from pretrain.plan.cost import StepCost, software_of, step_cost
+from pretrain.plan.cost import PlannedCost, software_of, step_cost
 from pretrain.plan.machine import USABLE, Gpu
 from pretrain.plan.partners import applied_once
 from pretrain.plan.plan import Plan, make_plan
@@ -28,7 +28,7 @@ class Estimate:
     """A layout, and what a run costs in it."""
 
     plan: Plan
-    cost: StepCost
+    cost: PlannedCost
 
     @property
     def memory(self) -> float:
@@ -87,7 +87,7 @@ class Savings:
         return 2 * plan.mean_loops * plan.layout.micro_batches * held * (ranks - 1) / ranks
 
 
-class Cut(NamedTuple):
+class ReplicaCut(NamedTuple):
     """How a replica is cut, and how many sequences it works on at a time."""
 
     tensor: int
@@ -95,17 +95,17 @@ class Cut(NamedTuple):
     micro_batch: int
 
 
-def cuts(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[Cut]:
+def cuts(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[ReplicaCut]:
     """All that there are on so many GPUs."""
     for tensor in _divisors(gpus):
         if tensor <= gpu.per_node and gpu.per_node % tensor == 0:
             for pipeline in _divisors(gpus // tensor):
                 of_rank = config.train.global_batch // (gpus // tensor // pipeline)
                 powers = [2**power for power in range(MOST_SEQUENCES.bit_length())]
-                yield from (Cut(tensor, pipeline, size) for size in powers if size <= max(1, of_rank))
+                yield from (ReplicaCut(tensor, pipeline, size) for size in powers if size <= max(1, of_rank))
 
 
-def estimates(config: RunConfig, cut: Cut, gpus: int, gpu: Gpu) -> list[Estimate]:
+def estimates(config: RunConfig, cut: ReplicaCut, gpus: int, gpu: Gpu) -> list[Estimate]:
     """What a run costs in a cut: without recomputation where that fits, which is fastest, else in each way.
 
     Raises:
@@ -119,7 +119,7 @@ def estimates(config: RunConfig, cut: Cut, gpus: int, gpu: Gpu) -> list[Estimate
     return found
 
 
-def _laid_out(config: RunConfig, cut: Cut, recompute: str) -> RunConfig:
+def _laid_out(config: RunConfig, cut: ReplicaCut, recompute: str) -> RunConfig:
     values = config.model_dump()
     values["parallel"] |= {"tensor": cut.tensor, "pipeline": cut.pipeline, "sequence": cut.tensor > 1}
     values["train"] |= {"micro_batch": cut.micro_batch, "recompute": recompute}

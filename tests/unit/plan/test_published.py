@@ -22,7 +22,7 @@ from dataclasses import replace
 import pytest
 
 from pretrain.config.run import RunConfig
-from pretrain.plan.cost import StepCost, step_cost
+from pretrain.plan.cost import PlannedCost, step_cost
 from pretrain.plan.machine import COMPILED, EAGER, GPUS
 from pretrain.plan.plan import Plan, make_plan
 
@@ -112,7 +112,7 @@ def test_llm_foundry_reaches_what_is_planned(
 def test_torchtitan_reaches_what_is_planned(software: object, ranks: int, tokens_per_s: float) -> None:
     card = replace(H100, memory_rate=2.4e12, peak_flops=900e12)
 
-    def cost(again: int) -> StepCost:
+    def cost(again: int) -> PlannedCost:
         plan = planned(
             4096, 32, 32, 8192, 2, 2 * ranks, ranks, vocab_size=128256, ffn_size=14336, kv_heads=8, again=again
         )  # fmt: skip

@@ -15,11 +15,11 @@ from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.model.loop.recurrence import Stage
 from pretrain.plan.__main__ import main
-from pretrain.plan.cost import StageWork, StepCost, step_cost
+from pretrain.plan.cost import PlannedCost, StageWork, step_cost
 from pretrain.plan.machine import COMPILED, GPUS, USABLE, Gpu
 from pretrain.plan.pipeline import idle_share
 from pretrain.plan.plan import make_plan
-from pretrain.plan.search import Cut, cuts, estimate, estimates, fits, savings
+from pretrain.plan.search import ReplicaCut, cuts, estimate, estimates, fits, savings
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs" / "pretrain" / "12x2.yaml"
@@ -36,7 +36,7 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate({"model": model, "train": train, "data": {"num_streams": 256}, **sections})
 
 
-def cost(ranks: int, gpu: Gpu = H100, **sections: dict[str, Any]) -> StepCost:
+def cost(ranks: int, gpu: Gpu = H100, **sections: dict[str, Any]) -> PlannedCost:
     return step_cost(make_plan(config(**sections), ranks), gpu, COMPILED)
 
 
@@ -110,11 +110,11 @@ def test_all_cuts_are_tried_and_recomputation_only_where_it_is_needed() -> None:
     }
     assert {cut.micro_batch for cut in cuts(config(), 16, H100) if cut.tensor * cut.pipeline == 1} == {1, 2, 4, 8, 16}
     with pytest.raises(ValueError, match=r"model.num_loop_layers=8 is not divisible by parallel.pipeline=16"):
-        estimates(config(), Cut(1, 16, 1), 16, H100)
-    (plain,) = estimates(config(), Cut(2, 4, 1), 16, H100)
+        estimates(config(), ReplicaCut(1, 16, 1), 16, H100)
+    (plain,) = estimates(config(), ReplicaCut(2, 4, 1), 16, H100)
     assert plain.plan.config.train.recompute == "none" and plain.plan.config.parallel.sequence
     tight = replace(H100, memory=plain.memory)
-    assert [each.plan.config.train.recompute for each in estimates(config(), Cut(2, 4, 1), 16, tight)][:2] == [
+    assert [each.plan.config.train.recompute for each in estimates(config(), ReplicaCut(2, 4, 1), 16, tight)][:2] == [
         "none",
         "loop",
     ]
