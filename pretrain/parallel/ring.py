@@ -325,8 +325,7 @@ class Ring:
             pg_collection=self.collection,
             p2p_communicator=P2PCommunicator(self.groups.pipeline, config),
         )
-        zero = torch.zeros_like(num_supervised)
-        nll = torch.stack(reported).sum() if reported else zero
+        nll = torch.stack(reported).sum() if reported else torch.zeros_like(num_supervised)
         return nll, _minimised(losses, teacher, num_supervised)
 
     def _forward_step(
