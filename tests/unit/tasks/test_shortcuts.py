@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.eval.groups import TASKS as PAPER_TASKS
 from pretrain.tasks.example_file import read_examples
+from pretrain.tasks.prosqa.prosqa_graph import Graph
+from pretrain.tasks.prosqa.prosqa_symbolic import parse_graph
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.shortcuts import MOST_COMMON, best_shortcut, floor_of, score_rules
 from pretrain.tasks.task import Example
@@ -85,6 +88,20 @@ def test_every_shortcut_of_the_hard_prosqa_is_a_coin(file: str, num_examples: in
     del scores[MOST_COMMON]
     assert len(scores) >= 8
     assert all(abs(score - 0.5) < 0.02 for score in scores.values()), scores
+
+
+def test_a_walk_at_random_answers_as_much_of_the_small_hard_prosqa_as_the_documents_say() -> None:
+    config = read_config(ROOT / "configs/finetune/prosqa_hard_small.yaml", FinetuneConfig)
+    task = make_task(config.data.test.task or "", config.data.test.parameters)
+
+    def reaches(graph: Graph, node: int) -> float:
+        """Probability that a walk along edges at random, to its end, ends in the target."""
+        found = [reaches(graph, child) for child in graph.children[node]]
+        return fmean(found) if found else float(node == graph.target)
+
+    graphs = [parse_graph(task.generate(0, number).question) for number in range(600)]
+    arrives = fmean(reaches(graph, graph.root) for graph in graphs)
+    assert arrives + (1 - arrives) / 2 == pytest.approx(0.79, abs=0.03)  # one standard error is 0.007
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason=f"the released files are not in {RELEASED}")
