@@ -4,12 +4,14 @@ Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) a
 seconds, mostly for drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...] [--colour KEY]
-        [--group NAME=TASK_GROUP,... ...]
+        [--axis NAME ...] [--group NAME=TASK_GROUP,... ...]
 
 One curve is one k (prelude, coda) with L varying and everything else equal, or the unlooped models with k varying; what
-differs gets a curve of its own, named by the difference (`pretrain/scaling/comparable.py`). With kinds of tasks, as
---group recall=induction_copying,variable_assignment --group reasoning=p_hop,addition, groups.png, groups.svg and
-groups.csv have the mean over the tasks of each kind, its slope, and the difference of the slopes.
+differs gets a curve of its own, named by the difference (`pretrain/scaling/comparable.py`). Models that stand above
+each other are equal in what the axis measures: --axis "inference FLOPs" --axis "cache bytes" --axis "step time" has a
+panel for each; the page has a menu. With kinds of tasks, as --group recall=induction_copying,variable_assignment
+--group reasoning=p_hop,addition, groups.png, groups.svg and groups.csv have the mean over the tasks of each kind, its
+slope, and the difference of the slopes.
 """
 
 if __name__ == "__main__":
@@ -29,10 +31,11 @@ from pretrain.command.options import OptionParser, at_least, named_list, names
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.scaling.analysis import analyse
+from pretrain.scaling.axes import AXES, chosen_axes
 from pretrain.scaling.colours import value_of
 from pretrain.scaling.figure import draw
 from pretrain.scaling.page import write_page
-from pretrain.scaling.rows import tell_apart
+from pretrain.scaling.rows import tell_apart, with_step_times
 from pretrain.scaling.table import render
 from pretrain.scaling.tables import make_tables, write_fits
 
@@ -48,6 +51,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metric", type=names, default=[], metavar="[GROUP=]NAME,...",
         help="metrics to plot where tasks have several; default: the one that each task is judged by",
+    )  # fmt: skip
+    parser.add_argument(
+        "--axis", action="append", default=[], metavar="NAME",
+        help=f"{', '.join(axis.name for axis in AXES)}: axis of a panel of scaling.png; repeat it for several",
     )  # fmt: skip
     parser.add_argument("--colour", metavar="KEY", help="colour by a configuration key, such as optimizer.lr, or seed")
     parser.add_argument(
@@ -74,7 +81,7 @@ def plot(options: argparse.Namespace) -> None:
     found, problems = {}, []
     for path in files:
         file = JsonLines(path)
-        found[path] = file.read(EvaluationRow, required=True)
+        found[path] = with_step_times(file.read(EvaluationRow, required=True), path)
         problems += [f"{problem}: passed over" for problem in file.problems]
     print_warnings(problems)
     rows, notes = tell_apart(found)
@@ -87,7 +94,8 @@ def plot(options: argparse.Namespace) -> None:
     print_warnings([*notes, *analysis.left_out])
     out = options.out or files[0].parent
     out.mkdir(parents=True, exist_ok=True)
-    draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour)
+    axes = chosen_axes(options.axis, analysis.curves)
+    draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour, wanted=axes)
     write_page(analysis, out / "scaling.html", colour_by=options.colour)
     write_fits(analysis, out / "fit.csv")
     tables = make_tables(analysis)

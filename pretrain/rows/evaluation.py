@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from pretrain.checkpoint.counters import Counters
+from pretrain.config.run import BYTES
 from pretrain.config.saved_model import Family, SavedModel
-from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.model.count import cached_numbers, count_parameters, forward_flops_per_token, window_numbers
 from pretrain.rows.identity import NonNegative, NonNegativeInt, PositiveInt, ResultRow, RunIdentity
 
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -38,6 +39,12 @@ class EvaluationRow(ResultRow):
     """Layers a token passed."""
     eval_flops_per_token: NonNegative
     """Forward FLOPs per token at that depth."""
+    cache_bytes_per_token: NonNegative | None = None
+    """Keys and values that a cache holds for a token at that depth, in the type of training and in a sequence of its
+    length; unknown in old rows."""
+    step_time_s: NonNegative | None = None
+    """Median time of the training steps of the run, which says something where runs have the same machine and batch;
+    the plot reads it from the metrics that lie beside the rows."""
     family: Family
     """Kind of model; see `SavedModel.family`."""
     num_loop_params: NonNegativeInt | None = None
@@ -123,5 +130,7 @@ class ScoredModel:
             inputs=inputs,
             effective_depth=model.effective_depth(num_loops),
             eval_flops_per_token=forward_flops_per_token(model, seq_len, num_loops),
+            cache_bytes_per_token=BYTES[self.saved.precision]
+            * (cached_numbers(model, num_loops) + window_numbers(model, num_loops) / seq_len),
             family=self.saved.family,
         )

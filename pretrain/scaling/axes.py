@@ -1,10 +1,11 @@
-"""Horizontal axes (effective depth and the three kinds of "equal cost" of looped models) and the limit on points."""
+"""Horizontal axes (effective depth and the kinds of "equal cost" of looped models) and the limit on points."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pretrain.scaling.curves import Curve, Point
+from pretrain.schema.choice import choose
 
 T = TypeVar("T")
 
@@ -36,7 +37,29 @@ TRAINING = Axis(name="training FLOPs", label="training FLOPs", base=10, of=lambd
 INFERENCE = Axis(
     name="inference FLOPs", label="inference FLOPs per token", base=10, of=lambda point: point.row.eval_flops_per_token
 )
-AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE)
+CACHE = Axis(
+    name="cache bytes", label="cache (bytes per token)", base=10, of=lambda point: point.row.cache_bytes_per_token
+)
+STEP_TIME = Axis(
+    name="step time", label="training step (seconds, median)", base=10, of=lambda point: point.row.step_time_s
+)
+AXES = (DEPTH, PARAMETERS, TRAINING, INFERENCE, CACHE, STEP_TIME)
+
+
+def chosen_axes(names: Sequence[str], curves: Sequence[Curve]) -> list[Axis]:
+    """The axes of these names.
+
+    Raises:
+        ValueError: there is none of a name, or no point has a place on it.
+    """
+    axes = [choose({axis.name: axis for axis in AXES}, name, "--axis") for name in names]
+    possible = possible_axes(curves)
+    for axis in axes:
+        if axis not in possible:
+            raise ValueError(
+                f"--axis {axis.name}: no row says it; there are {', '.join(each.name for each in possible)}"
+            )
+    return axes
 
 
 def possible_axes(curves: Sequence[Curve]) -> list[Axis]:

@@ -1,5 +1,6 @@
-"""The figure as PNG and SVG: two panels per task group (depth and parameters), then isoplots and the joint law, if any;
-of kinds of tasks one panel each (depth). More curves than there are colours are dots instead (`dots.py`).
+"""The figure as PNG and SVG: two panels per task group (depth and parameters, or the axes that are asked for), then
+isoplots and the joint law, if any; of kinds of tasks one panel each (depth). More curves than there are colours are
+dots instead (`dots.py`), unless axes are asked for.
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -58,14 +59,17 @@ ROUND_NUMBERS = (
 """Candidate ticks within a decade, from few to many."""
 
 
-def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None) -> None:
-    """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`)."""
+def draw(
+    analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None, wanted: Sequence[Axis] = ()
+) -> None:
+    """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`), `wanted` the
+    axes of the panels of a task group, by default the informative ones."""
     num_curves = Counter(curve.task_group for curve in analysis.curves)
-    if max(num_curves.values()) > len(PALETTE) and not (colour_by or analysis.is_of_kinds):
+    if max(num_curves.values()) > len(PALETTE) and not (colour_by or wanted or analysis.is_of_kinds):
         draw_dots(analysis, files)
         return
     look = looks(analysis.curves, colour_by)
-    panels = _panels(analysis, look)
+    panels = _panels(analysis, look, wanted)
     columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
@@ -87,13 +91,13 @@ def draw(analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = N
         place_labels(figure, labels)
 
 
-def _panels(analysis: Analysis, look: Looks) -> list[Callable[["Axes", Labels], None]]:
+def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Callable[["Axes", Labels], None]]:
     panels: list[Callable[[Axes, Labels], None]] = []
     for group in analysis.task_groups:
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        axes = [DEPTH] if analysis.is_of_kinds else informative_axes([curve for curve, _ in fitted])
+        axes = wanted or ([DEPTH] if analysis.is_of_kinds else informative_axes([curve for curve, _ in fitted]))
         floors = analysis.floors.get(group, {})
         panels += [partial(_draw_group, fitted, axis, look, floors) for axis in axes]
     if analysis.differences:

@@ -32,7 +32,8 @@ HOVER = (
     "%{customdata[2]}: %{y:.4g} ± %{customdata[3]}<br>"
     "effective depth %{customdata[4]}, loops %{customdata[5]}<br>"
     "%{customdata[6]:.4s} parameters, tokens %{customdata[7]}<br>training FLOPs %{customdata[8]}<br>"
-    "%{customdata[10]:.3e} inference FLOPs per token<extra>%{fullData.name}</extra>"
+    "%{customdata[10]:.3e} inference FLOPs, %{customdata[11]} bytes of cache per token"
+    "<extra>%{fullData.name}</extra>"
 )
 
 FRAME = """<!DOCTYPE html>
@@ -122,6 +123,7 @@ def _points_trace(curve: Curve, axis: Axis, look: Look) -> dict[str, Any]:
     for _, point in points:
         row, error = point.row, f"{point.stderr:.2g}" if point.stderr else "unknown"
         costs = _known(row.tokens_seen), _known(row.train_flops), point.label, row.eval_flops_per_token
+        costs = *costs, _known(row.cache_bytes_per_token)
         details.append((row.run, row.step, curve.metric, error, point.depth, row.num_loops, row.num_params, *costs))
     errors = [point.stderr for _, point in points]
     symbols = [SYMBOLS[look.marker] + ("" if point.row.is_trained_depth else "-open") for _, point in points]
