@@ -217,6 +217,7 @@ class FinetuneTrainer:
         done = counters.epoch + 1
         if self.session.vote.reason or (done % config.validation.every and done != config.train.epochs):
             return
+        self.groups.phase.enter("validation")
         stage = self._stage(counters.epoch)
         with self.engine.whole_model() as (model, stop_classifier):
             tally = self.answering.score(model, stop_classifier, self.validation, stage)

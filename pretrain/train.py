@@ -5,8 +5,8 @@
     sbatch slurm/pretrain_looped.sh configs/pretrain/<name>.yaml
 
 Exit code 0: the run is complete, or it was asked to stop and can be resumed by the same command (`state` in the run
-directory says which). 2: bad input, one line each on standard error. 1: the work failed. 130: interrupted before there
-was anything to save.
+directory says which). 2: bad input, one line each on standard error. 1: the work failed; 4: because a rank hung. 130:
+interrupted before there was anything to save.
 """
 
 if __name__ == "__main__":

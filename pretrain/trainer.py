@@ -219,6 +219,7 @@ class Trainer:
         """
         if self.validation is None or not self._is_due(self.config.validation.every):
             return
+        self.groups.phase.enter("validation")
         loops = tuple(dict.fromkeys(self.config.validation_loops))
         if missing_alone:
             loops = self._loops_without_row(loops)
@@ -307,6 +308,7 @@ class Trainer:
     def _score_tasks(self) -> None:
         """Score the tasks, if it is time."""
         if self.tasks is not None and self._is_due(self.config.validation.tasks_every):
+            self.groups.phase.enter("tasks")
             self.tasks.run(self._scored_model(), self._report_rows)
 
     def _task_evaluation(self) -> "TaskEvaluation":

@@ -107,18 +107,21 @@ class FinetuneEngine:
         Raises:
             FloatingPointError: the loss is not finite; the weights are unchanged.
         """
+        self.groups.phase.enter("forward and backward")
         set_lr(self._engine.optimizer, lr)
         replicas = self.groups.data.size()
         nll = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         self._num_micro_batches = len(step.micro_batches)
         for number, micro_batch in enumerate(step.micro_batches):
             self._num_begun = number + 1
+            self.groups.phase.tick(f", micro-batch {number + 1}")
             loss, plain = self._engine(micro_batch.to(self.groups.device), step)
             nll += plain
             # DeepSpeed averages over micro-batches and replicas; the loss is a sum over them
             self._engine.backward(loss * (replicas * len(step.micro_batches)))
             if number < len(step.micro_batches) - 1:
                 self._engine.step()
+        self.groups.phase.enter("reduction")
         share = (nll / self.groups.tensor.size()).view(1)  # tensor-parallel ranks hold the same
         (total,) = sum_over_ranks(share) if vote is None else vote.sum(share)
         if not math.isfinite(total):

@@ -74,15 +74,24 @@ class SaveResult:
         return line if self.problem is None else f"{line}; {self.problem}"
 
 
-def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous: bool) -> "CheckpointStore":
+def open_store(
+    directory: Path, *, keep_last: int, keep_every: int, asynchronous: bool, on_wait: Callable[[], None] = lambda: None
+) -> "CheckpointStore":
     """The store of a folder on every rank of the world, rank 0 first: it cleans up after an earlier run. Collective.
 
     Args:
-        The arguments: as of `CheckpointStore`.
+        on_wait: called now and then while the training loop waits for a save, all ranks being there.
+        The others: as of `CheckpointStore`.
 
     Raises:
         OSError: the directory cannot be cleaned.
     """
+
+    def agree(is_done: bool) -> bool:
+        found = _all_agree(is_done)
+        on_wait()
+        return found
+
     nonce = [secrets.token_hex(6)]
     dist.broadcast_object_list(nonce, src=0, device=torch.device("cpu"))
     store = None
@@ -90,7 +99,7 @@ def open_store(directory: Path, *, keep_last: int, keep_every: int, asynchronous
         if turn == (dist.get_rank() == 0):
             store = CheckpointStore(
                 directory=directory, rank=dist.get_rank(), world_size=dist.get_world_size(), nonce=nonce[0],
-                keep_last=keep_last, keep_every=keep_every, asynchronous=asynchronous, agree=_all_agree,
+                keep_last=keep_last, keep_every=keep_every, asynchronous=asynchronous, agree=agree,
             )  # fmt: skip
         dist.barrier()
     assert store is not None

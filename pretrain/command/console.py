@@ -13,9 +13,9 @@ from types import FrameType
 
 from pretrain.storage import LEADS_NOWHERE
 
-BAD_INPUT, FAILED, DIVERGED, INTERRUPTED = 2, 1, 3, 130
+BAD_INPUT, FAILED, DIVERGED, HUNG, INTERRUPTED = 2, 1, 3, 4, 130
 """A run that DIVERGED has numbers that are not finite, or an alarm whose policy is to stop, and would have them again:
-like bad input, it is not worth a second try."""
+like bad input, it is not worth a second try. One whose ranks HUNG is, as one that FAILED."""
 MOST_CHARACTERS, _AT_THE_START, _AT_THE_END = 500, 300, 180
 """Of a line on standard error; what is kept of a longer one: where it happened, and why."""
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)

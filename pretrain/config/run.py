@@ -15,6 +15,7 @@ from pretrain.config.alarms import AlarmsSection
 from pretrain.config.hooks import HookSection
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
+from pretrain.config.ranks import RanksSection
 from pretrain.config.teacher import TeacherSection
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.schema.plugin import PluginName
@@ -298,6 +299,7 @@ class RunConfig(EntryConfig):
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     alarms: AlarmsSection = AlarmsSection()
+    ranks: RanksSection = RanksSection()
 
     @property
     def ranks_per_replica(self) -> int:

@@ -61,7 +61,7 @@ class DepthRing:
     layers."""
 
     def __init__(self, model: LoopedGPT, groups: Groups, *, sequence_parallel: bool = False) -> None:
-        self.model, self.pipeline, self.ends = model, groups.pipeline, groups.ends
+        self.model, self.pipeline, self.ends, self.phase = model, groups.pipeline, groups.ends, groups.phase
         self.split = groups.tensor.size() if sequence_parallel else 1
 
     @torch.no_grad()
@@ -94,6 +94,7 @@ class DepthRing:
         sent: list[dist.Work] = []
         for loop in range(max(asked)):
             for number, current in under_way:
+                self.phase.tick(f", batch {number + 1}, loop {loop + 1}")
                 states = self._arriving(current, loop)
                 states = model.run_loop(model.enter(states, current.carried, loop), current.context, loop)
                 if stage.count == 1:

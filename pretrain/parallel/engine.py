@@ -153,6 +153,7 @@ class Engine:
             backprop_loops: gradients flow through the last so many loops; through all by default.
             regulariser_share: of the weight of the loop regulariser.
         """
+        self.groups.phase.enter("forward and backward")
         micro_batches, num_loops = self._with_loops(rows, num_loops)
         micro_batches = [self._with_noise(inputs) for inputs in micro_batches]
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -171,6 +172,7 @@ class Engine:
             objective=objective, backprop_loops=backprop_loops, teacher=self.teacher,
         )  # fmt: skip
         regularisation = self._add_regularisation(regulariser_share)
+        self.groups.phase.enter("reduction")
         self._sum_partial_gradients()
         self.optimizer.reduce_gradients()
         zero = torch.zeros((), dtype=torch.float64, device=self.groups.device)
@@ -180,6 +182,7 @@ class Engine:
         loss, regularisation, squared_norm, *values = self._sum(parts, vote)
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
         skipped = not all(map(math.isfinite, (loss, regularisation, grad_norm, *values)))
+        self.groups.phase.enter("update")
         if not skipped:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)

@@ -5,7 +5,7 @@ which talk most, share a node. Groups are made once and handed on; nothing fetch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from pretrain.config.run import ParallelSection
 from pretrain.device.ranks import world_from_environment
 from pretrain.parallel.meeting import meet
+from pretrain.parallel.phase import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Groups:
     """First and last pipeline stage of this rank's column, in this order, if this is one of the two and there are
     several stages."""
     device: torch.device
+    phase: Phase = field(default_factory=Phase)
+    """Where this rank stands in its run."""
 
     @property
     def is_last_stage(self) -> bool:

@@ -345,6 +345,8 @@ class Ring:
 
         def forward_step(batch: Iterator[Inputs], chunk: Any) -> tuple[Tensor, Any]:
             inputs, number = next(batch), chunk.num_seen
+            loop = f", loop {chunk.loop + 1}" if isinstance(chunk, LoopChunk) else ""
+            self.groups.phase.tick(f", micro-batch {number + 1}{loop}")
 
             def loss(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 parts = partial(loss_sums, self.model, labels=inputs.labels, z_loss_weight=z_loss_weight)

@@ -10,15 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.parallel.phase import Phase
+
 REASONS = ("train.exit_after", "SIGINT", "SIGHUP", "SIGUSR1", "SIGTERM")
 """Why a run stops before its last step, the weakest first."""
 
 
 class StopVote:
-    """One rank's part of the vote: `stop_request` gives why it wants to stop now, one of REASONS, or None."""
+    """One rank's part of the vote: `stop_request` gives why it wants to stop now, one of REASONS, or None. A vote is a
+    sign of progress: it ticks in `phase`."""
 
-    def __init__(self, stop_request: Callable[[], str | None], device: torch.device) -> None:
-        self._stop_request, self._device = stop_request, device
+    def __init__(
+        self, stop_request: Callable[[], str | None], device: torch.device, phase: Phase | None = None
+    ) -> None:
+        self._stop_request, self._device, self._phase = stop_request, device, phase or Phase()
         self.reason: str | None = None
         """Why all ranks stop, the same on each; None while they go on."""
 
@@ -28,6 +33,7 @@ class StopVote:
         ballot = [float(reason == request) for reason in REASONS]
         ballots = torch.tensor(ballot, dtype=torch.float64, device=self._device)
         totals = sum_over_ranks(torch.cat((values.double(), ballots)))
+        self._phase.tick()
         chosen = [reason for reason, count in zip(REASONS, totals[len(values) :], strict=True) if count]
         self.reason = chosen[-1] if chosen else self.reason
         return totals[: len(values)]

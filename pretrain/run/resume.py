@@ -33,6 +33,7 @@ MAY_DIFFER = {
     "validation": "what is scored, and when",
     "checkpoint": "what is kept, and when",
     "logging": "what is shown, and when",
+    "ranks": "what is noticed of ranks",
 }
 """Keys and sections that may differ in any kind of training, and why."""
 INIT_MAY_DIFFER = {

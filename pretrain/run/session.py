@@ -14,7 +14,7 @@ import math
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +44,7 @@ from pretrain.run.logger import RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
+from pretrain.run.watchdog import Watchdog
 from pretrain.run.world import SessionConfig
 from pretrain.storage import read_file
 
@@ -87,7 +88,7 @@ class RunSession:
         self.config, self.layout, self.groups, self.saved, self.tokenizer = config, layout, groups, saved, tokenizer
         self.identity = identity
         self.rank, self.directory = dist.get_rank(), config.run.directory
-        self.vote = StopVote(self._stop_request, groups.device)
+        self.vote = StopVote(self._stop_request, groups.device, groups.phase)
         self.warnings: list[str] = []
         self.notes: list[str] = []
         """Said when the run begins, as are the warnings."""
@@ -99,8 +100,8 @@ class RunSession:
         self._has_begun, self._outcome = False, ""
         self._keep_every, self._asynchronous = keep_every, asynchronous
         self._ownership = Ownership(self.directory, lost=self._lose, say=lambda text: print(text, file=sys.stderr))
-        self._is_lost, self._has_stepped = False, False
-        self._logged_every = 0
+        self._is_lost = False
+        self._logged_every, self._watch = 0, contextlib.ExitStack()
         self._set_aside: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -108,11 +109,15 @@ class RunSession:
         try:
             self._store = open_store(
                 self.directory / CHECKPOINTS, keep_last=self.config.checkpoint.keep_last, keep_every=self._keep_every,
-                asynchronous=self._asynchronous,
+                asynchronous=self._asynchronous, on_wait=self.groups.phase.tick,
             )  # fmt: skip
         except BaseException:
             self._ownership.release()
             raise
+        minutes = self.config.ranks.hang_minutes
+        if minutes is not None:
+            dog = Watchdog(self.directory, self.rank, self.layout.world_size, self.groups.phase, 60 * minutes)
+            self._watch.enter_context(dog)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -132,6 +137,7 @@ class RunSession:
             if self._has_begun and error is not None:
                 self._say_ended(error)
         finally:
+            self._watch.close()
             self._ownership.release()
 
     def _say_ended(self, error: BaseException) -> None:
@@ -240,12 +246,16 @@ class RunSession:
         peak = self._peak_flops and self._peak_flops * self.layout.world_size
         return StepCost(tokens=tokens, flops=flops, seconds=seconds, peak_flops=peak)
 
-    def step(self, how_far: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def step(self, how_far: Callable[[], str]) -> Iterator[None]:
         """Where a step is done, data and all; the first one shows how far it is, as it may take minutes."""
-        is_first, self._has_stepped = not self._has_stepped, True
-        if self.metrics is None or not is_first:
-            return contextlib.nullcontext()
-        return self.metrics.first_step(self.counters.step + 1, how_far)
+        number, phase = self.counters.step + 1, self.groups.phase
+        phase.enter("data", step=number)
+        is_shown = self.metrics is not None and phase.is_starting
+        with self.metrics.first_step(number, how_far) if self.metrics and is_shown else contextlib.nullcontext():
+            yield
+        phase.enter("log")
+        phase.is_starting = False
 
     def interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Before `begin`: work that may take long, which Ctrl-C ends at once."""
@@ -263,6 +273,7 @@ class RunSession:
             pieces: this rank's tensors.
             meta: what else is needed, as JSON values.
         """
+        self.groups.phase.enter("save")
         if self.rank == 0:
             pieces.append(Piece.whole("rng/cpu", torch.get_rng_state()))
         if self.metrics is not None:

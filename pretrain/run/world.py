@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from pretrain.config.ranks import RanksSection
 from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
 from pretrain.device.host_memory import keep_freed_memory
 from pretrain.parallel.contact import contact
@@ -26,6 +27,9 @@ class SessionConfig(LoggedConfig, Protocol):
 
     @property
     def checkpoint(self) -> CommonCheckpointSection: ...
+
+    @property
+    def ranks(self) -> RanksSection: ...
 
 
 @contextmanager
