@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from finetune.method.curriculum import CurriculumSection, final_stage, stage_at
 from finetune.method.methods import METHODS, Method, MethodName, Term, names_of
 from pretrain.config.layout import Layout, lay_out
+from pretrain.config.profile import ProfileSection
 from pretrain.config.ranks import RanksSection
 from pretrain.config.run import (
     AdamWSection,
@@ -178,6 +179,7 @@ class FinetuneConfig(EntryConfig):
     checkpoint: FinetuneCheckpointSection = FinetuneCheckpointSection()
     logging: LoggingSection = LoggingSection()
     ranks: RanksSection = RanksSection()
+    profile: ProfileSection = ProfileSection()
 
     @property
     def ranks_per_replica(self) -> int:

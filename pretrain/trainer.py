@@ -48,6 +48,7 @@ from pretrain.run.pretraining import RESUMABLE, PretrainCounters
 from pretrain.run.resume import compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession
 from pretrain.run.signals import StopSignal
+from pretrain.run.stragglers import work_fields
 from pretrain.run.world import join_world
 from pretrain.watch.alarms import Alarm, Alarms
 from pretrain.watch.hooks import Hooks
@@ -201,6 +202,7 @@ class Trainer:
                 flops_per_s=cost.flops_per_s,
                 mfu_pct=cost.mfu_pct,
                 step_time_s=cost.seconds,
+                **work_fields(session.work),
                 memory_gib=peak_memory_gib(self.groups.device),
                 skipped=counters.skipped,
             )
@@ -352,6 +354,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Start saving everything that a resumed run needs."""
+        self.engine.check_weights()
         cursors = torch.from_numpy(self.loader.state()).to(self.groups.device)
         dist.all_reduce(cursors, group=self.groups.data)
         pieces = self.engine.pieces()

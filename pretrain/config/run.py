@@ -15,6 +15,7 @@ from pretrain.config.alarms import AlarmsSection
 from pretrain.config.hooks import HookSection
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
+from pretrain.config.profile import ProfileSection
 from pretrain.config.ranks import RanksSection
 from pretrain.config.teacher import TeacherSection
 from pretrain.model.config import ModelSection, Recompute
@@ -300,6 +301,7 @@ class RunConfig(EntryConfig):
     logging: LoggingSection = LoggingSection()
     alarms: AlarmsSection = AlarmsSection()
     ranks: RanksSection = RanksSection()
+    profile: ProfileSection = ProfileSection()
 
     @property
     def ranks_per_replica(self) -> int:
@@ -342,6 +344,7 @@ class RunConfig(EntryConfig):
         model.require_loops("train.loop_sampling.maximum", [self.max_loops])
         self._check_loops()
         self.alarms.require_measured(self)
+        self.profile.require_within(train.steps)
         if train.teacher.run is not None and self.ranks_per_replica > 1:
             raise ValueError(
                 "train.teacher: teacher and model are whole on each rank, so it needs parallel.tensor=1 and "

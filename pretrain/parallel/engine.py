@@ -39,6 +39,7 @@ from pretrain.parallel.depths import Batch, DepthRing, OnLoop
 from pretrain.parallel.gradients import partial_causes
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
+from pretrain.parallel.replicas import require_equal_replicas
 from pretrain.parallel.ring import Ring
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
@@ -106,7 +107,7 @@ class Engine:
     """A model on its ranks, with its optimizer.
 
     Args:
-        config: the run configuration; only its model, parallel, train, optimizer sections and the seed are used.
+        config: the run configuration; only its model, parallel, train, optimizer, ranks sections and the seed are used.
         groups: the process groups of this rank.
         separators: what tells documents apart.
     """
@@ -152,24 +153,20 @@ class Engine:
             vote: held when the gradients are there, so that a signal during the step counts.
             backprop_loops: gradients flow through the last so many loops; through all by default.
             regulariser_share: of the weight of the loop regulariser.
+
+        Raises:
+            ReplicaError: the weights that the gradients are of are not the same on all replicas; there was no update.
         """
         self.groups.phase.enter("forward and backward")
         micro_batches, num_loops = self._with_loops(rows, num_loops)
         micro_batches = [self._with_noise(inputs) for inputs in micro_batches]
         wide = torch.promote_types(self.dtype, torch.float32)
         num_supervised = self._num_supervised(micro_batches).clamp_min(1).to(wide)
+        self.groups.phase.work.compute()
         self.optimizer.zero_grad()
-        train, objective = self.config.train, None
-        if train.loop_loss.is_of_every_loop:
-            num_passes = self.config.model.num_passes(num_loops)
-            objective = LoopObjective(
-                weights=train.loop_loss.weights_of(num_passes), num_supervised=num_supervised,
-                z_loss_weight=train.z_loss_weight, is_expected=train.loop_loss.over == "expected",
-                log_prior=train.loop_loss.log_prior(num_passes), prior_weight=train.loop_loss.prior_weight,
-            )  # fmt: skip
         nll, value = self.ring.run(
-            micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=train.z_loss_weight,
-            objective=objective, backprop_loops=backprop_loops, teacher=self.teacher,
+            micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight,
+            objective=self._objective(num_loops, num_supervised), backprop_loops=backprop_loops, teacher=self.teacher,
         )  # fmt: skip
         regularisation = self._add_regularisation(regulariser_share)
         self.groups.phase.enter("reduction")
@@ -183,6 +180,9 @@ class Engine:
         grad_norm = squared_norm**0.5 if squared_norm >= 0 else float("nan")
         skipped = not all(map(math.isfinite, (loss, regularisation, grad_norm, *values)))
         self.groups.phase.enter("update")
+        every = self.config.ranks.check_weights_every
+        if every and (self.num_updates + 1) % every == 0:
+            self.check_weights()
         if not skipped:
             clip = self.config.optimizer.clip_grad_norm
             self.optimizer.step(lr, clip / grad_norm if clip and grad_norm > clip else 1.0)
@@ -263,6 +263,15 @@ class Engine:
             return inputs
         return replace(inputs, noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, self.num_updates)))
 
+    def check_weights(self) -> None:
+        """Compare what the data-parallel ranks hold alike, unless the configuration says never. Collective.
+
+        Raises:
+            ReplicaError: it is not alike; names ranks and tensors.
+        """
+        if self.config.ranks.check_weights_every:
+            require_equal_replicas(self.optimizer.replicated(), self.groups)
+
     def pieces(self) -> list[Piece]:
         """What this rank saves of weights and optimizer, as views."""
         return self.optimizer.owned_pieces()
@@ -283,6 +292,18 @@ class Engine:
         count = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).sum()
         dist.all_reduce(count, group=self.groups.data)
         return count
+
+    def _objective(self, num_loops: int, num_supervised: Tensor) -> LoopObjective | None:
+        """What is minimised, where it is not the loss of the last loop alone."""
+        train = self.config.train
+        if not train.loop_loss.is_of_every_loop:
+            return None
+        num_passes = self.config.model.num_passes(num_loops)
+        return LoopObjective(
+            weights=train.loop_loss.weights_of(num_passes), num_supervised=num_supervised,
+            z_loss_weight=train.z_loss_weight, is_expected=train.loop_loss.over == "expected",
+            log_prior=train.loop_loss.log_prior(num_passes), prior_weight=train.loop_loss.prior_weight,
+        )  # fmt: skip
 
     def _add_regularisation(self, share: float) -> Tensor:
         """Backward of a share of this stage's part of the loop regulariser; each data-parallel rank adds its own."""

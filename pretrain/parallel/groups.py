@@ -5,7 +5,7 @@ which talk most, share a node. Groups are made once and handed on; nothing fetch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -33,7 +33,7 @@ class Groups:
     """First and last pipeline stage of this rank's column, in this order, if this is one of the two and there are
     several stages."""
     device: torch.device
-    phase: Phase = field(default_factory=Phase)
+    phase: Phase
     """Where this rank stands in its run."""
 
     @property
@@ -82,6 +82,7 @@ def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
         alone=alone,
         ends=ends,
         device=device,
+        phase=Phase(device),
     )
 
 

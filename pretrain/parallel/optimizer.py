@@ -82,6 +82,10 @@ class ParallelOptimizer(ABC):
         """The updated weights and the optimizer's state, as views."""
         return [piece for parameter, weight in self.updated for piece in self._pieces(parameter, weight)]
 
+    def replicated(self) -> Iterator[tuple[str, Tensor]]:
+        """What all data-parallel ranks hold alike, by name: the model's weights."""
+        return ((name, parameter.detach()) for parameter, name in self.names.items())
+
     def owned_pieces(self) -> list[Piece]:
         """Those of `all_pieces` that this rank alone saves."""
         owned = [(parameter, weight) for parameter, weight in self.updated if self._owns(parameter)]
@@ -228,6 +232,11 @@ class ReplicatedOptimizer(ParallelOptimizer):
                 whole.grad = self._gather(parameter, main_grad(parameter)) * gradient_scale
             self.inner.step()
             self._copy_to_model()
+
+    def replicated(self) -> Iterator[tuple[str, Tensor]]:
+        """Those, and what they are copies of, with its state."""
+        yield from super().replicated()
+        yield from ((piece.name, piece.tensor) for piece in self.all_pieces())
 
     def _owns(self, parameter: nn.Parameter) -> bool:
         return self.is_counted(parameter) and not (self.groups.tensor.rank() or self.groups.data.rank())

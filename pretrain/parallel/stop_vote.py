@@ -23,18 +23,23 @@ class StopVote:
     def __init__(
         self, stop_request: Callable[[], str | None], device: torch.device, phase: Phase | None = None
     ) -> None:
-        self._stop_request, self._device, self._phase = stop_request, device, phase or Phase()
+        self._stop_request, self._device, self._phase = stop_request, device, phase or Phase(device)
         self.reason: str | None = None
         """Why all ranks stop, the same on each; None while they go on."""
+        self.work_s: list[float] = []
+        """How long each rank worked in its last step that is known, as all ranks know by the vote."""
 
     def sum(self, values: Tensor) -> list[float]:
         """Sum numbers [n] over all ranks, and vote in the same collective."""
         request = self._stop_request()
         ballot = [float(reason == request) for reason in REASONS]
         ballots = torch.tensor(ballot, dtype=torch.float64, device=self._device)
-        totals = sum_over_ranks(torch.cat((values.double(), ballots)))
+        work = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=self._device)
+        work[dist.get_rank()] = self._phase.work.seconds
+        totals = sum_over_ranks(torch.cat((values.double(), ballots, work)))
         self._phase.tick()
-        chosen = [reason for reason, count in zip(REASONS, totals[len(values) :], strict=True) if count]
+        self.work_s, counts = totals[-len(work) :], totals[len(values) : -len(work)]
+        chosen = [reason for reason, count in zip(REASONS, counts, strict=True) if count]
         self.reason = chosen[-1] if chosen else self.reason
         return totals[: len(values)]
 

@@ -59,6 +59,13 @@ class StepRow(ABC):
     """Wall time of this step."""
     memory_gib: float
     """Largest memory use of rank 0 so far."""
+    work_s: float | None = None
+    """How long a rank itself works in a step, its waits for others left out: data, forward and backward. Median over
+    the replicas, of two the shorter; of the step before on GPUs; None of one replica, and of fine-tuning."""
+    work_worst_s: float | None = None
+    """The same of the slowest replica."""
+    slowest: str | None = None
+    """Its ranks and their machines."""
     skipped: int
     """Steps skipped so far because loss or gradient was not finite, or because fp16 overflowed."""
 

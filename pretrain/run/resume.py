@@ -34,6 +34,7 @@ MAY_DIFFER = {
     "checkpoint": "what is kept, and when",
     "logging": "what is shown, and when",
     "ranks": "what is noticed of ranks",
+    "profile": "which steps are traced",
 }
 """Keys and sections that may differ in any kind of training, and why."""
 INIT_MAY_DIFFER = {

@@ -44,6 +44,8 @@ from pretrain.run.logger import RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
+from pretrain.run.step_profile import StepProfile
+from pretrain.run.stragglers import ReplicaWork, Stragglers
 from pretrain.run.watchdog import Watchdog
 from pretrain.run.world import SessionConfig
 from pretrain.storage import read_file
@@ -89,6 +91,11 @@ class RunSession:
         self.identity = identity
         self.rank, self.directory = dist.get_rank(), config.run.directory
         self.vote = StopVote(self._stop_request, groups.device, groups.phase)
+        self.work: ReplicaWork | None = None
+        """How long the replicas worked in the last step, if there are several."""
+        hosts = gather_lists([socket.gethostname()])
+        self._stragglers = Stragglers(config.ranks, hosts, config.parallel.tensor, layout)
+        self._profile = StepProfile(config.profile, self.directory, self.rank, self.say)
         self.warnings: list[str] = []
         self.notes: list[str] = []
         """Said when the run begins, as are the warnings."""
@@ -124,6 +131,7 @@ class RunSession:
         if self._has_begun and isinstance(error, Exception) and not _lost_contact(error):
             self._store.settle(SETTLE_S)
             self.report_saves()
+        self._profile.close()
         if self.metrics is not None:
             self.metrics.close()
             if self._outcome:  # only now: the progress display is gone
@@ -251,11 +259,16 @@ class RunSession:
         """Where a step is done, data and all; the first one shows how far it is, as it may take minutes."""
         number, phase = self.counters.step + 1, self.groups.phase
         phase.enter("data", step=number)
-        is_shown = self.metrics is not None and phase.is_starting
-        with self.metrics.first_step(number, how_far) if self.metrics and is_shown else contextlib.nullcontext():
+        shown: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.metrics is not None and phase.is_starting:
+            shown = self.metrics.first_step(number, how_far)
+        with shown, self._profile.step(number):
             yield
         phase.enter("log")
         phase.is_starting = False
+        self.work, line = self._stragglers.on_step(self.vote.work_s)
+        if line:
+            self.say(line)
 
     def interruptible(self) -> contextlib.AbstractContextManager[None]:
         """Before `begin`: work that may take long, which Ctrl-C ends at once."""

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import yaml
 from pydantic import Field
 
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
+from pretrain.config.ranks import RanksSection
 from pretrain.rows.jsonl import JsonLines
 from pretrain.storage import read_file
 
@@ -54,6 +56,9 @@ class LoggedStep:
     tokens_per_s: float | None = None
     mfu_pct: float | None = None
     step_time_s: float | None = None
+    work_s: float | None = None
+    work_worst_s: float | None = None
+    slowest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ class RunStatus:
     """Of the newest checkpoint."""
     checkpoint_age_s: float | None
     error: str
-    """The last one, a line; empty if there was none."""
+    """The last one, a line, or which machine slows the run down; empty if there was neither."""
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -156,7 +161,7 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
         requeues=len(requeues),
         checkpoint_step=checkpoint[0] if checkpoint else None,
         checkpoint_age_s=now - checkpoint[1] if checkpoint else None,
-        error=problem or _last_error(said, job, requeues, state),
+        error=problem or _last_error(said, job, requeues, state) or (_slow(recent) if state == "running" else ""),
     )
 
 
@@ -219,6 +224,18 @@ def _read_line(path: Path) -> str:
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.median(known) if known else None
+
+
+def _slow(rows: Sequence[LoggedStep]) -> str:
+    """Which ranks the others waited for in most of these steps, where that was long."""
+    times = [
+        (row.slowest, row.work_worst_s / row.work_s) for row in rows if row.slowest and row.work_worst_s and row.work_s
+    ]
+    who, steps = Counter(name for name, _ in times).most_common(1)[0] if times else ("", 0)
+    factor = _median(ratio for name, ratio in times if name == who)
+    if factor is None or 2 * steps <= len(rows) or factor < RanksSection().slow_factor:
+        return ""
+    return f"slow: {who}, {factor:.2f} times the median"
 
 
 def _steps_of_epochs(rows: Sequence[LoggedStep], epochs: int | None) -> int | None:

@@ -45,6 +45,8 @@ START_FACTOR = 3
 SETTLE_BEATS = 3
 """So long the hung ranks have to write what they know; whose beat stands still is silent."""
 NAMED_RANKS = 8
+RECORD_BYTES = 512
+"""Of the file of a rank, filled up with spaces: its length never changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
+        with contextlib.suppress(OSError):  # of an earlier start, which hung
+            self._beat_path(self._rank).unlink()
         self._thread.start()
         return self
 
@@ -102,6 +106,7 @@ class Watchdog:
         with contextlib.suppress(OSError):
             self._beat_path(self._rank).unlink()
             self._beat_path(0).parent.rmdir()
+            (self._run_dir / LOGS).rmdir()
 
     def _watch(self) -> None:
         seen, still_s, last = self._phase.place, 0.0, time.monotonic()
@@ -128,7 +133,12 @@ class Watchdog:
         with contextlib.suppress(OSError):
             if self._count == 1:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(self._beat())), encoding="utf-8")
+            record = json.dumps(asdict(self._beat())).encode().ljust(RECORD_BYTES)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)  # in place, at once: it may be stopped anywhere
+            try:
+                os.write(descriptor, record)
+            finally:
+                os.close(descriptor)
 
     def _report(self, still_s: float) -> None:
         """Say what this rank knows, and, if it is the first of those that hang, what all of them know; then end."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from pretrain.config.profile import ProfileSection
 from pretrain.config.ranks import RanksSection
 from pretrain.config.run import CommonCheckpointSection, CommonTrainSection, ParallelSection
 from pretrain.device.host_memory import keep_freed_memory
@@ -30,6 +31,9 @@ class SessionConfig(LoggedConfig, Protocol):
 
     @property
     def ranks(self) -> RanksSection: ...
+
+    @property
+    def profile(self) -> ProfileSection: ...
 
 
 @contextmanager

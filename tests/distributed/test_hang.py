@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.command.console import HUNG
 from pretrain.parallel.phase import Phase, PhaseName, Whereabouts
@@ -29,7 +30,7 @@ def test_a_stopped_rank_is_named_and_the_job_comes_back(root: Path, stopped: int
     name, other = f"stopped-{stopped}", 1 - stopped
     ranks = start_ranks(2, "pretrain.train", ["--config", str(root / "run.yaml"), f"run.name={name}"], root / name)
     logs, deadline = root / "runs" / name / "logs", time.monotonic() + 120
-    while not (logs / "beats" / f"rank-{stopped:05d}.json").exists() or "step 1/" not in ranks[0].output:
+    while Beat.read(logs / "beats" / f"rank-{stopped:05d}.json") is None or "step 1/" not in ranks[0].output:
         assert all(rank.code is None for rank in ranks) and time.monotonic() < deadline, [rank.output for rank in ranks]
         time.sleep(0.01)
     ranks[stopped].send(signal.SIGSTOP)
@@ -71,7 +72,7 @@ def test_a_thousand_silent_ranks_are_a_line() -> None:
 
 
 def test_what_moves_is_not_hung_and_the_start_may_take_longer(tmp_path: Path) -> None:
-    phase, ended = Phase(), list[int]()
+    phase, ended = Phase(torch.device("cpu")), list[int]()
     over = threading.Event()
 
     def end(code: int) -> None:

@@ -51,6 +51,9 @@ TESTED = {
             "tests/unit/watch/test_alarms.py",
         ),
         "ranks.hang_minutes": "tests/distributed/test_hang.py",
+        "ranks.check_weights_every": "tests/distributed/test_replicas.py",
+        "ranks.slow_factor": "tests/distributed/test_stragglers.py",
+        "profile.steps": "tests/distributed/test_step_profile.py",
         "checkpoint.keep_last": "tests/distributed/test_training.py",
         "checkpoint.resume": "tests/distributed/test_training.py",
         "checkpoint.asynchronous": "tests/distributed/test_training.py",
@@ -104,7 +107,7 @@ def test_every_key_is_set_by_a_shipped_configuration_or_by_a_test(schema: type[S
     found = {key for config in shipped(schema) for key in keys_set(config)}
     keys = {key for key, info in config_keys(schema) if section_in(info.annotation)[0] is None}
     if schema is FinetuneConfig:  # the other sections of these names are the same classes, and the model is the same
-        keys = {key for key in keys if not key.startswith(("run.", "model.", "logging.", "ranks."))}
+        keys = {key for key in keys if not key.startswith(("run.", "model.", "logging.", "ranks.", "profile."))}
     assert sorted(keys - found) == sorted(TESTED[schema])
 
 

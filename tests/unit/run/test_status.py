@@ -70,6 +70,15 @@ def test_a_running_run_shows_its_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("worst", "state", "slow"), [(1.8, "running", True), (1.1, "running", False), (1.8, "", False)]
+)
+def test_a_slow_machine_is_named(tmp_path: Path, worst: float, state: str, slow: bool) -> None:
+    more = {"work_s": 1.0, "work_worst_s": worst, "slowest": "rank 5 on node1"}
+    run = make_run(tmp_path / "a", steps=30, state=state or "complete", **more)
+    assert status(run).error == ("slow: rank 5 on node1, 1.80 times the median" if slow else "")
+
+
+@pytest.mark.parametrize(
     ("made", "queue", "expected"),
     [
         ({}, None, "waiting"),
