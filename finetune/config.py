@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from finetune.method.curriculum import CurriculumSection, final_stage, stage_at
 from finetune.method.methods import METHODS, Method, MethodName, Term, names_of
 from pretrain.config.layout import Layout, lay_out
+from pretrain.config.logging import LoggingSection
 from pretrain.config.profile import ProfileSection
 from pretrain.config.ranks import RanksSection
 from pretrain.config.run import (
@@ -21,7 +22,6 @@ from pretrain.config.run import (
     CommonCheckpointSection,
     CommonTrainSection,
     EntryConfig,
-    LoggingSection,
     OptimizerSection,
     ParallelSection,
 )

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.alarms import AlarmsSection
 from pretrain.config.hooks import HookSection
+from pretrain.config.logging import LoggingSection
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection, require_gradient
 from pretrain.config.profile import ProfileSection
@@ -25,8 +26,6 @@ from pretrain.schema.section import PathText, Section, require_divides
 Precision = Literal["fp64", "fp32", "bf16"]
 BYTES: dict[Precision, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
 """Of one number. Types of torch: `pretrain/device/hardware.py`."""
-WandbMode = Literal["disabled", "offline", "online"]
-"""From the least to the most that leaves the machine."""
 SYMBOLS_PREFIX = "symbols:"
 """Prefix of a tokenizer given inline, as its symbols."""
 
@@ -260,18 +259,6 @@ class CheckpointSection(CommonCheckpointSection):
         if self.every and self.keep_every:
             require_divides("checkpoint.keep_every", self.keep_every, "checkpoint.every", self.every)
         return self
-
-
-class LoggingSection(Section):
-    every: int = Field(default=1, gt=0)
-    """Steps between rows of metrics.jsonl."""
-    wandb: WandbMode = "offline"
-    """Weights & Biases: offline writes <run>/wandb for a later `wandb sync`. WANDB_MODE=disabled or offline in the
-    environment lowers it."""
-    wandb_project: str = "looped"
-    """Project that wandb files the run under."""
-    tensorboard: bool = False
-    """Also write <run>/tensorboard, for `tensorboard --logdir runs`; the package is an extra (tools/setup.sh)."""
 
 
 class EntryConfig(Section):

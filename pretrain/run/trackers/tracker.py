@@ -4,8 +4,9 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from pretrain.config.logging import LoggingSection
 from pretrain.config.read import Dumpable
-from pretrain.config.run import LoggingSection, RunSection
+from pretrain.config.run import RunSection
 
 
 class LoggedConfig(Dumpable, Protocol):

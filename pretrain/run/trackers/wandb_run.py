@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pretrain.config.run import WandbMode
+from pretrain.config.logging import WandbMode
 from pretrain.run.trackers.tracker import LoggedConfig
 from pretrain.storage import is_there
 

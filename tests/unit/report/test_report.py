@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.config.run import LoggingSection, RunConfig
+from pretrain.config.logging import LoggingSection
+from pretrain.config.run import RunConfig
 from pretrain.report.chart import LEFT, MOST_POINTS, WIDTH, Chart, Series, _value_scale, draw, number
 from pretrain.report.page import write_last_report, write_report
 from pretrain.report.reading import diagnostic_charts, evaluation_charts, results, step_charts, troubles

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pretrain.checkpoint.counters import Counters
+from pretrain.config.logging import LoggingSection
 from pretrain.config.run import (
-    LoggingSection,
     LoopSamplingSection,
     OptimizerSection,
     RunConfig,
