@@ -148,7 +148,7 @@ class Trainer:
                 rows = torch.from_numpy(self.loader.next_batch())
                 result = self.engine.train_step(
                     rows, own_loops, lr, vote, backprop_loops=loops.backprop_loops,
-                    regulariser_share=loops.regulariser_share,
+                    regulariser_share=loops.regulariser_share, short_loops=loops.short_loops,
                 )  # fmt: skip
             self._count(result, loops, lr, started)
             self._watch(result)
@@ -177,7 +177,7 @@ class Trainer:
         train, counters, session = self.config.train, self.counters, self.session
         tokens = train.global_batch * train.seq_len
         of_token = partial(
-            train_flops_per_token, self.config.model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop,
+            train_flops_per_token, self.config.model, train.seq_len, outputs=train.loop_loss.outputs,
             backprop_loops=loops.backprop_loops,
         )  # fmt: skip
         flops = train.seq_len * sum(count * of_token(num_loops) for num_loops, count in Counter(loops.counts).items())

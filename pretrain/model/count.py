@@ -23,12 +23,15 @@ that runs L times.
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Literal
 
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight
 from pretrain.model.weights import head_weights, layer_weights, loop_design, stage_weights
 
+Outputs = Literal["last", "two", "every"]
+"""Loops after which coda and head run: the last, one more, or every one."""
 LOSS_BLOCK_TOKENS = 2048
 """Tokens whose logits the loss of a whole head holds at a time (`pretrain/model/kernels/head_loss.py`). Fewer save
 memory; but each block reads and writes the whole [v, d] gradient of the head."""
@@ -111,16 +114,17 @@ def train_flops_per_token(
     num_loops: int | None = None,
     recompute: Recompute = "none",
     *,
-    every_loop: bool = False,
+    outputs: Outputs = "last",
     backprop_loops: int | None = None,
 ) -> int:
-    """Forward and backward FLOPs for one token, with what the backward pass computes again; with `every_loop` coda and
-    head run once a loop (`train.loop_loss`); passes before the last `backprop_loops` (all by default) have no backward.
+    """Forward and backward FLOPs for one token, with what the backward pass computes again; coda and head run after
+    `outputs` of the loops (`train.loop_loss`); passes before the last `backprop_loops` (all by default) have no
+    backward.
 
     MFU and `train_flops` use "none", the work the model asks for; the run's own mode gives the work the machine does.
     """
     passes, design = model.num_passes(num_loops), loop_design(model)
-    more = (passes - 1) if every_loop else 0
+    more = {"last": 0, "two": min(1, passes - 1), "every": passes - 1}[outputs]
     codas = more * model.num_coda_layers
     num_cut = max(0, passes - (backprop_loops or passes))
     cut, kept = (

@@ -38,6 +38,8 @@ class StepLoops:
     """The last loops through which gradients flow; None: all."""
     regulariser_share: float
     """Share of the weight of the loop regulariser that is in force."""
+    short_loops: int
+    """Loops after which train.loop_loss.over=consistent looks, besides the last."""
 
     @property
     def mean(self) -> float:
@@ -55,7 +57,7 @@ def step_loops(model: ModelSection, train: TrainSection, seed: int, step: int, f
         counts = [num_loops_at(model, train, seed, step, sample) for sample in samples]
     return StepLoops(
         counts=counts, backprop_loops=backprop_loops_at(train, step),
-        regulariser_share=regulariser_share_at(model, train, step),
+        regulariser_share=regulariser_share_at(model, train, step), short_loops=short_loops_at(max(counts), seed, step),
     )  # fmt: skip
 
 
@@ -64,6 +66,11 @@ def num_loops_at(model: ModelSection, train: TrainSection, seed: int, step: int,
     sampling = train.loop_sampling
     full = sampling.growth.at(sampling.full(model.num_loops)[1], step, train.steps)
     return _distribution(sampling).draw(full, sampling, f"{seed}/{step}" if sample is None else f"{seed}/of/{sample}")
+
+
+def short_loops_at(num_loops: int, seed: int, step: int) -> int:
+    """Each count below that of a step equally likely; 1 where there is none."""
+    return 1 + (bits(f"loops/short/{seed}/{step}") * max(0, num_loops - 1) >> 64)
 
 
 def backprop_loops_at(train: TrainSection, step: int) -> int | None:

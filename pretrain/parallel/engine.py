@@ -31,7 +31,7 @@ from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
 from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.initialise import initialise
-from pretrain.model.loop_loss import LoopObjective
+from pretrain.model.loop_loss import LoopObjective, ShortRun
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.optim.optimizers import is_sharded
@@ -143,6 +143,7 @@ class Engine:
         *,
         backprop_loops: int | None = None,
         regulariser_share: float = 1.0,
+        short_loops: int = 1,
     ) -> StepResult:
         """One optimizer step; the same result on every rank.
 
@@ -153,6 +154,7 @@ class Engine:
             vote: held when the gradients are there, so that a signal during the step counts.
             backprop_loops: gradients flow through the last so many loops; through all by default.
             regulariser_share: of the weight of the loop regulariser.
+            short_loops: loops after which a consistent loss looks, besides the last.
 
         Raises:
             ReplicaError: the weights that the gradients are of are not the same on all replicas; there was no update.
@@ -166,7 +168,8 @@ class Engine:
         self.optimizer.zero_grad()
         nll, value = self.ring.run(
             micro_batches, num_loops, num_supervised=num_supervised, z_loss_weight=self.config.train.z_loss_weight,
-            objective=self._objective(num_loops, num_supervised), backprop_loops=backprop_loops, teacher=self.teacher,
+            objective=self._objective(num_loops, num_supervised, short_loops), backprop_loops=backprop_loops,
+            teacher=self.teacher,
         )  # fmt: skip
         regularisation = self._add_regularisation(regulariser_share)
         self.groups.phase.enter("reduction")
@@ -241,6 +244,23 @@ class Engine:
         parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
         return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
 
+    def _objective(self, num_loops: int, num_supervised: Tensor, short_loops: int) -> LoopObjective | None:
+        """What is minimised, where it is not the loss of the last loop alone."""
+        train, short = self.config.train, None
+        if not train.loop_loss.is_of_every_loop:
+            return None
+        num_passes = self.config.model.num_passes(num_loops)
+        if train.loop_loss.over == "consistent" and num_passes > 1:
+            short = ShortRun(
+                last_loop=min(short_loops, num_passes - 1) - 1, weight=train.loop_loss.short_weight,
+                consistency_weight=train.loop_loss.consistency_weight,
+            )  # fmt: skip
+        return LoopObjective(
+            weights=train.loop_loss.weights_of(num_passes), num_supervised=num_supervised,
+            z_loss_weight=train.z_loss_weight, is_expected=train.loop_loss.over == "expected",
+            log_prior=train.loop_loss.log_prior(num_passes), prior_weight=train.loop_loss.prior_weight, short=short,
+        )  # fmt: skip
+
     def _with_loops(self, rows: Tensor, num_loops: int | Sequence[int]) -> tuple[list[Inputs], int]:
         """Inputs as of `split_rows`, and the most loops of any row. Rows with counts of their own come in the order of
         these, the most first: those of a micro-batch are as near to each other as can be, and in each pass the rows
@@ -292,18 +312,6 @@ class Engine:
         count = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).sum()
         dist.all_reduce(count, group=self.groups.data)
         return count
-
-    def _objective(self, num_loops: int, num_supervised: Tensor) -> LoopObjective | None:
-        """What is minimised, where it is not the loss of the last loop alone."""
-        train = self.config.train
-        if not train.loop_loss.is_of_every_loop:
-            return None
-        num_passes = self.config.model.num_passes(num_loops)
-        return LoopObjective(
-            weights=train.loop_loss.weights_of(num_passes), num_supervised=num_supervised,
-            z_loss_weight=train.z_loss_weight, is_expected=train.loop_loss.over == "expected",
-            log_prior=train.loop_loss.log_prior(num_passes), prior_weight=train.loop_loss.prior_weight,
-        )  # fmt: skip
 
     def _add_regularisation(self, share: float) -> Tensor:
         """Backward of a share of this stage's part of the loop regulariser; each data-parallel rank adds its own."""

@@ -226,7 +226,8 @@ class StageWork:
         model, train, plan = self._config.model, self._config.train, self.plan
         held = Recurrence(config=model, stage=self.stage)
         loops = float(model.num_blocks) if model.num_blocks > 1 else plan.mean_loops
-        heads = loops if train.loop_loss.is_of_every_loop and self.stage.is_last else float(self.stage.is_last)
+        outputs = {"last": 1.0, "two": min(2.0, loops), "every": loops}[train.loop_loss.outputs]
+        heads = outputs if self.stage.is_last else 0.0
         outside = held.num_prelude_layers + held.num_coda_layers * max(1.0, heads)
         looped = held.num_pass_layers * loops
         backward = held.num_pass_layers * min(loops, train.backprop_loops or loops)

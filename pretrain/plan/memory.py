@@ -129,6 +129,12 @@ class Activations:
         """What follows the loop on the last stage."""
         return self._held.num_coda_layers * self._outside + self.head
 
+    @property
+    def _waiting(self) -> float:
+        """Coda and norm of a short run, until the last final states are there."""
+        is_short = self.stage.is_last and self.config.train.loop_loss.outputs == "two"
+        return self._held.num_coda_layers * self._outside + 4 * self.state if is_short else 0
+
     def chunk(self, index: int, num_passes: int) -> float:
         """Chunk `index` of `num_passes`: its part of the loop, with the prelude, or coda, norm and logits, where the
         stage has them."""
@@ -150,8 +156,10 @@ class Activations:
             kept += self._held.num_prelude_layers * self._outside
         if self.stage.is_last and index == num_passes - 1:
             return kept + self._tail
-        if self.stage.is_last and self.config.train.loop_loss.is_of_every_loop:
+        outputs = self.config.train.loop_loss.outputs
+        if self.stage.is_last and (outputs == "every" or (outputs == "two" and index == 0)):
             kept += state  # the gradient of this loop's own loss
+            kept += self._waiting if self.stage.count > 1 else 0
         return kept + (state if self.stage.count > 1 else 0)  # the output, held until its gradient comes back
 
     def peak(self, num_micro_batches: int, num_passes: int) -> float:
@@ -208,4 +216,4 @@ class Activations:
         if not self.stage.is_last:
             return unit
         gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]
-        return max(unit - gone, self._loss_working)
+        return max(unit - gone, self._loss_working + (self._waiting if self.stage.count == 1 else 0))

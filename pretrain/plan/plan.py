@@ -106,7 +106,7 @@ def mean_train_flops(config: RunConfig) -> float:
     """FLOPs of training on one token, without recomputation, in the mean of a run: at the mean loop count; where loops
     differ in cost, as some have no gradient or no keys, over the numbers that steps of this seed draw."""
     model, train = config.model, config.train
-    flops = partial(train_flops_per_token, model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop)
+    flops = partial(train_flops_per_token, model, train.seq_len, outputs=train.loop_loss.outputs)
     if train.backprop_loops is None and model.loop.keys != "every":
         once, twice = (flops(loops) for loops in (1, 2))
         loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0

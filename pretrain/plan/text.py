@@ -76,7 +76,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     config, model, train = plan.config, plan.config.model, plan.config.train
     loop_counts = sorted({model.num_loops, config.min_loops, config.max_loops})
     work = partial(
-        train_flops_per_token, model, train.seq_len, every_loop=train.loop_loss.is_of_every_loop,
+        train_flops_per_token, model, train.seq_len, outputs=train.loop_loss.outputs,
         backprop_loops=train.backprop_loops,
     )  # fmt: skip
     for loops in loop_counts:

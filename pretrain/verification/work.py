@@ -51,10 +51,12 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
                 rows = torch.from_numpy(loader.next_batch())
                 result = engine.train_step(
                     rows, own_loops, lr, vote, backprop_loops=drawn.backprop_loops,
-                    regulariser_share=drawn.regulariser_share,
+                    regulariser_share=drawn.regulariser_share, short_loops=drawn.short_loops,
                 )  # fmt: skip
                 where = f"of step {step + 1}, L={drawn.mean:g}"
                 numbers |= {f"loss {where}": result.loss, f"gradient norm {where}": result.grad_norm}
+                if result.objective is not None:
+                    numbers[f"objective {where}"] = result.objective
                 if config.model.loop_regulariser.weight:
                     numbers[f"regularisation {where}"] = result.regularisation
         losses = Validation(config, layout, rank).losses(engine, loops, vote)

@@ -148,17 +148,20 @@ class Reference:
         return total / num_supervised + pull, nll / num_supervised, pull
 
     def _over_loops(self, inputs: Inputs, num_loops: int) -> Tensor:
-        """What is minimised where the loss is of every loop: a sum over tokens, in one graph of plain torch."""
+        """What is minimised where the loss is of every loop: a sum over tokens, in one graph of plain torch; with a
+        short run of half the loops."""
+        short_loops = max(1, num_loops // 2)
         model, settings = self.model, self.config.train.loop_loss
         context = model.context(
             inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids,
             noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
         )  # fmt: skip
         states, carried = model.begin(inputs.tokens, context)
-        losses, z_losses, stops, labels = [], [], [], inputs.labels.flatten()
+        losses, z_losses, stops, finals, labels = [], [], [], [], inputs.labels.flatten()
         for loop in range(num_loops):
             states = model.run_loop(model.enter(states, carried, loop), context, loop)
-            logits = model.logits(model.finish(states, context, loop + 1))
+            finals.append(model.finish(states, context, loop + 1))
+            logits = model.logits(finals[-1])
             z_losses.append(self.config.train.z_loss_weight * logits.logsumexp(-1).square() * (labels >= 0))
             losses.append(cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED))
             if settings.over == "expected":
@@ -175,11 +178,27 @@ class Reference:
             kl = (p * (p / (prior / prior.sum())[:, None]).log()).sum(0) * (labels >= 0)
             of_tokens = (p * torch.stack(losses) + p.detach() * torch.stack(z_losses)).sum(0)
             return (of_tokens + settings.prior_weight * kl).sum()
+        if settings.over == "consistent":
+            of_loops = (torch.stack(losses) + torch.stack(z_losses)).sum(-1)
+            if num_loops == 1:
+                return of_loops[0]
+            apart = (finals[short_loops - 1] - finals[-1].detach()).square().mean(-1) * (labels >= 0)
+            return of_loops[-1] + 0.3 * of_loops[short_loops - 1] + 0.7 * apart.sum()
         raw = {"uniform": [1.0] * num_loops, "linear": [loop + 1.0 for loop in range(num_loops)]}.get(
             str(settings.weights), [*settings.weights, *[settings.weights[-1]] * num_loops][:num_loops]
         )
         weights = torch.tensor([float(weight) for weight in raw], dtype=torch.float64)
         return (weights / weights.sum()) @ (torch.stack(losses) + torch.stack(z_losses)).sum(-1)
+
+    @torch.no_grad()
+    def minimised(self, rows: Tensor, num_loops: int) -> float:
+        """What the step minimises, per token, without the z-loss."""
+        config = self.config
+        train = config.train.model_copy(update={"z_loss_weight": 0.0})
+        self.config = config.model_copy(update={"train": train})
+        total, _, _ = self.loss(rows, num_loops)
+        self.config = config
+        return total.item()
 
     def backward(self, rows: Tensor, num_loops: int) -> tuple[float, float, float]:
         """Fill the gradients; (negative log-likelihood per token, regularisation, gradient norm)."""
@@ -248,7 +267,10 @@ def one_step(
     engine, groups = make_engine(config, shake=True)
     if not isinstance(num_loops, int):
         num_loops = num_loops[groups.data.rank() :: groups.data.size()]
-    result = engine.train_step(own_rows(rows, groups), num_loops, 0.0, backprop_loops=backprop_loops)
+    short_loops = max(1, num_loops // 2) if isinstance(num_loops, int) else 1
+    result = engine.train_step(
+        own_rows(rows, groups), num_loops, 0.0, backprop_loops=backprop_loops, short_loops=short_loops
+    )
     return report(engine, [result])
 
 

@@ -76,7 +76,11 @@ def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[t
     }
     if regularised:
         model["loop_regulariser"] = {"weight": 0.5, "block_size": draw(st.sampled_from([1, 2]))}
-    losses = ["last", *([] if regularised else ["every"]), *(["expected"] if design["exit"] == "gate" else [])]
+    losses = [
+        "last",
+        *([] if regularised else ["every", "consistent"]),
+        *(["expected"] if design["exit"] == "gate" else []),
+    ]
     train = {
         "loop_loss": {"over": draw(st.sampled_from(losses))},
         "steps": 10,

@@ -4,12 +4,17 @@ import torch
 from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.loop_loss import LoopLosses, LoopObjective
+from pretrain.model.loop_loss import LoopLosses, LoopObjective, ShortRun
 
 
-def loss_of_every_loop(model: LoopedGPT, tokens: Tensor, num_loops: int, mask: Tensor | None = None) -> Tensor:
-    """Its part that is still to be differentiated; that of the earlier loops has been."""
-    objective = LoopObjective(weights=[1 / num_loops] * num_loops, num_supervised=torch.tensor(1.0), z_loss_weight=0.0)
+def loss_of_every_loop(
+    model: LoopedGPT, tokens: Tensor, num_loops: int, mask: Tensor | None = None, short: ShortRun | None = None
+) -> Tensor:
+    """Its part that is still to be differentiated; that of the earlier loops has been. With a short run, of that and
+    the last loop alone."""
+    objective = LoopObjective(
+        weights=[1 / num_loops] * num_loops, num_supervised=torch.tensor(1.0), z_loss_weight=0.0, short=short
+    )
     losses, context = LoopLosses(model, objective, tokens), model.context(tokens, mask=mask)
     states, carried = model.begin(tokens, context)
     for loop in range(num_loops):

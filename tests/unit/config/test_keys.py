@@ -29,6 +29,8 @@ TESTED = {
         "model.loop.hyper.dynamic": "tests/support/loop_designs.py",
         "model.loop.keys_every": "tests/unit/model/test_shared_keys.py",
         "model.loop.own": "tests/support/own_loops.py",
+        "train.loop_loss.short_weight": "tests/distributed/test_loop_variants.py",
+        "train.loop_loss.consistency_weight": "tests/distributed/test_loop_variants.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
         "train.deterministic": "tests/distributed/test_training.py",

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.config.run import RunConfig
 from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.count import (
+    Outputs,
     count,
     count_parameters,
     forward_flops_per_token,
@@ -18,6 +19,7 @@ from pretrain.model.count import (
     train_flops_per_token,
 )
 from pretrain.model.gpt import LoopedGPT
+from pretrain.model.loop_loss import ShortRun
 from pretrain.model.loss import loss_sums
 from pretrain.model.weights import layer_weights
 from pretrain.plan.plan import make_plan
@@ -64,7 +66,7 @@ def measured_flops(
     *,
     backward: bool,
     recompute: str = "none",
-    every_loop: bool = False,
+    outputs: Outputs = "last",
     backprop_loops: int | None = None,
 ) -> float:
     """FLOPs per token by torch's counter, on two sequences. With a mask, attention is the unfused kernel, which it can
@@ -73,8 +75,9 @@ def measured_flops(
     tokens = torch.zeros(2, SEQ_LEN, dtype=torch.long)
     mask = torch.ones(1, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
-        if every_loop:
-            loss = loss_of_every_loop(built, tokens, num_loops, mask)
+        if outputs != "last":
+            short = ShortRun(last_loop=1, weight=0.1, consistency_weight=0.1) if outputs == "two" else None
+            loss = loss_of_every_loop(built, tokens, num_loops, mask, short)
         else:
             loss, _ = loss_sums(built, built(tokens, num_loops, mask=mask, backprop_loops=backprop_loops), tokens)
         if backward:
@@ -111,10 +114,11 @@ def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
-def test_a_loss_of_every_loop_is_counted(recompute: str) -> None:
+@pytest.mark.parametrize("outputs", ["two", "every"])
+def test_a_loss_of_more_than_the_last_loop_is_counted(recompute: str, outputs: Outputs) -> None:
     model = section(SHAPES["prelude and coda"])
-    counted = train_flops_per_token(model, SEQ_LEN, 3, recompute, every_loop=True)  # type: ignore[arg-type]
-    measured = measured_flops(model, 3, backward=True, recompute=recompute, every_loop=True)
+    counted = train_flops_per_token(model, SEQ_LEN, 3, recompute, outputs=outputs)  # type: ignore[arg-type]
+    measured = measured_flops(model, 3, backward=True, recompute=recompute, outputs=outputs)
     assert measured == pytest.approx(counted, rel=0.001)
 
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from pretrain.config.loop_sampling import GrowthSection, LoopSamplingSection
 from pretrain.config.run import RunConfig, TrainSection
 from pretrain.model.config import ModelSection
-from pretrain.optim.loop_count import backprop_loops_at, mean_loops, num_loops_at, regulariser_share_at, step_loops
+from pretrain.optim.loop_count import (
+    backprop_loops_at,
+    mean_loops,
+    num_loops_at,
+    regulariser_share_at,
+    short_loops_at,
+    step_loops,
+)
 
 NUM_DRAWS = 20_000
 
@@ -235,11 +242,21 @@ def test_a_sequence_keeps_its_count_whatever_the_batch() -> None:
     assert (per_step.counts, per_step.mean) == ([4] * 4, 4)
 
 
+def test_a_short_run_has_fewer_loops_than_its_step() -> None:
+    """Each count equally likely; by seed and step alone."""
+    drawn = [short_loops_at(4, 7, step) for step in range(3000)]
+    assert [drawn.count(loops) / 3000 for loops in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert [short_loops_at(loops, 7, 0) for loops in (1, 2)] == [1, 1]
+    step = step_loops(ModelSection(num_loops=4), TrainSection(), 7, 11, 0)
+    assert step.short_loops == drawn[11] == short_loops_at(4, 7, 11)
+
+
 @pytest.mark.parametrize(
     ("train", "line"),
     [
         ({"backprop_loops": 2}, r"train\.backprop_loops=2 counts back from the last loop of a step"),
         ({"loop_loss": {"over": "every"}}, r"train\.loop_loss\.over=every needs the same loops for all sequences"),
+        ({"loop_loss": {"over": "consistent"}}, r"train\.loop_loss\.over=consistent needs the same loops"),
     ],
 )
 def test_what_needs_one_count_for_all_sequences_is_refused(train: dict, line: str) -> None:

@@ -19,6 +19,7 @@ from pretrain.model.count import count
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels import blocked_attention, head_loss
 from pretrain.model.loop.recurrence import Stage
+from pretrain.model.loop_loss import ShortRun
 from pretrain.model.loss import loss_sums
 from pretrain.model.weights import stage_weights
 from pretrain.parallel.engine import Engine
@@ -70,7 +71,9 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
     built, tokens = build(run), torch.zeros(run.train.micro_batch, run.train.seq_len, dtype=torch.long)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         if run.train.loop_loss.is_of_every_loop:
-            loss = loss_of_every_loop(built, tokens, run.model.num_loops)
+            short = ShortRun(last_loop=1, weight=0.1, consistency_weight=0.1)
+            is_short = run.train.loop_loss.over == "consistent"
+            loss = loss_of_every_loop(built, tokens, run.model.num_loops, short=short if is_short else None)
         else:
             loss, _ = loss_sums(built, built(tokens, backprop_loops=run.train.backprop_loops), tokens)
         with record_function("backward"):
@@ -124,6 +127,18 @@ def test_a_loss_of_every_loop_keeps_a_gradient_of_each_and_no_logits(recompute: 
     assert plans[1].peak(4, 3) - plans[0].peak(4, 3) == 2 * plans[0].state
     assert kept_of_every - kept == pytest.approx(2 * plans[0].state, rel=0.01)
     assert peak_of_every - peak == pytest.approx(2 * plans[0].state, rel=0.01)
+
+
+def test_a_short_run_keeps_its_coda_until_the_last_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)
+    run = config({"num_coda_layers": 1}, train={"precision": "fp32"})
+    short = run.model_copy(
+        update={"train": run.train.model_copy(update={"loop_loss": LoopLossSection(over="consistent")})}
+    )
+    plan, kept_by_plain = Activations(config=short), Activations(config=run).peak(4, 3)
+    kept, peak = measured_bytes(short)
+    assert plan.peak(4, 3) - kept_by_plain == plan.state and plan.peak(4, 3) == pytest.approx(kept, rel=0.1)
+    assert plan.peak(4, 3) + plan.working == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
