@@ -16,7 +16,7 @@ PAPER_GROUPS = ("closed_book", "open_book", "math_word_problems")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedStep:
+class StepTime:
     """What is read here of a row of `metrics.jsonl`."""
 
     run_id: str | None = None
@@ -106,7 +106,7 @@ def with_step_times(rows: list[EvaluationRow], path: Path) -> list[EvaluationRow
     if path.parent.name != "eval" or not file.is_file() or all(row.step_time_s is not None for row in rows):
         return rows
     times: dict[str | None, list[float]] = defaultdict(list)
-    for step in JsonLines(file).read(TimedStep):
+    for step in JsonLines(file).read(StepTime):
         times[step.run_id].append(step.step_time_s)
     medians = {run_id: statistics.median(of_run) for run_id, of_run in times.items()}
     return [_with(row, step_time_s=medians.get(row.run_id, row.step_time_s)) for row in rows]
