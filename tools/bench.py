@@ -1,5 +1,5 @@
 """Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,diagnostics,coconut,
-plot} [--json FILE]`.
+plot,speed} [--json FILE]`.
 
 Prints the machine and a table of figures, each with its target and the reference measured in the same run, and writes
 them as JSON. The module of the same name in `tools/benchmarks/` documents what is measured: it has
@@ -26,7 +26,19 @@ from benchmarks.measure import Turns, require_possible
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, positive
 
-BENCHMARKS = ("train", "engine", "ring", "data", "checkpoint", "tasks", "depths", "diagnostics", "coconut", "plot")
+BENCHMARKS = (
+    "train",
+    "engine",
+    "ring",
+    "data",
+    "checkpoint",
+    "tasks",
+    "depths",
+    "diagnostics",
+    "coconut",
+    "plot",
+    "speed",
+)
 MINUTES = "turns that do not begin in this time are left out, what takes twice as long is given up; default: 15"
 
 
