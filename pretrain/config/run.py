@@ -97,7 +97,7 @@ class DataSection(Section):
     prefetch_batches: int = Field(default=4, gt=0)
     """Global batches that each worker prepares ahead."""
     document_mask: bool = False
-    """Attention within documents only, positions counted from each document's start."""
+    """Attention within documents only, at the cost of each alone; positions counted from each document's start."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of documents held out for validation, chosen by a hash of their text."""
     on_damage: Literal["stop", "skip"] = "stop"

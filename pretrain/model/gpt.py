@@ -27,7 +27,8 @@ from pretrain.model.config import ModelSection, Recompute
 from pretrain.model.dropout import Dropout
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.kept_keys import KeptKeys
-from pretrain.model.layers import Context, KeyValueCache, Layer, make_norm, rotary_table
+from pretrain.model.kernels.documents import Documents
+from pretrain.model.layers import HALF, Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.held import HeldWeights
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
 from pretrain.model.parallel_ops import PLAIN, ParallelOps
@@ -105,7 +106,7 @@ class LoopedGPT(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        segment_ids: Tensor | None = None,
+        documents: Documents | None = None,
         cache: KeyValueCache | None = None,
         embeddings: Tensor | None = None,
         dropout: Dropout | None = None,
@@ -119,7 +120,7 @@ class LoopedGPT(nn.Module):
             num_loops: L; the configuration's by default.
             positions: [b or 1, s] position of each token; counted on from the cache by default.
             mask: [b or 1, 1, s, keys] True where a query may look; causal by default.
-            segment_ids: [b, s] number of each token's document; attention then stays within documents.
+            documents: within which attention stays, in place of a mask and without a cache.
             cache: keys and values of earlier tokens, extended in place.
             embeddings: [b, s, d] what enters in place of the tokens' embeddings: latent thoughts.
             dropout: of this pass; none by default.
@@ -130,7 +131,7 @@ class LoopedGPT(nn.Module):
             [t, d] states, rows in the order of the flattened tokens.
         """
         context = self.context(
-            tokens, positions=positions, mask=mask, segment_ids=segment_ids, cache=cache, dropout=dropout,
+            tokens, positions=positions, mask=mask, documents=documents, cache=cache, dropout=dropout,
             noise_rows=noise_rows,
         )  # fmt: skip
         num_passes = self.config.num_passes(num_loops)
@@ -172,7 +173,7 @@ class LoopedGPT(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        segment_ids: Tensor | None = None,
+        documents: Documents | None = None,
         cache: KeyValueCache | None = None,
         dropout: Dropout | None = None,
         noise_rows: Tensor | None = None,
@@ -182,19 +183,21 @@ class LoopedGPT(nn.Module):
         past = cache.length if cache is not None else 0
         if positions is None:
             positions = torch.arange(past, past + seq, device=tokens.device)[None]
-        if segment_ids is not None:
-            mask = document_mask(segment_ids)
-        elif mask is None and past:
+        dtype = next(self.parameters()).dtype
+        needs_mask = dropout is not None or self.config.loop.keys_window or (tokens.is_cuda and dtype not in HALF)
+        if documents is not None and needs_mask:
+            mask, documents = documents.mask(), None
+        if mask is None and past:
             keys = torch.arange(past + seq, device=tokens.device)
             mask = (keys[None, :] <= keys[past:, None])[None, None]
         rotary = None
         if self.config.positions == "rope":
-            dtype = next(self.parameters()).dtype
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
         keeps = self.design.shares_keys and cache is None
         return Context(
             batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout,
             noise_rows=noise_rows, kept=KeptKeys(self.config.pass_layers) if keeps else None,
+            documents=documents,
         )  # fmt: skip
 
     def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -282,10 +285,3 @@ def without_gradient(run: Callable[[Tensor, Tensor | None], Tensor], states: Ten
     with torch.no_grad():
         output = run(states, carried)
     return output.requires_grad_(torch.is_grad_enabled())
-
-
-def document_mask(segment_ids: Tensor) -> Tensor:
-    """[b, s] document numbers -> [b, 1, s, s] True where a query may look: earlier tokens of its document, itself."""
-    seq = segment_ids.shape[1]
-    causal = torch.ones(seq, seq, dtype=torch.bool, device=segment_ids.device).tril()
-    return (causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))[:, None]

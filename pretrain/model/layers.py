@@ -6,7 +6,7 @@ width, f feed-forward width held. States are [t, d] so that tokens can be split 
 
 Two families by configuration: Llama (RMSNorm, rotary positions, SwiGLU, no bias; Touvron et al. 2023) and GPT-2
 (LayerNorm, learned positions, GELU, bias; Radford et al. 2019). Attention is `scaled_dot_product_attention`: O(s²)
-work, O(s) memory.
+work, O(s) memory; within documents O(their lengths²), see `attend`.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from pretrain.model.config import ModelSection
 from pretrain.model.dropout import Dropout, Site
 from pretrain.model.kept_keys import KeptKeys, KeysValues
 from pretrain.model.kernels.blocked_attention import blocked_attention
+from pretrain.model.kernels.documents import Documents, attend_within
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.kernels.window_attention import band, newest_visible, window_attention
 from pretrain.model.loop.held import HeldWeights
@@ -86,7 +87,7 @@ class Context:
     rotary: tuple[Tensor, Tensor] | None
     """Cosine and sine [b or 1, s, 1, e/2] of each position's rotation, or None with learned positions."""
     mask: Tensor | None
-    """[b or 1, 1, s, keys] True where a query may look, or None for plain causal attention."""
+    """[b or 1, 1, s, keys] True where a query may look, or None for plain causal attention, within `documents`."""
     cache: KeyValueCache | None
     dropout: Dropout | None = None
     noise_rows: Tensor | None = None
@@ -95,6 +96,8 @@ class Context:
     """Loops of each row, the most first; None: all loops that are run."""
     kept: KeptKeys | None = None
     """What later loops attend to, where they do and there is no cache."""
+    documents: Documents | None = None
+    """Within which attention stays; within sequences where None."""
     _masks: dict[int, Tensor] = field(default_factory=dict)
     """The mask of each window."""
 
@@ -118,14 +121,15 @@ class Context:
             batch=num_rows, positions=cut(self.positions),
             rotary=None if self.rotary is None else (cut(self.rotary[0]), cut(self.rotary[1])),
             mask=None if self.mask is None else cut(self.mask), cache=None, kept=self.kept,
+            documents=None if self.documents is None else self.documents.first(num_rows),
         )  # fmt: skip
 
     def keys_values(self, application: Application, computed: KeysValues | None) -> tuple[Tensor, Tensor]:
         """Keys and values [b, g, keys, e] that an application attends to, from what it computed, if it did."""
         if self.cache is not None:
             return self.cache.keys_values(application, computed)
-        if computed is not None and application.source != application.number:
-            return computed
+        if computed is not None and (application.source is None or application.source != application.number):
+            return computed  # without reading the number where it can be helped: a compiled layer is traced for each
         assert self.kept is not None and application.source is not None
         if computed is None:
             return self.kept.read(application.source, self.batch)
@@ -204,17 +208,36 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
-    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask, or
-    over the newest `window` of them: [b, h, s, e]. Of a mask the last columns are used, as many as there are keys."""
+HALF = (torch.bfloat16, torch.float16)
+"""Types that the fastest kernels of a GPU are for."""
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    window: int | None = None,
+    documents: Documents | None = None,
+) -> Tensor:
+    """Softmax attention of queries [b, h, s, e] over keys and values [b, g, keys, e], causal where there is no mask,
+    then within documents if there are any, or over the newest `window` of them: [b, h, s, e]. Of a mask the last
+    columns are used, as many as there are keys."""
     if mask is not None:
         mask = mask[..., -keys.shape[2] :]
     if window is not None:
         return window_attention(queries, keys, values, mask, window)
     if mask is None and queries.device.type == "cpu":
-        return blocked_attention(queries, keys, values)
+        return blocked_attention(queries, keys, values, documents=documents)
+    if documents is not None:
+        return attend_within(queries, keys, values, documents)
+    shares = queries.shape[1] != keys.shape[1]
+    # no fused kernel of a GPU knows groups with a mask or in wider types
+    if shares and queries.is_cuda and (mask is not None or queries.dtype not in HALF):
+        keys, values = (each.repeat_interleave(queries.shape[1] // each.shape[1], 1) for each in (keys, values))
+        shares = False
     return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=queries.shape[1] != keys.shape[1]
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=shares
     )
 
 
@@ -271,7 +294,7 @@ class Attention(nn.Module):
             place = application.number if window is None else -1 - application.number
             return context.dropout.attend(queries, keys, values, mask, first_head, place)
         if context.cache is None:
-            return attend(queries, *context.keys_values(application, computed), mask, window)
+            return attend(queries, *context.keys_values(application, computed), mask, window, context.documents)
         return context.cache.attend(application, queries, computed, mask)
 
     def _heads(

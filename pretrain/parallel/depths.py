@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
+from pretrain.model.kernels.documents import Documents
 from pretrain.model.layers import Context, KeyValueCache
 from pretrain.parallel.groups import Groups
 from pretrain.plan.pipeline import TOGETHER
@@ -33,7 +34,7 @@ class Batch:
     """[b, s]."""
     positions: Tensor | None = None
     mask: Tensor | None = None
-    segment_ids: Tensor | None = None
+    documents: Documents | None = None
     cache: KeyValueCache | None = None
     """This stage's keys and values; serves one loop count."""
 
@@ -141,5 +142,5 @@ class DepthRing:
 
 def _context(model: LoopedGPT, batch: Batch) -> Context:
     return model.context(
-        batch.tokens, positions=batch.positions, mask=batch.mask, segment_ids=batch.segment_ids, cache=batch.cache
+        batch.tokens, positions=batch.positions, mask=batch.mask, documents=batch.documents, cache=batch.cache
     )

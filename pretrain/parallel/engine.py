@@ -223,7 +223,7 @@ class Engine:
             losses[place, number] += loss_sums(self.model, states, labels, of_tokens=of_tokens)[1]
             of_sequences[place, first_rows[number] : first_rows[number + 1]] = of_tokens.sum(1)
 
-        batches = [Batch(tokens=i.tokens, positions=i.positions, segment_ids=i.segment_ids) for i in micro_batches]
+        batches = [Batch(tokens=i.tokens, positions=i.positions, documents=i.documents) for i in micro_batches]
         self.depths.run(batches, loops, add_losses, on_loop)
         sums = torch.zeros(len(loops), dtype=torch.float64, device=self.groups.device)
         for number in range(len(micro_batches)):  # in their order, whatever sum() may do
@@ -241,8 +241,8 @@ class Engine:
 
     def split_rows(self, rows: Tensor) -> list[Inputs]:
         """Rows [n, 2, s] -> inputs of train.micro_batch sequences each, on the device."""
-        parts = rows.to(self.groups.device, torch.int64).split(self.config.train.micro_batch)
-        return [make_inputs(part, self.separators.bos_id, self.config.data.document_mask) for part in parts]
+        parts, masks = rows.split(self.config.train.micro_batch), self.config.data.document_mask
+        return [make_inputs(part, self.separators.bos_id, masks).to(self.groups.device) for part in parts]
 
     def _objective(self, num_loops: int, num_supervised: Tensor, short_loops: int) -> LoopObjective | None:
         """What is minimised, where it is not the loss of the last loop alone."""

@@ -385,7 +385,7 @@ def _minimised(losses: Sequence[LoopLosses], teacher: Teacher | None, num_superv
 
 def _context(model: LoopedGPT, inputs: Inputs) -> Context:
     context = model.context(
-        inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids, noise_rows=inputs.noise_rows
+        inputs.tokens, positions=inputs.positions, documents=inputs.documents, noise_rows=inputs.noise_rows
     )
     return replace(context, loop_counts=inputs.loop_counts)
 

@@ -70,7 +70,7 @@ class Teacher:
         supervised = inputs.labels.flatten() != IGNORED
         wide = torch.promote_types(states.dtype, torch.float32)
         with torch.no_grad():
-            final = self.model(inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids)
+            final = self.model(inputs.tokens, positions=inputs.positions, documents=inputs.documents)
             theirs = self.model.logits(final[supervised]).to(wide).log_softmax(-1)
         ours = model.logits(states[supervised]).to(wide).log_softmax(-1)
         return (theirs.exp() * (theirs - ours)).sum()

@@ -135,7 +135,7 @@ class Reference:
         """(what is differentiated, negative log-likelihood per token, regularisation)."""
         inputs = make_inputs(rows, SEPARATORS.bos_id, self.config.data.document_mask)
         states = self.model(
-            inputs.tokens, num_loops, positions=inputs.positions, segment_ids=inputs.segment_ids,
+            inputs.tokens, num_loops, positions=inputs.positions, documents=inputs.documents,
             noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
         )  # fmt: skip
         total, nll = loss_sums(self.model, states, inputs.labels, self.config.train.z_loss_weight)
@@ -153,7 +153,7 @@ class Reference:
         short_loops = max(1, num_loops // 2)
         model, settings = self.model, self.config.train.loop_loss
         context = model.context(
-            inputs.tokens, positions=inputs.positions, segment_ids=inputs.segment_ids,
+            inputs.tokens, positions=inputs.positions, documents=inputs.documents,
             noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, 0)),
         )  # fmt: skip
         states, carried = model.begin(inputs.tokens, context)

@@ -139,7 +139,7 @@ def evaluation_order(config: RunConfig) -> tuple[list[tuple[int, int]], int]:
     batches = [Batch(tokens=rows[:, 0]) for rows in make_rows(2).split(1)]
     engine.depths.run(batches, DEPTHS, lambda number, num_loops, _: seen.append((number, num_loops)))
     labels = torch.zeros((), dtype=torch.int64).expand(2**24 + 1)
-    many = Inputs(tokens=labels, labels=labels, positions=None, segment_ids=None)
+    many = Inputs(tokens=labels, labels=labels, positions=None, documents=None)
     return seen, int(engine._num_supervised([many]))
 
 

@@ -25,20 +25,21 @@ def test_labels_positions_and_segments_of_a_row() -> None:
     assert made.tokens.tolist() == [[9, 8, EOS, BOS, 7, EOS, BOS, EOS, BOS]]
     assert made.labels.tolist() == [[8, EOS, IGNORED, 7, EOS, IGNORED, EOS, IGNORED, 5]]
     assert made.positions is not None and made.positions.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 0]]
-    assert made.segment_ids is not None and made.segment_ids.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 3]]
+    assert made.documents is not None and made.documents.starts.tolist() == [[0, 0, 0, 3, 3, 3, 6, 6, 8]]
+    assert made.documents.bounds.tolist() == [0, 3, 6, 8, 9]
 
 
 def test_one_separator_is_the_last_label_of_a_document_and_the_first_token_of_the_next() -> None:
     made = inputs_of([[9, 8, BOS, 7, BOS, BOS, 5]], ONE, document_mask=True)
     assert made.labels.tolist() == [[8, BOS, 7, BOS, BOS, 5]]
     assert made.positions is not None and made.positions.tolist() == [[0, 1, 0, 1, 0, 0]]
-    assert made.segment_ids is not None and made.segment_ids.tolist() == [[0, 0, 1, 1, 2, 3]]
+    assert made.documents is not None and made.documents.starts.tolist() == [[0, 0, 2, 2, 4, 5]]
 
 
 @pytest.mark.parametrize(("separators", "border"), [(TWO, IGNORED), (ONE, BOS)])
 def test_without_a_document_mask_there_are_no_borders(separators: Separators, border: int) -> None:
     made = inputs_of([[BOS, 7, EOS, BOS]], separators, document_mask=False)
-    assert made.positions is None and made.segment_ids is None
+    assert made.positions is None and made.documents is None
     assert made.labels.tolist() == [[7, EOS, border]]
 
 
@@ -48,12 +49,12 @@ def test_without_a_document_mask_there_are_no_borders(separators: Separators, bo
 )
 def test_rows_agree_with_a_walk_token_by_token(separators: Separators, rows: list[list[int]]) -> None:
     made = inputs_of(rows, separators, document_mask=True)
-    assert made.positions is not None and made.segment_ids is not None
+    assert made.positions is not None and made.documents is not None
     for number, row in enumerate(rows):
-        position, segment = -1, 0
+        position, start = -1, 0
         for place, token in enumerate(row[:-1]):
-            position, segment = (0, segment + 1) if token == BOS else (position + 1, segment)
+            position, start = (0, place) if token == BOS else (position + 1, start)
             assert made.positions[number, place] == position
-            assert made.segment_ids[number, place] == segment
+            assert made.documents.starts[number, place] == start
             says_nothing = row[place + 1] == BOS and separators is TWO
             assert made.labels[number, place] == (IGNORED if says_nothing else row[place + 1])

@@ -1,5 +1,8 @@
 """Hand-written gradients against finite differences and against torch's own operators."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,9 @@ from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.kernels import blocked_attention as blocked
+from pretrain.model.kernels import documents as kernel_documents
 from pretrain.model.kernels import head_loss as fused
+from pretrain.model.kernels.documents import Documents
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.layers import attend
 
@@ -82,6 +87,67 @@ def test_attention_is_as_exact_as_torchs(dtype: torch.dtype) -> None:
     assert all(ours < 2 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 
+def documents_of(*rows: list[int]) -> Documents:
+    """From the lengths of the documents of each sequence."""
+    starts = [[sum(row[:number]) for number, length in enumerate(row) for _ in range(length)] for row in rows]
+    return Documents.of(torch.tensor(starts))
+
+
+SHORT_AND_LONG = documents_of([2, 1, 9, 1, 1, 1, 4], [19], [1, 4, 4, 4, 1, 1, 1, 3])
+
+
+@pytest.mark.parametrize("block_rows", [1, 4, 5, 128])
+def test_attention_within_documents(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as by a mask: documents longer and shorter than a block, and the first sequences of a batch alone."""
+    monkeypatch.setattr(blocked, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(kernel_documents, "BLOCK_ROWS", block_rows)
+    batch = Documents.of(SHORT_AND_LONG.starts)
+    monkeypatch.setattr(blocked, "SCRATCH_ELEMENTS", 40)
+    queries, keys, values = random(3, 4, 19, 2), random(3, 2, 19, 2, seed=1), random(3, 2, 19, 2, seed=2)
+    for documents, count in ((batch, 3), (batch.first(2), 2)):
+        inputs = [queries[:count], keys[:count], values[:count]]
+        ours = blocked.blocked_attention(*inputs, documents=documents)
+        theirs = F.scaled_dot_product_attention(*inputs, attn_mask=documents.mask(), enable_gqa=True)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        weights = random(*ours.shape, seed=3).detach()
+        pairs = [torch.autograd.grad((mixed * weights).sum(), (queries, keys, values)) for mixed in (ours, theirs)]
+        for gradient, expected in zip(*pairs, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_mask_of_documents_looks_at_earlier_tokens_of_the_own_document() -> None:
+    assert documents_of([2, 1]).mask().int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+
+
+@pytest.mark.parametrize("lengths", [[256] * 8, [100] * 20 + [48]])
+def test_attention_within_documents_touches_few_scores(lengths: list[int]) -> None:
+    """No more than what causal attention by blocks needs of each document alone, and a fifth of the sequence's."""
+    rows = blocked.BLOCK_ROWS
+    work = sum((stop - row) * (stop - key) for _, key, row, stop, _ in documents_of(lengths).places.tolist())
+    assert work <= sum(length**2 / 2 + length * rows / 2 for length in lengths)
+    assert work < sum((row + rows) * rows for row in range(0, sum(lengths), rows)) / 5
+
+
+def test_attention_of_variable_length_is_asked_for_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes, by a stand-in that follows the documentation of torch's function."""
+
+    def stand_in(queries: Tensor, keys: Tensor, values: Tensor, *args: object, **settings: object) -> Tensor:
+        bounds, same, most, _ = args
+        assert bounds is same and most == 19 and settings == {"window_size": (-1, 0), "enable_gqa": True}
+        assert isinstance(bounds, Tensor) and bounds.dtype == torch.int32
+        parts = []
+        for begin, end in pairwise(bounds.tolist()):
+            own = [each[begin:end].transpose(0, 1)[None] for each in (queries, keys, values)]
+            parts.append(reference_attention(*own)[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(kernel_documents, "varlen_attn", stand_in)
+    inputs = random(3, 4, 19, 2), random(3, 2, 19, 2, seed=1), random(3, 2, 19, 2, seed=2)
+    wanted = F.scaled_dot_product_attention(*inputs, attn_mask=SHORT_AND_LONG.mask(), enable_gqa=True)
+    documents = replace(SHORT_AND_LONG, places=SHORT_AND_LONG.bounds)  # as on a GPU
+    torch.testing.assert_close(kernel_documents.attend_within(*inputs, documents), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_attention_counts_its_work() -> None:
     queries, keys = random(2, 4, 8, 2), random(2, 2, 8, 2)
     with FlopCounterMode(display=False) as forward:
@@ -144,7 +210,8 @@ def test_head_loss_computes_no_gradients_unasked() -> None:
     assert not loss.requires_grad
 
 
-def test_compiled_layers_equal_eager_ones() -> None:
+@pytest.mark.parametrize("documents", [None, documents_of([3, 1, 8], [12])], ids=["plain", "documents"])
+def test_compiled_layers_equal_eager_ones(documents: Documents | None) -> None:
     """Traced whole, without the code generation that needs a compiler."""
     config = ModelSection(
         vocab_size=16, hidden_size=16, num_attention_heads=2, ffn_size=24, num_loop_layers=2, num_loops=2, init_std=0.2
@@ -159,9 +226,9 @@ def test_compiled_layers_equal_eager_ones() -> None:
         if compiled:
             for layer in model.loop.values():
                 layer.compile(backend="aot_eager", fullgraph=True)
-        loss = model(tokens).square().sum()
+        loss = model(tokens, documents=documents).square().sum()
         results.append((loss, torch.autograd.grad(loss, list(model.loop.parameters()))))
-        model(tokens, 5).sum().backward()
+        model(tokens, 5, documents=documents).sum().backward()
     assert counters["stats"]["unique_graphs"] == 1, "a layer is traced again in another loop"
     (loss, gradients), (compiled_loss, compiled_gradients) = results
     torch.testing.assert_close(compiled_loss, loss)
