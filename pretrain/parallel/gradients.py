@@ -111,12 +111,12 @@ class GradientBuffers(DistributedDataParallel):
             if param.grad is not None:
                 param.main_grad.add_(param.grad)  # type: ignore[attr-defined]
                 param.grad = None
+            if self._num_sent:
+                assert self._number_of(param) >= self._num_sent, "a gradient came after its bucket was sent"
             if param in self._awaited:
                 self._awaited.discard(param)
                 self._missing[self._number_of(param)].discard(param)
                 self._send_ready()
-            elif self._num_sent:
-                assert self._number_of(param) >= self._num_sent, "a gradient came after its bucket was sent"
 
         return collect
 

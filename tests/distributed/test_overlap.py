@@ -123,6 +123,6 @@ def wrong_ring(config: RunConfig) -> None:
 
 
 def test_a_bucket_that_is_sent_too_early_is_noticed(pool: RankPool) -> None:
-    config = tiny_config(train={"precision": "bf16"})
+    config = tiny_config(overlap=True, train={"precision": "bf16"})
     with pytest.raises(RankError, match="a gradient came after its bucket was sent"):
         pool.run(wrong_ring, config, world_size=2, timeout_s=20)
