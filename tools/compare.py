@@ -34,6 +34,7 @@ from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import ResultRow, digest, settings_of
 from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.step import TimedStep
 from pretrain.scaling.analysis import without_repeats
 from pretrain.scaling.comparable import questions_of, shown_value
 from pretrain.scaling.floors import NAMES
@@ -45,16 +46,6 @@ from pretrain.storage import is_there
 class Result(NamedTuple):
     value: float
     stderr: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """What is read of a row of metrics.jsonl."""
-
-    step: int
-    step_time_s: float
-    tokens_seen: int | None = None
-    loss: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -123,7 +114,7 @@ def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[
     files = JsonLines(path / "eval" / "depth.jsonl"), JsonLines(path / "eval" / "coconut.jsonl")
     deep, tuned = files[0].read(EvaluationRow), files[1].read(CoconutRow)
     steps = JsonLines(path / "metrics.jsonl")
-    times = steps.read(StepTime)
+    times = steps.read(TimedStep)
     for file in (*files, steps):
         warnings += [f"{problem}: passed over" for problem in file.problems]
     chosen, left_out = choose_metric(deep, options.metric) if deep else ([], [])
@@ -162,7 +153,7 @@ def _floors(rows: Sequence[ResultRow]) -> dict[str, float]:
     return found
 
 
-def _hours(path: Path, times: Sequence[StepTime]) -> float | None:
+def _hours(path: Path, times: Sequence[TimedStep]) -> float | None:
     """Steps of which no row was kept took as long as the others."""
     if not times:
         return None

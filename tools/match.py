@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.plan.partners import Costs, Partner, costs_of, partners
 from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.step import TimedStep
 
 HEADINGS = ("parameters", "training_flops", "inference_flops", "cache_bytes")
 
@@ -34,13 +34,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--measure", type=positive, metavar="STEPS", help="train so many steps of both, on this machine, for equal time"
     )
     return parser.parse_args(arguments)
-
-
-@dataclass(frozen=True)
-class TimedStep:
-    """What is asked of a row of a training step."""
-
-    step_time_s: float
 
 
 def seconds_a_step(config: RunConfig, steps: int) -> float:

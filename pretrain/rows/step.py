@@ -34,6 +34,17 @@ class StepCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimedStep:
+    """What tools read of a row, of pretraining or of fine-tuning, however old."""
+
+    run_id: str | None = None
+    step: int
+    step_time_s: float
+    tokens_seen: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRow(ABC):
     """One training step; a number that is not finite is null in the file. It says whose step it is, so that rows of
     several files in one are still told apart; old rows do not."""

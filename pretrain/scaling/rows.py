@@ -4,23 +4,16 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.metrics import PERCENT, is_share, main_metric
+from pretrain.rows.step import TimedStep
 
 PAPER_GROUPS = ("closed_book", "open_book", "math_word_problems")
 """The groups of the 15 tasks in tables 3 and 4 of arXiv 2502.17416."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """What is read here of a row of `metrics.jsonl`."""
-
-    run_id: str | None = None
-    step_time_s: float
 
 
 def latest(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
@@ -106,7 +99,7 @@ def with_step_times(rows: list[EvaluationRow], path: Path) -> list[EvaluationRow
     if path.parent.name != "eval" or not file.is_file() or all(row.step_time_s is not None for row in rows):
         return rows
     times: dict[str | None, list[float]] = defaultdict(list)
-    for step in JsonLines(file).read(StepTime):
+    for step in JsonLines(file).read(TimedStep):
         times[step.run_id].append(step.step_time_s)
     medians = {run_id: statistics.median(of_run) for run_id, of_run in times.items()}
     return [_with(row, step_time_s=medians.get(row.run_id, row.step_time_s)) for row in rows]
