@@ -12,7 +12,8 @@ import torch
 
 from pretrain.device.hardware import DTYPES
 from pretrain.model.config import ModelSection
-from pretrain.model.gpt import LoopedGPT, document_mask
+from pretrain.model.gpt import LoopedGPT
+from pretrain.model.kernels.documents import Documents
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loss import loss_sums
 from tests.support.loop_designs import DESIGNS
@@ -68,9 +69,9 @@ def test_recomputing_changes_nothing(recompute: str) -> None:
 
 @precisions
 def test_documents_do_not_see_each_other(precision: str) -> None:
-    segments = torch.tensor([0] * 4 + [1] * 5 + [2] * 3).expand(3, -1)
-    exact = loss_and_gradients(made("llama"), mask=document_mask(segments))
-    found = loss_and_gradients(made("llama", precision, DEVICE), mask=document_mask(segments.to(DEVICE)))
+    documents = Documents.of(torch.tensor([0] * 4 + [4] * 5 + [9] * 3).expand(3, -1))
+    exact = loss_and_gradients(made("llama"), mask=documents.mask())
+    found = loss_and_gradients(made("llama", precision, DEVICE), documents=documents.to(DEVICE))
     assert_near(found, exact, precision)
 
 
