@@ -43,7 +43,7 @@ from transformers.utils.generic import can_return_tuple
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.loop.design import LoopDesign
 from pretrain.model.loop.held import HeldWeights
-from pretrain.model.loop.keys import keys_of, mix, window_of, window_weights
+from pretrain.model.loop.keys import gate_far_and_near, keys_of, window_of, window_weights
 from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.variant import Shape
 from pretrain.model.weight_kinds import Weight, Weights, under
@@ -347,7 +347,7 @@ class Attention(nn.Module):
             if shared is not None and not shared.reads:
                 shared.kept[shared.layer] = keys, values
             own = attend(queries, keys, values, mask if mixed is None else near)
-            mixed = own if mixed is None else self.window(mix, queries, mixed, own)
+            mixed = own if mixed is None else self.window(gate_far_and_near, queries, mixed, own)
         assert mixed is not None, "it computes or reads"
         mixed = mixed.transpose(1, 2).flatten(2)
         return this.linear("attention.output", mixed, self.output(mixed))

@@ -26,7 +26,7 @@ from pretrain.model.kernels.documents import Documents, attend_within
 from pretrain.model.kernels.elementwise import RootMeanSquareNorm, Rotation
 from pretrain.model.kernels.window_attention import band, newest_visible, window_attention
 from pretrain.model.loop.held import HeldWeights
-from pretrain.model.loop.keys import mix
+from pretrain.model.loop.keys import gate_far_and_near
 from pretrain.model.loop.per_loop.this import ALIKE, InLayers, InThisLoop
 from pretrain.model.loop.recurrence import Application
 from pretrain.model.parallel_ops import ParallelOps
@@ -275,7 +275,7 @@ class Attention(nn.Module):
         else:
             assert self.window is not None
             far, near = (self._attend(queries, each, context, application) for each in (None, computed))
-            mixed = self.window(mix, queries, far, near)
+            mixed = self.window(gate_far_and_near, queries, far, near)
         mixed = mixed.transpose(1, 2).reshape(states.shape[0], -1)
         return this.linear("attention.output", mixed, self.output(mixed))
 

@@ -53,7 +53,7 @@ def window_weights(num_heads: int, head_dim: int) -> Weights:
     return {"gate": vectors, "offset": Weight(shape=(num_heads,), split=0, init="zeros")}
 
 
-def mix(held: Held, queries: "Tensor", first: "Tensor", own: "Tensor") -> "Tensor":
+def gate_far_and_near(held: Held, queries: "Tensor", first: "Tensor", own: "Tensor") -> "Tensor":
     """[b, h, s, e] each: queries, what attention gives for them over the first loop's keys and values and over the
     window of the own -> what the gate makes of both."""
     log_odds = (queries * held["gate"][:, None]).sum(-1, keepdim=True) + held["offset"][:, None, None]

@@ -159,15 +159,15 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("run.name=[]", "run.name: needs text, got []"),
         ("run.name=a{model.num_loop}", "run.name: {model.num_loop}: unknown key, did you mean model.num_loops?"),
         ("checkpoint.init_from=runs/{run.sed}", "checkpoint.init_from: {run.sed}: unknown key, did you mean run.seed?"),
-        ("run.name=a{parallel}", "run.name: {parallel}: unknown key; there are pipeline, sequence, tensor"),
+        ("run.name=a{parallel}", "run.name: {parallel}: unknown key; there are overlap, pipeline, sequence, tensor"),
         ("validation.num_loops=3", "validation.num_loops: needs a list, such as [1, 2], got 3"),
         ("validation.num_loops=[1, x]", "validation.num_loops[1]: needs a whole number, got x"),
         ("model.num_loop=3", "model.num_loop: unknown key, did you mean model.num_loops?"),
         ("modle.num_loops=3", "modle: unknown key, did you mean model?"),
         (
             "base=x.yaml",
-            "base: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, parallel, run, train, "
-            "validation",
+            "base: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, parallel, profile, "
+            "ranks, run, train, validation",
         ),
         ("model=3", "model: needs keys and values, got 3"),
         ("train.steps=[1", "train.steps: not valid YAML: expected ',' or ']', but got '<stream end>'"),
@@ -209,8 +209,7 @@ def test_a_source_is_a_folder_or_a_task(write: Write) -> None:
         ("\nbase: [a]", "run.yaml:2: base: needs the name of a YAML file, got [a]"),
         (
             "variants: {adam: {}}",
-            "run.yaml:1: variants: unknown key; there are alarms, checkpoint, data, logging, model, optimizer, "
-            "parallel, run, train, validation",
+            "run.yaml:1: variants: unknown key, did you mean ranks?",
         ),
         ("base: run.yaml", "run.yaml:1: base: goes in a circle: run.yaml -> run.yaml"),
     ],
