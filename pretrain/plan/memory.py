@@ -115,7 +115,7 @@ class Activations:
         split one logits."""
         model, num_ranks = self.config.model, self.config.parallel.tensor
         if num_ranks > 1:
-            return 4 * self._tokens * model.vocab_size * self._wide / num_ranks
+            return 3 * self._tokens * model.vocab_size * self._wide / num_ranks
         narrow = self._size if self._size < self._wide else 0  # a second copy in the type of the weights
         return model.vocab_size * (min(self._tokens, LOSS_BLOCK_TOKENS) + model.hidden_size) * (self._wide + narrow)
 

@@ -21,6 +21,9 @@ CONFIG = Path(__file__).parents[3] / "configs" / "pretrain" / "12x2.yaml"
     [
         (8, 1, 1, 0, 4, "none"),
         (64, 2, 4, 0, 4, "none"),
+        (8, 2, 2, 1, 4, "none"),
+        (64, 4, 2, 1, 2, "loop"),
+        (1024, 8, 4, 3, 4, "layer"),
     ],
 )
 def test_a_rank_holds_what_is_planned(
@@ -37,5 +40,5 @@ def test_a_rank_holds_what_is_planned(
     held = rank_memory(config, world_size, stage * data * tensor, monkeypatch)
     planned = make_plan(config, world_size).stages[stage]
     states = planned.weights + planned.gradients + planned.optimizer
-    assert held.states == pytest.approx(states, rel=0.001)
+    assert held.states == pytest.approx(states, rel=0.001, abs=2**20)  # buckets are padded
     assert held.peak == pytest.approx(planned.total, rel=0.05)
