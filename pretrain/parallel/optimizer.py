@@ -13,7 +13,7 @@ Gradients are sums, not means: the loss is already divided by the tokens of the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -43,17 +43,31 @@ class ParallelOptimizer(ABC):
     updated: list[tuple[nn.Parameter, Tensor]]
     """Parameters of the model, and the fp32 (or wider) weights, or shares of them, that `inner` updates for them."""
 
+    shards: ClassVar[bool]
+    """Whether state and fp32 weights are sharded over the data-parallel ranks."""
+
     def __init__(
-        self, model: LoopedGPT, config: TransformerConfig, groups: Groups, *, shard: bool, overlap: bool
+        self,
+        model: LoopedGPT,
+        config: TransformerConfig,
+        settings: OptimizerSection,
+        groups: Groups,
+        *,
+        overlap: bool = False,
     ) -> None:
         self.model, self.groups = model, groups
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         ddp_config = DistributedDataParallelConfig(
-            use_distributed_optimizer=shard,
+            use_distributed_optimizer=self.shards,
             grad_reduce_in_fp32=config.params_dtype != torch.float64,
             overlap_grad_reduce=overlap and groups.data.size() > 1,
         )
         self.ddp = GradientBuffers(config, ddp_config, model, groups)
+        self._make(config, settings)
+
+    @abstractmethod
+    def _make(self, config: TransformerConfig, settings: OptimizerSection) -> None:
+        """Make `inner` and `updated`, on the gradient buffers."""
 
     @property
     def overlapped(self) -> GradientBuffers | None:
@@ -131,16 +145,10 @@ def main_grad(parameter: nn.Parameter) -> Tensor:
 class ShardedOptimizer(ParallelOptimizer):
     """An optimizer of single elements, whose state and fp32 weights are sharded over the data-parallel ranks."""
 
-    def __init__(
-        self,
-        model: LoopedGPT,
-        config: TransformerConfig,
-        settings: OptimizerSection,
-        groups: Groups,
-        *,
-        overlap: bool = False,
-    ) -> None:
-        super().__init__(model, config, groups, shard=True, overlap=overlap)
+    shards = True
+
+    def _make(self, config: TransformerConfig, settings: OptimizerSection) -> None:
+        model = self.model
         inner = make_optimizer(parameter_groups(model.named_parameters(), model.weights, settings), settings)
         megatron_config = OptimizerConfig(
             optimizer="adam", lr=settings.lr, weight_decay=settings.weight_decay, bf16=config.bf16,
@@ -152,7 +160,7 @@ class ShardedOptimizer(ParallelOptimizer):
             self.sharded = DistributedOptimizer(
                 inner, megatron_config, None, None,  # type: ignore[arg-type]
                 model_chunks=[self.ddp], per_model_buffers={0: self.ddp.buffers},  # type: ignore[dict-item]
-                data_parallel_group=groups.data,
+                data_parallel_group=self.groups.data,
                 data_parallel_group_gloo=None, data_parallel_group_idx=0, distributed_optimizer_instance_id=0,
             )  # fmt: skip
         self.inner = self.sharded.optimizer
@@ -200,16 +208,10 @@ class ShardedOptimizer(ParallelOptimizer):
 class ReplicatedOptimizer(ParallelOptimizer):
     """Any torch optimizer, run by every rank on whole fp32 (or fp64) matrices."""
 
-    def __init__(
-        self,
-        model: LoopedGPT,
-        config: TransformerConfig,
-        settings: OptimizerSection,
-        groups: Groups,
-        *,
-        overlap: bool = False,
-    ) -> None:
-        super().__init__(model, config, groups, shard=False, overlap=overlap)
+    shards = False
+
+    def _make(self, config: TransformerConfig, settings: OptimizerSection) -> None:
+        model = self.model
         if is_plugin(settings.name):
             require_contract(settings)
         wide = torch.promote_types(config.params_dtype, torch.float32)

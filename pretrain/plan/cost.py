@@ -12,6 +12,7 @@ fitted shares of `pretrain/plan/machine.py`; waiting for the slowest of many ran
 """
 
 from dataclasses import dataclass, fields
+from typing import Self
 
 from pretrain.config.run import BYTES, RunConfig
 from pretrain.model.loop.recurrence import Recurrence, Stage
@@ -27,8 +28,18 @@ SCRATCH_OF_LOSS = 5
 """Times that logits cross memory in fp32, forward and backward."""
 
 
+class Amounts:
+    """A dataclass of amounts, which add up and multiply field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(**{name: factor * value for name, value in vars(self).items()})
+
+
 @dataclass(frozen=True, kw_only=True)
-class Times:
+class Times(Amounts):
     """Seconds of something, by what they go into."""
 
     matrices: float = 0.0
@@ -57,15 +68,9 @@ class Times:
             return "matrices"
         return max((field.name for field in fields(self)[1:]), key=lambda name: getattr(self, name))
 
-    def __add__(self, other: "Times") -> "Times":
-        return Times(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    def __mul__(self, factor: float) -> "Times":
-        return Times(**{name: factor * value for name, value in vars(self).items()})
-
 
 @dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Traffic(Amounts):
     """Bytes that a rank sends in a step, by the way they take, and how many of them are hidden."""
 
     link: float = 0.0
@@ -73,12 +78,6 @@ class Traffic:
     hidden: float = 0.0
     seconds: float = 0.0
     """That the wires are busy."""
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    def __mul__(self, factor: float) -> "Traffic":
-        return Traffic(**{name: factor * value for name, value in vars(self).items()})
 
     @property
     def total(self) -> float:

@@ -72,7 +72,7 @@ class Software:
     links: float = 0.8
     """Share of the rates of NVLink and network that collectives reach."""
     passes: float = 1.0
-    """Times that states, heads and feed-forward widths cross memory, relative to fused kernels (`ELEMENTWISE`)."""
+    """Times that states, heads and feed-forward widths cross memory, relative to fused kernels."""
     launch: float = 4e-6
     """Seconds to start a kernel: the least that one takes."""
     kernels: int = 12
@@ -86,6 +86,6 @@ class Software:
 
 
 COMPILED = Software()
-"""Ours with train.compile: collectives wait (`overlap_grad_reduce=False`), messages of the ring overlap."""
+"""Ours with train.compile: collectives wait, as without `parallel.overlap`; messages of the ring overlap."""
 EAGER = Software(passes=2.6, kernels=30)
 """Ours without."""
