@@ -59,20 +59,22 @@ def parse_json(text: str | bytes, on_object: Callable[[list[tuple[str, Any]]], A
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder is there.
+    """Whether a file or folder is there. What another process makes between two looks is there at the second.
 
     Raises:
         OSError: a call failed, or the folder lists it and it cannot be found.
     """
-    try:
-        path.stat()
-    except NotADirectoryError:
-        return False
-    except FileNotFoundError:
-        if is_listed(path):
-            raise lost(path) from None
-        return False
-    return True
+    for _ in range(2):
+        try:
+            path.stat()
+        except NotADirectoryError:
+            return False
+        except FileNotFoundError:
+            if not is_listed(path):
+                return False
+        else:
+            return True
+    raise lost(path)
 
 
 def is_listed(path: Path) -> bool:
@@ -81,13 +83,23 @@ def is_listed(path: Path) -> bool:
     Raises:
         OSError: the folder is there and cannot be listed.
     """
-    try:
-        with naming(path.parent):
-            return path.name in os.listdir(path.parent)
-    except FileNotFoundError:
-        if is_there(path.parent):
-            raise lost(path.parent) from None
-        return False
+    return path.name in (names_in(path.parent) or ())
+
+
+def names_in(folder: Path) -> list[str] | None:
+    """The names in a folder, or None if it is not there. One that another process makes meanwhile is looked at again.
+
+    Raises:
+        OSError: it is there and cannot be listed.
+    """
+    for _ in range(2):
+        try:
+            with naming(folder):
+                return os.listdir(folder)
+        except FileNotFoundError:
+            if not is_there(folder):
+                return None
+    raise lost(folder)
 
 
 def require_new(path: Path, what: str = "run directory") -> None:

@@ -37,7 +37,7 @@ from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step, rank_name, step_name
 from pretrain.checkpoint.verify import is_sound, is_unsettled
 from pretrain.checkpoint.writer import Staged, publish, write_tensors
-from pretrain.storage import clear_away, is_there, naming, require_missing, sync_folder
+from pretrain.storage import clear_away, is_there, names_in, require_missing, sync_folder
 
 _LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")
 _REPLACED = ".replaced"
@@ -248,9 +248,4 @@ def _remove_leftover(path: Path) -> None:
 
 
 def _listing(folder: Path) -> list[Path]:
-    try:
-        with naming(folder):
-            return list(folder.iterdir())
-    except FileNotFoundError:
-        require_missing(folder)
-        return []
+    return [folder / name for name in names_in(folder) or ()]

@@ -5,11 +5,10 @@
 that a save of the same step was about to replace.
 """
 
-import os
 import re
 from pathlib import Path
 
-from pretrain.storage import is_there, naming
+from pretrain.storage import names_in
 
 CHECKPOINTS = "checkpoints"
 """Folder of checkpoints in a run directory."""
@@ -41,19 +40,8 @@ def list_checkpoints(directory: Path | str) -> list[Path]:
     Raises:
         OSError: the directory cannot be listed.
     """
-    try:
-        names = _list(directory)
-    except FileNotFoundError:
-        if not is_there(Path(directory)):
-            return []
-        names = _list(directory)  # made in the meantime, by a run that someone watches
-    found = [Path(directory, name) for name in names if parse_step(name) is not None]
+    found = [Path(directory, name) for name in names_in(Path(directory)) or () if parse_step(name) is not None]
     return sorted(found, key=lambda path: (-(parse_step(path.name) or 0), path.name))
-
-
-def _list(directory: Path | str) -> list[str]:
-    with naming(directory):
-        return os.listdir(directory)
 
 
 def require_checkpoint(run_dir: Path, step: int | None = None) -> Path:

@@ -20,7 +20,6 @@ memory of a worker is one document and the index of one shard.
 
 import errno
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,16 @@ from pretrain.data.prepare.units import (
 )
 from pretrain.data.shards import index_name
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.storage import clear_away, is_there, naming, read_file, require_missing, sync_folder, write_atomically
+from pretrain.storage import (
+    clear_away,
+    is_there,
+    names_in,
+    naming,
+    read_file,
+    require_missing,
+    sync_folder,
+    write_atomically,
+)
 
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 1 << 20, 256 << 20
 UNITS_PER_RUN = 64
@@ -215,13 +223,7 @@ def _cut(files: Iterable[InputFile]) -> list[Unit]:
 
 def _finished_units(output: Path) -> set[str]:
     """Names of the folders of finished units."""
-    work = output / WORK_NAME
-    try:
-        with naming(work):
-            return set(os.listdir(work))
-    except FileNotFoundError:
-        require_missing(work)
-        return set()
+    return set(names_in(output / WORK_NAME) or ())
 
 
 def _run(settings: PrepareSettings, units: list[Unit], part: Part, report: Report) -> int:
