@@ -3,8 +3,8 @@
     python tools/loops_and_thoughts.py runs/sweeps/composition_small/*-seed*
 
 Theorem 5.4 of Saunshi et al. (2025) simulates m steps of text of a model by m loops of a block not much larger. From
-the test rows of runs of one task (cot; no_cot with train.num_loops; coconut), each at the steps, loops and thoughts
-that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and against the FLOPs of
+the test rows of runs of one task (cot; without_thought and no_cot with train.num_loops; coconut), each at the steps,
+loops and thoughts that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and against the FLOPs of
 an answer, mean and least to largest over seeds, with chance and the task's best shortcut (`pretrain/tasks/
 shortcuts.py`) as lines. Prints a table and writes loops_and_thoughts.csv, .png and .svg.
 """
@@ -29,13 +29,18 @@ from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser
 from pretrain.config.read import read_config
 from pretrain.rows.jsonl import JsonLines
-from pretrain.scaling.style import BLUE, GREEN, GREY, RED, draw_grid_lines, new_figure
+from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, RED, draw_grid_lines, new_figure
 from pretrain.tasks.shortcuts import best_shortcut, floor_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = {"cot": ("steps of text", RED, "s"), "no_cot": ("loops", BLUE, "o"), "coconut": ("thoughts", GREEN, "^")}
+KINDS = {
+    "cot": ("steps of text", RED, "s"),
+    "without_thought": ("loops, text taken away in stages", BLUE, "o"),
+    "no_cot": ("loops, never any text", ORANGE, "D"),
+    "coconut": ("thoughts", GREEN, "^"),
+}
 """What each method counts, and the colour and marker of its points."""
 HEADER = ("method", "count", "loops", "accuracy_pct", "least", "largest", "new_tokens", "flops", "seeds")
 
@@ -96,7 +101,7 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
         asked = test.task, parameters
         row = _trained_row(run, config)
         steps = max(map(int, row.examples_by_chain_length))
-        count = {"cot": steps, "no_cot": row.num_loops, "coconut": row.num_thoughts}[name]
+        count = {"cot": steps, "coconut": row.num_thoughts}.get(name, row.num_loops)
         pools.setdefault((name, count, row.num_loops), []).append(row)
     assert asked is not None, "nargs is +"
     points = [

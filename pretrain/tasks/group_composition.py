@@ -16,7 +16,7 @@ or of the first 1 + s, 1 + 2s, ... with s elements a step: fewer steps of more w
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import accumulate, permutations
+from itertools import accumulate, combinations, permutations
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,12 @@ from pretrain.tasks.task import Example, Rule, Size, Task
 def _compose(first: str, second: str) -> str:
     """The symbol of the permutation that applies `second`, then `first`."""
     return f"[{''.join([first[int(image)] for image in second[1:-1]])}]"
+
+
+@lru_cache(maxsize=720)
+def _is_odd(symbol: str) -> bool:
+    """Whether a permutation is a product of an odd number of swaps; signs of factors multiply in any order."""
+    return sum(left > right for left, right in combinations(symbol[1:-1], 2)) % 2 == 1
 
 
 def _sums(elements: list[str], order: int) -> Iterator[str]:
@@ -99,7 +105,12 @@ class GroupComposition(Task[GroupCompositionParameters]):
 
             return rule
 
+        def of_the_sign(question: str) -> list[str]:
+            sign = sum(map(_is_odd, re.findall(r"\[\d+\]", question))) % 2
+            return [symbol for symbol in self._symbols if _is_odd(symbol) == sign]
+
         return {
+            **({"sign of the product": of_the_sign} if self.parameters.group == "symmetric" else {}),
             "last element": product_of(slice(-1, None)),
             "product of the first two": product_of(slice(2)),
             "product of the last two": product_of(slice(-2, None)),
