@@ -79,6 +79,18 @@ class ProsQAParameters(Section):
     distractor: Literal["any_leaf", "same_depth"] = "any_leaf"
     """The wrong option: any_leaf = any leaf of its side, as released; same_depth = one as deep as the target, so that
     only a search from the root tells them apart."""
+    num_persons: int = Field(default=len(PERSONS), ge=2, le=len(PERSONS))
+    """Names of persons, the first of the list; a graph with more of them is drawn again."""
+    num_concepts: int = Field(default=len(CONCEPTS), ge=2, le=len(CONCEPTS))
+    """Names of concepts, likewise. Few names are learnt in fewer examples."""
+
+    @property
+    def persons(self) -> tuple[str, ...]:
+        return PERSONS[: self.num_persons]
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return CONCEPTS[: self.num_concepts]
 
     @property
     def most_edges(self) -> int:
@@ -131,9 +143,9 @@ class ProsQA(Task[ProsQAParameters]):
         return write_example(self.draw_graph(random), random)
 
     def longest(self, size: Size) -> Example:
-        person = max(PERSONS, key=lambda name: size(f" {name} is"))
+        person = max(self.parameters.persons, key=lambda name: size(f" {name} is"))
         first, second, last, every = (
-            max(CONCEPTS, key=lambda name, form=form: size(form.format(name)))
+            max(self.parameters.concepts, key=lambda name, form=form: size(form.format(name)))
             for form in (" a {} or", " {}?", " a {}.", " Every {} is")
         )
         facts = [f"{person} is a {last}.", f"Every {every} is a {last}."]
@@ -162,8 +174,9 @@ class ProsQA(Task[ProsQAParameters]):
                 return graph
         wanted = self.parameters
         raise ValueError(
-            f"task prosqa: none of {MAX_DRAWS} graphs of num_nodes={wanted.num_nodes} has a target "
-            f"{wanted.min_hops} (min_hops) to {wanted.max_hops} (max_hops) steps away; set other hops, or more nodes"
+            f"task prosqa: none of {MAX_DRAWS} graphs of num_nodes={wanted.num_nodes} has a target {wanted.min_hops} "
+            f"(min_hops) to {wanted.max_hops} (max_hops) steps away and names for all; set other hops, or more nodes "
+            "or names"
         )
 
     def _try_graph(self, random: Random) -> Graph | None:
@@ -177,7 +190,7 @@ class ProsQA(Task[ProsQAParameters]):
             return None
         kept = [node for node, of_node in enumerate(drawn.parents) if of_node or node in drawn.with_child]
         num_persons = sum(not drawn.parents[node] for node in kept)
-        if num_persons > len(PERSONS) or len(kept) - num_persons > len(CONCEPTS):
+        if num_persons > wanted.num_persons or len(kept) - num_persons > wanted.num_concepts:
             return None
         if is_one_depth:
             options = [random.choice(of_side) for of_side in leaves]
@@ -187,8 +200,8 @@ class ProsQA(Task[ProsQAParameters]):
             asked = _draw_farthest(drawn, leaves, hops, random)
         if asked is None:
             return None
-        persons = iter(random.sample(PERSONS, num_persons))
-        concepts = iter(random.sample(CONCEPTS, len(kept) - num_persons))
+        persons = iter(random.sample(wanted.persons, num_persons))
+        concepts = iter(random.sample(wanted.concepts, len(kept) - num_persons))
         names = tuple(next(concepts if drawn.parents[node] else persons) for node in kept)
         number = {node: place for place, node in enumerate(kept)}
         edges = tuple((number[parent], number[child]) for child in kept for parent in drawn.parents[child])

@@ -56,7 +56,8 @@ class ProsQASymbolic(Task[ProsQAParameters]):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        return (*PERSON_SYMBOLS, *CONCEPT_SYMBOLS, ",", "?", "=")
+        names = *self.parameters.persons, *self.parameters.concepts
+        return (*map(_SYMBOL_OF.__getitem__, names), ",", "?", "=")
 
     @property
     def shortcuts(self) -> dict[str, Rule]:

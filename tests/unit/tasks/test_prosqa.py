@@ -136,6 +136,19 @@ def test_a_difficulty_that_cannot_be_met_says_so() -> None:
         ProsQA(ProsQAParameters(num_nodes=4, min_hops=6, max_hops=9)).generate(0, 0)
 
 
+def test_few_names_are_the_first_of_the_lists_and_graphs_with_more_nodes_are_drawn_again() -> None:
+    few = {"num_nodes": 14, "min_hops": 2, "max_hops": 2, "num_persons": 4, "num_concepts": 10}
+    words, symbols = make_task("prosqa", few), make_task("prosqa_symbolic", few)
+    assert symbols.vocabulary == (*"ABCDabcdefghij", *",?=")
+    seen: set[str] = set()
+    for number in range(200):
+        seen |= set(symbols.generate(0, number).question)
+        assert set(Graph.parse(words.generate(0, number).question).idx_to_symbol) <= {*PERSONS[:4], *CONCEPTS[:10]}
+    assert seen == set(symbols.vocabulary) - {"="}
+    with pytest.raises(ValueError, match="and names for all; set other hops, or more nodes"):
+        make_task("prosqa", {"num_nodes": 40, "num_concepts": 2}).generate(0, 0)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
