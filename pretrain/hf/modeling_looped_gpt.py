@@ -52,6 +52,9 @@ Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation of each position, [b or 1, s, 1, e/2] each."""
 
 
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What outputs call the cache: transformers 5.24 has the new name, and warns of the old one."""
+
 PLAIN_LOOP = {
     "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual": "plain",
     "exit": "none", "residual_scale": "one", "keys": "own", "keys_every": 2, "keys_window": 0,
@@ -564,8 +567,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        # transformers 5.24 accepts this name without declaring it
-        cached: dict[str, Any] = {"past_key_values": past_key_values if use_cache else None}
+        cached: dict[str, Any] = {CACHE_NAME: past_key_values if use_cache else None}
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached
         )

@@ -190,6 +190,19 @@ def test_cached_equals_uncached(family: ModelSection, num_loops: int) -> None:
         assert_close(torch.cat(parts, dim=1), whole.logits)
 
 
+def test_generation_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for name, module in list(sys.modules.items()):
+        logger = getattr(module, "logger", None) if name.startswith("transformers") else None
+        if logger is not None and hasattr(logger, "warning_once"):
+            for kind in ("warning", "warning_once"):
+                monkeypatch.setattr(logger, kind, lambda message, *_, **__: said.append(str(message)))
+    config = LoopedGPTConfig(vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, ffn_size=48, num_loops=2)
+    model = LoopedGPTForCausalLM(config).eval()
+    model.generate(random_tokens(), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert said == []
+
+
 @families
 def test_padded_rows_equal_rows_alone(family: ModelSection) -> None:
     model, batch = small(family), padded(PROMPTS)
