@@ -26,7 +26,12 @@ def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], m
     Raises:
         ValueError: one number does not divide another; names both, and what would.
     """
-    require_divides("world size", world_size, *replica)
+    if world_size % replica[1]:
+        key, ranks = replica
+        raise ValueError(
+            f"world size={world_size} is not divisible by {key}={ranks}: start {ranks} ranks or a multiple "
+            f"(python -m pretrain.launch --ranks {ranks} ...), or lower {key}"
+        )
     data_parallel = world_size // replica[1]
     at_once = micro_batch * data_parallel
     if batch[1] % at_once:

@@ -85,8 +85,18 @@ def test_what_no_number_of_ranks_can_run(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("changes", "world_size", "message"),
     [
-        ({"parallel.pipeline": 2}, 3, "world size=3 is not divisible by parallel.tensor · parallel.pipeline=2"),
-        ({"parallel.pipeline": 2}, 1, "world size=1 is not divisible by parallel.tensor · parallel.pipeline=2"),
+        (
+            {"parallel.pipeline": 2},
+            3,
+            "world size=3 is not divisible by parallel.tensor · parallel.pipeline=2: start 2 ranks or a multiple "
+            "(python -m pretrain.launch --ranks 2 ...), or lower parallel.tensor · parallel.pipeline",
+        ),
+        (
+            {"parallel.pipeline": 2},
+            1,
+            "world size=1 is not divisible by parallel.tensor · parallel.pipeline=2: start 2 ranks or a multiple "
+            "(python -m pretrain.launch --ranks 2 ...), or lower parallel.tensor · parallel.pipeline",
+        ),
         (
             {},
             4,
