@@ -106,14 +106,15 @@ class Trainer:
         )  # fmt: skip
         session.identity = replace(session.identity, data=digest(self.loader.fingerprints))
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
-        self.engine = Engine(config, groups, session.tokenizer.separators)
+        reader = session.resume(RESUMABLE)
+        self.engine = Engine(config, groups, session.tokenizer.separators, drawn=reader is None)
         if self.engine.teacher is not None:
             require_tokenizer(self.engine.teacher.reader, session.saved.tokenizer, session.tokenizer.sha256)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
         self.hooks = Hooks(config, layout, self.engine, session.say)
         self.alarms = Alarms(config.alarms)
         self._scored_every, self._diagnosed_every = 0, self.hooks.rows_every(None)
-        self._resume()
+        self._fill(reader)
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
         if config.model.loop.exit == "gate" and config.train.loop_loss.over != "expected":
@@ -369,10 +370,9 @@ class Trainer:
         }
         self.session.save(pieces, meta)
 
-    def _resume(self) -> None:
-        """Continue from the newest good checkpoint, if there is one, or start from the weights of another run."""
+    def _fill(self, reader: CheckpointReader | None) -> None:
+        """Continue from a checkpoint, if there is one, or start from the weights of another run, if one is named."""
         config = self.config
-        reader = self.session.resume(RESUMABLE)
         if reader is not None:
             self.engine.load(reader, reader.meta["num_updates"])
             self.loader.require_sources(reader.meta["sources"])

@@ -110,9 +110,10 @@ class Engine:
         config: the run configuration; only its model, parallel, train, optimizer, ranks sections and the seed are used.
         groups: the process groups of this rank.
         separators: what tells documents apart.
+        drawn: whether the weights are drawn; not if `load` fills them.
     """
 
-    def __init__(self, config: RunConfig, groups: Groups, separators: Separators) -> None:
+    def __init__(self, config: RunConfig, groups: Groups, separators: Separators, *, drawn: bool = True) -> None:
         self.config, self.groups, self.separators = config, groups, separators
         self.dtype = DTYPES[config.train.precision]
         if config.train.deterministic:
@@ -120,7 +121,8 @@ class Engine:
         model, train = config.model, config.train
         self.megatron = megatron_config(model, config.parallel, self.dtype, deterministic=train.deterministic)
         self.model = build_stage(model, train.seq_len, self.megatron, groups, train.recompute)
-        initialise(self.model, config.run.seed, groups.tensor.rank())
+        if drawn:  # seconds for each billion of weights, before the first word of a resumed run
+            initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)
         if config.train.compile:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint.names import list_checkpoints
+from pretrain.config.run import RunConfig
+from pretrain.parallel import engine
 from tests.distributed.pool import RankPool
 from tests.distributed.test_training import assert_close, exact_rows, rows, tensors
 from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
@@ -93,6 +95,29 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_goes_back_to_one(roo
 
     (printed,) = pool.run(train_aloud, training_config(root, "diverging", checkpoint={"resume": 5}), world_size=1)
     assert "error: checkpoint.resume=5: " in printed and "has no good checkpoint of it" in printed
+
+
+def train_undrawn(config: RunConfig) -> str:
+    """Train, where drawing weights is an error."""
+    drawing = engine.initialise
+    engine.initialise = raising  # type: ignore[assignment]
+    try:
+        return train_aloud(config)
+    finally:
+        engine.initialise = drawing
+
+
+def raising(*_: Any) -> None:
+    raise AssertionError("weights were drawn")
+
+
+def test_weights_that_a_checkpoint_fills_are_not_drawn_before(root: Path, pool: RankPool) -> None:
+    short = training_config(root, "undrawn", train={"steps": 3}, validation={"every": 0})
+    with pytest.raises(Exception, match="weights were drawn"):
+        pool.run(train_undrawn, short, world_size=1)
+    assert pool.run(train, short, world_size=1) == [0]
+    (printed,) = pool.run(train_undrawn, short, world_size=1)
+    assert "step 3 of 3: resumed" in printed
 
 
 def test_what_the_weights_were_worth_is_measured_once(root: Path, pool: RankPool, reference: str) -> None:
