@@ -18,6 +18,12 @@ LEADS_NOWHERE = (errno.ELOOP, errno.ENAMETOOLONG)
 """Errors of a path that no storage has: symbolic links in a circle, a name too long. Bad input, as a missing file."""
 
 
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO)
+"""Errors of a network file system that a later call may not meet."""
+WAITS_S = (0.5, 2.0, 8.0)
+"""How long a reader waits for that, each time."""
+
+
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """An OSError inside that names no file names this one."""

@@ -15,8 +15,10 @@ the number of shards.
 
 import math
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -34,6 +36,7 @@ from pretrain.data.stream.long_documents import DocumentPiece, cut_fingerprint, 
 from pretrain.data.stream.task_source import TaskSource, TaskWalker
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.schema.section import Section
+from pretrain.storage import PASSING, WAITS_S
 
 BLOCK, LARGEST_BLOCK = 256, 2**16
 """Documents whose place and split are looked up at once: of a split with few of them, as many as have one on average,
@@ -202,7 +205,7 @@ class Source:
         if row is None:
             raise DamagedDocument(f"{which} cannot be found: the shard's index is missing or damaged")
         try:
-            payload = read_document(self._open(path), row, candidate.number)
+            payload = self._read_payload(path, row, candidate.number)
         except FileNotFoundError:
             require_lost(path)
             raise DamagedDocument(f"{which} at byte {row['offset']} is lost: the shard is missing") from None
@@ -210,6 +213,21 @@ class Source:
             return frame_document(payload, int(row["extension"]), self.tokenizer, candidate.piece)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DamagedDocument(f"{which} at byte {row['offset']} is not of its format: {error}") from None
+
+    def _read_payload(self, path: Path, row: np.void, number: int) -> bytes:
+        """The bytes of a document. After an error that may pass it waits, opens the shard anew, as a stale handle
+        needs, and reads again: a run of weeks does not end because a server was away for a second."""
+        for wait_s in WAITS_S:
+            try:
+                return read_document(self._open(path), row, number)
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+                print(f"warning: {path}: {error.strerror}: read again in {wait_s:g} s", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                self._files.pop(path.name).close()
+            time.sleep(wait_s)
+        return read_document(self._open(path), row, number)
 
     def _accept_damage(self, error: DamagedDocument, shard: ShardRow) -> None:
         """Raise, or name the damage on stderr, once per shard."""

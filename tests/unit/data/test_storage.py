@@ -5,14 +5,16 @@ import fcntl
 import io
 import os
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
+import numpy as np
 import pytest
 
 from pretrain.data.manifest import Manifest
 from pretrain.data.prepare import documents, inputs, records
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
 from pretrain.data.shards import open_index, read_document
+from pretrain.data.stream import stream
 from pretrain.data.stream.loader import Loader
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
 
@@ -36,6 +38,39 @@ def test_a_storage_that_fails_is_no_damage(tmp_path: Path, on_damage: Literal["s
             for number in (1, 2, 3):
                 (folder / f"kept-{number}").replace(folder / f"shard-{number:06d}.tar")
             loader.next_batch()
+
+
+def test_a_read_that_fails_for_a_moment_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a newly opened file: the handle of one that a server has forgotten stays stale."""
+    tokenizer = make_tokenizer(tmp_path / "tokenizer.model")
+    section = make_data(tmp_path / "tokenizer.model", write_source(tmp_path / "data", make_texts(80), 4, tokenizer))
+    stale: dict[int, object] = {}
+    failures = [errno.ESTALE, errno.EIO, 0, errno.ETIMEDOUT]
+
+    def read(file: BinaryIO, row: np.void, number: int) -> bytes:
+        assert id(file) not in stale or stale[id(file)] is not file, "a handle that failed is not used again"
+        if error := failures.pop(0) if failures else 0:
+            stale[id(file)] = file
+            raise OSError(error, os.strerror(error), file.name)
+        return read_document(file, row, number)
+
+    with Loader(section, seed=1, seq_len=16, global_batch=4) as loader:
+        expected = [loader.next_batch() for _ in range(3)]
+    monkeypatch.setattr(stream, "read_document", read)
+    monkeypatch.setattr(stream, "WAITS_S", (0.0, 0.0))
+    with Loader(section, seed=1, seq_len=16, global_batch=4) as loader:
+        assert all(bool((loader.next_batch() == batch).all()) for batch in expected)
+        failures += [errno.EIO] * 3
+        with pytest.raises(OSError, match=r"Input/output error: '.*shard-00000\d\.tar'"):
+            for _ in range(200):
+                loader.next_batch()
+        assert loader.damaged == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(": ")[0].rpartition(": ")[2] for line in said] == [
+        *map(os.strerror, (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EIO, errno.EIO))
+    ]
 
 
 def test_a_file_system_without_locks_is_said_and_passed_over(
