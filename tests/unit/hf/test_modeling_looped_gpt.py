@@ -39,7 +39,6 @@ from tests.unit.model.test_model import GPT2, LLAMA, SEQ, VOCAB, build, families
 
 ENDS: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1}
 PROMPTS = [[5, 9, 3, 40, 2], [7], [11, 60, 8]]
-EOS = 1
 
 
 def exported(looped: LoopedGPT) -> LoopedGPTForCausalLM:
