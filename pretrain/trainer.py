@@ -49,6 +49,7 @@ from pretrain.run.resume import compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession
 from pretrain.run.signals import StopSignal
 from pretrain.run.stragglers import work_fields
+from pretrain.run.time_left import work_of_steps
 from pretrain.run.world import join_world
 from pretrain.watch.alarms import Alarm, Alarms
 from pretrain.watch.hooks import Hooks
@@ -124,8 +125,9 @@ class Trainer:
             )
         self._describe_data()
         session.begin(
-            self.counters, config.train.steps, scored_every=self._scored_every, diagnosed_every=self._diagnosed_every
-        )
+            self.counters, config.train.steps, scored_every=self._scored_every, diagnosed_every=self._diagnosed_every,
+            work=work_of_steps(config),
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self

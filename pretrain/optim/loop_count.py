@@ -85,6 +85,17 @@ def regulariser_share_at(model: ModelSection, train: TrainSection, step: int) ->
     return step / length if step < length else 1.0
 
 
+def expected_loops(model: ModelSection, train: TrainSection, step: int) -> float:
+    """Mean of what may be drawn in a training step, counted from 0 (of the Poisson ones before the draws are cut to
+    their range)."""
+    sampling = train.loop_sampling
+    full, distribution = (
+        sampling.growth.at(sampling.full(model.num_loops)[1], step, train.steps),
+        _distribution(sampling),
+    )
+    return distribution.mean(_rounded(full) if distribution.is_whole else full, sampling)
+
+
 def mean_loops(model: ModelSection, train: TrainSection) -> float:
     """Mean loop count of a run's steps (of the Poisson ones before the draws are cut to their range)."""
     sampling = train.loop_sampling
@@ -98,6 +109,8 @@ class Distribution:
     draw: Callable[[float, LoopSamplingSection, str], int]
     """The last argument keys the draw."""
     mean: Callable[[float, LoopSamplingSection], float]
+    is_whole: bool = False
+    """Whether the draw rounds the first argument."""
 
 
 def _fixed(count: float, _: LoopSamplingSection, __: str) -> int:
@@ -124,8 +137,10 @@ def _poisson_lognormal(mean: float, sampling: LoopSamplingSection, key: str) -> 
 
 
 DISTRIBUTIONS = {
-    "fixed": Distribution(draw=_fixed, mean=lambda count, _: count),
-    "uniform": Distribution(draw=_uniform, mean=lambda maximum, sampling: (sampling.minimum + maximum) / 2),
+    "fixed": Distribution(draw=_fixed, mean=lambda count, _: count, is_whole=True),
+    "uniform": Distribution(
+        draw=_uniform, mean=lambda maximum, sampling: (sampling.minimum + maximum) / 2, is_whole=True
+    ),
     "poisson": Distribution(draw=_poisson, mean=lambda mean, _: mean),
     "poisson_lognormal": Distribution(draw=_poisson_lognormal, mean=lambda mean, _: mean),
 }

@@ -68,6 +68,9 @@ class StepRow(ABC):
     """Share of the peak of all ranks' devices, in percent; None where that is not known."""
     step_time_s: float
     """Wall time of this step."""
+    eta_s: float | None = None
+    """Seconds that the steps after it will take, by the loops they are expected to run, with what lies between steps;
+    None after the first step of a start."""
     memory_gib: float
     """Largest memory use of rank 0 so far."""
     work_s: float | None = None

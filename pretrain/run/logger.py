@@ -8,6 +8,7 @@ on the disk when it is, and rows that are missing all the same are named when th
 import contextlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,6 +19,7 @@ from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import StepRow
 from pretrain.run.progress import Progress
+from pretrain.run.time_left import Work
 from pretrain.run.trackers.tensorboard_run import TensorboardRun
 from pretrain.run.trackers.tracker import LoggedConfig, Tracker, Trackers
 from pretrain.run.trackers.wandb_run import WandbRun, wandb_mode
@@ -38,7 +40,8 @@ class RunMetrics:
 
     def __init__(
         self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
-        logged_every: int = 0, scored_every: int = 0, diagnosed_every: int | None = None, stream: TextIO | None = None,
+        logged_every: int = 0, scored_every: int = 0, diagnosed_every: int | None = None, work: Work | None = None,
+        stream: TextIO | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -50,10 +53,11 @@ class RunMetrics:
             logged_every: there should be rows of all multiples of this up to `resumed_step`; 0 if nobody knows.
             scored_every: and evaluation rows of all multiples of this before it.
             diagnosed_every: and rows of hooks of all multiples of this; None if there are no hooks.
+            work: of each step, by which the ETA counts. Default: each has as much.
             stream: of the progress display. Default: standard error.
         """
         self._every, self._num_steps = config.logging.every, num_steps
-        self._progress = Progress(num_steps, done=resumed_step, stream=stream)
+        self._progress = Progress(num_steps, done=resumed_step, stream=stream, work=work)
         self._log = run_dir / LOG
         logged = range(logged_every, resumed_step + 1, logged_every) if logged_every else ()
         scored = range(scored_every, resumed_step, scored_every) if scored_every else ()  # the last may be made again
@@ -86,7 +90,7 @@ class RunMetrics:
 
     def log_step(self, row: StepRow) -> None:
         """Show a step, and keep its row if `logging.every` says so or if it is the last one."""
-        self._progress.update(row.step, row.describe())
+        row = replace(row, eta_s=self._progress.update(row.step, row.describe()))
         if row.step % self._every and row.step != self._num_steps:
             return
         self._append(self._steps, [row])

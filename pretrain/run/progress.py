@@ -14,7 +14,9 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-BAR_FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}, ETA {remaining}{postfix}"
+from pretrain.run.time_left import TimeLeft, Work
+
+BAR_FORMAT = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
 FIRST_AFTER_S, FIRST_EVERY_S = 20.0, 60.0
 """When it is said how far the first step is, and again."""
 QUIET_S = 3.0
@@ -36,6 +38,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         unit: str = "step",
         began: float | None = None,
+        work: Work | None = None,
     ) -> None:
         """
         Args:
@@ -43,15 +46,15 @@ class Progress:
             done: steps done before this process started.
             stream: where to show progress; a terminal gets the bar. Default: standard error.
             seconds_per_line: least time between two plain lines; the first and the last step get one in any case.
-            clock: seconds, for the plain lines.
+            clock: seconds.
             unit: what a plain line calls a step.
             began: when the first step began, if it was no slower than the others: the ETA counts from then.
+            work: of each step, by which the ETA counts. Default: each has as much.
         """
         self._num_steps, self._seconds_per_line, self._clock = num_steps, seconds_per_line, clock
         self._unit = unit
         self._stream: TextIO | None = stream or sys.stderr  # None where standard error was closed
-        # when the first step was done: it is slow, so the ETA counts from it
-        self._first: tuple[float, int] | None = None if began is None else (began, 0)
+        self._time_left = TimeLeft(num_steps, work, began=began)
         self._last_line = -seconds_per_line
         self._unsaid = ""
         self._bar = None
@@ -60,19 +63,24 @@ class Progress:
                 total=num_steps, initial=done, file=self._stream, dynamic_ncols=True, bar_format=BAR_FORMAT
             )
 
-    def update(self, done: int, description: str) -> None:
-        """Show that `done` steps are done, with a short description of the last one."""
-        bar = self._bar
+    def update(self, done: int, description: str) -> float | None:
+        """Show that `done` steps are done, with a short description of the last one.
+
+        Returns:
+            Seconds that the others will take, as far as is known.
+        """
+        now, bar = self._clock(), self._bar
+        left = self._time_left.after(done, now)
+        text = f"ETA {'?' if left is None else tqdm.format_interval(left)}, {description}"
         if bar is not None:
-            bar.set_postfix_str(description, refresh=False)
+            bar.set_postfix_str(text, refresh=False)
             self._show(lambda: bar.update(done - bar.n))
-            return
-        now = self._clock()
-        self._first = self._first or (now, done)
-        self._unsaid = f"{self._unit} {done}/{self._num_steps}, ETA {self._time_left(now, done)}, {description}"
+            return left
+        self._unsaid = f"{self._unit} {done}/{self._num_steps}, {text}"
         if now - self._last_line >= self._seconds_per_line or done >= self._num_steps:
             self._last_line = now
             self._say_line()
+        return left
 
     @contextmanager
     def first_step(self, number: int, how_far: Callable[[], str]) -> Iterator[None]:
@@ -117,13 +125,6 @@ class Progress:
     def _say_line(self) -> None:
         self.message(self._unsaid)
         self._unsaid = ""
-
-    def _time_left(self, now: float, done: int) -> str:
-        assert self._first is not None
-        start, first = self._first
-        if done == first:
-            return "?"
-        return tqdm.format_interval((now - start) / (done - first) * (self._num_steps - done))
 
 
 def tracked(

@@ -46,6 +46,7 @@ from pretrain.run.resume import Resumable, newest_on_all_ranks
 from pretrain.run.signals import StopSignal
 from pretrain.run.step_profile import StepProfile
 from pretrain.run.stragglers import ReplicaWork, Stragglers
+from pretrain.run.time_left import Work
 from pretrain.run.watchdog import Watchdog
 from pretrain.run.world import SessionConfig
 from pretrain.storage import read_file
@@ -195,7 +196,7 @@ class RunSession:
 
     def begin(
         self, counters: Counters, num_steps: int, more: str = "", *, scored_every: int = 0,
-        diagnosed_every: int | None = None,
+        diagnosed_every: int | None = None, work: Work | None = None,
     ) -> None:  # fmt: skip
         """Write down what the run is: only now, as a configuration that does not fit the run leaves no trace in it.
 
@@ -205,6 +206,7 @@ class RunSession:
             more: said with the first line.
             scored_every: a run that goes on has evaluation rows of all multiples of this; 0 if nobody knows.
             diagnosed_every: the same of rows of hooks; None if there are no hooks.
+            work: of each step, by which the ETA counts. Default: each has as much.
 
         Raises:
             ValueError: it is beyond that.
@@ -224,6 +226,7 @@ class RunSession:
             self.metrics = RunMetrics(
                 self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results,
                 logged_every=self._logged_every, scored_every=scored_every, diagnosed_every=diagnosed_every,
+                work=work,
             )  # fmt: skip
         for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
             if warning:

@@ -56,6 +56,7 @@ class LoggedStep:
     tokens_per_s: float | None = None
     mfu_pct: float | None = None
     step_time_s: float | None = None
+    eta_s: float | None = None
     work_s: float | None = None
     work_worst_s: float | None = None
     slowest: str | None = None
@@ -75,10 +76,11 @@ class RunStatus:
     loss: float | None
     """Of the last step, in nats per token; not a number where the run says so."""
     tokens_per_s: float | None
-    """Median of the last rows, as are MFU and the time of a step in the ETA."""
+    """Median of the last rows, as is MFU."""
     mfu_pct: float | None
     eta_s: float | None
-    """Seconds of training that are left; only of a run that is running."""
+    """Seconds of training that are left, as the last row says, or by the median time of a step; only of a run that is
+    running."""
     requeues: int
     checkpoint_step: int | None
     """Of the newest checkpoint."""
@@ -157,12 +159,19 @@ def read_status(run: Path, name: str, queue: dict[str, str] | None, now: float |
         loss=(math.nan if rows[-1].loss is None else rows[-1].loss) if rows else None,
         tokens_per_s=_median(row.tokens_per_s for row in recent),
         mfu_pct=_median(row.mfu_pct for row in recent),
-        eta_s=(num_steps - step) * step_time if state == "running" and num_steps and step_time else None,
+        eta_s=_time_left(rows, num_steps, step, step_time) if state == "running" else None,
         requeues=len(requeues),
         checkpoint_step=checkpoint[0] if checkpoint else None,
         checkpoint_age_s=now - checkpoint[1] if checkpoint else None,
         error=problem or _last_error(said, job, requeues, state) or (_slow(recent) if state == "running" else ""),
     )
+
+
+def _time_left(rows: Sequence[LoggedStep], num_steps: int | None, step: int, step_time: float | None) -> float | None:
+    """Seconds, by what the row of the last step says, if it does: it knows what work is still to come."""
+    if rows and rows[-1].step == step and rows[-1].eta_s is not None:
+        return rows[-1].eta_s
+    return (num_steps - step) * step_time if num_steps and step_time else None
 
 
 def _state(said: str, job: Path | None, queue: dict[str, str] | None, *, silent_for: float, has_begun: bool) -> str:

@@ -16,8 +16,8 @@ from tests.support.ranks import start_ranks
 
 RUN, KEEP_LAST, METRICS = "soak", 2, "metrics.jsonl"
 _TIMES = (
-    "tokens_per_s", "flops_per_s", "mfu_pct", "step_time_s", "memory_gib", "seconds_per_example", "examples_per_s",
-    "run_id", "stderr", "work_s", "work_worst_s", "slowest",
+    "tokens_per_s", "flops_per_s", "mfu_pct", "step_time_s", "eta_s", "memory_gib", "seconds_per_example",
+    "examples_per_s", "run_id", "stderr", "work_s", "work_worst_s", "slowest",
 )  # fmt: skip
 """What differs between two equal runs; the standard error of a loss is over micro-batches, so it knows the layout."""
 _TOLERANCE = 1e-9

@@ -69,6 +69,11 @@ def test_a_running_run_shows_its_numbers(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_the_time_left_is_what_the_run_says(tmp_path: Path) -> None:
+    """It knows how many loops are to come; what the median step would say is 120 seconds."""
+    assert status(make_run(tmp_path / "a", steps=40, state="running", eta_s=900.0)).eta_s == 900.0
+
+
 @pytest.mark.parametrize(
     ("worst", "state", "slow"), [(1.8, "running", True), (1.1, "running", False), (1.8, "", False)]
 )
