@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
 from pretrain.checkpoint.names import list_checkpoints
+from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.run import RunConfig
 from pretrain.parallel import engine
 from tests.distributed.pool import RankPool
@@ -44,6 +46,49 @@ def reference(root: Path, pool: RankPool) -> str:
     assert pool.run(train, training_config(root, "reference", validation={"every": 3}), world_size=2) == [0, 0]
     assert len(validations(root, "reference")) == 8
     return "reference"
+
+
+GATE = {"exit": "gate"}
+LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "last": ({}, {"over": "last"}),
+    "every": ({}, {"over": "every", "weights": "linear"}),
+    "expected": (GATE, {"over": "expected", "prior": "geometric"}),
+    "consistent": ({}, {"over": "consistent"}),
+    "window": ({"keys": "first", "keys_window": 3}, {"over": "last"}),
+    "noise": ({"start": "noise", "injection": "concat", "injection_at": "every"}, {"over": "consistent"}),
+}
+"""The design of the loop and what its loss is of."""
+
+
+def test_each_loss_of_loops_has_a_resumption() -> None:
+    overs = get_args(LoopLossSection.model_fields["over"].annotation)
+    assert set(overs) == {loss["over"] for _, loss in LOOPS.values()}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_resumed_run_of_any_loss_of_loops_is_bitwise_the_uninterrupted_one(
+    root: Path, pool: RankPool, name: str
+) -> None:
+    """The stop comes after two of four steps, whose loops are drawn up to a maximum that grows."""
+    loop, loss = LOOPS[name]
+    loops = {"distribution": "uniform", "maximum": 4, "growth": {"start": 2, "begin": 0.25}}
+    changes = {
+        "parallel": {"pipeline": 2},
+        "model": {"loop": loop},
+        "train": {"steps": 4, "deterministic": True, "loop_loss": loss, "loop_sampling": loops},
+        "validation": {"every": 0, "num_loops": []},
+    }
+    whole, cut = (training_config(root, f"{when}-{name}", **changes) for when in ("whole", "cut"))
+    assert pool.run(train, whole, world_size=2) == [0, 0]
+    stop = Interruption(rank=1, method="train_step", call=1, signal=signal.SIGTERM)
+    assert pool.run(train, cut, stop, world_size=2) == [0, 0]
+    assert rows(root, cut.run.name)[-1]["step"] == 2
+    assert pool.run(train, cut, world_size=2) == [0, 0]
+    minimised = [[row["objective"] for row in rows(root, run.run.name)] for run in (cut, whole)]
+    assert minimised[0] == minimised[1] and all((value is None) == (loss["over"] == "last") for value in minimised[0])
+    assert exact_rows(root, cut.run.name) == exact_rows(root, whole.run.name)
+    ours, theirs = tensors(root, cut.run.name), tensors(root, whole.run.name)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize("seed", range(4))
