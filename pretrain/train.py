@@ -47,7 +47,15 @@ def plan(config: RunConfig, world_size: int) -> list[Row]:
 
         for name in of_users:
             hook_class(name)
-    return plan_rows(make_plan(config, world_size))
+    teacher, missing = None, []
+    if config.train.teacher.run is not None:
+        from pretrain.run.other_runs import saved_teacher  # torch, which reads checkpoints
+
+        try:
+            teacher = saved_teacher(config)
+        except ValueError as error:  # where data are described too, that is refused after the plan
+            missing = [("", f"without the teacher, which is not counted: {error}")]
+    return [*plan_rows(make_plan(config, world_size, teacher)), *missing]
 
 
 def describe_data(config: RunConfig) -> Iterator[str]:

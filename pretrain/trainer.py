@@ -44,6 +44,7 @@ from pretrain.rows.evaluation import EvaluationRow, ResultKey, ScoredModel
 from pretrain.rows.identity import RunIdentity, digest, loops_of
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
+from pretrain.run.other_runs import saved_teacher
 from pretrain.run.pretraining import RESUMABLE, PretrainCounters
 from pretrain.run.resume import compare_models, newest_on_all_ranks
 from pretrain.run.session import RunSession
@@ -73,11 +74,9 @@ def run(config: RunConfig, layout: Layout) -> int:
     require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
     require_room(data_needs(config, layout, len(FIELDS)), installed_memory(), "this machine")
     with join_world(config) as (groups, signals):
-        require_room(model_needs(config, layout), *device_memory(groups.device))
-        with (
-            open_session(config, layout, groups, tokenizer, signals) as session,
-            Trainer(config, session) as trainer,
-        ):
+        require_room(model_needs(config, layout, saved_teacher(config)), *device_memory(groups.device))
+        opened = open_session(config, layout, groups, tokenizer, signals)
+        with opened as session, Trainer(config, session) as trainer:
             code = trainer.run()
             write_last_report(session)
             return code

@@ -119,7 +119,7 @@ class CommandLine(Generic[Config]):
             "KEY=VALUE": f"replaces a value of the file: {self.examples}",
             "--dry-run": f"print {self.plan}, and exit; 2 where training would refuse something, data included",
             "--world-size N": "ranks that --dry-run plans for. Default: $WORLD_SIZE, $SLURM_NTASKS or one replica",
-            "--without-data": "with --dry-run, plan for a machine that has data and other runs: none is looked at here",
+            "--without-data": "with --dry-run, plan for a machine that has data and other runs: none need be here",
             "--help": "this page",
         }
         usage = " ".join([self.program, *(f"[{name}]" for name in options)]).replace("[KEY=VALUE]", "[KEY=VALUE ...]")

@@ -29,6 +29,7 @@ from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, counts, positive
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.plan.machine import GPUS, USABLE, Gpu, find_gpu
 from pretrain.plan.search import Estimate, Savings, cuts, estimates, fastest, savings, smallest
 from pretrain.plan.table import best_lines, table_lines
@@ -66,10 +67,15 @@ def _plan(options: argparse.Namespace) -> None:
         raise ValueError(f"train.precision={config.train.precision}: the planner knows GPUs in bf16 alone")
     if max(options.gpus) > MOST_GPUS:
         raise ValueError(f"--gpus {max(options.gpus)}: at most {MOST_GPUS:,}")
+    teacher = None
+    if config.train.teacher.run is not None:
+        from pretrain.run.other_runs import saved_teacher  # torch, which reads checkpoints
+
+        teacher = saved_teacher(config)
     if len(options.gpus) == 1:
         (gpus,) = options.gpus
         gpu = _in_nodes(find_gpu(options.gpu), gpus, options.nodes)
-        tried = _estimates(config, gpus, gpu)
+        tried = _estimates(config, gpus, gpu, teacher)
         found = fastest(tried, gpu)[:NUM_SHOWN]
         if not found:
             raise ValueError(
@@ -82,7 +88,7 @@ def _plan(options: argparse.Namespace) -> None:
         raise ValueError("--nodes goes with one number of --gpus: a table is of nodes of eight")
     if config.model.num_loops == 1:
         raise ValueError("model.num_loops=1: the table of several --gpus is of what loops save; give one number")
-    for line in table_lines([(gpus, _saved(config, gpus, find_gpu(options.gpu))) for gpus in options.gpus]):
+    for line in table_lines([(gpus, _saved(config, gpus, find_gpu(options.gpu), teacher)) for gpus in options.gpus]):
         print(line)
 
 
@@ -94,12 +100,12 @@ def _in_nodes(gpu: Gpu, gpus: int, nodes: int | None) -> Gpu:
     return replace(gpu, per_node=gpus // nodes)
 
 
-def _estimates(config: RunConfig, gpus: int, gpu: Gpu) -> list[Estimate]:
+def _estimates(config: RunConfig, gpus: int, gpu: Gpu, teacher: SavedModel | None) -> list[Estimate]:
     """All layouts that can be, with progress on a terminal where that takes long."""
     refused, found = "", []
     for cut in tqdm(list(cuts(config, gpus, gpu)), desc="layouts", unit="", disable=None, delay=1, leave=False):
         try:
-            found += estimates(config, cut, gpus, gpu)
+            found += estimates(config, cut, gpus, gpu, teacher)
         except ValueError as error:
             refused = refused or (first_problem(error) if isinstance(error, ValidationError) else str(error))
     if not found:
@@ -107,10 +113,10 @@ def _estimates(config: RunConfig, gpus: int, gpu: Gpu) -> list[Estimate]:
     return found
 
 
-def _saved(config: RunConfig, gpus: int, gpu: Gpu) -> Savings | str:
+def _saved(config: RunConfig, gpus: int, gpu: Gpu, teacher: SavedModel | None) -> Savings | str:
     """The best on so many GPUs beside an unlooped model, or why there is none."""
     gpu = _in_nodes(gpu, gpus, None)
-    tried = _estimates(config, gpus, gpu)
+    tried = _estimates(config, gpus, gpu, teacher)
     found = fastest(tried, gpu)
     return savings(found[0], gpu) if found else _too_large(tried, gpu)
 

@@ -8,7 +8,7 @@ backward pass's weight gradients to the fp32 buffers. A visit is one loop of one
 count of a run stands for that of a step.
 
 Not counted: data, logging, evaluations and checkpoints between steps; clocks that sink under load other than in the
-fitted shares of `pretrain/plan/machine.py`; waiting for the slowest of many ranks.
+fitted shares of `pretrain/plan/machine.py`; waiting for the slowest of many ranks; the pass of a teacher.
 """
 
 from dataclasses import dataclass, fields

@@ -4,7 +4,7 @@ Activations are what autograd keeps of the chunks in flight, each a share of one
 time follows from the timetable (`pretrain/plan/pipeline.py`). Working space is what the backward pass adds at its
 worst: the loss, or the gradients of a layer and what it recomputes. Not counted: statistics of one number a token,
 document masks, attention's scratch space on a CPU (some MiB), the loop regulariser (it works when no activations are
-held), the frozen model of train.teacher and two copies of its logits. torch.compile may keep less.
+held). torch.compile may keep less.
 
 An evaluation keeps states where training keeps activations (`pretrain/parallel/depths.py`): those of one batch on one
 stage, of TOGETHER batches for each of several, which may be more than a ring with few micro-batches trains with.
@@ -14,6 +14,7 @@ Working space is that of one layer or of the loss. Not counted: the caches of a 
 from dataclasses import dataclass
 
 from pretrain.config.run import BYTES, RunConfig
+from pretrain.model.config import ModelSection
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weights import loop_design
@@ -32,6 +33,8 @@ class Activations:
 
     config: RunConfig
     stage: Stage = WHOLE
+    teacher: ModelSection | None = None
+    """Of train.teacher: its logits and those of the model are held whole, for a divergence."""
 
     @property
     def _held(self) -> Recurrence:
@@ -107,7 +110,27 @@ class Activations:
         logits."""
         model, num_ranks = self.config.model, self.config.parallel.tensor
         kept = model.hidden_size if num_ranks == 1 else self._tokens / num_ranks
-        return self.state + self.whole_state + model.vocab_size * kept * self._wide
+        return self.state + self.whole_state + model.vocab_size * kept * self._wide + self._imitated
+
+    @property
+    def _logits(self) -> float:
+        """Logits of all tokens, held whole."""
+        return self._tokens * self.config.model.vocab_size * self._wide
+
+    @property
+    def _imitated(self) -> float:
+        """What the divergence from a teacher keeps: the model's log-probabilities, the teacher's probabilities, and the
+        final states of supervised tokens, which may be all."""
+        return 2 * self._logits + self.whole_state if self.teacher is not None else 0
+
+    @property
+    def _teaching(self) -> float:
+        """What the divergence adds at its worst to what it keeps: a pass of the teacher, before there is any of that;
+        later the teacher's log-probabilities, their difference and its product."""
+        if self.teacher is None:
+            return 0
+        frozen = Activations(config=self.config.model_copy(update={"model": self.teacher}))
+        return max(3 * self._logits, frozen.without_gradients(1) - self._imitated)
 
     @property
     def _loss_working(self) -> float:
@@ -170,7 +193,12 @@ class Activations:
         return peak_in_flight(chunks, self.stage.index, self.stage.count, num_micro_batches)
 
     def evaluation(self, num_batches: int) -> float:
-        """The most that an evaluation of batches as large as a micro-batch holds, working space and all.
+        """The most that an evaluation of batches as large as a micro-batch holds, working space and all."""
+        together = 1 if self.stage.count == 1 else min(TOGETHER * self.stage.count, num_batches)
+        return self.without_gradients(together, self._scoring if self.stage.is_last else 0)
+
+    def without_gradients(self, together: int, scoring: float = 0) -> float:
+        """What passes of so many batches hold at the most, with working space: that of a layer, or `scoring`.
 
         A layer sees its batch's state before the loop or coda, before itself and after its attention; attention has
         queries, keys and values, copies of them in the order that the kernel wants, and the mixed values.
@@ -179,9 +207,7 @@ class Activations:
         heads = (3 * model.num_attention_heads + 4 * model.kv_heads) * model.head_dim
         ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
         working = self._tokens * max(heads, ffn) * self._size / self.config.parallel.tensor
-        if stage.is_last:
-            working = max(working, self._scoring)
-        together = 1 if stage.count == 1 else min(TOGETHER * stage.count, num_batches)
+        working = max(working, scoring)
         design = loop_design(model)
         carried = together if stage.is_first and design.carries else 0
         sent = together if stage.count > 1 else 0
@@ -216,4 +242,5 @@ class Activations:
         if not self.stage.is_last:
             return unit
         gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]
-        return max(unit - gone, self._loss_working + (self._waiting if self.stage.count == 1 else 0))
+        waiting = self._waiting if self.stage.count == 1 else 0
+        return max(unit - gone, self._loss_working + waiting - self._imitated, self._teaching)

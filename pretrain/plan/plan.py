@@ -7,6 +7,7 @@ Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 
     data-parallel size
     one that is not, over whole matrices: weights w, a copy of the gradients w, its states (Adafactor: rows + columns;
     Muon: one moment of a matrix, AdamW's two of the rest)
+    the frozen model of train.teacher: weights p
 
 Activations and working space: `pretrain/plan/memory.py`. Not counted: communication buffers, the memory of the
 framework itself, fragmentation.
@@ -19,6 +20,7 @@ from functools import partial
 
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import BYTES, RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.model.count import body_flops, count, count_parameters, head_flops, train_flops_per_token
 from pretrain.model.loop.recurrence import Stage
 from pretrain.model.weights import stage_weights
@@ -41,6 +43,8 @@ class StagePlan:
     weights: float
     gradients: float
     optimizer: float
+    teacher: float
+    """Weights of the frozen model of train.teacher; 0 without one."""
     activations: float
     working: float
     evaluation: float
@@ -49,7 +53,8 @@ class StagePlan:
     @property
     def total(self) -> float:
         """The most at one time."""
-        return self.weights + self.gradients + self.optimizer + max(self.activations + self.working, self.evaluation)
+        states = self.weights + self.gradients + self.optimizer + self.teacher
+        return states + max(self.activations + self.working, self.evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     mean_loops: float
     """Mean loop count of a step (of the Poisson ones before the draws are cut to their range)."""
+    teacher: SavedModel | None
+    """The frozen model of train.teacher."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -119,8 +126,13 @@ def mean_train_flops(config: RunConfig) -> float:
     return total / len(steps)
 
 
-def make_plan(config: RunConfig, world_size: int) -> Plan:
+def make_plan(config: RunConfig, world_size: int, teacher: SavedModel | None = None) -> Plan:
     """Plan a run on `world_size` ranks.
+
+    Args:
+        config: of the run.
+        world_size: its ranks.
+        teacher: the model of train.teacher, if the run has one: only its checkpoint says what it is.
 
     Raises:
         ValueError: the configuration does not fit on this many ranks.
@@ -130,12 +142,13 @@ def make_plan(config: RunConfig, world_size: int) -> Plan:
         config=config,
         layout=layout,
         parameters=count_parameters(config.model, config.train.seq_len),
-        stages=tuple(_plan_stage(config, layout, index) for index in range(config.parallel.pipeline)),
+        stages=tuple(_plan_stage(config, layout, index, teacher) for index in range(config.parallel.pipeline)),
         mean_loops=mean_loops(config.model, config.train),
+        teacher=teacher,
     )
 
 
-def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
+def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedModel | None) -> StagePlan:
     model, train, parallel = config.model, config.train, config.parallel
     stage = Stage(index=index, count=parallel.pipeline)
     weights = stage_weights(model, train.seq_len, stage).values()
@@ -150,13 +163,17 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int) -> StagePlan:
         optimizer = wide * (states + held * (size < wide)) / layout.data_parallel
     else:
         optimizer = wide * (2 * count(weights) + states)
-    activations, validation = Activations(config=config, stage=stage), config.validation
+    frozen, taught = 0, None
+    if teacher is not None:
+        frozen, taught = count(stage_weights(teacher.model, teacher.seq_len).values()), teacher.model
+    activations, validation = Activations(config=config, stage=stage, teacher=taught), config.validation
     return StagePlan(
         parameters=count(weights),
         forward_flops=body_flops(model, train.seq_len, stage=stage) + (head_flops(model) if stage.is_last else 0),
         weights=held * size,
         gradients=held * wide,
         optimizer=optimizer,
+        teacher=frozen * size,
         activations=activations.peak(layout.micro_batches, model.num_passes(config.max_loops)),
         working=activations.working,
         evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,

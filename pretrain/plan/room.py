@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import GIB
 
@@ -24,18 +25,19 @@ class Need(NamedTuple):
     bytes: float
 
 
-def model_needs(config: RunConfig, layout: Layout) -> list[Need]:
-    """What the stage of a rank takes on its device, the largest of all stages."""
+def model_needs(config: RunConfig, layout: Layout, teacher: SavedModel | None) -> list[Need]:
+    """What the stage of a rank takes on its device, the largest of all stages, with the model of train.teacher."""
     train, sampling = config.train, config.train.loop_sampling
     if sampling.distribution != "fixed":
         fewest = sampling.model_copy(update={"maximum": sampling.minimum})
         config = config.model_copy(update={"train": train.model_copy(update={"loop_sampling": fewest})})
-    plan = make_plan(config, layout.world_size)
+    plan = make_plan(config, layout.world_size, teacher)
     stage = plan.worst_stage
     state = f"weights, gradients and optimizer state of a model of {sum(plan.parameters.values()):,} parameters"
     batch = f"train.micro_batch={train.micro_batch} sequences of train.seq_len={train.seq_len}"
     return [
         Need(state, stage.weights + stage.gradients + stage.optimizer),
+        Need(f"the model of train.teacher.run={train.teacher.run}", stage.teacher),
         Need(f"activations of {batch}", (stage.activations + stage.working) / 2),
     ]
 

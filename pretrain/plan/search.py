@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.model.config import Recompute
 from pretrain.model.count import train_flops_per_token
 from pretrain.model.loop.recurrence import WHOLE
@@ -105,7 +106,9 @@ def cuts(config: RunConfig, gpus: int, gpu: Gpu) -> Iterator[ReplicaCut]:
                 yield from (ReplicaCut(tensor, pipeline, size) for size in powers if size <= max(1, of_rank))
 
 
-def estimates(config: RunConfig, cut: ReplicaCut, gpus: int, gpu: Gpu) -> list[Estimate]:
+def estimates(
+    config: RunConfig, cut: ReplicaCut, gpus: int, gpu: Gpu, teacher: SavedModel | None = None
+) -> list[Estimate]:
     """What a run costs in a cut: without recomputation where that fits, which is fastest, else in each way.
 
     Raises:
@@ -113,7 +116,7 @@ def estimates(config: RunConfig, cut: ReplicaCut, gpus: int, gpu: Gpu) -> list[E
     """
     found = []
     for recompute in get_args(Recompute):
-        found.append(estimate(_laid_out(config, cut, recompute), gpus, gpu))
+        found.append(estimate(_laid_out(config, cut, recompute), gpus, gpu, teacher))
         if fits(found[0], gpu):
             break
     return found
@@ -126,13 +129,13 @@ def _laid_out(config: RunConfig, cut: ReplicaCut, recompute: str) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def estimate(config: RunConfig, gpus: int, gpu: Gpu) -> Estimate:
-    """What a configuration costs as it is on so many GPUs.
+def estimate(config: RunConfig, gpus: int, gpu: Gpu, teacher: SavedModel | None = None) -> Estimate:
+    """What a configuration costs as it is on so many GPUs, with the model of train.teacher, whose time is not counted.
 
     Raises:
         ValueError: it does not fit on this many ranks.
     """
-    plan = make_plan(config, gpus)
+    plan = make_plan(config, gpus, teacher)
     return Estimate(plan=plan, cost=step_cost(plan, gpu, software_of(config)))
 
 
@@ -145,7 +148,7 @@ def savings(ring: Estimate, gpu: Gpu) -> Savings:
     """A looped run beside an unlooped one of its depth."""
     config = ring.plan.config
     deep = applied_once(config, config.model.num_loop_layers * config.model.num_loops)
-    return Savings(ring=ring, unlooped=estimate(deep, ring.plan.layout.world_size, gpu))
+    return Savings(ring=ring, unlooped=estimate(deep, ring.plan.layout.world_size, gpu, ring.plan.teacher))
 
 
 def fastest(estimates: list[Estimate], gpu: Gpu) -> list[Estimate]:

@@ -115,7 +115,8 @@ def _memory_rows(plan: Plan) -> Iterator[Row]:
     windows = f", and {size * window_numbers(model):,} a sequence for windows" if window_numbers(model) else ""
     cached = size * cached_numbers(model)
     yield "cache", f"{cached:,} bytes a token at {plural(model.num_loops, 'loop')}, of {layers}{windows}"
-    names = ("weights", "gradients", "optimizer", "activations", "working", "evaluation", "total")
+    of_teacher = ("teacher",) if plan.teacher is not None else ()
+    names = ("weights", "gradients", "optimizer", *of_teacher, "activations", "working", "evaluation", "total")
     yield "GiB a rank", "".join(f"{name:>12}" for name in names)
     for index, stage in enumerate(plan.stages):
         mark = "  <- most" if stage is plan.worst_stage and len(plan.stages) > 1 else ""

@@ -1,8 +1,10 @@
-"""What the dry run says of the other runs that a configuration names: the weights it starts from, and its teacher.
+"""The other runs that a configuration names, the weights it starts from and its teacher: what the dry run says of them,
+and what plans need.
 
 Their checkpoints are looked at, not read: whether the files are whole is checked when they are, by the run.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,26 @@ def describe(config: RunConfig) -> Iterator[str]:
             problems += [line if key in line else f"{key}: {line}" for line in str(error).splitlines()]
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def saved_teacher(config: RunConfig) -> SavedModel | None:
+    """The model of train.teacher; None without one. All checkpoints of its run have the same, so of damaged ones an
+    older one says it.
+
+    Raises:
+        ValueError: there is no such run, or no checkpoint says what its model is.
+        OSError: the storage failed.
+    """
+    if config.train.teacher.run is None:
+        return None
+    try:
+        newest = require_checkpoint(Path(config.train.teacher.run))
+        for path in list_checkpoints(newest.parent):
+            with contextlib.suppress(ValueError):
+                return SavedModel.read(CheckpointReader(path).meta)
+        return SavedModel.read(CheckpointReader(newest).meta)
+    except ValueError as error:
+        raise ValueError(f"train.teacher.run: {error}") from None
 
 
 def _named(config: RunConfig) -> Iterator[tuple[str, str]]:

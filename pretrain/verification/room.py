@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import Plan, make_plan
+from pretrain.run.other_runs import saved_teacher
 from pretrain.storage import read_file
 from pretrain.verification.job import PlannedJob, Tick
 
@@ -16,7 +17,12 @@ GIB = 2**30
 
 def check_room(job: PlannedJob) -> Iterator[Tick]:
     """A row for the disk and one for memory."""
-    plan = make_plan(job.config, job.layout.world_size)
+    teacher = None
+    try:
+        teacher = saved_teacher(job.config)
+    except ValueError as error:
+        yield Tick("teacher", False, str(error).partition("\n")[0])
+    plan = make_plan(job.config, job.layout.world_size, teacher)
     yield _disk(job.config, plan)
     yield _memory(job, plan)
 
