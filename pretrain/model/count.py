@@ -13,7 +13,11 @@ shared block:
                                                                none; a window of its own, of w tokens, has 4·2w·h·e
                                                                more: blocks of w queries look at 2w keys
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
-                                                               operands; of passes cut off by train.backprop_loops none
+                                                               operands; of passes cut off by train.backprop_loops
+                                                               none, nor of their keys and values that others read
+    recomputed = passes with a gradient, or their layers and those outside the loop, each unit up to the last tensor
+                                                               that its gradient needs: without the product that ends
+                                                               it, unless a norm or the design looks at what that gives
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
 and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, and not a fused
@@ -132,9 +136,12 @@ def train_flops_per_token(
     )
     flops = 3 * (forward_flops_per_token(model, seq_len, num_loops) + more * head_flops(model))
     flops += 3 * codas * layer_flops(model, seq_len) - 2 * (cut + design.flops(num_cut))
-    depth = model.effective_depth(num_loops) + codas - num_cut * model.pass_layers
-    outside = (model.num_prelude_layers + model.num_coda_layers + codas) * layer_flops(model, seq_len)
-    again, units = {"none": (0, 0), "loop": (kept, passes - num_cut), "layer": (kept + outside, depth)}[recompute]
-    # a unit's last output is not needed again, so torch stops before it
-    last_product = 2 * model.ffn_size * model.hidden_size
-    return flops + again - units * last_product
+    num_outside = model.num_prelude_layers + model.num_coda_layers + codas
+    outside = num_outside * layer_flops(model, seq_len)
+    num_given = sum(design.keys_of(loop) < num_cut for loop in range(num_cut, passes))
+    flops -= num_given * model.pass_layers * attention_flops(model, seq_len)  # of two products one operand has none
+    again = {"none": 0, "loop": kept, "layer": kept + outside}[recompute]
+    units = {"none": 0, "loop": passes - num_cut, "layer": model.pass_layers * (passes - num_cut)}[recompute]
+    last = 2 * model.ffn_size * model.hidden_size if model.norm_place == "before" else 0
+    ends = units * (design.last_flops(last) if last else 0) + (num_outside * last if recompute == "layer" else 0)
+    return flops + again - ends

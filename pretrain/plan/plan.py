@@ -21,6 +21,7 @@ from functools import partial
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import BYTES, RunConfig
 from pretrain.config.saved_model import SavedModel
+from pretrain.model.config import Recompute
 from pretrain.model.count import body_flops, count, count_parameters, head_flops, train_flops_per_token
 from pretrain.model.loop.recurrence import Stage
 from pretrain.model.weights import stage_weights
@@ -105,15 +106,22 @@ class Plan:
         return mean_train_flops(self.config)
 
     @property
+    def recomputed(self) -> float:
+        """FLOPs that the machine does over those that the model asks for, in the mean of a run."""
+        return mean_train_flops(self.config, self.config.train.recompute) / self.train_flops_per_token
+
+    @property
     def tokens_per_step(self) -> int:
         return self.config.train.global_batch * self.config.train.seq_len
 
 
-def mean_train_flops(config: RunConfig) -> float:
-    """FLOPs of training on one token, without recomputation, in the mean of a run: at the mean loop count; where loops
-    differ in cost, as some have no gradient or no keys, over the numbers that steps of this seed draw."""
+def mean_train_flops(config: RunConfig, recompute: Recompute = "none") -> float:
+    """FLOPs of training on one token, with what is computed again, in the mean of a run: at the mean loop count; where
+    loops differ in cost, as some have no gradient or no keys, over the numbers that steps of this seed draw."""
     model, train = config.model, config.train
-    flops = partial(train_flops_per_token, model, train.seq_len, outputs=train.loop_loss.outputs)
+    flops = partial(
+        train_flops_per_token, model, train.seq_len, recompute=recompute, outputs=train.loop_loss.outputs
+    )  # fmt: skip
     if train.backprop_loops is None and model.loop.keys != "every":
         once, twice = (flops(loops) for loops in (1, 2))
         loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0

@@ -12,7 +12,6 @@ from typing import NamedTuple, get_args
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.model.config import Recompute
-from pretrain.model.count import train_flops_per_token
 from pretrain.model.loop.recurrence import WHOLE
 from pretrain.model.weights import stage_weights
 from pretrain.plan.cost import PlannedCost, software_of, step_cost
@@ -39,11 +38,7 @@ class Estimate:
     @property
     def flops_done(self) -> float:
         """FLOPs of a rank in a step, recomputation included."""
-        train, model = self.plan.config.train, self.plan.config.model
-        done, asked = (
-            train_flops_per_token(model, train.seq_len, recompute=each) for each in (train.recompute, "none")
-        )
-        return self.cost.flops / self.plan.layout.world_size * done / asked
+        return self.cost.flops / self.plan.layout.world_size * self.plan.recomputed
 
     @property
     def days(self) -> float:

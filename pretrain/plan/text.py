@@ -93,8 +93,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     per_step = plan.train_flops_per_token * plan.tokens_per_step
     yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
     if train.recompute != "none":
-        done = work(recompute=train.recompute) / work()
-        yield "", f"recomputing each {train.recompute}, the machine does {done:.2f} × that"
+        yield "", f"recomputing each {train.recompute}, the machine does {plan.recomputed:.2f} × that"
     if plan.config.parallel.pipeline > 1:
         yield _idle_row(plan, loop_counts)
 

@@ -102,6 +102,11 @@ class LoopDesign:
         """Forward FLOPs of one application of one layer of the block, for one token, on top of the layer's own."""
         return self.per_loop.layer_flops() + self.residual.layer_flops()
 
+    def last_flops(self, plain: int) -> int:
+        """Forward FLOPs, for one token, of the product that ends a layer of the block, if no gradient needs what it
+        gives; `plain`: of the layer's own."""
+        return self.per_loop.last_flops(plain) if type(self.residual).branch is Residual.branch else 0
+
     def begin(self, states: "Tensor", noise: NormalNoise) -> tuple["Tensor", "Tensor | None"]:
         """States [t, d] before the loop -> the start state [t, n·d], and what `enter` needs of them, if anything."""
         return self.residual.expand(self.start.begin(states, noise)), states if self.carries else None

@@ -136,6 +136,12 @@ class PerLoop(Variant):
         """Forward FLOPs of one application of one layer, for one token, on top of the layer's own."""
         return 0
 
+    def last_flops(self, plain: int) -> int:
+        """Forward FLOPs of the product that ends a layer, for one token, if no gradient needs what it gives: that is
+        not computed again. `plain`: of the layer's own, which is the last where nothing acts on it."""
+        acts = type(self).linear is not PerLoop.linear or type(self).update is not PerLoop.update
+        return 0 if acts else plain
+
     def enter(self, held: Held, states: "Tensor", loop: int) -> "Tensor":
         """The states [t, d] with which a pass begins, after the injection."""
         return states

@@ -1,6 +1,7 @@
 """Counts against the real model: parameters name by name, FLOPs against torch's own counter."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from pretrain.plan.plan import make_plan
 from pretrain.plan.text import plan_rows
 from tests.support.every_loop import loss_of_every_loop
 from tests.support.learned_injection import learned_injection, with_learned_injection
+from tests.support.loop_designs import DESIGNS
 
 SEQ_LEN = 32
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 80, "num_loop_layers": 2}
@@ -111,6 +113,30 @@ def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
     counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)  # type: ignore[arg-type]
     assert counted > train_flops_per_token(model, SEQ_LEN, 3)
     assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=0.001)
+
+
+NORM_PLACES: dict[str, dict[str, Any]] = {place: {"norm_place": place} for place in ("after", "both", "around")}
+OF_LOOPS: dict[str, dict[str, Any]] = {
+    name: {"loop": loop} for name, loop in DESIGNS.items() if name not in ("plain", "first", "window")
+}
+"""Not the first: its concat has nothing to hand back to zeros. Not windows: torch counts their gate."""
+
+
+@pytest.mark.parametrize("shape", (NORM_PLACES | OF_LOOPS).values(), ids=[*NORM_PLACES, *OF_LOOPS])
+def test_recomputed_flops_of_any_design_are_those_that_torch_counts(shape: dict[str, Any]) -> None:
+    """Each loop that has a gradient is computed again, up to the last tensor that it needs."""
+    model = section({**SHAPES["prelude and coda"], **shape})
+    for recompute in ("loop", "layer"):
+        counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)
+        assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=1e-4)
+
+
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+def test_keys_of_a_loop_without_gradient_get_none(recompute: Recompute) -> None:
+    model = section({**SHAPES["prelude and coda"], "loop": {"keys": "every", "injection": "add"}})
+    counted = train_flops_per_token(model, SEQ_LEN, 5, recompute, backprop_loops=2)
+    measured = measured_flops(model, 5, backward=True, recompute=recompute, backprop_loops=2)
+    assert measured == pytest.approx(counted, rel=1e-4)
 
 
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])

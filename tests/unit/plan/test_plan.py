@@ -310,6 +310,28 @@ def test_loops_without_gradient_are_planned_as_forward_work() -> None:
     assert growing.train_flops_per_token == pytest.approx(ends / 2)
 
 
+def test_what_is_computed_again_is_that_of_the_loops_of_a_run() -> None:
+    """MFU and the FLOPs of training leave it out."""
+
+    def plan(**train: Any) -> Plan:
+        model = {"num_loops": 8, "loop": {"injection": "add"}}
+        return make_plan(config(model, train={"steps": 200, "recompute": "loop", **train}), 1)
+
+    full, cut, growing = plan(), plan(backprop_loops=2), plan(loop_sampling={"growth": {"start": 1, "end": 0}})
+    assert plan(recompute="none").recomputed == 1
+    assert full.train_flops_per_token == plan(recompute="none").train_flops_per_token
+    again = [(each.recomputed - 1) * each.train_flops_per_token for each in (full, cut)]
+    assert again[1] == pytest.approx(again[0] / 4)  # two loops of eight
+    assert growing.recomputed == full.recomputed  # from the first step on
+    late = plan(loop_sampling={"growth": {"start": 1, "begin": 1}})
+    assert late.recomputed == pytest.approx(plan_of_one_loop(recompute="loop").recomputed)
+    assert f"recomputing each loop, the machine does {late.recomputed:.2f} × that" in text_of(late)
+
+
+def plan_of_one_loop(**train: Any) -> Plan:
+    return make_plan(config({"num_loops": 1}, train=train), 1)
+
+
 def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
     blocks = config(
         {"num_loop_layers": 6, "num_loops": 1, "loop_regulariser": {"block_size": 2}}, parallel={"pipeline": 2}

@@ -48,6 +48,9 @@ class Lora(PerLoop):
     def layer_flops(self) -> int:
         return sum(2 * self.settings.rank * sum(matrix.shape) for matrix in self.shape.linears.values())
 
+    def last_flops(self, plain: int) -> int:
+        return 2 * self.settings.rank * self.shape.width  # B of the layer's last matrix
+
     def linear(self, held: Held, name: str, inputs: "Tensor", outputs: "Tensor", loop: int) -> "Tensor":
         pair = f"{trained(loop, self.shape.num_loops)}.{name}"
         return outputs + self.settings.alpha / self.settings.rank * held[f"{pair}.up"](held[f"{pair}.down"](inputs))
