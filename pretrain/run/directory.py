@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pretrain.config.read import Dumpable, resolved_yaml
 from pretrain.config.run import SYMBOLS_PREFIX
-from pretrain.storage import write_atomically
+from pretrain.storage import read_file, write_atomically
 
 _PACKAGES = (
     "torch",
@@ -73,6 +73,14 @@ def write_state(folder: Path, state: str) -> None:
         OSError: the directory cannot be written.
     """
     write_atomically(folder / "state", f"{state}\n".encode())
+
+
+def read_state(folder: Path) -> str:
+    """What `write_state` said; empty where it cannot be read."""
+    try:
+        return read_file(folder / "state").decode("utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _version(name: str) -> str:

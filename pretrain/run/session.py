@@ -39,7 +39,7 @@ from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.step import StepCost
-from pretrain.run.directory import describe_run, tokenizer_copy, write_state
+from pretrain.run.directory import describe_run, read_state, tokenizer_copy, write_state
 from pretrain.run.logger import RunMetrics
 from pretrain.run.owner import Ownership, sees_owner
 from pretrain.run.resume import Resumable, newest_on_all_ranks
@@ -49,7 +49,6 @@ from pretrain.run.stragglers import ReplicaWork, Stragglers
 from pretrain.run.time_left import Work
 from pretrain.run.watchdog import Watchdog
 from pretrain.run.world import SessionConfig
-from pretrain.storage import read_file
 
 SETTLE_S = 60.0
 """How long a rank with an error waits for a checkpoint that is being written, before its end ends the other ranks."""
@@ -154,7 +153,7 @@ class RunSession:
         word. What a rank said is left as it is."""
         first_line = f"{type(error).__name__}: {error}".removesuffix(": ").partition("\n")[0]
         with contextlib.suppress(OSError):
-            if read_file(self.directory / "state") == b"running\n":
+            if read_state(self.directory) == "running":
                 write_state(self.directory, f"failed: {_lost_contact(error) or first_line}")
 
     def resume(self, resumable: Resumable) -> CheckpointReader | None:

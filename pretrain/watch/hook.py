@@ -9,7 +9,8 @@ The contract:
 - The numbers of rank 0 are kept; what the others return is not looked at.
 - It changes nothing of the training: calls are made without gradients, and torch's random state is put back after each.
 - An error in the first call of a method ends the run, while little is lost; one in a later call switches the hook off
-  on all ranks, with a warning. Either is one line that names hook, step, file and line.
+  on all ranks, with a warning. Either is one line that names hook, step, file and line. Where the other ranks wait for
+  the one with the error in a collective of the hook, any such error ends the run, with that line on every rank.
 """
 
 from collections.abc import Mapping

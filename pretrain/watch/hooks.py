@@ -1,7 +1,14 @@
-"""The hooks of a run: called in their order, on all ranks, and what goes wrong in them. The contract: `hook.py`."""
+"""The hooks of a run: called in their order, on all ranks, and what goes wrong in them. The contract: `hook.py`.
 
+A rank whose hook raised an error tells the others after the call. They may not come to listen: they wait for it in a
+collective of the hook. So it waits for them no longer than the hook can take, and ends; its end wakes them, and they
+read in the run directory what it had to say.
+"""
+
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -11,6 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.parallel.contact import describe_loss
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import gather_lists
+from pretrain.run.directory import read_state
 from pretrain.schema.plugin import describe_plugin_error
 from pretrain.watch.hook import Hook, Numbers, WatchedRun
 from pretrain.watch.loop_diagnostics import LoopDiagnostics
@@ -18,6 +26,10 @@ from pretrain.watch.registry import make_hook
 
 RESERVED = ("step", "run_id", "config")
 """Names in a row that say what it is of."""
+PATIENCE_S, PATIENCE_CALLS = 20.0, 10
+"""How long a rank with an error waits for the others to leave the hook: so long, and so often the longest call yet."""
+_WHERE = "train.hooks: "
+"""Begins what is said of an error in a hook."""
 
 
 class _Called:
@@ -27,6 +39,8 @@ class _Called:
         self.name, self.hook, self.every = name, hook, every
         self.proven: set[str] = set()
         """Its methods that have returned once."""
+        self.longest_s = 0.0
+        """Of its calls that have returned, the longest."""
 
 
 class Hooks:
@@ -76,16 +90,17 @@ class Hooks:
         due = [each for each in due if getattr(type(each.hook), method) is not getattr(Hook, method)]
         self.run.step, found = step, {}
         for each in due:
-            problem, own = None, {}
+            problem, own, began = None, {}, time.monotonic()
             try:
                 with torch.no_grad(), torch.random.fork_rng(devices=[]):
                     numbers = getattr(each.hook, method)(self.run.engine.model, argument)
                 own = _checked(numbers, found)
+                each.longest_s = max(each.longest_s, time.monotonic() - began)
             except Exception as error:
                 if isinstance(error, RuntimeError) and describe_loss(error):
-                    raise
+                    self._repeat(error)
                 told = describe_plugin_error(error)
-                problem = f"train.hooks: {each.name}.{method} at step {step}: {told}"
+                problem = f"{_WHERE}{each.name}.{method} at step {step}: {told}"
             if self._is_well(each, method, problem):
                 found |= own
         return found
@@ -94,11 +109,9 @@ class Hooks:
         """Whether a call went well, as all ranks agree; a hook whose later call did not is switched off.
 
         Raises:
-            ValueError: its first call did not.
+            ValueError: its first call did not, or the other ranks wait for this one in it.
         """
-        failed = torch.tensor(int(problem is not None))
-        dist.all_reduce(failed, group=self._agreement)
-        if not failed:
+        if not self._has_failed(each, problem):
             each.proven.add(method)
             return True
         line = gather_lists([] if problem is None else [problem])[0]
@@ -107,6 +120,33 @@ class Hooks:
         self._active.remove(each)
         self._warn(f"warning: {line}; the run goes on without this hook")
         return False
+
+    def _has_failed(self, each: _Called, problem: str | None) -> bool:
+        """Whether any rank has a problem. Collective.
+
+        Raises:
+            ValueError: this one has, and others do not come to hear it; or another one has ended with one.
+        """
+        failed = torch.tensor(int(problem is not None))
+        agreed = dist.all_reduce(failed, group=self._agreement, async_op=True)
+        assert agreed is not None
+        try:
+            if problem is None:
+                agreed.wait()
+            else:
+                agreed.wait(timedelta(seconds=PATIENCE_S + PATIENCE_CALLS * each.longest_s))
+        except RuntimeError as error:
+            if problem is None or describe_loss(error):
+                self._repeat(error)
+            raise ValueError(f"{problem}; the other ranks wait for this one inside the hook") from None
+        return bool(failed)
+
+    def _repeat(self, error: RuntimeError) -> NoReturn:
+        """Raise what a rank that is gone said of a hook, if it said that; else the error, which the loss of it is."""
+        reason = read_state(self.run.config.run.directory).removeprefix("failed: ")
+        if reason.startswith(_WHERE):
+            raise ValueError(reason) from None
+        raise error
 
 
 def _checked(numbers: Numbers | None, taken: Mapping[str, float]) -> dict[str, float]:

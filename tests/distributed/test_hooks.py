@@ -23,6 +23,7 @@ from pretrain.watch.loop_diagnostics import LoopDiagnostics, LoopDiagnosticsPara
 from tests.distributed.cases import shake_vectors
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
+from tests.support.ranks import start_ranks
 
 PARAMETERS = LoopDiagnosticsParameters(num_sequences=5, num_tokens=6, num_loops=3)
 SETTINGS = {"name": "loop_diagnostics", "every": 2, "parameters": PARAMETERS.model_dump()}
@@ -123,10 +124,10 @@ def test_diagnostics_are_what_they_are_defined_as_and_no_layout_shows_in_them(ro
 
 
 def test_a_resumed_run_has_every_row_once_and_names_those_that_are_missing(root: Path, pool: RankPool) -> None:
-    hooks = [SETTINGS, "tests.support.watching:Meddles"]
+    of_both = [SETTINGS, "tests.support.watching:Meddles"]
     plain, watched = (
         training_config(root, name, parallel={"pipeline": 2}, train={"hooks": own, "deterministic": True})
-        for name, own in (("plain", []), ("watched", hooks))
+        for name, own in (("plain", []), ("watched", of_both))
     )
     assert pool.run(train, plain, world_size=2) == [0, 0]
     interruption = Interruption(rank=1, method="train_step", call=6, signal=signal.SIGTERM)
@@ -154,8 +155,7 @@ def test_a_resumed_run_has_every_row_once_and_names_those_that_are_missing(root:
 def test_a_hook_that_fails_late_is_switched_off_on_all_ranks_and_at_once_ends_the_run(
     root: Path, pool: RankPool
 ) -> None:
-    hooks = ["tests.support.watching:FailsLater", {**SETTINGS, "every": 5}]
-    short = {"steps": 5, "hooks": hooks}
+    short = {"steps": 5, "hooks": ["tests.support.watching:FailsLater", {**SETTINGS, "every": 5}]}
     late, _ = pool.run(train_aloud, training_config(root, "late", train=short), world_size=2)
     (line,) = [line for line in late.splitlines() if "LookupError" in line]
     where = r"warning: train.hooks: tests.support.watching:FailsLater.on_step at step 3: "
@@ -165,6 +165,24 @@ def test_a_hook_that_fails_late_is_switched_off_on_all_ranks_and_at_once_ends_th
     for printed in pool.run(train_aloud, at_once, world_size=2):
         assert printed.splitlines()[-1].endswith("ZeroDivisionError: division by zero")
     assert "FailsAtOnce.on_step at step 1: " in (root / "runs" / "at-once" / "state").read_text()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_ranks_that_wait_for_one_with_an_error_end_with_its_line(root: Path, failing: int) -> None:
+    hook = {"name": "tests.support.watching:FailsBeforeTalking", "parameters": {"rank": failing}}
+    name = f"waiting-{failing}"
+    config = training_config(root, name, train={"hooks": [hook], "steps": 5})
+    (root / f"{name}.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    arguments = ["60", "--config", str(root / f"{name}.yaml")]
+    ranks = start_ranks(2, "tests.support.impatient_rank", arguments, root / name)
+    assert [rank.wait(60) for rank in ranks] == [1, 1], [rank.output for rank in ranks]
+    said = [line for rank in ranks for line in rank.output.splitlines() if "error: " in line]
+    why = f"train.hooks: {hook['name']}.on_step at step 3: "
+    assert len(said) == 2 and all(f": {why}" in line and "Traceback" not in line for line in said)
+    (line,) = {why + line.partition(why)[2] for line in said}  # the same on both
+    assert line.endswith("LookupError: nothing to say; the other ranks wait for this one inside the hook")
+    assert (root / "runs" / name / "state").read_text() == f"failed: {line}\n"
+    assert [row["ranks"] for row in diagnostics(root, name)] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.engine import StepResult
+from pretrain.schema.section import Section
 from pretrain.watch.hook import Hook, NoParameters, Numbers
 
 
@@ -17,6 +18,23 @@ class FailsLater(Hook[NoParameters]):
         if self.run.step == 3 and dist.get_rank() == dist.get_world_size() - 1:
             raise LookupError("nothing there")
         return {"late": self.run.step}
+
+
+class FailsBeforeTalkingParameters(Section):
+    rank: int = 0
+
+
+class FailsBeforeTalking(Hook[FailsBeforeTalkingParameters]):
+    """On one rank alone, in its third call, while the others wait for it."""
+
+    parameters_type = FailsBeforeTalkingParameters
+
+    def on_step(self, model: LoopedGPT, result: StepResult) -> Numbers:
+        if self.run.step == 3 and dist.get_rank() == self.parameters.rank:
+            raise LookupError("nothing to say")
+        total = torch.ones(())
+        dist.all_reduce(total)
+        return {"ranks": total}
 
 
 class FailsAtOnce(Hook[NoParameters]):
