@@ -8,7 +8,7 @@ finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes
 --pipeline split the model, and the remaining factor of ranks splits the examples.
 
 `--num-loops auto:0.02` lets each token stop on its own and prints score, mean loops a token and tokens/s beside those
-of fixed loop counts, all token by token; no rows are written.
+of fixed loop counts, all token by token; no rows are written. It works in one process.
 """
 
 if __name__ == "__main__":
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
+from pretrain.command.entry import require_one_process
 from pretrain.command.options import OptionParser, add_run, counts, names, positive
 from pretrain.model.loop.exit_rules import HELP, ExitRule, exit_rule, is_auto
 from pretrain.rows.jsonl import JsonLines
@@ -77,6 +78,8 @@ def evaluate(options: argparse.Namespace) -> None:
     require_checkpoint(options.run, options.step)  # before torch is imported, which takes seconds
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise ValueError(f"--data-dir {options.data_dir}: no such folder")
+    if isinstance(options.num_loops, str):
+        require_one_process(f"--num-loops {options.num_loops}, by which tokens stop on their own,")
     import torch.distributed as dist
 
     from pretrain.checkpoint.run import open_checkpoint
@@ -96,8 +99,6 @@ def evaluate(options: argparse.Namespace) -> None:
     loops, rule = options.num_loops or [saved.model.num_loops], None
     if isinstance(loops, str):
         loops, rule = [saved.model.num_loops], exit_rule(loops, saved.model)
-        if world_from_environment().size > 1:
-            raise ValueError(f"--num-loops {options.num_loops}: tokens that stop on their own are for one process")
     saved.model.require_loops("--num-loops", loops)
     split = ("--tensor · --pipeline", options.tensor * options.pipeline)
     require_divides("number of ranks", world_from_environment().size, *split)

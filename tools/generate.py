@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
+from pretrain.command.entry import require_one_process
 from pretrain.command.options import OptionParser, add_run, at_least, positive
 from pretrain.model.loop.exit_rules import HELP, exit_rule, is_auto
 
@@ -130,6 +131,7 @@ def texts(
 
 
 def run(arguments: argparse.Namespace) -> None:
+    require_one_process("tools/generate.py")
     prompts, most, exits = read_prompts(arguments), loop_count(arguments), None
     require_checkpoint(arguments.run, arguments.step)  # before torch is imported, which takes seconds
     import torch

@@ -24,6 +24,18 @@ ALONE_AFTER_S = 10.0
 """A rank that still lives so long after it found bad input is alone with it: launchers end all ranks with the first."""
 
 
+def require_one_process(what: str) -> None:
+    """Raise a ValueError if a launcher started several ranks for `what`, which one process does. Rank 0 says so, and
+    its end ends the others."""
+    world = world_from_environment()
+    if world.size > 1:
+        time.sleep(ALONE_AFTER_S if world.rank else 0)
+        raise ValueError(
+            f"{what} works in one process, and {world.size} were started: start it alone, without pretrain.launch, "
+            "torchrun or srun"
+        )
+
+
 def run_entry(
     command_line: CommandLine[Config],
     argv: Sequence[str],

@@ -308,6 +308,28 @@ def test_the_command_line_lets_tokens_stop_on_their_own(
         assert err.endswith(said) and bool(out) == (status == 0)
 
 
+SEVERAL = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        (SCRIPT, "tools/generate.py works"),
+        (SCRIPT.parent / "eval_depth.py", "--num-loops auto:kl, by which tokens stop on their own, works"),
+    ],
+)
+def test_several_ranks_are_refused_where_tokens_stop_on_their_own(
+    script: Path, what: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--run", str(run_dir), "--num-loops", "auto:kl"])
+    for name, value in SEVERAL.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(script), run_name="__main__")
+    where = "start it alone, without pretrain.launch, torchrun or srun"
+    assert capsys.readouterr().err == f"error: {what} in one process, and 2 were started: {where}\n"
+
+
 @pytest.mark.parametrize("option", [("--max-loops", "4"), ("--keys", "share")])
 def test_what_only_auto_reads_is_refused_without_it(
     option: tuple[str, str], run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
