@@ -35,13 +35,16 @@ def add_run(parser: argparse.ArgumentParser, default: str = "the newest good one
 
 def add_input(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """--input or --dataset, --split and --text-field: what `pretrain/data/prepare/documents.py` reads."""
-    kinds = "files, globs or URLs: .txt, .jsonl (plain or .gz .xz .zst), .parquet, .arrow; folders of save_to_disk"
+    kinds = (
+        "files, globs, URLs, braces such as {000..099}: .txt, .jsonl, WebDataset's .tar (plain or .gz .xz .zst), "
+        ".parquet, .arrow; folders of save_to_disk; 'pipe:COMMAND', a shell command that writes a tar"
+    )
     either = parser.add_mutually_exclusive_group(required=required)
     either.add_argument("--input", nargs="+", default=[], metavar="GLOB", help=kinds)
     name = "a data set of the Hugging Face Hub, read from there; goes with --split"
     either.add_argument("--dataset", metavar="NAME[:CONFIG]", help=name)
     parser.add_argument("--split", metavar="NAME", help="of --dataset, or of a folder that holds several data sets")
-    field = "key of the text in .jsonl, column in .parquet and .arrow; default: text"
+    field = "key of the text in .jsonl and .json, column in .parquet and .arrow; default: text"
     parser.add_argument("--text-field", default="text", metavar="NAME", help=field)
 
 

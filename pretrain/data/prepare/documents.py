@@ -1,11 +1,11 @@
-"""Input documents: `.txt` (one a file), `.jsonl` (one a line), `.parquet` and `.arrow` (one a row); plain or
-compressed, local or any fsspec URL.
+"""Input documents: `.txt` (one a file), `.jsonl` (one a line), `.tar` of WebDataset (one a sample), `.parquet` and
+`.arrow` (one a row); plain or compressed, local or any fsspec URL; and tars that a command writes.
 
 Steps:
-1. `find_inputs` expands paths, globs and data sets to files, sorted.
+1. `find_inputs` expands paths, globs, braces and data sets to files, sorted.
 2. `split_file` cuts a big plain `.jsonl` into byte ranges, a big `.parquet` into ranges of row groups and a big
-   `.arrow` of the file format into ranges of record batches, so that several workers can share it. A compressed stream
-   and one of Arrow cannot be entered in the middle: they stay whole.
+   `.arrow` of the file format into ranges of record batches, so that several workers can share it. A compressed stream,
+   one of Arrow and a tar are read from their beginning: they stay whole.
 3. `read_documents` yields what a piece holds: documents, and a `Problem` for everything that did not become one.
 
 Nothing is lost silently: a bad line costs that line, a cut archive costs what lies behind the cut, and each says so
@@ -20,11 +20,12 @@ from typing import BinaryIO
 from pretrain.data.prepare.archives import DECODERS, DamagedArchiveError, compression_of, inflate, open_stored
 from pretrain.data.prepare.columns import read_columns, split_columns
 from pretrain.data.prepare.datasets_input import hub_files, saved_files
-from pretrain.data.prepare.inputs import FilePart, InputFile, find_files
+from pretrain.data.prepare.inputs import COMMAND, FilePart, InputFile, find_commands, find_files
 from pretrain.data.prepare.records import Document, Problem, parse_record, parse_text
 from pretrain.storage import naming
 
-KINDS = (".txt", ".jsonl", ".parquet", ".arrow")
+KINDS = (".txt", ".jsonl", ".tar", ".parquet", ".arrow")
+SHORT_NAMES = {".tgz": ".tar.gz", ".txz": ".tar.xz"}
 COLUMNS = (".parquet", ".arrow")
 """Kinds that hold columns, and their own compression."""
 
@@ -36,11 +37,11 @@ def find_inputs(
     dataset: str | None = None,
     split: str | None = None,
 ) -> list[InputFile]:
-    """Expand paths, globs, fsspec URLs, folders of `datasets.save_to_disk` and the name of a data set to files, sorted
-    by path, each once.
+    """Expand paths, globs, fsspec URLs, braces, folders of `datasets.save_to_disk`, commands and the name of a data set
+    to files, sorted by path, each once.
 
     Args:
-        patterns: all but the name.
+        patterns: all but the name, as the user wrote them: one that begins with pipe: is a shell command.
         on_problem: is told what else a glob matches: folders of which nothing is read, pipes.
         dataset: a data set by its name, as `hub_files` takes it.
         split: that of the data set, or of folders that hold several.
@@ -50,6 +51,9 @@ def find_inputs(
             splits and one is named.
         OSError: a file or folder cannot be looked at.
     """
+    patterns = list(patterns)
+    commands = find_commands(patterns)
+    patterns = [pattern for pattern in patterns if not pattern.startswith(COMMAND)]
     found = hub_files(dataset, split) if dataset else []
     saved = {pattern: saved_files(Path(pattern), split) for pattern in patterns}
     if split is not None and not dataset and not any(saved.values()):
@@ -59,26 +63,30 @@ def find_inputs(
     files = find_files(found, on_problem)
     for file in files:
         _kind(file.path)
-    return files
+    return sorted([*files, *commands], key=lambda file: file.path)
 
 
 def _kind(path: str) -> tuple[str, str]:
     """Kind and compression of a file, by its name: ("jsonl", ".gz")."""
     name = path.lower()
+    name = next((name.removesuffix(short) + long for short, long in SHORT_NAMES.items() if name.endswith(short)), name)
     compression = compression_of(name)
     kind = Path(name.removesuffix(compression)).suffix
     if kind not in KINDS or (compression and kind in COLUMNS):
-        raise ValueError(f"{path}: not a .txt, .jsonl (plain, or with {', '.join(DECODERS)}), .parquet or .arrow file")
+        plain = f".txt, .jsonl or .tar (plain, or with {', '.join(DECODERS)})"
+        raise ValueError(f"{path}: not a {plain}, .parquet or .arrow file")
     return kind, compression
 
 
 def split_file(file: InputFile, piece_bytes: int) -> list[FilePart]:
     """Cut a file into pieces of about `piece_bytes` stored bytes, where its format allows."""
+    whole = FilePart(path=file.path, start=0, end=file.size, size=file.size, is_command=file.is_command)
+    if file.is_command:
+        return [whole]
     kind, compression = _kind(file.path)
-    whole = FilePart(path=file.path, start=0, end=file.size, size=file.size)
     if kind in COLUMNS:
         return split_columns(whole, kind, piece_bytes)
-    if kind == ".txt" or compression or file.size <= piece_bytes:
+    if kind in (".txt", ".tar") or compression or file.size <= piece_bytes:
         return [whole]
     starts = range(0, file.size, piece_bytes)
     ends = [*starts[1:], file.size]
@@ -92,6 +100,12 @@ def read_documents(piece: FilePart, text_field: str) -> Iterator[Document | Prob
     Raises:
         OSError: if the file cannot be read at all; bad content is a Problem instead.
     """
+    if piece.is_command:
+        from pretrain.data.prepare.samples import open_command, read_samples
+
+        with open_command(piece.path) as content:
+            yield from read_samples(piece, content, lambda: 0, text_field)
+        return
     kind, compression = _kind(piece.path)
     if piece.size == 0 and piece.start == 0:
         yield Problem(reason="empty file", where=piece.path, detail="it holds no document")
@@ -101,7 +115,12 @@ def read_documents(piece: FilePart, text_field: str) -> Iterator[Document | Prob
             yield from read_columns(piece, kind, stored, text_field)
             return
         content = inflate(stored, compression)
-        if kind == ".txt":
+        if kind == ".tar":
+            # imports torch, which workers do not need for anything else
+            from pretrain.data.prepare.samples import read_samples
+
+            yield from read_samples(piece, content, stored.tell, text_field)
+        elif kind == ".txt":
             yield _read_text(piece, content)
         else:
             yield from _read_lines(piece, content, stored, text_field)

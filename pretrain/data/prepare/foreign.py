@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
@@ -23,15 +23,12 @@ from webdataset.tariterators import base_plus_ext
 from pretrain.data.manifest import Header, ShardRow, write_manifest
 from pretrain.data.prepare.claim import IDENTITY_NAME
 from pretrain.data.prepare.records import Document, Problem, parse_record, parse_text
+from pretrain.data.prepare.samples import PACKED, TEXT_KINDS, UNUSED_TEXT, member_kind
 from pretrain.data.prepare.units import PROBLEMS_NAME, Advance, Report, Started
 from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
 from pretrain.storage import naming, write_atomically
 
-OTHER_MEMBER, UNUSED_TEXT = "other member", "unused text"
-TEXT_KINDS = ("", ".txt", ".text", ".md", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".html", ".htm", ".xml", ".tex",
-              ".rst", ".parquet")  # fmt: skip
-"""Last suffixes of members that hold text, or may hold it, plain or compressed."""
-PACKED = (".gz", ".xz", ".zst", ".bz2")
+OTHER_MEMBER = "other member"
 PACKED_TARS = (".tgz", ".txz", *(f".tar{suffix}" for suffix in PACKED))
 IndexRow = tuple[int, int, int, int, int]
 
@@ -144,12 +141,10 @@ def _find_content(file: BinaryIO) -> int | None:
 
 def _passed_over(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Problem:
     """What is said of a member that is not its sample's text."""
-    where, name = f"{path}, member {member.name}", member.name.lower()
+    where, kind = f"{path}, member {member.name}", member_kind(member.name)
     if not member.isreg():
         return Problem("not a file", where, "a link or device; its content is not read")
-    packing = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    kind = PurePosixPath(name.removesuffix(packing)).suffix
-    if kind == ".json" and not packing and not isinstance(_read_member(path, tar, member, "json"), tuple):
+    if member.name.lower().endswith(".json") and not isinstance(_read_member(path, tar, member, "json"), tuple):
         return Problem(OTHER_MEMBER, where, "it holds no text")
     if kind in TEXT_KINDS:
         return Problem(UNUSED_TEXT, where, "a sample's text is its .txt member, or its .json member, and no other")

@@ -1,4 +1,9 @@
-"""Input files: paths, globs and fsspec URLs expanded to files, sorted by path, each once."""
+"""Input files: paths, globs, fsspec URLs and braces expanded to files, sorted by path, each once; and commands.
+
+`pipe:COMMAND`, WebDataset's way to name a tar, is a shell command. It is run as the user who calls, so it is taken from
+that user's own pattern alone: what a file, a listing or a data set's page says is never a command, whatever it is
+called, because `InputFile.is_command` is set by `find_commands` and nowhere else.
+"""
 
 import os
 from collections.abc import Callable, Iterable
@@ -6,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -13,17 +19,22 @@ from pretrain.data.prepare.archives import naming_url
 from pretrain.data.prepare.records import Problem
 from pretrain.storage import is_there, naming, require_missing
 
+COMMAND = "pipe:"
+COMMAND_BYTES = 1 << 20
+"""What counts as the size of a command's output, which is not known before it has run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
     """A file to read documents from."""
 
     path: str
-    """Absolute local path, or URL."""
+    """Absolute local path, or URL; pipe:COMMAND of a command."""
     size: int
     """Stored bytes."""
     version: str
     """Changes when the content does, as far as the file system can tell: an ETag or a time."""
+    is_command: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +47,40 @@ class FilePart:
     end: int
     size: int
     """Stored bytes of the piece."""
+    is_command: bool = False
 
 
 def find_files(
     patterns: Iterable[str], on_problem: Callable[[Problem], None] = lambda problem: None
 ) -> list[InputFile]:
-    """Expand paths, globs and fsspec URLs to files of any kind, sorted by path, each once; raises ValueError if a
-    pattern matches none. `on_problem` is told what else a glob matches: folders of which nothing is read, pipes."""
+    """Expand paths, globs, fsspec URLs and braces to files of any kind, sorted by path, each once; raises ValueError if
+    a pattern matches none. `on_problem` is told what else a glob matches: folders of which nothing is read, pipes."""
     others: dict[str, str] = {}
-    files = {file.path: file for pattern in patterns for file in _expand(pattern, others)}
+    names = (name for pattern in patterns for name in _expand_braces(pattern))
+    files = {file.path: file for name in names for file in _expand(name, others)}
     for path, kind in sorted(others.items()):
         if kind != "directory":
             on_problem(Problem("not a file", path, f"of type {kind}: it is not read"))
         elif not any(file.startswith(path.rstrip("/") + "/") for file in files):
             on_problem(Problem("folder", path, "the files in it are not read: name them, as folder/*.jsonl"))
     return [files[path] for path in sorted(files)]
+
+
+def find_commands(patterns: Iterable[str]) -> list[InputFile]:
+    """The commands among patterns that a user wrote, their braces expanded: `pipe:curl -s URL/{000..099}.tar` is a
+    hundred of them."""
+    commands = (name for pattern in patterns if pattern.startswith(COMMAND) for name in _expand_braces(pattern))
+    return [InputFile(path=name, size=COMMAND_BYTES, version="", is_command=True) for name in dict.fromkeys(commands)]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """What a pattern with {a,b} or {000..099} stands for; a local file of that very name stands for itself."""
+    if "{" not in pattern or ("://" not in pattern and not pattern.startswith(COMMAND) and is_there(Path(pattern))):
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(f"{pattern}: {error}: one that is not of a pattern is written \\{{") from None
 
 
 def _expand(pattern: str, others: dict[str, str]) -> list[InputFile]:
