@@ -337,7 +337,7 @@ class Trainer:
         session, sequences = self.session, self.config.validation.num_sequences
         if session.rank == 0:
             try:
-                extents = list(measure(self.config, session.tokenizer))
+                extents = measure(self.config, session.tokenizer)
             except ValueError as error:
                 extents = []
                 session.warnings.append(f"how often the run reads its text is not known: {error}")

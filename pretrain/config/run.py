@@ -5,13 +5,13 @@ value, and what depends on other values is a property: the configuration in a ru
 the defaults of the code. Reading files and overrides: `read.py`. What depends on the number of ranks: `layout.py`.
 """
 
-import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from pretrain.config.alarms import AlarmsSection
+from pretrain.config.data import DataSection
 from pretrain.config.hooks import HookSection
 from pretrain.config.logging import LoggingSection
 from pretrain.config.loop_loss import LoopLossSection
@@ -54,60 +54,6 @@ class ParallelSection(Section):
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
     overlap: bool = False
     """Send gradients to the other data-parallel ranks as they are complete, while the last backward passes run."""
-
-
-class SourceSection(Section):
-    path: PathText | None = None
-    """Folder of shards with its manifest.jsonl, as tools/prepare_data.py writes it."""
-    task: str | None = None
-    """Instead of a folder: name of a reasoning task (pretrain/tasks), whose examples are made as they are needed, one a
-    sequence."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    """Difficulty of the task; its file documents the keys."""
-    supervise: Literal["answer", "steps", "prefixes"] = "answer"
-    """Loss on the answer, on steps and answer, or on the answer to every prefix of the question (tasks that have them:
-    p_hop, ...)."""
-    weight: float = Field(default=1.0, gt=0)
-    """Share of the samples drawn from this source, relative to the others."""
-
-    def without_effect(self) -> dict[str, str]:
-        return {} if self.path is None else dict.fromkeys(("parameters", "supervise"), f"path={self.path}")
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> "SourceSection":
-        if (self.path is None) == (self.task is None):
-            raise ValueError("data.sources: each names either a path, a folder of shards, or a task")
-        return self
-
-
-class DataSection(Section):
-    tokenizer: PathText = "data/tokenizer.model"
-    """Tokenizer file of tools/train_tokenizer.py or convert_checkpoint.py; or "symbols:0123456789+=", one id a
-    character, for tasks."""
-    sources: tuple[SourceSection, ...] = ()
-    """Folders of shards and tasks, with their weights."""
-    num_streams: int = Field(default=64, gt=0)
-    """S: logical streams of the global sample order, a multiple of the data-parallel size. Changing it changes the
-    order."""
-    cut_documents: bool = True
-    """Streams share out the pieces of a document that is long for them. False: every stream reads it from its start, as
-    runs did that were begun without this key. Without such documents it changes nothing."""
-    num_workers: int = Field(default=1, ge=0)
-    """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
-    prefetch_batches: int = Field(default=4, gt=0)
-    """Global batches that each worker prepares ahead."""
-    document_mask: bool = False
-    """Attention within documents only, at the cost of each alone; positions counted from each document's start."""
-    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Share of documents held out for validation, chosen by a hash of their text."""
-    on_damage: Literal["stop", "skip"] = "stop"
-    """A damaged shard or document stops the run, or is named, counted and skipped."""
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> "DataSection":
-        if math.isinf(sum(source.weight for source in self.sources)):
-            raise ValueError("data.sources: the weights add up to more than a number can hold: make them smaller")
-        return self
 
 
 class CommonTrainSection(Section):

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from pretrain.config.run import Precision, RunConfig, SourceSection
+from pretrain.config.data import SourceSection
+from pretrain.config.run import Precision, RunConfig
 from pretrain.model.config import ModelSection
 from pretrain.schema.section import Section, first_problem
 

@@ -4,14 +4,17 @@ Tokens of a source of tokens are in its manifest. Those of a source of text are 
 SAMPLE_CHARACTERS of a few documents of a few shards, evenly spread, give tokens a stored byte.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.data import SourceSection
+from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import require_vocabulary
 from pretrain.data.manifest import Manifest
+from pretrain.data.mixture import expected_tokens, mixture_weights
 from pretrain.data.shards import open_index, read_document
 from pretrain.data.stream.framing import read_text
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -25,6 +28,17 @@ MEASURED_SHARDS = 256
 """Shards whose sizes are looked up; the others are taken to be like them."""
 
 
+class _Size(NamedTuple):
+    """Of a folder: fields as of `Extent`."""
+
+    path: str
+    documents: int
+    tokens: float
+    is_estimated: bool
+    served: float
+    """Tokens of an epoch of training, with bos and eos."""
+
+
 class Extent(NamedTuple):
     """What a run has of a source."""
 
@@ -35,11 +49,14 @@ class Extent(NamedTuple):
     is_estimated: bool
     epochs: float
     """Times that the run reads the documents that are not held out."""
+    share: float = 1.0
+    """Of the tokens of the run."""
 
     def __str__(self) -> str:
         tokens = f"about {self.tokens:,.0f} tokens (estimated)" if self.is_estimated else f"{self.tokens:,.0f} tokens"
         documents = f"{self.documents:,} document{'' if self.documents == 1 else 's'}"
-        return f"{self.path}: {documents}, {tokens}, this run reads {self.epochs:.3g} epochs"
+        share = "" if self.share == 1 else f", {100 * self.share:.3g} % of its tokens"
+        return f"{self.path}: {documents}, {tokens}, this run reads {self.epochs:.3g} epochs{share}"
 
     @property
     def warning(self) -> str:
@@ -52,16 +69,16 @@ class Extent(NamedTuple):
         )
 
 
-def measure(config: RunConfig, tokenizer: Tokenizer) -> Iterator[Extent]:
+def measure(config: RunConfig, tokenizer: Tokenizer) -> list[Extent]:
     """What a run has of each folder of shards, and how often it reads it; a task makes new examples for ever.
 
     Raises:
-        ValueError: a folder is no source.
+        ValueError: a folder is no source, or data.temperature does not know its tokens.
         OSError: it cannot be read.
     """
-    for source in config.data.sources:
-        if source.path is not None:
-            yield _measure_source(config, source, Manifest.open(source.path), tokenizer)
+    paths = [source.path for source in config.data.sources]
+    sizes = [None if path is None else _measure_source(config, Manifest.open(path), tokenizer) for path in paths]
+    return [extent for extent in _mix(config, sizes) if isinstance(extent, Extent)]
 
 
 def describe(config: RunConfig) -> Iterator[str]:
@@ -78,23 +95,33 @@ def describe(config: RunConfig) -> Iterator[str]:
         require_vocabulary(config.model, config.data.tokenizer, tokenizer.vocab_size)
     except ValueError as error:
         problems.append(str(error))
+    sizes: list[_Size | None] = []
     for source in config.data.sources:
+        sizes.append(None)
         if source.path is None:
-            yield f"task {source.task}: new examples for ever"
             continue
         try:
             manifest = Manifest.open(source.path)
             _require_shards(manifest)
             if tokenizer is not None:
                 manifest.require_tokenizer(config.data.tokenizer, tokenizer.sha256)
-                extent = _measure_source(config, source, manifest, tokenizer)
-                yield str(extent)
-                if extent.warning:
-                    yield f"warning: {extent.warning}"
+                sizes[-1] = _measure_source(config, manifest, tokenizer)
         except ValueError as error:
+            problems.append(str(error))
+    try:
+        yield from _lines(_mix(config, sizes))
+    except ValueError as error:
+        if not problems:  # else it is one of them that is not known
             problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _lines(extents: list[Extent | str]) -> Iterator[str]:
+    for extent in extents:
+        yield str(extent)
+        if isinstance(extent, Extent) and extent.warning:
+            yield f"warning: {extent.warning}"
 
 
 def _require_shards(manifest: Manifest) -> None:
@@ -111,16 +138,38 @@ def _require_shards(manifest: Manifest) -> None:
             raise ValueError(f"{path}: {found}; copy the folder again or prepare the data again")
 
 
-def _measure_source(config: RunConfig, source: SourceSection, manifest: Manifest, tokenizer: Tokenizer) -> Extent:
-    train = config.train
-    share = source.weight / sum(each.weight for each in config.data.sources)
-    run_tokens = train.steps * train.global_batch * train.seq_len * share
+def _mix(config: RunConfig, sizes: list[_Size | None]) -> list[Extent | str]:
+    """What the run reads of each source: an extent of a folder whose size is known, a line of a task."""
+    data, train = config.data, config.train
+    run_tokens = train.steps * train.global_batch * train.seq_len
+    counts = [None if size is None or size.is_estimated else int(size.tokens) for size in sizes]
+    budgets = [_budget(source, size) for source, size in zip(data.sources, sizes, strict=True)]
+    taken = expected_tokens(run_tokens, mixture_weights(data, counts), budgets)
+    found: list[Extent | str] = []
+    for source, size, tokens in zip(data.sources, sizes, taken, strict=True):
+        share = tokens / run_tokens
+        if size is not None:
+            epochs = tokens / size.served if size.served else 0.0
+            found.append(Extent(size.path, size.documents, size.tokens, size.is_estimated, epochs, share))
+        elif source.task is not None:
+            ever = "new examples for ever" if source.max_tokens is None else f"at most {source.max_tokens:,} tokens"
+            of_run = "" if share == 1 else f", {100 * share:.3g} % of the tokens of this run"
+            found.append(f"task {source.task}: {ever}{of_run}")
+    return found
+
+
+def _budget(source: SourceSection, size: _Size | None) -> float:
+    """The most tokens of training that a source gives."""
+    of_tokens = math.inf if source.max_tokens is None else source.max_tokens
+    return of_tokens if source.max_epochs is None or size is None else min(of_tokens, source.max_epochs * size.served)
+
+
+def _measure_source(config: RunConfig, manifest: Manifest, tokenizer: Tokenizer) -> _Size:
     header = manifest.header
     tokens = float(header.num_tokens) if header.num_tokens is not None else estimate_tokens(manifest, tokenizer)
     framing = header.num_documents * (1 if tokenizer.separators.are_one else 2)
     served = (tokens + framing) * (1 - config.data.validation_fraction)
-    epochs = run_tokens / served if served else 0.0
-    return Extent(str(manifest.folder), header.num_documents, tokens, header.num_tokens is None, epochs)
+    return _Size(str(manifest.folder), header.num_documents, tokens, header.num_tokens is None, served)
 
 
 def estimate_tokens(manifest: Manifest, tokenizer: Tokenizer) -> float:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.data import SourceSection
+from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import require_vocabulary
 from pretrain.data.manifest import Manifest, ShardRow
 from pretrain.data.shards import check_index, open_index, read_document

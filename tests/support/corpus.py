@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.config.run import DataSection, SourceSection
+from pretrain.config.data import DataSection, SourceSection
 from pretrain.data.manifest import Header, write_manifest
 from pretrain.data.shards import ShardWriter, encode_tokens, text_hash
 from pretrain.data.tokenizers.tokenizer import Tokenizer

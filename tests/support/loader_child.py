@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.config.run import DataSection
+from pretrain.config.data import DataSection
 from pretrain.data.stream.loader import Loader
 
 

@@ -20,7 +20,7 @@ from statistics import median
 from benchmarks.measure import Row, Turns, add_rounds, row, timed
 from sentencepiece import SentencePieceProcessor
 
-from pretrain.config.run import DataSection
+from pretrain.config.data import DataSection
 from pretrain.data.prepare.documents import find_inputs, read_documents, split_file
 from pretrain.data.prepare.prepare import PrepareSettings, prepare
 from pretrain.data.prepare.records import Document

@@ -19,10 +19,12 @@ class Cursor:
     """Token in the framed document, or piece of one, where the next sample begins."""
     damaged: int = 0
     """Documents, or pieces of long ones, skipped as damaged since the start of the run."""
+    samples: int = 0
+    """Samples taken since the start of the run."""
 
     def row(self) -> tuple[int, ...]:
         """The fields in the order of FIELDS."""
-        return self.epoch, self.unit, self.document, self.offset, self.damaged
+        return self.epoch, self.unit, self.document, self.offset, self.damaged, self.samples
 
 
 FIELDS = tuple(field.name for field in fields(Cursor))

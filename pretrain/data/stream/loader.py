@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from pretrain.config.run import DataSection
+from pretrain.config.data import DataSection
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Split
 from pretrain.data.stream.long_documents import cut_fingerprint
@@ -111,8 +111,16 @@ class Loader:
         """Continue where a run stopped, given the sum of the `state` of all its ranks, whatever their number.
 
         Raises:
-            ValueError: if the saved run had another number of streams or sources.
+            ValueError: if the saved run had another number of streams or sources, or did not count samples and there is
+                a budget of tokens.
         """
+        if states.shape[2:] == (len(FIELDS) - 1,):  # of a run before samples were counted, the last of the fields
+            if any(source.max_tokens is not None for source in self._spec.data.sources):
+                raise ValueError(
+                    "the saved run did not count what it read of each source: leave out data.sources[].max_tokens, or "
+                    "choose another run.name"
+                )
+            states = np.pad(states, ((0, 0), (0, 0), (0, 1)))
         shapes = states.shape, self._states.shape
         if shapes[0] != shapes[1]:
             saved, now = (f"data.num_streams={shape[0]} and {shape[1]} sources" for shape in shapes)

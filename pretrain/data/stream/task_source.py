@@ -11,7 +11,8 @@ import json
 
 import numpy as np
 
-from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.data import SourceSection
+from pretrain.config.run import RunConfig
 from pretrain.data.stream.cursor import Cursor, Split
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -129,4 +130,5 @@ class TaskWalker:
         """The next example, int64 [2, seq_len]."""
         sample = self._source.sample(self.cursor.document * self._num_streams + self._stream)
         self.cursor.document += 1
+        self.cursor.samples += 1
         return sample

@@ -33,6 +33,10 @@ TESTED = {
         "train.loop_loss.consistency_weight": "tests/distributed/test_loop_variants.py",
         "model.loop_regulariser.groups": "tests/unit/model/test_regulariser.py",
         "data.cut_documents": "tests/unit/data/test_long_documents.py",
+        **dict.fromkeys(
+            ["data.temperature", "data.sources[].max_tokens", "data.sources[].max_epochs"],
+            "tests/unit/data/test_mixture.py",
+        ),
         "train.deterministic": "tests/distributed/test_training.py",
         "train.exit_after": "tests/distributed/test_training.py",
         "train.hooks[].every": "tests/unit/watch/test_hook_plugins.py",

@@ -39,6 +39,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["data.sources=[{task: addition, supervise: steps}, {path: a, supervise: steps, parameters: {n: 1}}]"],
         ["data.sources[1].parameters", "data.sources[1].supervise"],
     ),
+    (["data.sources=[{task: addition, max_epochs: 3}, {path: a}]"], ["data.sources[0].max_epochs"]),
     (
         ["validation={tasks: [addition], num_examples: 5, data_dir: a}"],
         ["validation.tasks", "validation.num_examples", "validation.data_dir"],

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pretrain.config.data import SourceSection
 from pretrain.config.read import resolved_yaml
-from pretrain.config.run import RunConfig, SourceSection
+from pretrain.config.run import RunConfig
 from pretrain.data.extent import describe, measure
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name
@@ -131,7 +132,8 @@ def test_the_dry_run_ends_with_a_line_for_each_source(
     first, second, third = (line[15:] for line in lines[begin:])
     assert first.startswith(f"{folders['tokens']}: 600 documents, ") and ", this run reads " in first
     assert second.startswith(f"{folders['text']}: 600 documents, about ")
-    assert third == "task addition: new examples for ever"
+    assert first.endswith(" epochs, 33.3 % of its tokens")
+    assert third == "task addition: new examples for ever, 33.3 % of the tokens of this run"
 
 
 def cut_a_shard(folder: Path) -> str:

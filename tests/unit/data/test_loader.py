@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.config.run import DataSection
+from pretrain.config.data import DataSection
 from pretrain.data import shards
 from pretrain.data.manifest import Manifest, write_manifest
 from pretrain.data.stream import stream
@@ -358,7 +358,7 @@ class TestWorkers:
     def test_a_worker_ends_though_somebody_else_holds_its_pipe(self, data: DataSection, tmp_path: Path) -> None:
         """A process that the trainer forked keeps the read end open, so the pipe does not break when that dies."""
         script = (
-            "import json, os, sys, time; from pretrain.config.run import DataSection; "
+            "import json, os, sys, time; from pretrain.config.data import DataSection; "
             "from pretrain.data.stream.loader import Loader\n"
             "job = json.load(open(sys.argv[1])); loader = Loader(DataSection(**job.pop('data')), **job); "
             "loader.next_batch()\n"

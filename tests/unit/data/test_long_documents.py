@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.run import DataSection
+from pretrain.config.data import DataSection
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name
 from pretrain.data.stream.cursor import Cursor, Split

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.run import DataSection, SourceSection
+from pretrain.config.data import DataSection, SourceSection
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import index_name, open_index
 from pretrain.data.stream import stream

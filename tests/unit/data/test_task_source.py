@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.config.run import DataSection, SourceSection
+from pretrain.config.data import DataSection, SourceSection
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.task_source import TaskSource

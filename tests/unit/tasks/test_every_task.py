@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.run import SourceSection
+from pretrain.config.data import SourceSection
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
