@@ -17,6 +17,7 @@ import errno
 import hashlib
 import io
 import os
+import struct
 import tarfile
 import zlib
 from contextlib import suppress
@@ -36,6 +37,9 @@ INDEX_DTYPE = np.dtype(
 )
 """One row a document: offset of the payload in the tar and its size, in bytes; hash of the text; CRC-32 of the payload;
 format."""
+
+INDEX_ROW = struct.Struct("<QQQIB")
+"""The same as `INDEX_DTYPE`."""
 
 TAR_BLOCK = 512
 
@@ -109,11 +113,10 @@ def require_lost(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def write_index(folder: Path, shard: str, rows: list[tuple[int, int, int, int, int]]) -> str:
-    """Write the index of the tar `shard`, atomically: one tuple a document, in the order of INDEX_DTYPE. Returns the
-    sha256 of the index file."""
+def write_index(folder: Path, shard: str, rows: np.ndarray) -> str:
+    """Write the index of the tar `shard`, INDEX_DTYPE [documents], atomically. Returns the sha256 of the index file."""
     buffer = io.BytesIO()
-    np.save(buffer, np.array(rows, dtype=INDEX_DTYPE))
+    np.save(buffer, rows)
     write_atomically(folder / index_name(shard), buffer.getvalue())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
@@ -155,16 +158,17 @@ class ShardWriter:
         self._file = self._temporary.open("wb")
         self._sha256 = hashlib.sha256()
         self._size = 0
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._rows = bytearray()  # a tuple would take six times the memory of a row
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) // INDEX_ROW.size
 
     def add(self, payload: bytes, text_hash: int) -> None:
         """Append a document: its payload (`encode_tokens`, or UTF-8 text) and the hash of its text."""
         offset = self._size + TAR_BLOCK
-        self._write(self._header.fill(len(self._rows), len(payload)) + payload + bytes(-len(payload) % TAR_BLOCK))
-        self._rows.append((offset, len(payload), text_hash, zlib.crc32(payload), EXTENSIONS.index(self._extension)))
+        self._write(self._header.fill(len(self), len(payload)) + payload + bytes(-len(payload) % TAR_BLOCK))
+        extension = EXTENSIONS.index(self._extension)
+        self._rows += INDEX_ROW.pack(offset, len(payload), text_hash, zlib.crc32(payload), extension)
 
     def _write(self, data: bytes) -> None:
         with naming(self._temporary):
@@ -178,11 +182,11 @@ class ShardWriter:
         with naming(self._temporary):
             sync_file(self._file)
             self._file.close()
-        index_sha256 = write_index(self._folder, self._name, self._rows)
+        index_sha256 = write_index(self._folder, self._name, np.frombuffer(self._rows, dtype=INDEX_DTYPE))
         self._temporary.replace(self._folder / self._name)
         sync_folder(self._folder)
         return ShardRow(
-            shard=self._name, documents=len(self._rows), tokens=tokens, bytes=self._size,
+            shard=self._name, documents=len(self), tokens=tokens, bytes=self._size,
             sha256=self._sha256.hexdigest(), index_sha256=index_sha256,
         )  # fmt: skip
 

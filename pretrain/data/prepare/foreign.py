@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from webdataset.tariterators import base_plus_ext
 
 from pretrain.data.manifest import Header, ShardRow, write_manifest
@@ -25,7 +26,7 @@ from pretrain.data.prepare.claim import IDENTITY_NAME
 from pretrain.data.prepare.records import Document, Problem, parse_record, parse_text
 from pretrain.data.prepare.samples import PACKED, TEXT_KINDS, UNUSED_TEXT, member_kind
 from pretrain.data.prepare.units import PROBLEMS_NAME, Advance, Report, Started
-from pretrain.data.shards import EXTENSIONS, TAR_BLOCK, text_hash, write_index
+from pretrain.data.shards import EXTENSIONS, INDEX_DTYPE, TAR_BLOCK, text_hash, write_index
 from pretrain.storage import naming, write_atomically
 
 OTHER_MEMBER = "other member"
@@ -91,7 +92,7 @@ def index_folder(folder: Path, report: Report = lambda event: None, *, strict: b
 
 
 def _finish_tar(tar: Path, index: list[IndexRow]) -> ShardRow:
-    index_sha256 = write_index(tar.parent, tar.name, index)
+    index_sha256 = write_index(tar.parent, tar.name, np.array(index, dtype=INDEX_DTYPE))
     with naming(tar), tar.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardRow(

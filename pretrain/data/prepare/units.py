@@ -31,6 +31,8 @@ from pretrain.storage import clear_away, naming, parse_json, read_file, write_at
 
 SHARD_TEXT_BYTES = 256 << 20
 """A shard holds at most so much text, whatever its other limits."""
+SHARD_DOCUMENTS = 1 << 20
+"""And so many documents: more than there are in that text but of very short ones, whose index would know no end."""
 REPORT_BYTES = 1 << 18
 REPORTED_PROBLEMS = 10
 
@@ -239,7 +241,7 @@ def _write_shards(
         for payload, num_tokens, num_text_bytes, hash_of_text in members:
             if (
                 shard is None
-                or len(shard) == settings.shard_documents
+                or len(shard) == min(settings.shard_documents or SHARD_DOCUMENTS, SHARD_DOCUMENTS)
                 or (settings.shard_tokens is not None and tokens + num_tokens > settings.shard_tokens)
                 or text_bytes + num_text_bytes > SHARD_TEXT_BYTES
             ):
