@@ -10,9 +10,12 @@ whole on a rank and its cursors are saved, so neither the number of ranks nor a 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from pretrain.config.data import DataSection, SourceSection
+from pretrain.data.stream import order
 from pretrain.data.stream.cursor import Cursor
 
 
@@ -49,6 +52,38 @@ def is_spent(source: SourceSection, cursor: Cursor, stream: int, num_streams: in
         return False
     samples = source.max_tokens // seq_len
     return cursor.samples >= samples // num_streams + (stream < samples % num_streams)
+
+
+class Mixture:
+    """The sources of samples."""
+
+    def __init__(
+        self, data: DataSection, num_tokens: Sequence[int | None], *, is_training: bool, seed: int, seq_len: int
+    ):
+        """Args: data, num_tokens: as of `mixture_weights`; is_training: whether budgets count."""
+        self._data, self._seed, self._seq_len = data, seed, seq_len
+        self._weights = mixture_weights(data, num_tokens)
+        self._budgets = [number for number, source in enumerate(data.sources) if is_training and source.has_budget]
+
+    def draw(self, samples: np.ndarray) -> list[int]:
+        """The source of each sample, as if there were no budgets."""
+        return order.draw_sources(samples, self._weights, self._seed).tolist()
+
+    def within_budget(self, sample: int, drawn: int, cursor: Callable[[int, int], Cursor]) -> int:
+        """The source of a sample for which one was drawn: drawn again, by the same number, among the sources of which
+        its stream has not used up its part, if there are others. `cursor` is that of a stream and a source."""
+        if not self._budgets:
+            return drawn
+        data, stream = self._data, sample % self._data.num_streams
+        spent = [
+            number
+            for number in self._budgets
+            if is_spent(data.sources[number], cursor(stream, number), stream, data.num_streams, self._seq_len)
+        ]
+        if not spent:
+            return drawn
+        weights = tuple(0.0 if number in spent else weight for number, weight in enumerate(self._weights))
+        return int(order.draw_sources(np.array([sample]), weights, self._seed)[0])
 
 
 def expected_tokens(total: float, weights: Sequence[float], budgets: Sequence[float]) -> list[float]:

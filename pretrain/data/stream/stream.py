@@ -27,7 +27,7 @@ import numpy as np
 
 from pretrain.config.data import DataSection
 from pretrain.data.manifest import Manifest, ShardRow
-from pretrain.data.mixture import is_spent, mixture_weights
+from pretrain.data.mixture import Mixture
 from pretrain.data.shards import DamagedDocument, check_index, open_index, read_document, require_lost
 from pretrain.data.stream import order
 from pretrain.data.stream.cursor import FIELDS, Cursor, Split
@@ -335,9 +335,8 @@ class StreamReader:
         ]
         self._walkers: dict[tuple[int, int], Walker | TaskWalker] = {}
         sizes = [source.manifest.header.num_tokens if isinstance(source, Source) else None for source in self._sources]
-        self._weights = mixture_weights(spec.data, sizes)
-        of_training = enumerate(spec.data.sources) if spec.split == "train" else ()
-        self._budgets = [number for number, source in of_training if source.has_budget]
+        is_training = spec.split == "train"
+        self._mixture = Mixture(spec.data, sizes, is_training=is_training, seed=spec.seed, seq_len=spec.seq_len)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -368,11 +367,10 @@ class StreamReader:
             int64 [n, 2, seq_len].
         """
         data = self._spec.data
-        sources = order.draw_sources(samples, self._weights, self._spec.seed)
         records = np.empty((len(samples), 2 + len(FIELDS)), dtype=np.int64)
         batch = np.empty((len(samples), 2, self._spec.seq_len), dtype=np.int64)
-        for row, place in enumerate(zip((samples % data.num_streams).tolist(), sources.tolist(), strict=True)):
-            place = self._within_budget(samples[row], *place) if self._budgets else place
+        for row, (sample, drawn) in enumerate(zip(samples.tolist(), self._mixture.draw(samples), strict=True)):
+            place = sample % data.num_streams, self._mixture.within_budget(sample, drawn, self._cursor)
             walker = self._walkers.get(place) or self._start(place)
             batch[row] = walker.next_sample()
             records[row] = *place, *walker.cursor.row()
@@ -382,28 +380,13 @@ class StreamReader:
         for source in self._sources:
             source.close()
 
-    def _within_budget(self, sample: int, stream: int, drawn: int) -> tuple[int, int]:
-        """Stream and source of a sample for which a source was drawn: drawn again, by the same number, among the
-        sources of which the stream has not used up its part."""
-        data, seq_len = self._spec.data, self._spec.seq_len
-
-        def spent_by_stream(number: int) -> bool:
-            cursor = self._cursor((stream, number))
-            return is_spent(data.sources[number], cursor, stream, data.num_streams, seq_len)
-
-        spent = [number for number in self._budgets if spent_by_stream(number)]
-        if not spent:
-            return stream, drawn
-        weights = tuple(0.0 if number in spent else weight for number, weight in enumerate(self._weights))
-        return stream, int(order.draw_sources(np.array([sample]), weights, self._spec.seed)[0])
-
-    def _cursor(self, place: tuple[int, int]) -> Cursor:
-        walker = self._walkers.get(place)
-        return walker.cursor if walker else Cursor(*self._states[place].tolist())
+    def _cursor(self, stream: int, source: int) -> Cursor:
+        walker = self._walkers.get((stream, source))
+        return walker.cursor if walker else Cursor(*self._states[stream, source].tolist())
 
     def _start(self, place: tuple[int, int]) -> Walker | TaskWalker:
         stream, number = place
-        cursor, source = self._cursor(place), self._sources[number]
+        cursor, source = self._cursor(*place), self._sources[number]
         is_text = isinstance(source, Source)
         num_streams = self._spec.data.num_streams
         walker = Walker(source, stream, cursor) if is_text else TaskWalker(source, stream, num_streams, cursor)
