@@ -17,7 +17,7 @@ from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.directory import write_state
-from pretrain.run.status import RunStatus, find_runs, read_status
+from pretrain.run.status import TAIL_BYTES, RunStatus, find_runs, read_status
 from tests.support.run_rows import step_row
 
 ROOT = Path(__file__).parents[3]
@@ -280,27 +280,21 @@ def test_the_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
     assert ("last error" in lines[0]) == (width >= 120)
 
 
-def test_two_hundred_runs_take_under_a_second(tmp_path: Path) -> None:
+def test_of_long_runs_the_ends_of_their_rows_are_read(tmp_path: Path) -> None:
+    """What makes two hundred runs a matter of a second; timings belong in benchmarks."""
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
     make_run(tmp_path / "run-000", steps=2000, total=4000, state="running", job="12-0")
-    for number in range(1, 200):
+    assert (tmp_path / "run-000" / "metrics.jsonl").stat().st_size > 20 * TAIL_BYTES
+    for number in range(1, 20):
         folder = tmp_path / f"run-{number:03d}"
         (folder / "checkpoints" / "step-00001000").mkdir(parents=True)
         for name in ("config.yaml", "metrics.jsonl", "state"):
             (folder / name).write_bytes((tmp_path / "run-000" / name).read_bytes())
-    started = time.process_time()
+    status(tmp_path / "run-000")  # what is imported is read once
+    before = bytes_read()
     found = [status(run) for run in find_runs(tmp_path)]
-    assert time.process_time() - started < 1
+    assert bytes_read() - before < 20 * 4 * TAIL_BYTES
     assert {(run.state, run.step, run.eta_s) for run in found} == {("running", 2000, 4000.0)}
-
-
-def test_bad_folders_are_one_line_and_torch_is_not_loaded(tmp_path: Path) -> None:
-    (tmp_path / "notes").mkdir()
-    missing, empty = run_tool(tmp_path / "none"), run_tool(tmp_path)
-    assert (missing.returncode, missing.stderr) == (2, f"error: {tmp_path}/none: no such folder\n")
-    assert (empty.returncode, empty.stderr) == (
-        2,
-        f"error: {tmp_path}: holds no run (a folder with config.yaml or metrics.jsonl)\n",
-    )
-    code = "import sys; import pretrain.run.status, pretrain.command.console; "
-    code += "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
