@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +19,23 @@ from tests.distributed.training import training_config, write_corpus
 
 ROOT = Path(__file__).parents[2]
 RANK = str(ROOT / "tests/support/launched_rank.py")
+HOUR_S, LIMIT_S = 3600, 120
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
-def wait_for(what: Callable[[], bool], of: "subprocess.Popen[str] | None" = None, limit_s: float = 120) -> None:
+def wait_for(what: Callable[[], bool], of: "subprocess.Popen[str] | None" = None, limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not what():
         assert time.monotonic() < deadline and (of is None or of.poll() is None), of and of.communicate()
         time.sleep(0.02)
 
 
+def launched(*arguments: str) -> "AbstractContextManager[subprocess.Popen[str]]":
+    return started([sys.executable, "-m", "pretrain.launch", *arguments])
+
+
 @contextmanager
-def launched(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
-    command = [sys.executable, "-m", "pretrain.launch", *arguments]
+def started(command: list[str]) -> "Iterator[subprocess.Popen[str]]":
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         yield process
@@ -84,18 +88,20 @@ def test_signals_reach_every_rank_once(tmp_path: Path, sent: Sequence[signal.Sig
         for number in sent:
             process.send_signal(number)
             time.sleep(0.1)  # of two that wait for a process, the lower number is heard first
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said, got(tmp_path)) == (0, "", [expected] * 2)
     assert [rank["LOCAL_RANK"] for rank in seen] == ["0", "1"] and {rank["WORLD_SIZE"] for rank in seen} == {"2"}
     assert len({rank["MASTER_PORT"] for rank in seen}) == 1
 
 
 def test_ctrl_c_while_ranks_start_is_a_line(tmp_path: Path) -> None:
-    """Of Python's own start it would make a traceback; a rank that is up already hears SIGTERM."""
-    with launched("--ranks", "2", RANK, str(tmp_path), "0:child") as process:
+    """Of Python's own start it would make a traceback. However slow the machine is, they have not started."""
+    slow = f"import sys; from pretrain import launch; launch.STARTING_S = {HOUR_S}; sys.exit(launch.main(sys.argv[1:]))"
+    arguments = ["--ranks", "2", RANK, str(tmp_path), "0:starting", "1:starting"]
+    with started([sys.executable, "-c", slow, *arguments]) as process:
         wait_for(lambda: len(children(process.pid)) == 3, process)  # with the keeper
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said) == (130, "ended by SIGINT, before there was anything to save\n")
     assert not list(tmp_path.glob("*.started"))
 
@@ -113,7 +119,7 @@ def test_a_rank_that_fails_is_named_and_the_others_are_ended(tmp_path: Path, cod
     """Bad input, code 2, has been told by the rank itself."""
     with ranks(tmp_path, f"1:exit:{code}", "0:child") as process:
         (tmp_path / "go").touch()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said) == (code, expected)
     assert (tmp_path / "0.got").read_text() == "SIGTERM"
     wait_for(partial(are_gone, tmp_path))
@@ -132,7 +138,7 @@ def test_a_rank_that_is_killed_is_named_and_the_deaf_are_killed(
 def test_a_killed_rank_is_named_by_its_signal(tmp_path: Path) -> None:
     with ranks(tmp_path) as process:
         os.kill(int(facts(tmp_path, 0)["pids"]), signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said) == (137, "error: rank 0 was ended by SIGKILL\n")
     wait_for(partial(are_gone, tmp_path))
 

@@ -3,8 +3,8 @@
     launched_rank.py FOLDER RANK:DEED[:VALUE] ...
 
 Deeds: `exit` with a code, once file `go` is there and rank 0 has started; `child`, start a process that outlives it;
-`deaf`, ignore all signals but SIGKILL. Any other rank counts the signals that it gets until the first SIGTERM or second
-SIGINT, and then ends with 0.
+`deaf`, ignore all signals but SIGKILL; `starting`, be no further than Python's own start. Any other rank counts the
+signals that it gets until the first SIGTERM or second SIGINT, and then ends with 0.
 """
 
 import os
@@ -24,6 +24,8 @@ def main(folder: Path, deeds: list[str]) -> int:
     def note(number: int, _: object) -> None:
         got.append(signal.Signals(number).name)
 
+    while [rank, "starting"] in own:
+        time.sleep(0.01)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN if [rank, "deaf"] in own else note)
     names = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
