@@ -201,13 +201,13 @@ def test_ctrl_c_saves_a_run_and_ends_well(tmp_path: Path) -> None:
     with launched("--ranks", "2", *pretrain) as process:
         wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, process)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0 and "Traceback" not in said and "error" not in said, said
     assert said.splitlines()[-1].endswith("stopped by SIGINT, the same command continues it")
     assert (run / "state").read_text() == "stopped by SIGINT\n" and list((run / "checkpoints").glob("step-*"))
     assert "stopped" in (run / "report.html").read_text()
     with launched("--ranks", "2", *pretrain, "trian.steps=1") as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said) == (2, "error: command line: trian: unknown key, did you mean train?\n")
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -215,7 +215,7 @@ def test_ctrl_c_saves_a_run_and_ends_well(tmp_path: Path) -> None:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         nodes = ("--ranks", "1", "--nodes", "2", "--node-rank", "0", "--rendezvous", where)
         with launched(*nodes, *pretrain) as process:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1 and "Traceback" not in said, said
     first, last = [line for line in said.splitlines() if line.startswith("error")]
     port = where.partition(":")[2]

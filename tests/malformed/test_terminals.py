@@ -49,7 +49,7 @@ def test_an_interrupt_of_an_import_is_one_line(tmp_path: Path, module: str, comm
     while not ready.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.decode().splitlines()[-1]) == (130, "interrupted")
     assert "Traceback" not in errors.decode() and len(errors.splitlines()) <= 2
 
@@ -66,7 +66,7 @@ def test_a_reader_that_is_gone_is_no_error(command: tuple[str, ...]) -> None:
     os.close(read)
     ended = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
-        stdout=write, stderr=subprocess.PIPE, timeout=60, check=False,
+        stdout=write, stderr=subprocess.PIPE, timeout=120, check=False,
     )  # fmt: skip
     os.close(write)
     assert (ended.returncode, ended.stderr) == (0, b"")
@@ -82,6 +82,6 @@ def test_a_reader_that_is_gone_is_no_error(command: tuple[str, ...]) -> None:
 )  # fmt: skip
 def test_output_in_ascii_has_question_marks(tmp_path: Path, command: tuple[str, ...], words: bytes) -> None:
     process = start(tuple(part.replace("{here}", str(tmp_path)) for part in command), PYTHONIOENCODING="ascii")
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert words in output and output.isascii()

@@ -83,7 +83,7 @@ def test_a_signal_lets_commands_save_once(tmp_path: Path, number: signal.Signals
         assert time.monotonic() < deadline and parent.poll() is None
         time.sleep(0.05)
     os.killpg(parent.pid, number)
-    out, _ = parent.communicate(timeout=60)
+    out, _ = parent.communicate(timeout=120)
     assert "interrupted" in out
     assert [(tmp_path / name).read_text() for name in "ab"] == ["began\nsaved\n"] * 2
     assert not (tmp_path / "c").exists()
