@@ -97,9 +97,9 @@ class LoopedGPTConfig(PretrainedConfig):
     """RMSNorm, LayerNorm with weight and bias, or LayerNorm without either."""
     norm_epsilon: float = 1e-5
     """Added to the variance inside the norm."""
-    norm_place: Literal["before", "after", "both", "around"] = "before"
-    """Whether the norm is on the input of attention and feed-forward, on their output before it is added, on both, or
-    on the input and on the sum."""
+    norm_place: Literal["before", "after", "both", "around", "sum"] = "before"
+    """Whether the norm is on the input of attention and feed-forward, on their output before it is added, on both, on
+    the input and on the sum, or on the sum alone."""
     positions: Literal["rope", "learned"] = "rope"
     """Rotary positions, or a learned table of max_position_embeddings rows."""
     rope_theta: float = 10000.0
@@ -379,7 +379,7 @@ class FeedForward(nn.Module):
 
 class Layer(GradientCheckpointingLayer):
     """Attention, then feed-forward, each a half f: x + f(norm(x)); by `norm_place` x + norm(f(x)) (after),
-    x + post_norm(f(norm(x))) (both) or post_norm(x + f(norm(x))) (around)."""
+    x + post_norm(f(norm(x))) (both), post_norm(x + f(norm(x))) (around) or norm(x + f(x)) (sum)."""
 
     def __init__(
         self, config: LoopedGPTConfig, in_loop: InLayers | None = None, number: int = 0, *, has_window: bool = False
@@ -419,6 +419,8 @@ class Layer(GradientCheckpointingLayer):
     ) -> Tensor:  # fmt: skip
         norm, post_norm = norms
         entering, join = this.branch(part, states)
+        if self.norm_place == "sum":
+            return this.normed(part, norm(join(this.update(part, compute(entering)))))
         if self.norm_place == "after":
             update = this.normed(part, norm(compute(entering)))
         else:
@@ -464,6 +466,9 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             Layer(config, in_loop, number, has_window=self.design.has_windows)
             for number in range(config.num_loop_layers)
         )
+        self.first_gains = {
+            layer.get_submodule(name): gain for layer in self.loop for name, gain in self.design.first_gains.items()
+        }
         self.coda = nn.ModuleList(Layer(config) for _ in range(config.num_coda_layers))
         self.final_norm = make_norm(config)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -474,7 +479,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             is_residual = isinstance(module, ResidualLinear)
             scale = 1 / math.sqrt(2 * self.config.effective_depth()) if is_residual else 1
-            nn.init.normal_(module.weight, std=self.config.init_std * scale)
+            nn.init.normal_(module.weight, std=self.config.init_std * self.first_gains.get(module, scale))
         elif isinstance(module, HeldWeights):
             for name, weight in module.descriptions.items():
                 if weight.constant is not None:

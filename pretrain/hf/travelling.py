@@ -14,6 +14,7 @@ MODULE = "loop_design"
 FIRST = ("model/hashed_numbers.py", "model/weight_kinds.py", "model/loop/variant.py")
 LAST = (
     "model/loop/keys.py",
+    "model/loop/residual_scale.py",
     "model/loop/per_loop/this.py",
     "model/loop/held.py",
     "model/loop/tables.py",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pretrain.model.loop.config import LoopSection
 from pretrain.model.loop.keys import keys_of, window_of
+from pretrain.model.loop.residual_scale import EXPONENTS
 from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
@@ -61,9 +62,10 @@ class ModelSection(Section):
     """What happens when the loop begins and between its passes."""
     norm: Literal["rms", "layer", "plain"] = "rms"
     """RMSNorm (Llama), LayerNorm with weight and bias (GPT-2), or LayerNorm without either (OLMo)."""
-    norm_place: Literal["before", "after", "both", "around"] = "before"
+    norm_place: Literal["before", "after", "both", "around", "sum"] = "before"
     """Norms before attention and feed-forward (Llama, GPT-2); after them, before they join the residual stream (OLMo
-    2); both (Ouro); or around them: before, and of the residual stream once they have joined it (Huginn)."""
+    2); both (Ouro); around them: before, and of the residual stream once they have joined it (Huginn); or only of that,
+    the sum (the first transformer, DeepNorm)."""
     qk_norm: Literal["none", "head", "all"] = "none"
     """RMSNorm of queries and keys before attention: none, over each head (Qwen 3), or over all heads together (OLMo
     2)."""
@@ -186,10 +188,16 @@ class ModelSection(Section):
             raise ValueError(f"model.loop_regulariser.groups names {twice[0]} twice")
         if regulariser.groups == ("gate",) and self.activation != "swiglu":
             raise ValueError("model.loop_regulariser.groups=[gate] needs model.activation=swiglu")
-        if self.norm_place == "around" and self.loop.residual != "plain":
+        norms_sum = self.norm_place in ("around", "sum")
+        if norms_sum and self.loop.residual != "plain":
             raise ValueError(
-                f"model.norm_place=around norms the residual stream, of which model.loop.residual={self.loop.residual} "
-                "has several: choose before, after or both"
+                f"model.norm_place={self.norm_place} norms the residual stream, of which "
+                f"model.loop.residual={self.loop.residual} has several: choose before, after or both"
+            )
+        if self.loop.residual_scale in EXPONENTS and not norms_sum:
+            raise ValueError(
+                f"model.loop.residual_scale={self.loop.residual_scale} is for a residual stream that is normed behind "
+                f"every sum: model.norm_place={self.norm_place} does not, choose sum or around"
             )
         for key, alike in {"per_loop": "none", "keys": "own"}.items():
             if regulariser.block_size and getattr(self.loop, key) != alike:

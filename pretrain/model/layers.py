@@ -346,6 +346,7 @@ class Layer(nn.Module):
     after    x + norm(f(x))
     both     x + post_norm(f(norm(x)))            Ouro (arXiv 2510.25741); sandwich norms (Ding et al. 2021, 2105.13290)
     around   post_norm(x + f(norm(x)))            Huginn (arXiv 2502.05171, section 3.2)
+    sum      norm(x + f(x))                       Vaswani et al. 2017 (1706.03762); DeepNorm (2203.00555)
     """
 
     def __init__(
@@ -382,6 +383,8 @@ class Layer(nn.Module):
         """States [t, d] after a half of the layer, `compute`, has joined them; several streams are side by side."""
         norm, post_norm = norms
         entering, join = this.branch(part, states)
+        if self.norm_place == "sum":
+            return this.normed(part, norm(join(drop(this.update(part, compute(entering)), part))))
         if self.norm_place == "after":
             update = this.normed(part, norm(compute(entering)))
         else:

@@ -89,7 +89,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
     gates = {"swiglu": {"ffn.gate": column(width, ffn, bias)}, "gelu": {}}[model.activation]
     design = loop_design(model) if in_loop else None
     has_windows = design is not None and design.has_windows
-    return inside(
+    weights = inside(
         {
             "attention_norm": norm(model),
             "ffn_norm": norm(model),
@@ -107,6 +107,10 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
             "residual": {} if design is None else design.residual.layer_weights(),
         }
     )
+    for name, gain in ({} if design is None else design.first_gains).items():
+        matrix = f"{name}.weight"
+        weights[matrix] = replace(weights[matrix], init="normal", std=gain * model.init_std)
+    return weights
 
 
 def check_parameters(shapes: Mapping[str, tuple[int, ...]], weights: Weights, num_ranks: int) -> None:

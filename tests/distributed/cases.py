@@ -42,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
     "ouro": {"norm_place": "both"},
     "huginn": {"norm_place": "around", "norm": "layer"},
+    "post-norm": {"norm_place": "sum"},
 }
 
 

@@ -62,15 +62,15 @@ FACTORS: dict[str, list[Any]] = {
     "per_loop": list(PER_LOOP),
     "num_loops": [1, 2, 4],
     "recompute": ["none", "loop", "layer"],
-    "residual_scale": ["one", "factored"],
+    "residual_scale": ["one", "factored", "deep_loop"],
     "loss": list(LOSSES),
     "keys": list(KEYS),
     "residual": list(RESIDUALS),
 }
 
 
-def _goes_together(keys: str, per_loop: str, **_: Any) -> bool:
-    return keys in ("own", "window") or per_loop != "lora"
+def _goes_together(keys: str, per_loop: str, residual: str, residual_scale: str = "one", **_: Any) -> bool:
+    return (keys in ("own", "window") or per_loop != "lora") and (residual_scale != "deep_loop" or residual == "plain")
 
 
 def _reaches_keys(keys: str, loops: tuple[int, int], **_: Any) -> bool:
@@ -123,6 +123,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
             "num_coda_layers": 1,
             "num_loops": 3,
             "loop": loop,
+            "norm_place": "sum" if case.get("residual_scale") == "deep_loop" else "before",
         },
         train={
             "recompute": case["recompute"],

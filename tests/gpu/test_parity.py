@@ -16,7 +16,7 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels.documents import Documents
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loss import loss_sums
-from tests.support.loop_designs import DESIGNS
+from tests.support.loop_designs import MODELS
 from tests.unit.model.test_model import FAMILIES, LLAMA, build, random_tokens
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +26,7 @@ MOST = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
 """Largest relative difference of the loss, and of the gradients as one vector."""
 CASES: dict[str, tuple[ModelSection, dict[str, Any]]] = {
     **{name: (family, {}) for name, family in FAMILIES.items()},
-    **{f"loop {name}": (LLAMA, {"loop": loop}) for name, loop in DESIGNS.items()},
+    **{f"loop {name}": (LLAMA, fields) for name, fields in MODELS.items()},
 }
 every_case = pytest.mark.parametrize("case", CASES)
 precisions = pytest.mark.parametrize("precision", MOST)

@@ -15,6 +15,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "free": {"injection": "diagonal", "diagonal": {"drive": "free"}},
     "residual": {"residual_scale": "inverse"},
     "factored": {"residual_scale": "factored"},
+    "deep loop": {"residual_scale": "deep_loop"},
     "keys of the first": {"keys": "first"},
     "window": {"keys": "first", "keys_window": 3, "injection": "add"},
     "keys of every second": {"keys": "every", "injection": "add"},
@@ -24,6 +25,11 @@ DESIGNS: dict[str, dict[str, Any]] = {
     **{name: {"exit": name} for name in EXITS if name != "none"},
     "own": own_loops.LOOP,
 }
+MODELS: dict[str, dict[str, Any]] = {
+    name: {"loop": loop} | ({"norm_place": "sum"} if loop.get("residual_scale") == "deep_loop" else {})
+    for name, loop in DESIGNS.items()
+}
+"""Fields of the model, with what a design needs of the others."""
 NEUTRAL = ("norm_scales", "lora", "adaln")
 """Those that begin as the plain loop."""
 SAME_LOGITS = ("plain", *(name for name in EXITS if name != "none"))

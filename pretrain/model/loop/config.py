@@ -10,6 +10,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from pretrain.model.loop.keys import WHY_NOT_LAST, window_of
 from pretrain.model.loop.plugins import plugin_settings
+from pretrain.model.loop.residual_scale import ResidualScale
 from pretrain.model.loop.tables import TABLES, variant_class
 from pretrain.schema.plugin import PluginName
 from pretrain.schema.section import Section
@@ -43,10 +44,11 @@ class _Choices(Section):
     exit: ExitName = "none"
     """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
     train.loop_loss.over=expected trains."""
-    residual_scale: Literal["one", "sqrt", "inverse", "factored"] = "one"
+    residual_scale: ResidualScale = "one"
     """What the layers of the loop block add to the residual stream, times 1, 1/√L, 1/L or 1/(L·√k): the updates of a
     shared block add up, so that with more loops the same learning rate moves the state further (Wang et al. 2026, arXiv
-    2606.18524: the last one, for k layers of their own weights)."""
+    2606.18524: the fourth, for k layers of their own weights). deep_norm and deep_loop: norm(α·x + f(x)) with smaller
+    first weights, by k·L (DeepNorm, arXiv 2203.00555; DeepLoop, 2607.13491); for model.norm_place=sum or around."""
     keys: Literal["own", "first", "every"] = "own"
     """Keys and values that a loop attends to: its own, those of the first loop, or those of the newest loop that
     computed any, every keys_every-th. Loops that compute none have no cache."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.model.loop.keys import keys_of, window_of
 from pretrain.model.loop.per_loop.this import InLayers
 from pretrain.model.loop.plugins import plugin_settings
+from pretrain.model.loop.residual_scale import first_gains, update_scale
 from pretrain.model.loop.tables import TABLES, variant_class
 from pretrain.model.loop.variant import Exit, Held, Injection, NormalNoise, PerLoop, Residual, Shape, Start
 from pretrain.model.weight_kinds import Weight, inside
@@ -39,10 +40,12 @@ class LoopDesign:
     @property
     def update_scale(self) -> float:
         """Factor of what the layers of the loop block add to the residual stream."""
-        loops, layers = self.shape.num_loops, self.shape.num_layers
-        return {"one": 1.0, "sqrt": loops**-0.5, "inverse": 1 / loops, "factored": 1 / (loops * layers**0.5)}[
-            self.section.residual_scale
-        ]
+        return update_scale(self.section.residual_scale, self.shape.num_layers, self.shape.num_loops)
+
+    @property
+    def first_gains(self) -> dict[str, float]:
+        """Matrices of the layers of the loop block whose first weights have model.init_std times a factor."""
+        return first_gains(self.section.residual_scale, self.shape.num_layers, self.shape.num_loops)
 
     def is_plain(self, num_passes: int) -> bool:
         """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""

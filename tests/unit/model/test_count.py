@@ -27,7 +27,7 @@ from pretrain.plan.plan import make_plan
 from pretrain.plan.text import plan_rows
 from tests.support.every_loop import loss_of_every_loop
 from tests.support.learned_injection import learned_injection, with_learned_injection
-from tests.support.loop_designs import DESIGNS
+from tests.support.loop_designs import MODELS
 
 SEQ_LEN = 32
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 80, "num_loop_layers": 2}
@@ -43,6 +43,7 @@ SHAPES = {
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
     "ouro": {"norm_place": "both"},
     "huginn": {"norm_place": "around"},
+    "post-norm": {"norm_place": "sum"},
     "shared keys": {"num_key_value_heads": 2, "loop": {"keys": "every"}},
     "prelude and coda": {"num_prelude_layers": 1, "num_coda_layers": 2, "loop": {"injection": "add"}},
     "blocks": {"num_loop_layers": 6, "loop_regulariser": {"block_size": 2}},
@@ -115,9 +116,9 @@ def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
     assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=0.001)
 
 
-NORM_PLACES: dict[str, dict[str, Any]] = {place: {"norm_place": place} for place in ("after", "both", "around")}
+NORM_PLACES: dict[str, dict[str, Any]] = {place: {"norm_place": place} for place in ("after", "both", "around", "sum")}
 OF_LOOPS: dict[str, dict[str, Any]] = {
-    name: {"loop": loop} for name, loop in DESIGNS.items() if name not in ("plain", "first", "window")
+    name: fields for name, fields in MODELS.items() if name not in ("plain", "first", "window")
 }
 """Not the first: its concat has nothing to hand back to zeros. Not windows: torch counts their gate."""
 

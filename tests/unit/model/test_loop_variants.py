@@ -15,7 +15,7 @@ from pretrain.model.layers import KeyValueCache
 from pretrain.model.loop.recurrence import Stage
 from pretrain.model.loss import loss_sums
 from pretrain.model.weights import loop_design
-from tests.support.loop_designs import DESIGNS, NEUTRAL, SAME_LOGITS
+from tests.support.loop_designs import DESIGNS, MODELS, NEUTRAL, SAME_LOGITS
 from tests.unit.model.test_model import LLAMA, OLMO2, SEQ, assert_same, build, gradients, random_tokens
 
 ENDS: dict[str, Any] = {"num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 2}
@@ -25,7 +25,7 @@ num_loops = pytest.mark.parametrize("num_loops", [1, 3])  # 3 is beyond the loop
 
 def shaken(name: str, family: ModelSection = LLAMA) -> LoopedGPT:
     """A model of a design whose weights have all left their initial values."""
-    model = build(family, **ENDS, loop=DESIGNS[name])
+    model = build(family, **ENDS, **MODELS[name])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -76,7 +76,7 @@ def test_it_differs_from_the_plain_loop_in_what_it_says(name: str, family: Model
     """With random weights every variant matters; those that begin neutral equal the plain loop before."""
     plain, tokens = build(family, **ENDS), random_tokens()
     if name in NEUTRAL:
-        model = build(family, **ENDS, loop=DESIGNS[name])
+        model = build(family, **ENDS, **MODELS[name])
         shared = plain.state_dict()
         model.load_state_dict(shared, strict=False)
         assert torch.equal(model(tokens, 3), plain(tokens, 3))
@@ -122,7 +122,7 @@ def test_scales_and_weights_are_for_the_loops_that_it_was_made_for() -> None:
 @designs
 def test_the_start_of_a_stage_alone_is_that_of_the_whole(name: str) -> None:
     """Weights are drawn by their names: a stage of two has those of the whole model."""
-    config = ModelSection.model_validate(LLAMA.model_dump() | ENDS | {"loop": DESIGNS[name]})
+    config = ModelSection.model_validate(LLAMA.model_dump() | ENDS | MODELS[name])
     whole = LoopedGPT(config, SEQ)
     initialise(whole, seed=1)
     for index in range(2):

@@ -39,8 +39,10 @@ GPT2 = LLAMA.model_copy(
 )
 QWEN3 = LLAMA.model_copy(update={"qk_norm": "head", "head_size": 12})
 OLMO2 = LLAMA.model_copy(update={"qk_norm": "all", "norm_place": "after"})
-OURO, HUGINN = (LLAMA.model_copy(update={"norm_place": place}) for place in ("both", "around"))
-FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "olmo2": OLMO2, "ouro": OURO, "huginn": HUGINN}
+OURO, HUGINN, POST = (LLAMA.model_copy(update={"norm_place": place}) for place in ("both", "around", "sum"))
+FAMILIES = {
+    "llama": LLAMA, "gpt2": GPT2, "qwen3": QWEN3, "olmo2": OLMO2, "ouro": OURO, "huginn": HUGINN, "post-norm": POST
+}  # fmt: skip
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 

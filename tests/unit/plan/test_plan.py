@@ -97,11 +97,22 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         GPT2,
         {**LLAMA, "norm_place": "both"},
         {**LLAMA, "norm_place": "around"},
+        {**LLAMA, "norm_place": "sum"},
         {**LLAMA, "loop": {"keys": "first"}},
         {**LLAMA, "loop": {"keys": "first", "keys_window": 16}},
         {**LLAMA, "loop": {"residual": "hyper"}},
     ],
-    ids=["llama", "llama with LayerNorm", "gpt-2", "ouro", "huginn", "shared keys", "window", "hyper-connections"],
+    ids=[
+        "llama",
+        "llama with LayerNorm",
+        "gpt-2",
+        "ouro",
+        "huginn",
+        "post-norm",
+        "shared keys",
+        "window",
+        "hyper-connections",
+    ],
 )
 @pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
