@@ -185,14 +185,17 @@ def loop_design(config: LoopedGPTConfig) -> LoopDesign:
 class SharedKeys(NamedTuple):
     """What one application of a layer has to do with keys and values that loops share."""
 
-    kept: dict[int, tuple[Tensor, Tensor]]
-    """The newest of each layer of the block in this call, those of the cache among them."""
-    layer: int
-    """Number of the layer in the block."""
     computes: bool
-    """Whether it computes new ones."""
+    """Whether it computes its own."""
     reads: bool
     """Whether it reads those of an earlier loop."""
+    keeps: bool
+    """Whether later loops may read its own."""
+
+
+ALONE = SharedKeys(computes=True, reads=False, keeps=False)
+KeysValues = tuple[Tensor | None, Tensor | None]
+"""[b, g, keys, e] each, those of the cache among them; None: none."""
 
 
 class WholeWeights:
@@ -334,26 +337,27 @@ class Attention(nn.Module):
 
     def forward(
         self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: Cache | None, entry: int,
-        this: InThisLoop, shared: SharedKeys | None, near: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        this: InThisLoop, shared: SharedKeys, near: Tensor | None, earlier: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:  # fmt: skip
+        """[b, s, d] what it adds to the residual stream, and the keys and values of `earlier` or, if it computes any,
+        its own."""
         queries = self._heads(this.linear("attention.query", states, self.query(states)), self.query_norm)
         queries = (queries if rotary is None else rotate(queries, rotary)).transpose(1, 2)  # [b, h, s, e]
-        mixed = None
-        if shared is not None and shared.reads:
-            mixed = attend(queries, *shared.kept[shared.layer], mask)
-        if shared is None or shared.computes:
+        mixed, (keys, values) = None, earlier
+        if shared.reads:
+            assert keys is not None and values is not None, "an earlier loop has computed them"
+            mixed = attend(queries, keys, values, mask)
+        if shared.computes:
             keys = self._heads(this.linear("attention.key", states, self.key(states)), self.key_norm)
             values = self._heads(this.linear("attention.value", states, self.value(states))).transpose(1, 2)
             keys = (keys if rotary is None else rotate(keys, rotary)).transpose(1, 2)  # [b, g, s, e]
             if cache is not None:
                 keys, values = cache.update(keys, values, entry)
-            if shared is not None and not shared.reads:
-                shared.kept[shared.layer] = keys, values
             own = attend(queries, keys, values, mask if mixed is None else near)
             mixed = own if mixed is None else self.window(gate_far_and_near, queries, mixed, own)
         assert mixed is not None, "it computes or reads"
         mixed = mixed.transpose(1, 2).flatten(2)
-        return this.linear("attention.output", mixed, self.output(mixed))
+        return this.linear("attention.output", mixed, self.output(mixed)), (keys, values)
 
 
 class FeedForward(nn.Module):
@@ -398,20 +402,30 @@ class Layer(GradientCheckpointingLayer):
             self.per_loop = HeldWeights(WholeWeights, in_loop.variant.layer_weights())
             self.residual = HeldWeights(WholeWeights, in_loop.residual.layer_weights())
 
-    # gradient checkpointing removes the cache by the name `past_key_values`
+    # Gradient checkpointing removes the cache by the name `past_key_values`, and hands on gradients of what comes in by
+    # position and goes out: so keys and values that loops share do both.
     def forward(
         self, states: Tensor, rotary: Rotary | None, mask: Tensor | None, entry: int, loop: int | None,
-        shared: SharedKeys | None, near: Tensor | None = None, past_key_values: Cache | None = None,
-    ) -> Tensor:  # fmt: skip
+        shared: SharedKeys = ALONE, near: Tensor | None = None, earlier_keys: Tensor | None = None,
+        earlier_values: Tensor | None = None, past_key_values: Cache | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """The states, and the keys and values that it keeps for later loops."""
         this = ALIKE
         if self.in_loop is not None and loop is not None:
             this = self.in_loop.at(self.per_loop, self.residual, self.number, loop)
 
+        kept: KeysValues = None, None
+
         def attended(states: Tensor) -> Tensor:
-            return self.attention(states, rotary, mask, past_key_values, entry, this, shared, near)
+            nonlocal kept
+            earlier = earlier_keys, earlier_values
+            mixed, own = self.attention(states, rotary, mask, past_key_values, entry, this, shared, near, earlier)
+            kept = own if shared.keeps else kept
+            return mixed
 
         states = self._half("attention", states, attended, (self.attention_norm, self.attention_post_norm), this)
-        return self._half("ffn", states, lambda x: self.ffn(x, this), (self.ffn_norm, self.ffn_post_norm), this)
+        states = self._half("ffn", states, lambda x: self.ffn(x, this), (self.ffn_norm, self.ffn_post_norm), this)
+        return states, *kept
 
     def _half(
         self, part: str, states: Tensor, compute: Callable[[Tensor], Tensor],
@@ -459,8 +473,6 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self.exit = HeldWeights(WholeWeights, under(self.design.exit_weights(), "exit"))
         in_loop = self.design.layers
-        # what a layer keeps for later loops would be lost to the backward pass
-        self.supports_gradient_checkpointing = not self.design.shares_keys
         self.prelude = nn.ModuleList(Layer(config) for _ in range(config.num_prelude_layers))
         self.loop = nn.ModuleList(
             Layer(config, in_loop, number, has_window=self.design.has_windows)
@@ -589,7 +601,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, states.dtype)
         entries = itertools.count()
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer of the block: those of the newest loop with any
         near = None
         if (window := self.design.window_of(1)) is not None:
             past = 0 if cache is None else int(cache.get_seq_length())
@@ -598,14 +610,17 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         def run(layers: nn.ModuleList, states: Tensor, loop: int | None = None) -> Tensor:
             reads = loop is not None and self.design.keys_of(loop) != loop
             computes = loop is None or not reads or self.design.window_of(loop) is not None
+            shared = SharedKeys(computes, reads, keeps=loop is not None and self.design.shares_keys and not reads)
             for number, layer in enumerate(layers):
                 if trace is not None:
                     trace.append(states if loop is None else self.design.residual.combine(states))
                 entry = next(entries) if computes else -1
-                shared = None
-                if loop is not None and self.design.shares_keys:
-                    shared = SharedKeys(kept, number, computes, reads)
-                states = layer(states, rotary, mask, entry, loop, shared, near, past_key_values=cache)
+                earlier = kept[number] if reads else (None, None)
+                states, keys, values = layer(
+                    states, rotary, mask, entry, loop, shared, near, *earlier, past_key_values=cache
+                )
+                if shared.keeps:
+                    kept[number] = keys, values
             return states
 
         def noise(like: Tensor) -> Tensor:

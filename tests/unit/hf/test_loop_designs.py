@@ -12,7 +12,7 @@ from pretrain.model.loop.config import LoopSection
 from tests.support.loop_designs import DESIGNS
 from tests.unit.hf.test_modeling_looped_gpt import assert_close, exported
 from tests.unit.model.test_loop_variants import shaken
-from tests.unit.model.test_model import SEQ, random_tokens
+from tests.unit.model.test_model import SEQ, VOCAB, random_tokens
 
 
 @pytest.mark.parametrize("name", [name for name in DESIGNS if name != "own"])
@@ -25,6 +25,28 @@ def test_every_design_of_the_loop_is_the_same_model(name: str) -> None:
     whole = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3)
     without_cache = model.generate(tokens, max_new_tokens=4, do_sample=False, num_loops=3, use_cache=False)
     assert torch.equal(whole, without_cache)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("name", ["keys of the first", "keys of every second", "window", "deep loop"])
+def test_recomputation_keeps_the_gradients(name: str) -> None:
+    """Where loops share keys and values too: gradients reach the loop that computed them, as in training."""
+    looped, tokens = shaken(name), random_tokens()
+    weights = torch.randn(VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    (looped.logits(looped(tokens, 3)) * weights).mean().backward()
+    model = exported(looped).train()
+    calls: list[int] = []
+    model.loop[0].attention.register_forward_hook(lambda *_: calls.append(0))
+    for is_reentrant in (None, False, True):
+        if is_reentrant is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": is_reentrant})
+        model.zero_grad()
+        calls.clear()
+        (model(tokens, num_loops=3).logits * weights).mean().backward()
+        assert len(calls) == (3 if is_reentrant is None else 6)  # forward, and again for the backward pass
+        for key, parameter in looped.named_parameters():
+            found = model.get_parameter(key).grad
+            torch.testing.assert_close(found, parameter.grad, rtol=1e-8, atol=1e-10, msg=f"{key} {is_reentrant}")
 
 
 def test_a_plain_loop_is_the_default_of_both() -> None:
