@@ -7,7 +7,7 @@
     gap.py       how much of the gap between its two baselines a looped model covers
     kinds.py     kinds of tasks, such as recall and reasoning, and the difference of their slopes
     floors.py    what chance and the best shortcut get
-    law.py       the joint law of validation loss over parameters, loops and tokens
+    law.py       the joint law of validation loss over parameters, loops and tokens, for each variant of variants.py
     isoplot.py   downstream value against validation loss over training steps
     analysis.py  runs all of the above on one set of rows
     tables.py    the results as text and fit.csv; figure.py: as PNG and SVG; page.py: as one self-contained HTML page

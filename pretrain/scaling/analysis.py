@@ -16,17 +16,19 @@ from pretrain.scaling.isoplot import Isoplot, make_isoplots
 from pretrain.scaling.kinds import Kinds, SlopeDifference, differences, of_kinds
 from pretrain.scaling.law import JointLaw, fit_law
 from pretrain.scaling.rows import choose_metric, latest, with_means
+from pretrain.scaling.variants import by_variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The results. `fits` has one entry per curve; `law` is a string with the reason if no law could be fitted."""
+    """The results. `fits` has one entry per curve; of `laws`, by variant, each is a string with the reason if no law
+    could be fitted."""
 
     curves: list[Curve]
     fits: list[Fit | None]
     ratios: list[Ratio]
     gaps: list[Gap]
-    law: JointLaw | str
+    laws: dict[str, JointLaw | str]
     isoplots: list[Isoplot]
     floors: Floors
     """What chance and the best shortcut get."""
@@ -71,7 +73,7 @@ def analyse(
     losses, other_losses = _of_one_text(in_law)
     return Analysis(
         curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves),
-        law="" if kinds else fit_law(losses),
+        laws={name: fit_law(of_variant) for name, of_variant in by_variant(losses).items()},
         isoplots=[] if kinds else make_isoplots(_finite(chosen), _finite(rows), from_step=from_step),
         floors=floors_of(newest), differences=differences(curves) if kinds else [], is_of_kinds=bool(kinds),
         left_out=[

@@ -127,7 +127,7 @@ def curve_names(
     """
     names = {key: _shape_name(key, row) for key, row in firsts.items()}
     said: dict[CurveKey, dict[str, str]] = {key: _apart(key, row) for key, row in firsts.items()}
-    short = _short_names({what for known in said.values() for what in known})
+    short = short_names({what for known in said.values() for what in known})
     found = {}
     for key, name in names.items():
         others = [other for other in names if other != key]
@@ -144,7 +144,7 @@ def curve_names(
     return found
 
 
-def _short_names(keys: AbstractSet[str]) -> dict[str, str]:
+def short_names(keys: AbstractSet[str]) -> dict[str, str]:
     """The last part of each key, or the whole one where two end alike."""
     ends = Counter(key.rpartition(".")[2] for key in keys)
     return {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}

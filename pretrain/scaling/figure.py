@@ -105,8 +105,8 @@ def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Cal
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
-    if isinstance(analysis.law, JointLaw):
-        panels.append(partial(_draw_law, analysis.law))
+    laws = ((name, law) for name, law in analysis.laws.items() if isinstance(law, JointLaw))
+    panels += [partial(_draw_law, law, name) for name, law in laws]
     return panels
 
 
@@ -229,7 +229,7 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], look: Looks, axes: "Axes", _: Lab
     _name(axes, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
 
 
-def _draw_law(law: JointLaw, axes: "Axes", _: Labels) -> None:
+def _draw_law(law: JointLaw, variant: str, axes: "Axes", _: Labels) -> None:
     loops = sorted(set(law.num_loops))
     named = loops[:: math.ceil(len(loops) / MAX_TICKS)]
     for num_loops in loops:
@@ -240,7 +240,8 @@ def _draw_law(law: JointLaw, axes: "Axes", _: Labels) -> None:
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
     worth = "these points do not determine it" if law.undetermined else f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
-    _name(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")
+    title = f"joint law of {variant}:\n{worth}" if variant else f"joint law: {worth}"
+    _name(axes, title, "loss by the law (nats per token)", "nll")
 
 
 def _few_ticks(axes: "Axes") -> None:

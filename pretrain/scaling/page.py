@@ -59,8 +59,7 @@ def write_page(analysis: Analysis, file: Path, *, colour_by: str | None = None) 
     figures = [_curve_figure(analysis, look)]
     if analysis.isoplots:
         figures.append(_isoplot_figure(analysis, look))
-    if isinstance(analysis.law, JointLaw):
-        figures.append(_law_figure(analysis.law))
+    figures += [_law_figure(law, name) for name, law in analysis.laws.items() if isinstance(law, JointLaw)]
     # without the button that uploads the figure
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
     parts = [
@@ -206,9 +205,10 @@ def _isoplot_figure(analysis: Analysis, look: Mapping[tuple[str, str], Look]) ->
     return figure
 
 
-def _law_figure(law: JointLaw) -> "Figure":
+def _law_figure(law: JointLaw, variant: str) -> "Figure":
     low, high = law.phi_interval
-    figure, ((row, column),) = _panels([f"joint law: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"])
+    title = f"joint law of {variant}" if variant else "joint law"
+    figure, ((row, column),) = _panels([f"{title}: phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"])
     loops = np.array(law.num_loops)
     for num_loops in sorted(set(law.num_loops)):
         chosen = np.flatnonzero(loops == num_loops)

@@ -9,7 +9,7 @@ from pretrain.scaling.analysis import Analysis
 from pretrain.scaling.axes import MAX_DRAWN, TRAINING
 from pretrain.scaling.fit import NO_LINE
 from pretrain.scaling.floors import NAMES
-from pretrain.scaling.law import PUBLISHED
+from pretrain.scaling.law import PUBLISHED, JointLaw
 from pretrain.scaling.table import Table
 
 CSV_FIELDS = (
@@ -112,15 +112,24 @@ def _gap_table(analysis: Analysis) -> Table:
 
 
 def _law_table(analysis: Analysis) -> Table:
-    law, title = analysis.law, "validation loss = E + A·(N_once + r^phi·N_rec)^-a + B·T^-b"
-    if isinstance(law, str):
-        return Table(title=title, notes=[law] if law else [])
-    constants = ["-" if number is None else f"{number:.3g}" for number in (law.offset, law.a, law.b, law.error)]
-    row = (_with_interval(law.phi, law.phi_interval), *constants, str(len(law.losses)))
-    notes = [law.undetermined] if law.undetermined else [PUBLISHED]
-    if law.b is None:
-        notes.append("all runs saw equally many tokens: B·T^-b is part of E")
-    return Table(title=title, header=("phi [95%]", "E", "a", "b", "error", "points"), rows=[row], notes=notes)
+    """A row for each variant: what a loop is worth may differ between them, as all constants."""
+    title = "validation loss = E + A·(N_once + r^phi·N_rec)^-a + B·T^-b"
+    rows, notes, is_alone = [], [], len(analysis.laws) == 1
+    for variant, law in analysis.laws.items():
+        of_variant = "" if is_alone else f"{variant}: "
+        if isinstance(law, str):
+            notes += [of_variant + law] if law else []
+            continue
+        constants = ["-" if number is None else f"{number:.3g}" for number in (law.offset, law.a, law.b, law.error)]
+        row = (_with_interval(law.phi, law.phi_interval), *constants, str(len(law.losses)))
+        rows.append(row if is_alone else (variant, *row))
+        notes += [of_variant + law.undetermined] if law.undetermined else []
+        if law.b is None:
+            notes.append(f"{of_variant}all runs saw equally many tokens: B·T^-b is part of E")
+    if any(isinstance(law, JointLaw) and not law.undetermined for law in analysis.laws.values()):
+        notes.insert(0, PUBLISHED)
+    header = (*(() if is_alone else ("variant",)), "phi [95%]", "E", "a", "b", "error", "points")
+    return Table(title=title, header=header, rows=rows, notes=notes)
 
 
 def _isoplot_table(analysis: Analysis) -> Table:

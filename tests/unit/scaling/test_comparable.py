@@ -78,7 +78,7 @@ def test_loops_that_a_model_was_not_trained_with_are_drawn_and_in_no_fit_gap_or_
     assert [point.row.num_loops for point in curve.extrapolated] == [1, 2, 24]
     assert analysis.ratios == analyse(on_lines()).ratios
     assert {gap.num_loops for gap in analysis.gaps if gap.task_group == "t"} == {2, 3, 6, 9, 12}
-    assert "there are 1," in str(analysis.law)
+    assert "there are 1," in str(analysis.laws)
     assert any("not trained at (1, 2, 24): in no fit" in warning for warning in curve.warnings)
     draw(analysis, [tmp_path / "figure.svg"])
     assert "hollow: loops it was not trained with" in (tmp_path / "figure.svg").read_text()

@@ -1,8 +1,10 @@
 """The numbers of the scaling plot: lines and their intervals, ratios, covered gaps, the joint law, isoplots."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -299,6 +301,24 @@ def test_phi_is_said_not_to_be_determined_by_runs_that_cannot_tell(noise: float,
     assert note in table.notes[0]
 
 
+def test_each_variant_has_a_phi_of_its_own() -> None:
+    """Streams and learning rates differ: the first makes a variant, the second does not, nor do sizes."""
+    variants = {0.46: {}, 0.65: {"model.loop.residual": "hyper", "model.loop.hyper.streams": 4}}
+    rows = [
+        replace(row, run=f"{row.run} {phi}", settings={"model.hidden_size": row.num_params, "optimizer.lr": lr} | loop)
+        for phi, loop in variants.items()
+        for row, lr in zip(law_rows(phi, 0.0005, 0), cycle((1e-3, 3e-3)))
+    ]
+    laws = analyse(rows).laws
+    assert list(laws) == ["defaults", "streams=4, residual=hyper"]
+    for law, phi in zip(laws.values(), variants, strict=True):
+        assert isinstance(law, JointLaw) and law.phi == pytest.approx(phi, abs=0.05)
+    table = render(next(table for table in make_tables(analyse(rows)) if "phi" in table.title))
+    assert re.search(r"streams=4, residual=hyper +0\.6", table) and "variant" in table
+    few = "\n".join(map(render, make_tables(analyse(rows[:48] + rows[-3:]))))
+    assert "streams=4, residual=hyper: needs 8 validation losses" in few
+
+
 def test_joint_law_of_one_token_budget() -> None:
     law = fit_law(law_rows(0.46, 0.0005, 0, tokens=(10**9,)))
     assert isinstance(law, JointLaw)
@@ -346,5 +366,6 @@ def test_everything_of_a_sweep_is_in_the_tables() -> None:
     text = "\n".join(map(render, make_tables(analysis)))
     for words in ("alpha_looped / alpha_baseline", "gap covered", "phi [95%]", "held out", "per nat of loss"):
         assert words in text
-    assert isinstance(analysis.law, JointLaw)
-    assert analysis.law.phi == pytest.approx(0.5, abs=0.15)
+    (law,) = analysis.laws.values()
+    assert isinstance(law, JointLaw)
+    assert law.phi == pytest.approx(0.5, abs=0.15)

@@ -40,7 +40,7 @@ def test_a_kind_is_the_mean_over_its_tasks_and_slopes_differ_by_what_depth_is_wo
     (point, *_) = next(curve for curve in analysis.curves if curve.task_group == "recall").points
     own = [row for row in rows() if row.run == point.row.run and row.task != "hop" and row.num_loops == 1]
     assert point.value == pytest.approx(sum(row.value for row in own) / 3) and point.num_examples == 30_000
-    assert len(analysis.differences) == 2 and not analysis.isoplots and not analysis.law
+    assert len(analysis.differences) == 2 and not analysis.isoplots and not any(analysis.laws.values())
     for found in analysis.differences:
         low, high = found.fit.alpha_interval
         assert found.kinds == ("reasoning", "recall")
