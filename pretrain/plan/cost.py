@@ -4,14 +4,15 @@
 
 `busy` is the work of the busiest stage on one micro-batch: its applications of layers, forward, backward and again
 where recomputed, with their tensor-parallel collectives, head and loss on the last stage, and the addition of each
-backward pass's weight gradients to the fp32 buffers. A visit is one loop of one micro-batch on one stage. The mean loop
-count of a run stands for that of a step.
+backward pass's weight gradients to the fp32 buffers, and with a teacher (`train.teacher`) its pass forward, what the
+divergence does with the logits of both, and the model's head once more. A visit is one loop of one micro-batch on one
+stage. The mean loop count of a run stands for that of a step.
 
 Not counted: data, logging, evaluations and checkpoints between steps; clocks that sink under load other than in the
-fitted shares of `pretrain/plan/machine.py`; waiting for the slowest of many ranks; the pass of a teacher.
+fitted shares of `pretrain/plan/machine.py`; waiting for the slowest of many ranks.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from pretrain.config.run import BYTES, RunConfig
@@ -220,6 +221,21 @@ class StageWork:
         return Times(matrices=products, memory=logits)
 
     @property
+    def _teaching(self) -> Times:
+        """The divergence from a teacher for a micro-batch: its pass without gradients, as deep as it was trained, and
+        the model's head a second time."""
+        if self.plan.teacher is None:
+            return Times()
+        model = self.plan.teacher.model
+        frozen = replace(self, plan=replace(self.plan, config=self._config.model_copy(update={"model": model})))
+        ahead, _ = frozen._layer
+        products = self._product(self._tokens, model.hidden_size, model.vocab_size)
+        extra = self._tokens * loop_design(model).flops(model.num_passes())
+        products += extra / (self.software.matrices * self.gpu.peak_flops)
+        logits = self._crossing(SCRATCH_OF_LOSS * self._tokens * model.vocab_size, max(4, self._size))
+        return ahead * model.effective_depth() + Times(matrices=products, memory=logits) + self._head
+
+    @property
     def micro_batch(self) -> tuple[Times, Traffic]:
         """One micro-batch through all loops of the stage, forward and backward."""
         model, train, plan = self._config.model, self._config.train, self.plan
@@ -234,7 +250,7 @@ class StageWork:
         ahead, back = self._layer
         forwards, backwards = outside + looped + again, outside + backward
         times = ahead * forwards + back * backwards + self._head * heads
-        times += Times(memory=self._sums_of_gradients(loops))
+        times += Times(memory=self._sums_of_gradients(loops)) + self._teaching
         if self.stage.is_first:
             extra = 3 * self._tokens * loop_design(model).flops(round(loops)) / self._config.parallel.tensor
             times += Times(matrices=extra / (self.software.matrices * self.gpu.peak_flops))

@@ -125,7 +125,7 @@ def _laid_out(config: RunConfig, cut: ReplicaCut, recompute: str) -> RunConfig:
 
 
 def estimate(config: RunConfig, gpus: int, gpu: Gpu, teacher: SavedModel | None = None) -> Estimate:
-    """What a configuration costs as it is on so many GPUs, with the model of train.teacher, whose time is not counted.
+    """What a configuration costs as it is on so many GPUs, with the model of train.teacher.
 
     Raises:
         ValueError: it does not fit on this many ranks.

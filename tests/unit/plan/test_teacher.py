@@ -1,7 +1,8 @@
-"""What the plan says that a teacher takes, against what a step with it allocates."""
+"""What the plan says that a teacher takes, against what a step with it allocates and computes."""
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from torch.profiler import ProfilerActivity, profile
 from pretrain.config.layout import check_layout
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.data.tokenizers.tokenizer import Separators
+from pretrain.model.config import ModelSection
+from pretrain.model.count import attention_flops, forward_flops_per_token, head_flops
 from pretrain.model.kernels import blocked_attention
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan.__main__ import main as find_layouts
+from pretrain.plan.cost import step_cost
+from pretrain.plan.machine import COMPILED, GPUS
 from pretrain.plan.plan import make_plan
 from pretrain.plan.room import model_needs
 from pretrain.run.other_runs import saved_teacher
@@ -71,6 +77,27 @@ def test_a_step_with_a_teacher_holds_what_is_planned(
     )
     needs = {need.what: need.bytes for need in model_needs(config, check_layout(config, 1), saved_teacher(config))}
     assert needs[f"the model of train.teacher.run={tmp_path / 'teacher'}"] == stage.teacher
+
+
+def test_a_step_takes_its_pass_and_the_head_once_more() -> None:
+    """On a card whose memory takes no time: the products that are counted, at the rate of a product."""
+    config = RunConfig.model_validate(
+        {"model": {"vocab_size": 320}, "train": {"seq_len": SEQ_LEN, "micro_batch": 64, "global_batch": 128}}
+    )
+    shape = ModelSection.model_validate(WIDE | {"num_prelude_layers": 1, "num_loop_layers": 2})
+    saved = SavedModel(
+        run="teacher", model=shape, seq_len=SEQ_LEN, precision="bf16", tokenizer="symbols:ab", max_loops=2
+    )
+    card = replace(GPUS["h100"], memory_rate=1e30)
+    software = replace(COMPILED, launch=0.0)
+    with_it, without = (step_cost(make_plan(config, 1, teacher), card, software) for teacher in (saved, None))
+    attention = shape.effective_depth() * attention_flops(shape, SEQ_LEN)
+    products = forward_flops_per_token(shape, SEQ_LEN) - attention + 3 * head_flops(config.model)
+    rate = software.matrices * card.peak_flops / (128 * SEQ_LEN)
+    assert (with_it.times.matrices - without.times.matrices) * rate == pytest.approx(products, rel=1e-6)
+    causal = (with_it.times.attention - without.times.attention) * software.attention_forward * card.peak_flops
+    assert causal / (128 * SEQ_LEN) == pytest.approx(attention / 2, rel=1e-6)
+    assert with_it.flops == without.flops and with_it.mfu < without.mfu
 
 
 def test_dry_run_and_planner_count_it(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
