@@ -11,18 +11,20 @@ shared block:
                                                                what the design of the loop says; a loop that reads
                                                                another's keys and values (`model.loop.keys`) computes
                                                                none; a window of its own, of w tokens, has 4·2w·h·e
-                                                               more: blocks of w queries look at 2w keys
+                                                               more: blocks of w queries look at 2w keys, the last
+                                                               filled up
     training = 3 · forward (+ forward of what is recomputed)   backward = 2 · forward: one product for each of the two
                                                                operands; of passes cut off by train.backprop_loops
-                                                               none, nor of their keys and values that others read
+                                                               none, nor of their keys and values that others read;
+                                                               nor has a start state without the input
     recomputed = passes with a gradient, or their layers and those outside the loop, each unit up to the last tensor
                                                                that its gradient needs: without the product that ends
                                                                it, unless a norm or the design looks at what that gives
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
-and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, and not a fused
-kernel's second computation of the scores. The rule of thumb 6·N misses attention and, above all, counts a block once
-that runs L times.
+and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, so neither gates of
+windows, a product of vectors for each head, nor a fused kernel's second computation of the scores. The rule of thumb
+6·N misses attention and, above all, counts a block once that runs L times.
 """
 
 from collections import Counter
@@ -69,13 +71,21 @@ def attention_flops(model: ModelSection, num_keys: int) -> int:
     return 4 * num_keys * model.num_attention_heads * model.head_dim
 
 
+def window_flops(model: ModelSection, num_keys: int, window: int) -> int:
+    """`attention_flops` over the newest `window` of the keys: blocks of `window` queries look at twice as many keys,
+    and the last block of a sequence is filled up."""
+    if num_keys <= 2 * window:
+        return attention_flops(model, num_keys)
+    return attention_flops(model, 2 * window) * (-(-num_keys // window) * window) // num_keys
+
+
 def pass_flops(model: ModelSection, num_keys: int, passes: range) -> int:
     """Forward FLOPs of one layer of the block in these passes, for one token that looks at `num_keys` positions."""
     design, weights = loop_design(model), layer_weights(model)
     of_keys = 2 * sum(weights[f"attention.{name}.weight"].numel for name in ("key", "value"))
     windows = [window for loop in passes if (window := design.window_of(loop)) is not None]
     num_reading = sum(design.keys_of(loop) != loop for loop in passes) - len(windows)
-    in_windows = sum(attention_flops(model, min(2 * window, num_keys)) for window in windows)
+    in_windows = sum(window_flops(model, num_keys, window) for window in windows)
     return len(passes) * (layer_flops(model, num_keys) + design.layer_flops()) + in_windows - num_reading * of_keys
 
 
@@ -140,6 +150,7 @@ def train_flops_per_token(
     outside = num_outside * layer_flops(model, seq_len)
     num_given = sum(design.keys_of(loop) < num_cut for loop in range(num_cut, passes))
     flops -= num_given * model.pass_layers * attention_flops(model, seq_len)  # of two products one operand has none
+    flops -= design.start_flops() if num_cut == 0 else 0
     again = {"none": 0, "loop": kept, "layer": kept + outside}[recompute]
     units = {"none": 0, "loop": passes - num_cut, "layer": model.pass_layers * (passes - num_cut)}[recompute]
     last = 2 * model.ffn_size * model.hidden_size if model.norm_place == "before" else 0

@@ -101,6 +101,12 @@ class LoopDesign:
         num_streams = self.residual.num_streams
         return sum(num_streams * self.injection.flops() for loop in range(num_passes) if self.injects(loop))
 
+    def start_flops(self) -> int:
+        """Backward FLOPs, for one token, that the injection is spared in the first pass, where the state with which it
+        begins holds nothing of the input and so has no gradient."""
+        is_given = self.injects(0) and not self.start.uses_input
+        return self.residual.num_streams * self.injection.state_flops() if is_given else 0
+
     def layer_flops(self) -> int:
         """Forward FLOPs of one application of one layer of the block, for one token, on top of the layer's own."""
         return self.per_loop.layer_flops() + self.residual.layer_flops()

@@ -82,6 +82,10 @@ class Injection(Variant):
         """Forward FLOPs of entering one pass, for one token."""
         return 0
 
+    def state_flops(self) -> int:
+        """Those of them that are products of weights and state: a state without gradient asks for none back."""
+        return 0
+
     def enter(self, held: Held, states: "Tensor", carried: "Tensor", loop: int) -> "Tensor":
         """The states [t, d] with which a pass begins.
 

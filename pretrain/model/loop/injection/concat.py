@@ -23,5 +23,8 @@ class Concat(Injection):
     def flops(self) -> int:
         return 2 * 2 * self.shape.width**2
 
+    def state_flops(self) -> int:
+        return 2 * self.shape.width**2
+
     def enter(self, held: Held, states: "Tensor", carried: "Tensor", loop: int) -> "Tensor":
         return held["state"](states) + held["input"](carried)

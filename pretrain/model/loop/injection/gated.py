@@ -29,6 +29,9 @@ class Gated(Injection):
     def flops(self) -> int:
         return 2 * self.shape.width**2
 
+    def state_flops(self) -> int:
+        return self.flops()
+
     def enter(self, held: Held, states: "Tensor", carried: "Tensor", loop: int) -> "Tensor":
         gate = (held["gate"](states) + held["bias"]).sigmoid()
         return states + gate * (carried - states)
