@@ -240,8 +240,9 @@ def _draw_law(law: JointLaw, variant: str, axes: "Axes", _: Labels) -> None:
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
     worth = "these points do not determine it" if law.undetermined else f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
-    title = f"joint law of {variant}:\n{worth}" if variant else f"joint law: {worth}"
-    _name(axes, title, "loss by the law (nats per token)", "nll")
+    below = {"ha": "right", "va": "bottom", "fontsize": 9, "color": "#666666"}  # the points lie on the other diagonal
+    axes.text(0.98, 0.03, variant.replace(", ", "\n"), transform=axes.transAxes, **below)
+    _name(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")
 
 
 def _few_ticks(axes: "Axes") -> None:
