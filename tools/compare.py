@@ -5,6 +5,9 @@ result at each loop count (and number of thoughts), what chance and the best sho
 the training. Runs are seeds of one configuration only if all else is equal: settings, data and the questions of each
 task; a repeated run is no seed. A folder without a run of its own stands for the runs in it. tools/scaling_plot.py
 --colour KEY draws the same runs coloured by a setting.
+
+--along optimizer.lr, or several settings, makes a row of all their values, for each result: where it is best at the
+same one in every row, that one serves all.
 """
 
 if __name__ == "__main__":
@@ -34,6 +37,7 @@ from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import ResultRow, digest, settings_of
 from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.metrics import LOWER_IS_BETTER
 from pretrain.rows.step import TimedStep
 from pretrain.scaling.analysis import without_repeats
 from pretrain.scaling.comparable import questions_of, shown_value
@@ -75,6 +79,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--metric", type=names, default=[], metavar="[GROUP=]NAME,...", help="default: what each task is judged by"
     )
     parser.add_argument("--split", default="test", help="of fine-tuned runs; default: test")
+    parser.add_argument(
+        "--along", type=names, metavar="KEY,...", help="a column for each value of these settings, and which is best"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     return parser.parse_args(arguments)
 
@@ -227,6 +234,32 @@ class ConfigurationTable:
         notes = ["mean ± standard deviation over seeds; of one seed, (± standard error over examples)"]
         return Table(title=f"{len(rows)} configurations", header=header, rows=rows, notes=notes)
 
+    def along(self, settings: Sequence[str]) -> Table:
+        """A row for each result of configurations that agree in all but some settings, a column for each value of
+        these.
+
+        Raises:
+            ValueError: the runs do not differ in one of them.
+        """
+        for key in settings:
+            if key not in self.keys:
+                raise ValueError(f"--along {key}: the runs differ in {', '.join(self.keys) or 'nothing'}")
+        others = [key for key in self.keys if key not in settings]
+        found: dict[tuple[str, ...], dict[tuple[str, ...], list[Result]]] = defaultdict(lambda: defaultdict(list))
+        for run in (run for group in self.groups for run in group):
+            for label, result in run.results.items():
+                place = (*(_shown(run, key) for key in others), label)
+                found[place][tuple(_shown(run, key) for key in settings)].append(result)
+        columns = sorted({values for row in found.values() for values in row}, key=lambda each: list(map(_order, each)))
+        rows = []
+        for place, results in sorted(found.items(), key=lambda row: list(map(_order, row[0]))):
+            means = {values: statistics.fmean(each.value for each in its) for values, its in results.items()}
+            is_lower = any(f" {metric} " in f" {place[-1]} " for metric in LOWER_IS_BETTER)
+            best = min(means, key=lambda values: means[values] if is_lower else -means[values])
+            rows.append((*place, *(_spread(results.get(values, [])) for values in columns), " ".join(best)))
+        title = f"along {', '.join(settings)}"
+        return Table(title=title, header=(*others, "result", *map(" ".join, columns), "best at"), rows=rows)
+
     def write_csv(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -253,6 +286,16 @@ def _shown(run: Run, key: str) -> str:
     if key == "data":
         return run.data or "unknown"
     return shown_value(run.settings.get(key, "default"))
+
+
+def _order(shown: str) -> tuple[float, str]:
+    """What is not set, then numbers by size, then words."""
+    if shown == "default":
+        return float("-inf"), shown
+    try:
+        return float(shown), ""
+    except ValueError:
+        return float("inf"), shown
 
 
 def _floor(group: Sequence[Run], name: str) -> str:
@@ -291,7 +334,7 @@ def compare(options: argparse.Namespace) -> None:
     warnings += repeats + ask_apart(found)
     print_warnings(list(dict.fromkeys(warnings)))
     comparison = ConfigurationTable.of([run for run, _ in found])
-    print(render(comparison.table()))
+    print(render(comparison.along(options.along) if options.along else comparison.table()))
     if options.csv:
         comparison.write_csv(options.csv)
         print(f"\ntable: {options.csv}")

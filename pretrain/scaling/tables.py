@@ -1,7 +1,7 @@
 """The analysis as tables for the terminal and the page, and as fit.csv."""
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,10 +115,11 @@ def _law_table(analysis: Analysis) -> Table:
     """A row for each variant: what a loop is worth may differ between them, as all constants."""
     title = "validation loss = E + A·(N_once + r^phi·N_rec)^-a + B·T^-b"
     rows, notes, is_alone = [], [], len(analysis.laws) == 1
+    without: dict[str, list[str]] = defaultdict(list)
     for variant, law in analysis.laws.items():
         of_variant = "" if is_alone else f"{variant}: "
         if isinstance(law, str):
-            notes += [of_variant + law] if law else []
+            without[law if is_alone else law.partition("; there are")[0]].append(of_variant)
             continue
         constants = ["-" if number is None else f"{number:.3g}" for number in (law.offset, law.a, law.b, law.error)]
         row = (_with_interval(law.phi, law.phi_interval), *constants, str(len(law.losses)))
@@ -128,6 +129,8 @@ def _law_table(analysis: Analysis) -> Table:
             notes.append(f"{of_variant}all runs saw equally many tokens: B·T^-b is part of E")
     if any(isinstance(law, JointLaw) and not law.undetermined for law in analysis.laws.values()):
         notes.insert(0, PUBLISHED)
+    for reason, names in without.items():
+        notes.append((names[0] if len(names) == 1 else f"{len(names)} variants: each ") + reason)
     header = (*(() if is_alone else ("variant",)), "phi [95%]", "E", "a", "b", "error", "points")
     return Table(title=title, header=header, rows=rows, notes=notes)
 

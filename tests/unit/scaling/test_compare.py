@@ -56,6 +56,24 @@ def test_seeds_are_one_row_and_what_differs_is_a_column(tmp_path: Path, capsys: 
     assert float(first["device_hours"]) == pytest.approx(4 * 4 * 9 / 3600, rel=1e-2)
 
 
+def test_values_of_a_setting_stand_side_by_side_with_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nll = {"task": "validation", "task_group": "validation", "metric": "nll", "stderr": None}
+    for loops, losses in ((1, (2.5, 2.25, 2.75)), (4, (2.0, 2.125, 3.0))):
+        for lr, loss in zip(("9e-4", "1e-2", "1e-1"), losses, strict=True):
+            name, settings = f"1x{loops}-{lr}", (f"optimizer.lr={lr}", f"model.num_loops={loops}")
+            folder = write_run(tmp_path, name, {loops: loss}, *settings, **nll)
+            write_run(tmp_path / "more", name, {loops: loss + 0.5}, *settings, "run.seed=1", **nll)
+    assert main([str(tmp_path), str(tmp_path / "more"), "--along", "optimizer.lr"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["model.num_loops", "result", "0.0009", "0.01", "0.1", "best", "at"]
+    assert [(line[0], line[-1]) for line in lines[2:4]] == [("default", "0.01"), ("4", "0.0009")]
+    assert lines[2][4:7] == ["2.75", "±", "0.35"]
+    assert main([str(folder), "--along", "optimizer.beta2"]) == 2
+    assert "error: --along optimizer.beta2: the runs differ in nothing\n" in capsys.readouterr().err
+
+
 def test_chance_and_the_best_shortcut_stand_beside_the_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
