@@ -96,13 +96,14 @@ class CommandServer:
 
     def run(
         self, module: str, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None,
-        limit_s: float = TIME_LIMIT_S, folder: Path = ROOT, search: Path = ROOT,
+        limit_s: float = TIME_LIMIT_S, folder: Path = ROOT, search: Path = ROOT, forks: bool = False,
     ) -> Ended:  # fmt: skip
         """Run the `main` of a module with command-line arguments, and with more variables of the environment, from a
-        folder, where another is the first that modules are looked for in."""
+        folder, where another is the first that modules are looked for in; with `forks`, what it starts as
+        `python ...` is a fork of it (`tests/support/forks.py`)."""
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"module": module, "arguments": list(map(str, arguments)), "environment": dict(environment or {})}
-        request |= {"folder": str(folder), "search": str(search)}
+        request |= {"folder": str(folder), "search": str(search), "forks": forks}
         print(json.dumps({**request, **self._files, "limit_s": limit_s}), file=self._process.stdin, flush=True)
         code, seconds = json.loads(self._process.stdout.readline())
         said = {name: Path(file).read_text(errors="replace") for name, file in self._files.items()}

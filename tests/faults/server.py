@@ -1,27 +1,27 @@
 """A process with everything imported that forks a child for each command: `python -m tests.faults.server MODULE...`.
 
 Standard input has a request a line, `{"module": ..., "arguments": [...], "environment": {...}, "output": file,
-"errors": file, "limit_s": ..., "folder": ..., "search": ...}`, the last two to start in and the first place of modules;
-standard output answers each with the exit code, null for a command that hung, and the seconds of processor time that it
-took.
+"errors": file, "limit_s": ..., "folder": ..., "search": ..., "forks": ...}`: folder and search are where it starts and
+the first place of modules, and whether the commands that it starts are forks too. Standard output answers each with the
+exit code, null for a command that hung, and the seconds of processor time that it took.
 """
 
 import importlib
-import inspect
 import json
 import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from typing import Any, NoReturn
+
+from tests.support.forks import fork_commands, run_main
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # some libraries print when they are imported
-    modules = {name: importlib.import_module(name) for name in sys.argv[1:]}
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     if "torch" in sys.modules:
         device = sys.modules["torch"].device("cpu")
         importlib.import_module("pretrain.device.hardware").peak_flops(device, sys.modules["torch"].float32)  # is kept
@@ -30,13 +30,11 @@ def main() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            sys.path[0] = request["search"]
-            module = modules.get(request["module"]) or importlib.import_module(request["module"])
-            _run(module.main, request)
+            _run(request)
         print(json.dumps(_wait(child, request["limit_s"])), file=answers, flush=True)
 
 
-def _run(command: Callable[..., int], request: dict[str, Any]) -> NoReturn:
+def _run(request: dict[str, Any]) -> NoReturn:
     """Run a command in this process, which has its own session, and end."""
     os.setsid()
     os.environ.update(request["environment"])
@@ -44,17 +42,9 @@ def _run(command: Callable[..., int], request: dict[str, Any]) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in enumerate(("output", "errors"), start=1):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    sys.argv = [request["module"], *request["arguments"]]
-    try:
-        code = command(request["arguments"]) if inspect.signature(command).parameters else command()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if request["forks"]:
+        fork_commands()
+    os._exit(run_main(request["module"], request["arguments"], request["search"]))
 
 
 def _wait(child: int, limit_s: float) -> tuple[int | None, float]:

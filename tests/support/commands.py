@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.faults.seam import ROOT, CommandServer
+from tests.faults.seam import CommandServer
+from tests.support.forks import resolve
 
 LIMIT_S = 240.0
 
@@ -18,20 +19,16 @@ class Commands:
         self.server = server
 
     def run(
-        self, *words: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+        self, *words: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None,
+        forks: bool = False,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """`python -m MODULE ...` or `python FILE ...` of this project, by default from the folder that this process is
-        in; a module of that folder, or beside the file, can be imported, as there."""
+        in; a module of that folder, or beside the file, can be imported, as there. With `forks`, the commands that it
+        starts are forks too."""
         folder = cwd or Path.cwd()
-        first, *arguments = map(str, words)
-        if first == "-m":
-            module, *arguments = arguments
-            search = folder
-        else:
-            script = (folder / first).resolve()
-            module, search = ".".join(script.relative_to(ROOT).with_suffix("").parts), script.parent
+        module, arguments, search = resolve(words, folder)
         ended = self.server.run(
-            module, arguments, environment=environment, limit_s=LIMIT_S, folder=folder, search=search
+            module, arguments, environment=environment, limit_s=LIMIT_S, folder=folder, search=search, forks=forks
         )
         assert ended.code is not None, f"{' '.join(map(str, words))} hangs\n{ended.said}"
         return subprocess.CompletedProcess(words, ended.code, ended.output, ended.errors)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.eval.groups import trained_tasks
 from pretrain.tasks.registry import make_task
+from tests.support.commands import Commands
 from tools.sweep import stages
 
 ROOT = Path(__file__).parents[3]
@@ -193,54 +195,65 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_config(write(tmp_path / "s.yaml", text), SweepConfig)
 
 
-def sweep(folder: Path, *arguments: str, tool: str = "sweep.py") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / tool), "tiny.yaml", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_printed_commands_are_those_of_all_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def sweep(tmp_path: Path, commands: Commands) -> Sweep:
+    """Runs the sweep of `tiny.yaml`; its runs, too, import nothing."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return commands.run(ROOT / "tools" / "sweep.py", "tiny.yaml", *arguments, cwd=tmp_path, forks=True)
+
+    return run
+
+
+def test_printed_commands_are_those_of_all_runs(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "baselines: true"))
-    lines = sweep(tmp_path, "--print").stdout.splitlines()
+    lines = sweep("--print").stdout.splitlines()
     assert [line.count("pretrain.train") for line in lines[:3]] == [1, 1, 1]
     assert [line.count("eval_depth.py") for line in lines[3:6]] == [1, 1, 1]
     assert "scaling_plot.py" in lines[6] and lines[6].count("depth.jsonl") == 3
     assert "--array=0-2" in lines[-3] and "aftercorr" in lines[-2] and "afterok" in lines[-1]
     assert not (tmp_path / "runs").exists()
-    alone = sweep(tmp_path, "--print", "--stage", "train", "--cell", "2").stdout.splitlines()
+    alone = sweep("--print", "--stage", "train", "--cell", "2").stdout.splitlines()
     assert alone[0] == lines[2]
-    bad = sweep(tmp_path, "--cell", "3")
+    bad = sweep("--cell", "3")
     assert bad.returncode == 2 and "the sweep has 3 runs, numbered from 0" in bad.stderr
 
 
-def test_the_former_name_of_the_tool_does_the_same_and_says_the_new_one(tmp_path: Path) -> None:
+def test_the_former_name_of_the_tool_does_the_same_and_says_the_new_one(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY)
-    new, old = (sweep(tmp_path, "--print", tool=tool) for tool in ("sweep.py", "depth_sweep.py"))
-    assert old.stdout == new.stdout != "" and old.returncode == 0
+    command = [sys.executable, ROOT / "tools" / "depth_sweep.py", "tiny.yaml"]
+    old, bad = (
+        subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for options in (["--print"], ["--cell", "9"])
+    )
+    assert old.stdout == sweep("--print").stdout != "" and (old.returncode, bad.returncode) == (0, 2)
     assert old.stderr == "tools/depth_sweep.py is now tools/sweep.py\n"
-    assert sweep(tmp_path, "--cell", "9", tool="depth_sweep.py").returncode == 2
 
 
-def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "baselines: true"))
-    planned = sweep(tmp_path, "--dry-run").stdout.splitlines()
+    planned = sweep("--dry-run").stdout.splitlines()
     runs = [f"run directory  runs/sweeps/tiny/{name}-seed0" for name in ("1x2", "2x1", "1x1")]
     assert [line for line in planned if line.startswith("run directory")] == runs
     write(tmp_path / "tiny.yaml", TINY.replace("baselines: false", "ranks: 2\nbaselines: true"))
-    refused = sweep(tmp_path, "--slurm")
+    refused = sweep("--slurm")
     assert refused.returncode == 2 and "train.global_batch=8 is not divisible by" in refused.stderr
     write(tmp_path / "tiny.yaml", TINY.replace("[train.steps=3,", "['data.sources=[{path: none}]', train.steps=3,"))
-    refused = sweep(tmp_path, "--slurm")
+    refused = sweep("--slurm")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: none: no manifest.jsonl; make shards there with tools/prepare_data.py")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path) -> None:
+def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY)
     (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
     root = tmp_path / "runs" / "sweeps" / "tiny"
     for arguments in ([], ["--stage", "eval"]):
-        done = sweep(tmp_path, *arguments)
+        done = sweep(*arguments)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in (root / "1x2-seed0" / "eval" / "depth.jsonl").read_text().splitlines()]
         assert [(row["task"], row["metric"], row["num_loops"], row["step"]) for row in rows] == [("p_hop", "acc", 2, 3)]
@@ -248,12 +261,12 @@ def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path:
     assert "has p_hop already" in done.stderr
 
 
-def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> None:
+def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path, sweep: Sweep) -> None:
     """Two at a time; a bad one stops the sweep and is named, a signal lets runs save."""
     write(tmp_path / "tiny.yaml", TINY.replace("models:", "grid: {run.seed: [0, 1]}\nmodels:"))
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     root = tmp_path / "runs" / "sweeps" / "tiny"
-    done = sweep(tmp_path, "--jobs", "2", "--stage", "train")
+    done = sweep("--jobs", "2", "--stage", "train")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "1x2-seed1 began" in line] and "train 2/2" in done.stderr
     assert "step 3/3" in (root / "logs" / "train-1x2-seed1.log").read_text()
@@ -261,7 +274,7 @@ def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path) -> N
     damaged = root / "1x2-seed1" / "checkpoints"
     for shard in damaged.rglob("*.safetensors"):
         shard.write_bytes(b"")
-    failed = sweep(tmp_path, "--jobs", "2", "--stage", "eval")
+    failed = sweep("--jobs", "2", "--stage", "eval")
     assert failed.returncode == 1 and "1x2-seed1 ended with exit code" in failed.stderr.splitlines()[-1]
     row = json.loads((root / "1x2-seed0" / "eval" / "depth.jsonl").read_text())
     assert row["seed"] == 0, "the other one was scored"
@@ -293,15 +306,15 @@ def test_a_run_has_time_to_save_when_the_sweep_is_interrupted(tmp_path: Path) ->
     assert (tmp_path / "saved").exists()
 
 
-def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
+def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY_METHODS)
     for name in ("tools", "finetune"):
         (tmp_path / name).symlink_to(ROOT / name)
-    lines = sweep(tmp_path, "--print").stdout.splitlines()
+    lines = sweep("--print").stdout.splitlines()
     assert [line.count("finetune/coconut.py --config") for line in lines[:2]] == [1, 1]
     assert all("tools/eval_coconut.py --run" in line and line.endswith("--latents all") for line in lines[2:4])
     assert "coconut_table.py" in lines[4] and "--array=0-1" in lines[-2] and "afterok" in lines[-1]
-    done = sweep(tmp_path)
+    done = sweep()
     assert done.returncode == 0, done.stderr
     root = tmp_path / "runs" / "sweeps" / "tiny"
     files = [root / f"{method}-seed0" / "eval" / "coconut.jsonl" for method in ("coconut", "no_cot")]
@@ -329,8 +342,8 @@ def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_sweep_over_methods_cannot_train_is_refused_first(
-    tmp_path: Path, before: str, after: str, arguments: list[str], message: str
+    tmp_path: Path, sweep: Sweep, before: str, after: str, arguments: list[str], message: str
 ) -> None:
     write(tmp_path / "tiny.yaml", TINY_METHODS.replace(before, after))
-    refused = sweep(tmp_path, *arguments)
+    refused = sweep(*arguments)
     assert (refused.returncode, refused.stdout) == (2, "") and message in refused.stderr
