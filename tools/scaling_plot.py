@@ -1,7 +1,7 @@
 """Plot accuracy or loss against effective depth, with fitted laws, from evaluation rows: command of `pretrain/scaling`.
 
-Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables. Takes
-seconds, mostly for drawing.
+Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables, and
+what is not drawn as it would say nothing. Takes seconds, mostly for drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...] [--colour KEY]
         [--axis NAME ...] [--group NAME=TASK_GROUP,... ...]
@@ -95,16 +95,18 @@ def plot(options: argparse.Namespace) -> None:
     out = options.out or files[0].parent
     out.mkdir(parents=True, exist_ok=True)
     axes = chosen_axes(options.axis, analysis.curves)
-    draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour, wanted=axes)
+    undrawn = draw(analysis, [out / "scaling.png", out / "scaling.svg"], colour_by=options.colour, wanted=axes)
     write_page(analysis, out / "scaling.html", colour_by=options.colour)
     write_fits(analysis, out / "fit.csv")
     tables = make_tables(analysis)
     if kinds:
-        draw(kinds, [out / "groups.png", out / "groups.svg"], colour_by=options.colour)
+        undrawn += draw(kinds, [out / "groups.png", out / "groups.svg"], colour_by=options.colour)
         write_fits(kinds, out / "groups.csv")
         tables += make_tables(kinds)
     print("\n\n".join(map(render, tables)))
-    print(f"\nplot: {out / 'scaling.png'}, .svg and .html, fits: {out / 'fit.csv'}")
+    print("\n" + "".join(f"{line}\n" for line in undrawn), end="")
+    drawn = [out / name for name in ("scaling.png", "scaling.svg", "scaling.html") if (out / name).exists()]
+    print(f"plot: {', '.join(map(str, drawn))}, fits: {out / 'fit.csv'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

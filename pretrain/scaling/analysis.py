@@ -40,6 +40,11 @@ class Analysis:
     """Results that are no points, and why, a line each."""
 
     @property
+    def determined_laws(self) -> dict[str, JointLaw]:
+        """The laws that say something, by variant."""
+        return {name: law for name, law in self.laws.items() if isinstance(law, JointLaw) and not law.undetermined}
+
+    @property
     def task_groups(self) -> list[str]:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
 

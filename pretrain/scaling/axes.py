@@ -68,10 +68,11 @@ def possible_axes(curves: Sequence[Curve]) -> list[Axis]:
 
 
 def informative_axes(curves: Sequence[Curve]) -> list[Axis]:
-    """The axes worth a panel of the figure: depth, and parameters where there are several counts. FLOPs are a choice of
-    the page."""
-    counts = {point.row.num_params for curve in curves for point in curve.all_points}
-    return [DEPTH] if len(counts) == 1 else [DEPTH, PARAMETERS]
+    """The axes worth a panel of the figure: depth and parameters, each where it has several values; FLOPs are a choice
+    of the page."""
+    points = [point for curve in curves for point in curve.all_points]
+    values = {DEPTH: {point.depth for point in points}, PARAMETERS: {point.row.num_params for point in points}}
+    return [axis for axis, found in values.items() if len(found) > 1]
 
 
 def subsample(points: Sequence[T], limit: int = MAX_DRAWN) -> Sequence[T]:

@@ -1,6 +1,7 @@
 """The figure as PNG and SVG: two panels per task group (depth and parameters, or the axes that are asked for), then
-isoplots and the joint law, if any; of kinds of tasks one panel each (depth). More curves than there are colours are
-dots instead (`dots.py`), unless axes are asked for.
+isoplots and the joint law, if any; of kinds of tasks one panel each (depth). What would say nothing is not drawn: depth
+where all models have one, a law that its points do not determine. More curves than there are colours are dots instead
+(`dots.py`), unless axes are asked for.
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -61,15 +62,29 @@ ROUND_NUMBERS = (
 
 def draw(
     analysis: Analysis, files: Sequence[Path], *, colour_by: str | None = None, wanted: Sequence[Axis] = ()
-) -> None:
-    """Draw the figure and save it to every file; `colour_by` is a key of the configuration (`colours.py`), `wanted` the
-    axes of the panels of a task group, by default the informative ones."""
+) -> list[str]:
+    """Draw the figure and save it to every file.
+
+    Args:
+        analysis: what is drawn.
+        files: their suffix is the format. Where there is nothing to draw, those that are there are removed.
+        colour_by: a key of the configuration (`colours.py`).
+        wanted: the axes of the panels of a task group; by default the informative ones.
+
+    Returns:
+        What is not drawn as it would say nothing, and why, a line each.
+    """
     num_curves = Counter(curve.task_group for curve in analysis.curves)
     if max(num_curves.values()) > len(PALETTE) and not (colour_by or wanted or analysis.is_of_kinds):
         draw_dots(analysis, files)
-        return
+        return []
     look = looks(analysis.curves, colour_by)
     panels = _panels(analysis, look, wanted)
+    undrawn = _undrawn(analysis, wanted)
+    if not panels:
+        for file in files:
+            file.unlink(missing_ok=True)  # that of other rows
+        return undrawn
     columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
@@ -89,6 +104,29 @@ def draw(
             panel(axes, labels)
             _legend(axes, (left - 0.5) / width, (top - size[1] - BOTTOM) / height)
         place_labels(figure, labels)
+    return undrawn
+
+
+def _axes_of(analysis: Analysis, group: str, wanted: Sequence[Axis]) -> Sequence[Axis]:
+    """The axes of the panels of a task group."""
+    found = informative_axes([curve for curve in analysis.curves if curve.task_group == group])
+    return wanted or [axis for axis in found if axis is DEPTH or not analysis.is_of_kinds]
+
+
+def _undrawn(analysis: Analysis, wanted: Sequence[Axis]) -> list[str]:
+    found = []
+    of_depth: dict[float, list[str]] = {}
+    for group in () if wanted else analysis.task_groups:
+        if DEPTH not in _axes_of(analysis, group, wanted):
+            depth = next(curve.all_points[0].depth for curve in analysis.curves if curve.task_group == group)
+            of_depth.setdefault(depth, []).append(group)
+    for depth, groups in of_depth.items():
+        found.append(f"not drawn against depth: {', '.join(groups)}: all models are {depth:g} layers deep")
+    for name, law in analysis.laws.items():
+        if isinstance(law, JointLaw) and law.undetermined:
+            of_variant = f" of {name}" if len(analysis.laws) > 1 else ""
+            found.append(f"not drawn: joint law{of_variant}: {law.undetermined}")
+    return found
 
 
 def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Callable[["Axes", Labels], None]]:
@@ -97,16 +135,14 @@ def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Cal
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
         ]
-        axes = wanted or ([DEPTH] if analysis.is_of_kinds else informative_axes([curve for curve, _ in fitted]))
         floors = analysis.floors.get(group, {})
-        panels += [partial(_draw_group, fitted, axis, look, floors) for axis in axes]
+        panels += [partial(_draw_group, fitted, axis, look, floors) for axis in _axes_of(analysis, group, wanted)]
     if analysis.differences:
         panels[-1] = partial(_draw_last_kind, panels[-1], analysis.differences)
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
-    laws = ((name, law) for name, law in analysis.laws.items() if isinstance(law, JointLaw))
-    panels += [partial(_draw_law, law, name) for name, law in laws]
+    panels += [partial(_draw_law, law, name) for name, law in analysis.determined_laws.items()]
     return panels
 
 
@@ -239,7 +275,7 @@ def _draw_law(law: JointLaw, variant: str, axes: "Axes", _: Labels) -> None:
     ends = [law.losses.min(), law.losses.max()]
     axes.plot(ends, ends, color="#888888", linewidth=1, zorder=1)
     low, high = law.phi_interval
-    worth = "these points do not determine it" if law.undetermined else f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
+    worth = f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
     below = {"ha": "right", "va": "bottom", "fontsize": 9, "color": "#666666"}  # the points lie on the other diagonal
     axes.text(0.98, 0.03, variant.replace(", ", "\n"), transform=axes.transAxes, **below)
     _name(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")

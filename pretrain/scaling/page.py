@@ -59,7 +59,7 @@ def write_page(analysis: Analysis, file: Path, *, colour_by: str | None = None) 
     figures = [_curve_figure(analysis, look)]
     if analysis.isoplots:
         figures.append(_isoplot_figure(analysis, look))
-    figures += [_law_figure(law, name) for name, law in analysis.laws.items() if isinstance(law, JointLaw)]
+    figures += [_law_figure(law, name) for name, law in analysis.determined_laws.items()]
     # without the button that uploads the figure
     config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
     parts = [

@@ -52,7 +52,7 @@ def _fit_table(analysis: Analysis) -> Table:
             warnings.insert(0, f"{MAX_DRAWN} of {num_points} points are drawn; the line is through all")
         notes += [f"{curve.task_group}, {curve.name}: {warning}" for warning in warnings]
     if not any(analysis.fits):
-        notes.insert(0, f"no curve has a line: {NO_LINE}; its points are drawn")
+        notes.insert(0, f"no curve has a line: {NO_LINE}")
     header = ("task group", "curve", "metric", "depths", "alpha [95%]", "beta [95%]", "error at a depth held out")
     title = "value = alpha·log(D) + beta, D: effective depth in layers"
     return Table(title=title, header=header, rows=rows, notes=notes)

@@ -29,7 +29,8 @@ SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 TINY = """
 config: CONFIG
 overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2,
-  model.ffn_size=16, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+  model.ffn_size=16, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32,
+  data.num_workers=0]
 models: [{num_loop_layers: 1, num_loops: 2}]
 baselines: false
 evaluation: {num_examples: 10}
@@ -249,7 +250,7 @@ def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp
 
 
 def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path, sweep: Sweep) -> None:
-    write(tmp_path / "tiny.yaml", TINY)
+    write(tmp_path / "tiny.yaml", TINY.replace("num_loops: 2}]", "num_loops: 2}, {num_loop_layers: 1}]"))
     (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
     root = tmp_path / "runs" / "sweeps" / "tiny"
     for arguments in ([], ["--stage", "eval"]):

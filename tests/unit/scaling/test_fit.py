@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.analysis import analyse
+from pretrain.scaling.axes import DEPTH
 from pretrain.scaling.curves import Curve, make_curves
+from pretrain.scaling.figure import draw
 from pretrain.scaling.fit import Fit, fit_curve, ratio_of
 from pretrain.scaling.gap import find_gaps
 from pretrain.scaling.isoplot import make_isoplots
@@ -291,14 +294,18 @@ def test_phi_is_recovered_from_noisy_runs() -> None:
 
 
 @pytest.mark.parametrize(("noise", "note"), [(0.003, "has phi = 0.46, from 116 runs"), (1.0, "determine")])
-def test_phi_is_said_not_to_be_determined_by_runs_that_cannot_tell(noise: float, note: str) -> None:
-    """Noise of 1 nat is more than loops are worth in these runs."""
+def test_phi_is_said_not_to_be_determined_by_runs_that_cannot_tell(tmp_path: Path, noise: float, note: str) -> None:
+    """Noise of 1 nat is more than loops are worth in these runs; there is no panel of it then, and a line says why."""
     rows = law_rows(0.46, noise, 1)
     law = fit_law(rows)
     assert isinstance(law, JointLaw)
     assert bool(law.undetermined) == (noise > 0.01), law.phi_interval
-    (table,) = [table for table in make_tables(analyse(rows)) if table.title.startswith("validation loss = E")]
+    analysis = analyse(rows)
+    (table,) = [table for table in make_tables(analysis) if table.title.startswith("validation loss = E")]
     assert note in table.notes[0]
+    undrawn = draw(analysis, [tmp_path / "law.svg"], wanted=[DEPTH])
+    assert undrawn == ([f"not drawn: joint law: {law.undetermined}"] if law.undetermined else [])
+    assert ("joint law" in (tmp_path / "law.svg").read_text()) != bool(law.undetermined)
 
 
 def test_each_variant_has_a_phi_of_its_own() -> None:

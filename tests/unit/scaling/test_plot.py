@@ -204,8 +204,9 @@ def test_bare_command_reads_every_run_and_writes_beside_the_first(
 def test_bare_command_reads_the_sweeps_where_no_run_lies_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "b"):
-        write_rows(tmp_path / f"runs/sweeps/s/{name}/eval/depth.jsonl", {"run": name})
+    for name in ("a", "bb"):
+        row = {"run": name, "num_loops": len(name), "effective_depth": 2 * len(name)}
+        write_rows(tmp_path / f"runs/sweeps/s/{name}/eval/depth.jsonl", row)
     monkeypatch.chdir(tmp_path)
     assert main(["--out", "here"]) == 0
     assert "validation" in (tmp_path / "here/scaling.svg").read_text()
@@ -214,7 +215,7 @@ def test_bare_command_reads_the_sweeps_where_no_run_lies_beside_them(
 def test_points_are_drawn_where_no_curve_has_enough_depths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_rows(tmp_path / "depth.jsonl", {}, {"num_loops": 2, "effective_depth": 4})
     assert main([str(file), "--out", str(tmp_path / "plots/here")]) == 0
-    assert capsys.readouterr().out.count("no curve has a line: a line needs 4 depths; its points are drawn\n") == 1
+    assert capsys.readouterr().out.count("no curve has a line: a line needs 4 depths\n") == 1
     assert sorted(path.name for path in (tmp_path / "plots/here").iterdir()) == [
         "fit.csv",
         "scaling.html",
