@@ -41,7 +41,19 @@ COMMAND_LINE = CommandLine(
 )
 
 
+def require_files(config: FinetuneConfig) -> None:
+    """Refuse a run to start from, or a tokenizer, that is not there: told before torch is imported."""
+    from pretrain.checkpoint.names import require_checkpoint
+    from pretrain.data.tokenizers.tokenizer import require_tokenizer_file
+
+    if config.checkpoint.init_from is not None:
+        require_checkpoint(Path(config.checkpoint.init_from))
+    if config.data.tokenizer is not None:
+        require_tokenizer_file(config.data.tokenizer)
+
+
 def plan(config: FinetuneConfig, world_size: int) -> list[Row]:
+    require_files(config)
     from finetune.run.plan import plan_rows  # torch is imported only now: help and errors are quick
 
     return plan_rows(config, world_size)
@@ -54,6 +66,7 @@ def describe_data(config: FinetuneConfig) -> Iterator[str]:
 
 
 def run(config: FinetuneConfig, layout: Layout) -> int:
+    require_files(config)
     from finetune.trainer import run
 
     return run(config, layout)

@@ -77,7 +77,19 @@ def describe_data(config: RunConfig) -> Iterator[str]:
         raise ValueError("\n".join(problems))
 
 
+def require_files(config: RunConfig) -> None:
+    """Refuse a tokenizer or shards that are not there: told before torch is imported, which takes seconds."""
+    from pretrain.data.manifest import Manifest
+    from pretrain.data.tokenizers.tokenizer import require_tokenizer_file
+
+    require_tokenizer_file(config.data.tokenizer)
+    for source in config.data.sources:
+        if source.path is not None:
+            Manifest.open(source.path)
+
+
 def run(config: RunConfig, layout: Layout) -> int:
+    require_files(config)
     from pretrain.trainer import run  # torch is imported only now: help, plans and errors are quick
 
     return run(config, layout)

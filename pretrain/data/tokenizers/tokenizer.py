@@ -17,7 +17,7 @@ import numpy as np
 
 from pretrain.config.run import SYMBOLS_PREFIX
 from pretrain.data.tokenizers.usage import Usage
-from pretrain.storage import parse_json, read_file, require_missing
+from pretrain.storage import is_there, parse_json, read_file, require_missing
 
 FORMAT_VERSION = 1
 """Of the tokenizer files that are JSON objects of ours."""
@@ -55,6 +55,16 @@ def read_tokenizer(name: str | PathLike[str]) -> bytes:
         except ValueError as error:
             raise ValueError(f"tokenizer {text}: {error}") from None
     return read_file(Path(name))
+
+
+def require_tokenizer_file(name: str | PathLike[str]) -> None:
+    """Raise a ValueError that names the file and what to do if there is no such tokenizer. What it is, is not read."""
+    if not str(name).startswith(SYMBOLS_PREFIX) and (not is_there(Path(name)) or Path(name).is_dir()):
+        raise _no_tokenizer(name)
+
+
+def _no_tokenizer(name: str | PathLike[str]) -> ValueError:
+    return ValueError(f"{name}: no such tokenizer file; make one with tools/train_tokenizer.py")
 
 
 def read_fields(content: bytes, file_format: str, names: Collection[str]) -> dict[str, Any]:
@@ -105,7 +115,7 @@ class Tokenizer(ABC):
         except (FileNotFoundError, IsADirectoryError):
             if not Path(path).is_dir():
                 require_missing(Path(path))
-            raise ValueError(f"{path}: no such tokenizer file; make one with tools/train_tokenizer.py") from None
+            raise _no_tokenizer(path) from None
         try:
             return Tokenizer.from_bytes(content)
         except ValueError as error:

@@ -68,27 +68,33 @@ def test_bad_input_that_one_rank_alone_finds_is_told_by_it(tmp_path: Path, rank:
 
 
 WRONG_PATHS = """
-import contextlib, io, importlib, sys
+import contextlib, io, importlib, shlex, sys
 sys.modules["torch"] = None  # an import of it fails, in words of its own
+PRETRAIN, FINETUNE, FROM_A_RUN = sys.argv[1:]
 for name, arguments, message in (
-    ("convert_checkpoint", "import --model none --run made", "none: no config.json in it"),
-    ("convert_checkpoint", "import --model none.gguf --run made", "none.gguf: No such file or directory"),
-    ("convert_checkpoint", "import --model none --run here", "here exists: name a new run directory"),
-    ("convert_checkpoint", "export --run none --out made", "none: no checkpoints there"),
-    ("convert_checkpoint", "export --run none --out here", "here exists: name a new folder"),
-    ("convert_checkpoint", "loop --run none --out made --num-loop-layers 2", "none: no checkpoints there"),
-    ("generate", "--run none --prompt a", "none: no checkpoints there"),
-    ("generate", "--run run --step 3 --prompt a", "no checkpoint of step 3; there are step-00000002"),
-    ("eval_depth", "--run none", "none: no checkpoints there"),
-    ("eval_depth", "--run run --data-dir none", "--data-dir none: no such folder"),
-    ("eval_coconut", "--run none", "none: no checkpoints there"),
-    ("latent_search", "--run none", "none: no checkpoints there"),
-    ("block_similarity", "run none", "none: no checkpoints there"),
+    ("tools.convert_checkpoint", "import --model none --run made", "none: no config.json in it"),
+    ("tools.convert_checkpoint", "import --model none.gguf --run made", "none.gguf: No such file or directory"),
+    ("tools.convert_checkpoint", "import --model none --run here", "here exists: name a new run directory"),
+    ("tools.convert_checkpoint", "export --run none --out made", "none: no checkpoints there"),
+    ("tools.convert_checkpoint", "export --run none --out here", "here exists: name a new folder"),
+    ("tools.convert_checkpoint", "loop --run none --out made --num-loop-layers 2", "none: no checkpoints there"),
+    ("tools.generate", "--run none --prompt a", "none: no checkpoints there"),
+    ("tools.generate", "--run run --step 3 --prompt a", "no checkpoint of step 3; there are step-00000002"),
+    ("tools.eval_depth", "--run none", "none: no checkpoints there"),
+    ("tools.eval_depth", "--run run --data-dir none", "--data-dir none: no such folder"),
+    ("tools.eval_coconut", "--run none", "none: no checkpoints there"),
+    ("tools.latent_search", "--run none", "none: no checkpoints there"),
+    ("tools.block_similarity", "run none", "none: no checkpoints there"),
+    ("pretrain.train", PRETRAIN + "data.tokenizer=none.model", "none.model: no such tokenizer file; make one with"),
+    ("pretrain.train", PRETRAIN + "data.tokenizer=symbols:ab 'data.sources=[{path: none}]'", "none: no manifest.jsonl"),
+    ("finetune.coconut", FINETUNE + "data.tokenizer=none.model", "none.model: no such tokenizer file; make one with"),
+    ("finetune.coconut", FROM_A_RUN + "--init none", "none: no checkpoints there"),
+    ("finetune.coconut", FROM_A_RUN + "--init none --dry-run", "none: no checkpoints there"),
 ):
-    tool, said = importlib.import_module(f"tools.{name}"), io.StringIO()
-    sys.argv = [name, *arguments.split()]
+    tool, said = importlib.import_module(name), io.StringIO()
+    sys.argv = [name, *shlex.split(arguments)]
     with contextlib.redirect_stderr(said):
-        code = tool.main() if name == "generate" else tool.main(sys.argv[1:])
+        code = tool.main() if name == "tools.generate" else tool.main(sys.argv[1:])
     assert code == 2 and message in said.getvalue(), (name, arguments, said.getvalue())
 """
 
@@ -96,8 +102,9 @@ for name, arguments, message in (
 def test_wrong_paths_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    files = ("tasks/p_hop_small", "finetune/prosqa_small", "finetune/gsm8k_12x2")
+    configurations = [f"--config {Path.cwd()}/configs/{file}.yaml " for file in files]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    ended = subprocess.run(
-        [sys.executable, "-c", WRONG_PATHS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", WRONG_PATHS, *configurations]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
