@@ -86,6 +86,9 @@ def match(options: argparse.Namespace) -> None:
     print(f"{out}: {len(found)} configurations")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(partial(match, parse(arguments)))
+
+
 if __name__ == "__main__":
-    options = parse(None)
-    sys.exit(run_command(partial(match, options)))
+    sys.exit(main())

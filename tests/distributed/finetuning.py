@@ -56,9 +56,14 @@ def _forget_world() -> None:
     vars(deepspeed.utils.groups).update(_UNTOUCHED)
 
 
+TASK: dict[str, Any] = {
+    "task": "prosqa_symbolic", "parameters": {"num_nodes": 10, "min_hops": 2, "max_hops": 3},
+}  # fmt: skip
+"""What is fine-tuned on."""
+
+
 def finetune_config(root: Path, name: str, **changes: dict[str, Any]) -> FinetuneConfig:
     """A run of six epochs of three steps each; the last step of an epoch is not full."""
-    task = {"task": "prosqa_symbolic", "parameters": {"num_nodes": 10, "min_hops": 2, "max_hops": 3}}
     sections: dict[str, dict[str, Any]] = {
         "run": {"name": name, "root": str(root / "runs")},
         "model": {
@@ -66,8 +71,8 @@ def finetune_config(root: Path, name: str, **changes: dict[str, Any]) -> Finetun
             "num_loops": 2, "num_prelude_layers": 1, "tied_head": True,
         },
         "data": {
-            "tokenizer": SYMBOLS, "train": {**task, "num_examples": 22}, "validation": {**task, "num_examples": 7},
-            "test": {**task, "num_examples": 5},
+            "tokenizer": SYMBOLS, "train": {**TASK, "num_examples": 22}, "validation": {**TASK, "num_examples": 7},
+            "test": {**TASK, "num_examples": 5},
         },
         "curriculum": {
             "num_stages": 2, "first_stage_epochs": 1, "epochs_per_stage": 1, "thoughts_per_step": 2,

@@ -16,6 +16,7 @@ import pytest
 
 from pretrain import launch
 from tests.distributed.training import training_config, write_corpus
+from tests.support.ranks import Rank
 
 ROOT = Path(__file__).parents[2]
 RANK = str(ROOT / "tests/support/launched_rank.py")
@@ -192,32 +193,48 @@ def test_options_behind_the_command_are_its_own() -> None:
     assert launch.parse(["--ranks", "3", RANK, "--ranks", "7"]).command == [RANK, "--ranks", "7"]
 
 
+def forked(folder: Path, *arguments: str) -> Rank:
+    """The launcher with ranks that import nothing; what they all say is its output."""
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return Rank("tests.support.forked_launch", arguments, variables, folder / "said.txt", afresh=False)
+
+
+def endless_run(folder: Path) -> tuple[str, ...]:
+    """The command of a run of two stages, in `folder/runs/pretrain`."""
+    write_corpus(folder)
+    config = training_config(folder, "pretrain", parallel={"pipeline": 2}, train={"steps": 100_000})
+    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    return "-m", "pretrain.train", "--config", str(folder / "config.yaml")
+
+
 def test_ctrl_c_saves_a_run_and_ends_well(tmp_path: Path) -> None:
     """Also the port, which rank 0 gets from the launcher, is used here: the ranks meet."""
-    write_corpus(tmp_path)
-    config = training_config(tmp_path, "pretrain", parallel={"pipeline": 2}, train={"steps": 100_000})
-    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    run, pretrain = tmp_path / "runs/pretrain", ("-m", "pretrain.train", "--config", str(tmp_path / "config.yaml"))
-    with launched("--ranks", "2", *pretrain) as process:
-        wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, process)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0 and "Traceback" not in said and "error" not in said, said
-    assert said.splitlines()[-1].endswith("stopped by SIGINT, the same command continues it")
+    run = tmp_path / "runs/pretrain"
+    launcher = forked(tmp_path, "--ranks", "2", *endless_run(tmp_path))
+    wait_for(lambda: launcher.code is not None or (run / "metrics.jsonl").exists())
+    launcher.send(signal.SIGINT)
+    assert launcher.wait(LIMIT_S) == 0, launcher.output
+    assert "Traceback" not in launcher.output and "error" not in launcher.output, launcher.output
+    assert launcher.output.splitlines()[-1].endswith("stopped by SIGINT, the same command continues it")
     assert (run / "state").read_text() == "stopped by SIGINT\n" and list((run / "checkpoints").glob("step-*"))
     assert "stopped" in (run / "report.html").read_text()
-    with launched("--ranks", "2", *pretrain, "trian.steps=1") as process:
+
+
+def test_a_key_that_is_unknown_is_one_line_for_all_ranks() -> None:
+    with launched("--ranks", "2", "-m", "pretrain.train", "trian.steps=1") as process:
         _, said = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, said) == (2, "error: command line: trian: unknown key, did you mean train?\n")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs/pretrain").mkdir(parents=True)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        where = f"127.0.0.1:{taken.getsockname()[1]}"
-        nodes = ("--ranks", "1", "--nodes", "2", "--node-rank", "0", "--rendezvous", where)
-        with launched(*nodes, *pretrain) as process:
-            _, said = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1 and "Traceback" not in said, said
-    first, last = [line for line in said.splitlines() if line.startswith("error")]
-    port = where.partition(":")[2]
+        port = taken.getsockname()[1]
+        nodes = ("--ranks", "1", "--nodes", "2", "--node-rank", "0", "--rendezvous", f"127.0.0.1:{port}")
+        launcher = forked(tmp_path, *nodes, *endless_run(tmp_path))
+        assert launcher.wait(LIMIT_S) == 1 and "Traceback" not in launcher.output, launcher.output
+    first, last = [line for line in launcher.output.splitlines() if line.startswith("error")]
     assert first.startswith(f"error: rank 0: MASTER_PORT={port} is in use on this machine: choose another one (trace")
     assert last == "error: rank 0 ended with exit code 1"

@@ -22,6 +22,7 @@ from pretrain.parallel import engine
 from tests.distributed.pool import RankPool
 from tests.distributed.test_training import assert_close, exact_rows, rows, tensors
 from tests.distributed.training import Interruption, train, train_aloud, training_config, write_corpus
+from tests.support.ranks import Rank
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,13 +266,14 @@ def test_a_closed_or_full_display_does_not_end_a_run(tmp_path: Path) -> None:
 
 
 def test_two_starts_in_one_directory_are_one_run(tmp_path: Path) -> None:
-    arguments = ["-m", "pretrain.train", "--config", "tests/golden/pretrained.yaml", f"run.root={tmp_path}"]
-    first, second = (
-        subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    )
-    printed = [run.communicate(timeout=200)[1] for run in (first, second)]
-    assert sorted(run.returncode for run in (first, second)) in ([0, 2], [0, 0]), printed
-    refused = [text for run, text in zip((first, second), printed, strict=True) if run.returncode == 2]
+    arguments = ["--config", "tests/golden/pretrained.yaml", f"run.root={tmp_path}"]
+    alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    runs = [
+        Rank("pretrain.train", arguments, alone, tmp_path / f"said-{number}.txt", afresh=False) for number in range(2)
+    ]
+    codes, printed = [run.wait(200) for run in runs], [run.output for run in runs]
+    assert sorted(map(str, codes)) in (["0", "2"], ["0", "0"]), printed
+    refused = [text for code, text in zip(codes, printed, strict=True) if code == 2]
     assert all("belongs to a run that is alive: process" in text or "at the same moment" in text for text in refused)
     steps = [json.loads(line)["step"] for line in (tmp_path / "pretrained" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 9)) and (tmp_path / "pretrained" / "state").read_text() == "complete\n"

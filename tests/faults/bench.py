@@ -23,7 +23,7 @@ MODULES = (
     "pretrain.train", "tests.faults.two_ranks", "pretrain.trainer", "pretrain.eval.evaluate", "pretrain.eval.groups",
     "pretrain.eval.harness", "pretrain.eval.scorer", "pretrain.run.trained_model", "pretrain.parallel.stage",
     "tools.eval_depth", "tools.prepare_data", "finetune.coconut", "finetune.trainer", "pyarrow.parquet", "pandas",
-    "torch._dynamo",
+    "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "tests.faults.warm",
 )  # fmt: skip
 """What the commands import; those at the end are imported by the libraries only when they are used."""
 _SAID_OF_MISSING = ("no such", "File exists", "Directory not empty")

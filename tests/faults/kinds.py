@@ -20,6 +20,10 @@ from tests.support.eval_data import write_eval_data
 RUN = "tiny"
 ROW_FIELDS = ("step", "tokens_seen", "loss", "grad_norm", "lr", "num_loops", "skipped", "epoch", "stage")
 """What the rows of two equal runs have in common; the rest of a row is about time and memory."""
+TASK: dict[str, Any] = {
+    "task": "prosqa_symbolic", "parameters": {"num_nodes": 8, "min_hops": 2, "max_hops": 3},
+}  # fmt: skip
+"""What is fine-tuned on."""
 Command = tuple[str, list[str]]
 """Module with a `main`, and arguments."""
 
@@ -146,7 +150,6 @@ def _training(root: Path) -> dict[str, Any]:
 
 
 def _finetuning(root: Path) -> dict[str, Any]:
-    task = {"task": "prosqa_symbolic", "parameters": {"num_nodes": 8, "min_hops": 2, "max_hops": 3}}
     return {
         "run": {"name": RUN, "root": str(root / "runs")},
         "model": {
@@ -155,8 +158,8 @@ def _finetuning(root: Path) -> dict[str, Any]:
         },
         "data": {
             "tokenizer": "symbols:ABCDEFGHIJKLMNOPQabcdefghijklmnopqrstuvwxyz0123456789YZ,?=",
-            "train": {**task, "num_examples": 4}, "validation": {**task, "num_examples": 2},
-            "test": {**task, "num_examples": 2},
+            "train": {**TASK, "num_examples": 4}, "validation": {**TASK, "num_examples": 2},
+            "test": {**TASK, "num_examples": 2},
         },
         "train": {"epochs": 3, "effective_batch": 4, "micro_batch": 4, "seq_len": 128},
         "curriculum": {"num_stages": 1, "first_stage_epochs": 1, "epochs_per_stage": 1},

@@ -6,18 +6,16 @@ rooms (November 2026), with two checkpoints each. A run that lost the newer one 
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pretrain.config.run import RunConfig
+from tests.support.ranks import start_ranks
 from tests.support.run_rows import scored
 
 GOLDEN = Path(__file__).parent
-ROOT = Path(__file__).parents[2]
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -25,21 +23,15 @@ def rows(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("name", "newest", "command"),
-    [
-        ("pretrained", "step-00000008", ["-m", "pretrain.train"]),
-        ("finetuned", "step-00000004", ["finetune/coconut.py"]),
-    ],
+    ("name", "newest", "module"),
+    [("pretrained", "step-00000008", "pretrain.train"), ("finetuned", "step-00000004", "finetune.coconut")],
 )
-def test_an_old_run_resumes_to_the_same_losses(tmp_path: Path, name: str, newest: str, command: list[str]) -> None:
+def test_an_old_run_resumes_to_the_same_losses(tmp_path: Path, name: str, newest: str, module: str) -> None:
     shutil.copytree(GOLDEN / name, tmp_path / name)
     shutil.rmtree(tmp_path / name / "checkpoints" / newest)
-    arguments = ["--config", GOLDEN / f"{name}.yaml", f"run.root={tmp_path}"]
-    child = subprocess.run(
-        [sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
-    )
-    assert child.returncode == 0, child.stderr
-    assert "resumed" in child.stderr
+    arguments = ["--config", str(GOLDEN / f"{name}.yaml"), f"run.root={tmp_path}"]
+    (rank,) = start_ranks(1, module, arguments, tmp_path / "said")
+    assert rank.wait(200) == 0 and "resumed" in rank.output, rank.output
     assert (tmp_path / name / "state").read_text() == "complete\n"
     for then, now in zip(rows(GOLDEN / name), rows(tmp_path / name), strict=True):
         assert now["step"] == then["step"]

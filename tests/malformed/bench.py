@@ -24,7 +24,8 @@ LIGHT_MODULES = (
 MODULES = (
     *LIGHT_MODULES, "pretrain.trainer", "finetune.trainer", "pretrain.hf.importing", "transformers",
     "pretrain.run.trained_model", "pretrain.eval.sampling", "finetune.answers.evaluation",
-    "finetune.run.finetuned_model", "pretrain.eval.scorer",
+    "finetune.run.finetuned_model", "pretrain.eval.scorer", "torch._dynamo",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
 )  # fmt: skip
 LIMIT_S, PATIENCE_S = 5.0, 40.0
 """Processor time of an answer; wall time after which a command hangs, on a busy machine."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 ROOT = Path(__file__).parents[2]
 MODULES = (
     "tests.distributed.cases", "tests.distributed.training", "tests.distributed.finetuning", "pretrain.eval.in_loop",
-    "torch._dynamo",
+    "pretrain.train", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer",
 )  # fmt: skip
 """What a forked rank need not import: there is one server, and the first fork says what it imports."""
 

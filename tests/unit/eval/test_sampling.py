@@ -2,9 +2,7 @@
 real run."""
 
 import math
-import os
 import runpy
-import subprocess
 import sys
 from collections import Counter
 from hashlib import sha256
@@ -27,6 +25,7 @@ from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.run.trained_model import load_trained_model
+from tests.support.commands import Commands
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "tools" / "generate.py"
@@ -255,22 +254,11 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path) -> None:
         load_trained_model(run_dir, torch.device("cpu"), tokenizer=tmp_path / "other.model")
 
 
-def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_path: Path) -> None:
+def test_the_command_line_generates_what_the_library_does(run_dir: Path, tmp_path: Path, commands: Commands) -> None:
     (tmp_path / "prompts.txt").write_text("All was\n\nto the sea\n")
     sampling = ["--temperature", "1.5", "--seed", "5", "--max-new-tokens", "7", "--num-loops", "3", "--batch", "2"]
-    command = [
-        sys.executable,
-        SCRIPT,
-        "--run",
-        run_dir,
-        "--prompt",
-        "the king",
-        "--prompt-file",
-        tmp_path / "prompts.txt",
-        *sampling,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    prompted = ["--prompt", "the king", "--prompt-file", tmp_path / "prompts.txt"]
+    done = commands.run(SCRIPT, "--run", run_dir, *prompted, *sampling)
     said = f"{run_dir}, step 20, 3 loops, 8 layers deep, 512 bytes of keys a token\n"
     assert (done.returncode, done.stderr) == (0, said)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.model")

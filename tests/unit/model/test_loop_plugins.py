@@ -25,6 +25,7 @@ model:
   loop: {injection: "my_loops:Leaky", own: {injection: {rate: 0.3}}}
 data:
   tokenizer: "symbols:0123456789+="
+  num_workers: 0
   sources: [{task: addition, parameters: {num_operands: [2], num_digits: 2}}]
 train: {steps: 4, seq_len: 16, global_batch: 4, micro_batch: 4, precision: fp32, deterministic: true}
 optimizer: {warmup_steps: 0}

@@ -13,6 +13,7 @@ run: {name: whole}
 model: {vocab_size: 20, hidden_size: 16, num_attention_heads: 2, ffn_size: 16, num_loop_layers: 1, num_loops: 2}
 data:
   tokenizer: "symbols:0123456789+="
+  num_workers: 0
   sources: [{task: addition, parameters: {num_operands: [2], num_digits: 2}}]
 train: {steps: 6, seq_len: 16, global_batch: 4, micro_batch: 4, precision: fp32, deterministic: true}
 optimizer: {name: "my_optimizers:LION", lr: 1e-3, warmup_steps: 0, beta2: 0.99}

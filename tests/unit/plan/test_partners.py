@@ -8,7 +8,7 @@ import pytest
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.plan.partners import CLOSE, costs_of, partners
-from tools.match import match, parse
+from tests.support.commands import Commands
 
 ROOT = Path(__file__).parents[3]
 FILES = [*sorted((ROOT / "configs" / "loops").glob("*.yaml")), *sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))]
@@ -50,14 +50,14 @@ def test_a_model_without_loops_is_refused() -> None:
         partners(config)
 
 
-def test_what_is_written_reads_back_and_both_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_written_reads_back_and_both_are_timed(tmp_path: Path, commands: Commands) -> None:
     (tmp_path / "symbols.yaml").write_text(
         json.dumps({"base": str(ROOT / "configs" / "tasks" / "p_hop_small.yaml"), "model": {"hidden_size": 32}})
     )
     small = ["model.ffn_size=64", "train.global_batch=2", "train.micro_batch=2"]
-    options = ["--config", str(tmp_path / "symbols.yaml"), *small, "--out", str(tmp_path / "out"), "--measure", "2"]
-    match(parse(options))
+    options = ["--config", tmp_path / "symbols.yaml", *small, "--out", tmp_path / "out", "--measure", "2"]
+    done = commands.run(ROOT / "tools" / "match.py", *options, forks=True)
+    assert done.returncode == 0, done.stderr
     found = {path.stem: read_config(path, RunConfig) for path in (tmp_path / "out").glob("*.yaml")}
     assert len(found) == 5 and found["equal_inference_flops"].model.num_loop_layers == 4
-    printed = capsys.readouterr().out
-    assert "a step takes" in printed and "equal_time" in printed and "1.000x" in printed
+    assert "a step takes" in done.stdout and "equal_time" in done.stdout and "1.000x" in done.stdout

@@ -14,7 +14,10 @@ from tests.support.extending import write_examples
 CONFIG = """
 run: {name: watched}
 model: {vocab_size: 20, hidden_size: 16, num_attention_heads: 2, ffn_size: 16, num_loop_layers: 1, num_loops: 3}
-data: {tokenizer: "symbols:0123456789+=", sources: [{task: addition, parameters: {num_operands: [2], num_digits: 2}}]}
+data:
+  tokenizer: "symbols:0123456789+="
+  num_workers: 0
+  sources: [{task: addition, parameters: {num_operands: [2], num_digits: 2}}]
 train:
   steps: 4
   seq_len: 16
