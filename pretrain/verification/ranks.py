@@ -11,11 +11,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Self
 
+from pretrain.data.prepare.units import without_interrupts
 from pretrain.device.ranks import World, rank_environment
 
 TIMEOUT_S = 300.0
@@ -43,6 +45,8 @@ class Ranks:
         self._logs = logs
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(IMPORTED_ONCE))
+        with without_interrupts():  # Ctrl-C would end the server's imports with a traceback
+            ensure_running()
         port = _free_port()
         logs.mkdir(parents=True, exist_ok=True)
         for rank in range(world_size):

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -300,6 +301,7 @@ def run_units(job: PrepareJob, units: Sequence[Unit], report: Report) -> None:
 @contextmanager
 def without_interrupts() -> Iterator[None]:
     """Processes started inside never see Ctrl-C: it is the parent's to handle."""
+    resource_tracker.ensure_running()  # of multiprocessing, whose start would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

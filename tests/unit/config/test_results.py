@@ -94,6 +94,9 @@ def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refuse
     assert (out / "scaling.svg").read_text() == "<svg/>"
     said = "# git commit: abc\n# torch: 2\npython tools/sweep.py tiny.yaml\npython tools/publish.py tiny.yaml\n"
     assert (out / "commands.txt").read_text() == said
+    (tmp_path / "runs/sweeps/tiny/scaling.svg").unlink()
+    assert publish.main(["tiny.yaml"]) == 0
+    assert not (out / "scaling.svg").exists(), "a figure that is not drawn from these rows"
     before = (out / "depth.jsonl").read_bytes()
     file.write_text(SWEEP.replace("STEPS", "300"))
     assert publish.main(["tiny.yaml"]) == 2
