@@ -3,8 +3,8 @@
     python tools/loops_and_thoughts.py runs/sweeps/composition_small/*-seed*
 
 Theorem 5.4 of Saunshi et al. (2025) simulates m steps of text of a model by m loops of a block not much larger. From
-the test rows of runs of one task (cot; without_thought and no_cot with train.num_loops; coconut), each at the steps,
-loops and thoughts that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and
+the test rows of runs of one task (cot; no_cot with train.num_loops, from weights that were trained before or from
+nothing; coconut), each at the steps, loops and thoughts that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and
 against the FLOPs of an answer, mean and least to largest over seeds, with chance and the task's best shortcut
 (`pretrain/tasks/shortcuts.py`) as lines. Prints a table and writes loops_and_thoughts.csv, .png and .svg.
 """
@@ -35,20 +35,20 @@ from pretrain.tasks.shortcuts import best_shortcut, floor_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = {
+SERIES = {
     "cot": ("steps of text", RED, "s"),
-    "without_thought": ("loops, text taken away in stages", BLUE, "o"),
-    "no_cot": ("loops, never any text", ORANGE, "D"),
+    "loops": ("loops, every prefix answered before", BLUE, "o"),
+    "no_cot": ("loops, from nothing", ORANGE, "D"),
     "coconut": ("thoughts", GREEN, "^"),
 }
-"""What each method counts, and the colour and marker of its points."""
-HEADER = ("method", "count", "loops", "accuracy_pct", "least", "largest", "new_tokens", "flops", "seeds")
+"""What is counted in each, and the colour and marker of its points."""
+HEADER = ("series", "count", "loops", "accuracy_pct", "least", "largest", "new_tokens", "flops", "seeds")
 
 
 class ReasoningPoint(NamedTuple):
     """Runs that differ in the seed alone."""
 
-    method: str
+    series: str
     number: int
     """Steps of text, loops or thoughts."""
     num_loops: int
@@ -66,7 +66,7 @@ class ReasoningPoint(NamedTuple):
         numbers = (self.mean, min(self.accuracies), max(self.accuracies), self.new_tokens)
         shown = (f"{number:.1f}" for number in numbers)
         return (
-            self.method,
+            self.series,
             str(self.number),
             str(self.num_loops),
             *shown,
@@ -93,8 +93,9 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
     for run in dict.fromkeys(run.resolve() for run in runs):
         config = read_config(run / "config.yaml", FinetuneConfig)
         name, test = config.method.name, config.data.test
-        if name not in KINDS or test.task is None:
-            raise ValueError(f"{run}: runs of {', '.join(KINDS)} on a generated task are compared, not {name}")
+        series = "loops" if name == "no_cot" and config.checkpoint.init_from else name
+        if series not in SERIES or test.task is None:
+            raise ValueError(f"{run}: runs of cot, no_cot and coconut on a generated task are compared, not {name}")
         parameters = {key: value for key, value in test.parameters.items() if key != "elements_per_step"}
         if asked not in (None, (test.task, parameters)):
             raise ValueError(f"{run}: its task is {(test.task, parameters)}, that of the other runs {asked}")
@@ -102,7 +103,7 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
         row = _trained_row(run, config)
         steps = max(map(int, row.examples_by_chain_length))
         count = {"cot": steps, "coconut": row.num_thoughts}.get(name, row.num_loops)
-        pools.setdefault((name, count, row.num_loops), []).append(row)
+        pools.setdefault((series, count, row.num_loops), []).append(row)
     assert asked is not None, "nargs is +"
     points = [
         ReasoningPoint(
@@ -156,8 +157,8 @@ def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Seque
 
 
 def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: bool) -> None:
-    for method, (noun, colour, marker) in KINDS.items():
-        own = [point for point in points if point.method == method]
+    for series, (noun, colour, marker) in SERIES.items():
+        own = [point for point in points if point.series == series]
         if not own:
             continue
         x = [point.flops / 1e6 if uses_flops else point.new_tokens for point in own]

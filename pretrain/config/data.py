@@ -18,7 +18,7 @@ class SourceSection(Section):
     """Difficulty of the task; its file documents the keys."""
     supervise: Literal["answer", "steps", "prefixes"] = "answer"
     """Loss on the answer, on steps and answer, or on the answer to every prefix of the question (tasks that have them:
-    p_hop, ...)."""
+    p_hop, group_composition, prosqa_roots, ...)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the others; with data.temperature, times its tokens to
     the power of 1 / temperature."""

@@ -17,6 +17,7 @@ from pretrain.tasks.multiplication import Multiplication
 from pretrain.tasks.p_hop import PHop
 from pretrain.tasks.prosqa.prontoqa import ProntoQA
 from pretrain.tasks.prosqa.prosqa import ProsQA
+from pretrain.tasks.prosqa.prosqa_roots import ProsQARoots
 from pretrain.tasks.prosqa.prosqa_symbolic import ProsQASymbolic
 from pretrain.tasks.task import Task
 from pretrain.tasks.variable_assignment import VariableAssignment
@@ -25,7 +26,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
     for task in (
         Addition, PHop, IGSM, VariableAssignment, InductionCopying, GroupComposition, GroupProduct, Multiplication,
-        ProsQA, ProsQASymbolic, ProntoQA,
+        ProsQA, ProsQASymbolic, ProsQARoots, ProntoQA,
     )
 }  # fmt: skip
 """Every task by its name in configurations."""

@@ -1,9 +1,10 @@
 """Reasoning tasks as a source of samples: one example a sequence, made when it is asked for.
 
 A sample is `bos question [steps] answer eos` and padding, with labels on the answer and the eos, on the steps too, or,
-for a task that has them, on the answer to every prefix of the question (then nothing follows the question). The n-th
-sample of stream t is example n · S + t of its split: a function of the seed and the number, so resuming costs nothing
-and no number of ranks changes it.
+for a task that has them, on the answer to every prefix of the question; then nothing follows the question but the mark
+before its answer, if the task has one, which is the label after the question. The n-th sample of stream t is example
+n · S + t of its split: a function of the seed and the number, so resuming costs nothing and no number of ranks changes
+it.
 """
 
 import hashlib
@@ -92,8 +93,9 @@ class TaskSource:
         symbols = self._tokenizer.encode(example.question)
         if answers is None or len(answers) != len(symbols):
             raise ValueError("supervise=prefixes needs a task with an answer to every prefix, one token a symbol")
-        labels = [IGNORED if answer is None else self._token(answer) for answer in answers]
-        return [self._tokenizer.bos_id, *symbols], [IGNORED, *labels]
+        *labels, last = [IGNORED if answer is None else self._token(answer) for answer in answers]
+        mark = self._tokenizer.encode(self.task.question_end + self.task.answer_start)
+        return [self._tokenizer.bos_id, *symbols, *mark], [IGNORED, *labels, *mark, last]
 
     def _token(self, answer: str) -> int:
         """The one token of the answer to a prefix."""

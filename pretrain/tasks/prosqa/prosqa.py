@@ -84,6 +84,10 @@ class ProsQAParameters(Section):
     num_concepts: int = Field(default=len(CONCEPTS), ge=2, le=len(CONCEPTS))
     """Names of concepts, likewise. Few names are learnt in fewer examples."""
 
+    max_edges: int | None = Field(default=None, ge=4)
+    """A graph with more edges is drawn again, so that the longest example is not much longer than most. Default: 3 a
+    node, which hardly any graph has."""
+
     @property
     def persons(self) -> tuple[str, ...]:
         return PERSONS[: self.num_persons]
@@ -96,7 +100,7 @@ class ProsQAParameters(Section):
     def most_edges(self) -> int:
         """Edges of a graph at most: every node after the first two has one from each before it, or the limit."""
         all_pairs = self.num_nodes * (self.num_nodes - 1) // 2 - 1
-        return min(all_pairs, EDGES_PER_NODE * self.num_nodes)
+        return min(all_pairs, self.max_edges or EDGES_PER_NODE * self.num_nodes)
 
     @model_validator(mode="after")
     def _check_hops(self) -> "ProsQAParameters":
