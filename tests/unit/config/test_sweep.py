@@ -135,20 +135,31 @@ def test_kinds_of_tasks_are_those_that_are_trained_and_the_plot_has_them(monkeyp
 
 
 def test_steps_of_text_and_thoughts_of_composition_are_those_that_its_names_say() -> None:
-    family = cells(read_config(ROOT / "configs" / "sweeps" / "composition_small.yaml", SweepConfig))
-    for cell in family:
-        config = read_config(ROOT / "configs" / "finetune" / "composition_small.yaml", FinetuneConfig, cell.overrides)
-        method, label, _ = cell.name.split("-")
-        sets = (config.data.train, config.data.validation, config.data.test)
-        made = [make_task(one.task or "", one.parameters) for one in sets]
-        num_steps = {len(task.generate(0, 0).steps) for task in made}
-        assert len(num_steps) == 1 and {task.parameters.num_elements for task in made} == {6}
-        if method in ("no_cot", "without_thought"):
-            assert label == f"{config.train.num_loops}loops"
-        else:
-            assert num_steps == {int(label)}
-            assert method == "cot" or config.curriculum.num_stages == int(label)
-            assert config.reaches_last_stage
+    for name in ("composition_small", "composition_small_from_prefixes"):
+        for cell in cells(read_config(ROOT / "configs" / "sweeps" / f"{name}.yaml", SweepConfig)):
+            config = read_config(ROOT / "configs" / "finetune" / f"{name}.yaml", FinetuneConfig, cell.overrides)
+            method, label, _ = cell.name.split("-")
+            sets = (config.data.train, config.data.validation, config.data.test)
+            made = [make_task(one.task or "", one.parameters) for one in sets]
+            num_steps = {len(task.generate(0, 0).steps) for task in made}
+            assert len(num_steps) == 1 and {task.parameters.num_elements for task in made} == {9}
+            if method == "no_cot":
+                assert label == f"{config.train.num_loops}loops"
+            else:
+                assert num_steps == {int(label)}
+                assert method == "cot" or config.curriculum.num_stages == int(label)
+                assert config.reaches_last_stage
+
+
+def test_loops_of_composition_start_from_as_many_that_learnt_its_prefixes() -> None:
+    folder = ROOT / "configs" / "sweeps"
+    before = {cell.name for cell in cells(read_config(folder / "composition_prefixes_small.yaml", SweepConfig))}
+    file = ROOT / "configs" / "finetune" / "composition_small_from_prefixes.yaml"
+    for cell in cells(read_config(folder / "composition_small_from_prefixes.yaml", SweepConfig)):
+        config = read_config(file, FinetuneConfig, cell.overrides)
+        start = Path(config.checkpoint.init_from or "")
+        assert start.parent == Path("runs/sweeps/composition_prefixes_small") and start.name in before
+        assert start.name == f"1x{config.train.num_loops}-seed{config.run.seed}"
 
 
 def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tokens() -> None:
@@ -162,7 +173,7 @@ def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tok
 
 def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
     sweeps = {path.stem: read_config(path, SweepConfig) for path in SWEEPS}
-    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods and name != "composition_small"}
+    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods and not name.startswith("composition")}
     methods: dict[str, list[str]] = {}
     for name, sweep in found.items():
         methods.setdefault(name.removesuffix("_from_cot"), []).extend(sweep.methods)

@@ -18,6 +18,7 @@ from tests.support.corpus import make_texts, make_tokenizer, write_source
 SUM = {"task": "addition", "parameters": {"num_operands": [2, 3], "num_digits": 2}}
 HOPS = {"task": "p_hop", "parameters": {"num_hops": 3, "length": 12, "sampling": "uniform"}}
 DIGITS = "symbols:0123456789+="
+ROOT = Path(__file__).parents[3]
 
 
 def source(description: dict[str, Any], tokenizer: str, seq_len: int, **changes: Any) -> tuple[TaskSource, Tokenizer]:
@@ -65,6 +66,18 @@ def test_every_prefix_has_its_own_label() -> None:
         answers = made.task.prefix_answers(example.question)
         assert answers is not None and answers[-1] == example.answer
         assert labels == [IGNORED, *(IGNORED if answer is None else tokenizer.encode(answer)[0] for answer in answers)]
+
+
+def test_a_mark_before_the_answer_follows_the_question_and_has_the_answer_to_all_of_it() -> None:
+    """So a model that learnt from prefixes gives the answer where it is asked for."""
+    product = {"task": "group_product", "parameters": {"order": 3, "num_elements": 4}}
+    made, tokenizer = source(product, str(ROOT / "configs/tokenizers/symmetric_3.json"), 6, supervise="prefixes")
+    tokens, labels = made.sample(0).tolist()
+    example = made.task.pick("train", 0, 0)
+    *answers, last = made.task.prefix_answers(example.question) or ()
+    mark = tokenizer.encode("=")
+    assert tokens == [tokenizer.bos_id, *tokenizer.encode(example.question), *mark]
+    assert labels == [IGNORED, *(tokenizer.encode(answer or "")[0] for answer in answers), *mark, *tokenizer.encode(last)]
 
 
 def test_a_prefix_has_an_answer_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:

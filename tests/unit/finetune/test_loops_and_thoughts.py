@@ -10,42 +10,48 @@ from pretrain.config.read import read_config, resolved_yaml
 from tests.unit.finetune.test_coconut_table import CONFIGS, write_run
 from tools import loops_and_thoughts
 
-STEPS = {1: 4, 2: 2, 4: 1}
-"""Steps of a chain by the elements of each, of six."""
+STEPS = {1: 7, 2: 3, 4: 1}
+"""Steps of a chain by the elements of each, of nine."""
 
 
-def finished(folder: Path, accuracy: float, method: str, each: int, *more: str, seed: int = 0, **changes: int) -> Path:
+def finished(
+    folder: Path, accuracy: float, method: str, each: int, *more: str, seed: int = 0, name: str = "composition_small",
+    **changes: int,
+) -> Path:  # fmt: skip
     """A run of the sweep with its test row, and one at a loop count that it was not trained at."""
-    size = f"{{order: 3, num_elements: 6, elements_per_step: {each}}}"
+    size = f"{{order: 3, num_elements: 9, elements_per_step: {each}}}"
     sizes = [f"data.{part}.parameters={size}" for part in ("train", "validation", "test")]
     overrides = [f"method.name={method}", f"run.seed={seed}", *sizes, *more]
-    config = read_config(CONFIGS / "composition_small.yaml", FinetuneConfig, overrides)
+    config = read_config(CONFIGS / f"{name}.yaml", FinetuneConfig, overrides)
     loops = config.train.num_loops or 1
     fields = {"num_thoughts": 0, "num_loops": loops, "examples_by_chain_length": {str(STEPS[each]): 9}, **changes}
-    write_run(folder, accuracy, *overrides, config="composition_small", **fields)
-    write_run(folder, 0.99, *overrides, config="composition_small", **{**fields, "num_loops": loops + 1})
+    write_run(folder, accuracy, *overrides, config=name, **fields)
+    write_run(folder, 0.99, *overrides, config=name, **{**fields, "num_loops": loops + 1})
     (folder / "config.yaml").write_text(resolved_yaml(config))
     return folder
 
 
 def test_points_are_those_trained_and_seeds_are_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
-        finished(tmp_path / "cot-4-seed0", 0.9, "cot", 1),
-        finished(tmp_path / "cot-2-seed0", 0.6, "cot", 2),
-        finished(tmp_path / "cot-2-seed1", 0.8, "cot", 2, seed=1),
-        finished(tmp_path / "without_thought-4loops-seed0", 0.7, "without_thought", 1, "train.num_loops=4"),
+        finished(tmp_path / "cot-7-seed0", 0.9, "cot", 1),
+        finished(tmp_path / "cot-3-seed0", 0.6, "cot", 2),
+        finished(tmp_path / "cot-3-seed1", 0.8, "cot", 2, seed=1),
+        finished(
+            tmp_path / "before-4loops-seed0", 0.7, "no_cot", 1, "train.num_loops=4",
+            name="composition_small_from_prefixes",
+        ),
         finished(tmp_path / "no_cot-8loops-seed0", 0.5, "no_cot", 1, "train.num_loops=8"),
         finished(tmp_path / "coconut-1-seed0", 0.4, "coconut", 4, "curriculum.num_stages=1", num_thoughts=1),
-    ]
+    ]  # fmt: skip
     assert loops_and_thoughts.main([*map(str, runs), "--out", str(tmp_path)]) == 0
     with (tmp_path / "loops_and_thoughts.csv").open() as file:
-        found = [(row["method"], row["count"], row["accuracy_pct"], row["seeds"]) for row in csv.DictReader(file)]
+        found = [(row["series"], row["count"], row["accuracy_pct"], row["seeds"]) for row in csv.DictReader(file)]
     assert found == [
         ("coconut", "1", "40.0", "1"),
-        ("cot", "2", "70.0", "2"),
-        ("cot", "4", "90.0", "1"),
+        ("cot", "3", "70.0", "2"),
+        ("cot", "7", "90.0", "1"),
+        ("loops", "4", "70.0", "1"),
         ("no_cot", "8", "50.0", "1"),
-        ("without_thought", "4", "70.0", "1"),
     ]
     printed = capsys.readouterr().out
     chance = float(next(line for line in printed.splitlines() if line.startswith("chance")).split()[-2])
@@ -60,11 +66,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     cot = finished(tmp_path / "cot", 0.9, "cot", 1)
     other = finished(tmp_path / "other", 0.9, "cot", 1, "data.test.parameters={order: 3, num_elements: 5}")
     pause = finished(tmp_path / "pause", 0.9, "pause", 1)
-    unfinished = finished(tmp_path / "unfinished", 0.9, "coconut", 1)  # has 4 thoughts, its row has none
+    unfinished = finished(tmp_path / "unfinished", 0.9, "coconut", 1)  # has 7 thoughts, its row has none
     for runs, message in (
         ([cot, other], "its task is "),
         ([pause], "on a generated task are compared, not pause"),
-        ([unfinished], "no row of split test at 4 thoughts and 1 loops; a finished run has it"),
+        ([unfinished], "no row of split test at 7 thoughts and 1 loops; a finished run has it"),
     ):
         assert loops_and_thoughts.main(list(map(str, runs))) == 2
         error = capsys.readouterr().err
