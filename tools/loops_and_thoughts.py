@@ -4,9 +4,10 @@
 
 Theorem 5.4 of Saunshi et al. (2025) simulates m steps of text of a model by m loops of a block not much larger. From
 the test rows of runs of one task (cot; no_cot with train.num_loops, from weights that were trained before or from
-nothing; coconut), each at the steps, loops and thoughts that it was trained with: accuracy against the tokens written (thoughts count, the answer too) and
-against the FLOPs of an answer, mean and least to largest over seeds, with chance and the task's best shortcut
-(`pretrain/tasks/shortcuts.py`) as lines. Prints a table and writes loops_and_thoughts.csv, .png and .svg.
+nothing; coconut), each at the steps, loops and thoughts that it was trained with: accuracy against the tokens written
+(thoughts count, the answer too) and against the FLOPs of an answer, mean and least to largest over seeds, with chance
+and the task's best shortcut (`pretrain/tasks/shortcuts.py`) as lines. Prints a table and writes loops_and_thoughts.csv,
+.png and .svg.
 """
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     answer    A                          (of the last)
 
 The graphs and symbols are those of `prosqa_symbolic`. A node comes from where its parents lead: from parent to parent,
-of several the one read last, up to a node that has none. The answer to a prefix that ends in an edge is the same for the
-parent of the edge, as far as the graph has been read. So there is something to learn from every edge and every node,
-from no hop on. From the answer of a ProsQA question, or from its chain, models of a few layers hardly learn to look up
-an edge; models that have learnt it here can be asked ProsQA questions (`configs/tasks/prosqa_roots_small.yaml`).
+of several the one read last, up to a node that has none. The answer to a prefix that ends in an edge is the same for
+the parent of the edge, as far as the graph has been read. So there is something to learn from every edge and node, from
+no hop on. From the answer of a ProsQA question, or from its chain, models of a few layers hardly learn to look up an
+edge; models that have learnt it here can be asked ProsQA questions (`configs/tasks/prosqa_roots_small.yaml`).
 """
 
 import re

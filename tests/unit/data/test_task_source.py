@@ -77,7 +77,12 @@ def test_a_mark_before_the_answer_follows_the_question_and_has_the_answer_to_all
     *answers, last = made.task.prefix_answers(example.question) or ()
     mark = tokenizer.encode("=")
     assert tokens == [tokenizer.bos_id, *tokenizer.encode(example.question), *mark]
-    assert labels == [IGNORED, *(tokenizer.encode(answer or "")[0] for answer in answers), *mark, *tokenizer.encode(last)]
+    assert labels == [
+        IGNORED,
+        *(tokenizer.encode(answer or "")[0] for answer in answers),
+        *mark,
+        *tokenizer.encode(last),
+    ]
 
 
 def test_a_prefix_has_an_answer_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
