@@ -31,7 +31,8 @@ from pretrain.storage import is_there, write_atomically
 
 SWEEPS = Path("runs/sweeps")
 FIGURES = ("*.svg", "*.csv")
-FIGURE = "scaling.svg"
+OF_MODELS = "scaling.svg", "law.svg"
+"""Figures that are drawn where they have something to show."""
 VERSIONS = ("git commit", "python", "torch", "deepspeed", "device")
 """Lines of a run's environment.txt that commands.txt repeats."""
 
@@ -131,8 +132,8 @@ def publish(options: argparse.Namespace) -> None:
     figures = sorted(path for pattern in FIGURES for path in root.glob(pattern))
     for path in figures:
         shutil.copyfile(path, out / path.name)
-    if not sweep.methods and not is_there(root / FIGURE):
-        (out / FIGURE).unlink(missing_ok=True)  # of fewer rows, or of an older tool: these have nothing to show in it
+    for figure in () if sweep.methods else (name for name in OF_MODELS if not is_there(root / name)):
+        (out / figure).unlink(missing_ok=True)  # of fewer rows, or of an older tool
     write_commands(out / "commands.txt", options, here, missing)
     told = f", without {len(missing)} runs that are still to come" if missing else ""
     print(f"{out}: {len(lines)} rows, {', '.join(path.name for path in figures) or 'no figure'}{told}")

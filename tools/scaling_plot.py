@@ -1,7 +1,8 @@
 """Plot accuracy or loss against effective depth, with fitted laws, from evaluation rows: command of `pretrain/scaling`.
 
 Writes scaling.png, scaling.svg, scaling.html (one page, with values on hover) and fit.csv, and prints the tables, and
-what is not drawn as it would say nothing. Takes seconds, mostly for drawing.
+what is not drawn as it would say nothing; of more curves than there are colours, the joint law goes to law.png and
+law.svg. Takes seconds, mostly for drawing.
 
     python tools/scaling_plot.py [FILE.jsonl ...] [--out DIR] [--metric [GROUP=]NAME ...] [--colour KEY]
         [--axis NAME ...] [--group NAME=TASK_GROUP,... ...]
@@ -105,7 +106,8 @@ def plot(options: argparse.Namespace) -> None:
         tables += make_tables(kinds)
     print("\n\n".join(map(render, tables)))
     print("\n" + "".join(f"{line}\n" for line in undrawn), end="")
-    drawn = [out / name for name in ("scaling.png", "scaling.svg", "scaling.html") if (out / name).exists()]
+    names = "scaling.png", "scaling.svg", "law.png", "law.svg", "scaling.html"
+    drawn = [out / name for name in names if (out / name).exists()]
     print(f"plot: {', '.join(map(str, drawn))}, fits: {out / 'fit.csv'}")
 
 

@@ -1,7 +1,7 @@
 """The figure as PNG and SVG: two panels per task group (depth and parameters, or the axes that are asked for), then
 isoplots and the joint law, if any; of kinds of tasks one panel each (depth). What would say nothing is not drawn: depth
 where all models have one, a law that its points do not determine. More curves than there are colours are dots instead
-(`dots.py`), unless axes are asked for.
+(`dots.py`), unless axes are asked for, and the joint law beside them is a figure of its own, law.png and law.svg.
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -47,6 +47,7 @@ SHORT, SHORT_COLUMNS = 12, 4
 LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
 Looks = dict[tuple[str, str], Look]
 Labels = list[tuple["Axes", list[Label]]]
+DrawPanel = Callable[["Axes", Labels], None]
 
 MAX_TICKS = 10
 MAX_NUMBERS = 5
@@ -75,21 +76,30 @@ def draw(
         What is not drawn as it would say nothing, and why, a line each.
     """
     num_curves = Counter(curve.task_group for curve in analysis.curves)
+    laws = [partial(_draw_law, law, name) for name, law in analysis.determined_laws.items()]
+    beside = [file.with_name(f"law{file.suffix}") for file in files]
     if max(num_curves.values()) > len(PALETTE) and not (colour_by or wanted or analysis.is_of_kinds):
         draw_dots(analysis, files)
-        return []
-    look = looks(analysis.curves, colour_by)
-    panels = _panels(analysis, look, wanted)
-    undrawn = _undrawn(analysis, wanted)
-    if not panels:
-        for file in files:
-            file.unlink(missing_ok=True)  # that of other rows
-        return undrawn
-    columns = min(COLUMNS, len(panels))
-    num_rows = math.ceil(len(panels) / columns)
+        _draw_panels(laws, 1, beside)
+        return _undetermined(analysis)
+    _draw_panels([], 0, beside)
+    panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
     most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences)
+    _draw_panels([*panels, *laws], most, files)
+    return _of_one_depth(analysis, wanted) + _undetermined(analysis)
+
+
+def _draw_panels(panels: Sequence[DrawPanel], most: int, files: Sequence[Path]) -> None:
+    """Panels beside and below each other, with room for `most` lines in the legend of each; without any, files of that
+    name, which are of other rows, are removed."""
+    if not panels:
+        for file in files:
+            file.unlink(missing_ok=True)
+        return
+    columns = min(COLUMNS, len(panels))
+    num_rows = math.ceil(len(panels) / columns)
     labels: Labels = []
     width, height = PANEL_WIDTH * columns, (PANEL_HEIGHT + LEGEND_LINE * most) * num_rows
     with new_figure(files, width, height) as figure:
@@ -104,7 +114,6 @@ def draw(
             panel(axes, labels)
             _legend(axes, (left - 0.5) / width, (top - size[1] - BOTTOM) / height)
         place_labels(figure, labels)
-    return undrawn
 
 
 def _axes_of(analysis: Analysis, group: str, wanted: Sequence[Axis]) -> Sequence[Axis]:
@@ -113,15 +122,20 @@ def _axes_of(analysis: Analysis, group: str, wanted: Sequence[Axis]) -> Sequence
     return wanted or [axis for axis in found if axis is DEPTH or not analysis.is_of_kinds]
 
 
-def _undrawn(analysis: Analysis, wanted: Sequence[Axis]) -> list[str]:
-    found = []
+def _of_one_depth(analysis: Analysis, wanted: Sequence[Axis]) -> list[str]:
     of_depth: dict[float, list[str]] = {}
     for group in () if wanted else analysis.task_groups:
         if DEPTH not in _axes_of(analysis, group, wanted):
             depth = next(curve.all_points[0].depth for curve in analysis.curves if curve.task_group == group)
             of_depth.setdefault(depth, []).append(group)
-    for depth, groups in of_depth.items():
-        found.append(f"not drawn against depth: {', '.join(groups)}: all models are {depth:g} layers deep")
+    return [
+        f"not drawn against depth: {', '.join(groups)}: all models are {depth:g} layers deep"
+        for depth, groups in of_depth.items()
+    ]
+
+
+def _undetermined(analysis: Analysis) -> list[str]:
+    found = []
     for name, law in analysis.laws.items():
         if isinstance(law, JointLaw) and law.undetermined:
             of_variant = f" of {name}" if len(analysis.laws) > 1 else ""
@@ -129,8 +143,8 @@ def _undrawn(analysis: Analysis, wanted: Sequence[Axis]) -> list[str]:
     return found
 
 
-def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Callable[["Axes", Labels], None]]:
-    panels: list[Callable[[Axes, Labels], None]] = []
+def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[DrawPanel]:
+    panels: list[DrawPanel] = []
     for group in analysis.task_groups:
         fitted = [
             (curve, fit) for curve, fit in zip(analysis.curves, analysis.fits, strict=True) if curve.task_group == group
@@ -142,7 +156,6 @@ def _panels(analysis: Analysis, look: Looks, wanted: Sequence[Axis]) -> list[Cal
     for group in dict.fromkeys(isoplot.task_group for isoplot in analysis.isoplots):
         mine = [isoplot for isoplot in analysis.isoplots if isoplot.task_group == group]
         panels.append(partial(_draw_isoplot, mine, look))
-    panels += [partial(_draw_law, law, name) for name, law in analysis.determined_laws.items()]
     return panels
 
 

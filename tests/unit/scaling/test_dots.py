@@ -13,6 +13,7 @@ from pretrain.scaling.dots import _order, _panel
 from pretrain.scaling.figure import draw
 from pretrain.scaling.spots import spots_of
 from tests.unit.scaling.test_comparable import model_row
+from tests.unit.scaling.test_fit import law_rows
 
 TASK = {"task": "t", "task_group": "t", "metric": "acc", "stderr": 0.01, "chance": 0.25, "shortcut": 0.4}
 NAMES = [f"design{number:02}" for number in range(len(PALETTE) + 1)]
@@ -66,6 +67,15 @@ def test_more_curves_than_colours_are_drawn_as_dots(tmp_path: Path) -> None:
     few = [row for number in range(3) for row in design(number)]
     draw(analyse([*few, *RIVALS]), [file])
     assert "effective depth D (layers)" in file.read_text()
+
+
+def test_the_joint_law_of_many_models_is_a_figure_of_its_own(tmp_path: Path) -> None:
+    file, law = tmp_path / "scaling.svg", tmp_path / "law.svg"
+    losses = law_rows(0.46, 0.001, 0)
+    assert draw(analyse(losses), [file]) == []
+    assert "joint law: phi = 0.4" in law.read_text() and "phi =" not in file.read_text()
+    draw(analyse(losses), [file], wanted=[DEPTH])
+    assert "joint law: phi = 0.4" in file.read_text() and not law.exists(), "one of the two has it"
 
 
 def test_a_name_of_many_settings_has_two_lines(tmp_path: Path) -> None:
