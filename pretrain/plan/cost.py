@@ -84,6 +84,11 @@ class Traffic(Amounts):
     def total(self) -> float:
         return self.link + self.network
 
+    @property
+    def waited(self) -> float:
+        """Seconds of it that are not hidden."""
+        return self.seconds * (1 - self.hidden / self.total) if self.total else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCost:
@@ -118,7 +123,7 @@ def step_cost(plan: Plan, gpu: Gpu, software: Software) -> PlannedCost:
     mean_visit = sum(work.total for work, _ in works) / len(works) / visits
     of_data, of_update = stages[busiest].gradients, stages[busiest].optimizer
     times = times * micro_batches + Times(idle=(len(works) - 1) * mean_visit, optimizer=of_update)
-    times += Times(gradients=(1 - software.hidden_data) * of_data.seconds)
+    times += Times(gradients=of_data.waited)
     flops = plan.train_flops_per_token * plan.tokens_per_step
     return PlannedCost(
         times=times,
@@ -291,14 +296,27 @@ class StageWork:
         optimizer; a tied embedding's gradients over first and last stage."""
         config, ranks, tensor = self._config, self.plan.layout.data_parallel, self._config.parallel.tensor
         stage, hidden = self.plan.stages[self.stage.index], self.software.hidden_data
-        ways = stage.gradients + (
-            stage.weights if is_sharded(config.optimizer, config.train.precision) else stage.gradients
-        )
-        traffic = self._collective(ways, ranks, tensor, hidden)
+        way_back = stage.weights if is_sharded(config.optimizer, config.train.precision) else stage.gradients
+        reduced = self._collective(stage.gradients, ranks, tensor, hidden)
+        if reduced.seconds and config.parallel.overlap:
+            reduced = replace(reduced, hidden=reduced.total * max(hidden, self._overlapped(reduced.seconds)))
+        traffic = reduced + self._collective(way_back, ranks, tensor, hidden)
         if self.stage.count > 1 and aliases(config.model) and (self.stage.is_first or self.stage.is_last):
             size = 2 * max(4, self._size) * config.model.vocab_size * config.model.hidden_size / tensor
             traffic += self._collective(size, 2, ranks * tensor * (self.stage.count - 1), 0.0)
         return traffic
+
+    def _overlapped(self, seconds: float) -> float:
+        """Share of the reduction of gradients, which takes so long, that `parallel.overlap` hides: those of a layer are
+        sent from its last backward pass of the step on, so behind that of the layers below it, and the last layer's
+        behind nothing. The loop regulariser's come later, and a block that waits for them hides nothing."""
+        held, train = Recurrence(config=self._config.model, stage=self.stage), self._config.train
+        if self._config.model.loop_regulariser.weight:
+            return 0.0
+        layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
+        ahead, back = self._layer
+        last_pass = layers * (back.total + (ahead.total if train.recompute != "none" else 0.0))
+        return (1 - 1 / layers) * min(1.0, last_pass / seconds)
 
     @property
     def optimizer(self) -> float:

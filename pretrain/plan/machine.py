@@ -80,12 +80,13 @@ class Software:
     hidden_tensor: float = 0.0
     """Shares of traffic that is hidden behind computation: of tensor-parallel collectives,"""
     hidden_data: float = 0.0
-    """of the reduction of gradients and the gathering of weights,"""
+    """of the reduction of gradients and the gathering of weights, at the least,"""
     hidden_ring: float = 1.0
     """and of the messages between stages."""
 
 
 COMPILED = Software()
-"""Ours with train.compile: collectives wait, as without `parallel.overlap`; messages of the ring overlap."""
+"""Ours with train.compile: collectives wait, but for what `parallel.overlap` hides of the reduction of gradients
+(`cost.py`); messages of the ring overlap."""
 EAGER = Software(passes=2.6, kernels=30)
 """Ours without."""

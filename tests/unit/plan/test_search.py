@@ -60,6 +60,22 @@ def test_loops_do_not_add_to_the_traffic_of_gradients() -> None:
     assert four.traffic == once.traffic and four.times.gradients == once.times.gradients > 0
 
 
+def test_overlap_hides_the_reduction_behind_the_last_backward_pass_alone() -> None:
+    """Of eight layers the last one's gradients are ready when nothing is left to do; with a fast network all others are
+    hidden, with a slow one as much as the pass takes. The regulariser's gradients come when it is over."""
+    alone, hidden = cost(16), cost(16, parallel={"overlap": True})
+    reduced = 4 / (4 + 2)  # fp32 gradients go out, bf16 weights come back
+    assert hidden.times.gradients == pytest.approx(alone.times.gradients * (1 - 7 / 8 * reduced))
+    assert hidden.traffic.hidden == pytest.approx(7 / 8 * reduced * hidden.traffic.total)
+    slow = replace(H100, network_rate=H100.network_rate / 1e4)
+    saved = cost(16, slow).times.gradients - cost(16, slow, parallel={"overlap": True}).times.gradients
+    plan = make_plan(config(parallel={"overlap": True}), 16)
+    _, back = StageWork(plan=plan, gpu=slow, software=COMPILED, stage=Stage(index=0, count=1))._layer
+    assert saved == pytest.approx(7 * back.total)
+    late = {"num_loops": 1, "loop_regulariser": {"weight": 1.0, "block_size": 4}}
+    assert cost(16, parallel={"overlap": True}, model=late).times == cost(16, model=late).times
+
+
 def test_a_tensor_parallel_layer_gathers_and_scatters_twice_each_way() -> None:
     """16 applications of layers, 4 collectives forward and 4 backward of half of the states each, and one for the
     embedding and for the head."""
