@@ -22,7 +22,7 @@ from pretrain.command.command_line import CommandLine
 from pretrain.command.entry import run_entry
 from pretrain.config.layout import Layout, check_layout
 from pretrain.config.run import RunConfig
-from pretrain.plan.plan import make_plan
+from pretrain.plan.policy import choose_recompute, expected_room
 from pretrain.plan.text import Row, plan_rows
 from pretrain.schema.plugin import is_plugin
 
@@ -55,7 +55,9 @@ def plan(config: RunConfig, world_size: int) -> list[Row]:
             teacher = saved_teacher(config)
         except ValueError as error:  # where data are described too, that is refused after the plan
             missing = [("", f"without the teacher, which is not counted: {error}")]
-    return [*plan_rows(make_plan(config, world_size, teacher)), *missing]
+    choice = choose_recompute(config, world_size, teacher, expected_room(config, world_size))
+    chosen = [("recompute", choice.text)] if choice.text else []
+    return [*plan_rows(choice.plan), *chosen, *missing]
 
 
 def describe_data(config: RunConfig) -> Iterator[str]:

@@ -108,6 +108,7 @@ class Trainer:
         self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
         reader = session.resume(RESUMABLE)
         self.engine = Engine(config, groups, session.tokenizer.separators, drawn=reader is None)
+        session.notes += self.engine.notes
         if self.engine.teacher is not None:
             require_tokenizer(self.engine.teacher.reader, session.saved.tokenizer, session.tokenizer.sha256)
         self.tasks = self._task_evaluation() if config.validation.tasks_every else None
@@ -125,7 +126,7 @@ class Trainer:
         self._describe_data()
         session.begin(
             self.counters, config.train.steps, scored_every=self._scored_every, diagnosed_every=self._diagnosed_every,
-            work=work_of_steps(config),
+            work=work_of_steps(self.engine.config),
         )  # fmt: skip
 
     def __enter__(self) -> Self:

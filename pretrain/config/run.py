@@ -76,9 +76,14 @@ class TrainSection(CommonTrainSection):
     """Sequences per step over all ranks."""
     precision: Precision = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
-    recompute: Recompute = "none"
-    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), or all of a
-    layer."""
+    recompute: Recompute | Literal["auto"] = "none"
+    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), all of a layer
+    (keeps one per layer), the same with those of a loop's layers on the host (offload; on a CPU as layer), or all of a
+    segment of loops and then of each layer in it (least memory, one more forward pass); auto = of these the one with
+    the fewest FLOPs that fits, by the plan, into the memory of a rank."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of a rank that recompute=auto plans with, in GiB. Default: 92 % of a GPU, or of a rank's share of a
+    machine without."""
     compile: bool = False
     """torch.compile the layers (needs a C++ compiler on a CPU)."""
     z_loss_weight: float = Field(default=0.0, ge=0)
@@ -100,7 +105,14 @@ class TrainSection(CommonTrainSection):
     """Stop after this many steps in a row whose loss or gradient is not finite; all ranks agree to skip each."""
 
     def without_effect(self) -> dict[str, str]:
-        return {} if self.backprop_loops is not None else {"backprop_growth": "backprop_loops=null"}
+        found = {} if self.backprop_loops is not None else {"backprop_growth": "backprop_loops=null"}
+        return found if self.recompute == "auto" else found | {"memory_gib": f"recompute={self.recompute}"}
+
+    @property
+    def chosen_recompute(self) -> Recompute:
+        """`recompute`, of a configuration that does not leave it open any more (`pretrain/plan/policy.py`)."""
+        assert self.recompute != "auto", "it is chosen before anything is built"
+        return self.recompute
 
 
 class AdamWSection(Section):

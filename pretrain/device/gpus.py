@@ -1,4 +1,6 @@
-"""Peak rates of known GPUs, by parts of their names; no torch."""
+"""Peak rates of known GPUs, by parts of their names, and the memory of those that are here; no torch."""
+
+import subprocess
 
 BF16_DENSE_TFLOPS = (
     ("B200", 2250.0),
@@ -17,3 +19,13 @@ BF16_DENSE_TFLOPS = (
 )
 """Part of the device's name -> dense bf16 TFLOP/s, by data sheets. The first match counts: "H100 PCIe" is before
 "H100"."""
+
+
+def gpu_bytes() -> list[int]:
+    """Memory of each GPU of this machine, as NVIDIA's driver tells it; none without one."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [int(line) << 20 for line in said.split() if line.isdecimal()]

@@ -19,7 +19,8 @@ shared block:
                                                                nor has a start state without the input
     recomputed = passes with a gradient, or their layers and those outside the loop, each unit up to the last tensor
                                                                that its gradient needs: without the product that ends
-                                                               it, unless a norm or the design looks at what that gives
+                                                               it, unless a norm or the design looks at what that gives;
+                                                               of segments all passes with a gradient once more, whole
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
 and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, so neither gates of
@@ -151,8 +152,11 @@ def train_flops_per_token(
     num_given = sum(design.keys_of(loop) < num_cut for loop in range(num_cut, passes))
     flops -= num_given * model.pass_layers * attention_flops(model, seq_len)  # of two products one operand has none
     flops -= design.start_flops() if num_cut == 0 else 0
-    again = {"none": 0, "loop": kept, "layer": kept + outside}[recompute]
-    units = {"none": 0, "loop": passes - num_cut, "layer": model.pass_layers * (passes - num_cut)}[recompute]
+    in_layers = kept + outside
+    segments = kept + design.flops(passes) - design.flops(num_cut)
+    of_layers = recompute not in ("none", "loop")
+    again = {"none": 0, "loop": kept, "segment": segments + in_layers}.get(recompute, in_layers)
+    units = 0 if recompute == "none" else (passes - num_cut) * (model.pass_layers if of_layers else 1)
     last = 2 * model.ffn_size * model.hidden_size if model.norm_place == "before" else 0
-    ends = units * (design.last_flops(last) if last else 0) + (num_outside * last if recompute == "layer" else 0)
+    ends = units * (design.last_flops(last) if last else 0) + num_outside * last * of_layers
     return flops + again - ends

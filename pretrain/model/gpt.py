@@ -17,7 +17,9 @@ Legend of shapes: b batch, s positions, t = b·s tokens, d hidden width, v vocab
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +33,14 @@ from pretrain.model.kernels.documents import Documents
 from pretrain.model.layers import HALF, Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.held import HeldWeights
 from pretrain.model.loop.recurrence import WHOLE, Application, Recurrence, Stage
+from pretrain.model.offload import on_host
 from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.recompute import recomputed
 from pretrain.model.weight_kinds import under
 from pretrain.model.weights import aliases, check_parameters, head_weights, loop_design, stage_weights
+
+KEPT_HERE = nullcontext()
+"""In which what autograd saves stays where it is."""
 
 
 class LoopedGPT(nn.Module):
@@ -45,7 +52,8 @@ class LoopedGPT(nn.Module):
         ops: plain or tensor-parallel building blocks.
         stage: the part to build; everything by default.
         recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its
-            part of one), or every "layer".
+            part of one), every "layer", the same with what enters all but the first of a loop on the host, "offload",
+            or a "segment" of loops and then each layer in it.
 
     Parameters carry global names whatever the stage: loop layer 5 is `loop.5` on the stage that holds it.
     """
@@ -142,15 +150,38 @@ class LoopedGPT(nn.Module):
     def passes(
         self, tokens: Tensor, num_passes: int, context: Context, embeddings: Tensor | None = None, cut: int = 0
     ) -> Iterator[Tensor]:
-        """The states [t, d] as each pass over the block leaves them; `finish` makes final ones of any. The first `cut`
-        passes are without gradient."""
+        """The states [t, d] as each pass over the block leaves them, or each segment of passes that will be computed
+        again; `finish` makes final ones of any. The first `cut` passes are without gradient."""
         states, carried = self.begin(tokens, context, embeddings)
-        for loop in range(num_passes):
-            if loop < cut:
-                states = without_gradient(partial(self.run_pass, context=context, loop=loop), states, carried)
+        for loops in self.parts(num_passes, cut):
+            run = partial(self.run_passes, context=context, loops=loops)
+            if loops.start < cut:
+                states = without_gradient(run, states, carried)
+            elif self.recomputes_segments and torch.is_grad_enabled():
+                states = recomputed(run, context.kept, states, carried)
             else:
-                states = self.run_pass(states, carried, context, loop)
+                states = run(states, carried)
             yield states
+
+    @property
+    def recomputes_segments(self) -> bool:
+        """Whether segments of passes have backward passes of their own, which compute them again."""
+        return self.recompute == "segment"
+
+    def parts(self, num_passes: int, cut: int, *, one_by_one: bool = False) -> list[range]:
+        """All passes, in segments where these are computed again; alone those without gradient, the first `cut`, and
+        all where something is done after each of them."""
+        cut, size = min(cut, num_passes), 1
+        if self.recomputes_segments and torch.is_grad_enabled() and not one_by_one:
+            size = self.recurrence.segment_size(num_passes - cut)
+        starts = (*range(cut), *range(cut, num_passes, size))
+        return [range(start, stop) for start, stop in pairwise((*starts, num_passes))]
+
+    def run_passes(self, states: Tensor, carried: Tensor | None, context: Context, loops: range) -> Tensor:
+        """Some passes in a row, as `run_pass`."""
+        for loop in loops:
+            states = self.run_pass(states, carried, context, loop)
+        return states
 
     def run_pass(self, states: Tensor, carried: Tensor | None, context: Context, loop: int) -> Tensor:
         """This stage's part of one pass: [t, d] -> [t, d], see `enter` and `run_loop`. Rows whose loops are over
@@ -196,8 +227,8 @@ class LoopedGPT(nn.Module):
         keeps = self.design.shares_keys and cache is None
         return Context(
             batch=batch, positions=positions, rotary=rotary, mask=mask, cache=cache, dropout=dropout,
-            noise_rows=noise_rows, kept=KeptKeys(self.config.pass_layers) if keeps else None,
-            documents=documents,
+            noise_rows=noise_rows, documents=documents,
+            kept=KeptKeys(self.config.pass_layers, is_apart=self.recomputes_segments) if keeps else None,
         )  # fmt: skip
 
     def begin(self, tokens: Tensor, context: Context, embeddings: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -226,8 +257,9 @@ class LoopedGPT(nn.Module):
         -> [t, d]."""
 
         def run(states: Tensor) -> Tensor:
-            for number, application in self.recurrence.in_loop(loop):
-                states = self._run(self.loop[str(number)], states, context, application)
+            for place, (number, application) in enumerate(self.recurrence.in_loop(loop)):
+                waits = on_host() if self.recompute == "offload" and place else KEPT_HERE
+                states = self._run(self.loop[str(number)], states, context, application, waits)
             return states
 
         if self.recompute == "loop" and torch.is_grad_enabled():
@@ -263,10 +295,15 @@ class LoopedGPT(nn.Module):
         positions = context.positions.expand(context.batch, -1)
         return self.ops.scatter(normal(rows, positions, like.shape[-1], like.dtype).flatten(0, 1))
 
-    def _run(self, layer: nn.Module, states: Tensor, context: Context, application: Application) -> Tensor:
-        if self.recompute == "layer" and torch.is_grad_enabled():
+    def _run(
+        self, layer: nn.Module, states: Tensor, context: Context, application: Application,
+        keeping: AbstractContextManager[None] = KEPT_HERE,
+    ) -> Tensor:  # fmt: skip
+        """One application of a layer; what enters one that is computed again is saved within `keeping`."""
+        if self.recompute in ("none", "loop") or not torch.is_grad_enabled():
+            return layer(states, context, application)
+        with keeping:
             return checkpoint(layer, states, context, application, use_reentrant=False, preserve_rng_state=False)
-        return layer(states, context, application)
 
 
 def num_cut(num_passes: int, backprop_loops: int | None) -> int:

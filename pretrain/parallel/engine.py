@@ -41,9 +41,11 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.optimizer import ParallelOptimizer, ReplicatedOptimizer, ShardedOptimizer, main_grad
 from pretrain.parallel.replicas import require_equal_replicas
 from pretrain.parallel.ring import Ring
+from pretrain.parallel.room import room_of_ranks
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 from pretrain.parallel.teacher import Teacher
+from pretrain.plan.policy import choose_recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +110,26 @@ class Engine:
 
     Args:
         config: the run configuration; only its model, parallel, train, optimizer, ranks sections and the seed are used.
+            Attribute `config` is it with what train.recompute=auto stands for here, and `notes` say why.
         groups: the process groups of this rank.
         separators: what tells documents apart.
         drawn: whether the weights are drawn; not if `load` fills them.
     """
 
     def __init__(self, config: RunConfig, groups: Groups, separators: Separators, *, drawn: bool = True) -> None:
-        self.config, self.groups, self.separators = config, groups, separators
-        self.dtype = DTYPES[config.train.precision]
+        self.groups, self.separators, self.dtype = groups, separators, DTYPES[config.train.precision]
+        self.teacher = None if config.train.teacher.run is None else Teacher(config, groups.device, self.dtype)
+        self.config, self.notes = config, list[str]()
+        if config.train.recompute == "auto":
+            saved, room = None if self.teacher is None else self.teacher.saved, room_of_ranks(config, groups)
+            choice = choose_recompute(config, dist.get_world_size(), saved, room)
+            self.config = config = choice.plan.config
+            self.notes.append(f"recompute: {choice.text}")
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         model, train = config.model, config.train
         self.megatron = megatron_config(model, config.parallel, self.dtype, deterministic=train.deterministic)
-        self.model = build_stage(model, train.seq_len, self.megatron, groups, train.recompute)
+        self.model = build_stage(model, train.seq_len, self.megatron, groups, train.chosen_recompute)
         if drawn:  # seconds for each billion of weights, before the first word of a resumed run
             initialise(self.model, config.run.seed, groups.tensor.rank())
         self.model.to(groups.device, self.dtype)

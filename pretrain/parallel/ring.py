@@ -18,7 +18,7 @@ Facts of megatron-core 0.16.1 that shape this file:
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from pretrain.model.kept_keys import KeptKeys
 from pretrain.model.layers import Context
 from pretrain.model.loop_loss import LoopLosses, LoopObjective
 from pretrain.model.loss import loss_sums
+from pretrain.model.recompute import recomputed
+from pretrain.parallel.apart import Apart
 from pretrain.parallel.gradients import GradientBuffers, LastUses, Part
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.megatron import (
@@ -160,7 +162,12 @@ class LoopChunk(nn.Module):
             states, carried = self.received.flatten(0, 1), self.carried.get(self.num_seen)
         self.num_seen += 1
         run = partial(model.run_pass, context=context, loop=self.loop)
-        states = _Cut.apply(run, states, carried) if self.is_cut else run(states, carried)  # type: ignore[misc]
+        if self.is_cut:
+            states = _Cut.apply(run, states, carried)  # type: ignore[assignment]
+        elif model.recomputes_segments:
+            states = recomputed(run, context.kept, states, carried)
+        else:
+            states = run(states, carried)
         states = self.last_uses.follow(states, self.num_seen - 1, *self.last_of)
         if model.stage.is_last and self.loop == self.num_passes - 1:
             return model.finish(states, context, self.num_passes)
@@ -169,36 +176,8 @@ class LoopChunk(nn.Module):
         return states.unsqueeze(1)
 
 
-class _Apart(torch.autograd.Function):
-    """A part of the forward pass with a backward pass of its own, `run(*inputs)`.
-
-    Autograd adds what the uses of a weight in one backward pass give it in the type of the weight, before the sum is
-    added to the fp32 buffer. Here each part adds its gradient to the buffer itself, as the chunks of several stages do.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, run: Callable[..., Sequence[Tensor]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.inputs = [each if each is None else each.detach().requires_grad_(each.requires_grad) for each in inputs]
-        with torch.enable_grad():
-            ctx.outputs = run(*ctx.inputs)
-        ctx.set_materialize_grads(False)
-        outputs = tuple(output.detach() for output in ctx.outputs)
-        ctx.mark_non_differentiable(
-            *(each for each, inner in zip(outputs, ctx.outputs, strict=True) if not inner.requires_grad)
-        )
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs, outputs = ctx.inputs, ctx.outputs
-        ctx.inputs = ctx.outputs = None  # what autograd keeps of the part ends with this pass
-        reached = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        torch.autograd.backward([outputs[number] for number in reached], [gradients[number] for number in reached])
-        return None, *(each if each is None else each.grad for each in inputs)
-
-
 class WholeModel(nn.Module):
-    """The one chunk of a pipeline of one stage: the first `cut` passes without gradient, each other `_Apart` or not."""
+    """The one chunk of a pipeline of one stage: the first `cut` passes without gradient, each other `Apart` or not."""
 
     def __init__(
         self,
@@ -225,23 +204,42 @@ class WholeModel(nn.Module):
         context = _context(model, inputs)
         if self.is_apart:
             context = replace(context, kept=self.kept.of(self.num_seen))
-
-        def run(loop: int, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
-            return (model.run_pass(states, carried, context, loop),)
-
         states, carried = model.begin(inputs.tokens, context)
-        for loop in range(max(inputs.loop_counts or [self.num_passes])):
-            part = partial(run, loop)
-            if loop < self.cut:
-                states = without_gradient(partial(model.run_pass, context=context, loop=loop), states, carried)
+        num_passes = max(inputs.loop_counts or [self.num_passes])
+        for loops in model.parts(num_passes, self.cut, one_by_one=bool(self.losses)):
+            run = partial(self._run, context, self.num_seen, loops)
+            if loops.start < self.cut:
+                states = without_gradient(run, states, carried)
+            elif model.recomputes_segments:
+                states = recomputed(run, context.kept, states, carried)
             else:
-                (states,) = _Apart.apply(part, states, carried) if self.is_apart else part(states, carried)  # type: ignore[misc]
-            if loop == self.cut and self.is_apart:
-                states = self.last_uses.follow(states, self.num_seen, "start", "loop")
-            if self.losses and loop < self.num_passes - 1:
-                states = self.losses[self.num_seen].after_loop(states, context, loop)
+                states = run(states, carried)
+            if self.losses and loops.start < self.num_passes - 1:
+                states = self.losses[self.num_seen].after_loop(states, context, loops.start)
         self.num_seen += 1
         return model.finish(states, context, self.num_passes)
+
+    def _run(self, context: Context, number: int, loops: range, states: Tensor, carried: Tensor | None) -> Tensor:
+        """Some passes of a micro-batch, each apart from the others where that is wanted."""
+        (model,) = self._stage
+        if not (self.is_apart and torch.is_grad_enabled()):
+            return model.run_passes(states, carried, context, loops)
+        for loop in loops:
+            (states,) = Apart.apply(_Pass(model, context, loop), states, carried)  # type: ignore[misc]
+            if loop == self.cut:
+                states = self.last_uses.follow(states, number, "start", "loop")
+        return states
+
+
+class _Pass(NamedTuple):
+    """A pass as `Apart` calls it."""
+
+    model: LoopedGPT
+    context: Context
+    loop: int
+
+    def __call__(self, states: Tensor, carried: Tensor | None) -> tuple[Tensor]:
+        return (self.model.run_pass(states, carried, self.context, self.loop),)
 
 
 class Ring:
@@ -297,7 +295,7 @@ class Ring:
             ValueError: fewer micro-batches than stages.
         """
         num_stages, num_passes = self.groups.pipeline.size(), self.model.config.num_passes(num_loops)
-        is_apart = num_stages == 1 and self.config.params_dtype.itemsize < 4  # wider types add as the buffer does
+        is_apart = num_stages == 1 and (self.config.params_dtype.itemsize < 4 or self.model.recomputes_segments)
         config = self._schedule_config(num_stages, num_passes, len(micro_batches))
         losses, cut = [], num_cut(num_passes, backprop_loops)
         if objective is not None:
@@ -354,7 +352,7 @@ class Ring:
                     parts = losses[number].last
                 if teacher is not None:
                     parts = partial(teacher.loss_sums, self.model, inputs, parts)
-                total, nll = _Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
+                total, nll = Apart.apply(parts, states) if is_apart else parts(states)  # type: ignore[misc]
                 total = last_uses.follow(total / num_supervised, number, *last_of)
                 return total, _NO_TOKENS, nll / num_supervised
 

@@ -45,9 +45,9 @@ class Teacher:
         section = config.train.teacher
         self.weight, self.value = section.weight, torch.zeros(())
         self.reader, _ = open_checkpoint(Path(section.run or ""))
-        saved = SavedModel.read(self.reader.meta)
-        require_teacher(config, saved)
-        self.model = LoopedGPT(saved.model, saved.seq_len).to(device, dtype).eval().requires_grad_(False)
+        self.saved = SavedModel.read(self.reader.meta)
+        require_teacher(config, self.saved)
+        self.model = LoopedGPT(self.saved.model, self.saved.seq_len).to(device, dtype).eval().requires_grad_(False)
         for name, parameter in self.model.named_parameters():
             parameter.copy_(self.reader.read_whole(f"weights/{name}"))
 

@@ -251,7 +251,9 @@ class StageWork:
         outside = held.num_prelude_layers + held.num_coda_layers * max(1.0, heads)
         looped = held.num_pass_layers * loops
         backward = held.num_pass_layers * min(loops, train.backprop_loops or loops)
-        again = {"none": 0.0, "loop": backward, "layer": backward + outside}[train.recompute]
+        layers = backward + outside
+        by_mode = {"none": 0.0, "loop": backward, "segment": backward + layers}
+        again = by_mode.get(train.chosen_recompute, layers)
         ahead, back = self._layer
         forwards, backwards = outside + looped + again, outside + backward
         times = ahead * forwards + back * backwards + self._head * heads

@@ -145,7 +145,14 @@ class Activations:
     @property
     def _outside(self) -> float:
         """One layer outside the loop."""
-        return {"none": self.layer, "loop": self.layer, "layer": self.state}[self.config.train.recompute]
+        return self.layer if self.config.train.chosen_recompute in ("none", "loop") else self.state
+
+    def _segment_size(self, num_passes: int) -> int:
+        """Passes that are computed again together: those with a gradient, if nothing is done after each of them."""
+        train = self.config.train
+        if train.loop_loss.outputs != "last":
+            return 1
+        return self._held.segment_size(min(num_passes, train.backprop_loops or num_passes))
 
     @property
     def _tail(self) -> float:
@@ -163,15 +170,16 @@ class Activations:
         stage has them."""
         num_looped, design = self._held.num_pass_layers, loop_design(self.config.model)
         whole, state = num_looped * (self.layer + self._connections), self._streams
-        by_mode = {"none": whole, "loop": state, "layer": num_looped * state}
-        kept, recompute = by_mode[self.config.train.recompute], self.config.train.recompute
+        cut = max(0, num_passes - (self.config.train.backprop_loops or num_passes))
+        enters = state if (index - cut) % self._segment_size(num_passes) == 0 else 0
+        by_mode = {"none": whole, "loop": state, "layer": num_looped * state, "offload": state, "segment": enters}
+        kept, recompute = by_mode[self.config.train.chosen_recompute], self.config.train.chosen_recompute
         if (window := design.window_of(index)) is not None:
             kept += num_looped * self._window(window) if recompute == "none" else 0
         elif design.keys_of(index) != index:  # another loop's keys and values
             kept -= num_looped * self._keys if recompute == "none" else 0
         elif design.shares_keys and recompute != "none":  # those that the loops that read them need
             kept += num_looped * self._keys
-        cut = num_passes - (self.config.train.backprop_loops or num_passes)
         if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
             is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
             kept = state if is_kept else 0
@@ -188,6 +196,17 @@ class Activations:
     def peak(self, num_micro_batches: int, num_passes: int) -> float:
         """The most that is in flight at one time."""
         chunks = [self.chunk(index, num_passes) for index in range(num_passes)]
+        if self.stage.count == 1:
+            return sum(chunks)
+        return peak_in_flight(chunks, self.stage.index, self.stage.count, num_micro_batches)
+
+    def host(self, num_micro_batches: int, num_passes: int) -> float:
+        """The most that waits on the host: what enters all layers of a loop but the first."""
+        if self.config.train.chosen_recompute != "offload":
+            return 0
+        each = (self._held.num_pass_layers - 1) * self._streams
+        cut = max(0, num_passes - (self.config.train.backprop_loops or num_passes))
+        chunks = [each * (index >= cut) for index in range(num_passes)]
         if self.stage.count == 1:
             return sum(chunks)
         return peak_in_flight(chunks, self.stage.index, self.stage.count, num_micro_batches)
@@ -228,19 +247,23 @@ class Activations:
     @property
     def working(self) -> float:
         """What the backward pass needs on top: that of the loss; later one recomputed unit and the gradients inside a
-        feed-forward.
+        feed-forward, and of a segment what enters its layers.
 
         By the time the last stage comes to its first unit, what follows that unit has gone.
         """
-        model, recompute = self.config.model, self.config.train.recompute
-        num_layers = {"none": 0, "loop": self._held.num_pass_layers, "layer": 1}[recompute]
+        model, recompute = self.config.model, self.config.train.chosen_recompute
+        num_layers = {"none": 0, "loop": self._held.num_pass_layers}.get(recompute, 1)
         num_gradients = {"swiglu": 2, "gelu": 1}[model.activation]
         gradients = num_gradients * self._tokens * model.ffn_size * self._size / self.config.parallel.tensor
         window = loop_design(model).window_of(model.num_passes() - 1)
         in_window = 0 if window is None else self._window(window)
         unit = num_layers * (self.layer + self._connections + in_window) + gradients
+        entering = 0.0  # what enters each layer of a segment
+        if recompute == "segment":
+            size = self._segment_size(model.num_passes(self.config.max_loops))
+            entering = size * self._held.num_pass_layers * self._streams
         if not self.stage.is_last:
-            return unit
-        gone = {"none": self.head, "loop": self._tail, "layer": self.head}[recompute]
+            return unit + entering
+        in_coda = 0.0 if recompute == "loop" else unit - self.head
         waiting = self._waiting if self.stage.count == 1 else 0
-        return max(unit - gone, self._loss_working + waiting - self._imitated, self._teaching)
+        return max(in_coda, unit + entering - self._tail, self._loss_working + waiting - self._imitated, self._teaching)

@@ -48,6 +48,8 @@ class StagePlan:
     """Weights of the frozen model of train.teacher; 0 without one."""
     activations: float
     working: float
+    host: float
+    """On the host (`train.recompute=offload`), beside all that is on the device."""
     evaluation: float
     """What an evaluation between steps holds in the place of activations and working space; 0 without evaluations."""
 
@@ -108,7 +110,7 @@ class Plan:
     @property
     def recomputed(self) -> float:
         """FLOPs that the machine does over those that the model asks for, in the mean of a run."""
-        return mean_train_flops(self.config, self.config.train.recompute) / self.train_flops_per_token
+        return mean_train_flops(self.config, self.config.train.chosen_recompute) / self.train_flops_per_token
 
     @property
     def tokens_per_step(self) -> int:
@@ -138,7 +140,7 @@ def make_plan(config: RunConfig, world_size: int, teacher: SavedModel | None = N
     """Plan a run on `world_size` ranks.
 
     Args:
-        config: of the run.
+        config: of the run; what it computes again is chosen.
         world_size: its ranks.
         teacher: the model of train.teacher, if the run has one: only its checkpoint says what it is.
 
@@ -184,5 +186,6 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedMod
         teacher=frozen * size,
         activations=activations.peak(layout.micro_batches, model.num_passes(config.max_loops)),
         working=activations.working,
+        host=activations.host(layout.micro_batches, model.num_passes(config.max_loops)),
         evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,
     )

@@ -12,6 +12,7 @@ from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.plan.plan import make_plan
+from pretrain.plan.policy import candidates
 from pretrain.plan.text import GIB
 
 INTEGER_BYTES = 8
@@ -31,7 +32,8 @@ def model_needs(config: RunConfig, layout: Layout, teacher: SavedModel | None) -
     if sampling.distribution != "fixed":
         fewest = sampling.model_copy(update={"maximum": sampling.minimum})
         config = config.model_copy(update={"train": train.model_copy(update={"loop_sampling": fewest})})
-    plan = make_plan(config, layout.world_size, teacher)
+    plans = [make_plan(each, layout.world_size, teacher) for each in candidates(config)]
+    plan = min(plans, key=lambda each: each.worst_stage.total)
     stage = plan.worst_stage
     state = f"weights, gradients and optimizer state of a model of {sum(plan.parameters.values()):,} parameters"
     batch = f"train.micro_batch={train.micro_batch} sequences of train.seq_len={train.seq_len}"

@@ -21,6 +21,8 @@ from pretrain.plan.plan import Plan, make_plan
 
 MOST_SEQUENCES = 64
 """Of a micro-batch that is tried: more only take memory."""
+WAYS = tuple(way for way in get_args(Recompute) if way != "offload")
+"""To recompute, that are tried: the time that copies to the host take is in no formula."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ def estimates(
         ValueError: the configuration does not go into this cut.
     """
     found = []
-    for recompute in get_args(Recompute):
+    for recompute in WAYS:
         found.append(estimate(_laid_out(config, cut, recompute), gpus, gpu, teacher))
         if fits(found[0], gpu):
             break

@@ -93,7 +93,8 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     per_step = plan.train_flops_per_token * plan.tokens_per_step
     yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
     if train.recompute != "none":
-        yield "", f"recomputing each {train.recompute}, the machine does {plan.recomputed:.2f} × that"
+        unit = "layer" if train.recompute == "offload" else train.recompute
+        yield "", f"recomputing each {unit}, the machine does {plan.recomputed:.2f} × that"
     if plan.config.parallel.pipeline > 1:
         yield _idle_row(plan, loop_counts)
 
@@ -121,3 +122,5 @@ def _memory_rows(plan: Plan) -> Iterator[Row]:
         mark = "  <- most" if stage is plan.worst_stage and len(plan.stages) > 1 else ""
         yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark
     yield "", "an evaluation takes the place of activations and working space"
+    if host := max(stage.host for stage in plan.stages):
+        yield "", f"beside that {host / GIB:.3f} of a rank of a GPU wait on its host"

@@ -25,7 +25,8 @@ PositiveInt = Annotated[int, Field(gt=0, le=sys.maxsize)]
 
 WITHOUT_EFFECT = (
     "run", "logging", "parallel", "engine", "ranks", "profile", "train.micro_batch", "train.deterministic",
-    "train.exit_after", "train.recompute", "train.compile", "train.max_bad_steps", "train.hooks", "data.num_workers",
+    "train.exit_after", "train.recompute", "train.memory_gib", "train.compile", "train.max_bad_steps", "train.hooks",
+    "data.num_workers",
     "data.prefetch_batches", "data.on_damage", "data.test", "validation.batch", "checkpoint.every",
     "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.asynchronous", "checkpoint.resume",
 )  # fmt: skip

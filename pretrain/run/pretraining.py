@@ -22,6 +22,7 @@ RESUMABLE = Resumable(
         "train.steps": "the length of the run, and with it the rest of the schedules of learning rate and loops",
         "train.global_batch": "samples of a step from here on; tokens are counted",
         "train.recompute": "memory and speed alone",
+        "train.memory_gib": "memory and speed alone",
         "train.compile": "speed alone",
         "train.loop_sampling": "loop counts of the steps from here on",
         "train.backprop_loops": "how far gradients reach from here on",

@@ -55,9 +55,8 @@ class TimeLeft:
 def work_of_steps(config: RunConfig) -> Work:
     """The expected FLOPs of a token in each step, with what is computed again: what the time of a step goes by."""
     model, train = config.model, config.train
-    at = cache(
-        partial(train_flops_per_token, model, train.seq_len, recompute=train.recompute, outputs=train.loop_loss.outputs)
-    )
+    outputs, again = train.loop_loss.outputs, train.chosen_recompute
+    at = cache(partial(train_flops_per_token, model, train.seq_len, recompute=again, outputs=outputs))
 
     def work(step: int) -> float:
         loops, backprop_loops = expected_loops(model, train, step), backprop_loops_at(train, step)

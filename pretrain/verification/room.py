@@ -2,12 +2,13 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
-from pretrain.plan.plan import Plan, make_plan
+from pretrain.device.gpus import gpu_bytes
+from pretrain.plan.plan import Plan
+from pretrain.plan.policy import choose_recompute, expected_room
 from pretrain.run.other_runs import saved_teacher
 from pretrain.storage import read_file
 from pretrain.verification.job import PlannedJob, Tick
@@ -22,7 +23,8 @@ def check_room(job: PlannedJob) -> Iterator[Tick]:
         teacher = saved_teacher(job.config)
     except ValueError as error:
         yield Tick("teacher", False, str(error).partition("\n")[0])
-    plan = make_plan(job.config, job.layout.world_size, teacher)
+    ranks = job.layout.world_size
+    plan = choose_recompute(job.config, ranks, teacher, expected_room(job.config, ranks)).plan
     yield _disk(job.config, plan)
     yield _memory(job, plan)
 
@@ -53,16 +55,6 @@ def _memory(job: PlannedJob, plan: Plan) -> Tick:
     what = f"{ranks} rank{'s' * (ranks > 1)} need {total / GIB:.2f} GiB, {free / GIB:.1f} GiB free here"
     advice = "" if total < free else "; --elsewhere, if they will run on other machines"
     return Tick("memory", total < free, what + advice)
-
-
-def gpu_bytes() -> list[int]:
-    """Memory of each GPU of this machine, as NVIDIA's driver tells it; none without one."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [int(line) << 20 for line in said.split() if line.isdecimal()]
 
 
 def host_bytes() -> int:

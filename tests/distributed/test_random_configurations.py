@@ -88,7 +88,7 @@ def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[t
         "global_batch": NUM_ROWS,
         "micro_batch": draw(st.sampled_from([1, 2])),
         "precision": draw(st.sampled_from(precisions)),
-        "recompute": draw(st.sampled_from(["none", "loop", "layer"])),
+        "recompute": draw(st.sampled_from(["none", "loop", "layer", "offload", "segment"])),
         "z_loss_weight": draw(st.sampled_from([0.0, 1e-2])),
         "loop_sampling": {
             "distribution": "fixed"

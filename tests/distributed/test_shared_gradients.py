@@ -44,7 +44,10 @@ def looped_and_copied(tied: bool, recompute: str) -> tuple[dict[str, np.ndarray]
     return gradients(looped, LOOPS), gradients(copied, 1)
 
 
-@pytest.mark.parametrize(("tied", "recompute"), [(False, "none"), (True, "none"), (False, "loop"), (False, "layer")])
+@pytest.mark.parametrize(
+    ("tied", "recompute"),
+    [(False, "none"), (True, "none"), (False, "loop"), (False, "layer"), (True, "segment"), (False, "segment")],
+)
 def test_uses_are_added_in_fp32(pool: RankPool, tied: bool, recompute: str) -> None:
     """Bitwise the sum of what the same layers, copied, get; loop weights from the last loop to the first."""
     ((ours, copies),) = pool.run(looped_and_copied, tied, recompute, world_size=1)

@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(case: str, precision: str) -> N
     assert_near(loss_and_gradients(made(case, precision, DEVICE)), exact, precision)
 
 
-@pytest.mark.parametrize("recompute", ["loop", "layer"])
+@pytest.mark.parametrize("recompute", ["loop", "layer", "offload", "segment"])
 def test_recomputing_changes_nothing(recompute: str) -> None:
     found = loss_and_gradients(made("llama", "fp32", DEVICE, recompute))
     assert_near(found, loss_and_gradients(made("llama")), "fp32")

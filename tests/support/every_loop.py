@@ -1,10 +1,13 @@
 """The loss of every loop of one forward pass, as the ring computes it, on one device without a ring."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop_loss import LoopLosses, LoopObjective, ShortRun
+from pretrain.model.recompute import recomputed
 
 
 def loss_of_every_loop(
@@ -18,7 +21,8 @@ def loss_of_every_loop(
     losses, context = LoopLosses(model, objective, tokens), model.context(tokens, mask=mask)
     states, carried = model.begin(tokens, context)
     for loop in range(num_loops):
-        states = model.run_loop(model.enter(states, carried, loop), context, loop)
+        run = partial(model.run_pass, context=context, loop=loop)
+        states = recomputed(run, context.kept, states, carried) if model.recomputes_segments else run(states, carried)
         if loop < num_loops - 1:
             states = losses.after_loop(states, context, loop)
     return losses.last(model.finish(states, context, num_loops))[0]

@@ -88,6 +88,12 @@ class Recurrence:
         looped = self.config.num_passes(num_loops) * self.num_pass_layers
         return self.num_prelude_layers + looped + self.num_coda_layers
 
+    def segment_size(self, num_passes: int) -> int:
+        """Passes that are computed again together where n in a row are, k layers each: kept are n/s states that enter
+        a segment, and for a time s·k that enter its layers, which is least of all at s = √(n/k). One on each of several
+        stages, as what enters the next pass there comes from another stage."""
+        return 1 if self.stage.count > 1 else max(1, round((num_passes / self.num_pass_layers) ** 0.5))
+
     def block(self, number: int) -> range:
         """The layers of block `number` that the stage holds, by their numbers in the whole loop part."""
         first = number * self.config.pass_layers + self.stage.index * self.num_pass_layers

@@ -31,6 +31,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["model.loop={keys: first, keys_every: 3}"], ["model.loop.keys_every"]),
     (["model.loop={keys: every, keys_window: 3}"], ["model.loop.keys_window"]),
     (["train.backprop_growth.start=1"], ["train.backprop_growth.start"]),
+    (["train.memory_gib=40"], ["train.memory_gib"]),
     (
         ["model.loop_regulariser={groups: [query], warmup: 0.5}"],
         ["model.loop_regulariser.groups", "model.loop_regulariser.warmup"],

@@ -108,7 +108,7 @@ def test_flops_are_those_that_torch_counts(shape: dict, num_loops: int, backward
     assert measured_flops(model, num_loops, backward=backward) == pytest.approx(counted, rel=0.001)
 
 
-@pytest.mark.parametrize("recompute", ["loop", "layer"])
+@pytest.mark.parametrize("recompute", ["loop", "layer", "offload", "segment"])
 def test_recomputed_flops_are_those_that_torch_counts(recompute: str) -> None:
     model = section(SHAPES["prelude and coda"])
     counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)  # type: ignore[arg-type]
@@ -127,12 +127,12 @@ OF_LOOPS = {name: fields for name, fields in MODELS.items() if name != "plain"} 
 def test_recomputed_flops_of_any_design_are_those_that_torch_counts(shape: dict[str, Any]) -> None:
     """Each loop that has a gradient is computed again, up to the last tensor that it needs."""
     model = section({**SHAPES["prelude and coda"], **shape})
-    for recompute in ("none", "loop", "layer"):
+    for recompute in ("none", "loop", "layer", "offload", "segment"):
         counted = train_flops_per_token(model, SEQ_LEN, 3, recompute)
         assert measured_flops(model, 3, backward=True, recompute=recompute) == pytest.approx(counted, rel=1e-6)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "offload", "segment"])
 def test_keys_of_a_loop_without_gradient_get_none(recompute: Recompute) -> None:
     model = section({**SHAPES["prelude and coda"], "loop": {"keys": "every", "injection": "add"}})
     counted = train_flops_per_token(model, SEQ_LEN, 5, recompute, backprop_loops=2)
@@ -140,7 +140,7 @@ def test_keys_of_a_loop_without_gradient_get_none(recompute: Recompute) -> None:
     assert measured == pytest.approx(counted, rel=1e-4)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "offload", "segment"])
 @pytest.mark.parametrize("outputs", ["two", "every"])
 def test_a_loss_of_more_than_the_last_loop_is_counted(recompute: str, outputs: Outputs) -> None:
     model = section(SHAPES["prelude and coda"])
@@ -149,7 +149,7 @@ def test_a_loss_of_more_than_the_last_loop_is_counted(recompute: str, outputs: O
     assert measured == pytest.approx(counted, rel=0.001)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "offload", "segment"])
 @pytest.mark.parametrize("loop", [{"injection": "concat", "injection_at": "every"}, {"injection": "concat"}])
 def test_truncated_flops_are_those_that_torch_counts(recompute: Recompute, loop: dict) -> None:
     model = section({**SHAPES["prelude and coda"], "loop": loop})

@@ -48,7 +48,7 @@ def repeat_keys(model: Any, period: int) -> None:
 
 
 @sharing
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "offload", "segment"])
 def test_they_are_those_of_the_loop_that_computed_them(name: str, recompute: str) -> None:
     """Loss and every gradient, those of the keys through all loops that read them among them."""
     model, tokens = build(LLAMA, **ENDS, loop=SHARING[name], recompute=recompute), random_tokens()

@@ -24,6 +24,8 @@ CONFIG = Path(__file__).parents[3] / "configs" / "pretrain" / "12x2.yaml"
         (8, 2, 2, 1, 4, "none"),
         (64, 4, 2, 1, 2, "loop"),
         (1024, 8, 4, 3, 4, "layer"),
+        (8, 1, 1, 0, 4, "segment"),
+        (64, 4, 2, 1, 2, "segment"),
     ],
 )
 def test_a_rank_holds_what_is_planned(

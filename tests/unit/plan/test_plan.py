@@ -114,7 +114,7 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         "hyper-connections",
     ],
 )
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "segment"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_those_that_torch_allocates(
     shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +129,7 @@ def test_activations_are_those_that_torch_allocates(
     assert plan.peak(4, 3) + plan.working == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "segment"])
 def test_a_loss_of_every_loop_keeps_a_gradient_of_each_and_no_logits(recompute: str) -> None:
     run = config({"num_coda_layers": 1}, train={"recompute": recompute, "precision": "fp32"})
     every = run.model_copy(update={"train": run.train.model_copy(update={"loop_loss": LoopLossSection(over="every")})})
@@ -152,7 +152,7 @@ def test_a_short_run_keeps_its_coda_until_the_last_loop(monkeypatch: pytest.Monk
     assert plan.peak(4, 3) + plan.working == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "segment"])
 def test_loops_without_gradient_hold_no_activations(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked_attention, "SCRATCH_ELEMENTS", 2**14)
     model = {**LLAMA, "num_prelude_layers": 1, "num_loops": 6, "loop": {"injection": "add"}}
@@ -161,7 +161,8 @@ def test_loops_without_gradient_hold_no_activations(recompute: str, monkeypatch:
         for loops in (2, None)
     )
     plan = Activations(config=cut)
-    assert plan.peak(4, 6) < {"none": 0.55, "loop": 0.9, "layer": 0.8}[recompute] * Activations(config=full).peak(4, 6)
+    share = {"none": 0.55, "loop": 0.9, "layer": 0.8, "segment": 1.0}[recompute]
+    assert plan.peak(4, 6) <= share * Activations(config=full).peak(4, 6)
     kept, peak = measured_bytes(cut)
     assert plan.peak(4, 6) == pytest.approx(kept, rel=0.1)
     assert plan.peak(4, 6) + plan.working == pytest.approx(peak, rel=0.1)
