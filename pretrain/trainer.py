@@ -14,9 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import torch
-import torch.distributed as dist
-
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.run import require_tokenizer
@@ -26,7 +23,6 @@ from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel, require_vocabulary
 from pretrain.data.extent import measure
 from pretrain.data.stream.cursor import FIELDS
-from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import device_memory, peak_memory_gib
 from pretrain.device.host_memory import installed_memory
@@ -36,6 +32,7 @@ from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import StepLoops, step_loops
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
+from pretrain.parallel.replica_loader import CURSORS, ReplicaLoader
 from pretrain.plan.room import data_needs, model_needs, require_room
 from pretrain.report.page import write_last_report
 from pretrain.rows.alarms import AlarmRow
@@ -100,12 +97,12 @@ class Trainer:
         self.config, self.session, self.groups = config, session, session.groups
         self.counters, self.results = PretrainCounters(), session.directory / "eval" / RESULTS
         layout, groups = session.layout, session.groups
-        self.loader = Loader(
-            config.data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=config.train.global_batch,
-            rank=groups.data.rank(), num_ranks=groups.data.size(),
+        self.loader = ReplicaLoader(
+            config.data, groups, seed=config.run.seed, seq_len=config.train.seq_len,
+            global_batch=config.train.global_batch,
         )  # fmt: skip
         session.identity = replace(session.identity, data=digest(self.loader.fingerprints))
-        self.validation = Validation(config, layout, groups.data.rank()) if config.validation.every else None
+        self.validation = Validation(config, layout, groups) if config.validation.every else None
         reader = session.resume(RESUMABLE)
         self.engine = Engine(config, groups, session.tokenizer.separators, drawn=reader is None)
         session.notes += self.engine.notes
@@ -148,7 +145,7 @@ class Trainer:
             own_loops = self.loader.own(loops.counts)
             lr = learning_rate(config.optimizer, counters.step, config.train.steps)
             with session.step(self.engine.ring.how_far):
-                rows = torch.from_numpy(self.loader.next_batch())
+                rows = self.loader.next_batch()
                 result = self.engine.train_step(
                     rows, own_loops, lr, vote, backprop_loops=loops.backprop_loops,
                     regulariser_share=loops.regulariser_share, short_loops=loops.short_loops,
@@ -358,11 +355,11 @@ class Trainer:
     def _save(self) -> None:
         """Start saving everything that a resumed run needs."""
         self.engine.check_weights()
-        cursors = torch.from_numpy(self.loader.state()).to(self.groups.device)
-        dist.all_reduce(cursors, group=self.groups.data)
+        cursors = self.loader.state()
         pieces = self.engine.pieces()
         if self.session.rank == 0:
-            pieces.append(Piece.whole("data/cursors", cursors))
+            assert cursors is not None, "rank 0 reads"
+            pieces.append(Piece.whole(CURSORS, cursors))
         meta = {
             "num_updates": self.engine.num_updates,
             "next_sample": self.loader.next_sample,
@@ -377,8 +374,7 @@ class Trainer:
         config = self.config
         if reader is not None:
             self.engine.load(reader, reader.meta["num_updates"])
-            self.loader.require_sources(reader.meta["sources"])
-            self.loader.load_state(reader.read_whole("data/cursors").numpy(), reader.meta["next_sample"])
+            self.loader.load_state(reader, reader.meta)
             self.counters = PretrainCounters.read(reader.meta)
             self.alarms = Alarms(config.alarms, reader.meta.get("alarms"))
             then, now = reader.meta["config"]["validation"]["every"], config.validation.every

@@ -60,7 +60,8 @@ class DataSection(Section):
     """Streams share out the pieces of a document that is long for them. False: every stream reads it from its start, as
     runs did that were begun without this key. Without such documents it changes nothing."""
     num_workers: int = Field(default=1, ge=0)
-    """Prefetching processes per rank; 0 reads in the training process. Does not change the order."""
+    """Prefetching processes per data-parallel replica, of which one rank reads; 0 reads in that rank itself. Does not
+    change the order."""
     prefetch_batches: int = Field(default=4, gt=0)
     """Global batches that each worker prepares ahead."""
     document_mask: bool = False

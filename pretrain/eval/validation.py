@@ -13,9 +13,10 @@ from torch.distributed import ProcessGroup
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.labels import IGNORED
-from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.groups import Groups
+from pretrain.parallel.replica_loader import ReplicaLoader
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import digest
 
@@ -23,23 +24,24 @@ from pretrain.rows.identity import digest
 class Validation:
     """The first `validation.num_sequences` samples of the validation split, in batches for this data-parallel rank.
 
-    Rows without labels fill the last batch, and every batch holds enough micro-batches for the ring.
+    Rows without labels fill the last batch, and every batch holds enough micro-batches for the ring. Collective, as one
+    rank of a replica reads.
 
     Raises:
         ValueError: the validation split holds no document.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, rank: int) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, groups: Groups) -> None:
         wanted = config.validation.num_sequences
-        ranks, micro_batch = layout.data_parallel, config.train.micro_batch
+        rank, ranks, micro_batch = groups.data.rank(), layout.data_parallel, config.train.micro_batch
         per_rank = math.ceil(wanted / ranks)
         data = config.data.model_copy(update={"num_workers": 0})
-        with Loader(
-            data, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=per_rank * ranks,
-            rank=rank, num_ranks=ranks, split="validation",
+        with ReplicaLoader(
+            data, groups, seed=config.run.seed, seq_len=config.train.seq_len, global_batch=per_rank * ranks,
+            split="validation",
         ) as loader:  # fmt: skip
-            rows = torch.from_numpy(loader.next_batch()).clone()
-            self._documents = loader.documents_read
+            rows = loader.next_batch()
+            self._documents = loader.documents_read()
         empty = torch.tensor([[0], [IGNORED]]).expand(rows.shape[1:])
         rows[rank + ranks * torch.arange(per_rank) >= wanted] = empty
         batch = max(layout.micro_batches, config.parallel.pipeline) * micro_batch

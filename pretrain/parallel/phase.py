@@ -29,39 +29,58 @@ class Whereabouts(NamedTuple):
 
 
 class WorkClock:
-    """How long a rank works in a step while it waits for nobody: from the first phase to the end of the data, and from
-    `compute` to the reduction. On a GPU the latter is measured there, without a wait for it, and known a step later."""
+    """How long a rank works in a step while it waits for nobody: until the data are there, and from each `compute` to
+    the next `rest`, the reduction at the latest. On a GPU the latter is measured there, without waiting, and known
+    when the next step begins."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
         """Of the last step that is known; 0 before."""
-        self._data_s = self._began = 0.0
-        self._events = None
-        if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self._is_computing = self._is_measured = False
+        self._is_gpu = device.type == "cuda"
+        self._began = self._data_s = self._computed_s = 0.0
+        self._events: list[list[torch.cuda.Event]] = []
+        """Begin and end of each part of the step, on a GPU; they are used again."""
+        self._num_parts, self._is_computing = 0, False
 
     def on_phase(self, phase: PhaseName) -> None:
         now = time.perf_counter()
         if phase == "data":
-            self._began = now
+            self._settle()
+            self._began, self._computed_s, self._num_parts = now, 0.0, 0
         elif phase == "forward and backward":
             self._data_s = now - self._began
-        elif phase == "reduction" and self._is_computing:
-            self._is_computing = False
-            if self._events is None:
-                self.seconds = self._data_s + now - self._began
-            else:
-                self._events[1].record()
-                self._is_measured = True
+        elif phase == "reduction":
+            self.rest()
+            if not self._is_gpu:
+                self._settle()
+
+    def restart(self) -> None:
+        """What came until now was a wait for another rank."""
+        self._began = time.perf_counter()
 
     def compute(self) -> None:
-        """All ranks have their data: the step's own work begins."""
-        if self._events is not None:
-            if self._is_measured and self._events[1].query():
-                self.seconds = self._data_s + self._events[0].elapsed_time(self._events[1]) / 1000
-            self._events[0].record()
+        """All ranks have what they need: own work begins."""
+        if self._is_gpu:
+            if self._num_parts == len(self._events):
+                self._events.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+            self._events[self._num_parts][0].record()
         self._began, self._is_computing = time.perf_counter(), True
+
+    def rest(self) -> None:
+        """Own work ends, if it had begun: what comes may wait for other ranks."""
+        if not self._is_computing:
+            return
+        if self._is_gpu:
+            self._events[self._num_parts][1].record()
+        self._computed_s += time.perf_counter() - self._began
+        self._num_parts, self._is_computing = self._num_parts + 1, False
+
+    def _settle(self) -> None:
+        """Take over what the step took, if it is known."""
+        parts = self._events[: self._num_parts]
+        if self._num_parts and all(end.query() for _, end in parts):
+            computed_s = sum(begin.elapsed_time(end) for begin, end in parts) / 1000 if parts else self._computed_s
+            self.seconds = self._data_s + computed_s
 
 
 class Phase:

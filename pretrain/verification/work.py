@@ -11,7 +11,6 @@ from torch import Tensor
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.layout import check_layout
 from pretrain.config.run import RunConfig
-from pretrain.data.stream.loader import Loader
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import DTYPES
 from pretrain.device.ranks import world_from_environment
@@ -24,6 +23,7 @@ from pretrain.model.layers import KeyValueCache
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import step_loops
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.replica_loader import ReplicaLoader
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.run.world import join_world
 from pretrain.trainer import run
@@ -39,16 +39,15 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
     with join_world(config) as (groups, _):
         engine = Engine(config, groups, Tokenizer.load(config.data.tokenizer).separators)
         vote = StopVote(lambda: None, groups.device)
-        train, rank = config.train, groups.data.rank()
-        with Loader(
-            config.data, seed=config.run.seed, seq_len=train.seq_len, global_batch=train.global_batch, rank=rank,
-            num_ranks=groups.data.size(),
-        ) as loader:  # fmt: skip
+        train = config.train
+        with ReplicaLoader(
+            config.data, groups, seed=config.run.seed, seq_len=train.seq_len, global_batch=train.global_batch
+        ) as loader:
             for step in range(num_updates):
                 drawn = step_loops(config.model, train, config.run.seed, step, loader.next_sample)
                 lr = learning_rate(config.optimizer, step, train.steps)
                 own_loops = loader.own(drawn.counts)
-                rows = torch.from_numpy(loader.next_batch())
+                rows = loader.next_batch()
                 result = engine.train_step(
                     rows, own_loops, lr, vote, backprop_loops=drawn.backprop_loops,
                     regulariser_share=drawn.regulariser_share, short_loops=drawn.short_loops,
@@ -59,7 +58,7 @@ def measure(config: RunConfig, num_updates: int, loops: Sequence[int]) -> Number
                     numbers[f"objective {where}"] = result.objective
                 if config.model.loop_regulariser.weight:
                     numbers[f"regularisation {where}"] = result.regularisation
-        losses = Validation(config, layout, rank).losses(engine, loops, vote)
+        losses = Validation(config, layout, groups).losses(engine, loops, vote)
         assert losses is not None, "nobody votes to stop"
         numbers |= {f"validation loss at L={count}": loss for count, (loss, _) in zip(loops, losses, strict=True)}
     return numbers

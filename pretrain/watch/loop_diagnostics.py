@@ -55,7 +55,7 @@ class LoopDiagnostics(Hook[LoopDiagnosticsParameters]):
             raise ValueError("train.hooks: loop_diagnostics: a block-regularised model has no loops to look at")
         validation = config.validation.model_copy(update={"num_sequences": parameters.num_sequences})
         own = config.model_copy(update={"validation": validation})
-        self.batches = Validation(own, run.layout, run.engine.groups.data.rank()).batches
+        self.batches = Validation(own, run.layout, run.engine.groups).batches
         self.num_loops = parameters.num_loops or config.model.num_loops
 
     def on_step(self, model: LoopedGPT, result: StepResult) -> dict[str, float]:

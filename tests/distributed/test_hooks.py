@@ -70,7 +70,9 @@ def by_definition(config: RunConfig) -> dict[str, float]:
     """Sequence by sequence, loop by loop, pair by pair."""
     engine, run = make_engine(config)
     validation = config.validation.model_copy(update={"num_sequences": PARAMETERS.num_sequences})
-    rows = torch.cat(Validation(config.model_copy(update={"validation": validation}), run.layout, 0).batches)
+    rows = torch.cat(
+        Validation(config.model_copy(update={"validation": validation}), run.layout, engine.groups).batches
+    )
     rows = rows[(rows[:, 1] != IGNORED).any(1)].long()
     assert len(rows) == PARAMETERS.num_sequences
     sums: dict[str, float] = {}

@@ -6,6 +6,8 @@ made by a walker whose whole state is a cursor of a few integers (`pretrain/data
 the samples g with g mod n = r, hence whole streams, because n divides S. So the tokens of sample g do not depend on n,
 on the workers, or on where the run was cut and resumed.
 
+The ranks of a replica share one (`pretrain/parallel/replica_loader.py`).
+
     batch   = loader.next_batch()                 # this rank's rows of the global batch
     states  = sum over ranks of loader.state()    # to be saved together with loader.next_sample and loader.fingerprints
     loader.require_sources(fingerprints)          # the order is only the same over the same documents
@@ -18,7 +20,7 @@ with the number of shards.
 
 import os
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 
@@ -29,8 +31,6 @@ from pretrain.data.stream.long_documents import cut_fingerprint
 from pretrain.data.stream.stream import DocumentRead, StreamReader, StreamSpec
 from pretrain.data.stream.worker import Job, Worker
 from pretrain.schema.section import require_divides
-
-Item = TypeVar("Item")
 
 
 class Loader:
@@ -97,10 +97,6 @@ class Loader:
         self._states[records[:, 0], records[:, 1]] = records[:, 2:]  # of a walker's several records the last one stays
         self.next_sample = end
         return batch
-
-    def own(self, of_samples: Sequence[Item]) -> Sequence[Item]:
-        """Of what there is for each sample of the next global batch, that of this rank's, in their order."""
-        return of_samples[(self._rank - self.next_sample) % self._num_ranks :: self._num_ranks]
 
     def state(self) -> np.ndarray:
         """Cursors after the last batch handed out, int64 [num_streams, num_sources, len(FIELDS)], zero for streams of

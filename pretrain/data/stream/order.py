@@ -18,12 +18,14 @@ is rare. The hash is SplitMix64 (Steele, Lea and Flood 2014). Cost: about 2 µs 
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from pretrain.keyed_hash import bits
 
+Item = TypeVar("Item")
 ROUNDS = 6
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,6 +85,11 @@ def permute(elements: np.ndarray, size: int, key: int) -> np.ndarray:
 def owned_samples(first: int, last: int, rank: int, num_ranks: int) -> np.ndarray:
     """Global samples g in [first, last) with g mod num_ranks = rank, ascending, int64."""
     return np.arange(first + (rank - first) % num_ranks, last, num_ranks, dtype=np.int64)
+
+
+def owned_items(of_samples: Sequence[Item], first: int, rank: int, num_ranks: int) -> Sequence[Item]:
+    """Of what there is for each global sample from `first` on, that of the samples that a rank owns, in their order."""
+    return of_samples[(rank - first) % num_ranks :: num_ranks]
 
 
 def worker_of(samples: np.ndarray, num_streams: int, num_ranks: int, num_workers: int) -> np.ndarray:

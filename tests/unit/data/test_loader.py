@@ -25,7 +25,7 @@ from pretrain.data.manifest import Manifest, write_manifest
 from pretrain.data.stream import stream
 from pretrain.data.stream.cursor import FIELDS
 from pretrain.data.stream.loader import Loader
-from pretrain.data.stream.order import owned_samples
+from pretrain.data.stream.order import owned_items, owned_samples
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.corpus import make_data, make_texts, make_tokenizer, write_source
 from tests.support.killing import wait_for_end, workers_of
@@ -75,7 +75,7 @@ def global_batches(data: DataSection, count: int, num_ranks: int = 1) -> Iterato
         for first in range(0, count * SIZES["global_batch"], SIZES["global_batch"]):
             samples = range(first, first + SIZES["global_batch"])
             owned = [list(owned_samples(first, samples.stop, rank, num_ranks)) for rank in range(num_ranks)]
-            assert [list(loader.own(samples)) for loader in loaders] == owned
+            assert [list(owned_items(samples, first, rank, num_ranks)) for rank in range(num_ranks)] == owned
             yield join_ranks([loader.next_batch() for loader in loaders])
 
 
