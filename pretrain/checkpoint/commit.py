@@ -35,14 +35,15 @@ from typing import Any
 from pretrain.checkpoint.format import Contents, FileEntry, describe, unseal
 from pretrain.checkpoint.index import build_index
 from pretrain.checkpoint.names import CONTENTS_NAME, list_checkpoints, parse_step, rank_name, step_name
-from pretrain.checkpoint.verify import is_sound, is_unsettled
+from pretrain.checkpoint.verify import is_unsettled, sound_contents
 from pretrain.checkpoint.writer import Staged, publish, write_tensors
 from pretrain.storage import clear_away, is_there, names_in, require_missing, sync_folder
 
 _LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|failed)-(?P<nonce>[A-Za-z0-9_-]+)(\.(?P<attempt>\d+))?(\.\d+)?")
 _REPLACED = ".replaced"
 _FIRST_PAUSE_S = 0.002
-_LONGEST_PAUSE_S = 0.2
+_PAUSE_S, _PAUSE_SHARE = 0.2, 1 / 8
+"""The longest pause between two looks: so long, or that share of the wait so far."""
 _NAMED_RANKS = 8
 
 
@@ -137,8 +138,7 @@ class SaveAttempt:
         return f"no file from rank {', '.join(map(str, missing[:_NAMED_RANKS]))}{more}"
 
     def _wait_for(self, is_ready: Callable[[], bool], describe_wait: Callable[[], str]) -> None:
-        deadline = time.monotonic() + self.timeout_s
-        pause_s, failure = _FIRST_PAUSE_S, ""
+        began, pause_s, failure = time.monotonic(), _FIRST_PAUSE_S, ""
         while True:
             try:
                 if is_ready():
@@ -146,10 +146,11 @@ class SaveAttempt:
             except OSError as error:  # a failed call is not an answer: ask again
                 failure = f" ({describe(error)})"
             self._stop_if_given_up()
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - began
+            if waited_s > self.timeout_s:
                 raise OSError(f"{describe_wait()} within {self.timeout_s:g} s{failure}")
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = next_pause(pause_s, waited_s)
 
     def _stop_if_given_up(self) -> None:
         reason = self._read_note()
@@ -163,6 +164,15 @@ class SaveAttempt:
             return None
 
 
+def next_pause(pause_s: float, waited_s: float) -> float:
+    """Seconds between two looks at the folder, given the last pause and the wait so far.
+
+    It grows with the wait: a thousand ranks that wait minutes for the slowest file must not keep the server of the file
+    system from it. 60 looks in 5 minutes, and a commit is noticed late by an eighth of the wait at most.
+    """
+    return min(2 * pause_s, max(_PAUSE_S, _PAUSE_SHARE * waited_s))
+
+
 def settle_replacements(directory: Path) -> None:
     """Finish or undo replacements of checkpoints: a `.replaced` folder is removed if its successor is there and sound,
     takes its name back if there is none, and stays beside one that is not sound."""
@@ -172,7 +182,7 @@ def settle_replacements(directory: Path) -> None:
         successor = path.with_name(path.name.removesuffix(_REPLACED))
         if not is_there(successor):
             path.rename(successor)
-        elif is_sound(successor):
+        elif sound_contents(successor) is not None:
             _remove(path)
 
 
@@ -201,7 +211,8 @@ def apply_retention(directory: Path, *, step: int, keep_last: int, keep_every: i
         if found is None or found > step:
             continue
         if num_sound < keep_last:
-            num_sound += is_sound(path) and not is_unsettled(path)
+            contents = sound_contents(path)
+            num_sound += contents is not None and not is_unsettled(contents)
         elif not (keep_every and found % keep_every == 0):
             doomed.append(path)
     for path in doomed:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.checkpoint.format import DTYPES, Piece, check_range, read_contents
+from pretrain.checkpoint.format import DTYPES, Contents, Piece, check_range, read_contents
 from pretrain.checkpoint.index import SavedTensor, build_index, plan_copies
 from pretrain.schema.choice import did_you_mean
 
@@ -23,15 +23,19 @@ from pretrain.schema.choice import did_you_mean
 class CheckpointReader:
     """One checkpoint, open for reading.
 
+    Args:
+        path: its folder.
+        contents: what its `checkpoint.json` says, where that is known. Default: it is read.
+
     Raises:
         OSError: `checkpoint.json` cannot be read.
         ValueError: it is damaged or its pieces do not make up whole tensors; the message names checkpoint and reason.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, contents: Contents | None = None) -> None:
         self.path = Path(path)
         try:
-            contents = read_contents(self.path)
+            contents = contents or read_contents(self.path)
             self._index = build_index(contents.files)
         except ValueError as error:
             raise ValueError(f"checkpoint {self.path}: {error}") from error

@@ -4,6 +4,9 @@
 `latest` link to trust. Hashing reads every byte once (about 1.7 GiB/s a thread with SHA instructions); with several
 ranks each looks at its share of the files.
 
+What a rank does for that does not grow with the ranks that saved: it reads `checkpoint.json`, once, and looks at its
+share of the files, a `stat` and a read each; the folder is listed only where a file is not found.
+
 Damage is what was read and is wrong: a file that its folder does not list, a size, a hash. A call that fails (EIO,
 ESTALE, EACCES, a file that is listed and cannot be found) says nothing about the checkpoint: it raises an OSError that
 names file and errno, and no older checkpoint is taken because of it. The same command may succeed a minute later.
@@ -68,12 +71,12 @@ def newest_good(
         names = [name for name in names if before is None or (parse_step(name) or 0) < before]
     problems: list[str] = []
     for name in gather(names):
-        path, found = Path(directory) / name, []
+        path, contents, found = Path(directory) / name, None, []
         with _agreed_failure(gather):
-            found = verify(path, rank=rank, world_size=world_size)
+            contents, found = _examine(path, rank, world_size)
         found = list(dict.fromkeys(gather(found)))
         if not found:
-            return CheckpointReader(path), problems
+            return CheckpointReader(path, contents), problems
         more = f" (and {len(found) - 1} more problems)" if len(found) > 1 else ""
         problems.append(f"checkpoint {path} is bad: {found[0]}{more}")
         if keep_verdicts and rank == 0:
@@ -109,61 +112,56 @@ def verify(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     Raises:
         OSError: a call failed.
     """
+    return _examine(path, rank, world_size)[1]
+
+
+def _examine(path: Path, rank: int, world_size: int) -> tuple[Contents | None, list[str]]:
+    """What a checkpoint holds, if that much is good, and what is wrong with it."""
     try:
         contents = read_structure(path)
         files = contents.files[rank::world_size]
         check_sizes(path, files)
     except ValueError as error:
-        return [str(error)]
+        return None, [str(error)]
     with ThreadPoolExecutor(max_workers=_HASHING_THREADS) as pool:
-        return [problem for problem in pool.map(lambda file: _hash_problem(path, file), files) if problem]
+        return contents, [problem for problem in pool.map(lambda file: _hash_problem(path, file), files) if problem]
 
 
-def is_sound(path: Path) -> bool:
-    """Whether a checkpoint has all it needs, by names and sizes; its bytes are not read again.
+def sound_contents(path: Path) -> Contents | None:
+    """What a checkpoint holds if it has all it needs, by names and sizes, its bytes not being read again; else None.
 
     Raises:
         OSError: a call failed, so nobody knows.
     """
     with naming(path):
         if _DAMAGE_NOTE in os.listdir(path):
-            return False
+            return None
     try:
-        check_sizes(path, read_structure(path).files)
+        contents = read_structure(path)
+        check_sizes(path, contents.files)
     except ValueError:
-        return False
-    return True
+        return None
+    return contents
 
 
-def is_unsettled(path: Path) -> bool:
-    """Whether a sound checkpoint was saved after a step without an update, so that its weights may be ruined.
-
-    Raises:
-        OSError: a call failed.
-    """
-    return bool(read_structure(path).meta.get("counters", {}).get("skipped_in_a_row"))
+def is_unsettled(contents: Contents) -> bool:
+    """Whether a checkpoint was saved after a step without an update, so that its weights may be ruined."""
+    return bool(contents.meta.get("counters", {}).get("skipped_in_a_row"))
 
 
 def read_structure(path: Path) -> Contents:
-    """Read `checkpoint.json` and check that its files are there, by name, and make up whole tensors.
+    """Read `checkpoint.json` and check that its files make up whole tensors; whether they are there is not looked at.
 
     Raises:
         OSError: a call failed.
         ValueError: naming the file and what is wrong with it.
     """
-    with naming(path):
-        present = set(os.listdir(path))
-    if CONTENTS_NAME not in present:
-        raise ValueError(f"{CONTENTS_NAME} is missing")
     _size_of(path / CONTENTS_NAME)
     contents = read_contents(path)
     try:
         build_index(contents.files)
     except ValueError as error:
         raise ValueError(f"{CONTENTS_NAME}: {error}") from error
-    missing = [file.name for file in contents.files if file.name not in present]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing")
     return contents
 
 
@@ -182,7 +180,14 @@ def check_sizes(path: Path, files: Sequence[FileEntry]) -> None:
 
 def _size_of(path: Path) -> int:
     """Size of a regular file; opening anything else, such as a pipe, could wait forever."""
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        with naming(path.parent):
+            is_listed = path.name in os.listdir(path.parent)
+        if is_listed:
+            raise
+        raise ValueError(f"{path.name} is missing") from None
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path.name} is not a regular file")
     return found.st_size

@@ -13,14 +13,15 @@ from typing import Any
 
 from pretrain.checkpoint.names import CHECKPOINTS
 from tests.faults.kinds import KINDS, RUN, Kind, checkpoints, folder_result, inputs, make_corpus, rows
+from tests.faults.many_ranks import STEPS
+from tests.faults.ranks import KILLED
 from tests.faults.seam import CommandServer, Ended, Storage
-from tests.faults.two_ranks import KILLED
 
 ERRORS = (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOENT)
 KEEP_LAST = 2
 """Of the kind that resumes."""
 MODULES = (
-    "pretrain.train", "tests.faults.two_ranks", "pretrain.trainer", "pretrain.eval.evaluate", "pretrain.eval.groups",
+    "pretrain.train", "tests.faults.ranks", "pretrain.trainer", "pretrain.eval.evaluate", "pretrain.eval.groups",
     "pretrain.eval.harness", "pretrain.eval.scorer", "pretrain.run.trained_model", "pretrain.parallel.stage",
     "tools.eval_depth", "tools.prepare_data", "finetune.coconut", "finetune.trainer", "pyarrow.parquet", "pandas",
     "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "tests.faults.warm",
@@ -79,6 +80,32 @@ class Bench:
         found += [f"again: {problem}" for problem in self._again(kind)]
         title = f"{name}, call {number}, {call}: {errno.errorcode[error]}"
         return [f"{title}: {line}\n{ended.said}" for line in found]
+
+    def train_apart(self, num_ranks: int, *overrides: str) -> list[list[list[str]]]:
+        """The calls of each rank, rank 0 first, in a run of one step that saves, and in one more that resumes it."""
+        self._lay_out(self._folder / "corpus")
+        runs = []
+        for steps in (1, 2):
+            module, arguments = KINDS["train on two ranks"].command(self._root)
+            settings = ("model.num_loop_layers=2", f"train.steps={steps}", "ranks.hang_minutes=null", *overrides)
+            self._storage.watch()
+            ended = self._server.run(module, [str(num_ranks), *arguments[1:], *settings])
+            calls = self._storage.stop_by_process()
+            assert ended.code == 0, ended.said
+            writes = re.compile(rf"open-to-write runs/{RUN}/state.*")
+            runs.append(sorted(calls, key=lambda own: not any(map(writes.fullmatch, own))))
+        return runs
+
+    def many_ranks(self, num_ranks: int) -> dict[str, list[str]]:
+        """The calls of each step that `tests/faults/many_ranks.py` does with a checkpoint of so many ranks."""
+        self._lay_out(self._folder / "corpus")
+        found = {}
+        for name in STEPS:
+            self._storage.watch()
+            ended = self._server.run("tests.faults.many_ranks", [name, self._root / "many", str(num_ranks)])
+            found[name] = self._storage.stop()
+            assert ended.code == 0, ended.said
+        return found
 
     def _again(self, kind: Kind) -> list[str]:
         """What is wrong after the same command on a sound storage. From the same files it ends in the same way."""

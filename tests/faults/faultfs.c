@@ -22,13 +22,14 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define MAX_CALLS 8192
+#define MAX_CALLS 65536
 #define NAME_BYTES 256
 struct state {
   _Atomic int64_t count;
   int64_t armed, error;
   char root[NAME_BYTES];
   char names[MAX_CALLS][NAME_BYTES];  // "open step-00000002/checkpoint.json": what the n-th call was
+  int32_t processes[MAX_CALLS];  // and whose
 };
 static struct state *state;
 
@@ -53,7 +54,10 @@ static int fails_at(const char *call, const char *path) {
   size_t length = strlen(state->root);
   if (!length || strncmp(path, state->root, length) || (path[length] && path[length] != '/')) return 0;
   int64_t number = atomic_fetch_add(&state->count, 1) + 1;
-  if (number < MAX_CALLS) snprintf(state->names[number], NAME_BYTES, "%s %s", call, path + length + !!path[length]);
+  if (number < MAX_CALLS) {
+    snprintf(state->names[number], NAME_BYTES, "%s %s", call, path + length + !!path[length]);
+    state->processes[number] = getpid();
+  }
   if (number != state->armed) return 0;
   errno = state->error;
   return 1;

@@ -259,7 +259,7 @@ KINDS = {
         ),
         Kind(
             name="train on two ranks", prepare=_nothing, result=_result_of_run,
-            command=lambda root: ("tests.faults.two_ranks", [*_train(root)[1], "train.micro_batch=1"]),
+            command=lambda root: ("tests.faults.ranks", ["2", *_train(root)[1], "train.micro_batch=1"]),
         ),
         Kind(name="index", command=_index, prepare=_lay_tars_out, result=_result_of_output),
         Kind(

@@ -20,7 +20,7 @@ from typing import Self
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("faultfs.c")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
-MAX_CALLS, NAME_BYTES = 8192, 256
+MAX_CALLS, NAME_BYTES, PID_BYTES = 65536, 256, 4
 TIME_LIMIT_S = 60.0
 _HEAD = struct.Struct(f"qqq{NAME_BYTES}s")
 """`struct state` of faultfs.c before its names: count, armed, error, root."""
@@ -39,7 +39,7 @@ class Storage:
         self.root, library, shared = root, folder / "faultfs.so", folder / "faultfs.state"
         subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
         with shared.open("wb") as file:
-            file.truncate(_HEAD.size + MAX_CALLS * NAME_BYTES)
+            file.truncate(_HEAD.size + MAX_CALLS * (NAME_BYTES + PID_BYTES))
         with shared.open("r+b") as file:
             self._state = mmap(file.fileno(), 0)
         self.environment = {"LD_PRELOAD": str(library), "FAULTFS_STATE": str(shared)}
@@ -50,10 +50,24 @@ class Storage:
 
     def stop(self) -> list[str]:
         """Count no more; what the calls were, in order: "open runs/tiny/state"."""
+        return [name for _, name in self._end()]
+
+    def stop_by_process(self) -> list[list[str]]:
+        """The same, apart for each process, in the order in which these began to call."""
+        found: dict[int, list[str]] = {}
+        for process, name in self._end():
+            found.setdefault(process, []).append(name)
+        return list(found.values())
+
+    def _end(self) -> list[tuple[int, str]]:
         count = min(_HEAD.unpack_from(self._state)[0], MAX_CALLS - 1)
         self._state[: _HEAD.size] = _HEAD.pack(0, 0, 0, b"")
-        names = (self._state[_HEAD.size + number * NAME_BYTES :][:NAME_BYTES] for number in range(1, count + 1))
-        return [name.partition(b"\0")[0].decode() for name in names]
+        found = []
+        for number in range(1, count + 1):
+            name, process = _HEAD.size + number * NAME_BYTES, _HEAD.size + MAX_CALLS * NAME_BYTES + number * PID_BYTES
+            called = self._state[name : name + NAME_BYTES].partition(b"\0")[0].decode()
+            found.append((int.from_bytes(self._state[process : process + PID_BYTES], sys.byteorder), called))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

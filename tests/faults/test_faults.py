@@ -12,13 +12,11 @@ Not covered: a page of a mapped file that cannot be read: the kernel answers wit
 """
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.bench import ERRORS, Bench, open_bench
+from tests.faults.bench import ERRORS, Bench
 from tests.faults.kinds import KINDS
-from tests.faults.seam import COMPILER
 
 SAMPLE = {
     "train": 8, "train with workers": 6, "resume": 16, "prepare": 16, "prepare with workers": 4, "merge": 12,
@@ -26,14 +24,6 @@ SAMPLE = {
     "index": 8,
 }  # fmt: skip
 """Cases of the default suite."""
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    if COMPILER is None:
-        pytest.skip("no C compiler: the failing storage is a library of C that is compiled here")
-    with open_bench() as made:
-        yield made
 
 
 @pytest.mark.timeout(4 * 3600)

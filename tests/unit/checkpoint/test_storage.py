@@ -39,11 +39,14 @@ def test_a_verdict_of_the_start_is_kept(tmp_path: Path) -> None:
 def test_a_call_that_fails_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
-    """Nothing is removed and no older checkpoint is taken because files cannot be looked at for a moment."""
+    """Nothing is removed and no older checkpoint is taken because files cannot be looked at for a moment. The folder is
+    listed only where a file is not found."""
     folder = tmp_path / "checkpoints"
     save_steps(folder, [10, 20, 30], keep_last=3)
     before = names(folder)
     fail_calls(monkeypatch, number, name)
+    if name == "step-00000030":
+        fail_calls(monkeypatch, errno.ENOENT, "checkpoint.json")
     with pytest.raises(OSError, match=rf"{re.escape(os.strerror(number))}: \S*{name}"):
         newest_good(folder)
     (result,) = save_steps(folder, [40], nonce="b", keep_last=2)

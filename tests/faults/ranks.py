@@ -1,6 +1,6 @@
-"""`pretrain.train` on two ranks as one command; the ranks are children, so that one that ends is gone for the other.
+"""`pretrain.train` on several ranks as one command; these are children, so that one that ends is gone for the others.
 
-Like torchrun and srun it ends the other rank if one failed before they met: until then the other cannot know.
+Like torchrun and srun it ends the other ranks if one failed before they met: until then the others cannot know.
 """
 
 import os
@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from pretrain import train
 
 GRACE_S = 20.0
-"""Given to a rank to end by itself after the other has failed."""
-KILLED = "a rank did not notice that the other had ended"
+"""Given to a rank to end by itself after another has failed."""
+KILLED = "a rank did not notice that another had ended"
 """Said on standard error when the time is over."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the ranks; returns the larger exit code."""
+    """Run as many ranks as the first argument says, with the others; returns the largest exit code."""
+    num_ranks, *arguments = argv
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [_start(str(rank), argv) for rank in range(2)]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": num_ranks}
+    ranks = [_start(str(rank), arguments) for rank in range(int(num_ranks))]
     codes: dict[int, int] = {}
     limit = float("inf")
     while len(codes) < len(ranks):
