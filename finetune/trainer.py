@@ -50,6 +50,7 @@ from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession
 from pretrain.run.signals import StopSignal
+from pretrain.run.stragglers import work_fields
 from pretrain.run.world import join_world
 from pretrain.tasks.task import Split
 
@@ -113,6 +114,11 @@ class FinetuneTrainer:
             self.answering.require_positions("test", self.test)
         self.counters = FinetuneCounters()
         self._scored_epochs = 0
+        if config.engine.zero_stage == 3 and layout.data_parallel > 1:
+            session.notes.append(
+                "engine.zero_stage=3: ranks hold nothing alike and wait for each other in every pass, so "
+                "ranks.check_weights_every and ranks.slow_factor have no effect"
+            )
         self._resume(origin)
         steps = self.sampler.steps_per_epoch
         session.begin(
@@ -205,6 +211,7 @@ class FinetuneTrainer:
                 flops_per_s=cost.flops_per_s,
                 mfu_pct=cost.mfu_pct,
                 step_time_s=cost.seconds,
+                **work_fields(self.session.work),
                 memory_gib=peak_memory_gib(self.groups.device),
                 skipped=self.counters.skipped,
             )
@@ -268,6 +275,7 @@ class FinetuneTrainer:
 
     def _save(self) -> None:
         """Start saving everything that a resumed run needs."""
+        self.engine.check_weights()
         self.session.save(self.engine.pieces(), {**self._meta(), **self.engine.meta()})
 
     def _save_best(self) -> None:

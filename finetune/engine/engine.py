@@ -35,6 +35,7 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.optim.make import set_lr
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.replicas import require_equal_replicas
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
@@ -71,7 +72,7 @@ class FinetuneEngine:
         if config.train.precision == "fp16" and groups.device.type == "cpu":
             raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs only; use bf16 or fp32")
         self.config, self.saved, self.groups = config, saved, groups
-        self._num_begun, self._num_micro_batches = 0, 0
+        self._num_steps = self._num_begun = self._num_micro_batches = 0
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         # always fp32: DeepSpeed casts the weights itself and keeps its own fp32 copies
@@ -106,6 +107,7 @@ class FinetuneEngine:
 
         Raises:
             FloatingPointError: the loss is not finite; the weights are unchanged.
+            ReplicaError: as of `check_weights`; the weights are unchanged.
         """
         self.groups.phase.enter("forward and backward")
         set_lr(self._engine.optimizer, lr)
@@ -115,7 +117,9 @@ class FinetuneEngine:
         for number, micro_batch in enumerate(step.micro_batches):
             self._num_begun = number + 1
             self.groups.phase.tick(f", micro-batch {number + 1}")
+            self.groups.phase.work.compute()  # forward: in backward, or after it, ZeRO waits for other ranks
             loss, plain = self._engine(micro_batch.to(self.groups.device), step)
+            self.groups.phase.work.rest()
             nll += plain
             # DeepSpeed averages over micro-batches and replicas; the loss is a sum over them
             self._engine.backward(loss * (replicas * len(step.micro_batches)))
@@ -126,12 +130,35 @@ class FinetuneEngine:
         (total,) = sum_over_ranks(share) if vote is None else vote.sum(share)
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total}")
+        self.groups.phase.enter("update")
+        self._num_steps += 1
+        every = self.config.ranks.check_weights_every
+        if every and self._num_steps % every == 0:
+            self.check_weights()
         plain_norm = self._plain_norm() if isinstance(self._engine.optimizer, torch.optim.Optimizer) else None
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
         grad_norm = float("nan") if skipped else float(norm)
         return FinetuneStepResult(loss=total / step.num_targets, grad_norm=grad_norm, skipped=skipped)
+
+    def check_weights(self) -> None:
+        """Compare what the data-parallel ranks hold alike, unless the configuration says never: the weights, and, where
+        nothing is partitioned, their fp32 copies and moments. Under ZeRO 3 that is nothing. Collective.
+
+        Raises:
+            ReplicaError: it is not alike; names ranks and tensors.
+        """
+        if self.config.ranks.check_weights_every and self.config.engine.zero_stage < 3:
+            require_equal_replicas(self._replicated(), self.groups)
+
+    def _replicated(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ((name, parameter.detach()) for name, parameter in self._named.items())
+        if not self._is_partitioned:
+            for state in self._slices():
+                if state.master.dtype != state.parameter.dtype:  # else the weights are their own copies
+                    yield _stored(state.name), state.master
+                yield from ((piece.name, piece.tensor) for piece in self._moment_pieces(state))
 
     def how_far(self) -> str:
         """How much of the step has begun, for people; any thread may ask."""
@@ -233,12 +260,16 @@ class FinetuneEngine:
 
     def _owned_slices(self) -> Iterator[StateSlice]:
         """The slices that this rank saves: of copies on tensor-parallel or data-parallel ranks, one."""
-        is_partitioned = self.config.engine.zero_stage > 0 or hasattr(next(iter(self._named.values())), "_hp_mapping")
-        if not is_partitioned and self.groups.data.rank():
+        if not self._is_partitioned and self.groups.data.rank():
             return
         for state in self._slices():
             if self._split_dim(state.name) is not None or self.groups.tensor.rank() == 0:
                 yield state
+
+    @property
+    def _is_partitioned(self) -> bool:
+        """Whether each data-parallel rank has a part of the optimizer's state, not all of it."""
+        return self.config.engine.zero_stage > 0 or hasattr(next(iter(self._named.values())), "_hp_mapping")
 
     def _moment_pieces(self, state: StateSlice) -> list[Piece]:
         return [self._piece(f"optimizer/{name}/{state.name}", state, moment) for name, moment in state.moments.items()]

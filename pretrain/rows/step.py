@@ -74,8 +74,8 @@ class StepRow(ABC):
     memory_gib: float
     """Largest memory use of rank 0 so far."""
     work_s: float | None = None
-    """How long a rank itself works in a step, its waits for others left out: data, forward and backward. Median over
-    the replicas, of two the shorter; of the step before on GPUs; None of one replica, and of fine-tuning."""
+    """How long a rank itself works in a step, its waits for others left out: data, forward and backward; in fine-tuning
+    data and forward. Median over the replicas, of two the shorter; of the step before on GPUs; None of one replica."""
     work_worst_s: float | None = None
     """The same of the slowest replica."""
     slowest: str | None = None
