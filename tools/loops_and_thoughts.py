@@ -30,6 +30,7 @@ from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser
 from pretrain.config.read import read_config
 from pretrain.rows.jsonl import JsonLines
+from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, RED, draw_grid_lines, new_figure
 from pretrain.tasks.shortcuts import best_shortcut, floor_of
 
@@ -138,26 +139,32 @@ def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Seque
     """Two panels: accuracy against the tokens written, and against the FLOPs of an answer."""
     with new_figure(files, 8.5, 4.0) as figure:
         panels = figure.subplots(1, 2, sharey=True)
+        names: list[list[Label]] = []
         for axes, label in zip(panels, ("tokens written, thoughts included", "MFLOP of an answer"), strict=True):
             draw_grid_lines(axes)
-            _draw_panel(axes, points, uses_flops=label.startswith("MFLOP"))
+            names.append(_draw_panel(axes, points, uses_flops=label.startswith("MFLOP")))
             for (name, value), style in zip(lines.items(), (":", "--"), strict=True):
                 axes.axhline(value, color=GREY, linestyle=style, label=f"{name} {value:.1f} %")
             axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.set_ylim(0, 103)
         costs = [point.flops / 1e6 for point in points]
-        whole = [digit * 10.0**power for power in range(-3, 12) for digit in (1, 2, 5)]
-        kept = [number for number in whole if min(costs) / 1.2 <= number <= 1.2 * max(costs)] or [max(costs)]
+        whole = [digit * 10.0**power for power in range(-3, 12) for digit in (1, 2, 3, 5)]
+        kept = [number for number in whole if min(costs) / 1.3 <= number <= 1.3 * max(costs)] or [max(costs)]
         for axes, ticks in zip(panels, (sorted({round(point.new_tokens) for point in points}), kept), strict=True):
             axes.minorticks_off()
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panels[0].set_ylabel("accuracy, %")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # settled, as names need it
+        place_labels(figure, list(zip(panels, names, strict=True)))
 
 
-def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: bool) -> None:
+def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: bool) -> list[Label]:
+    """The points, whose numbers are returned as names to write."""
+    names = []
     for series, (noun, colour, marker) in SERIES.items():
         own = [point for point in points if point.series == series]
         if not own:
@@ -169,15 +176,12 @@ def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: b
             [max(point.accuracies) - point.mean for point in own],
         ]
         axes.errorbar(x, means, spread, color=colour, marker=marker, linewidth=1.4, capsize=3, label=noun)
-        for place, point in zip(x, own, strict=True):
-            axes.annotate(
-                str(point.number),
-                (place, point.mean),
-                textcoords="offset points",
-                xytext=(6, 5),
-                color=colour,
-                fontsize=9,
-            )
+        errors = map(max, *spread)
+        names += [
+            Label(place, point.mean, str(point.number), colour, error)
+            for place, point, error in zip(x, own, errors, strict=True)
+        ]
+    return names
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -51,10 +51,10 @@ def test_examples_of_a_task_fit_tokenizer_vocabulary_and_length(path: Path) -> N
     config = read_config(path, RunConfig)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     assert tokenizer.vocab_size <= config.model.vocab_size
-    for source in config.data.sources:
-        made = TaskSource(source, "train", 0, config.train.seq_len, tokenizer)
+    sources = [TaskSource(each, "train", 0, config.train.seq_len, tokenizer) for each in config.data.sources]
+    assert config.train.seq_len <= max(made.most_positions() for made in sources) + 1  # not padding for nothing
+    for made in sources:
         made.require_document()
-        assert config.train.seq_len <= made.most_positions() + 1  # not padding for nothing
         longest = max(int((made.sample(number)[0] != tokenizer.pad_id).sum()) for number in range(300))
         assert made.most_positions() <= 1.25 * longest
 

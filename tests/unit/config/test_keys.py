@@ -22,6 +22,7 @@ TESTED = {
         "parallel.overlap": "tests/distributed/test_overlap.py",
         "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
+        "train.memory_gib": "tests/unit/plan/test_policy.py",
         "train.teacher.run": "tests/unit/hf/test_teacher.py",
         "train.teacher.weight": "tests/unit/hf/test_teacher.py",
         "model.loop.diagonal.drive": "tests/support/loop_designs.py",
