@@ -7,6 +7,7 @@ counts, costs and points over training are on the page.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -62,9 +63,17 @@ class Panel(NamedTuple):
     floors: Mapping[str, float]
 
 
-def draw_dots(analysis: Analysis, files: Sequence[Path]) -> None:
-    """Draw the figure and save it to every file."""
+def draw_dots(analysis: Analysis, files: Sequence[Path]) -> list[str]:
+    """Draw the figure and save it to every file. Where two lines would have one name, it is not drawn, the files that
+    are there are removed, and the reason is returned."""
     panels = [_panel(analysis, group) for group in analysis.task_groups]
+    for panel in panels:
+        names = Counter(line.name for line in panel.lines)
+        name, num_lines = names.most_common(1)[0]
+        if num_lines > 1:
+            for file in files:
+                file.unlink(missing_ok=True)
+            return [f"not drawn: {len(panel.lines)} models, of which {num_lines} would be called {name}"]
     rows = [panels[start : start + COLUMNS] for start in range(0, len(panels), COLUMNS)]
     orders = [_order(row) for row in rows]
     width = NAMES + min(len(panels), COLUMNS) * (PANEL + BETWEEN)
@@ -80,6 +89,7 @@ def draw_dots(analysis: Analysis, files: Sequence[Path]) -> None:
                 _draw_panel(figure.add_axes(place), panel, order, is_named=not column)
             top = bottom - BOTTOM
         _legend(figure, panels)
+    return []
 
 
 def _panel(analysis: Analysis, group: str) -> Panel:

@@ -1,7 +1,7 @@
 """The figure as PNG and SVG: two panels per task group (depth and parameters, or the axes that are asked for), then
 isoplots and the joint law, if any; of kinds of tasks one panel each (depth). What would say nothing is not drawn: depth
 where all models have one, a law that its points do not determine. More curves than there are colours are dots instead
-(`dots.py`), unless axes are asked for, and the joint law beside them is a figure of its own, law.png and law.svg.
+(`dots.py`) where their names differ, unless axes are asked for, and the joint law beside them is a figure of its own, law.png and law.svg.
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
@@ -79,9 +79,9 @@ def draw(
     laws = [partial(_draw_law, law, name) for name, law in analysis.determined_laws.items()]
     beside = [file.with_name(f"law{file.suffix}") for file in files]
     if max(num_curves.values()) > len(PALETTE) and not (colour_by or wanted or analysis.is_of_kinds):
-        draw_dots(analysis, files)
+        undrawn = draw_dots(analysis, files)
         _draw_panels(laws, 1, beside)
-        return _undetermined(analysis)
+        return undrawn + _undetermined(analysis)
     _draw_panels([], 0, beside)
     panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
