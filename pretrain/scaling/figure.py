@@ -1,7 +1,8 @@
 """The figure as PNG and SVG: two panels per task group (depth and parameters, or the axes that are asked for), then
 isoplots and the joint law, if any; of kinds of tasks one panel each (depth). What would say nothing is not drawn: depth
 where all models have one, a law that its points do not determine. More curves than there are colours are dots instead
-(`dots.py`) where their names differ, unless axes are asked for, and the joint law beside them is a figure of its own, law.png and law.svg.
+(`dots.py`) where their names differ, unless axes are asked for, and the joint law beside them is a figure of its own,
+law.png and law.svg.
 
 Points of a curve are the means over its seeds, joined and named k⊗L, with the standard deviation over seeds, or the
 standard error over examples where there is one; small dots are the single seeds. Loop counts that a model was not
