@@ -102,7 +102,8 @@ def lines_of(path: Path) -> list[bytes]:
 def draw(sweep: SweepConfig, file: Path, root: Path) -> None:
     """Draw a sweep over models from a file of rows into the folder of its runs."""
     root.mkdir(parents=True, exist_ok=True)
-    plot = [sys.executable, "tools/scaling_plot.py", str(file), "--out", str(root), *sweep.plot_options]
+    tool = Path(__file__).with_name("scaling_plot.py")
+    plot = [sys.executable, tool, file, "--out", root, *sweep.plot_options]
     ended = subprocess.run(plot, stdout=subprocess.DEVNULL, check=False).returncode
     if ended:
         raise OSError(f"{file}: the plot of its rows ended with exit code {ended}")

@@ -41,6 +41,7 @@ from pretrain.run.side_by_side import NamedCommand, run_side_by_side
 
 SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"
+CHECKOUT = Path(__file__).parents[1]
 SUMMARIES = ("plot", "table")
 """Stages that are one command for all runs."""
 Command = list[str]
@@ -60,12 +61,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def script(name: str) -> str:
+    """A script of this project, as it is called from the folder in which the sweep was started."""
+    return name if Path.cwd() == CHECKOUT else str(CHECKOUT / name)
+
+
 def run_overrides(cell: SweepCell, root: Path) -> list[str]:
     return [*cell.overrides, f"run.root={root}", f"run.name={cell.name}"]
 
 
 def entry_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
-    entry = ["finetune/coconut.py"] if sweep.methods else ["-m", "pretrain.train"]
+    entry = [script("finetune/coconut.py")] if sweep.methods else ["-m", "pretrain.train"]
     return [*entry, "--config", sweep.config, *run_overrides(cell, root)]
 
 
@@ -103,7 +109,7 @@ def require_data(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) ->
 
 def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
     evaluation = sweep.evaluation
-    command = [sys.executable, "tools/eval_depth.py", "--run", str(root / cell.name)]
+    command = [sys.executable, script("tools/eval_depth.py"), "--run", str(root / cell.name)]
     command += ["--num-loops", str(cell.num_loops)] if cell.num_loops else []
     command += ["--tasks", ",".join(evaluation.tasks)] if evaluation.tasks else []
     command += ["--num-examples", str(evaluation.num_examples)] if evaluation.num_examples else []
@@ -121,11 +127,12 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
     train = [train_command(sweep, cell, root) for cell in family]
     if sweep.methods:
         runs = [str(root / cell.name) for cell in family]
-        score = [[sys.executable, "tools/eval_coconut.py", "--run", run, "--latents", "all"] for run in runs]
-        return {"train": train, "eval": score, "table": [[sys.executable, "tools/coconut_table.py", *runs]]}
+        score = [[sys.executable, script("tools/eval_coconut.py"), "--run", run, "--latents", "all"] for run in runs]
+        return {"train": train, "eval": score, "table": [[sys.executable, script("tools/coconut_table.py"), *runs]]}
     evaluate = [eval_command(sweep, cell, root) for cell in family] if has_tasks(sweep, family) else []
     rows = [root / cell.name / "eval" / "depth.jsonl" for cell in family]
-    plot = [sys.executable, "tools/scaling_plot.py", *map(str, rows), "--out", str(root), *sweep.plot_options]
+    plot = [sys.executable, script("tools/scaling_plot.py"), *map(str, rows), "--out", str(root)]
+    plot += sweep.plot_options
     return {"train": train, **({"eval": evaluate} if evaluate else {}), "plot": [plot]}
 
 

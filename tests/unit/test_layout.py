@@ -15,11 +15,15 @@ import pytest
 
 from finetune import coconut
 from finetune.config import FinetuneConfig
+from finetune.config import check_layout as check_finetuning
 from pretrain import launch, train, verify
+from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.config.sweep import SweepConfig, cells
 from pretrain.plan import __main__ as plan
 from tests.support.commands import Commands
+from tools import sweep
 
 ROOT = Path(__file__).parents[2]
 PYTHON_FILES = sorted(
@@ -130,11 +134,20 @@ DOCUMENTS = [*(ROOT / name / "README.md" for name in FOLDERS), ROOT / "pretrain"
 """What users read: README.md, and where it sends them."""
 
 
+IN_TEXT = re.compile(r"`((?:python |bash |sbatch |tools/\w+\.py |-m pretrain\.)[^`]+)`")
+"""A command in a sentence or a table; those of tables leave out the word python."""
+
+
 def readme_commands() -> list[str]:
-    """The indented command lines of the documents, each once."""
+    """The command lines of the documents, each once."""
     starts = ("bash ", "python ", "torchrun ", "sbatch ", "deepspeed ")
-    lines = [line for document in DOCUMENTS for line in document.read_text(encoding="utf-8").splitlines()]
-    return list(dict.fromkeys(line.strip() for line in lines if line[:4].isspace() and line[4:].startswith(starts)))
+    found: list[str] = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line[:4].isspace() and line[4:].startswith(starts)]
+        found += [line.strip() for line in lines]
+        found += [word if word.startswith(starts) else f"python {word}" for word in IN_TEXT.findall(text)]
+    return list(dict.fromkeys(command.removesuffix(" ...") for command in found))
 
 
 @cache
@@ -144,13 +157,44 @@ def usage_of(script: str) -> str:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def ranks_of(words: list[str]) -> int:
+    """How many a command starts; a batch script says how many a node has."""
+    options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    if words[1:3] == ["-m", "pretrain.launch"]:
+        return launch.parse(words[3:]).ranks
+    if words[0] == "torchrun":
+        return int(words[words.index("--nproc-per-node") + 1])
+    if scripts := [word for word in words if word.startswith("slurm/") and word != "slurm/submit.sh"]:
+        per_node = re.search(r"^#SBATCH --ntasks-per-node=(\d+)$", (ROOT / scripts[0]).read_text(), re.M)
+        return int(options.get("--nodes", 1)) * int(per_node[1] if per_node else 1)
+    return 1
+
+
+def require_valid(script: str, words: list[str], ranks: int) -> None:
+    """Refuse a configuration as the dry run of the command would, on a machine that has the data."""
+    named = ["--config", *words] if words[0].endswith(".yaml") else words
+    if script in ("pretrain.train", "slurm/pretrain_looped.sh"):
+        check_layout(train.COMMAND_LINE.parse(named).config, ranks)
+    elif script in ("finetune/coconut.py", "slurm/finetune_coconut.sh"):
+        if "--init" not in words:  # a run that is not here
+            check_finetuning(coconut.COMMAND_LINE.parse(named).config, ranks)
+    elif script == "tools/sweep.py":
+        family = read_config(ROOT / words[0], SweepConfig)
+        for cell in cells(family):
+            sweep.check(family, cell, Path("runs"))
+
+
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.MonkeyPatch, commands: Commands) -> None:
-    """Scripts and configurations exist, options are the scripts' own, and a pretraining command is a valid
-    configuration."""
+    """Scripts and configurations exist, options are the scripts' own, and what trains is a valid configuration that
+    fits the ranks that the command starts."""
+    monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
+    ranks = ranks_of(words)
     if words[1:3] == ["-m", "pretrain.launch"]:
         words = ["python", *launch.parse(words[3:]).command]
+    if words[1] == "slurm/submit.sh":
+        words = [words[0], *(word for word in words[2:] if word != "--verify")]
     module = (
         words.index("-m") + 2
         if "-m" in words
@@ -159,13 +203,16 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
     script, arguments = words[module - 1], words[module:]
     if "config.yaml" in arguments:
         return  # a user's own, beside a module of theirs: tests of what it plugs in run it from such a folder
+    if script.startswith("slurm/"):  # without the options of sbatch
+        arguments = [word for word in arguments if not word.startswith("--")]
+    if "--help" not in arguments and arguments:
+        require_valid(script, arguments, ranks)
     if script == "pretrain.train":
-        monkeypatch.chdir(ROOT)
-        assert "--help" in arguments or train.COMMAND_LINE.parse(arguments).config.run.name
         return
     if script in ("pretrain.verify", "pretrain.plan"):
-        options = {"pretrain.verify": verify.parse, "pretrain.plan": plan.parse}[script](arguments)
-        assert read_config(ROOT / options.config, RunConfig, options.overrides).run.name
+        if arguments:
+            options = {"pretrain.verify": verify.parse, "pretrain.plan": plan.parse}[script](arguments)
+            assert read_config(ROOT / options.config, RunConfig, options.overrides).run.name
         return
     assert (ROOT / script).is_file()
     if script.endswith(".py"):
@@ -176,8 +223,6 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
             assert of_it.returncode == 0, of_it.stderr
             usage = of_it.stdout
         assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[a-z][a-z-]*", usage))
-    if script == "finetune/coconut.py" and "--init" not in arguments:
-        assert coconut.COMMAND_LINE.parse(arguments).config.run.name
     for word in arguments:
         assert not word.endswith(".yaml") or (ROOT / word).is_file()
 

@@ -262,7 +262,6 @@ def test_a_dry_run_plans_the_runs_and_slurm_refuses_a_cell_that_does_not_fit(tmp
 
 def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY.replace("num_loops: 2}]", "num_loops: 2}, {num_loop_layers: 1}]"))
-    (tmp_path / "tools").symlink_to(ROOT / "tools")  # its commands are those of a checkout
     root = tmp_path / "runs" / "sweeps" / "tiny"
     for arguments in ([], ["--stage", "eval"]):
         done = sweep(*arguments)
@@ -276,7 +275,6 @@ def test_a_sweep_runs_to_its_plot_and_a_second_evaluation_adds_nothing(tmp_path:
 def test_runs_side_by_side_are_those_of_one_after_the_other(tmp_path: Path, sweep: Sweep) -> None:
     """Two at a time; a bad one stops the sweep and is named, a signal lets runs save."""
     write(tmp_path / "tiny.yaml", TINY.replace("models:", "grid: {run.seed: [0, 1]}\nmodels:"))
-    (tmp_path / "tools").symlink_to(ROOT / "tools")
     root = tmp_path / "runs" / "sweeps" / "tiny"
     done = sweep("--jobs", "2", "--stage", "train")
     assert done.returncode == 0, done.stderr
@@ -320,8 +318,6 @@ def test_a_run_has_time_to_save_when_the_sweep_is_interrupted(tmp_path: Path) ->
 
 def test_a_sweep_over_methods_trains_and_compares_them(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY_METHODS)
-    for name in ("tools", "finetune"):
-        (tmp_path / name).symlink_to(ROOT / name)
     lines = sweep("--print").stdout.splitlines()
     assert [line.count("finetune/coconut.py --config") for line in lines[:2]] == [1, 1]
     assert all("tools/eval_coconut.py --run" in line and line.endswith("--latents all") for line in lines[2:4])
