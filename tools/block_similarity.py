@@ -105,11 +105,22 @@ def write_csv(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int,
                 writer.writerows((run, group, i, i + block_size, f"{value:.6f}") for i, value in enumerate(cosines))
 
 
+def pooled(found: Mapping[str, Sequence["BlockSimilarity"]]) -> dict[str, list["BlockSimilarity"]]:
+    """Runs that differ in the seed alone together, by what they are called in the figure."""
+    pools: dict[str, list[str]] = {}
+    for run in found:
+        pools.setdefault(re.sub(r"-seed\d+$", "", run), []).append(run)
+    named: dict[str, list[BlockSimilarity]] = {}
+    for name, runs in pools.items():
+        seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        of_sweep = re.sub(r"^(\d+)x(\d+)", "\\1⊗\\2", name)
+        named[of_sweep + seeds] = [similarity for run in runs for similarity in found[run]]
+    return named
+
+
 def draw(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, files: Sequence[Path]) -> None:
     """A bar for each kind of matrix and configuration, with a line from the least to the largest cosine."""
-    pools: dict[str, list[BlockSimilarity]] = {}
-    for run, similarities in found.items():
-        pools.setdefault(re.sub(r"-seed\d+$", "", run), []).extend(similarities)
+    pools = pooled(found)
     groups = [similarity.group for similarity in max(found.values(), key=len)]
     width = 0.8 / len(pools)
     with new_figure(files, 8.0, 3.6) as figure:
@@ -135,7 +146,7 @@ def draw(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, file
         axes.set_xticks(range(len(groups)), [group.replace("_", "\n") for group in groups])
         axes.set_ylabel(f"cosine of layers i and i + {block_size}")
         axes.set_title("Likeness of blocks after training (mean, least and largest)", fontsize=10)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,6 +44,7 @@ SERIES = {
     "coconut": ("thoughts", GREEN, "^"),
 }
 """What is counted in each, and the colour and marker of its points."""
+BARS = "least to largest of several seeds"
 HEADER = ("series", "count", "loops", "accuracy_pct", "least", "largest", "new_tokens", "flops", "seeds")
 
 
@@ -146,6 +147,7 @@ def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Seque
             for (name, value), style in zip(lines.items(), (":", "--"), strict=True):
                 axes.axhline(value, color=GREY, linestyle=style, label=f"{name} {value:.1f} %")
             axes.set_xscale("log")
+            axes.margins(x=0.1)
             axes.set_xlabel(label)
             axes.set_ylim(0, 103)
         costs = [point.flops / 1e6 for point in points]
@@ -155,6 +157,8 @@ def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Seque
             axes.minorticks_off()
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panels[0].set_ylabel("accuracy, %")
+        if any(len(point.accuracies) > 1 for point in points):
+            panels[0].plot([], [], color=GREY, marker="|", markersize=11, linestyle="none", label=BARS)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         figure.draw_without_rendering()
@@ -176,11 +180,12 @@ def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: b
             [max(point.accuracies) - point.mean for point in own],
         ]
         axes.errorbar(x, means, spread, color=colour, marker=marker, linewidth=1.4, capsize=3, label=noun)
-        errors = map(max, *spread)
-        names += [
-            Label(place, point.mean, str(point.number), colour, error)
-            for place, point, error in zip(x, own, errors, strict=True)
-        ]
+        at_one_place: dict[tuple[float, float], list[ReasoningPoint]] = {}
+        for place, point in zip(x, own, strict=True):
+            at_one_place.setdefault((place, round(point.mean, 1)), []).append(point)
+        for (place, mean), there in at_one_place.items():
+            error = max(abs(value - mean) for point in there for value in point.accuracies)
+            names.append(Label(place, mean, ", ".join(str(point.number) for point in there), colour, error))
     return names
 
 

@@ -25,13 +25,13 @@ from pretrain.scaling.axes import DEPTH, Axis, informative_axes, subsample
 from pretrain.scaling.colours import MARKERS, PALETTE, Look, looks
 from pretrain.scaling.curves import Curve
 from pretrain.scaling.dots import draw_dots
-from pretrain.scaling.fit import NO_LINE, NO_SLOPE, Fit
+from pretrain.scaling.fit import NO_SLOPE, Fit
 from pretrain.scaling.floors import FLOOR_LINES
 from pretrain.scaling.isoplot import Isoplot
 from pretrain.scaling.kinds import SlopeDifference
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.law import JointLaw
-from pretrain.scaling.spots import Spot, dodge, spots_of
+from pretrain.scaling.spots import Spot, dodge, meaning_of_bars, spots_of
 from pretrain.scaling.style import GREY, draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def draw(
     panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
-    most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences)
+    most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences) + 1  # what bars are
     _draw_panels([*panels, *laws], most, files)
     return _of_one_depth(analysis, wanted) + _undetermined(analysis)
 
@@ -173,7 +173,7 @@ def _draw_group(
     named: list[Label] = []
     for (curve, fit), (_, spots) in zip(fitted, drawn, strict=True):
         colour, marker = look[curve.family, curve.name]
-        label = curve.name + (f": {_slope_text(fit)}" if axis is DEPTH else "")
+        label = curve.name + (f": {_slope_text(fit)}" if axis is DEPTH and fit else "")
         if axis is DEPTH and fit and fit.has_slope:
             ends = np.array([curve.points[0].depth, curve.points[-1].depth])
             axes.plot(ends, np.clip(fit.alpha * np.log(ends) + fit.beta, low, high), color=colour, **LINE)
@@ -201,6 +201,8 @@ def _draw_group(
         axes.set_xticks([], minor=True)
     else:
         _few_ticks(axes)
+    if bars := meaning_of_bars([spot for _, spots in drawn for spot in spots if spot.is_own]):
+        axes.plot([], [], color="#666666", marker="|", markersize=11, linestyle="none", label=bars)
     metric = fitted[0][0].metric
     for name, floor in floors.items():
         axes.axhline(
@@ -223,9 +225,7 @@ def _draw_last_kind(
         axes.plot([], [], " ", label=f"{' − '.join(found.kinds)}, {found.curve.name}: {slope}")
 
 
-def _slope_text(fit: Fit | None) -> str:
-    if fit is None:
-        return NO_LINE
+def _slope_text(fit: Fit) -> str:
     low, high = fit.alpha_interval
     return f"{fit.alpha:+.3g} log D [{low:+.3g}, {high:+.3g}]" if fit.has_slope else NO_SLOPE
 

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 MIN_DEPTHS = 4
 """Fewer distinct depths are not evidence for a law."""
 
-NO_SLOPE = "no line: the interval of the slope holds 0"
+NO_SLOPE = "no slope, its interval holds 0"
 
 NO_LINE = f"a line needs {MIN_DEPTHS} depths"
 

@@ -2,7 +2,7 @@
 place; a name without any is left out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,10 @@ OFFSETS = (
 """Points from the marker to try, in this order."""
 MARKER = 5.0
 """Half the size of a marker, in points."""
+NEAR = 30.0
+"""Points that have their names in their own order, from above to below, lie no farther beside each other."""
+BEHIND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+"""What is behind a name that a line crosses."""
 MOST = 60
 """Most names in a panel."""
 
@@ -55,6 +59,7 @@ def place_labels(figure: "Figure", labels: Sequence[tuple["Axes", Sequence[Label
         for label, (x, _) in zip(wanted, spots, strict=True):
             ends = [axes.transData.transform((label.x, label.y + sign * label.error))[1] for sign in (-1, 1)]
             taken.append(Box(x - half / 2, ends[0], x + half / 2, ends[1]))
+        named: list[tuple[tuple[float, float], Box]] = []
         for label, (x, y) in list(zip(wanted, spots, strict=True))[:MOST]:
             free = []
             for right, up in OFFSETS:
@@ -62,15 +67,18 @@ def place_labels(figure: "Figure", labels: Sequence[tuple["Axes", Sequence[Label
                 is_inside = box.left >= frame.x0 and box.right <= frame.x1 + 20 * scale
                 is_inside &= box.bottom >= frame.y0 and box.top <= frame.y1 + 4 * scale
                 if is_inside and not any(box.meets(other) for other in taken):
-                    free.append(((right, up), box))
+                    near = [(other, theirs) for (place, other), theirs in named if abs(place - x) < NEAR * scale]
+                    is_turned = any((other - y) * (theirs.bottom - box.bottom) < 0 for other, theirs in near)
+                    free.append((is_turned, _is_crossed(box, lines, scale), (right, up), box))
             if not free:
                 continue
-            offset, box = next(((offset, box) for offset, box in free if not _is_crossed(box, lines, scale)), free[0])
+            _, is_crossed, offset, box = min(free, key=lambda each: each[:2])
             taken.append(box)
+            named.append(((x, y), box))
             axes.annotate(
                 label.text.replace("$", r"\$"), (label.x, label.y), offset, textcoords="offset points",
                 ha={1: "left", -1: "right", 0: "center"}[_side(offset[0])], fontsize=SIZE, color=label.colour,
-                annotation_clip=False,
+                annotation_clip=False, bbox=BEHIND if is_crossed else None,
             )  # fmt: skip
 
 

@@ -67,6 +67,16 @@ def _spot(curve: Curve, model: Model, points: Sequence[tuple[float, Point]]) -> 
     )
 
 
+def meaning_of_bars(spots: Sequence[Spot]) -> str:
+    """What the bars of a panel are, for its legend; "" if it has none."""
+    several = any(len(spot.seeds) > 1 for spot in spots)
+    alone = any(len(spot.seeds) == 1 and spot.error for spot in spots)
+    of_one = "standard error over examples"
+    if not several:
+        return f"± {of_one}" if alone else ""
+    return "± sd over seeds (dots)" + (f", of one seed ± {of_one}" if alone else "")
+
+
 def dodge(drawn: Sequence[tuple[Curve, list[Spot]]]) -> list[tuple[Curve, list[Spot]]]:
     """Move spots of several curves at one place apart, so that none hides another; the axis is logarithmic."""
     places = [spot.place for _, spots in drawn for spot in spots]

@@ -1,6 +1,7 @@
 """The figure of loops against reasoning in text and thoughts: which rows it takes, what it counts, its lines."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_points_are_those_trained_and_seeds_are_one_point(tmp_path: Path, capsys
     assert chance == pytest.approx(100 / 6, abs=1) and "best shortcut: sign" in printed, (
         "one of 6 elements, 3 of a sign"
     )
-    for suffix in ("png", "svg"):
-        assert (tmp_path / f"loops_and_thoughts.{suffix}").stat().st_size > 1000
+    assert (tmp_path / "loops_and_thoughts.png").stat().st_size > 1000
+    assert loops_and_thoughts.BARS in (tmp_path / "loops_and_thoughts.svg").read_text()
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,3 +76,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
         assert loops_and_thoughts.main(list(map(str, runs))) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_equal_points_at_one_place_have_one_name(tmp_path: Path) -> None:
+    points = [
+        loops_and_thoughts.ReasoningPoint("no_cot", loops, loops, (15.8,), 2.0, 1e6 * loops) for loops in (1, 2, 4)
+    ]
+    loops_and_thoughts.draw(points, {"chance": 16.5, "best": 33.3}, [tmp_path / "figure.svg"])
+    texts = re.findall("<text[^>]*>(.*?)</text>", (tmp_path / "figure.svg").read_text())
+    assert texts.count("1, 2, 4") == 1, "the panel of tokens; those of FLOPs are apart"
+    assert loops_and_thoughts.BARS not in texts, "of one seed there are none"

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.checkpoint.run import save_weights
 from pretrain.config.saved_model import SavedModel
-from pretrain.model.block_similarity import block_similarities
+from pretrain.model.block_similarity import BlockSimilarity, block_similarities
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
@@ -67,6 +67,14 @@ def test_the_tool_tells_equal_blocks_from_different_ones(tmp_path: Path, capsys:
     assert len(rows) == 2 * 6 * (LAYERS - BLOCK) and rows[0]["other_layer"] == "2"
     for suffix in ("png", "svg"):
         assert (tmp_path / "out" / f"block_similarity.{suffix}").stat().st_size > 1000
+
+
+def test_runs_of_one_configuration_are_one_bar_that_says_how_many_they_are() -> None:
+    found = {f"8x1-weight10-seed{seed}": [BlockSimilarity("query", (0.1 * seed,))] for seed in (0, 1)}
+    pools = block_similarity.pooled(found | {"12x2": [BlockSimilarity("query", (1.0,))]})
+    assert {name: len(similarities) for name, similarities in pools.items()} == {
+        "8⊗1-weight10 (2 seeds)": 2, "12⊗2": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_no_line_where_the_interval_of_the_slope_holds_0(tmp_path: Path) -> None
     analysis = analyse(rows)
     assert analysis.fits[0] is not None and not analysis.fits[0].has_slope
     draw(analysis, [tmp_path / "figure.svg"])
-    assert "no line: the interval of the slope holds 0" in (tmp_path / "figure.svg").read_text()
+    assert "no slope, its interval holds 0" in (tmp_path / "figure.svg").read_text()
     assert "log D" not in (tmp_path / "figure.svg").read_text()
 
 
