@@ -126,7 +126,7 @@ def evaluate_cells(
         others = differences(rows[key], finetuned.identity, inputs) if key in rows else []
         if others:
             what = f"{questions.split} at {cell.num_thoughts} thoughts and {cell.num_loops} loops"
-            file.problems.append(f"{file.path}: the row of {what} is of another {', '.join(others)}: it does not count")
+            file.problems.append(f"{file.path}: the row of {what} differs in {', '.join(others)}: it does not count")
         if key not in rows or others:
             num_slots = cell.num_thoughts if finetuned.has_slots else None
             settings = answer_settings(config, trained.tokenizer, num_slots=num_slots, num_loops=cell.num_loops)

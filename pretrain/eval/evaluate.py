@@ -157,7 +157,7 @@ def _made_alike(
                 del there[old]
         else:
             there[key] += 1
-    said = [f"{count} rows of this step are of another {names}" for names, count in others.items()]
+    said = [f"{count} rows of this step differ in {names}" for names, count in others.items()]
     return there, f"{'; '.join(said)}: they do not count" if said else ""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.config.run import OptimizerSection
 from pretrain.model.weight_kinds import Weight
 from pretrain.schema.choice import choose
-from pretrain.schema.plugin import is_plugin, load_plugin
+from pretrain.schema.plugin import EXAMPLE, is_plugin, load_plugin
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -108,7 +108,9 @@ def optimizer_kind(settings: OptimizerSection) -> OptimizerKind:
     if is_plugin(settings.name):
         found = load_plugin(settings.name, "optimizer.name")
         if not isinstance(found, OptimizerKind):
-            raise ValueError(f"optimizer.name={settings.name}: is no pretrain.optim.optimizers.OptimizerKind")
+            raise ValueError(
+                f"optimizer.name={settings.name}: is no pretrain.optim.optimizers.OptimizerKind, {EXAMPLE}"
+            )
         if found.shards or (found.matrices is not None and found.matrices.shards):
             raise ValueError(f"optimizer.name={settings.name}: needs shards=False: every rank updates whole weights")
         return found

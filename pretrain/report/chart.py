@@ -69,7 +69,8 @@ class _Scale:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as HTML: a figure with its title, the SVG, and a legend if there are several lines."""
+    """The chart as HTML: a figure with its title, the SVG, and a legend if there are several lines; the name of a line
+    alone is in the title."""
     lines = [_thin(series.points) for series in chart.series]
     lows, highs = [low for line in lines for _, _, low, _ in line], [high for line in lines for *_, high in line]
     first, last = min(line[0][0] for line in lines), max(line[-1][0] for line in lines)
@@ -79,7 +80,8 @@ def draw(chart: Chart) -> str:
     colours = [_colour(number, len(lines)) for number in range(len(lines))]
     for series, line, colour in zip(chart.series, lines, colours, strict=True):
         parts.append(_line(series, line, colour, across, up))
-    title = html.escape(chart.title)
+    only = chart.series[0].name if len(chart.series) == 1 else chart.title
+    title = html.escape(chart.title if only == chart.title else f"{chart.title}, {only}")
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
     names = [
         f'<span><i style="background:{colour}"></i>{html.escape(series.name)}</span>'

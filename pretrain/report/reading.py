@@ -77,7 +77,7 @@ def diagnostic_charts(run: Path) -> list[Chart]:
         for name, value in row.items():
             if name != "step" and _is_number(value):
                 family, _, member = name.partition(".")
-                families[family][member or family].append((row["step"], value))
+                families[family][member or family.replace("_", " ")].append((row["step"], value))
     return [_chart(family.replace("_", " "), members) for family, members in families.items()]
 
 

@@ -29,6 +29,10 @@ PluginName = Annotated[str, AfterValidator(_require_plugin)]
 """Beside the names of a table, the type of a key that may name something of a user's file."""
 
 
+EXAMPLE = "of which pretrain/EXTENDING.md has an example"
+"""At the end of what is said of a plug-in that is something else."""
+
+
 def load_plugin(name: str, key: str) -> Any:
     """The object that `module:attribute` names.
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pretrain.schema.choice import did_you_mean
-from pretrain.schema.plugin import is_plugin, load_plugin
+from pretrain.schema.plugin import EXAMPLE, is_plugin, load_plugin
 from pretrain.schema.section import Section
 from pretrain.tasks.addition import Addition
 from pretrain.tasks.group_composition import GroupComposition, GroupProduct
@@ -45,7 +45,7 @@ def task_class(name: str) -> type[Task[Any]]:
         return TASKS[name]
     found = load_plugin(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"task={name}: is no subclass of pretrain.tasks.task.Task")
+        raise ValueError(f"task={name}: is no subclass of pretrain.tasks.task.Task, {EXAMPLE}")
     missing = sorted(found.__abstractmethods__)
     missing += [key for key in ("name", "parameters_type") if not hasattr(found, key)]
     if missing:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from pretrain.config.hooks import HookSection
 from pretrain.schema.choice import did_you_mean
-from pretrain.schema.plugin import is_plugin, load_plugin
+from pretrain.schema.plugin import EXAMPLE, is_plugin, load_plugin
 from pretrain.schema.section import Section, first_problem
 from pretrain.watch.hook import Hook, WatchedRun
 from pretrain.watch.loop_diagnostics import LoopDiagnostics
@@ -25,7 +25,7 @@ def hook_class(name: str) -> type[Hook[Any]]:
         return HOOKS[name]
     found = load_plugin(name, "train.hooks")
     if not (isinstance(found, type) and issubclass(found, Hook)):
-        raise ValueError(f"train.hooks={name}: is no subclass of pretrain.watch.hook.Hook")
+        raise ValueError(f"train.hooks={name}: is no subclass of pretrain.watch.hook.Hook, {EXAMPLE}")
     if found.on_step is Hook.on_step and found.on_validation is Hook.on_validation:
         raise ValueError(f"train.hooks={name}: has neither on_step nor on_validation, so it would never do anything")
     if not (isinstance(found.parameters_type, type) and issubclass(found.parameters_type, Section)):

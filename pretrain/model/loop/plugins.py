@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pretrain.model.loop.variant import Exit, Injection, PerLoop, Residual, Start, Variant
 from pretrain.schema.choice import did_you_mean
-from pretrain.schema.plugin import load_plugin
+from pretrain.schema.plugin import EXAMPLE, load_plugin
 from pretrain.schema.section import Section, first_problem
 
 BASES: dict[str, type[Variant]] = {
@@ -26,7 +26,7 @@ def plugin_variant(kind: str, name: str) -> type[Variant]:
     key, base = f"model.loop.{kind}", BASES[kind]
     found = load_plugin(name, key)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{key}={name}: is no subclass of pretrain.model.loop.variant.{base.__name__}")
+        raise ValueError(f"{key}={name}: is no subclass of pretrain.model.loop.variant.{base.__name__}, {EXAMPLE}")
     if issubclass(found, Exit) and not found.has_gate:
         raise ValueError(f"{key}={name}: has_gate is False, so it would never stop a token")
     if found.Section is not None and not (isinstance(found.Section, type) and issubclass(found.Section, Section)):

@@ -11,6 +11,8 @@ from pretrain.config.logging import WandbMode
 from pretrain.run.trackers.tracker import LoggedConfig
 from pretrain.storage import is_there
 
+KNOWN_TO_WANDB = ("online", "offline", "disabled", "dryrun", "run", "shared")
+"""Values of WANDB_MODE."""
 START_SECONDS = 30
 """How long the start of a run waits for an online wandb server."""
 
@@ -60,6 +62,9 @@ class WandbRun:
 
 
 def _start(config: LoggedConfig, run_dir: Path, mode: WandbMode) -> Any:
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked not in ("", *KNOWN_TO_WANDB):  # it would say so in six lines
+        raise ValueError(f"WANDB_MODE={asked} in the environment: needs online, offline or disabled")
     import wandb
 
     id_file = run_dir / "wandb" / "run_id.txt"

@@ -105,7 +105,7 @@ def test_a_task_of_other_inputs_is_not_done(
     assert counts == [2, 4, 6, 6, 8, 10]
     said = capsys.readouterr().err
     assert f"{file}: lambada_openai: " in said
-    assert "rows of this step are of another examples" in said and "of another bos: they do not count" in said
+    assert "rows of this step differ in examples" in said and "differ in bos: they do not count" in said
     old = [json.loads(line) | {"inputs": None} for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row) + "\n" for row in old[:2]))
     assert eval_depth.main([*wanted, "--out", str(file)]) == 0

@@ -156,7 +156,7 @@ def test_another_file_of_the_same_name_is_another_question(tmp_path: Path) -> No
         write_examples(file, examples)
         next(evaluate_cells(finetuned, load_questions(finetuned, file=file), [Cell(0, 1)], rows, batch=3))
         counts.append((len(rows.path.read_text().splitlines()), rows.problems))
-    what = "the row of mine.json at 0 thoughts and 1 loops is of another examples: it does not count"
+    what = "the row of mine.json at 0 thoughts and 1 loops differs in examples: it does not count"
     assert counts == [(1, []), (2, [f"{rows.path}: {what}"]), (2, [])]
 
 

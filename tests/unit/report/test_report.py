@@ -195,6 +195,16 @@ def test_a_wide_axis_is_logarithmic(low: float, ratio: float) -> None:
     assert scale.is_log and 1 <= len(ticks) <= 5 and all(scale.low <= tick <= scale.high for tick in ticks)
 
 
+def test_a_line_alone_is_named_in_the_title(tmp_path: Path) -> None:
+    numbers = {"weight_norm.loop": 1.5, "grad_norm": 2.0}
+    write_lines(tmp_path / "diagnostics.jsonl", [{"step": step, **numbers} for step in (1, 2)])
+    losses = {"task": "validation", "metric": "nll", "num_loops": 2}
+    write_lines(tmp_path / "eval" / "depth.jsonl", [{"step": step, "value": 1.0, **losses} for step in (1, 2)])
+    charts = [*evaluation_charts(tmp_path), *diagnostic_charts(tmp_path)]
+    titles = [re.findall("<figcaption>(.*?)</figcaption>", draw(chart))[0] for chart in charts]
+    assert titles == ["validation: loss (nats per token), 2 loops", "weight norm, loop", "grad norm"]
+
+
 def test_one_value_and_many_lines_are_drawn() -> None:
     assert "<circle" in draw(Chart(title="t", series=[Series(name="a", points=[(3, 0.0)])]))
     many = Chart(title="t", series=[Series(name=str(n), points=[(1, n), (2, n)]) for n in range(40)])

@@ -70,6 +70,15 @@ def test_the_environment_can_switch_wandb_off_but_not_on(
     assert (said in stream.getvalue()) == (mode != configured)
 
 
+def test_a_mode_that_wandb_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "Offlin")
+    stream = io.StringIO()
+    with RunMetrics(config("offline"), tmp_path, num_steps=1, resumed_step=0, stream=stream):
+        pass
+    reason = "WANDB_MODE=Offlin in the environment: needs online, offline or disabled"
+    assert f"wandb did not start ({reason}); the run continues" in stream.getvalue()
+
+
 def test_wandb_that_cannot_start_costs_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("in the way")
     stream = io.StringIO()
