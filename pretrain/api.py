@@ -194,7 +194,7 @@ class LoadedRun:
         return texts
 
     def score(
-        self, tasks: Sequence[str], *, num_loops: Sequence[int] | None = None, num_examples: int | None = None,
+        self, tasks: str | Sequence[str], *, num_loops: Sequence[int] | None = None, num_examples: int | None = None,
         data_dir: str | Path | None = None, include_path: str | Path | None = None, batch: int = 8,
     ) -> "DataFrame":  # fmt: skip
         """Score tasks of the harness or of this project at several loop counts, in one pass: a row a metric.
@@ -202,7 +202,7 @@ class LoadedRun:
         Nothing is written; `tools/eval_depth.py` keeps its rows in the run, takes several ranks and continues.
 
         Args:
-            tasks: names of tasks and groups, or my_module:Task.
+            tasks: one name or several, of tasks and groups, or my_module:Task.
             num_loops: loop counts. Default: that of the model.
             num_examples: first examples of each task. Default: all.
             data_dir: folder of evaluation data, for tasks without the network.
@@ -223,7 +223,8 @@ class LoadedRun:
         reader = self.trained.checkpoint
         subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
         own = None if include_path is None else Path(include_path)
-        resolved = tasks_of(subject.saved, list(tasks), folder, include_path=own)
+        asked = [tasks] if isinstance(tasks, str) else list(tasks)
+        resolved = tasks_of(subject.saved, asked, folder, include_path=own)
         wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
         evaluation.prepare_harness()
         loaded, failed = load_all(wanted, folder, num_examples=num_examples, say=lambda _: None)

@@ -1,8 +1,8 @@
 """Train and compare a family of models, methods of fine-tuning or a grid of settings: `python tools/sweep.py
 configs/sweeps/p_hop_small.yaml --jobs 2`.
 
-Models are trained, evaluated and plotted; methods are trained, scored on their test questions with every number of
-thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the
+Models are trained, evaluated and plotted, a grid is listed in a table too; methods are trained, scored on their test
+questions with every number of thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the
 folder above. A repeated command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped.
 --jobs N runs N of them side by side, the output of each in logs/ of that folder, and shares cores out among them.
 --print only shows the commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose
@@ -43,7 +43,7 @@ SWEEPS = Path("runs/sweeps")
 JOB = "slurm/sweep_cell.sh"
 CHECKOUT = Path(__file__).parents[1]
 SUMMARIES = ("plot", "table")
-"""Stages that are one command for all runs."""
+"""Stages that are of all runs together."""
 Command = list[str]
 
 
@@ -133,7 +133,9 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
     rows = [root / cell.name / "eval" / "depth.jsonl" for cell in family]
     plot = [sys.executable, script("tools/scaling_plot.py"), *map(str, rows), "--out", str(root)]
     plot += sweep.plot_options
-    return {"train": train, **({"eval": evaluate} if evaluate else {}), "plot": [plot]}
+    varied = [key for key in sweep.grid if key != "run.seed"]
+    compare = [[sys.executable, script("tools/compare.py"), str(root)]] if varied else []
+    return {"train": train, **({"eval": evaluate} if evaluate else {}), "plot": [plot, *compare]}
 
 
 def submissions(planned: Iterable[str], file: Path, count: int, ranks: int, root: Path) -> list[Command]:
@@ -187,7 +189,7 @@ def work(options: argparse.Namespace) -> None:
         if options.stage not in (None, stage) and not options.dry_run:
             continue
         chosen = commands if options.cell is None or stage in SUMMARIES else [commands[options.cell]]
-        if options.jobs > 1 and len(chosen) > 1 and not (options.print or options.dry_run):
+        if options.jobs > 1 and len(chosen) > 1 and stage not in SUMMARIES and not (options.print or options.dry_run):
             names = [cell.name for cell in family]
             logs = [root / "logs" / f"{stage}-{name}.log" for name in names]
             run_side_by_side(list(map(NamedCommand, names, chosen, logs)), stage, options.jobs)

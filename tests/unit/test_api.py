@@ -133,6 +133,7 @@ def test_thoughts_are_states_fed_back(finetuned: FinetunedRun, question: str) ->
         (lambda run: run.states([1], num_loops=[]), "no loop count"),
         (lambda run: run.generate("A", temperature=-1), "temperature=-1"),
         (lambda run: run.score(["nonsense"]), "nonsense: no such task"),
+        (lambda run: run.score("nonsense"), "nonsense: no such task"),
         (lambda run: pretrain.load_run(run.run_dir / "none"), "no checkpoints there"),
     ],
 )

@@ -234,6 +234,20 @@ def test_printed_commands_are_those_of_all_runs(tmp_path: Path, sweep: Sweep) ->
     assert bad.returncode == 2 and "the sweep has 3 runs, numbered from 0" in bad.stderr
 
 
+def test_a_grid_of_settings_ends_with_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of one depth are not drawn against depth: without it the sweep would end with nothing to look at."""
+    monkeypatch.chdir(tmp_path)
+    ends = []
+    for axis in ("run.seed: [0, 1]", "optimizer.lr: [0.1, 0.2]"):
+        file = write(tmp_path / "tiny.yaml", TINY.replace("models:", f"grid: {{{axis}}}\nmodels:"))
+        settings = read_config(file, SweepConfig)
+        ends.append(stages(settings, cells(settings), Path("runs/tiny"))["plot"])
+    assert [len(commands) for commands in ends] == [1, 2], "seeds are one configuration"
+    plot, table = ends[1]
+    assert plot[1] == str(ROOT / "tools" / "scaling_plot.py")
+    assert table[1:] == [str(ROOT / "tools" / "compare.py"), "runs/tiny"]
+
+
 def test_the_former_name_of_the_tool_does_the_same_and_says_the_new_one(tmp_path: Path, sweep: Sweep) -> None:
     write(tmp_path / "tiny.yaml", TINY)
     command = [sys.executable, ROOT / "tools" / "depth_sweep.py", "tiny.yaml"]
