@@ -2,8 +2,9 @@
 configs/sweeps/p_hop_small.yaml --jobs 2`.
 
 Models are trained, evaluated and plotted, a grid is listed in a table too; methods are trained, scored on their test
-questions with every number of thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or method, and seed>/, figures to the
-folder above. A repeated command resumes the sweep: runs resume from their checkpoints, evaluated tasks are skipped.
+questions with every number of thoughts, and listed in a table. Runs go to runs/sweeps/<name of the file>/<model or
+method, and seed>/, figures to the folder above. A repeated command resumes the sweep: runs resume from their
+checkpoints, evaluated tasks are skipped.
 --jobs N runs N of them side by side, the output of each in logs/ of that folder, and shares cores out among them.
 --print only shows the commands; --dry-run plans the training runs; --slurm submits a job array for each stage, whose
 tasks wait for those of the stage before, and a last job for the plot or table that waits for all.

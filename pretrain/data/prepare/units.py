@@ -22,10 +22,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pretrain.data.manifest import ShardRow
-from pretrain.data.prepare.cutting import Cut, cut_text, members_of
+from pretrain.data.prepare.cutting import Cut, Member, cut_text, members_of
 from pretrain.data.prepare.documents import read_documents
 from pretrain.data.prepare.inputs import FilePart
-from pretrain.data.prepare.records import Document, Problem
+from pretrain.data.prepare.records import Problem
 from pretrain.data.shards import ShardWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.storage import clear_away, naming, parse_json, read_file, write_atomically
@@ -184,7 +184,7 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
                 if problems[problem.reason] <= REPORTED_PROBLEMS:
                     report(problem)
 
-            rows = _write_shards(job, tokenizer, temporary, _documents(job, unit, report, on_problem, texts.append))
+            rows = _write_shards(job, temporary, _members(job, unit, tokenizer, report, on_problem, texts.append))
         result = UnitResult(rows=tuple(rows), problems=dict(sorted(problems.items())), num_texts=sum(texts))
         write_atomically(temporary / RESULT_NAME, json.dumps(asdict(result)).encode())
         try:
@@ -198,15 +198,16 @@ def run_unit(job: PrepareJob, unit: Unit, tokenizer: Tokenizer | None, report: R
         clear_away(temporary)
 
 
-def _documents(
+def _members(
     job: PrepareJob,
     unit: Unit,
+    tokenizer: Tokenizer | None,
     report: Report,
     on_problem: Callable[[Problem], None],
     on_texts: Callable[[int], None],
-) -> Iterator[Document]:
-    """The documents of a unit, with progress reported every few stored bytes; `on_texts` is told how many
-    those of a piece were before they were cut."""
+) -> Iterator[Member]:
+    """What shards hold of the documents of a unit, with progress reported every few stored bytes; `on_texts` is told
+    how many those of a piece were before they were cut."""
     for piece in unit.pieces:
         reported, documents, texts = 0, 0, 0
         for item in read_documents(piece, job.settings.text_field):
@@ -215,7 +216,10 @@ def _documents(
                 continue
             texts += 1
             for document in cut_text(item, job.settings.split_documents):
-                yield document
+                try:
+                    yield from members_of(document, tokenizer, job.settings.max_document_tokens)
+                except ValueError as error:  # text that the tokenizer cannot write
+                    raise ValueError(f"{piece.path}: {error}") from None
                 documents += 1
             if item.consumed - reported >= REPORT_BYTES:
                 report(Advance(item.consumed - reported, documents))
@@ -224,10 +228,8 @@ def _documents(
         on_texts(texts)
 
 
-def _write_shards(
-    job: PrepareJob, tokenizer: Tokenizer | None, folder: Path, documents: Iterator[Document]
-) -> list[ShardRow]:
-    """Write documents to shards part-000000.tar, ... in `folder`, none of them empty."""
+def _write_shards(job: PrepareJob, folder: Path, members: Iterator[Member]) -> list[ShardRow]:
+    """Write members to shards part-000000.tar, ... in `folder`, none of them empty."""
     rows: list[ShardRow] = []
     shard: ShardWriter | None = None
     settings = job.settings
@@ -235,10 +237,9 @@ def _write_shards(
 
     def close() -> None:
         if shard is not None:
-            rows.append(shard.close(tokens if tokenizer else None))
+            rows.append(shard.close(tokens if settings.tokenizer else None))
 
     try:
-        members = (each for one in documents for each in members_of(one, tokenizer, settings.max_document_tokens))
         for payload, num_tokens, num_text_bytes, hash_of_text in members:
             if (
                 shard is None
@@ -247,7 +248,7 @@ def _write_shards(
                 or text_bytes + num_text_bytes > SHARD_TEXT_BYTES
             ):
                 close()
-                shard = ShardWriter(folder, f"part-{len(rows):06d}.tar", "npy" if tokenizer else "txt")
+                shard = ShardWriter(folder, f"part-{len(rows):06d}.tar", "npy" if settings.tokenizer else "txt")
                 tokens, text_bytes = 0, 0
             shard.add(payload, hash_of_text)
             tokens += num_tokens

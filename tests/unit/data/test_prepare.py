@@ -227,6 +227,16 @@ def test_shards_respect_their_limits(
     assert {documents for documents, _ in rows("bytes")} == {1}
 
 
+def test_a_text_that_the_tokenizer_cannot_write_is_named_by_its_file(tmp_path: Path) -> None:
+    for name, text in (("a", "1+1=2"), ("b", "1+1=two")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    settings = PrepareSettings(
+        inputs=(str(tmp_path / "*.txt"),), output=tmp_path / "out", tokenizer="symbols:012+=", num_workers=0
+    )
+    with pytest.raises(ValueError, match=r"/b\.txt: character 4: 'two' begins with none of the tokenizer's symbols"):
+        prepare(settings)
+
+
 def test_strict_stops_at_the_first_problem_also_on_earlier_work(
     tmp_path: Path, inputs: Path, tokenizer_path: Path
 ) -> None:
