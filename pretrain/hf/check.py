@@ -65,11 +65,12 @@ def largest_difference(
     return ((mine - other).abs().max() / mine.abs().max().clamp_min(1.0)).item()
 
 
-def require_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
+def require_same_ids(tokenizer: Tokenizer, folder: Path, model_type: str) -> None:
     """Raise a WrongConversion unless the folder's tokenizer, loaded by transformers, gives the ids of `tokenizer`."""
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    ours = {"config": LoopedGPTConfig.from_pretrained(folder)} if model_type == LoopedGPTConfig.model_type else {}
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **ours)
     for text in _TEXTS:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__

@@ -123,7 +123,7 @@ def _write(
     export_tokenizer(tokenizer, folder)
     fates = _write_weights(folder, rules, reader, dtype)
     totals = write_report(folder, f"{name} of {reader.path}", fates)
-    require_same_ids(tokenizer, folder)
+    require_same_ids(tokenizer, folder, values["model_type"])
     ours = build(model, seq_len, lambda weight: reader.read_whole(f"weights/{weight}").to(dtype))
     theirs = load_published(folder, values["model_type"])
     difference = largest_difference(ours, theirs, seq_len, tokenizer.vocab_size, num_loops=num_loops)

@@ -1,6 +1,7 @@
 """Weights in and out: every architecture both ways, bitwise round trips, refusals, the command line on real runs."""
 
 import json
+import logging
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,18 @@ def test_forms_that_do_not_exist_are_refused(tmp_path: Path, tokenizer: Path) ->
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="exists: name a new folder"):
         export_run(run=mixed, out=tmp_path / "out")
+
+
+def test_transformers_has_nothing_to_say_about_a_looped_export(tmp_path: Path, tokenizer: Path) -> None:
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # pyright: ignore[reportAttributeAccessIssue]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        export_run(run=make_run(tmp_path / "run", tokenizer, LOOPED), out=tmp_path / "out")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert said == []
 
 
 # As a user
