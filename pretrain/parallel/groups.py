@@ -2,6 +2,9 @@
 
 Ranks are numbered with the tensor axis fastest, then data, then pipeline, as in Megatron: tensor-parallel neighbours,
 which talk most, share a node. Groups are made once and handed on; nothing fetches them from a global.
+
+A rank makes the groups that it is in and no others, with the one backend of its device: on GPUs NCCL, so that the
+world's group is the only one with gloo (`pretrain/parallel/host.py`).
 """
 
 from collections.abc import Sequence
@@ -11,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import init_device_mesh
 
 from pretrain.config.run import ParallelSection
 from pretrain.device.ranks import world_from_environment
@@ -66,21 +69,29 @@ def start_world(timeout_minutes: float = 30.0) -> torch.device:
 
 def make_groups(parallel: ParallelSection, device: torch.device) -> Groups:
     """Cut the world into tensor, data and pipeline groups. Collective: every rank calls it."""
-    world = dist.get_world_size()
+    rank, world = dist.get_rank(), dist.get_world_size()
     shape = (parallel.pipeline, world // (parallel.pipeline * parallel.tensor), parallel.tensor)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
-    alone = _own_group([[rank] for rank in range(world)])
-    assert alone is not None
-    ends = None
-    if parallel.pipeline > 1:
-        ranks = mesh.mesh.reshape(parallel.pipeline, -1)
-        ends = _own_group([[int(first), int(last)] for first, last in zip(ranks[0], ranks[-1], strict=True)])
+    numbers = torch.arange(world).view(shape)
+    stage, replica, part = (int(place) for place in torch.unravel_index(torch.tensor(rank), shape))
+    backend = dict(pair.split(":") for pair in dist.get_backend_config().split(","))[device.type]
+
+    def group(ranks: Tensor | Sequence[int]) -> ProcessGroup:
+        made = dist.new_group([int(each) for each in ranks], backend=backend, use_local_synchronization=True)
+        assert isinstance(made, ProcessGroup)
+        return made
+
+    # All ranks make as many, in one order: torch names a group by its ranks and by how many there were before.
+    tensor = group(numbers[stage, replica])
+    data = group(numbers[stage, :, part])
+    pipeline = group(numbers[:, replica, part])
+    alone, is_end = group([rank]), parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1)
+    ends = group(numbers[[0, -1], replica, part] if is_end else [rank])
     return Groups(
-        tensor=mesh.get_group("tensor"),
-        data=mesh.get_group("data"),
-        pipeline=mesh.get_group("pipeline"),
+        tensor=tensor,
+        data=data,
+        pipeline=pipeline,
         alone=alone,
-        ends=ends,
+        ends=ends if is_end else None,
         device=device,
         phase=Phase(device),
     )
@@ -91,13 +102,3 @@ def gather_lists(lines: Sequence[str]) -> list[str]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, list(lines))
     return [line for part in parts for line in part]
-
-
-def _own_group(members: list[list[int]]) -> ProcessGroup | None:
-    """Make a group of each list of ranks; the one that this rank is in, if any. Collective."""
-    own = None
-    for ranks in members:
-        group = dist.new_group(ranks)
-        if isinstance(group, ProcessGroup) and dist.get_rank() in ranks:
-            own = group
-    return own

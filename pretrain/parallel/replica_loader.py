@@ -3,7 +3,7 @@
 All ranks of a replica (the tensor- and pipeline-parallel ones) take the same rows. If each read them, a replica of 64
 ranks would open, check and tokenise every document 64 times, with as many prefetching processes. So the rank that is
 first in both has the `Loader`; it sends the rows to the first rank of every stage, and each of these to the tensor
-ranks of its stage: over groups that are there anyway, on the host, where inputs are made of them.
+ranks of its stage, on the host, where inputs are made of them.
 
 An error of reading is raised on all ranks of the replica. Everything here is collective over them.
 """
@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.data import DataSection
@@ -25,12 +24,12 @@ from pretrain.data.stream.cursor import Split
 from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.stream import DocumentRead
 from pretrain.parallel.groups import Groups
+from pretrain.parallel.host import hand_on, hand_on_objects
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CURSORS = "data/cursors"
 """Name of the tensor of a checkpoint."""
-_HOST = torch.device("cpu")
 
 
 class ReplicaLoader:
@@ -87,7 +86,7 @@ class ReplicaLoader:
                 message[1:] = torch.from_numpy(self._loader.next_batch()).flatten()
             except (ValueError, OSError) as caught:
                 error, message[0] = caught, 1
-        self._hand_on(lambda group: dist.broadcast(message, group=group, group_src=0))
+        self._hand_on(partial(hand_on, message))
         if not self.reads:
             self._groups.phase.work.restart()  # until now it waited for another rank
         if message[0]:
@@ -146,17 +145,16 @@ class ReplicaLoader:
                 found[0] = act()
             except (ValueError, OSError) as error:
                 found[1] = error
-        self._hand_on(lambda group: dist.broadcast_object_list(found, group=group, group_src=0, device=_HOST))
+        self._hand_on(partial(hand_on_objects, found))
         if found[1] is not None:
             raise found[1]
         return found[0]
 
-    def _hand_on(self, broadcast: Callable[[ProcessGroup], object]) -> None:
-        """Broadcast from the rank that reads along the stages, then within each."""
-        if self._groups.tensor.rank() == 0 and self._groups.pipeline.size() > 1:
-            broadcast(self._groups.pipeline)
-        if self._groups.tensor.size() > 1:
-            broadcast(self._groups.tensor)
+    def _hand_on(self, send: Callable[[Sequence[int]], object]) -> None:
+        """Send from the rank that reads along the stages, then within each."""
+        if self._groups.tensor.rank() == 0:
+            send(dist.get_process_group_ranks(self._groups.pipeline))
+        send(dist.get_process_group_ranks(self._groups.tensor))
 
 
 def _raise(error: Exception | None) -> None:

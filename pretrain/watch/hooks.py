@@ -1,23 +1,23 @@
 """The hooks of a run: called in their order, on all ranks, and what goes wrong in them. The contract: `hook.py`.
 
-A rank whose hook raised an error tells the others after the call. They may not come to listen: they wait for it in a
-collective of the hook. So it waits for them no longer than the hook can take, and ends; its end wakes them, and they
-read in the run directory what it had to say.
+A rank whose hook raised an error tells the others after the call, by messages that no collective of a hook on another
+rank is mixed with. They may not come to listen: they wait for it in a collective of the hook. So it waits for them no
+longer than the hook can take, and ends; its end wakes them, and they read in the run directory what it had to say.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from threading import Thread
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 
 from pretrain.config.layout import Layout
 from pretrain.config.run import RunConfig
 from pretrain.parallel.contact import describe_loss
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import gather_lists
+from pretrain.parallel.host import any_rank
 from pretrain.run.directory import read_state
 from pretrain.schema.plugin import describe_plugin_error
 from pretrain.watch.hook import Hook, Numbers, WatchedRun
@@ -60,8 +60,6 @@ class Hooks:
         self.run, self._warn = WatchedRun(config=config, layout=layout, engine=engine, step=0), warn
         made = [(section, make_hook(section, self.run)) for section in config.train.hooks]
         self._active = [_Called(section.name, hook, section.every or hook.every) for section, hook in made]
-        # Of their own, so that a rank that meets an error never mixes with a collective of a hook on another.
-        self._agreement = dist.new_group(backend="gloo") if made else None
 
     @property
     def has_loop_diagnostics(self) -> bool:
@@ -127,19 +125,36 @@ class Hooks:
         Raises:
             ValueError: this one has, and others do not come to hear it; or another one has ended with one.
         """
-        failed = torch.tensor(int(problem is not None))
-        agreed = dist.all_reduce(failed, group=self._agreement, async_op=True)
-        assert agreed is not None
         try:
             if problem is None:
-                agreed.wait()
-            else:
-                agreed.wait(timedelta(seconds=PATIENCE_S + PATIENCE_CALLS * each.longest_s))
+                return any_rank(False)
+            self._tell(each, problem)
         except RuntimeError as error:
-            if problem is None or describe_loss(error):
-                self._repeat(error)
-            raise ValueError(f"{problem}; the other ranks wait for this one inside the hook") from None
-        return bool(failed)
+            self._repeat(error)
+        return True
+
+    def _tell(self, each: _Called, problem: str) -> None:
+        """Tell the others of a problem here.
+
+        Raises:
+            ValueError: they do not come to hear it.
+        """
+        errors: list[RuntimeError] = []
+
+        def tell() -> None:
+            try:
+                any_rank(True)
+            except RuntimeError as error:
+                errors.append(error)
+
+        # a thread: after a time limit of its own gloo would close all connections, which wakes the others too early
+        telling = Thread(target=tell, name="hook error", daemon=True)
+        telling.start()
+        telling.join(PATIENCE_S + PATIENCE_CALLS * each.longest_s)
+        if telling.is_alive():
+            raise ValueError(f"{problem}; the other ranks wait for this one inside the hook")
+        if errors:
+            raise errors[0]
 
     def _repeat(self, error: RuntimeError) -> NoReturn:
         """Raise what a rank that is gone said of a hook, if it said that; else the error, which the loss of it is."""

@@ -60,3 +60,10 @@ class Empty(Hook[NoParameters]):
 class Talks(Hook[NoParameters]):
     def on_step(self, model: LoopedGPT, result: StepResult) -> Numbers:
         return {"word": "high"}
+
+
+class CountsGroups(Hook[NoParameters]):
+    """How many process groups this rank is in."""
+
+    def on_step(self, model: LoopedGPT, result: StepResult) -> Numbers:
+        return {"groups": len(dist.distributed_c10d._world.pg_map)}
