@@ -20,8 +20,9 @@ from pathlib import Path
 
 from pretrain.command.command_line import CommandLine
 from pretrain.command.entry import run_entry
-from pretrain.config.layout import Layout, check_layout
+from pretrain.config.layout import Layout, check_layout, reads_data
 from pretrain.config.run import RunConfig
+from pretrain.device.ranks import world_from_environment
 from pretrain.plan.policy import choose_recompute, expected_room
 from pretrain.plan.text import Row, plan_rows
 from pretrain.schema.plugin import is_plugin
@@ -80,7 +81,8 @@ def describe_data(config: RunConfig) -> Iterator[str]:
 
 
 def require_files(config: RunConfig) -> None:
-    """Refuse a tokenizer or shards that are not there: told before torch is imported, which takes seconds."""
+    """Refuse a tokenizer or shards that are not there: told before torch is imported, which takes seconds, by the ranks
+    that will read them."""
     from pretrain.data.manifest import Manifest
     from pretrain.data.tokenizers.tokenizer import require_tokenizer_file
 
@@ -91,7 +93,8 @@ def require_files(config: RunConfig) -> None:
 
 
 def run(config: RunConfig, layout: Layout) -> int:
-    require_files(config)
+    if reads_data(config, layout.world_size, world_from_environment().rank):
+        require_files(config)
     from pretrain.trainer import run  # torch is imported only now: help, plans and errors are quick
 
     return run(config, layout)

@@ -4,20 +4,23 @@
 `latest` link to trust. Hashing reads every byte once (about 1.7 GiB/s a thread with SHA instructions); with several
 ranks each looks at its share of the files.
 
-What a rank does for that does not grow with the ranks that saved: it reads `checkpoint.json`, once, and looks at its
-share of the files, a `stat` and a read each; the folder is listed only where a file is not found.
+What a rank does for that does not grow with the ranks that saved: rank 0 reads and checks `checkpoint.json`, once, and
+hands it on; each looks at its share of the files, a `stat` and a read each. The folder is listed only where a file is
+not found.
 
 Damage is what was read and is wrong: a file that its folder does not list, a size, a hash. A call that fails (EIO,
 ESTALE, EACCES, a file that is listed and cannot be found) says nothing about the checkpoint: it raises an OSError that
 names file and errno, and no older checkpoint is taken because of it. The same command may succeed a minute later.
 
 How ranks agree: they all call `newest_good` with a `gather` that concatenates the ranks' lists of strings and gives all
-of them the result (an `all_gather_object`, flattened). Rank 0's listing of the folder, everyone's failed calls and
-everyone's problems go through it, so all ranks try the same checkpoints in the same order and end at the same one, or
-with the same error, even when only one of them can see that a file is bad.
+of them the result (an `all_gather_object`, flattened), and a `share` that gives all of them rank 0's list. Rank 0's
+listing of the folder, everyone's failed calls and everyone's problems go through these, so all ranks try the same
+checkpoints in the same order and end at the same one, or with the same error, even when only one of them can see that a
+file is bad.
 """
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +35,7 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.storage import LEADS_NOWHERE, naming
 
 Gather = Callable[[list[str]], list[str]]
+Share = Callable[[list[str]], list[str]]
 _HASHING_THREADS = 8
 _DAMAGE_NOTE = "damaged.txt"
 """What is wrong with a checkpoint, written into its folder by the run that found it."""
@@ -43,6 +47,7 @@ def newest_good(
     rank: int = 0,
     world_size: int = 1,
     gather: Gather = list,
+    share: Share = list,
     keep_verdicts: bool = False,
     step: int | None = None,
     before: int | None = None,
@@ -54,6 +59,7 @@ def newest_good(
         rank: this rank.
         world_size: ranks that share the hashing.
         gather: concatenates the ranks' lists, in the same order on all ranks.
+        share: gives all ranks the list of rank 0.
         keep_verdicts: leave a note in each bad checkpoint's folder, so that retention does not count it as kept.
         step: open the checkpoint of this step alone.
         before: open one from before this step.
@@ -70,12 +76,15 @@ def newest_good(
         names = [name for name in names if step is None or parse_step(name) == step]
         names = [name for name in names if before is None or (parse_step(name) or 0) < before]
     problems: list[str] = []
-    for name in gather(names):
+    for name in share(names):
         path, contents, found = Path(directory) / name, None, []
         with _agreed_failure(gather):
-            contents, found = _examine(path, rank, world_size)
+            contents, found = _structure(path) if rank == 0 else (None, [])
+        contents = _shared(contents, rank, share)
+        with _agreed_failure(gather):
+            found += [] if contents is None else _file_problems(path, contents, rank, world_size)
         found = list(dict.fromkeys(gather(found)))
-        if not found:
+        if contents is not None and not found:
             return CheckpointReader(path, contents), problems
         more = f" (and {len(found) - 1} more problems)" if len(found) > 1 else ""
         problems.append(f"checkpoint {path} is bad: {found[0]}{more}")
@@ -112,19 +121,33 @@ def verify(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     Raises:
         OSError: a call failed.
     """
-    return _examine(path, rank, world_size)[1]
+    contents, problems = _structure(path)
+    return problems if contents is None else _file_problems(path, contents, rank, world_size)
 
 
-def _examine(path: Path, rank: int, world_size: int) -> tuple[Contents | None, list[str]]:
-    """What a checkpoint holds, if that much is good, and what is wrong with it."""
+def _structure(path: Path) -> tuple[Contents | None, list[str]]:
+    """What a checkpoint holds, or what is wrong with its `checkpoint.json`."""
     try:
-        contents = read_structure(path)
-        files = contents.files[rank::world_size]
-        check_sizes(path, files)
+        return read_structure(path), []
     except ValueError as error:
         return None, [str(error)]
+
+
+def _shared(contents: Contents | None, rank: int, share: Share) -> Contents | None:
+    """Rank 0's, on all ranks."""
+    texts = share([] if contents is None else [json.dumps(contents.model_dump())])
+    return contents if rank == 0 or not texts else Contents.model_validate_json(texts[0])
+
+
+def _file_problems(path: Path, contents: Contents, rank: int, world_size: int) -> list[str]:
+    """What is wrong with a rank's share of the files."""
+    files = contents.files[rank::world_size]
+    try:
+        check_sizes(path, files)
+    except ValueError as error:
+        return [str(error)]
     with ThreadPoolExecutor(max_workers=_HASHING_THREADS) as pool:
-        return contents, [problem for problem in pool.map(lambda file: _hash_problem(path, file), files) if problem]
+        return [problem for problem in pool.map(lambda file: _hash_problem(path, file), files) if problem]
 
 
 def sound_contents(path: Path) -> Contents | None:

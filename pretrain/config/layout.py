@@ -51,6 +51,12 @@ def _what_divides(batch: tuple[str, int], data_parallel: int, replica: str, micr
     return f"lower train.micro_batch to {fitting}"
 
 
+def reads_data(config: RunConfig, world_size: int, rank: int) -> bool:
+    """Whether a rank is the one of its replica that reads the data: the first of its tensor-parallel ranks, on the
+    first stage. Ranks are numbered as in `pretrain/parallel/groups.py`."""
+    return rank < world_size // config.parallel.pipeline and rank % config.parallel.tensor == 0
+
+
 def check_layout(config: RunConfig, world_size: int) -> Layout:
     """The layout of a pretraining run.
 

@@ -39,6 +39,13 @@ def hand_on_objects(objects: list[Any], ranks: Sequence[int]) -> None:
         dist.send_object_list(objects, dst=rank, device=HOST)
 
 
+def share_list(lines: list[str]) -> list[str]:
+    """Rank 0's list, on all ranks of the world. Collective."""
+    box = [lines]
+    hand_on_objects(box, range(dist.get_world_size()))
+    return box[0]
+
+
 def any_rank(own: bool) -> bool:
     """Whether it is so on any rank of the world. Collective."""
     above, below = _neighbours(range(dist.get_world_size()))

@@ -19,6 +19,7 @@ from pretrain.config.saved_model import SavedModel
 from pretrain.model.config import ModelSection
 from pretrain.model.weights import stage_weights
 from pretrain.parallel.groups import gather_lists
+from pretrain.parallel.host import share_list
 from pretrain.schema.section import Section
 
 MAY_DIFFER = {
@@ -64,7 +65,7 @@ def newest_on_all_ranks(
     """
     return newest_good(
         run_dir / CHECKPOINTS, rank=dist.get_rank(), world_size=dist.get_world_size(), gather=gather_lists,
-        keep_verdicts=keep_verdicts, step=step, before=before,
+        share=share_list, keep_verdicts=keep_verdicts, step=step, before=before,
     )  # fmt: skip
 
 

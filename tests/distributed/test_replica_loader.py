@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.config.layout import reads_data
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
 from pretrain.parallel.groups import make_groups
@@ -56,7 +57,8 @@ def test_every_rank_has_the_rows_of_its_replica(
     state = sum(loader.state() for loader in loaders)
     for loader in loaders:
         loader.close()
-    for replica, rows, samples, cursors, reads in found:
+    for rank, (replica, rows, samples, cursors, reads) in enumerate(found):
+        assert reads == reads_data(config, 4, rank)
         assert all(np.array_equal(ours, theirs) for ours, theirs in zip(rows, wanted[replica], strict=True))
         assert samples == list(range(replica, BATCHES * config.train.global_batch, replicas))
         assert reads == (cursors is not None)

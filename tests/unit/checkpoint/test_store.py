@@ -270,7 +270,14 @@ def test_ranks_agree_on_the_newest_good_one(tmp_path: Path) -> None:
             barrier.wait()
             return everyone
 
-        reader, problems = newest_good(tmp_path, rank=rank, world_size=3, gather=gather)
+        def share(strings: list[str]) -> list[str]:
+            board[rank] = strings
+            barrier.wait()
+            of_first = board[0]
+            barrier.wait()
+            return of_first
+
+        reader, problems = newest_good(tmp_path, rank=rank, world_size=3, gather=gather, share=share)
         found[rank] = (reader.step if reader else -1, problems)
 
     threads = [threading.Thread(target=rank_thread, args=(rank,)) for rank in range(3)]
