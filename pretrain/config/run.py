@@ -54,6 +54,9 @@ class ParallelSection(Section):
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
     overlap: bool = False
     """Send gradients to the other data-parallel ranks as they are complete, while the last backward passes run."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """In what gradients are sent to the other data-parallel ranks; they are added up in fp32 before and after. bf16 is
+    half the bytes, and rounds each once; for a sharded optimizer (adamw)."""
 
 
 class CommonTrainSection(Section):
@@ -279,6 +282,7 @@ class RunConfig(EntryConfig):
                 )
             tokens = ("train.micro_batch · train.seq_len", train.micro_batch * train.seq_len)
             require_divides(*tokens, "parallel.tensor", parallel.tensor)
+        self._check_reduction()
         require_divides("train.global_batch", train.global_batch, "train.micro_batch", train.micro_batch)
         num_micro_batches = train.global_batch // train.micro_batch
         if num_micro_batches < parallel.pipeline:
@@ -314,6 +318,18 @@ class RunConfig(EntryConfig):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}"
             )
         return self
+
+    def _check_reduction(self) -> None:
+        """Raise a ValueError where gradients cannot be sent as they should be."""
+        if self.parallel.reduce_precision == "fp32":
+            return
+        optimizer, precision = self.optimizer.name, self.train.precision
+        if optimizer != "adamw" or precision == "fp64":
+            raise ValueError(
+                "parallel.reduce_precision=bf16 sends each rank the gradients that it alone updates; with "
+                f"optimizer.name={optimizer} and train.precision={precision} each rank updates all: leave it at fp32, "
+                "or take adamw and bf16"
+            )
 
     def _check_loops(self) -> None:
         """Raise a ValueError where what a step does with its loops does not go together."""

@@ -137,9 +137,7 @@ class Engine:
             for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
                 layer.compile()
         kind = ShardedOptimizer if is_sharded(config.optimizer, config.train.precision) else ReplicatedOptimizer
-        self.optimizer: ParallelOptimizer = kind(
-            self.model, self.megatron, config.optimizer, groups, overlap=config.parallel.overlap
-        )
+        self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups, config.parallel)
         self.ring = Ring(self.model, self.megatron, groups, self.optimizer.overlapped)
         self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
         self.teacher = None if train.teacher.run is None else Teacher(config, groups.device, self.dtype)

@@ -10,8 +10,9 @@ weights are through theirs:
 - embedding and prelude: the last micro-batch's first loop.
 
 So the loop has one backward pass of one loop to hide behind, not L, and each gradient is sent once whatever L is.
-Buckets are sent in one order, the same on every rank, however soon one of them is ready. What has to be added up over
-other ranks first, or gets a gradient after the micro-batches, is `late`: in the last buckets, sent at the end.
+Buckets are sent in one order, the same on every rank, however soon one of them is ready, in fp32 or in bf16
+(`narrow_sum.py`). What has to be added up over other ranks first, or gets a gradient after the micro-batches, is
+`late`: in the last buckets, sent at the end.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -30,6 +31,7 @@ from pretrain.parallel.megatron import (
     ProcessGroupCollection,
     TransformerConfig,
 )
+from pretrain.parallel.narrow_sum import NarrowSum
 
 BUCKET_ELEMENTS = 40_000_000
 """Gradients of a bucket at least, for up to 40 ranks, as in megatron-core; for more ranks, as many times more."""
@@ -50,6 +52,7 @@ class GradientBuffers(DistributedDataParallel):
         settings: how gradients are kept; with `overlap_grad_reduce` they are sent as they are ready.
         model: the stage.
         groups: the process groups of this rank.
+        is_narrow: gradients are sent in bf16; only where the optimizer is sharded.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class GradientBuffers(DistributedDataParallel):
         settings: DistributedDataParallelConfig,
         model: LoopedGPT,
         groups: Groups,
+        *,
+        is_narrow: bool = False,
     ) -> None:
         collection = ProcessGroupCollection(
             tp=groups.tensor, pp=groups.pipeline, dp=groups.data, dp_cp=groups.data, intra_dp_cp=groups.data,
@@ -73,6 +78,10 @@ class GradientBuffers(DistributedDataParallel):
         self._awaited: set[nn.Parameter] = set()
         self._missing: list[set[nn.Parameter]] = []
         self._num_sent = 0
+        assert not is_narrow or settings.use_distributed_optimizer, "each rank would need all sums"
+        self._data, self._is_narrow = groups.data, is_narrow
+        self._narrow: list[NarrowSum] = []
+        """Of the buckets that are on their way in bf16, in their order."""
 
     def zero_grad_buffer(self) -> None:
         """Start a step."""
@@ -91,7 +100,13 @@ class GradientBuffers(DistributedDataParallel):
 
     def finish(self) -> None:
         """Send what is not sent yet, and wait for all. Collective."""
-        self._num_sent = len(self.bucket_groups)
+        first, self._num_sent = self._num_sent, len(self.bucket_groups)
+        if self._is_narrow:
+            for group in self.bucket_groups[first:]:
+                self._send(group)
+            while self._narrow:
+                self._narrow.pop(0).finish()
+            return
         if self.ddp_config.overlap_grad_reduce:
             self.start_grad_sync()  # of buckets that are on their way it does nothing
         self.finish_grad_sync()
@@ -101,8 +116,18 @@ class GradientBuffers(DistributedDataParallel):
 
     def _send_ready(self) -> None:
         while self._num_sent < len(self._missing) and not self._missing[self._num_sent]:
-            self.bucket_groups[self._num_sent].start_grad_sync()
+            self._send(self.bucket_groups[self._num_sent])
             self._num_sent += 1
+
+    def _send(self, group: Any) -> None:
+        if not self._is_narrow:
+            group.start_grad_sync()
+            return
+        for bucket in group.buckets:
+            overlaps = self.ddp_config.overlap_grad_reduce
+            self._narrow.append(NarrowSum(bucket.grad_data, self._data, is_awaited=not overlaps))
+            if not overlaps:
+                self._narrow.pop().finish()
 
     def _make_backward_post_hook(self, param: nn.Parameter) -> Callable[..., None]:
         """Called by autograd when a backward pass is through with a parameter."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.format import Piece
-from pretrain.config.run import OptimizerSection
+from pretrain.config.run import OptimizerSection, ParallelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.optim.make import fill_state, make_optimizer, parameter_groups, set_lr, set_num_updates
 from pretrain.optim.probe import require_contract
@@ -52,17 +52,17 @@ class ParallelOptimizer(ABC):
         config: TransformerConfig,
         settings: OptimizerSection,
         groups: Groups,
-        *,
-        overlap: bool = False,
+        parallel: ParallelSection,
     ) -> None:
         self.model, self.groups = model, groups
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         ddp_config = DistributedDataParallelConfig(
             use_distributed_optimizer=self.shards,
             grad_reduce_in_fp32=config.params_dtype != torch.float64,
-            overlap_grad_reduce=overlap and groups.data.size() > 1,
+            overlap_grad_reduce=parallel.overlap and groups.data.size() > 1,
         )
-        self.ddp = GradientBuffers(config, ddp_config, model, groups)
+        is_narrow = parallel.reduce_precision == "bf16"
+        self.ddp = GradientBuffers(config, ddp_config, model, groups, is_narrow=is_narrow)
         self._make(config, settings)
 
     @abstractmethod

@@ -294,12 +294,13 @@ class StageWork:
 
     @property
     def gradients(self) -> Traffic:
-        """Once a step: fp32 gradients over the data-parallel ranks, and weights from the shares of a sharded
-        optimizer; a tied embedding's gradients over first and last stage."""
+        """Once a step: fp32 gradients, or half of that in bf16, over the data-parallel ranks, and weights from the
+        shares of a sharded optimizer; a tied embedding's gradients over first and last stage."""
         config, ranks, tensor = self._config, self.plan.layout.data_parallel, self._config.parallel.tensor
         stage, hidden = self.plan.stages[self.stage.index], self.software.hidden_data
         way_back = stage.weights if is_sharded(config.optimizer, config.train.precision) else stage.gradients
-        reduced = self._collective(stage.gradients, ranks, tensor, hidden)
+        share = 0.5 if config.parallel.reduce_precision == "bf16" else 1.0
+        reduced = self._collective(share * stage.gradients, ranks, tensor, hidden)
         if reduced.seconds and config.parallel.overlap:
             reduced = replace(reduced, hidden=reduced.total * max(hidden, self._overlapped(reduced.seconds)))
         traffic = reduced + self._collective(way_back, ranks, tensor, hidden)

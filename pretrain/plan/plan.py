@@ -9,8 +9,9 @@ Memory of one rank, in bytes a parameter (p: 2 bf16, 4 fp32, 8 fp64; w = max(p, 
     Muon: one moment of a matrix, AdamW's two of the rest)
     the frozen model of train.teacher: weights p
 
-Activations and working space: `pretrain/plan/memory.py`. Not counted: communication buffers, the memory of the
-framework itself, fragmentation.
+Activations and working space: `pretrain/plan/memory.py`. Counted in their place where it is more: two copies in bf16 of
+gradients that are all on their way in it (`parallel.overlap` with `reduce_precision=bf16`). Not counted: other
+communication buffers, the memory of the framework itself, fragmentation.
 """
 
 import math
@@ -52,12 +53,14 @@ class StagePlan:
     """On the host (`train.recompute=offload`), beside all that is on the device."""
     evaluation: float
     """What an evaluation between steps holds in the place of activations and working space; 0 without evaluations."""
+    reducing: float
+    """What gradients on their way hold in the place of these."""
 
     @property
     def total(self) -> float:
         """The most at one time."""
         states = self.weights + self.gradients + self.optimizer + self.teacher
-        return states + max(self.activations + self.working, self.evaluation)
+        return states + max(self.activations + self.working, self.evaluation, self.reducing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,4 +191,5 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedMod
         working=activations.working,
         host=activations.host(layout.micro_batches, model.num_passes(config.max_loops)),
         evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,
+        reducing=2 * BYTES["bf16"] * held if parallel.overlap and parallel.reduce_precision == "bf16" else 0,
     )

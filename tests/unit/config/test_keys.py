@@ -20,6 +20,7 @@ TESTED = {
     RunConfig: {
         "run.root": "tests/distributed/training.py",
         "parallel.overlap": "tests/distributed/test_overlap.py",
+        "parallel.reduce_precision": "tests/distributed/test_reduce_precision.py",
         "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
         "train.memory_gib": "tests/unit/plan/test_policy.py",

@@ -159,7 +159,10 @@ def test_every_problem_has_its_line(write: Write) -> None:
         ("run.name=[]", "run.name: needs text, got []"),
         ("run.name=a{model.num_loop}", "run.name: {model.num_loop}: unknown key, did you mean model.num_loops?"),
         ("checkpoint.init_from=runs/{run.sed}", "checkpoint.init_from: {run.sed}: unknown key, did you mean run.seed?"),
-        ("run.name=a{parallel}", "run.name: {parallel}: unknown key; there are overlap, pipeline, sequence, tensor"),
+        (
+            "run.name=a{parallel}",
+            "run.name: {parallel}: unknown key; there are overlap, pipeline, reduce_precision, sequence, tensor",
+        ),
         ("validation.num_loops=3", "validation.num_loops: needs a list, such as [1, 2], got 3"),
         ("validation.num_loops=[1, x]", "validation.num_loops[1]: needs a whole number, got x"),
         ("model.num_loop=3", "model.num_loop: unknown key, did you mean model.num_loops?"),

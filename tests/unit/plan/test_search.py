@@ -76,6 +76,12 @@ def test_overlap_hides_the_reduction_behind_the_last_backward_pass_alone() -> No
     assert cost(16, parallel={"overlap": True}, model=late).times == cost(16, model=late).times
 
 
+def test_gradients_in_bf16_are_half_the_bytes() -> None:
+    wide, narrow = cost(16), cost(16, parallel={"reduce_precision": "bf16"})
+    assert narrow.traffic.total == pytest.approx((2 + 2) / (4 + 2) * wide.traffic.total)
+    assert narrow.times.gradients == pytest.approx((2 + 2) / (4 + 2) * wide.times.gradients)
+
+
 def test_a_tensor_parallel_layer_gathers_and_scatters_twice_each_way() -> None:
     """16 applications of layers, 4 collectives forward and 4 backward of half of the states each, and one for the
     embedding and for the head."""
