@@ -53,7 +53,8 @@ class ParallelSection(Section):
     sequence: bool = False
     """Split the tokens of norms and residuals over the tensor-parallel ranks too (sequence parallelism)."""
     overlap: bool = False
-    """Send gradients to the other data-parallel ranks as they are complete, while the last backward passes run."""
+    """Send gradients to the other data-parallel ranks as they are complete, while the last backward passes run, and
+    gather the weights of a sharded optimizer while the next step begins."""
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """In what gradients are sent to the other data-parallel ranks; they are added up in fp32 before and after. bf16 is
     half the bytes, and rounds each once; for a sharded optimizer (adamw)."""

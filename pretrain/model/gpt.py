@@ -69,6 +69,8 @@ class LoopedGPT(nn.Module):
         super().__init__()
         self.config, self.ops, self.stage, self.recompute = config, ops, stage, recompute
         self.recurrence = Recurrence(config=config, stage=stage)
+        self.await_weights: Callable[..., None] = lambda *_: None
+        """Called with parts of the model, or None for one that is not here, before their weights are used."""
         self.weights, self.aliases = stage_weights(config, seq_len, stage), aliases(config)
         self.design = loop_design(config)
         self.embedding = self.position_embedding = None
@@ -235,6 +237,7 @@ class LoopedGPT(nn.Module):
         """Embedding (unless given, [b, s, d]) and prelude: [b, s] tokens -> [t, d] states with which the loop begins,
         and what `enter` needs in every loop, if anything."""
         assert self.embedding is not None, "only the first stage embeds"
+        self.await_weights(self.embedding, self.position_embedding, self.injection, self.per_loop)
         states = self.embedding(tokens) if embeddings is None else embeddings  # [b, s, d]
         if self.position_embedding is not None:
             states = states + self.position_embedding(context.positions)
@@ -268,11 +271,13 @@ class LoopedGPT(nn.Module):
 
     def exit_log_odds(self, states: Tensor) -> Tensor:
         """[t, d] states that a pass left -> [t] log-odds that the gate gives to stopping there (of the tokens held)."""
+        self.await_weights(self.exit)
         return self.exit(self.design.exit.log_odds, self.design.residual.combine(states))  # type: ignore[no-any-return]
 
     def finish(self, states: Tensor, context: Context, num_passes: int) -> Tensor:
         """What a pass left, through coda and final norm: -> [t, d]."""
         assert self.final_norm is not None, "only the last stage has coda and head"
+        self.await_weights(self.final_norm, self.head)
         states = self.design.residual.combine(states)
         for number, application in self.recurrence.in_coda(num_passes):
             states = self._run(self.coda[str(number)], states, context, application)
@@ -300,6 +305,7 @@ class LoopedGPT(nn.Module):
         keeping: AbstractContextManager[None] = KEPT_HERE,
     ) -> Tensor:  # fmt: skip
         """One application of a layer; what enters one that is computed again is saved within `keeping`."""
+        self.await_weights(layer)
         if self.recompute in ("none", "loop") or not torch.is_grad_enabled():
             return layer(states, context, application)
         with keeping:

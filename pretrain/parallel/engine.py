@@ -29,6 +29,7 @@ from pretrain.data.stream.batch import Inputs, make_inputs
 from pretrain.data.stream.labels import IGNORED
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
+from pretrain.model.gpt import LoopedGPT
 from pretrain.model.hashed_numbers import noise_salt, row_keys
 from pretrain.model.initialise import initialise
 from pretrain.model.loop_loss import LoopObjective, ShortRun
@@ -129,19 +130,25 @@ class Engine:
             torch.use_deterministic_algorithms(True)
         model, train = config.model, config.train
         self.megatron = megatron_config(model, config.parallel, self.dtype, deterministic=train.deterministic)
-        self.model = build_stage(model, train.seq_len, self.megatron, groups, train.chosen_recompute)
+        self._model = build_stage(model, train.seq_len, self.megatron, groups, train.chosen_recompute)
         if drawn:  # seconds for each billion of weights, before the first word of a resumed run
-            initialise(self.model, config.run.seed, groups.tensor.rank())
-        self.model.to(groups.device, self.dtype)
+            initialise(self._model, config.run.seed, groups.tensor.rank())
+        self._model.to(groups.device, self.dtype)
         if config.train.compile:
-            for layer in (*self.model.prelude.values(), *self.model.loop.values(), *self.model.coda.values()):
+            for layer in (*self._model.prelude.values(), *self._model.loop.values(), *self._model.coda.values()):
                 layer.compile()
         kind = ShardedOptimizer if is_sharded(config.optimizer, config.train.precision) else ReplicatedOptimizer
-        self.optimizer: ParallelOptimizer = kind(self.model, self.megatron, config.optimizer, groups, config.parallel)
-        self.ring = Ring(self.model, self.megatron, groups, self.optimizer.overlapped)
-        self.depths = DepthRing(self.model, groups, sequence_parallel=config.parallel.sequence)
+        self.optimizer: ParallelOptimizer = kind(self._model, self.megatron, config.optimizer, groups, config.parallel)
+        self.ring = Ring(self._model, self.megatron, groups, self.optimizer.overlapped)
+        self.depths = DepthRing(self._model, groups, sequence_parallel=config.parallel.sequence)
         self.teacher = None if train.teacher.run is None else Teacher(config, groups.device, self.dtype)
         self.num_updates = 0
+
+    @property
+    def model(self) -> LoopedGPT:
+        """This rank's stage, with all its weights there."""
+        self.optimizer.ddp.await_weights()
+        return self._model
 
     def train_step(
         self,
@@ -288,7 +295,7 @@ class Engine:
     def _with_noise(self, inputs: Inputs) -> Inputs:
         """Inputs of training, with keys of their rows where a pass begins with noise: functions of the seed, the step
         and the row's tokens."""
-        if not self.model.design.start.draws:
+        if not self._model.design.start.draws:
             return inputs
         return replace(inputs, noise_rows=row_keys(inputs.tokens, noise_salt(self.config.run.seed, self.num_updates)))
 

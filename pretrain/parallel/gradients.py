@@ -32,6 +32,7 @@ from pretrain.parallel.megatron import (
     TransformerConfig,
 )
 from pretrain.parallel.narrow_sum import NarrowSum
+from pretrain.parallel.weights_back import WeightsBack
 
 BUCKET_ELEMENTS = 40_000_000
 """Gradients of a bucket at least, for up to 40 ranks, as in megatron-core; for more ranks, as many times more."""
@@ -82,12 +83,32 @@ class GradientBuffers(DistributedDataParallel):
         self._data, self._is_narrow = groups.data, is_narrow
         self._narrow: list[NarrowSum] = []
         """Of the buckets that are on their way in bf16, in their order."""
+        self._weights_back: WeightsBack | None = None
+        if settings.overlap_grad_reduce and settings.use_distributed_optimizer:
+            buckets = [bucket for group in self.bucket_groups for bucket in group.buckets]
+            self._weights_back = WeightsBack(
+                [(bucket.param_data, bucket.params_list) for bucket in reversed(buckets)], groups.data
+            )
+            model.await_weights = self._weights_back.wait
 
     def zero_grad_buffer(self) -> None:
         """Start a step."""
         super().zero_grad_buffer()
         self._awaited, self._num_sent = set(), 0
         self._missing = [set(group.params) for group in self.bucket_groups]
+
+    def start_param_sync(self, *_: Any, **settings: Any) -> None:
+        """Gather the weights from the ranks that updated them: while the next step begins, where that is wanted, else
+        now. Collective."""
+        if self._weights_back is None:
+            super().start_param_sync(**settings)
+        else:
+            self._weights_back.send()
+
+    def await_weights(self) -> None:
+        """Until all weights are there."""
+        if self._weights_back is not None:
+            self._weights_back.wait()
 
     def expect_last(self, *parts: Part) -> None:
         """The next gradient of each weight of these parts is its last of this step."""

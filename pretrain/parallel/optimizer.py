@@ -98,6 +98,7 @@ class ParallelOptimizer(ABC):
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
         """What all data-parallel ranks hold alike, by name: the model's weights."""
+        self.ddp.await_weights()
         return ((name, parameter.detach()) for parameter, name in self.names.items())
 
     def owned_pieces(self) -> list[Piece]:
@@ -184,6 +185,7 @@ class ShardedOptimizer(ParallelOptimizer):
         if gradient_scale != 1.0:
             torch._foreach_mul_([shard.grad for _, shard in self.updated], gradient_scale)  # type: ignore[attr-defined]
         set_lr(self.inner, lr)
+        self.ddp.await_weights()
         self.sharded.step_with_ready_grads()
 
     def _owns(self, parameter: nn.Parameter) -> bool:
@@ -201,6 +203,7 @@ class ShardedOptimizer(ParallelOptimizer):
         )  # fmt: skip
 
     def _copy_to_model(self) -> None:
+        self.ddp.await_weights()
         self.sharded._copy_main_params_to_model_params()
         self.ddp.start_param_sync()
 

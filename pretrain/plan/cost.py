@@ -298,12 +298,15 @@ class StageWork:
         shares of a sharded optimizer; a tied embedding's gradients over first and last stage."""
         config, ranks, tensor = self._config, self.plan.layout.data_parallel, self._config.parallel.tensor
         stage, hidden = self.plan.stages[self.stage.index], self.software.hidden_data
-        way_back = stage.weights if is_sharded(config.optimizer, config.train.precision) else stage.gradients
+        shards = is_sharded(config.optimizer, config.train.precision)
         share = 0.5 if config.parallel.reduce_precision == "bf16" else 1.0
         reduced = self._collective(share * stage.gradients, ranks, tensor, hidden)
         if reduced.seconds and config.parallel.overlap:
             reduced = replace(reduced, hidden=reduced.total * max(hidden, self._overlapped(reduced.seconds)))
-        traffic = reduced + self._collective(way_back, ranks, tensor, hidden)
+        gathered = self._collective(stage.weights if shards else stage.gradients, ranks, tensor, hidden)
+        if gathered.seconds and config.parallel.overlap and shards:
+            gathered = replace(gathered, hidden=gathered.total * max(hidden, self._gathered(gathered.seconds)))
+        traffic = reduced + gathered
         if self.stage.count > 1 and aliases(config.model) and (self.stage.is_first or self.stage.is_last):
             size = 2 * max(4, self._size) * config.model.vocab_size * config.model.hidden_size / tensor
             traffic += self._collective(size, 2, ranks * tensor * (self.stage.count - 1), 0.0)
@@ -320,6 +323,14 @@ class StageWork:
         ahead, back = self._layer
         last_pass = layers * (back.total + (ahead.total if train.recompute != "none" else 0.0))
         return (1 - 1 / layers) * min(1.0, last_pass / seconds)
+
+    def _gathered(self, seconds: float) -> float:
+        """Share of the gathering of weights, which takes so long, that `parallel.overlap` hides: those of a layer come
+        while the layers below it make the next step's first pass, and the first layer's behind nothing."""
+        held = Recurrence(config=self._config.model, stage=self.stage)
+        layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
+        ahead, _ = self._layer
+        return (1 - 1 / layers) * min(1.0, layers * ahead.total / seconds)
 
     @property
     def optimizer(self) -> float:

@@ -1,6 +1,7 @@
-"""Gradients that are sent while the backward passes run: the same numbers, bit by bit, and as many messages at any loop
-count."""
+"""Gradients that are sent while the backward passes run, and weights that come while the next step begins: the same
+numbers, bit by bit, and as many messages at any loop count."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +9,19 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from pretrain.config.run import RunConfig
-from pretrain.parallel import gradients
+from pretrain.parallel import gradients, weights_back
 from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, tiny_config, world_size
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.traffic import Traffic
 
 LOOP_COUNTS = (2, 1, 4, 3)
 ENDS = {"num_prelude_layers": 1, "num_coda_layers": 1, "loop": {"injection": "concat"}}
-BUCKET = 1500
-"""Elements: less than a layer, so that there are several buckets."""
+BUCKET = 300
+"""Elements: less than a layer, so that there are several buckets, and head and embedding are in others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +67,36 @@ def _between_data_ranks(traffic: Traffic) -> int:
     )
 
 
+class ComesLate:
+    """A gathering of weights that are not there before somebody waits for them."""
+
+    def __init__(self, flat: torch.Tensor, own: torch.Tensor, **settings: Any) -> None:
+        self._flat, self._whole, kept = flat, torch.empty_like(flat), own.clone()
+        self._work = dist.all_gather_into_tensor(self._whole, kept, **settings)
+        flat.fill_(math.nan)
+        own.copy_(kept)
+
+    def wait(self) -> None:
+        assert self._work is not None
+        self._work.wait()
+        self._flat.copy_(self._whole)
+
+
+class _Torch:
+    """`torch.distributed` as `weights_back.py` uses it."""
+
+    all_gather_into_tensor = ComesLate
+
+
 def with_overlap(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": config.parallel.model_copy(update={"overlap": True})})
 
 
 def both(config: RunConfig, loops: Sequence[Any], backprop_loops: int | None = None) -> tuple[Seen, Seen]:
     """With overlap and without."""
-    return steps(with_overlap(config), loops, backprop_loops), steps(config, loops, backprop_loops)
+    with patch.object(weights_back, "dist", _Torch):
+        ours = steps(with_overlap(config), loops, backprop_loops)
+    return ours, steps(config, loops, backprop_loops)
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -1,12 +1,13 @@
 """Gradients that are sent in bf16: fp32 sums of gradients that were rounded once, in half the bytes, at any depth."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.parallel import gradients
@@ -46,10 +47,10 @@ def steps(config: RunConfig, loops: tuple[int, ...], *, rounds: bool) -> Sums:
     with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
         engine, groups = make_engine(config)
     optimizer, norms, sent = engine.optimizer, [], []
-    reduce = optimizer.reduce_gradients
+    reduce, buffers = optimizer.reduce_gradients, cast(list[Any], optimizer.ddp.buffers)
 
     def reduce_rounded() -> None:
-        for buffer in optimizer.ddp.buffers:
+        for buffer in buffers:
             buffer.grad_data.copy_(buffer.grad_data.bfloat16().float())
         reduce()
 
@@ -64,8 +65,10 @@ def steps(config: RunConfig, loops: tuple[int, ...], *, rounds: bool) -> Sums:
             if message.group == "data":
                 found[message.operation] = found.get(message.operation, 0) + times * message.num_bytes
         sent.append(found)
-    shares = [tensor.numpy().copy() for _, shard in optimizer.updated for tensor in (shard.grad, shard.detach())]
-    elements = sum(buffer.grad_data.numel() for buffer in optimizer.ddp.buffers)
+    shares = [
+        tensor.numpy().copy() for _, shard in optimizer.updated for tensor in (cast(Tensor, shard.grad), shard.detach())
+    ]
+    elements = sum(buffer.grad_data.numel() for buffer in buffers)
     return Sums(shares=shares, weights=report(engine, []).weights, norms=norms, sent=sent, elements=elements)
 
 
