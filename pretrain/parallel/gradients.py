@@ -17,7 +17,7 @@ Buckets are sent in one order, the same on every rank, however soon one of them 
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class GradientBuffers(DistributedDataParallel):
         if settings.overlap_grad_reduce and settings.use_distributed_optimizer:
             buckets = [bucket for group in self.bucket_groups for bucket in group.buckets]
             self._weights_back = WeightsBack(
-                [(bucket.param_data, bucket.params_list) for bucket in reversed(buckets)], groups.data
+                [(cast(Tensor, bucket.param_data), bucket.params_list) for bucket in reversed(buckets)], groups.data
             )
             model.await_weights = self._weights_back.wait
 
