@@ -33,6 +33,7 @@ from pretrain.optim.loop_count import StepLoops, step_loops
 from pretrain.parallel.engine import Engine, StepResult
 from pretrain.parallel.groups import Groups, gather_lists
 from pretrain.parallel.replica_loader import CURSORS, ReplicaLoader
+from pretrain.parallel.room import require_host
 from pretrain.plan.room import data_needs, model_needs, require_room
 from pretrain.report.page import write_last_report
 from pretrain.rows.alarms import AlarmRow
@@ -72,6 +73,7 @@ def run(config: RunConfig, layout: Layout) -> int:
     require_room(data_needs(config, layout, len(FIELDS)), installed_memory(), "this machine")
     with join_world(config) as (groups, signals):
         require_room(model_needs(config, layout, saved_teacher(config)), *device_memory(groups.device))
+        require_host(config, layout, groups)
         opened = open_session(config, layout, groups, tokenizer, signals)
         with opened as session, Trainer(config, session) as trainer:
             code = trainer.run()

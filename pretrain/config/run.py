@@ -81,10 +81,11 @@ class TrainSection(CommonTrainSection):
     precision: Precision = "bf16"
     """bf16 = bf16 weights and activations with fp32 master weights and fp32 gradient reduction; fp64 is for tests."""
     recompute: Recompute | Literal["auto"] = "none"
-    """Activations recomputed in the backward pass: none, all of a loop (keeps one state per loop), all of a layer
-    (keeps one per layer), the same with those of a loop's layers on the host (offload; on a CPU as layer), or all of a
-    segment of loops and then of each layer in it (least memory, one more forward pass); auto = of these the one with
-    the fewest FLOPs that fits, by the plan, into the memory of a rank."""
+    """Activations recomputed in the backward pass: none, those of feed-forwards alone (selective; no product is done
+    again), all of a loop (keeps one state per loop), all of a layer (keeps one per layer), the same with those of a
+    loop's layers on the host (offload; on a CPU as layer), or all of a segment of loops and then of each layer in it
+    (least memory, one more forward pass); auto = of these the one with the fewest FLOPs that fits, by the plan, into
+    the memory of a rank, none before selective."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Memory of a rank that recompute=auto plans with, in GiB. Default: 92 % of a GPU, or of a rank's share of a
     machine without."""

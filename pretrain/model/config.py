@@ -12,8 +12,10 @@ from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
 """Most applications of layers to a token: a mistyped number is refused, not worked on for ever."""
-Recompute = Literal["none", "loop", "layer", "offload", "segment"]
+Recompute = Literal["none", "selective", "loop", "layer", "offload", "segment"]
 """What a backward pass computes again instead of keeping."""
+KEEPS_LAYERS: tuple[Recompute, ...] = ("none", "selective")
+"""Those of which layers and loops run once."""
 WeightGroup = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
 
 

@@ -20,7 +20,9 @@ shared block:
     recomputed = passes with a gradient, or their layers and those outside the loop, each unit up to the last tensor
                                                                that its gradient needs: without the product that ends
                                                                it, unless a norm or the design looks at what that gives;
-                                                               of segments all passes with a gradient once more, whole
+                                                               of segments all passes with a gradient once more, whole;
+                                                               of activations of feed-forwards nothing, unless the
+                                                               design looks at what their last product reads
 
 Attention is counted over the full s × s square although it is causal: that is what `torch.utils.flop_counter` counts
 and how MFU is usually stated (Chowdhery et al. 2022, appendix B). Only matrix products are counted, so neither gates of
@@ -32,7 +34,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from pretrain.model.config import ModelSection, Recompute
+from pretrain.model.config import KEEPS_LAYERS, ModelSection, Recompute
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weight_kinds import Weight
 from pretrain.model.weights import head_weights, layer_weights, loop_design, stage_weights
@@ -154,9 +156,11 @@ def train_flops_per_token(
     flops -= design.start_flops() if num_cut == 0 else 0
     in_layers = kept + outside
     segments = kept + design.flops(passes) - design.flops(num_cut)
-    of_layers = recompute not in ("none", "loop")
-    again = {"none": 0, "loop": kept, "segment": segments + in_layers}.get(recompute, in_layers)
-    units = 0 if recompute == "none" else (passes - num_cut) * (model.pass_layers if of_layers else 1)
+    of_layers = recompute not in (*KEEPS_LAYERS, "loop")
+    selective = (passes - num_cut) * model.pass_layers
+    selective *= design.per_loop.selective_flops(2 * model.ffn_size * model.hidden_size)
+    again = {"none": 0, "selective": selective, "loop": kept, "segment": segments + in_layers}.get(recompute, in_layers)
+    units = 0 if recompute in KEEPS_LAYERS else (passes - num_cut) * (model.pass_layers if of_layers else 1)
     last = 2 * model.ffn_size * model.hidden_size if model.norm_place == "before" else 0
     ends = units * (design.last_flops(last) if last else 0) + num_outside * last * of_layers
     return flops + again - ends

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.config import ModelSection, Recompute
+from pretrain.model.config import KEEPS_LAYERS, ModelSection, Recompute
 from pretrain.model.dropout import Dropout
 from pretrain.model.hashed_numbers import normal
 from pretrain.model.kept_keys import KeptKeys
@@ -51,7 +51,8 @@ class LoopedGPT(nn.Module):
         seq_len: longest sequence, in tokens; rows of the learned position table.
         ops: plain or tensor-parallel building blocks.
         stage: the part to build; everything by default.
-        recompute: what the backward pass computes again instead of keeping: "none", a whole "loop" (on a stage: its
+        recompute: what the backward pass computes again instead of keeping: "none", the activations of feed-forwards
+            alone, "selective", a whole "loop" (on a stage: its
             part of one), every "layer", the same with what enters all but the first of a loop on the host, "offload",
             or a "segment" of loops and then each layer in it.
 
@@ -84,7 +85,7 @@ class LoopedGPT(nn.Module):
         self.prelude, self.loop, self.coda = (
             nn.ModuleDict(
                 {
-                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), inside, n)
+                    str(n): Layer(config, ops, under(self.weights, f"{part}.{n}"), inside, n, recompute == "selective")
                     for n in numbers
                     for inside in (in_loop if part == "loop" else None,)
                 }
@@ -306,7 +307,7 @@ class LoopedGPT(nn.Module):
     ) -> Tensor:  # fmt: skip
         """One application of a layer; what enters one that is computed again is saved within `keeping`."""
         self.await_weights(layer)
-        if self.recompute in ("none", "loop") or not torch.is_grad_enabled():
+        if self.recompute in (*KEEPS_LAYERS, "loop") or not torch.is_grad_enabled():
             return layer(states, context, application)
         with keeping:
             return checkpoint(layer, states, context, application, use_reentrant=False, preserve_rng_state=False)

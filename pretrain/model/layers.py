@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.config import ModelSection
 from pretrain.model.dropout import Dropout, Site
@@ -323,10 +324,12 @@ ACTIVATIONS = {"swiglu": swiglu, "gelu": gelu}
 
 
 class FeedForward(nn.Module):
-    """down(activation(up, gate)); the gate is there if the activation has one."""
+    """down(activation(up, gate)); the gate is there if the activation has one. With `is_selective` the activation is
+    computed again in the backward pass, from what the products gave: half of what the layer would keep here."""
 
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, is_selective: bool = False) -> None:
         super().__init__()
+        self.is_selective = is_selective
         self.to_split, self.activation = ops.to_split, ACTIVATIONS[config.activation]
         gate = under(weights, "gate")
         self.gate = ops.linear(gate) if gate else None
@@ -335,8 +338,15 @@ class FeedForward(nn.Module):
     def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
         states = self.to_split(states)
         gate = None if self.gate is None else this.linear("ffn.gate", states, self.gate(states))
-        inner = self.activation(this.linear("ffn.up", states, self.up(states)), gate)
-        return this.linear("ffn.down", inner, self.down(inner))
+        up = this.linear("ffn.up", states, self.up(states))
+
+        def end(up: Tensor, gate: Tensor | None) -> Tensor:
+            inner = self.activation(up, gate)
+            return this.linear("ffn.down", inner, self.down(inner))
+
+        if self.is_selective and torch.is_grad_enabled():  # again up to what the last product reads, without it
+            return checkpoint(end, up, gate, use_reentrant=False, preserve_rng_state=False)
+        return end(up, gate)
 
 
 class Layer(nn.Module):
@@ -350,14 +360,15 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None, number: int
-    ) -> None:
+        self, config: ModelSection, ops: ParallelOps, weights: Weights, in_loop: InLayers | None, number: int,
+        is_selective: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.number = number
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, ops, under(weights, "attention"))
         self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(config, ops, under(weights, "ffn"))
+        self.ffn = FeedForward(config, ops, under(weights, "ffn"), is_selective)
         self.norm_place, self.attention_post_norm, self.ffn_post_norm = config.norm_place, None, None
         if config.norm_place in ("both", "around"):
             self.attention_post_norm, self.ffn_post_norm = make_norm(config), make_norm(config)

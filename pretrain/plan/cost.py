@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from pretrain.config.run import BYTES, RunConfig
+from pretrain.model.config import KEEPS_LAYERS
 from pretrain.model.loop.recurrence import Recurrence, Stage
 from pretrain.model.weights import aliases, layer_weights, loop_design
 from pretrain.optim.optimizers import is_sharded
@@ -252,12 +253,14 @@ class StageWork:
         looped = held.num_pass_layers * loops
         backward = held.num_pass_layers * min(loops, train.backprop_loops or loops)
         layers = backward + outside
-        by_mode = {"none": 0.0, "loop": backward, "segment": backward + layers}
+        by_mode = {"none": 0.0, "selective": 0.0, "loop": backward, "segment": backward + layers}
         again = by_mode.get(train.chosen_recompute, layers)
         ahead, back = self._layer
         forwards, backwards = outside + looped + again, outside + backward
         times = ahead * forwards + back * backwards + self._head * heads
         times += Times(memory=self._sums_of_gradients(loops)) + self._teaching
+        if train.chosen_recompute == "selective":
+            times += Times(memory=(backward + outside) * self._activation)
         if self.stage.is_first:
             extra = 3 * self._tokens * loop_design(model).flops(round(loops)) / self._config.parallel.tensor
             times += Times(matrices=extra / (self.software.matrices * self.gpu.peak_flops))
@@ -275,6 +278,13 @@ class StageWork:
         times = min(loops, train.backprop_loops or loops) if self._config.model.num_blocks == 1 else 1.0
         wide = max(4, self._size)
         return self._crossing(times * stage.parameters / self._config.parallel.tensor, self._size + 2 * wide)
+
+    @property
+    def _activation(self) -> float:
+        """Seconds in which the activation of one feed-forward is computed again: what enters is read, what comes out is
+        written."""
+        width = {"swiglu": 3, "gelu": 2}[self._config.model.activation] * self._config.model.ffn_size
+        return self.software.passes * self._crossing(self._tokens * width / self._config.parallel.tensor)
 
     @property
     def _ring(self) -> Traffic:
@@ -321,7 +331,7 @@ class StageWork:
             return 0.0
         layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
         ahead, back = self._layer
-        last_pass = layers * (back.total + (ahead.total if train.recompute != "none" else 0.0))
+        last_pass = layers * (back.total + (ahead.total if train.chosen_recompute not in KEEPS_LAYERS else 0.0))
         return (1 - 1 / layers) * min(1.0, last_pass / seconds)
 
     def _gathered(self, seconds: float) -> float:

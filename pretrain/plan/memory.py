@@ -14,7 +14,7 @@ Working space is that of one layer or of the loss. Not counted: the caches of a 
 from dataclasses import dataclass
 
 from pretrain.config.run import BYTES, RunConfig
-from pretrain.model.config import ModelSection
+from pretrain.model.config import KEEPS_LAYERS, ModelSection
 from pretrain.model.count import LOSS_BLOCK_TOKENS
 from pretrain.model.loop.recurrence import WHOLE, Recurrence, Stage
 from pretrain.model.weights import loop_design
@@ -64,11 +64,17 @@ class Activations:
         return self.whole_state / (parallel.tensor if parallel.sequence else 1)
 
     @property
+    def _ffn_kept(self) -> int:
+        """Tensors of a feed-forward's width that its layer keeps."""
+        whole = {"swiglu": 4, "gelu": 2}[self.config.model.activation]
+        return whole // 2 if self.config.train.chosen_recompute == "selective" else whole
+
+    @property
     def layer(self) -> float:
         """One layer without recomputation."""
         model = self.config.model
         attention = 2 * (model.num_attention_heads + model.kv_heads) * model.head_dim
-        ffn = {"swiglu": 4, "gelu": 2}[model.activation] * model.ffn_size
+        ffn = self._ffn_kept * model.ffn_size
         split = self._tokens * (attention + ffn) * self._size / self.config.parallel.tensor
         norms = 2 * (self.state + self.whole_state)
         if model.norm_place in ("both", "around"):  # what the second norms of both halves are of
@@ -145,7 +151,7 @@ class Activations:
     @property
     def _outside(self) -> float:
         """One layer outside the loop."""
-        return self.layer if self.config.train.chosen_recompute in ("none", "loop") else self.state
+        return self.layer if self.config.train.chosen_recompute in (*KEEPS_LAYERS, "loop") else self.state
 
     def _segment_size(self, num_passes: int) -> int:
         """Passes that are computed again together: those with a gradient, if nothing is done after each of them."""
@@ -172,13 +178,15 @@ class Activations:
         whole, state = num_looped * (self.layer + self._connections), self._streams
         cut = max(0, num_passes - (self.config.train.backprop_loops or num_passes))
         enters = state if (index - cut) % self._segment_size(num_passes) == 0 else 0
-        by_mode = {"none": whole, "loop": state, "layer": num_looped * state, "offload": state, "segment": enters}
-        kept, recompute = by_mode[self.config.train.chosen_recompute], self.config.train.chosen_recompute
+        recompute = self.config.train.chosen_recompute
+        keeps = recompute in KEEPS_LAYERS
+        by_mode = {"loop": state, "layer": num_looped * state, "offload": state, "segment": enters}
+        kept = whole if keeps else by_mode[recompute]
         if (window := design.window_of(index)) is not None:
-            kept += num_looped * self._window(window) if recompute == "none" else 0
+            kept += num_looped * self._window(window) if keeps else 0
         elif design.keys_of(index) != index:  # another loop's keys and values
-            kept -= num_looped * self._keys if recompute == "none" else 0
-        elif design.shares_keys and recompute != "none":  # those that the loops that read them need
+            kept -= num_looped * self._keys if keeps else 0
+        elif design.shares_keys and not keeps:  # those that the loops that read them need
             kept += num_looped * self._keys
         if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
             is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
@@ -252,8 +260,9 @@ class Activations:
         By the time the last stage comes to its first unit, what follows that unit has gone.
         """
         model, recompute = self.config.model, self.config.train.chosen_recompute
-        num_layers = {"none": 0, "loop": self._held.num_pass_layers}.get(recompute, 1)
+        num_layers = {"none": 0, "selective": 0, "loop": self._held.num_pass_layers}.get(recompute, 1)
         num_gradients = {"swiglu": 2, "gelu": 1}[model.activation]
+        num_gradients += self._ffn_kept if recompute == "selective" else 0  # what is computed again beside them
         gradients = num_gradients * self._tokens * model.ffn_size * self._size / self.config.parallel.tensor
         window = loop_design(model).window_of(model.num_passes() - 1)
         in_window = 0 if window is None else self._window(window)

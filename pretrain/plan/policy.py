@@ -1,7 +1,8 @@
 """What backward passes compute again, chosen by what there is room for (`train.recompute=auto`).
 
 Of the ways to recompute (`Recompute`) whose fullest rank has room, by the plan, the one with the fewest FLOPs, and of
-these with the least on the host; if none has, the one that holds least. A CPU has no host to move anything to.
+these with the least on the host, which has room for it; if none has, the one that holds least. A CPU has no host to
+move anything to.
 """
 
 import math
@@ -25,8 +26,8 @@ class Room(NamedTuple):
     """Infinite where nobody knows."""
     where: str
     """Whose it is, for people."""
-    has_host: bool = True
-    """Whether the host's memory is another: that of a GPU."""
+    host: float = math.inf
+    """Bytes that a rank may have on the host beside; 0 where its memory is the host's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def choose_recompute(config: RunConfig, world_size: int, teacher: SavedModel | N
     plans = [make_plan(each, world_size, teacher) for each in candidates(config)]
     if len(plans) == 1:
         return Choice(plan=plans[0], text="")
-    plans = [plan for plan in plans if room.has_host or plan.config.train.recompute != "offload"]
+    plans = [plan for plan in plans if plan.config.train.recompute != "offload" or 0 < _on_host(plan) <= room.host]
     fitting = [plan for plan in plans if _size(plan) <= room.bytes]
     best = min(fitting, key=lambda plan: (plan.recomputed, _on_host(plan))) if fitting else min(plans, key=_size)
     each = ", ".join(f"{plan.config.train.recompute} {_size(plan) / GIB:.2f} GiB" for plan in plans)
@@ -96,5 +97,5 @@ def expected_room(config: RunConfig, world_size: int) -> Room:
 def share_of_machine(memory: int | None, num_ranks: int) -> Room:
     """What each of the ranks on a machine without GPUs has."""
     if memory is None:
-        return Room(math.inf, "", has_host=False)
-    return Room(USABLE * memory / num_ranks, f"this machine, for {plural(num_ranks, 'rank')}", has_host=False)
+        return Room(math.inf, "", host=0)
+    return Room(USABLE * memory / num_ranks, f"this machine, for {plural(num_ranks, 'rank')}", host=0)

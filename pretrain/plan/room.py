@@ -44,6 +44,14 @@ def model_needs(config: RunConfig, layout: Layout, teacher: SavedModel | None) -
     ]
 
 
+def host_needs(config: RunConfig, layout: Layout) -> list[Need]:
+    """What waits on the host for a rank on a GPU, the most of all stages, where the configuration says that it does."""
+    if config.train.recompute != "offload":
+        return [Need("nothing", 0.0)]
+    most = max(stage.host for stage in make_plan(config, layout.world_size).stages)
+    return [Need("what enters layers (train.recompute=offload)", most)]
+
+
 def data_needs(config: RunConfig, layout: Layout, cursor_fields: int) -> list[Need]:
     """What the loader of a rank takes on the host; a cursor has so many numbers."""
     data, train, validation = config.data, config.train, config.validation

@@ -5,7 +5,7 @@ from functools import partial
 
 from pretrain.config.read import resolved_yaml
 from pretrain.config.run import BYTES
-from pretrain.model.config import ModelSection
+from pretrain.model.config import KEEPS_LAYERS, ModelSection
 from pretrain.model.count import cached_numbers, forward_flops_per_token, train_flops_per_token, window_numbers
 from pretrain.plan.pipeline import idle_share
 from pretrain.plan.plan import Plan
@@ -92,7 +92,7 @@ def _work_rows(plan: Plan) -> Iterator[Row]:
     yield "", f"6 · parameters would give {si(naive)}, {share:.2f} of what is run{mean}"
     per_step = plan.train_flops_per_token * plan.tokens_per_step
     yield "", f"{si(per_step)} a step, {si(per_step * train.steps)} in {train.steps:,} steps{mean}"
-    if train.recompute != "none":
+    if train.chosen_recompute not in KEEPS_LAYERS:
         unit = "layer" if train.recompute == "offload" else train.recompute
         yield "", f"recomputing each {unit}, the machine does {plan.recomputed:.2f} × that"
     if plan.config.parallel.pipeline > 1:

@@ -38,7 +38,7 @@ FACTORS: dict[str, list[Any]] = {
     "injection": ["none", "add"],
     "z_loss": [0.0, 1e-3],
     "documents": [False, True],
-    "recompute": ["none", "loop", "layer", "offload", "segment"],
+    "recompute": ["none", "loop", "layer", "offload", "segment", "selective"],
 }
 
 

@@ -146,6 +146,11 @@ class PerLoop(Variant):
         acts = type(self).linear is not PerLoop.linear or type(self).update is not PerLoop.update
         return 0 if acts else plain
 
+    def selective_flops(self, plain: int) -> int:
+        """Forward FLOPs, for one token, that come between the activation of a feed-forward and the last tensor that a
+        gradient needs, which is all that is computed again with the activation. `plain`: of the layer's own product."""
+        return 0 if type(self).linear is PerLoop.linear else plain
+
     def enter(self, held: Held, states: "Tensor", loop: int) -> "Tensor":
         """The states [t, d] with which a pass begins, after the injection."""
         return states

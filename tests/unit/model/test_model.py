@@ -261,7 +261,7 @@ def test_cached_equals_uncached_with_gradients(family: ModelSection, num_loops: 
 
 
 @families
-@pytest.mark.parametrize("recompute", ["loop", "layer", "offload", "segment"])
+@pytest.mark.parametrize("recompute", ["selective", "loop", "layer", "offload", "segment"])
 def test_recomputation_keeps_the_gradients(family: ModelSection, recompute: str) -> None:
     changes: dict[str, Any] = {"num_loops": 3, "num_prelude_layers": 1, "num_coda_layers": 1}
     plain, recomputing = build(family, **changes), build(family, recompute=recompute, **changes)

@@ -25,6 +25,8 @@ CONFIG = Path(__file__).parents[3] / "configs" / "pretrain" / "12x2.yaml"
         (64, 4, 2, 1, 2, "loop"),
         (1024, 8, 4, 3, 4, "layer"),
         (8, 1, 1, 0, 4, "segment"),
+        (8, 1, 1, 0, 4, "selective"),
+        (64, 2, 4, 0, 4, "selective"),
         (64, 4, 2, 1, 2, "segment"),
     ],
 )

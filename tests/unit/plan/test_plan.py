@@ -114,7 +114,7 @@ def measured_bytes(run: RunConfig) -> tuple[int, int]:
         "hyper-connections",
     ],
 )
-@pytest.mark.parametrize("recompute", ["none", "loop", "layer", "segment"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "loop", "layer", "segment"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_those_that_torch_allocates(
     shape: dict, recompute: str, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -144,7 +144,7 @@ def test_all_cuts_are_tried_and_recomputation_only_where_it_is_needed() -> None:
     tight = replace(H100, memory=plain.memory)
     assert [each.plan.config.train.recompute for each in estimates(config(), ReplicaCut(2, 4, 1), 16, tight)][:2] == [
         "none",
-        "loop",
+        "selective",
     ]
 
 

@@ -51,6 +51,9 @@ class Lora(PerLoop):
     def last_flops(self, plain: int) -> int:
         return 2 * self.settings.rank * self.shape.width  # B of the layer's last matrix
 
+    def selective_flops(self, plain: int) -> int:
+        return plain + 2 * self.settings.rank * self.shape.linears["ffn.down"].shape[1]  # and A, for B
+
     def linear(self, held: Held, name: str, inputs: "Tensor", outputs: "Tensor", loop: int) -> "Tensor":
         pair = f"{trained(loop, self.shape.num_loops)}.{name}"
         return outputs + self.settings.alpha / self.settings.rank * held[f"{pair}.up"](held[f"{pair}.down"](inputs))
