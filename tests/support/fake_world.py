@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -65,7 +66,7 @@ class _Storages(TorchDispatchMode):
 
 
 def rank_memory(config: RunConfig, world_size: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> RankMemory:
-    """What a rank of such a world holds while it is built and makes a step."""
+    """What a rank of such a world holds while it is built and trains."""
     monkeypatch.setattr(engine, "initialise", lambda *_: None)
     monkeypatch.setattr(LoopedGPT, "to", lambda model, *_: model)
     monkeypatch.setattr(engine.Engine, "_sum", lambda _, parts, __: [1.0] * len(parts))
@@ -75,9 +76,14 @@ def rank_memory(config: RunConfig, world_size: int, rank: int, monkeypatch: pyte
         groups, storages = make_groups(config.parallel, torch.device("cpu")), _Storages()
         with FakeTensorMode(allow_non_fake_inputs=True), storages:
             built = engine.Engine(config, groups, Separators(bos_id=1, eos_id=2))
+            for state in built.optimizer.inner.state.values() if config.optimizer.name == "adafactor" else ():
+                state["step"] = np.float64(0)  # whose value it reads, and fake tensors have none
             num_rows = config.train.global_batch // groups.data.size()
             rows = torch.zeros(num_rows, 2, config.train.seq_len, dtype=torch.int64)
-            built.train_step(rows, config.model.num_loops, lr=1e-3)
+            for _ in range(2):  # one that updates every weight itself keeps a copy of the gradients from then on
+                built.train_step(rows, config.model.num_loops, lr=1e-3)
+                if built.optimizer.shards:
+                    break
             states = storages.held
         return RankMemory(states, storages.peak)
 

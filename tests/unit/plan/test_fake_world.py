@@ -1,7 +1,4 @@
-"""Memory of a rank of large worlds: the plan against the engine itself, on fake tensors and a fake process group.
-
-With AdamW: Adafactor reads its step count out of a tensor, which fake ones cannot give.
-"""
+"""Memory of a rank of large worlds: the plan against the engine itself, on fake tensors and a fake process group."""
 
 from pathlib import Path
 
@@ -17,27 +14,29 @@ CONFIG = Path(__file__).parents[3] / "configs" / "pretrain" / "12x2.yaml"
 
 
 @pytest.mark.parametrize(
-    ("world_size", "tensor", "pipeline", "stage", "micro_batch", "recompute"),
+    ("world_size", "tensor", "pipeline", "stage", "micro_batch", "recompute", "optimizer"),
     [
-        (8, 1, 1, 0, 4, "none"),
-        (64, 2, 4, 0, 4, "none"),
-        (8, 2, 2, 1, 4, "none"),
-        (64, 4, 2, 1, 2, "loop"),
-        (1024, 8, 4, 3, 4, "layer"),
-        (8, 1, 1, 0, 4, "segment"),
-        (8, 1, 1, 0, 4, "selective"),
-        (64, 2, 4, 0, 4, "selective"),
-        (64, 4, 2, 1, 2, "segment"),
+        (8, 1, 1, 0, 4, "none", "adamw"),
+        (64, 2, 4, 0, 4, "none", "adamw"),
+        (8, 2, 2, 1, 4, "none", "adamw"),
+        (64, 4, 2, 1, 2, "loop", "adamw"),
+        (1024, 8, 4, 3, 4, "layer", "adamw"),
+        (8, 1, 1, 0, 4, "segment", "adamw"),
+        (64, 4, 2, 1, 2, "segment", "adamw"),
+        (8, 1, 1, 0, 4, "selective", "adamw"),
+        (64, 2, 4, 0, 4, "selective", "adamw"),
+        (8, 2, 2, 0, 4, "none", "muon"),
+        (8, 2, 2, 1, 4, "none", "adafactor"),
     ],
 )
 def test_a_rank_holds_what_is_planned(
-    world_size: int, tensor: int, pipeline: int, stage: int, micro_batch: int, recompute: str,
+    world_size: int, tensor: int, pipeline: int, stage: int, micro_batch: int, recompute: str, optimizer: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     data = world_size // (tensor * pipeline)
     overrides = [
         f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.sequence={str(tensor > 1).lower()}",
-        f"train.micro_batch={micro_batch}", f"train.recompute={recompute}", "optimizer.name=adamw",
+        f"train.micro_batch={micro_batch}", f"train.recompute={recompute}", f"optimizer.name={optimizer}",
         f"train.global_batch={pipeline * micro_batch * data}", f"data.num_streams={data}", "validation.every=0",
     ]  # fmt: skip
     config = read_config(CONFIG, RunConfig, overrides)
