@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.config import ModelSection
 from pretrain.model.dropout import Dropout, Site
+from pretrain.model.feed_forward import FeedForward
 from pretrain.model.kept_keys import KeptKeys, KeysValues
 from pretrain.model.kernels.blocked_attention import blocked_attention
 from pretrain.model.kernels.documents import Documents, attend_within
@@ -307,46 +307,6 @@ class Attention(nn.Module):
             heads = norm(heads.view((-1, self.head_dim) if self.norms_heads else (states.shape[0], -1)))
         heads = heads.view(context.batch, states.shape[0] // context.batch, -1, self.head_dim)
         return (heads if context.rotary is None else rotate(heads, context.rotary)).transpose(1, 2)
-
-
-def swiglu(up: Tensor, gate: Tensor | None) -> Tensor:
-    """Shazeer 2020 (arXiv 2002.05202)."""
-    assert gate is not None
-    return F.silu(gate) * up
-
-
-def gelu(up: Tensor, _gate: Tensor | None) -> Tensor:
-    """In its tanh form (Hendrycks and Gimpel 2016), without a gate."""
-    return F.gelu(up, approximate="tanh")
-
-
-ACTIVATIONS = {"swiglu": swiglu, "gelu": gelu}
-
-
-class FeedForward(nn.Module):
-    """down(activation(up, gate)); the gate is there if the activation has one. With `is_selective` the activation is
-    computed again in the backward pass, from what the products gave: half of what the layer would keep here."""
-
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, is_selective: bool = False) -> None:
-        super().__init__()
-        self.is_selective = is_selective
-        self.to_split, self.activation = ops.to_split, ACTIVATIONS[config.activation]
-        gate = under(weights, "gate")
-        self.gate = ops.linear(gate) if gate else None
-        self.up, self.down = (ops.linear(under(weights, name)) for name in ("up", "down"))
-
-    def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
-        states = self.to_split(states)
-        gate = None if self.gate is None else this.linear("ffn.gate", states, self.gate(states))
-        up = this.linear("ffn.up", states, self.up(states))
-
-        def end(up: Tensor, gate: Tensor | None) -> Tensor:
-            inner = self.activation(up, gate)
-            return this.linear("ffn.down", inner, self.down(inner))
-
-        if self.is_selective and torch.is_grad_enabled():  # again up to what the last product reads, without it
-            return checkpoint(end, up, gate, use_reentrant=False, preserve_rng_state=False)
-        return end(up, gate)
 
 
 class Layer(nn.Module):

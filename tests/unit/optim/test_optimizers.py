@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from pretrain.config.run import LoopSamplingSection, OptimizerSection
 from pretrain.model.config import ModelSection
-from pretrain.model.layers import ACTIVATIONS, NORMS
+from pretrain.model.feed_forward import ACTIVATIONS
+from pretrain.model.layers import NORMS
 from pretrain.model.loop.config import LoopSection
 from pretrain.model.loop.tables import TABLES
 from pretrain.optim.learning_rate import SCHEDULES, learning_rate
