@@ -1,8 +1,8 @@
 """Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
     export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
-    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2, or an export), or a GGUF file of
-            Llama or Qwen -> a run directory
+    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2; or an
+            export), or a GGUF file of Llama or Qwen -> a run directory
     loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
 
 Exports and imports are checked by comparing logits with transformers. conversion.txt in the result lists every tensor.
@@ -28,6 +28,7 @@ from pretrain.hf.config_file import read_config
 from pretrain.model.loop.tables import INJECTIONS
 from pretrain.storage import require_new
 
+FORMATS = ("nanbeige",)
 MERGES = ("average", "first", "middle", "last", "none")
 
 
@@ -52,8 +53,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_run(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    export.add_argument("--unroll", action="store_true", help="as a stock model whose layers repeat the shared weights")
-    loops = "loops to unroll, or default of the compact form; default: the run's"
+    form = export.add_mutually_exclusive_group()
+    form.add_argument("--unroll", action="store_true", help="as a stock model whose layers repeat the shared weights")
+    form.add_argument("--format", choices=FORMATS, help="of a published looped model, the weights once")
+    loops = "loops to unroll, or of the other forms; default: the run's"
     export.add_argument("--num-loops", type=positive, metavar="L", help=loops)
     kinds = ("float32", "bfloat16", "float16")
     export.add_argument("--dtype", choices=kinds, default="float32", help="of the weights; default: float32, exact")
@@ -111,8 +114,8 @@ def export(options: argparse.Namespace) -> list[str]:
     from pretrain.hf.exporting import export_run
 
     return export_run(
-        options.run, options.out, step=options.step, unroll=options.unroll, num_loops=options.num_loops,
-        dtype=options.dtype,
+        options.run, options.out, step=options.step, unroll=options.unroll, published=options.format,
+        num_loops=options.num_loops, dtype=options.dtype,
     )  # fmt: skip
 
 

@@ -6,13 +6,16 @@ never with code from the folder. Every feature that this model cannot compute is
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from pretrain.hf.config_file import read_config
+from pretrain.hf.loop_formats.table import NOT_HELD, TYPES, format_of
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
+from pretrain.hf.refusals import refuse_unsupported
 from pretrain.model.config import ModelSection
 from pretrain.schema.section import first_problem
 
@@ -69,16 +72,6 @@ ARCHITECTURES = (
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 _BY_TYPE["mistral"] = _BY_TYPE["llama"]  # Mistral without a sliding window is Llama
 _DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "mlp_dropout")
-_FORBIDDEN = {  # unsupported feature -> its configuration fields, with the values that turn it off
-    "sliding windows": {"sliding_window": None},
-    "clipped queries, keys and values": {"clip_qkv": None},
-    "mixture of experts": {"num_experts": None, "num_local_experts": None, "n_routed_experts": None},
-    "quantised weights": {"quantization_config": None},
-    "partial rotary positions": {"partial_rotary_factor": 1.0},
-    "attention scaled by the layer's number": {"scale_attn_by_inverse_layer_idx": False},
-    "unscaled attention": {"scale_attn_weights": True},
-    "cross attention": {"add_cross_attention": False},
-}
 
 
 def stock_architecture(model: ModelSection) -> Architecture | None:
@@ -97,8 +90,12 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
     """
     path, values = folder / "config.json", read_config(folder)
     kind = str(values.get("model_type"))
+    if kind in NOT_HELD:
+        raise ValueError(f"{path}: model_type={kind} is not supported: {NOT_HELD[kind]}")
+    if (published := format_of(kind)) is not None:
+        return kind, *published.read(path, values)
     if kind not in _BY_TYPE and kind != LoopedGPTConfig.model_type:
-        known = ", ".join((*_BY_TYPE, LoopedGPTConfig.model_type))
+        known = ", ".join((*_BY_TYPE, *TYPES, LoopedGPTConfig.model_type))
         raise ValueError(f"{path}: model_type={kind!r} is not supported; those that are: {known}")
     config = _read_values(path, kind, values)
     try:
@@ -114,7 +111,9 @@ def read_shape(folder: Path) -> tuple[str, ModelSection, int]:
 def read_dropout(folder: Path) -> dict[str, float]:
     """The rates of dropout above 0 in the config.json of a folder that `read_shape` could read, by name."""
     values = read_config(folder)
-    config = _read_values(folder / "config.json", values["model_type"], values)
+    config: Any = SimpleNamespace(**values)
+    if format_of(values["model_type"]) is None:
+        config = _read_values(folder / "config.json", values["model_type"], values)
     rates = {name: getattr(config, name, 0.0) for name in _DROPOUT}
     return {name: float(rate) for name, rate in rates.items() if isinstance(rate, (int, float)) and rate > 0}
 
@@ -139,27 +138,9 @@ def _shape_of(path: Path, kind: str, config: Any, values: dict[str, Any]) -> Mod
         shape = {name: getattr(config, name) for name in _SHAPE_FIELDS} | {"loop": config.loop or {}}
         earlier = {name: values[name] for name in ModelSection.renamed if name in values}
         return ModelSection.read_saved(shape | earlier)
-    _refuse_unsupported(path, config, values)
+    refuse_unsupported(path, config, values)
     shape = _gpt2_shape if kind == "gpt2" else _llama_like_shape
     return shape(path, config, _BY_TYPE[kind])
-
-
-def _refuse_unsupported(path: Path, config: Any, values: dict[str, Any]) -> None:
-    rope = getattr(config, "rope_parameters", None) or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise ValueError(f"{path}: rope scaling ({rope_type}) is not supported: this model has plain rotary positions")
-    for what, fields in _FORBIDDEN.items():
-        for name, harmless in fields.items():
-            value = getattr(config, name, harmless)
-            is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-            if value not in (harmless, None) and not is_off:
-                raise ValueError(f"{path}: {what} ({name}={value}) is not supported")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ValueError(
-            f"{path}: layers of {', '.join(sorted(kinds))} are not supported: this model attends to all earlier tokens"
-        )
 
 
 def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> ModelSection:

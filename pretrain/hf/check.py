@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.hf.loop_formats.table import format_of
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalLM
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
@@ -54,23 +55,30 @@ def largest_difference(
 
     Args:
         ours: our model.
-        theirs: a causal language model of transformers.
+        theirs: a causal language model of transformers, or of ours.
         seq_len: longest sequence that both support.
         vocab_size: number of tokens to draw from and to compare logits of.
         num_loops: L of `ours`; `theirs` is unrolled to it or has it as default. Default: the configuration's.
     """
     tokens = torch.randint(vocab_size, (_BATCH, min(_LENGTH, seq_len)), generator=torch.Generator().manual_seed(0))
     mine = ours.logits(ours(tokens, num_loops))[:, :vocab_size]
-    other = theirs(input_ids=tokens).logits.flatten(0, 1)[:, :vocab_size]
+    if isinstance(theirs, LoopedGPT):
+        other = theirs.logits(theirs(tokens))[:, :vocab_size]
+    else:
+        other = theirs(input_ids=tokens).logits.flatten(0, 1)[:, :vocab_size]
     return ((mine - other).abs().max() / mine.abs().max().clamp_min(1.0)).item()
 
 
 def require_same_ids(tokenizer: Tokenizer, folder: Path, model_type: str) -> None:
     """Raise a WrongConversion unless the folder's tokenizer, loaded by transformers, gives the ids of `tokenizer`."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
-    ours = {"config": LoopedGPTConfig.from_pretrained(folder)} if model_type == LoopedGPTConfig.model_type else {}
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **ours)
+    config: dict[str, Any] = {}
+    if model_type == LoopedGPTConfig.model_type:
+        config = {"config": LoopedGPTConfig.from_pretrained(folder)}
+    elif format_of(model_type) is not None:  # no class of transformers knows this config.json
+        config = {"config": PretrainedConfig()}
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
     for text in _TEXTS:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__

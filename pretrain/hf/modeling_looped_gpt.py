@@ -57,7 +57,7 @@ CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ e
 
 PLAIN_LOOP = {
     "injection": "none", "injection_at": "later", "start": "prelude", "per_loop": "none", "residual": "plain",
-    "exit": "none", "residual_scale": "one", "keys": "own", "keys_every": 2, "keys_window": 0,
+    "exit": "none", "final_norm": "end", "residual_scale": "one", "keys": "own", "keys_every": 2, "keys_window": 0,
     "made_for": None,
 }  # fmt: skip
 """A loop that applies the block again and does nothing else."""
@@ -628,9 +628,16 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             return normal(rows, positions.expand(like.shape[0], -1), like.shape[-1], like.dtype)
 
         states, carried = self.design.begin(run(self.prelude, states), noise)
+        where = self.design.final_norm
         for loop in range(num_loops):
             states = run(self.loop, self.design.enter(self.injection, self.per_loop, states, carried, loop), loop)
-        return self.final_norm(run(self.coda, self.design.residual.combine(states)))
+            if where.ends_passes:
+                states = self.final_norm(states)
+        states = self.design.residual.combine(states)
+        if where.begins_coda and self.coda:
+            states = self.final_norm(states)
+        states = run(self.coda, states)
+        return states if where.ends_passes and not self.coda else self.final_norm(states)
 
     def _positions(self, attention_mask: Tensor | None, past: int, states: Tensor) -> Tensor:
         """Positions [b or 1, s] of the new tokens in their rows, not counting padding."""

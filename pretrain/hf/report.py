@@ -1,6 +1,7 @@
 """The report of a conversion, with one line per tensor."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,10 +26,10 @@ def describe(shape: tuple[int, ...], dtype: object) -> str:
     return f"{list(shape)} {str(dtype).removeprefix('torch.')}"
 
 
-def write_report(folder: Path, title: str, fates: list[Fate]) -> str:
-    """Write `conversion.txt` into a folder; returns the line with the totals."""
+def write_report(folder: Path, title: str, fates: list[Fate], said: Sequence[str] = ()) -> str:
+    """Write `conversion.txt` into a folder, with what else is to be said; returns the line with the totals."""
     counts = Counter(fate.what for fate in fates)
     totals = ", ".join(f"{counts[what]} tensors {what}" for what in ("mapped", "made", "dropped") if counts[what])
-    lines = [title, totals, "", *map(str, fates)]
+    lines = [title, totals, *said, "", *map(str, fates)]
     (folder / "conversion.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return totals

@@ -32,6 +32,7 @@ def Field(**_):
 
 
 '''
+KINDS = ("injection", "start", "per_loop", "residual", "exit", "final_norm")
 _IMPORT = re.compile(r"^from pretrain[\w.]* import (?:\([^)]*\)|[^\n]*)\n", re.MULTILINE)
 _MODULE_DOCSTRING = re.compile(r'\A""".*?"""\n', re.DOTALL)
 
@@ -54,7 +55,7 @@ def write_modeling(folder: Path) -> None:
 def loop_module() -> str:
     """The source of the second file."""
     first, last = ([PROJECT / name for name in names] for names in (FIRST, LAST))
-    folders = (PROJECT / "model" / "loop" / kind for kind in ("injection", "start", "per_loop", "residual", "exit"))
+    folders = (PROJECT / "model" / "loop" / kind for kind in KINDS)
     variants = [path for folder in folders for path in sorted(folder.glob("*.py")) if path not in last]
     sources = (path.read_text(encoding="utf-8") for path in (*first, *variants, *last))
     parts = (_MODULE_DOCSTRING.sub("", _IMPORT.sub("", source)).strip() for source in sources)

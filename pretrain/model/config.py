@@ -1,13 +1,14 @@
 """The shape of the model as configuration. The rest of a run: `pretrain/config/run.py`."""
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pretrain.model.loop.config import LoopSection
 from pretrain.model.loop.keys import keys_of, window_of
 from pretrain.model.loop.residual_scale import EXPONENTS
+from pretrain.model.loop.tables import variant_class
 from pretrain.schema.section import Section, require_divides
 
 MOST_LAYERS_DEEP = 100_000
@@ -195,6 +196,12 @@ class ModelSection(Section):
             raise ValueError(
                 f"model.norm_place={self.norm_place} norms the residual stream, of which "
                 f"model.loop.residual={self.loop.residual} has several: choose before, after or both"
+            )
+        where: Any = variant_class("final_norm", self.loop.final_norm)
+        if where.ends_passes and self.loop.residual != "plain":
+            raise ValueError(
+                f"model.loop.final_norm={self.loop.final_norm} norms the residual stream, of which "
+                f"model.loop.residual={self.loop.residual} has several: choose end or coda"
             )
         if self.loop.residual_scale in EXPONENTS and not norms_sum:
             raise ValueError(

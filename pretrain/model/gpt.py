@@ -258,7 +258,7 @@ class LoopedGPT(nn.Module):
 
     def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
         """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d]
-        -> [t, d]."""
+        -> [t, d], with what ends a pass on the last stage."""
 
         def run(states: Tensor) -> Tensor:
             for place, (number, application) in enumerate(self.recurrence.in_loop(loop)):
@@ -267,8 +267,13 @@ class LoopedGPT(nn.Module):
             return states
 
         if self.recompute == "loop" and torch.is_grad_enabled():
-            return checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
-        return run(states)
+            states = checkpoint(run, states, use_reentrant=False, preserve_rng_state=False)
+        else:
+            states = run(states)
+        if self.final_norm is None or not self.design.final_norm.ends_passes:
+            return states
+        self.await_weights(self.final_norm)
+        return self.final_norm(states)
 
     def exit_log_odds(self, states: Tensor) -> Tensor:
         """[t, d] states that a pass left -> [t] log-odds that the gate gives to stopping there (of the tokens held)."""
@@ -279,10 +284,13 @@ class LoopedGPT(nn.Module):
         """What a pass left, through coda and final norm: -> [t, d]."""
         assert self.final_norm is not None, "only the last stage has coda and head"
         self.await_weights(self.final_norm, self.head)
-        states = self.design.residual.combine(states)
+        states, where = self.design.residual.combine(states), self.design.final_norm
+        if where.begins_coda and self.coda:
+            states = self.final_norm(states)
         for number, application in self.recurrence.in_coda(num_passes):
             states = self._run(self.coda[str(number)], states, context, application)
-        return self.final_norm(states)
+        is_normed = where.ends_passes and not self.coda
+        return states if is_normed else self.final_norm(states)
 
     def logits(self, states: Tensor) -> Tensor:
         """[t, d] final states -> [t, v] logits, the part of the vocabulary held by this rank."""

@@ -6,7 +6,8 @@ step to step. So here the ring says when the last backward pass of a weight begi
 weights are through theirs:
 
 - head, final norm and coda: the last micro-batch's loss;
-- the loop: the last micro-batch's first loop that has gradients (`train.backprop_loops`);
+- the loop, and a final norm that ends its passes (`model.loop.final_norm`): the last micro-batch's first loop that has
+  gradients (`train.backprop_loops`);
 - embedding and prelude: the last micro-batch's first loop.
 
 So the loop has one backward pass of one loop to hide behind, not L, and each gradient is sent once whatever L is.
@@ -73,9 +74,11 @@ class GradientBuffers(DistributedDataParallel):
         settings.bucket_size = BUCKET_ELEMENTS * max(1, groups.data.size() // 40)
         super().__init__(config, settings, _InOrder(model, late), pg_collection=collection)
         self._parts: dict[str, set[nn.Parameter]] = {part: set() for part in ("start", "loop", "end", "exit")}
+        in_loop = ("final_norm",) if model.design.final_norm.ends_passes else ()
         for name, parameter in model.named_parameters():
+            module = name.partition(".")[0]
             if name not in late:
-                self._parts[_PART_OF_MODULE.get(name.partition(".")[0], "loop")].add(parameter)
+                self._parts["loop" if module in in_loop else _PART_OF_MODULE.get(module, "loop")].add(parameter)
         self._awaited: set[nn.Parameter] = set()
         self._missing: list[set[nn.Parameter]] = []
         self._num_sent = 0

@@ -163,7 +163,8 @@ class Activations:
     @property
     def _tail(self) -> float:
         """What follows the loop on the last stage."""
-        return self._held.num_coda_layers * self._outside + self.head
+        is_twice = loop_design(self.config.model).final_norm.begins_coda and self._held.num_coda_layers
+        return self._held.num_coda_layers * self._outside + self.head + (self.state if is_twice else 0)
 
     @property
     def _waiting(self) -> float:
@@ -188,6 +189,9 @@ class Activations:
             kept -= num_looped * self._keys if keeps else 0
         elif design.shares_keys and not keeps:  # those that the loops that read them need
             kept += num_looped * self._keys
+        is_normed = self.stage.is_last and design.final_norm.ends_passes and recompute != "segment"
+        if is_normed and (self._held.num_coda_layers or index < num_passes - 1):
+            kept += self.state  # what the final norm is of; that of the last pass is of the head
         if index < cut:  # without gradient: what came from another stage, or goes on to the first pass with one
             is_kept = index == cut - 1 if self.stage.count == 1 else index > 0 or not self.stage.is_first
             kept = state if is_kept else 0

@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import make_inputs
 from pretrain.data.stream.labels import IGNORED
 from pretrain.model.hashed_numbers import noise_salt, row_keys
-from pretrain.model.loop.tables import INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import FINAL_NORMS, INJECTIONS, PER_LOOP, STARTS
 from pretrain.model.loss import loss_sums
 from tests.distributed.cases import (
     SEPARATORS,
@@ -44,11 +44,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "expected": {"over": "expected", "prior": "geometric", "prior_weight": 0.3},
     "consistent": {"over": "consistent", "short_weight": 0.3, "consistency_weight": 0.7},
 }
-RESIDUALS: dict[str, dict[str, Any]] = {
+STREAMS: dict[str, dict[str, Any]] = {
     "plain": {},
+    **{name: {"final_norm": name} for name in FINAL_NORMS if name != "end"},
     "dynamic": {"residual": "hyper"},
     "static": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}},
 }
+"""Of the residual stream: one, normed inside the loop or before the coda too, or several."""
 KEYS: dict[str, dict[str, Any]] = {
     "own": {},
     "first": {"keys": "first"},
@@ -65,12 +67,13 @@ FACTORS: dict[str, list[Any]] = {
     "residual_scale": ["one", "factored", "deep_loop"],
     "loss": list(LOSSES),
     "keys": list(KEYS),
-    "residual": list(RESIDUALS),
+    "streams": list(STREAMS),
 }
 
 
-def _goes_together(keys: str, per_loop: str, residual: str, residual_scale: str = "one", **_: Any) -> bool:
-    return (keys in ("own", "window") or per_loop != "lora") and (residual_scale != "deep_loop" or residual == "plain")
+def _goes_together(keys: str, per_loop: str, streams: str, residual_scale: str = "one", **_: Any) -> bool:
+    has_one_stream = "residual" not in STREAMS[streams]
+    return (keys in ("own", "window") or per_loop != "lora") and (residual_scale != "deep_loop" or has_one_stream)
 
 
 def _reaches_keys(keys: str, loops: tuple[int, int], **_: Any) -> bool:
@@ -88,7 +91,7 @@ TRUNCATED = pairwise(
         "per_loop": ["none", "lora"],
         "loops": [(2, 1), (4, 1), (4, 3), (2, 2)],
         "keys": [name for name in KEYS if name != "first"],
-        "residual": list(RESIDUALS),
+        "streams": list(STREAMS),
     },
     lambda **case: _goes_together(**case) and _reaches_keys(**case),
 )
@@ -102,7 +105,7 @@ PER_SEQUENCE = pairwise(
         "micro_batch": [1, 2, 4],
         "document_mask": [False, True],
         "keys": FACTORS["keys"],
-        "residual": list(RESIDUALS),
+        "streams": list(STREAMS),
     },
     lambda layout, micro_batch, **rest: 8 // micro_batch >= layout.pipeline and _goes_together(**rest),
 )
@@ -113,7 +116,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
     loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
-    loop |= KEYS[case["keys"]] | RESIDUALS[case["residual"]]
+    loop |= KEYS[case["keys"]] | STREAMS[case["streams"]]
     return tiny_config(
         tensor=layout.tensor,
         pipeline=layout.pipeline,

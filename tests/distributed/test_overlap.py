@@ -108,6 +108,12 @@ CASES: dict[str, dict[str, Any]] = {
     "gate": {"model": {**ENDS, "loop": {"exit": "gate"}}, "train": {"loop_loss": {"over": "expected"}}},
     "pipeline, tied, bf16": {"pipeline": 2, "model": {**ENDS, "tied_head": True}, "train": {"precision": "bf16"}},
     "pipeline, every loop": {"pipeline": 2, "train": {"loop_loss": {"over": "every"}}},
+    "normed passes, bf16": {
+        "model": {"num_prelude_layers": 1, "loop": {"final_norm": "passes"}},
+        "train": {"precision": "bf16"},
+    },
+    "normed passes, sharded": {"model": {"loop": {"final_norm": "passes"}}, "train": {"precision": "fp32"}},
+    "normed passes, pipeline": {"pipeline": 2, "model": {**ENDS, "loop": {"final_norm": "passes"}}},
     "tensor": {"tensor": 2},
     "tensor, sequence, sharded": {"tensor": 2, "sequence": True, "train": {"precision": "fp32"}},
     "truncated, bf16": {"backprop_loops": 2, "train": {"precision": "bf16"}},

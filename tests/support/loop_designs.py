@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pretrain.model.loop.tables import EXITS, INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import EXITS, FINAL_NORMS, INJECTIONS, PER_LOOP, STARTS
 from tests.support import own_loops
 
 WITH_INPUT = [name for name in INJECTIONS if name != "none"]
@@ -23,6 +23,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "hyper": {"residual": "hyper"},
     "static hyper": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}, "injection": "concat"},
     **{name: {"exit": name} for name in EXITS if name != "none"},
+    **{f"final norm: {name}": {"final_norm": name} for name in FINAL_NORMS if name != "end"},
     "own": own_loops.LOOP,
 }
 MODELS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     PerLoopName: TypeAlias = str
     ResidualName: TypeAlias = str
     ExitName: TypeAlias = str
+    FinalNormName: TypeAlias = str
 else:
-    InjectionName, StartName, PerLoopName, ResidualName, ExitName = (
+    InjectionName, StartName, PerLoopName, ResidualName, ExitName, FinalNormName = (
         Literal[tuple(table)] | PluginName for table in TABLES.values()
     )
 
@@ -44,6 +45,9 @@ class _Choices(Section):
     exit: ExitName = "none"
     """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
     train.loop_loss.over=expected trains."""
+    final_norm: FinalNormName = "end"
+    """Where the final norm of the model acts: once, at the end; at the end of all passes, so that what enters the next,
+    the exit and the head is normed (Ouro, Nanbeige 4.2); or before the coda and at the end (Huginn)."""
     residual_scale: ResidualScale = "one"
     """What the layers of the loop block add to the residual stream, times 1, 1/√L, 1/L or 1/(L·√k): the updates of a
     shared block add up, so that with more loops the same learning rate moves the state further (Wang et al. 2026, arXiv

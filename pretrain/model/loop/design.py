@@ -13,7 +13,7 @@ from pretrain.model.loop.per_loop.this import InLayers
 from pretrain.model.loop.plugins import plugin_settings
 from pretrain.model.loop.residual_scale import first_gains, update_scale
 from pretrain.model.loop.tables import TABLES, variant_class
-from pretrain.model.loop.variant import Exit, Held, Injection, NormalNoise, PerLoop, Residual, Shape, Start
+from pretrain.model.loop.variant import Exit, FinalNorm, Held, Injection, NormalNoise, PerLoop, Residual, Shape, Start
 from pretrain.model.weight_kinds import Weight, inside
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class LoopDesign:
         self.per_loop: PerLoop = self._variant("per_loop")
         self.residual: Residual = self._variant("residual")
         self.exit: Exit = self._variant("exit")
+        self.final_norm: FinalNorm = self._variant("final_norm")
 
     def _variant(self, kind: str) -> Any:
         section, name = self.section, getattr(self.section, kind)
@@ -50,8 +51,9 @@ class LoopDesign:
     def is_plain(self, num_passes: int) -> bool:
         """Whether a model of plain layers, repeated so often, computes the same and holds all there is."""
         injects = self.carries and any(map(self.injects, range(num_passes)))
-        choices = (self.section.start, self.section.per_loop, self.section.residual, self.update_scale)
-        alike = choices == ("prelude", "none", "plain", 1.0)
+        names = ("start", "per_loop", "residual", "final_norm")
+        choices = (*(getattr(self.section, name) for name in names), self.update_scale)
+        alike = choices == ("prelude", "none", "plain", "end", 1.0)
         shares = any(self.keys_of(loop) != loop for loop in range(num_passes))
         return alike and not injects and not self.exit.has_gate and not shares
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.model.loop.variant import Exit, Injection, PerLoop, Residual, Start, Variant
+from pretrain.model.loop.variant import Exit, FinalNorm, Injection, PerLoop, Residual, Start, Variant
 from pretrain.schema.choice import did_you_mean
 from pretrain.schema.plugin import EXAMPLE, load_plugin
 from pretrain.schema.section import Section, first_problem
 
 BASES: dict[str, type[Variant]] = {
     "injection": Injection, "start": Start, "per_loop": PerLoop, "residual": Residual,
-    "exit": Exit,
+    "exit": Exit, "final_norm": FinalNorm,
 }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from pretrain.model.loop.exit.gate import Gate
+from pretrain.model.loop.final_norm.coda import BeginsCoda
+from pretrain.model.loop.final_norm.passes import EndsPasses
 from pretrain.model.loop.injection.add import Add
 from pretrain.model.loop.injection.concat import Concat
 from pretrain.model.loop.injection.diagonal import Diagonal
@@ -15,7 +17,7 @@ from pretrain.model.loop.plugins import plugin_variant
 from pretrain.model.loop.residual.hyper import Hyper
 from pretrain.model.loop.start.noise import Noise
 from pretrain.model.loop.start.zeros import Zeros
-from pretrain.model.loop.variant import Exit, Injection, PerLoop, Residual, Start, Variant
+from pretrain.model.loop.variant import Exit, FinalNorm, Injection, PerLoop, Residual, Start, Variant
 
 INJECTIONS: dict[str, type[Injection]] = {
     "none": Injection, "add": Add, "concat": Concat, "gated": Gated, "diagonal": Diagonal,
@@ -26,8 +28,10 @@ PER_LOOP: dict[str, type[PerLoop]] = {
 }  # fmt: skip
 RESIDUALS: dict[str, type[Residual]] = {"plain": Residual, "hyper": Hyper}
 EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate}
+FINAL_NORMS: dict[str, type[FinalNorm]] = {"end": FinalNorm, "passes": EndsPasses, "coda": BeginsCoda}
 TABLES: dict[str, Mapping[str, type[Variant]]] = {
     "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "residual": RESIDUALS, "exit": EXITS,
+    "final_norm": FINAL_NORMS,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ A design (`pretrain/model/loop/design.py`) has one variant of each kind:
     PerLoop     what differs from loop to loop inside the shared layers          (`per_loop/`)
     Residual    how layers of the block read the residual stream and add to it   (`residual/`)
     Exit        with which probability a token stops after a loop                (`exit/`)
+    FinalNorm   where the final norm of the model acts inside too                (`final_norm/`)
 
 A variant describes its weights, counts what it costs and computes, as a function of tensors; it keeps nothing between
 calls. The weights come to it by name (`Held`): a vector or table as a tensor, a matrix "x.weight" as the linear map
@@ -214,6 +215,15 @@ class Exit(Variant):
     def log_odds(self, held: Held, states: "Tensor") -> "Tensor":
         """[t, d] states that a pass left -> [t] log-odds of stopping there, in fp32 or wider."""
         raise NotImplementedError
+
+
+class FinalNorm(Variant):
+    """The final norm of the model acts once, behind everything. Base of what has the same norm act earlier too."""
+
+    ends_passes: ClassVar[bool] = False
+    """Whether each pass ends with it."""
+    begins_coda: ClassVar[bool] = False
+    """Whether it acts on what enters the coda, if there is one."""
 
 
 def trained(loop: int, num_loops: int) -> int:

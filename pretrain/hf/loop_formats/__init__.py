@@ -1,0 +1,1 @@
+"""Published looped models in their own file layouts."""

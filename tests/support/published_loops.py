@@ -1,0 +1,139 @@
+"""Small published looped models in their own file layout, with random weights, and their published graphs in plain
+torch, in fp64: what an import is held to. Nothing of the model under test is used."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+VOCAB, WIDTH, HEADS, FFN, SEQ_LEN = 300, 32, 4, 48, 24
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class PublishedModel:
+    """Values of config.json, tensors by name, and the graph: tokens [b, s], loops -> logits [b, s, v] and, of a gate,
+    the probability [loops, b, s] of stopping after each loop, given that the token has come so far."""
+
+    config: dict[str, Any]
+    weights: Weights
+    graph: Callable[["PublishedModel", Tensor, int], tuple[Tensor, Tensor | None]]
+    start: Tensor | None = None
+    """[s, d] state with which the loop begins, if it is not the input."""
+    wide: Weights = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wide = {name: tensor.double() for name, tensor in self.weights.items()}
+
+    def logits(self, tokens: Tensor, num_loops: int) -> Tensor:
+        return self.graph(self, tokens, num_loops)[0]
+
+    def stops(self, tokens: Tensor, num_loops: int) -> Tensor:
+        stops = self.graph(self, tokens, num_loops)[1]
+        assert stops is not None
+        return stops
+
+    def write(self, folder: Path, tokenizer: Path) -> Path:
+        """A folder as it is published, with the files of a tokenizer."""
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(self.config))
+        save_file(self.weights, folder / "model.safetensors", metadata={"format": "pt"})
+        for file in tokenizer.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+
+def draw(shapes: dict[str, tuple[int, ...]]) -> Weights:
+    """Random tensors: norms about 1, others about 0."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    is_norm = {name: "norm" in name or "ln_f" in name for name in shapes}
+    return {name: 1 + 0.3 * each if is_norm[name] else 0.2 * each for name, each in drawn.items()}
+
+
+def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return states / (states.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """[b, s, heads, e] of each, fewer heads of keys and values -> [b, s, heads·e]."""
+    groups = queries.shape[2] // keys.shape[2]
+    keys, values = (each.repeat_interleave(groups, 2) for each in (keys, values))
+    scores = torch.einsum("bqhe,bkhe->bhqk", queries, keys) / queries.shape[-1] ** 0.5
+    is_future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return torch.einsum("bhqk,bkhe->bqhe", scores.masked_fill(is_future, -torch.inf).softmax(-1), values).flatten(2)
+
+
+def angles(length: int, head_dim: int, theta: float) -> Tensor:
+    """[s, 1, e/2]."""
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    return torch.outer(torch.arange(length, dtype=torch.float64), frequencies)[:, None]
+
+
+def rotate_halves(heads: Tensor, angle: Tensor) -> Tensor:
+    """Llama's: channel i turns with channel i + e/2."""
+    turned = torch.cat((-heads[..., heads.shape[-1] // 2 :], heads[..., : heads.shape[-1] // 2]), -1)
+    return heads * angle.cos().repeat(1, 1, 2) + turned * angle.sin().repeat(1, 1, 2)
+
+
+def llama_shapes(num_layers: int, kv_heads: int, head_dim: int, norms: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, WIDTH), "model.norm.weight": (WIDTH,)}
+    for number in range(num_layers):
+        layer = {
+            "self_attn.q_proj": (HEADS * head_dim, WIDTH), "self_attn.k_proj": (kv_heads * head_dim, WIDTH),
+            "self_attn.v_proj": (kv_heads * head_dim, WIDTH), "self_attn.o_proj": (WIDTH, HEADS * head_dim),
+            "mlp.gate_proj": (FFN, WIDTH), "mlp.up_proj": (FFN, WIDTH), "mlp.down_proj": (WIDTH, FFN),
+            **dict.fromkeys(norms, (WIDTH,)),
+        }  # fmt: skip
+        shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes | {"lm_head.weight": (VOCAB, WIDTH)}
+
+
+def llama_halves(model: PublishedModel, number: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Attention and feed-forward of a layer, without norms."""
+    config, prefix = model.config, f"model.layers.{number}"
+    matrix = lambda name, states: states @ model.wide[f"{prefix}.{name}.weight"].T  # noqa: E731
+
+    def attention(states: Tensor) -> Tensor:
+        heads = lambda name: matrix(f"self_attn.{name}", states).unflatten(-1, (-1, config["head_dim"]))  # noqa: E731
+        angle = angles(states.shape[1], config["head_dim"], config["rope_theta"])
+        queries, keys = (rotate_halves(heads(name), angle) for name in ("q_proj", "k_proj"))
+        return matrix("self_attn.o_proj", causal_attention(queries, keys, heads("v_proj")))
+
+    def feed(states: Tensor) -> Tensor:
+        return matrix("mlp.down_proj", F.silu(matrix("mlp.gate_proj", states)) * matrix("mlp.up_proj", states))
+
+    return attention, feed
+
+
+def nanbeige(**changes: Any) -> PublishedModel:
+    """Llama's layers, looped as a whole; the final norm behind every pass, or the last alone."""
+    config = {
+        "architectures": ["NanbeigeForCausalLM"], "model_type": "nanbeige", "vocab_size": VOCAB, "hidden_size": WIDTH,
+        "intermediate_size": FFN, "num_hidden_layers": 2, "num_attention_heads": HEADS, "num_key_value_heads": 2,
+        "head_dim": 12, "kv_channels": 12, "hidden_act": "silu", "max_position_embeddings": SEQ_LEN,
+        "rms_norm_eps": 1e-5, "rope_theta": 70_000_000, "rope_scaling": None, "attention_bias": False,
+        "mlp_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": False, "initializer_range": 0.02,
+        "num_loops": 2, "skip_loop_final_norm": False, "loop_loss_weights": [],
+    } | changes  # fmt: skip
+
+    def graph(model: PublishedModel, tokens: Tensor, num_loops: int) -> tuple[Tensor, None]:
+        norm = lambda name, states: rms_norm(states, model.wide[f"model.{name}.weight"], config["rms_norm_eps"])  # noqa: E731
+        states = model.wide["model.embed_tokens.weight"][tokens]
+        for loop in range(num_loops):
+            for number in range(config["num_hidden_layers"]):
+                attention, feed = llama_halves(model, number)
+                states = states + attention(norm(f"layers.{number}.input_layernorm", states))
+                states = states + feed(norm(f"layers.{number}.post_attention_layernorm", states))
+            if loop == num_loops - 1 or not config["skip_loop_final_norm"]:
+                states = norm("norm", states)
+        return states @ model.wide["lm_head.weight"].T, None
+
+    norms = ("input_layernorm", "post_attention_layernorm")
+    return PublishedModel(config, draw(llama_shapes(2, 2, config["head_dim"], norms)), graph)

@@ -1,0 +1,134 @@
+"""Published looped models as runs: logits of their published graphs, in and out again bitwise, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretrain.hf.exporting import export_run
+from pretrain.hf.importing import import_model
+from pretrain.hf.loop_formats.table import FORMATS, TYPES
+from pretrain.model.gpt import LoopedGPT
+from pretrain.run.trained_model import load_trained_model
+from tests.support.commands import Commands
+from tests.support.published_loops import SEQ_LEN, VOCAB, PublishedModel, nanbeige
+from tests.unit.hf.test_convert import assert_bitwise, byte_level, make_run, tokenizer  # noqa: F401 - fixtures
+from tools import convert_checkpoint
+
+ROOT = Path(__file__).parents[3]
+MODELS: dict[str, PublishedModel] = {
+    "nanbeige": nanbeige(),
+    "nanbeige, three loops, no norm between": nanbeige(num_loops=3, skip_loop_final_norm=True),
+}
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def imported(folder: Path, run: Path) -> LoopedGPT:
+    lines = import_model(folder=folder, run=run, new_tokens=False)
+    assert "logits were not compared: transformers has no class for model_type=" in lines[-1]
+    return load_trained_model(run, torch.device("cpu")).model.double()
+
+
+def some_tokens() -> Tensor:
+    return torch.randint(VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
+
+
+@models
+def test_logits_are_those_of_the_published_graph(tmp_path: Path, byte_level: Path, name: str) -> None:  # noqa: F811
+    """At its own loop count, at fewer and at more, all of one pass."""
+    published, tokens = MODELS[name], some_tokens()
+    model = imported(published.write(tmp_path / "published", byte_level), tmp_path / "run")
+    assert model.config.num_loops == published.config["num_loops"]
+    context, found = model.context(tokens), {}
+    for loops, states in enumerate(model.passes(tokens, 4, context), start=1):
+        found[loops] = model.logits(model.finish(states, context, loops)).unflatten(0, tokens.shape)
+    for loops, logits in found.items():
+        torch.testing.assert_close(logits, published.logits(tokens, loops), rtol=1e-7, atol=1e-7)
+
+
+@models
+def test_in_and_out_again_is_bitwise(tmp_path: Path, byte_level: Path, name: str) -> None:  # noqa: F811
+    published = MODELS[name]
+    folder = published.write(tmp_path / "published", byte_level)
+    imported(folder, tmp_path / "run")
+    form = TYPES[published.config["model_type"]]
+    (written,) = [key for key, each in FORMATS.items() if each is form]
+    lines = export_run(run=tmp_path / "run", out=tmp_path / "out", published=written)
+    assert "logits on random tokens differ by at most 0.0e+00 of the largest" in lines[-1]
+    assert_bitwise(load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: config.get(key, "missing") for key in published.config} == published.config
+
+
+WHOLE: dict[str, Any] = {"vocab_size": 320, "num_loop_layers": 2, "num_loops": 2}
+
+
+def test_a_run_of_ours_is_written_as_nanbeige(tmp_path: Path, tokenizer: Path) -> None:  # noqa: F811
+    """At another loop count, without its gate; what is lost is said."""
+    loop = {"final_norm": "passes", "exit": "gate"}
+    run = make_run(tmp_path / "run", tokenizer, WHOLE | {"loop": loop, "num_key_value_heads": 2})
+    lines = export_run(run=run, out=tmp_path / "out", published="nanbeige", num_loops=3)
+    assert lines[1].startswith("NanbeigeForCausalLM, 3 loops, 6 layers deep, float32; 21 tensors mapped, 2 tensors")
+    assert lines[2] == "model.loop.exit=gate is dropped: tokens have no exit there, all run all loops"
+    report = (tmp_path / "out" / "conversion.txt").read_text()
+    assert lines[2] in report and "dropped exit.direction  NanbeigeForCausalLM has no place for it" in report
+    again = imported(tmp_path / "out", tmp_path / "again")
+    before, tokens = load_trained_model(run, torch.device("cpu")).model.double(), some_tokens()
+    assert again.config.num_loops == 3
+    assert torch.equal(again.logits(again(tokens)), before.logits(before(tokens, 3)))
+
+
+UNHELD: dict[str, tuple[dict[str, Any], str]] = {
+    "prelude": ({"num_prelude_layers": 1}, "model.num_prelude_layers=1 .* NanbeigeForCausalLM has 0"),
+    "injection": ({"loop": {"injection": "add"}}, "model.loop.injection=add .* NanbeigeForCausalLM has none"),
+    "keys": ({"loop": {"keys": "first"}}, "model.loop.keys=first .* NanbeigeForCausalLM has own"),
+    "sandwich": ({"norm_place": "both"}, "model.norm_place=both .* NanbeigeForCausalLM has before"),
+    "weights of loops": ({"loop": {"per_loop": "lora"}}, "model.loop.per_loop=lora"),
+    "positions": ({"positions": "learned"}, "model.positions=learned .* NanbeigeForCausalLM has rope"),
+    "blocks": (
+        {"num_loop_layers": 4, "num_loops": 1, "loop_regulariser": {"block_size": 2, "weight": 1.0}},
+        r"model.loop_regulariser.block_size=2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNHELD)
+def test_what_a_form_cannot_hold_is_named(tmp_path: Path, tokenizer: Path, case: str) -> None:  # noqa: F811
+    fields, message = UNHELD[case]
+    run = make_run(tmp_path / "run", tokenizer, WHOLE | fields)
+    with pytest.raises(ValueError, match=message):
+        export_run(run=run, out=tmp_path / "out", published="nanbeige")
+    assert not (tmp_path / "out").exists()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "shared keys": ({"loop_share_kv": True}, "loop_share_kv=True of model_type=nanbeige is not supported"),
+    "biases": ({"attention_bias": True}, "attention_bias=True of model_type=nanbeige"),
+    "rope scaling": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"rope scaling \(yarn\)"),
+    "no loops": ({"num_loops": 0}, "num_loops: Input should be greater than 0"),
+    "text": ({"num_loops": "many"}, "num_loops: Input should be a valid integer"),
+    "heads": ({"num_key_value_heads": 3}, "model.num_attention_heads=4 is not divisible"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantised weights"),
+    "two stacks": ({"model_type": "hrm_text"}, "model_type=hrm_text is not supported: it loops one block of layers in"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_computed_is_refused_by_name(tmp_path: Path, byte_level: Path, case: str) -> None:  # noqa: F811
+    changes, message = REFUSED[case]
+    folder = nanbeige(**changes).write(tmp_path / "published", byte_level)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}") as caught:
+        import_model(folder=folder, run=tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_command_knows_every_form(tmp_path: Path, commands: Commands) -> None:
+    assert tuple(FORMATS) == convert_checkpoint.FORMATS
+    both = ("--run", tmp_path, "--out", tmp_path / "out", "--unroll", "--format", "nanbeige")
+    done = commands.run(ROOT / "tools" / "convert_checkpoint.py", "export", *both)
+    assert done.returncode == 2 and "not allowed with argument" in done.stderr
