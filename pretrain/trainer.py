@@ -117,11 +117,10 @@ class Trainer:
         self._fill(reader)
         for task in self.tasks.skipped if self.tasks else ():
             session.warnings.append(f"skipped {task.name}: {task.reason}")
-        if config.model.loop.exit == "gate" and config.train.loop_loss.over != "expected":
+        if config.model.loop.exit != "none" and config.train.loop_loss.over != "expected":
+            given = f"model.loop.exit={config.model.loop.exit}"
             over = config.train.loop_loss.over
-            session.warnings.append(
-                f"model.loop.exit=gate learns nothing from train.loop_loss.over={over}: it needs expected"
-            )
+            session.warnings.append(f"{given} learns nothing from train.loop_loss.over={over}: it needs expected")
         self._describe_data()
         session.begin(
             self.counters, config.train.steps, scored_every=self._scored_every, diagnosed_every=self._diagnosed_every,

@@ -1,7 +1,7 @@
 """Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
     export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
-    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2; or an
+    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2, Ouro; or an
             export), or a GGUF file of Llama or Qwen -> a run directory
     loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
 
@@ -28,7 +28,7 @@ from pretrain.hf.config_file import read_config
 from pretrain.model.loop.tables import INJECTIONS
 from pretrain.storage import require_new
 
-FORMATS = ("nanbeige",)
+FORMATS = ("nanbeige", "ouro")
 MERGES = ("average", "first", "middle", "last", "none")
 
 

@@ -12,7 +12,7 @@ from pretrain.schema.section import Section
 class LoopLossSection(Section):
     over: Literal["last", "every", "expected", "consistent"] = "last"
     """Loops whose output the loss is of: the last alone; every one, weighted (deep supervision); the one after which
-    a token stops, as the gate of model.loop.exit=gate expects it (Ouro); or the last and an earlier one, drawn in each
+    a token stops, as the gate of model.loop.exit expects it (Ouro); or the last and an earlier one, drawn in each
     step, whose final state is drawn to that of the last (LoopFormer). The state after a loop goes through coda, norm
     and head, as if the model had no more loops."""
     weights: Literal["uniform", "linear"] | tuple[Annotated[float, Field(gt=0)], ...] = "uniform"

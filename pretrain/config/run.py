@@ -338,7 +338,9 @@ class RunConfig(EntryConfig):
         model, train, sampling = self.model, self.train, self.train.loop_sampling
         sampling.growth.require_below("train.loop_sampling.growth", *sampling.full(model.num_loops))
         if train.loop_loss.over == "expected" and model.loop.exit == "none":
-            raise ValueError("train.loop_loss.over=expected needs model.loop.exit=gate: the gate says what to expect")
+            raise ValueError(
+                "train.loop_loss.over=expected needs model.loop.exit=gate or linear: the gate says what to expect"
+            )
         if train.loop_loss.is_of_every_loop and model.num_blocks > 1:
             raise ValueError(
                 f"train.loop_loss.over={train.loop_loss.over}: a block-regularised model has no loops, only one output"

@@ -27,6 +27,10 @@ _LLAMA_LAYER = {
     "ffn.up": "mlp.up_proj",
     "ffn.down": "mlp.down_proj",
 }
+_OURO_LAYER = _LLAMA_LAYER | {
+    "attention_post_norm": "input_layernorm_2",
+    "ffn_post_norm": "post_attention_layernorm_2",
+}
 _OLMO2_LAYER = _LLAMA_LAYER | {"attention_norm": "post_attention_layernorm", "ffn_norm": "post_feedforward_layernorm"}
 _GPT2_LAYER = {
     "attention_norm": "ln_1",
@@ -38,7 +42,7 @@ _GPT2_LAYER = {
     "ffn.up": "mlp.c_fc",
     "ffn.down": "mlp.c_proj",
 }
-_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER} | dict.fromkeys(
+_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "ouro": _OURO_LAYER} | dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "olmo"), _LLAMA_LAYER
 )
 _LLAMA_ENDS = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
@@ -58,9 +62,16 @@ class Rule:
     transposed: bool = False
     """Whether the published tensor is [inputs, outputs]."""
 
+    stored: tuple[int, ...] | None = None
+    """Shape of the published tensor where it has other dimensions than these, in the same order of numbers."""
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the published tensor."""
+        return self.stored or self._whole
+
+    @property
+    def _whole(self) -> tuple[int, ...]:
         rows = sum(shape[0] for shape in self.shapes)
         whole = (rows, *self.shapes[0][1:])
         return whole[::-1] if self.transposed else whole
@@ -68,11 +79,13 @@ class Rule:
     def join(self, ours: list[Tensor]) -> Tensor:
         """The published tensor, made of a copy of ours."""
         whole = torch.cat(ours) if len(ours) > 1 else ours[0]
-        return (whole.t() if self.transposed else whole).clone(memory_format=torch.contiguous_format)
+        whole = (whole.t() if self.transposed else whole).clone(memory_format=torch.contiguous_format)
+        return whole.view(self.shape)
 
     def split(self, theirs: Tensor) -> list[Tensor]:
         """Our tensors, as copies of the parts of the published one."""
-        whole = theirs.t() if self.transposed else theirs
+        whole = theirs.reshape(self._whole)
+        whole = whole.t() if self.transposed else whole
         parts = whole.split([shape[0] for shape in self.shapes])
         return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 

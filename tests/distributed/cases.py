@@ -168,6 +168,7 @@ class Reference:
             if settings.over == "expected":
                 state = states.unflatten(-1, (-1, model.config.hidden_size)).mean(-2)  # of all streams
                 unit = state / (state.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+                unit = state if model.config.loop.exit == "linear" else unit
                 stops.append((unit @ model.exit["direction"] + model.exit["bias"]).sigmoid())
         if settings.over == "expected":
             left, shares = torch.ones_like(stops[0]), []

@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import make_inputs
 from pretrain.data.stream.labels import IGNORED
 from pretrain.model.hashed_numbers import noise_salt, row_keys
-from pretrain.model.loop.tables import FINAL_NORMS, INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.tables import EXITS, FINAL_NORMS, INJECTIONS, PER_LOOP, STARTS
 from pretrain.model.loss import loss_sums
 from tests.distributed.cases import (
     SEPARATORS,
@@ -36,12 +36,12 @@ BOUNDARIES = [
     ("noise", WITH_INPUT[0], "first"),
 ]
 """Start state, injection and the passes at which it acts: all of each."""
-LOSSES: dict[str, dict[str, Any]] = {
+LOSSES: dict[str, dict[str, Any]] = {  # what a gate expects is under its name
     "last": {},
     "uniform": {"over": "every"},
     "linear": {"over": "every", "weights": "linear"},
     "given": {"over": "every", "weights": (1.0, 3.0)},
-    "expected": {"over": "expected", "prior": "geometric", "prior_weight": 0.3},
+    **{name: {"over": "expected", "prior": "geometric", "prior_weight": 0.3} for name in EXITS if name != "none"},
     "consistent": {"over": "consistent", "short_weight": 0.3, "consistency_weight": 0.7},
 }
 STREAMS: dict[str, dict[str, Any]] = {
@@ -115,7 +115,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
     layout: Layout = case["layout"]
     loop = dict(zip(("start", "injection", "injection_at"), case["boundary"], strict=True))
     loop |= {key: case[key] for key in ("per_loop", "residual_scale") if key in case}
-    loop |= {"exit": "gate" if case.get("loss") == "expected" else "none"}
+    loop |= {"exit": case.get("loss") if case.get("loss") in EXITS else "none"}
     loop |= KEYS[case["keys"]] | STREAMS[case["streams"]]
     return tiny_config(
         tensor=layout.tensor,

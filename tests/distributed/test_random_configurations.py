@@ -79,7 +79,7 @@ def configurations(draw: st.DrawFn, precisions: tuple[str, ...], layouts: list[t
     losses = [
         "last",
         *([] if regularised else ["every", "consistent"]),
-        *(["expected"] if design["exit"] == "gate" else []),
+        *(["expected"] if design["exit"] != "none" else []),
     ]
     train = {
         "loop_loss": {"over": draw(st.sampled_from(losses))},

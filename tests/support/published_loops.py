@@ -31,6 +31,12 @@ class PublishedModel:
     def __post_init__(self) -> None:
         self.wide = {name: tensor.double() for name, tensor in self.weights.items()}
 
+    @property
+    def num_loops(self) -> int:
+        """As config.json says."""
+        names = {"nanbeige": "num_loops", "ouro": "total_ut_steps", "huginn_raven": "mean_recurrence"}
+        return self.config[names[self.config["model_type"]]]
+
     def logits(self, tokens: Tensor, num_loops: int) -> Tensor:
         return self.graph(self, tokens, num_loops)[0]
 
@@ -112,6 +118,9 @@ def llama_halves(model: PublishedModel, number: int) -> tuple[Callable[[Tensor],
     return attention, feed
 
 
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
 def nanbeige(**changes: Any) -> PublishedModel:
     """Llama's layers, looped as a whole; the final norm behind every pass, or the last alone."""
     config = {
@@ -135,5 +144,35 @@ def nanbeige(**changes: Any) -> PublishedModel:
                 states = norm("norm", states)
         return states @ model.wide["lm_head.weight"].T, None
 
-    norms = ("input_layernorm", "post_attention_layernorm")
-    return PublishedModel(config, draw(llama_shapes(2, 2, config["head_dim"], norms)), graph)
+    return PublishedModel(config, draw(llama_shapes(2, 2, config["head_dim"], NORMS)), graph)
+
+
+def ouro(**changes: Any) -> PublishedModel:
+    """Four norms a layer, the final norm behind every pass, and a gate on what it gives."""
+    config = {
+        "architectures": ["OuroForCausalLM"], "model_type": "ouro", "vocab_size": VOCAB, "hidden_size": WIDTH,
+        "intermediate_size": FFN, "num_hidden_layers": 2, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
+        "head_dim": 8, "hidden_act": "silu", "max_position_embeddings": SEQ_LEN, "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0, "rope_scaling": None, "attention_dropout": 0.0, "tie_word_embeddings": False,
+        "initializer_range": 0.02, "layer_types": ["full_attention"] * 2, "sliding_window": None,
+        "use_sliding_window": False, "total_ut_steps": 4, "early_exit_threshold": 1.0,
+    } | changes  # fmt: skip
+
+    def graph(model: PublishedModel, tokens: Tensor, num_loops: int) -> tuple[Tensor, Tensor]:
+        norm = lambda name, states: rms_norm(states, model.wide[f"model.{name}.weight"], config["rms_norm_eps"])  # noqa: E731
+        states, stops = model.wide["model.embed_tokens.weight"][tokens], []
+        for _ in range(num_loops):
+            for number in range(config["num_hidden_layers"]):
+                layer, (attention, feed) = f"layers.{number}", llama_halves(model, number)
+                update = attention(norm(f"{layer}.input_layernorm", states))
+                states = states + norm(f"{layer}.input_layernorm_2", update)
+                update = feed(norm(f"{layer}.post_attention_layernorm", states))
+                states = states + norm(f"{layer}.post_attention_layernorm_2", update)
+            states = norm("norm", states)
+            weight, bias = (model.wide[f"model.early_exit_gate.{name}"] for name in ("weight", "bias"))
+            stops.append((states @ weight.T + bias).sigmoid()[..., 0])
+        return states @ model.wide["lm_head.weight"].T, torch.stack(stops)
+
+    shapes = llama_shapes(2, HEADS, 8, (*NORMS, *(f"{name}_2" for name in NORMS)))
+    gate = {"model.early_exit_gate.weight": (1, WIDTH), "model.early_exit_gate.bias": (1,)}
+    return PublishedModel(config, draw(shapes | gate), graph)

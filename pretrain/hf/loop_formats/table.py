@@ -2,8 +2,9 @@
 
 from pretrain.hf.loop_formats.format import LoopFormat
 from pretrain.hf.loop_formats.nanbeige import Nanbeige
+from pretrain.hf.loop_formats.ouro import Ouro
 
-FORMATS: dict[str, LoopFormat] = {"nanbeige": Nanbeige()}
+FORMATS: dict[str, LoopFormat] = {"nanbeige": Nanbeige(), "ouro": Ouro()}
 """By the name that `--format` takes."""
 TYPES = {published.model_type: published for published in FORMATS.values()}
 NOT_HELD = {

@@ -44,7 +44,8 @@ class _Choices(Section):
     learned connections."""
     exit: ExitName = "none"
     """What says with which probability a token stops after a loop: nothing, or a gate on the state, which
-    train.loop_loss.over=expected trains."""
+    train.loop_loss.over=expected trains: gate norms the state first, linear takes it as it is, normed already with
+    final_norm=passes (Ouro)."""
     final_norm: FinalNormName = "end"
     """Where the final norm of the model acts: once, at the end; at the end of all passes, so that what enters the next,
     the exit and the head is normed (Ouro, Nanbeige 4.2); or before the coda and at the end (Huginn)."""

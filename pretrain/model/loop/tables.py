@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pretrain.model.loop.exit.gate import Gate
+from pretrain.model.loop.exit.linear import LinearGate
 from pretrain.model.loop.final_norm.coda import BeginsCoda
 from pretrain.model.loop.final_norm.passes import EndsPasses
 from pretrain.model.loop.injection.add import Add
@@ -27,7 +28,7 @@ PER_LOOP: dict[str, type[PerLoop]] = {
     "none": PerLoop, "embedding": LoopEmbedding, "norm_scales": NormScales, "lora": Lora, "adaln": AdaLN,
 }  # fmt: skip
 RESIDUALS: dict[str, type[Residual]] = {"plain": Residual, "hyper": Hyper}
-EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate}
+EXITS: dict[str, type[Exit]] = {"none": Exit, "gate": Gate, "linear": LinearGate}
 FINAL_NORMS: dict[str, type[FinalNorm]] = {"end": FinalNorm, "passes": EndsPasses, "coda": BeginsCoda}
 TABLES: dict[str, Mapping[str, type[Variant]]] = {
     "injection": INJECTIONS, "start": STARTS, "per_loop": PER_LOOP, "residual": RESIDUALS, "exit": EXITS,

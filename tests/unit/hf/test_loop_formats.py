@@ -1,6 +1,7 @@
 """Published looped models as runs: logits of their published graphs, in and out again bitwise, what is refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_model
 from pretrain.hf.loop_formats.table import FORMATS, TYPES
+from pretrain.model.exits import log_exit_probabilities
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import load_trained_model
 from tests.support.commands import Commands
-from tests.support.published_loops import SEQ_LEN, VOCAB, PublishedModel, nanbeige
+from tests.support.published_loops import SEQ_LEN, VOCAB, PublishedModel, nanbeige, ouro
 from tests.unit.hf.test_convert import assert_bitwise, byte_level, make_run, tokenizer  # noqa: F401 - fixtures
 from tools import convert_checkpoint
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[3]
 MODELS: dict[str, PublishedModel] = {
     "nanbeige": nanbeige(),
     "nanbeige, three loops, no norm between": nanbeige(num_loops=3, skip_loop_final_norm=True),
+    "ouro": ouro(),
 }
 models = pytest.mark.parametrize("name", MODELS)
 
@@ -42,7 +45,7 @@ def test_logits_are_those_of_the_published_graph(tmp_path: Path, byte_level: Pat
     """At its own loop count, at fewer and at more, all of one pass."""
     published, tokens = MODELS[name], some_tokens()
     model = imported(published.write(tmp_path / "published", byte_level), tmp_path / "run")
-    assert model.config.num_loops == published.config["num_loops"]
+    assert model.config.num_loops == published.num_loops
     context, found = model.context(tokens), {}
     for loops, states in enumerate(model.passes(tokens, 4, context), start=1):
         found[loops] = model.logits(model.finish(states, context, loops)).unflatten(0, tokens.shape)
@@ -62,6 +65,50 @@ def test_in_and_out_again_is_bitwise(tmp_path: Path, byte_level: Path, name: str
     assert_bitwise(load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "model.safetensors"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {key: config.get(key, "missing") for key in published.config} == published.config
+
+
+def test_the_gate_of_ouro_is_read_where_theirs_reads_it(tmp_path: Path, byte_level: Path) -> None:  # noqa: F811
+    published, tokens = MODELS["ouro"], some_tokens()
+    model = imported(published.write(tmp_path / "published", byte_level), tmp_path / "run")
+    passes = model.passes(tokens, 4, model.context(tokens))
+    stops = torch.stack([model.exit_log_odds(states).sigmoid().unflatten(0, tokens.shape) for states in passes])
+    torch.testing.assert_close(stops, published.stops(tokens, 4), rtol=1e-7, atol=1e-7)
+    assert stops.std() > 0.01
+    left = (1 - stops[:-1]).cumprod(0)  # theirs: the share of each step but the last, which takes what is left
+    shares = torch.cat((stops[:1], stops[1:-1] * left[:-1], left[-1:]))
+    log_odds = torch.stack([model.exit_log_odds(states) for states in model.passes(tokens, 3, model.context(tokens))])
+    ours = log_exit_probabilities(log_odds).exp().unflatten(1, tokens.shape)
+    torch.testing.assert_close(ours, shares, rtol=1e-7, atol=1e-7)
+
+
+OURO_FULL = {
+    "vocab_size": 49152, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "head_dim": 128, "max_position_embeddings": 65536, "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+}  # fmt: skip
+FULL: dict[str, tuple[PublishedModel, int]] = {  # published sizes, and parameters added up by hand
+    "Ouro-1.4B": (ouro(**OURO_FULL, num_hidden_layers=24), 2 * 49152 * 2048 + 24 * 51_388_416 + 2 * 2048 + 1),
+    "Ouro-2.6B": (ouro(**OURO_FULL, num_hidden_layers=48), 2 * 49152 * 2048 + 48 * 51_388_416 + 2 * 2048 + 1),
+    "Nanbeige4.2-3B": (
+        nanbeige(
+            vocab_size=166144, hidden_size=3072, intermediate_size=10752, num_attention_heads=48,
+            num_key_value_heads=8, head_dim=128, kv_channels=128, num_hidden_layers=22, max_position_embeddings=262144,
+        ),
+        2 * 166144 * 3072 + 22 * (2 * 3072 * 6144 + 2 * 3072 * 1024 + 3 * 3072 * 10752 + 2 * 3072) + 3072,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_full_size_parses_and_has_the_published_parameters(name: str) -> None:
+    published, num_parameters = FULL[name]
+    form = TYPES[published.config["model_type"]]
+    model, seq_len = form.read(Path("config.json"), published.config)
+    with torch.device("meta"):
+        whole = LoopedGPT(model, seq_len)
+    assert sum(weight.numel() for weight in whole.parameters()) == num_parameters
+    assert sum(math.prod(rule.shape) for rule in form.rules(model, seq_len)) == num_parameters
+    assert form.read(Path("config.json"), form.config(model, seq_len)) == (model, seq_len)
 
 
 WHOLE: dict[str, Any] = {"vocab_size": 320, "num_loop_layers": 2, "num_loops": 2}
@@ -132,3 +179,38 @@ def test_the_command_knows_every_form(tmp_path: Path, commands: Commands) -> Non
     both = ("--run", tmp_path, "--out", tmp_path / "out", "--unroll", "--format", "nanbeige")
     done = commands.run(ROOT / "tools" / "convert_checkpoint.py", "export", *both)
     assert done.returncode == 2 and "not allowed with argument" in done.stderr
+
+
+# As a user
+
+USED: dict[str, tuple[PublishedModel, str]] = {  # with the rule by which its tokens stop
+    "ouro": (ouro(max_position_embeddings=600), "auto:gate:0.6"),
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_published_looped_model_is_a_run_like_any_other(
+    tmp_path: Path,
+    byte_level: Path,
+    commands: Commands,
+    name: str,  # noqa: F811
+) -> None:
+    """All depths of one pass are scored, it is sampled from at any depth, and goes back into its form."""
+    published, rule = USED[name]
+    folder, run = published.write(tmp_path / "published", byte_level), tmp_path / "run"
+    tool, generate = ROOT / "tools" / "convert_checkpoint.py", ROOT / "tools" / "generate.py"
+    done = commands.run(tool, "import", "--model", folder, "--run", run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{run}: {published.config['model_type']}, " in done.stdout and "logits were not compared" in done.stdout
+    wanted = ("--tasks", "variable_assignment_code_depth0", "--num-examples", "2", "--offline", "--num-loops", "1,2,4")
+    scored = commands.run(ROOT / "tools" / "eval_depth.py", "--run", run, *wanted)
+    assert scored.returncode == 0, scored.stderr
+    rows = [json.loads(line) for line in (run / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert [row["num_loops"] for row in rows] == [1, 2, 4]
+    asked = ("--run", run, "--prompt", "the loop", "--max-new-tokens", "5", "--temperature", "0", "--num-loops")
+    for loops in ("2", rule):
+        sample = commands.run(generate, *asked, loops)
+        assert sample.returncode == 0 and sample.stdout.startswith("the loop"), sample.stderr
+    written = commands.run(tool, "export", "--run", run, "--out", tmp_path / "out", "--format", name)
+    assert (written.returncode, written.stderr) == (0, "")
+    assert f"{published.config['architectures'][0]}, {published.num_loops} loops, " in written.stdout

@@ -44,5 +44,5 @@ def test_priors_are_normalised_and_fall_as_their_names_say(prior: str, ratios: l
 
 
 def test_an_expected_loss_without_a_gate_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train\.loop_loss\.over=expected needs model\.loop\.exit=gate"):
+    with pytest.raises(ValueError, match=r"train\.loop_loss\.over=expected needs model\.loop\.exit=gate or linear"):
         RunConfig.model_validate({"train": {"loop_loss": {"over": "expected"}}})

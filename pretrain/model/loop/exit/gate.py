@@ -2,7 +2,7 @@
 arXiv 2510.25741, section 3): λ = sigmoid(w · x / rms(x) + b), one number a token. Stopping after loop t then has the
 probability λ_t Π_{j<t} (1 - λ_j), and the last loop takes the rest: `pretrain/model/exits.py`. It learns from
 `train.loop_loss.over=expected`. Unlike Ouro's it reads the state before coda and final norm, so that deciding costs
-neither."""
+neither; Ouro's is `linear.py`."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
