@@ -1,8 +1,8 @@
 """Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
     export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
-    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2, Ouro; or an
-            export), or a GGUF file of Llama or Qwen -> a run directory
+    import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2, Ouro,
+            Huginn; or an export), or a GGUF file of Llama or Qwen -> a run directory
     loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
 
 Exports and imports are checked by comparing logits with transformers. conversion.txt in the result lists every tensor.
@@ -28,7 +28,7 @@ from pretrain.hf.config_file import read_config
 from pretrain.model.loop.tables import INJECTIONS
 from pretrain.storage import require_new
 
-FORMATS = ("nanbeige", "ouro")
+FORMATS = ("nanbeige", "ouro", "huginn")
 MERGES = ("average", "first", "middle", "last", "none")
 
 

@@ -25,7 +25,7 @@ NOT_EXPORTED = ("loop_regulariser",)
 _SHAPE_FIELDS = tuple(name for name in ModelSection.model_fields if name not in NOT_EXPORTED)
 _LLAMA: dict[str, Any] = {
     "positions": "rope", "activation": "swiglu", "norm": "rms", "norm_place": "before", "qk_norm": "none",
-    "bias": "none",
+    "bias": "none", "embedding_scale": 1.0,
 }  # fmt: skip
 
 

@@ -108,8 +108,10 @@ class LoopedGPTConfig(PretrainedConfig):
     """Longest sequence trained on, in tokens."""
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
-    bias: Literal["none", "qkv", "all"] = "none"
-    """Linear layers with a bias: none, only query, key and value, or all in attention and feed-forward."""
+    bias: Literal["none", "qk", "qkv", "all"] = "none"
+    """Linear layers with a bias: none, only query and key, these and value, or all in attention and feed-forward."""
+    embedding_scale: float = 1.0
+    """What the embeddings of tokens are multiplied by; not `inputs_embeds`."""
     qk_norm: Literal["none", "head", "all"] = "none"
     """RMSNorm of queries and keys before the rotation: none, per head, or over all heads together."""
     tied_head: bool = False
@@ -318,7 +320,7 @@ class Attention(nn.Module):
         has_bias = config.bias != "none"
         self.query = nn.Linear(config.hidden_size, width, bias=has_bias)
         self.key = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
-        self.value = nn.Linear(config.hidden_size, kv_width, bias=has_bias)
+        self.value = nn.Linear(config.hidden_size, kv_width, bias=config.bias in ("qkv", "all"))
         self.output = ResidualLinear(width, config.hidden_size, bias=config.bias == "all")
         self.query_norm = self.key_norm = None
         if config.qk_norm != "none":
@@ -568,7 +570,7 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache()
         if past_key_values is not None:
             self._check_cache(past_key_values, num_loops)
-        states = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds  # [b, s, d]
+        states = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # [b, s, d]
         mask = attention_mask
         if position_ids is None or mask is None or mask.dim() == 2:
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -588,6 +590,10 @@ class LoopedGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=None if trace is None else (*trace, states), **cached
         )
+
+    def _embed(self, input_ids: Tensor | None) -> Tensor:
+        embedded, scale = self.embedding(input_ids), self.config.embedding_scale
+        return embedded if scale == 1 else scale * embedded
 
     def _run(
         self, states: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None, num_loops: int,

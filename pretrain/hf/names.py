@@ -1,8 +1,8 @@
 """Names of weights: the mapping between our tensors and those of a published architecture.
 
-A rule lists the tensors of ours that one published tensor holds, concatenated along their outputs, and transposed if
-the published one is [inputs, outputs] (GPT-2). In an unrolled looped model several published tensors hold the same one
-of ours.
+A rule lists the tensors of ours that one published tensor holds, concatenated along their outputs (or inputs), and
+transposed if the published one is [inputs, outputs] (GPT-2). In an unrolled looped model several published tensors hold
+the same one of ours.
 """
 
 from dataclasses import dataclass
@@ -62,6 +62,10 @@ class Rule:
     transposed: bool = False
     """Whether the published tensor is [inputs, outputs]."""
 
+    dim: int = 0
+    """Along which they are concatenated: 0 their outputs, 1 their inputs."""
+    paired: tuple[int, ...] = ()
+    """Of each of them, the heads whose channels turn in pairs of neighbours there and of two halves here; 0: none."""
     stored: tuple[int, ...] | None = None
     """Shape of the published tensor where it has other dimensions than these, in the same order of numbers."""
 
@@ -72,13 +76,16 @@ class Rule:
 
     @property
     def _whole(self) -> tuple[int, ...]:
-        rows = sum(shape[0] for shape in self.shapes)
-        whole = (rows, *self.shapes[0][1:])
+        sizes = list(self.shapes[0])
+        sizes[self.dim] = sum(shape[self.dim] for shape in self.shapes)
+        whole = tuple(sizes)
         return whole[::-1] if self.transposed else whole
 
     def join(self, ours: list[Tensor]) -> Tensor:
         """The published tensor, made of a copy of ours."""
-        whole = torch.cat(ours) if len(ours) > 1 else ours[0]
+        if self.paired:
+            ours = [_turned(part, heads, (2, -1)) for part, heads in zip(ours, self.paired, strict=True)]
+        whole = torch.cat(ours, self.dim) if len(ours) > 1 else ours[0]
         whole = (whole.t() if self.transposed else whole).clone(memory_format=torch.contiguous_format)
         return whole.view(self.shape)
 
@@ -86,8 +93,17 @@ class Rule:
         """Our tensors, as copies of the parts of the published one."""
         whole = theirs.reshape(self._whole)
         whole = whole.t() if self.transposed else whole
-        parts = whole.split([shape[0] for shape in self.shapes])
+        parts = whole.split([shape[self.dim] for shape in self.shapes], self.dim)
+        if self.paired:
+            parts = [_turned(part, heads, (-1, 2)) for part, heads in zip(parts, self.paired, strict=True)]
         return [part.clone(memory_format=torch.contiguous_format) for part in parts]
+
+
+def _turned(rows: Tensor, heads: int, order: tuple[int, int]) -> Tensor:
+    """Rows of `heads` heads, each in `order` (two halves or pairs), in the other one; without heads as they are."""
+    if not heads:
+        return rows
+    return rows.unflatten(0, (heads, *order)).transpose(1, 2).reshape(rows.shape)
 
 
 def stock_rules(model_type: str, model: ModelSection, num_loops: int, seq_len: int) -> list[Rule]:

@@ -80,9 +80,11 @@ class ModelSection(Section):
     """Base of the rotary wavelengths."""
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU (gate, up, down) or GELU in its tanh form (up, down)."""
-    bias: Literal["none", "qkv", "all"] = "none"
-    """Biases in the linear layers of attention and feed-forward: in none, of query, key and value (Qwen 2), or in all
-    (GPT-2)."""
+    bias: Literal["none", "qk", "qkv", "all"] = "none"
+    """Biases in the linear layers of attention and feed-forward: in none, of query and key (Huginn), of these and value
+    (Qwen 2), or in all (GPT-2)."""
+    embedding_scale: float = Field(default=1.0, gt=0)
+    """What the embeddings of tokens are multiplied by, where they enter the model: √hidden_size in Huginn."""
     tied_head: bool = False
     """Use the embedding as output head."""
     init_std: float = Field(default=0.02, gt=0)

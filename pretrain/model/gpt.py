@@ -76,9 +76,9 @@ class LoopedGPT(nn.Module):
         self.design = loop_design(config)
         self.embedding = self.position_embedding = None
         if stage.is_first:
-            self.embedding = ops.embedding(under(self.weights, "embedding"))
+            self.embedding = ops.embedding(under(self.weights, "embedding"), config.embedding_scale)
             if config.positions == "learned":
-                self.position_embedding = ops.embedding(under(self.weights, "position_embedding"))
+                self.position_embedding = ops.embedding(under(self.weights, "position_embedding"), 1.0)
             self.injection = HeldWeights(ops, under(self.weights, "injection"))
             self.per_loop = HeldWeights(ops, under(self.weights, "per_loop"))
         in_loop = self.design.layers

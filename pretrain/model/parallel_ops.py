@@ -27,8 +27,8 @@ class ParallelOps:
     linear: Callable[[Weights], nn.Module]
     """Linear layer of its weights. Split by outputs: call `to_split` on its input first. By inputs: its output is whole
     again."""
-    embedding: Callable[[Weights], nn.Module]
-    """Table of embeddings of its weights, whole or its rows split over ranks."""
+    embedding: Callable[[Weights, float], nn.Module]
+    """Table of embeddings of its weights, whole or its rows split over ranks, and what each is multiplied by."""
     parameter: Callable[[Weight], nn.Parameter]
     """The part of one weight that this rank holds, without values."""
     to_split: Callable[[Tensor], Tensor]
@@ -50,14 +50,18 @@ class ParallelOps:
 
 
 class Embedding(nn.Module):
-    """A table of vectors, its rows looked up by token."""
+    """A table of vectors, its rows looked up by token, times `scale`."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, scale: float) -> None:
         super().__init__()
-        self.weight = _parameter(weights["weight"])
+        self.weight, self.scale = _parameter(weights["weight"]), scale
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
+        return scaled(F.embedding(tokens, self.weight), self.scale)
+
+
+def scaled(embeddings: Tensor, scale: float) -> Tensor:
+    return embeddings if scale == 1 else scale * embeddings
 
 
 class Linear(nn.Linear):

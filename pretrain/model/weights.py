@@ -78,7 +78,7 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
     """Every weight of one transformer layer; those of the loop block may have more."""
     width, ffn = model.hidden_size, model.ffn_size
     q_width, kv_width = model.num_attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    qkv_bias, bias = {"none": (False, False), "qkv": (True, False), "all": (True, True)}[model.bias]
+    qk_bias, value_bias, bias = (model.bias in kinds for kinds in (("qk", "qkv", "all"), ("qkv", "all"), ("all",)))
     widths = {"query": q_width, "key": kv_width}
     of_head = Weight(shape=(model.head_dim,), init="ones", partial_under="tensor")
     qk_norms = {
@@ -94,9 +94,9 @@ def layer_weights(model: ModelSection, *, in_loop: bool = False) -> dict[str, We
             "attention_norm": norm(model),
             "ffn_norm": norm(model),
             **(dict.fromkeys(POST_NORMS, norm(model)) if model.norm_place in ("both", "around") else {}),
-            "attention.query": column(width, q_width, qkv_bias),
-            "attention.key": column(width, kv_width, qkv_bias),
-            "attention.value": column(width, kv_width, qkv_bias),
+            "attention.query": column(width, q_width, qk_bias),
+            "attention.key": column(width, kv_width, qk_bias),
+            "attention.value": column(width, kv_width, value_bias),
             "attention.output": row(q_width, width, bias),
             **gates,
             "ffn.up": column(width, ffn, bias),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pretrain.model.parallel_ops import PLAIN, ParallelOps
+from pretrain.model.parallel_ops import PLAIN, ParallelOps, scaled
 from pretrain.model.weight_kinds import Weight, Weights
 from pretrain.parallel.megatron import (
     ColumnParallelLinear,
@@ -41,6 +41,15 @@ class _Row(RowParallelLinear):
         return super().forward(states)[0]
 
 
+class _Table(VocabParallelEmbedding):
+    """Rows split over ranks; what is looked up is summed."""
+
+    scale = 1.0
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return scaled(super().forward(tokens), self.scale)
+
+
 def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> ParallelOps:
     """Building blocks for a tensor-parallel group; plain torch modules if it has one rank. The configuration's
     `sequence_parallel` decides how states lie between the split regions."""
@@ -58,10 +67,12 @@ def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> Paral
             return _Row(inputs, outputs, config=config, input_is_parallel=True, skip_bias_add=False, **shared)
         return PLAIN.linear(weights)
 
-    def embedding(weights: Weights) -> nn.Module:
+    def embedding(weights: Weights, scale: float) -> nn.Module:
         if weights["weight"].split is None:
-            return PLAIN.embedding(weights)
-        return VocabParallelEmbedding(*weights["weight"].shape, config=config, init_method=_no_init, tp_group=group)
+            return PLAIN.embedding(weights, scale)
+        table = _Table(*weights["weight"].shape, config=config, init_method=_no_init, tp_group=group)
+        table.scale = scale
+        return table
 
     def parameter(weight: Weight) -> nn.Parameter:
         return nn.Parameter(torch.empty(weight.held_shape(group.size())))

@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"norm": "plain"},
     "olmo2": {"qk_norm": "all", "norm_place": "after"},
     "ouro": {"norm_place": "both"},
-    "huginn": {"norm_place": "around", "norm": "layer"},
+    "huginn": {"norm_place": "around", "norm": "layer", "bias": "qk", "embedding_scale": 4.0},
     "post-norm": {"norm_place": "sum"},
 }
 

@@ -10,6 +10,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "plain": {},
     **{name: {"injection": name} for name in WITH_INPUT},
     **{start: {"start": start, "injection": "add", "injection_at": "every"} for start in STARTS if start != "prelude"},
+    "noise within": {"start": "noise", "injection": "concat", "injection_at": "every", "noise": {"within": 1.5}},
     "first": {"start": "zeros", "injection": "concat", "injection_at": "first"},
     "euler": {"injection": "diagonal", "injection_at": "every", "diagonal": {"hold": "euler"}},
     "free": {"injection": "diagonal", "diagonal": {"drive": "free"}},

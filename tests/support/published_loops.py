@@ -176,3 +176,74 @@ def ouro(**changes: Any) -> PublishedModel:
     shapes = llama_shapes(2, HEADS, 8, (*NORMS, *(f"{name}_2" for name in NORMS)))
     gate = {"model.early_exit_gate.weight": (1, WIDTH), "model.early_exit_gate.bias": (1,)}
     return PublishedModel(config, draw(shapes | gate), graph)
+
+
+def rotate_pairs(heads: Tensor, angle: Tensor) -> Tensor:
+    """Huginn's: channel 2i turns with channel 2i + 1, as complex numbers."""
+    turned = torch.view_as_complex(heads.contiguous().unflatten(-1, (-1, 2))) * torch.polar(
+        torch.ones_like(angle), angle
+    )
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def huginn(**changes: Any) -> PublishedModel:
+    """Prelude, core and coda of layers with norms around their halves; the state begins as `start`."""
+    config = {
+        "architectures": ["RavenForCausalLM"], "model_type": "huginn_raven", "vocab_size": VOCAB, "n_embd": WIDTH,
+        "n_heads": HEADS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "intermediate_size": FFN,
+        "block_size": SEQ_LEN, "n_layers": 5, "n_layers_in_prelude": 2, "n_layers_in_recurrent_block": 2,
+        "n_layers_in_coda": 1, "mean_recurrence": 3, "norm_eps": 1e-6, "rope_base": 50_000.0, "qk_bias": True,
+        "bias": False, "tie_embeddings": True, "block_class_name": "SandwichBlock", "nonlin_name": "SiLU",
+        "norm_class_name": "RMSNorm_llama", "mlp_class_name": "GatedMLP", "injection_type": "linear",
+        "state_init": "like-init", "test_time_noise": 0,
+    } | changes  # fmt: skip
+    head_dim = WIDTH // HEADS
+
+    def graph(model: PublishedModel, tokens: Tensor, num_loops: int) -> tuple[Tensor, None]:
+        w, epsilon = model.wide, config["norm_eps"]
+        angle = angles(tokens.shape[1], head_dim, config["rope_base"])
+
+        def layer(prefix: str, states: Tensor) -> Tensor:
+            norm = lambda number, states: rms_norm(states, w[f"{prefix}.norm_{number}.weight"], epsilon)  # noqa: E731
+            projected = (norm(1, states) @ w[f"{prefix}.attn.Wqkv.weight"].T).unflatten(-1, (3, HEADS, head_dim))
+            queries, keys, values = projected.unbind(2)
+            if config["qk_bias"]:
+                bias = w[f"{prefix}.attn.qk_bias"]
+                queries, keys = queries + bias[0], keys + bias[1]
+            mixed = causal_attention(rotate_pairs(queries, angle), rotate_pairs(keys, angle), values)
+            states = norm(2, states + mixed @ w[f"{prefix}.attn.proj.weight"].T)
+            gate, up = (norm(3, states) @ w[f"{prefix}.mlp.fc.weight"].T).chunk(2, -1)
+            return norm(4, states + (F.silu(gate) * up) @ w[f"{prefix}.mlp.proj.weight"].T)
+
+        def part(name: str, states: Tensor) -> Tensor:
+            count = {"core_block": "recurrent_block"}.get(name, name)
+            for number in range(config[f"n_layers_in_{count}"]):
+                states = layer(f"transformer.{name}.{number}", states)
+            return states
+
+        embedded = part("prelude", w["transformer.wte.weight"][tokens] * WIDTH**0.5)
+        assert model.start is not None
+        states = model.start.expand_as(embedded)
+        for _ in range(num_loops):
+            states = torch.cat((states, embedded), -1) @ w["transformer.adapter.weight"].T
+            states = part("core_block", states)
+        final = lambda states: rms_norm(states, w["transformer.ln_f.weight"], epsilon)  # noqa: E731
+        head = w["transformer.wte.weight"] if config["tie_embeddings"] else w["lm_head.weight"]
+        return final(part("coda", final(states))) @ head.T, None
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (VOCAB, WIDTH), "transformer.adapter.weight": (WIDTH, 2 * WIDTH),
+        "transformer.ln_f.weight": (WIDTH,), "lm_head.weight": (VOCAB, WIDTH),
+    }  # fmt: skip
+    for name, count in (("prelude", 2), ("core_block", 2), ("coda", 1)):
+        one = {
+            "attn.Wqkv.weight": (3 * WIDTH, WIDTH), "attn.qk_bias": (2, 1, HEADS, head_dim),
+            "attn.proj.weight": (WIDTH, WIDTH), "mlp.fc.weight": (2 * FFN, WIDTH), "mlp.proj.weight": (WIDTH, FFN),
+            **{f"norm_{number}.weight": (WIDTH,) for number in (1, 2, 3, 4)},
+        }  # fmt: skip
+        shapes |= {f"transformer.{name}.{number}.{key}": one[key] for number in range(count) for key in one}
+    absent = ("lm_head",) * config["tie_embeddings"] + ("qk_bias",) * (not config["qk_bias"])
+    weights = {name: tensor for name, tensor in draw(shapes).items() if not any(part in name for part in absent)}
+    angle = angles(config["block_size"], head_dim, config["rope_base"])
+    table = torch.stack((angle.cos(), angle.sin()), -1)[None].float()  # [1, s, 1, e/2, 2]
+    return PublishedModel(config, weights | {"freqs_cis": table.contiguous()}, graph)

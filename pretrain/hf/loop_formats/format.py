@@ -89,8 +89,6 @@ class LoopFormat(ABC):
     dropped: ClassVar[Mapping[str, str]] = {}
     """Keys of `model.loop` that the form has no place for and that do not change the logits at a given loop count ->
     what is lost."""
-    without: ClassVar[str] = ""
-    """What software needs beside the folder to load it, if anything."""
 
     def read(self, path: Path, values: Mapping[str, Any]) -> tuple[ModelSection, int]:
         """The model section and the longest sequence in tokens that a config.json at `path` describes.

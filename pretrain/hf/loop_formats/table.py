@@ -1,10 +1,11 @@
 """The published looped models that can be read and written, by name; a new one is a file here and a line."""
 
 from pretrain.hf.loop_formats.format import LoopFormat
+from pretrain.hf.loop_formats.huginn import Huginn
 from pretrain.hf.loop_formats.nanbeige import Nanbeige
 from pretrain.hf.loop_formats.ouro import Ouro
 
-FORMATS: dict[str, LoopFormat] = {"nanbeige": Nanbeige(), "ouro": Ouro()}
+FORMATS: dict[str, LoopFormat] = {"nanbeige": Nanbeige(), "ouro": Ouro(), "huginn": Huginn()}
 """By the name that `--format` takes."""
 TYPES = {published.model_type: published for published in FORMATS.values()}
 NOT_HELD = {

@@ -24,7 +24,7 @@ CHANGED: dict[str, Any] = {
     "ffn_size": 40, "num_prelude_layers": 1, "num_loop_layers": 3, "num_coda_layers": 1, "num_loops": 3,
     "loop": {"injection": "add"}, "norm": "layer", "norm_place": "after", "qk_norm": "head", "norm_epsilon": 1e-3,
     "positions": "learned", "rope_theta": 500.0, "activation": "gelu", "bias": "qkv", "tied_head": True,
-    "init_std": 0.1,
+    "init_std": 0.1, "embedding_scale": 2.0,
 }  # fmt: skip
 """Another valid value of every field that is exported."""
 LOOP_ONLY = ("num_prelude_layers", "num_coda_layers", "num_loops", "loop")

@@ -17,7 +17,7 @@ from pretrain.model.exits import log_exit_probabilities
 from pretrain.model.gpt import LoopedGPT
 from pretrain.run.trained_model import load_trained_model
 from tests.support.commands import Commands
-from tests.support.published_loops import SEQ_LEN, VOCAB, PublishedModel, nanbeige, ouro
+from tests.support.published_loops import SEQ_LEN, VOCAB, PublishedModel, huginn, nanbeige, ouro
 from tests.unit.hf.test_convert import assert_bitwise, byte_level, make_run, tokenizer  # noqa: F401 - fixtures
 from tools import convert_checkpoint
 
@@ -26,6 +26,8 @@ MODELS: dict[str, PublishedModel] = {
     "nanbeige": nanbeige(),
     "nanbeige, three loops, no norm between": nanbeige(num_loops=3, skip_loop_final_norm=True),
     "ouro": ouro(),
+    "huginn": huginn(),
+    "huginn, untied, without biases": huginn(tie_embeddings=False, qk_bias=False),
 }
 models = pytest.mark.parametrize("name", MODELS)
 
@@ -34,6 +36,15 @@ def imported(folder: Path, run: Path) -> LoopedGPT:
     lines = import_model(folder=folder, run=run, new_tokens=False)
     assert "logits were not compared: transformers has no class for model_type=" in lines[-1]
     return load_trained_model(run, torch.device("cpu")).model.double()
+
+
+def start_of(model: LoopedGPT, tokens: Tensor) -> Tensor:
+    """The state [s, d] with which the loop begins: noise as Huginn's, the same for every row, and no input."""
+    states, _ = model.begin(tokens, model.context(tokens))
+    first, second = states.unflatten(0, tokens.shape)
+    assert torch.equal(first, second) and first.abs().max() < 3 * 0.4**0.5
+    assert first.std() == pytest.approx(0.4**0.5 * 0.9866, rel=0.1)  # of a normal distribution cut off at 3
+    return first
 
 
 def some_tokens() -> Tensor:
@@ -47,6 +58,8 @@ def test_logits_are_those_of_the_published_graph(tmp_path: Path, byte_level: Pat
     model = imported(published.write(tmp_path / "published", byte_level), tmp_path / "run")
     assert model.config.num_loops == published.num_loops
     context, found = model.context(tokens), {}
+    if published.config["model_type"] == "huginn_raven":
+        published.start = start_of(model, tokens)
     for loops, states in enumerate(model.passes(tokens, 4, context), start=1):
         found[loops] = model.logits(model.finish(states, context, loops)).unflatten(0, tokens.shape)
     for loops, logits in found.items():
@@ -89,6 +102,13 @@ OURO_FULL = {
 FULL: dict[str, tuple[PublishedModel, int]] = {  # published sizes, and parameters added up by hand
     "Ouro-1.4B": (ouro(**OURO_FULL, num_hidden_layers=24), 2 * 49152 * 2048 + 24 * 51_388_416 + 2 * 2048 + 1),
     "Ouro-2.6B": (ouro(**OURO_FULL, num_hidden_layers=48), 2 * 49152 * 2048 + 48 * 51_388_416 + 2 * 2048 + 1),
+    "huginn-0125": (
+        huginn(
+            vocab_size=65536, n_embd=5280, n_heads=55, num_attention_heads=55, num_key_value_heads=55, block_size=4096,
+            intermediate_size=17920, n_layers=8, n_layers_in_recurrent_block=4, n_layers_in_coda=2, mean_recurrence=32,
+        ),
+        65536 * 5280 + 8 * (4 * 5280**2 + 3 * 5280 * 17920 + 6 * 5280) + 2 * 5280**2 + 5280,
+    ),
     "Nanbeige4.2-3B": (
         nanbeige(
             vocab_size=166144, hidden_size=3072, intermediate_size=10752, num_attention_heads=48,
@@ -129,46 +149,60 @@ def test_a_run_of_ours_is_written_as_nanbeige(tmp_path: Path, tokenizer: Path) -
     assert torch.equal(again.logits(again(tokens)), before.logits(before(tokens, 3)))
 
 
-UNHELD: dict[str, tuple[dict[str, Any], str]] = {
-    "prelude": ({"num_prelude_layers": 1}, "model.num_prelude_layers=1 .* NanbeigeForCausalLM has 0"),
-    "injection": ({"loop": {"injection": "add"}}, "model.loop.injection=add .* NanbeigeForCausalLM has none"),
-    "keys": ({"loop": {"keys": "first"}}, "model.loop.keys=first .* NanbeigeForCausalLM has own"),
-    "sandwich": ({"norm_place": "both"}, "model.norm_place=both .* NanbeigeForCausalLM has before"),
-    "weights of loops": ({"loop": {"per_loop": "lora"}}, "model.loop.per_loop=lora"),
-    "positions": ({"positions": "learned"}, "model.positions=learned .* NanbeigeForCausalLM has rope"),
+UNHELD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "prelude": ("nanbeige", {"num_prelude_layers": 1}, "model.num_prelude_layers=1 .* NanbeigeForCausalLM has 0"),
+    "injection": ("nanbeige", {"loop": {"injection": "add"}}, "model.loop.injection=add .* has none"),
+    "keys": ("nanbeige", {"loop": {"keys": "first"}}, "model.loop.keys=first .* has own"),
+    "sandwich": ("nanbeige", {"norm_place": "both"}, "model.norm_place=both .* has before"),
+    "weights of loops": ("nanbeige", {"loop": {"per_loop": "lora"}}, "model.loop.per_loop=lora .* has none"),
+    "positions": ("nanbeige", {"positions": "learned"}, "model.positions=learned .* has rope"),
     "blocks": (
+        "nanbeige",
         {"num_loop_layers": 4, "num_loops": 1, "loop_regulariser": {"block_size": 2, "weight": 1.0}},
         r"model.loop_regulariser.block_size=2",
     ),
-}
+    "no gate": (
+        "ouro", {"norm_place": "both", "loop": {"final_norm": "passes"}}, "model.loop.exit=none .* has linear",
+    ),
+    "norms": ("ouro", {"loop": {"final_norm": "passes", "exit": "linear"}}, "model.norm_place=before .* has both"),
+    "plain": ("huginn", {}, "model.norm_place=before .* RavenForCausalLM has around"),
+    "scale": ("huginn", {"norm_place": "around", "bias": "qk"}, "model.embedding_scale=1.0 .* has 5.65"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNHELD)
 def test_what_a_form_cannot_hold_is_named(tmp_path: Path, tokenizer: Path, case: str) -> None:  # noqa: F811
-    fields, message = UNHELD[case]
+    form, fields, message = UNHELD[case]
     run = make_run(tmp_path / "run", tokenizer, WHOLE | fields)
     with pytest.raises(ValueError, match=message):
-        export_run(run=run, out=tmp_path / "out", published="nanbeige")
+        export_run(run=run, out=tmp_path / "out", published=form)
     assert not (tmp_path / "out").exists()
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "shared keys": ({"loop_share_kv": True}, "loop_share_kv=True of model_type=nanbeige is not supported"),
-    "biases": ({"attention_bias": True}, "attention_bias=True of model_type=nanbeige"),
-    "rope scaling": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"rope scaling \(yarn\)"),
-    "no loops": ({"num_loops": 0}, "num_loops: Input should be greater than 0"),
-    "text": ({"num_loops": "many"}, "num_loops: Input should be a valid integer"),
-    "heads": ({"num_key_value_heads": 3}, "model.num_attention_heads=4 is not divisible"),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantised weights"),
-    "two stacks": ({"model_type": "hrm_text"}, "model_type=hrm_text is not supported: it loops one block of layers in"),
+REFUSED: dict[str, tuple[PublishedModel, str]] = {
+    "shared keys": (nanbeige(loop_share_kv=True), "loop_share_kv=True of model_type=nanbeige is not supported"),
+    "biases": (nanbeige(attention_bias=True), "attention_bias=True of model_type=nanbeige"),
+    "rope scaling": (nanbeige(rope_scaling={"type": "yarn", "factor": 4.0}), r"rope scaling \(yarn\)"),
+    "no loops": (nanbeige(num_loops=0), "num_loops: Input should be greater than 0"),
+    "text": (nanbeige(num_loops="many"), "num_loops: Input should be a valid integer"),
+    "heads": (nanbeige(num_key_value_heads=3), "model.num_attention_heads=4 is not divisible"),
+    "activation": (nanbeige(hidden_act="gelu"), "hidden_act=gelu is not supported"),
+    "quantised": (nanbeige(quantization_config={"bits": 4}), "quantised weights"),
+    "no wavelengths": (nanbeige(rope_theta=None), "rope_theta is missing"),
+    "another gate": (ouro(exit_gate_type="lookahead"), "exit_gate_type=lookahead is not supported"),
+    "windows": (ouro(use_sliding_window=True), "use_sliding_window=True of model_type=ouro"),
+    "window layers": (ouro(layer_types=["sliding_attention"] * 2), "layers of sliding_attention are not supported"),
+    "another injection": (huginn(injection_type="add"), "injection_type: Input should be 'linear'"),
+    "another start": (huginn(state_init="zero"), "state_init: Input should be 'like-init'"),
+    "noise in the loop": (huginn(test_time_noise=0.1), "test_time_noise=0.1 of model_type=huginn_raven"),
+    "two stacks": (nanbeige(model_type="hrm_text"), "model_type=hrm_text is not supported: it loops one block of"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_computed_is_refused_by_name(tmp_path: Path, byte_level: Path, case: str) -> None:  # noqa: F811
-    changes, message = REFUSED[case]
-    folder = nanbeige(**changes).write(tmp_path / "published", byte_level)
+    published, message = REFUSED[case]
+    folder = published.write(tmp_path / "published", byte_level)
     with pytest.raises(ValueError, match=rf"config\.json: {message}") as caught:
         import_model(folder=folder, run=tmp_path / "run")
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
@@ -185,15 +219,16 @@ def test_the_command_knows_every_form(tmp_path: Path, commands: Commands) -> Non
 
 USED: dict[str, tuple[PublishedModel, str]] = {  # with the rule by which its tokens stop
     "ouro": (ouro(max_position_embeddings=600), "auto:gate:0.6"),
+    "huginn": (huginn(block_size=600), "auto:kl:0.05"),
 }
 
 
 @pytest.mark.parametrize("name", USED)
 def test_a_published_looped_model_is_a_run_like_any_other(
     tmp_path: Path,
-    byte_level: Path,
+    byte_level: Path,  # noqa: F811
     commands: Commands,
-    name: str,  # noqa: F811
+    name: str,
 ) -> None:
     """All depths of one pass are scored, it is sampled from at any depth, and goes back into its form."""
     published, rule = USED[name]

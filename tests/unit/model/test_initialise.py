@@ -80,7 +80,7 @@ def split_ops(size: int) -> ParallelOps:
         PLAIN,
         size=size,
         linear=lambda weights: PLAIN.linear(held(weights)),
-        embedding=lambda weights: PLAIN.embedding(held(weights)),
+        embedding=lambda weights, scale: PLAIN.embedding(held(weights), scale),
     )
 
 

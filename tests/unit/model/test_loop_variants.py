@@ -1,5 +1,6 @@
 """What must hold for every variant of the loop on one device; on many: `tests/distributed/test_loop_variants.py`."""
 
+import math
 from typing import Any
 
 import pytest
@@ -159,6 +160,17 @@ def test_a_pass_of_the_diagonal_system_is_its_solution(drive: str) -> None:
         system = torch.tensor([[-r, drives], [0.0, 0.0]], dtype=torch.float64)
         solution = torch.linalg.matrix_exp(system) @ torch.stack((before, held))
         torch.testing.assert_close(after, solution[0], rtol=1e-10, atol=1e-12)
+
+
+def test_noise_that_is_cut_off_is_what_is_left_of_a_normal_distribution() -> None:
+    """Its numbers keep their order, and have the moments of the truncated one."""
+    loop = {"start": "noise", "injection": "concat", "injection_at": "every", "noise": {"std": 0.5, "within": 1.5}}
+    design = loop_design(ModelSection.model_validate(LLAMA.model_dump() | {"loop": loop}))
+    drawn = normal(torch.arange(64, dtype=torch.int32), torch.arange(64)[None], 64, torch.float64)
+    begun = design.start.begin(drawn, lambda like: like)
+    assert begun.abs().max() < 0.75 and torch.equal(begun.flatten().argsort(), drawn.flatten().argsort())
+    density, share = math.exp(-(1.5**2) / 2) / math.sqrt(2 * math.pi), math.erf(1.5 / math.sqrt(2))
+    assert begun.std() / 0.5 == pytest.approx(math.sqrt(1 - 3 * density / share), rel=0.005)
 
 
 def test_noise_is_normal_and_a_function_of_row_and_position() -> None:
