@@ -112,7 +112,10 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"num_prelude_layers": 1, "loop": {"final_norm": "passes"}},
         "train": {"precision": "bf16"},
     },
-    "normed passes, sharded": {"model": {"loop": {"final_norm": "passes"}}, "train": {"precision": "fp32"}},
+    "normed passes, sharded": {  # the final norm comes with the coda
+        "model": {"num_coda_layers": 1, "loop": {"final_norm": "passes"}},
+        "train": {"precision": "fp32"},
+    },
     "normed passes, pipeline": {"pipeline": 2, "model": {**ENDS, "loop": {"final_norm": "passes"}}},
     "tensor": {"tensor": 2},
     "tensor, sequence, sharded": {"tensor": 2, "sequence": True, "train": {"precision": "fp32"}},
