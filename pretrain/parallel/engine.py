@@ -1,7 +1,7 @@
 """The engine: how one optimizer step is executed on any product of tensor, pipeline and data parallelism.
 
 A step:
-1. count the supervised tokens of the global batch (one number over the data-parallel ranks);
+1. count the supervised tokens of the global batch (one number over all ranks);
 2. run the micro-batches round the ring, forward and backward (`ring.py`);
 3. add the gradient of the loop regulariser, which needs no data;
 4. sum gradients: of replicated weights under sequence parallelism over the tensor ranks, of a tied head over first and
@@ -324,10 +324,14 @@ class Engine:
         self.optimizer.finish_loading(0)
 
     def _num_supervised(self, micro_batches: Sequence[Inputs]) -> Tensor:
-        """Supervised tokens of these micro-batches on all data-parallel ranks, int64. Collective."""
+        """Supervised tokens of these micro-batches on all data-parallel ranks, int64. Collective.
+
+        Added up over the world, in which those of a replica count alike: between the data-parallel ranks it would wait
+        until all weights are back (`weights_back.py`).
+        """
         count = torch.stack([(inputs.labels != IGNORED).sum() for inputs in micro_batches]).sum()
-        dist.all_reduce(count, group=self.groups.data)
-        return count
+        dist.all_reduce(count)
+        return count // (self.groups.tensor.size() * self.groups.pipeline.size())
 
     def _add_regularisation(self, share: float) -> Tensor:
         """Backward of a share of this stage's part of the loop regulariser; each data-parallel rank adds its own."""

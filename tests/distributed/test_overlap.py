@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from pretrain.config.run import RunConfig
 from pretrain.parallel import gradients, weights_back
+from pretrain.parallel.groups import Groups
 from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, tiny_config, world_size
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.traffic import Traffic
@@ -144,6 +145,61 @@ def test_overlap_changes_no_bit(pool: RankPool, name: str) -> None:
         assert len(set(ours.messages)) == 1, "messages depend on the loop count"
         assert set(plain.early) == {1}, "without overlap only the count of tokens comes early"
         assert min(ours.early) > 1, "nothing was sent early"
+
+
+class OnItsWay:
+    """A gathering of weights that somebody has yet to wait for."""
+
+    number = 0
+    """Of them."""
+
+    def __init__(self, flat: torch.Tensor, own: torch.Tensor, **settings: Any) -> None:
+        self._work = dist.all_gather_into_tensor(flat, own, **settings)
+        OnItsWay.number += 1
+
+    def wait(self) -> None:
+        assert self._work is not None
+        self._work.wait()
+        OnItsWay.number -= 1
+
+
+class _Counted:
+    """As `_Torch`."""
+
+    all_gather_into_tensor = OnItsWay
+
+
+class Behind(Traffic):
+    """Notes what is sent between data-parallel ranks while weights are on their way there, beside weights: the messages
+    of a group come one after the other."""
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if func.namespace == "c10d" and OnItsWay.number and self._group(args) == "data" and "allgather" not in name:
+            self.operations.append(name)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def behind_weights(config: RunConfig) -> list[str]:
+    """What waits behind all weights in a step after another."""
+    with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
+        engine, groups = make_engine(config)
+    rows = own_rows(make_rows(4 * groups.data.size()), groups)
+    with patch.object(weights_back, "dist", _Counted), Behind(groups) as behind:
+        engine.train_step(rows, 2, 0.01)
+        assert OnItsWay.number > 1, "there are several buckets"
+        engine.train_step(rows, 2, 0.01)
+        engine.optimizer.ddp.await_weights()
+    return behind.operations
+
+
+def test_a_step_begins_before_all_weights_are_there(pool: RankPool) -> None:
+    config = with_overlap(tiny_config(model=ENDS, train={"precision": "bf16"}))
+    assert pool.run(behind_weights, config, world_size=2) == [[], []]
 
 
 def wrong_ring(config: RunConfig) -> None:
