@@ -93,7 +93,9 @@ class ParallelOptimizer(ABC):
         """Scale the gradients and update the weights. Collective."""
 
     def all_pieces(self) -> list[Piece]:
-        """The updated weights and the optimizer's state, as views."""
+        """The updated weights and the optimizer's state, as views, which may be filled: weights that are still on their
+        way, of which fp32 ones are a part, would come over them."""
+        self.ddp.await_weights()
         return [piece for parameter, weight in self.updated for piece in self._pieces(parameter, weight)]
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:

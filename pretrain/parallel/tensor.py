@@ -7,8 +7,10 @@ parallelism (Shoeybi et al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arX
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -35,7 +37,15 @@ class _Column(ColumnParallelLinear):
 
 
 class _Row(RowParallelLinear):
-    """Inputs split over ranks; the output is summed (and under sequence parallelism scattered)."""
+    """Inputs split over ranks; the output is summed (and under sequence parallelism scattered).
+
+    Its product is torch's, which saves what it needs before it begins, so that what is computed again ends there;
+    megatron-core's own saves it afterwards. The two give the same numbers.
+    """
+
+    def __init__(self, *sizes: int, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self._forward_impl = _product
 
     def forward(self, states: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(states)[0]
@@ -92,6 +102,10 @@ def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> Paral
         all_reduce_shared=lambda values: copy(all_reduce(values)),
         token_losses=partial(_token_losses, group=group),
     )
+
+
+def _product(*, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
+    return F.linear(input, weight)
 
 
 def _no_init(weight: Tensor) -> None:

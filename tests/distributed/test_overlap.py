@@ -4,6 +4,7 @@ numbers, bit by bit, and as many messages at any loop count."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.names import step_name
+from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import RunConfig
 from pretrain.parallel import gradients, weights_back
 from pretrain.parallel.groups import Groups
-from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, tiny_config, world_size
+from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, save, tiny_config, world_size
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.traffic import Traffic
 
@@ -145,6 +148,28 @@ def test_overlap_changes_no_bit(pool: RankPool, name: str) -> None:
         assert len(set(ours.messages)) == 1, "messages depend on the loop count"
         assert set(plain.early) == {1}, "without overlap only the count of tokens comes early"
         assert min(ours.early) > 1, "nothing was sent early"
+
+
+def goes_back(config: RunConfig, folder: str) -> tuple[list[Part], list[Part]]:
+    """Weights that are saved, and those after a step, whose weights are on their way, and going back to them."""
+    engine, groups = make_engine(config)
+    save(engine, folder, 0)
+    saved = report(engine, []).weights
+    with patch.object(weights_back, "dist", _Torch):
+        engine.train_step(own_rows(make_rows(4 * groups.data.size()), groups), 2, 0.01)
+        dist.barrier()
+        engine.load(CheckpointReader(Path(folder, step_name(0))), 0)
+        return saved, report(engine, []).weights
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_that_are_on_their_way_do_not_come_over_loaded_ones(
+    pool: RankPool, tmp_path: Path, precision: str
+) -> None:
+    config = with_overlap(tiny_config(model=ENDS, train={"precision": precision}))
+    for saved, loaded in pool.run(goes_back, config, str(tmp_path), world_size=2):
+        for mine, its in zip(loaded, saved, strict=True):
+            assert np.array_equal(mine.values, its.values), mine.name
 
 
 class OnItsWay:
