@@ -141,7 +141,6 @@ class Engine:
         self.optimizer: ParallelOptimizer = kind(self._model, self.megatron, config.optimizer, groups, config.parallel)
         self.ring = Ring(self._model, self.megatron, groups, self.optimizer.overlapped)
         self.depths = DepthRing(self._model, groups, sequence_parallel=config.parallel.sequence)
-        self.teacher = None if train.teacher.run is None else Teacher(config, groups.device, self.dtype)
         self.num_updates = 0
 
     @property

@@ -180,6 +180,7 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedMod
     if teacher is not None:
         frozen, taught = count(stage_weights(teacher.model, teacher.seq_len).values()), teacher.model
     activations, validation = Activations(config=config, stage=stage, teacher=taught), config.validation
+    are_sent = layout.data_parallel > 1 and parallel.overlap and parallel.reduce_precision == "bf16"
     return StagePlan(
         parameters=count(weights),
         forward_flops=body_flops(model, train.seq_len, stage=stage) + (head_flops(model) if stage.is_last else 0),
@@ -191,5 +192,5 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedMod
         working=activations.working,
         host=activations.host(layout.micro_batches, model.num_passes(config.max_loops)),
         evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,
-        reducing=2 * BYTES["bf16"] * held if parallel.overlap and parallel.reduce_precision == "bf16" else 0,
+        reducing=2 * BYTES["bf16"] * held if are_sent else 0,
     )

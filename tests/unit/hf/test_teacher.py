@@ -15,6 +15,7 @@ from pretrain.data.stream.batch import make_inputs
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import make_groups, start_world
+from pretrain.parallel.teacher import Teacher
 from pretrain.run.trained_model import load_trained_model
 from tests.unit.hf.test_convert import SEQ_LEN, make_run, tokenizer
 
@@ -70,6 +71,21 @@ def test_the_divergence_is_that_of_torch_and_falls(runs: tuple[Path, Path], devi
     assert added[0] == pytest.approx(0.5 * divergence(teacher, start), rel=1e-4)
     assert len(added) == 5 and added == sorted(added, reverse=True) and added[-1] < 0.95 * added[0]
     assert all(torch.equal(weight, frozen[name]) for name, weight in engine.teacher.model.named_parameters())
+
+
+def test_a_rank_holds_one_teacher(
+    runs: tuple[Path, Path], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, start = runs
+    loaded, load = [], Teacher.__init__
+
+    def note(self: Teacher, *arguments: Any) -> None:
+        loaded.append(self)
+        load(self, *arguments)
+
+    monkeypatch.setattr(Teacher, "__init__", note)
+    engine = engine_of(config_of(teacher), start, device)
+    assert loaded == [engine.teacher]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

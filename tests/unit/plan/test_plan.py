@@ -353,6 +353,14 @@ def test_blocks_are_planned_like_the_loops_they_imitate() -> None:
     assert "3 blocks of 2 layers" in text_of(make_plan(blocks, 2))
 
 
+def test_gradients_on_their_way_in_bf16_are_planned_where_there_are_others_to_send_them_to() -> None:
+    parallel = {"overlap": True, "reduce_precision": "bf16"}
+    many = config({"ffn_size": 4096}, parallel=parallel, train={"seq_len": 4, "micro_batch": 1})
+    alone, two = (make_plan(many, ranks).worst_stage for ranks in (1, 2))
+    assert alone.reducing == 0 and two.reducing == 2 * two.weights > two.activations + two.working
+    assert two.total == two.weights + two.gradients + two.optimizer + two.reducing
+
+
 def test_ranks_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"world size=3 is not divisible by parallel.tensor · parallel.pipeline=2"):
         make_plan(config({}, parallel={"pipeline": 2}), 3)
