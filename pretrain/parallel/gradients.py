@@ -34,9 +34,8 @@ from pretrain.parallel.megatron import (
 )
 from pretrain.parallel.narrow_sum import NarrowSum
 from pretrain.parallel.weights_back import WeightsBack
+from pretrain.plan.buckets import bucket_elements
 
-BUCKET_ELEMENTS = 40_000_000
-"""Gradients of a bucket at least, for up to 40 ranks, as in megatron-core; for more ranks, as many times more."""
 Part = Literal["start", "loop", "end"]
 """Of a stage: embedding and prelude; the loop and its design; coda, final norm and head."""
 _PART_OF_MODULE = {
@@ -71,7 +70,7 @@ class GradientBuffers(DistributedDataParallel):
             expt_dp=groups.alone, intra_expt_dp=groups.alone, ep=groups.alone, intra_dist_opt=groups.data,
         )  # fmt: skip
         late = _late(model, config, groups) if settings.overlap_grad_reduce else set()
-        settings.bucket_size = BUCKET_ELEMENTS * max(1, groups.data.size() // 40)
+        settings.bucket_size = bucket_elements(groups.data.size())
         super().__init__(config, settings, _InOrder(model, late), pg_collection=collection)
         self._parts: dict[str, set[nn.Parameter]] = {part: set() for part in ("start", "loop", "end", "exit")}
         in_loop = ("final_norm",) if model.design.final_norm.ends_passes else ()

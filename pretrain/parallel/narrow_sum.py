@@ -1,7 +1,7 @@
 """The sum of gradients over data-parallel ranks, sent in bf16 and added in fp32 (`parallel.reduce_precision=bf16`).
 
 Each rank rounds its fp32 sums over micro-batches and loops once, sends every other rank the part that it updates, and
-adds what it gets in fp32, in the order of the ranks: two bytes a gradient on the wire where a reduce-scatter in fp32
+adds what it gets in fp32, always in one order: two bytes a gradient on the wire where a reduce-scatter in fp32
 has four, and each gradient rounded once, not at every hop of a ring. That is what megatron-core calls
 reduce_scatter_with_fp32_accumulation; its buffers would have to be bf16 for it, in which L loops of M micro-batches add
 up badly. It costs two bf16 copies of a bucket while that is on its way.

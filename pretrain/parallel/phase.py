@@ -31,7 +31,8 @@ class Whereabouts(NamedTuple):
 class WorkClock:
     """How long a rank works in a step while it waits for nobody: until the data are there, and from each `compute` to
     the next `rest`, the reduction at the latest. On a GPU the latter is measured there, without waiting, and known
-    when the next step begins."""
+    when the next step begins. With `parallel.overlap`, what the first pass waits for weights that come back is in it,
+    on all replicas alike."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0

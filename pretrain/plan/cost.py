@@ -20,6 +20,7 @@ from pretrain.model.config import KEEPS_LAYERS
 from pretrain.model.loop.recurrence import Recurrence, Stage
 from pretrain.model.weights import aliases, layer_weights, loop_design
 from pretrain.optim.optimizers import is_sharded
+from pretrain.plan.buckets import num_buckets
 from pretrain.plan.machine import COMPILED, EAGER, Gpu, Software
 from pretrain.plan.plan import Plan
 
@@ -324,23 +325,29 @@ class StageWork:
 
     def _overlapped(self, seconds: float) -> float:
         """Share of the reduction of gradients, which takes so long, that `parallel.overlap` hides: those of a layer are
-        sent from its last backward pass of the step on, so behind that of the layers below it, and the last layer's
-        behind nothing. The loop regulariser's come later, and a block that waits for them hides nothing."""
-        held, train = Recurrence(config=self._config.model, stage=self.stage), self._config.train
+        sent from its last backward pass of the step on, or with the others of their bucket, so behind that of the
+        layers below, and the last behind nothing. The loop regulariser's come later, and a block that waits for them
+        hides nothing."""
+        train = self._config.train
         if self._config.model.loop_regulariser.weight:
             return 0.0
-        layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
         ahead, back = self._layer
-        last_pass = layers * (back.total + (ahead.total if train.chosen_recompute not in KEEPS_LAYERS else 0.0))
-        return (1 - 1 / layers) * min(1.0, last_pass / seconds)
+        last_pass = back.total + (ahead.total if train.chosen_recompute not in KEEPS_LAYERS else 0.0)
+        return self._behind(last_pass, seconds)
 
     def _gathered(self, seconds: float) -> float:
-        """Share of the gathering of weights, which takes so long, that `parallel.overlap` hides: those of a layer come
-        while the layers below it make the next step's first pass, and the first layer's behind nothing."""
+        """Share of the gathering of weights, which takes so long, that `parallel.overlap` hides: those of a layer, or
+        of its bucket, come while the layers below make the next step's first pass, and the first behind nothing."""
+        ahead, _ = self._layer
+        return self._behind(ahead.total, seconds)
+
+    def _behind(self, of_layer: float, seconds: float) -> float:
+        """Share of so many seconds of sending that are hidden behind a pass, which takes `of_layer` for each layer."""
         held = Recurrence(config=self._config.model, stage=self.stage)
         layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
-        ahead, _ = self._layer
-        return (1 - 1 / layers) * min(1.0, layers * ahead.total / seconds)
+        elements = self.plan.stages[self.stage.index].weights / self._size
+        parts = min(layers, num_buckets(elements, self.plan.layout.data_parallel))
+        return (1 - 1 / parts) * min(1.0, layers * of_layer / seconds)
 
     @property
     def optimizer(self) -> float:

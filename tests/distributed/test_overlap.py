@@ -18,6 +18,8 @@ from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.config.run import RunConfig
 from pretrain.parallel import gradients, weights_back
 from pretrain.parallel.groups import Groups
+from pretrain.plan import buckets
+from pretrain.plan.buckets import num_buckets
 from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, save, tiny_config, world_size
 from tests.distributed.pool import RankError, RankPool
 from tests.distributed.traffic import Traffic
@@ -42,7 +44,7 @@ class Seen:
 
 def steps(config: RunConfig, loops: Sequence[Any], backprop_loops: int | None) -> Seen:
     """A step of four micro-batches for each of `loops`, which may be of each row."""
-    with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
+    with patch.object(buckets, "BUCKET_ELEMENTS", BUCKET):
         engine, groups = make_engine(config)
     engine.train_step(own_rows(make_rows(4 * groups.data.size()), groups), 1, 0.0)
     norms, counted, early = [], [], []
@@ -211,12 +213,14 @@ class Behind(Traffic):
 
 def behind_weights(config: RunConfig) -> list[str]:
     """What waits behind all weights in a step after another."""
-    with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
+    with patch.object(buckets, "BUCKET_ELEMENTS", BUCKET):
         engine, groups = make_engine(config)
+        most = num_buckets(sum(each.numel() for each in engine.model.parameters()), groups.data.size())
+        assert 1 < len(engine.optimizer.ddp.bucket_groups) <= most, "as the planner has it"
     rows = own_rows(make_rows(4 * groups.data.size()), groups)
     with patch.object(weights_back, "dist", _Counted), Behind(groups) as behind:
         engine.train_step(rows, 2, 0.01)
-        assert OnItsWay.number > 1, "there are several buckets"
+        assert OnItsWay.number > 1
         engine.train_step(rows, 2, 0.01)
         engine.optimizer.ddp.await_weights()
     return behind.operations

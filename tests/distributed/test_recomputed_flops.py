@@ -21,9 +21,7 @@ def flops_of_a_step(config: RunConfig) -> int:
 @pytest.mark.parametrize("recompute", ["selective", "loop", "layer"])
 def test_tensor_parallel_ranks_compute_again_what_is_counted(pool: RankPool, recompute: str) -> None:
     plain, again = (tiny_config(tensor=2, train={"recompute": way}) for way in ("none", recompute))
-    counts = [
-        train_flops_per_token(each.model, SEQ_LEN, LOOPS, each.train.chosen_recompute) for each in (plain, again)
-    ]
+    counts = [train_flops_per_token(each.model, SEQ_LEN, LOOPS, each.train.chosen_recompute) for each in (plain, again)]
     first, second = (pool.run(flops_of_a_step, each, world_size=2) for each in (plain, again))
     more = ROWS * SEQ_LEN * (counts[1] - counts[0]) // 2
     assert [found - kept for found, kept in zip(second, first, strict=True)] == [more] * 2

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.parallel import gradients
+from pretrain.plan import buckets
 from tests.distributed.cases import Part, make_engine, make_rows, own_rows, report, tiny_config, world_size
 from tests.distributed.pool import RankPool
 from tests.distributed.traffic import Traffic
@@ -44,7 +44,7 @@ class Sums:
 
 def steps(config: RunConfig, loops: tuple[int, ...], *, rounds: bool) -> Sums:
     """Steps of four micro-batches; with `rounds`, gradients are rounded to bf16 before they are reduced."""
-    with patch.object(gradients, "BUCKET_ELEMENTS", BUCKET):
+    with patch.object(buckets, "BUCKET_ELEMENTS", BUCKET):
         engine, groups = make_engine(config)
     optimizer, norms, sent = engine.optimizer, [], []
     reduce, buffers = optimizer.reduce_gradients, cast(list[Any], optimizer.ddp.buffers)

@@ -15,6 +15,7 @@ from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.model.loop.recurrence import Stage
 from pretrain.plan.__main__ import main
+from pretrain.plan.buckets import num_buckets
 from pretrain.plan.cost import PlannedCost, StageWork, step_cost
 from pretrain.plan.machine import COMPILED, GPUS, USABLE, Gpu
 from pretrain.plan.pipeline import idle_share
@@ -61,25 +62,32 @@ def test_loops_do_not_add_to_the_traffic_of_gradients() -> None:
 
 
 def test_overlap_hides_traffic_behind_the_last_backward_pass_and_the_first_forward_pass_alone() -> None:
-    """Of eight layers the last one's gradients are ready when nothing is left to do, and the first one's weights are
-    needed at once; with a fast network all others are hidden, with a slow one as much as the passes take. The
-    regulariser's gradients come when it is over."""
+    """Of three buckets, in which eight layers are sent, the last one's gradients are ready when nothing is left to do,
+    and the first one's weights are needed at once; with a fast network all others are hidden, with a slow one as much
+    as the passes take. The regulariser's gradients come when it is over."""
     alone, hidden = cost(16), cost(16, parallel={"overlap": True})
-    assert hidden.times.gradients == pytest.approx(alone.times.gradients / 8)
-    assert hidden.traffic.hidden == pytest.approx(7 / 8 * hidden.traffic.total)
+    assert hidden.times.gradients == pytest.approx(alone.times.gradients / 3)
+    assert hidden.traffic.hidden == pytest.approx(2 / 3 * hidden.traffic.total)
     whole = {"name": "adafactor"}  # whose ranks all update everything: sums go out, and sums come back
     reduced = cost(16, parallel={"overlap": True}, optimizer=whole).times.gradients
-    assert reduced == pytest.approx(cost(16, optimizer=whole).times.gradients * (1 - 7 / 8 / 2))
+    assert reduced == pytest.approx(cost(16, optimizer=whole).times.gradients * (1 - 2 / 3 / 2))
     slow = replace(H100, network_rate=H100.network_rate / 1e4)
     saved = cost(16, slow).times.gradients - cost(16, slow, parallel={"overlap": True}).times.gradients
     plan = make_plan(config(parallel={"overlap": True}), 16)
     ahead, back = StageWork(plan=plan, gpu=slow, software=COMPILED, stage=Stage(index=0, count=1))._layer
-    assert saved == pytest.approx(7 * (back.total + ahead.total))
+    assert saved == pytest.approx(2 / 3 * 8 * (back.total + ahead.total))
     late = {"num_loops": 1, "loop_regulariser": {"weight": 1.0, "block_size": 4}}
     of_weights = 2 / (4 + 2)
     plain = cost(16, model=late).times.gradients
     assert cost(16, parallel={"overlap": True}, model=late).times.gradients < plain
     assert cost(16, parallel={"overlap": True}, model=late).times.gradients > (1 - of_weights) * plain
+
+
+def test_buckets_are_fewer_on_more_ranks_and_a_layer_is_in_one() -> None:
+    assert [num_buckets(105e6, ranks) for ranks in (2, 79, 80, 1000)] == [3, 3, 2, 1]
+    wide = {"hidden_size": 4096, "ffn_size": 11008}  # more elements in a layer than in a bucket
+    alone, hidden = (cost(16, model=wide, parallel={"overlap": overlaps}) for overlaps in (False, True))
+    assert hidden.times.gradients == pytest.approx(alone.times.gradients / 8)
 
 
 def test_gradients_in_bf16_are_half_the_bytes() -> None:
