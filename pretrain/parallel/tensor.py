@@ -104,7 +104,7 @@ def tensor_parallel_ops(config: TransformerConfig, group: ProcessGroup) -> Paral
     )
 
 
-def _product(*, input: Tensor, weight: Tensor, **_: Any) -> Tensor:  # noqa: A002  megatron-core's name
+def _product(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: A002  megatron-core's name
     return F.linear(input, weight)
 
 
