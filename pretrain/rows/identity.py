@@ -8,6 +8,7 @@ What a row does not say, because an older version wrote it, is None: unknown, an
 
 import hashlib
 import json
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,9 @@ WITHOUT_EFFECT = (
 run was scored on is in a row's `inputs`."""
 IN_PRETRAINING = ("validation",)
 """The same in pretraining alone: fine-tuning chooses its best weights by validation."""
+OTHER_RUNS = ("checkpoint.init_from", "train.teacher.run")
+"""Settings that name a run. Where its name has this run's seed, as by `runs/cot-seed{run.seed}`, seeds differ in nothing
+else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +49,24 @@ class RunIdentity:
     seed: NonNegativeInt | None = None
     """run.seed."""
     settings: Mapping[str, Any] | None = None
-    """What differs from the base, the defaults of this code, key by key; without what changes no number."""
+    """What differs from the base, the defaults of this code, key by key; without what changes no number, and with
+    `seed{run.seed}` for the run's seed in the name of another run."""
     variant: str | None = None
     """Hash of `settings`: runs that differ in the seed alone have the same."""
     config: str | None = None
-    """Hash of `settings` and seed."""
+    """Hash of the settings as they were given, and seed."""
     data: str | None = None
     """Fingerprint of what it was trained on: files, or tasks with their parameters."""
     trained_loops: tuple[PositiveInt, PositiveInt] | None = None
     """Fewest and most loops that training had a loss of."""
+
+    def __post_init__(self) -> None:
+        """Rows of older versions name the other run of each seed."""
+        if self.settings is not None and self.seed is not None:
+            settings = _without_seed(self.settings, self.seed)
+            if settings != self.settings:
+                object.__setattr__(self, "settings", settings)
+                object.__setattr__(self, "variant", digest(settings))
 
     @classmethod
     def of(cls, config: BaseModel, *, trained_loops: tuple[int, int], data: str | None = None) -> Self:
@@ -97,7 +110,7 @@ def settings_of(config: BaseModel) -> dict[str, Any]:
 
 def variant_of(config: BaseModel) -> str:
     """`RunIdentity.variant` of a configuration: what rows of its runs must have."""
-    return digest(settings_of(config))
+    return str(_of_settings(config)["variant"])
 
 
 def config_of(config: BaseModel) -> str:
@@ -111,10 +124,20 @@ def digest(value: Any) -> str:
 
 
 def _of_settings(config: Any) -> dict[str, Any]:
-    settings, seed = settings_of(config), config.run.seed
+    given, seed = settings_of(config), config.run.seed
+    settings = _without_seed(given, seed)
     return {
-        "seed": seed, "settings": settings, "variant": digest(settings), "config": digest([settings, seed]),
+        "seed": seed, "settings": settings, "variant": digest(settings), "config": digest([given, seed]),
     }  # fmt: skip
+
+
+def _without_seed(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The settings with the seed's place for the seed, in names of other runs."""
+    own = re.compile(rf"\bseed{seed}\b|(?<=[-_])seed{seed}\b")
+    return {
+        key: own.sub("seed{run.seed}", value) if key in OTHER_RUNS and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

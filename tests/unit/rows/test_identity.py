@@ -11,7 +11,7 @@ from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
-from pretrain.rows.identity import RunIdentity, differing_inputs, loops_of, settings_of, variant_of
+from pretrain.rows.identity import RunIdentity, differing_inputs, digest, loops_of, settings_of, variant_of
 from pretrain.rows.jsonl import JsonLines
 from tests.support.scaling_rows import make_row
 
@@ -30,6 +30,21 @@ def test_what_changes_no_number_is_not_in_the_configuration_of_a_row() -> None:
     assert same.config != first.config and same.run_id != first.run_id and same.seed == 3
     for change in ("optimizer.lr=0.5", "train.steps=7777", "data.num_streams=2"):
         assert identity(change).variant != first.variant
+
+
+def test_weights_of_the_same_seed_are_no_other_variant() -> None:
+    """Also of rows from before, which name the other run of each seed."""
+    named = "checkpoint.init_from=runs/x/cot-seed{run.seed}"
+    file: Any = {"schema": FinetuneConfig, "file": "finetune/prosqa_hard_small_from_cot.yaml"}
+    seeds = [identity(named, f"run.seed={seed}", **file) for seed in (1, 12)]
+    assert seeds[0].variant == seeds[1].variant and seeds[0].settings == seeds[1].settings
+    assert seeds[0].config != seeds[1].config
+    other = identity("checkpoint.init_from=runs/x/cot-seed1", "run.seed=12", **file)
+    assert other.variant != seeds[1].variant and (other.settings or {})["checkpoint.init_from"] == "runs/x/cot-seed1"
+    settings = {"checkpoint.init_from": "runs/x/cot-seed1", "optimizer.lr": 0.5}
+    old = RunIdentity(seed=1, settings=settings, variant=digest(settings), config="abc")
+    assert (old.settings or {})["checkpoint.init_from"] == "runs/x/cot-seed{run.seed}" and old.config == "abc"
+    assert old.variant == RunIdentity(seed=1, settings=old.settings, variant=old.variant).variant != digest(settings)
 
 
 def test_settings_are_what_differs_from_the_defaults() -> None:
