@@ -36,8 +36,8 @@ run was scored on is in a row's `inputs`."""
 IN_PRETRAINING = ("validation",)
 """The same in pretraining alone: fine-tuning chooses its best weights by validation."""
 OTHER_RUNS = ("checkpoint.init_from", "train.teacher.run")
-"""Settings that name a run. Where its name has this run's seed, as by `runs/cot-seed{run.seed}`, seeds differ in nothing
-else."""
+"""Settings that name another run. Where its name has this run's seed, as `runs/cot-seed{run.seed}` gives it, that
+makes no other variant."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ METRIC_NAMES = {
     "em": "exact match",
     "bits_per_byte": "bits per byte",
     "ppl": "perplexity",
-    SCORE: "mean of each task's main metric",
+    SCORE: "mean of the main metrics",
 }
 """Axis labels of metrics; other metrics are labelled with their name."""
 

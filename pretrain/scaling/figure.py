@@ -209,7 +209,7 @@ def _draw_group(
             floor, color=GREY, linestyle=FLOOR_LINES[name], linewidth=1.2, zorder=1, label=f"{name} {floor:.3g}"
         )
     _keep_within(axes, low, high)
-    _name(axes, fitted[0][0].task_group, axis.label, metric)
+    name_axes(axes, fitted[0][0].task_group, axis.label, metric)
     if any(curve.extrapolated for curve, _ in fitted):
         axes.plot([], [], "o", color="#666666", markerfacecolor="white", label="hollow: loops it was not trained with")
 
@@ -276,7 +276,7 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], look: Looks, axes: "Axes", _: Lab
         axes.plot(losses, values, color=colour, marker=marker, markersize=4.5, label=label, linestyle="none", alpha=0.7)
     _keep_within(axes, low, high)
     axes.invert_xaxis()  # the loss falls in training: time runs to the right
-    _name(axes, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
+    name_axes(axes, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
 
 
 def _draw_law(law: JointLaw, variant: str, axes: "Axes", _: Labels) -> None:
@@ -292,7 +292,7 @@ def _draw_law(law: JointLaw, variant: str, axes: "Axes", _: Labels) -> None:
     worth = f"phi = {law.phi:.3g} [{low:.3g}, {high:.3g}]"
     below = {"ha": "right", "va": "bottom", "fontsize": 9, "color": "#666666"}  # the points lie on the other diagonal
     axes.text(0.98, 0.03, variant.replace(", ", "\n"), transform=axes.transAxes, **below)
-    _name(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")
+    name_axes(axes, f"joint law: {worth}", "loss by the law (nats per token)", "nll")
 
 
 def _few_ticks(axes: "Axes") -> None:
@@ -311,7 +311,8 @@ def _few_ticks(axes: "Axes") -> None:
     axes.set_xticks([], minor=True)
 
 
-def _name(axes: "Axes", title: str, x_label: str, metric: str) -> None:
+def name_axes(axes: "Axes", title: str, x_label: str, metric: str) -> None:
+    """Title and names of the axes of a panel with values of a metric."""
     better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
     axes.set_title(title.replace("$", r"\$"))
     axes.set_xlabel(x_label)

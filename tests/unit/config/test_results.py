@@ -17,10 +17,6 @@ from tools import publish
 
 ROOT = Path(__file__).parents[3]
 RESULTS = sorted(folder for folder in (ROOT / "configs").glob("*/results/*") if folder.is_dir())
-OLD_RESULTS = {
-    "finetune/results/prosqa_small": "trained by files that are one now, before rows had an identity",
-}
-"""Folders whose rows do not say their configuration, and why. No folder may join them."""
 
 
 def name_of(folder: Path) -> str:
@@ -47,15 +43,7 @@ def test_rows_are_of_the_configuration_of_today(folder: Path, monkeypatch: pytes
     monkeypatch.chdir(ROOT)
     rows = rows_in(folder)
     assert rows, "no rows"
-    if name_of(folder) in OLD_RESULTS:
-        assert all(row.config is None for row in rows), "its rows say their configuration: take it off OLD_RESULTS"
-    else:
-        assert {row.config for row in rows} <= committed(folder, rows)
-
-
-def test_the_list_of_old_results_can_only_shrink() -> None:
-    assert set(OLD_RESULTS) <= {name_of(folder) for folder in RESULTS}, "a folder is gone: take it off OLD_RESULTS"
-    assert len(OLD_RESULTS) <= 1
+    assert {row.config for row in rows} <= committed(folder, rows)
 
 
 SWEEP = f"""

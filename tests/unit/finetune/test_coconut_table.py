@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -142,7 +143,25 @@ def test_what_tells_whether_thoughts_help_is_asked_for_where_it_is_missing(
     assert said(*runs, *others, beside) == []
 
 
-def test_the_shipped_rows_are_those_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = table(capsys, CONFIGS / "results" / "prosqa_small" / "coconut.jsonl")
-    assert [line[0] for line in lines] == ["coconut", "cot", "no_cot", "without_curriculum", "pause_as_thought"]
-    assert [line[3] for line in lines] == ["85.1 ± 0.1", "74.2 ± 1.0", "81.7 ± 3.5", "50.8 ± 0.2", "85.0 ± 0.1"]
+def test_the_table_of_prosqa_is_that_of_the_shipped_rows() -> None:
+    """Every method with its thoughts, the accuracies by seed, the tokens and FLOPs of an answer."""
+    section = (CONFIGS.parent / "README.md").read_text(encoding="utf-8").split("\n## ProsQA\n")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if "(`" in line]
+    read = JsonLines.read
+    files = [
+        CONFIGS / "results" / name / "coconut.jsonl" for name in ("prosqa_hard_small", "prosqa_hard_small_from_cot")
+    ]
+    rows = [row for file in files for row in read(JsonLines(file), CoconutRow, strict=True) if row.split == "test"]
+    told: dict[str, list[str]] = {}
+    for name, thoughts, *cells in lines:
+        method = name.split("`")[1]
+        told[method] = cells
+        mine = sorted(
+            (row for row in rows if row.method == method and row.num_thoughts == int(thoughts.split()[0])),
+            key=lambda row: row.seed or 0,
+        )
+        tokens = fmean(row.new_tokens for row in mine)
+        flops = fmean(row.flops_per_example for row in mine) / 1e6
+        accuracies = ", ".join(f"{100 * row.accuracy:.1f}" for row in mine)
+        assert cells == [accuracies, f"{tokens:.1f}", f"{flops:.1f}"], method
+    assert set(told) == {row.method for row in rows}

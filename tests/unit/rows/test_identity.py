@@ -97,9 +97,21 @@ def test_rows_say_their_shape() -> None:
 @pytest.mark.parametrize(
     ("pattern", "record"), [("sweeps/results/*/depth.jsonl", EvaluationRow), ("finetune/results/*/*.jsonl", CoconutRow)]
 )
-def test_committed_rows_of_older_versions_are_read(pattern: str, record: Any) -> None:
+def test_committed_rows_are_read(pattern: str, record: Any) -> None:
     for file in CONFIGS.glob(pattern):
         assert JsonLines(file).read(record, strict=True)
+
+
+def test_rows_from_before_they_had_an_identity_are_read(tmp_path: Path) -> None:
+    old = {
+        "run": "prosqa_coconut_small-seed0", "step": 192, "epoch": 0, "stage": 0, "method": "coconut",
+        "split": "validation", "num_thoughts": 0, "num_loops": 1, "accuracy": 0.44, "stderr": 0.03, "num_examples": 256,
+        "new_tokens": 9.2, "mean_thoughts": 0.0, "seconds_per_example": 0.0027, "flops_per_example": 31344912.0,
+        "accuracy_by_chain_length": {"2": 0.45, "3": 0.4}, "examples_by_chain_length": {"2": 182, "3": 74},
+    }  # fmt: skip
+    (tmp_path / "coconut.jsonl").write_text(json.dumps(old) + "\n")
+    (row,) = JsonLines(tmp_path / "coconut.jsonl").read(CoconutRow, strict=True)
+    assert (row.run, row.accuracy, row.config, row.seed, row.batch) == (old["run"], 0.44, None, None, None)
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:

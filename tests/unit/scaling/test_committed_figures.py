@@ -10,8 +10,10 @@ import pytest
 
 from pretrain.config.read import read_config
 from pretrain.config.sweep import SweepConfig
+from pretrain.rows.metrics import METRIC_NAMES
 from pretrain.scaling.axes import DEPTH
 from pretrain.scaling.curves import make_curves
+from pretrain.scaling.figure import PANEL_HEIGHT, TOP, name_axes
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.spots import meaning_of_bars, spots_of
 from pretrain.scaling.style import new_figure
@@ -100,3 +102,13 @@ def test_a_name_that_no_place_keeps_clear_of_lines_has_a_ground_of_its_own() -> 
         place_labels(figure, [(axes, [Label(2, 0.5, "crossed", "black", 0.0)])])
         grounds = {text.get_text(): text.get_bbox_patch() is not None for text in axes.texts}
     assert grounds == {"clear": False, "crossed": True}
+
+
+def test_no_name_of_an_axis_is_longer_than_its_panel() -> None:
+    with new_figure([], 4, PANEL_HEIGHT) as figure:
+        axes = figure.subplots()
+        for metric in METRIC_NAMES:
+            name_axes(axes, "title", "depth", metric)
+            figure.draw_without_rendering()
+            name = axes.yaxis.label
+            assert name.get_window_extent().height < (PANEL_HEIGHT - TOP) * figure.dpi, name.get_text()
