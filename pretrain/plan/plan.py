@@ -53,14 +53,14 @@ class StagePlan:
     """On the host (`train.recompute=offload`), beside all that is on the device."""
     evaluation: float
     """What an evaluation between steps holds in the place of activations and working space; 0 without evaluations."""
-    reducing: float
+    sending: float
     """What gradients on their way hold in the place of these."""
 
     @property
     def total(self) -> float:
         """The most at one time."""
         states = self.weights + self.gradients + self.optimizer + self.teacher
-        return states + max(self.activations + self.working, self.evaluation, self.reducing)
+        return states + max(self.activations + self.working, self.evaluation, self.sending)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,5 +192,5 @@ def _plan_stage(config: RunConfig, layout: Layout, index: int, teacher: SavedMod
         working=activations.working,
         host=activations.host(layout.micro_batches, model.num_passes(config.max_loops)),
         evaluation=activations.evaluation(layout.micro_batches) if validation.every or validation.tasks_every else 0,
-        reducing=2 * BYTES["bf16"] * held if are_sent else 0,
+        sending=2 * BYTES["bf16"] * held if are_sent else 0,
     )

@@ -116,11 +116,13 @@ def _memory_rows(plan: Plan) -> Iterator[Row]:
     cached = size * cached_numbers(model)
     yield "cache", f"{cached:,} bytes a token at {plural(model.num_loops, 'loop')}, of {layers}{windows}"
     of_teacher = ("teacher",) if plan.teacher is not None else ()
-    names = ("weights", "gradients", "optimizer", *of_teacher, "activations", "working", "evaluation", "total")
+    of_sending = ("sending",) if any(stage.sending for stage in plan.stages) else ()
+    states, others = ("weights", "gradients", "optimizer", *of_teacher), ("evaluation", *of_sending)
+    names = (*states, "activations", "working", *others, "total")
     yield "GiB a rank", "".join(f"{name:>12}" for name in names)
     for index, stage in enumerate(plan.stages):
         mark = "  <- most" if stage is plan.worst_stage and len(plan.stages) > 1 else ""
         yield f"  stage {index}", "".join(f"{getattr(stage, name) / GIB:>12.3f}" for name in names) + mark
-    yield "", "an evaluation takes the place of activations and working space"
+    yield "", f"{' or '.join(others)} takes the place of activations and working space, where it is more"
     if host := max(stage.host for stage in plan.stages):
         yield "", f"beside that {host / GIB:.3f} of a rank of a GPU wait on its host"

@@ -143,25 +143,27 @@ def test_what_tells_whether_thoughts_help_is_asked_for_where_it_is_missing(
     assert said(*runs, *others, beside) == []
 
 
+def shipped(name: str) -> list[CoconutRow]:
+    """The test rows of a folder of results."""
+    file = JsonLines(CONFIGS / "results" / name / "coconut.jsonl")
+    return [row for row in file.read(CoconutRow, strict=True) if row.split == "test"]
+
+
 def test_the_table_of_prosqa_is_that_of_the_shipped_rows() -> None:
-    """Every method with its thoughts, the accuracies by seed, the tokens and FLOPs of an answer."""
+    """Every method with its thoughts, the accuracies by seed, the tokens and FLOPs of an answer; and its rivals."""
     section = (CONFIGS.parent / "README.md").read_text(encoding="utf-8").split("\n## ProsQA\n")[1].split("\n## ")[0]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if "(`" in line]
-    read = JsonLines.read
-    files = [
-        CONFIGS / "results" / name / "coconut.jsonl" for name in ("prosqa_hard_small", "prosqa_hard_small_from_cot")
-    ]
-    rows = [row for file in files for row in read(JsonLines(file), CoconutRow, strict=True) if row.split == "test"]
-    told: dict[str, list[str]] = {}
-    for name, thoughts, *cells in lines:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    rows = [*shipped("prosqa_hard_small"), *shipped("prosqa_hard_small_from_cot")]
+    told: set[str] = set()
+    for name, thoughts, *cells in lines[2:]:
         method = name.split("`")[1]
-        told[method] = cells
-        mine = sorted(
-            (row for row in rows if row.method == method and row.num_thoughts == int(thoughts.split()[0])),
-            key=lambda row: row.seed or 0,
-        )
-        tokens = fmean(row.new_tokens for row in mine)
-        flops = fmean(row.flops_per_example for row in mine) / 1e6
+        told.add(method)
+        mine = [row for row in rows if row.method == method and row.num_thoughts == int(thoughts.split()[0])]
+        mine.sort(key=lambda row: row.seed or 0)
         accuracies = ", ".join(f"{100 * row.accuracy:.1f}" for row in mine)
+        tokens, flops = fmean(row.new_tokens for row in mine), fmean(row.flops_per_example for row in mine) / 1e6
         assert cells == [accuracies, f"{tokens:.1f}", f"{flops:.1f}"], method
-    assert set(told) == {row.method for row in rows}
+    assert told == {row.method for row in rows}
+    for rival in ("prosqa_hard_small_mixed", "prosqa_hard_small_parallel"):
+        (row,) = shipped(rival)
+        assert f"{rival}.yaml" in section and f"{100 * row.accuracy:.1f} %" in section

@@ -357,8 +357,11 @@ def test_gradients_on_their_way_in_bf16_are_planned_where_there_are_others_to_se
     parallel = {"overlap": True, "reduce_precision": "bf16"}
     many = config({"ffn_size": 4096}, parallel=parallel, train={"seq_len": 4, "micro_batch": 1})
     alone, two = (make_plan(many, ranks).worst_stage for ranks in (1, 2))
-    assert alone.reducing == 0 and two.reducing == 2 * two.weights > two.activations + two.working
-    assert two.total == two.weights + two.gradients + two.optimizer + two.reducing
+    assert alone.sending == 0 and two.sending == 2 * two.weights > two.activations + two.working
+    assert two.total == two.weights + two.gradients + two.optimizer + two.sending
+    shown = [text_of(make_plan(many, ranks)) for ranks in (1, 2)]
+    assert "sending" not in shown[0] and f" {two.sending / 2**30:.3f}" in shown[1]
+    assert "evaluation or sending takes the place of activations" in shown[1]
 
 
 def test_ranks_that_do_not_fit_are_named() -> None:
