@@ -103,7 +103,7 @@ def test_a_walk_at_random_answers_as_much_of_the_small_hard_prosqa_as_the_docume
 
     graphs = [parse_graph(task.generate(0, number).question) for number in range(600)]
     arrives = fmean(reaches(graph, graph.root) for graph in graphs)
-    assert arrives + (1 - arrives) / 2 == pytest.approx(0.79, abs=0.03)  # one standard error is 0.007
+    assert arrives + (1 - arrives) / 2 == pytest.approx(0.74, abs=0.03)  # one standard error is 0.007
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason=f"the released files are not in {RELEASED}")
