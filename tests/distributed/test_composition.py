@@ -42,8 +42,8 @@ class AdaptedFeedForward(layers.FeedForward):
     """SwiGLU with a low-rank step beside `up` (Hu et al. 2021), whose first factor [r, d] is whole on every rank and is
     used where the others are split; and a scale [f] of the inner columns, split with them."""
 
-    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights) -> None:
-        super().__init__(config, ops, weights)
+    def __init__(self, config: ModelSection, ops: ParallelOps, weights: Weights, is_selective: bool) -> None:
+        super().__init__(config, ops, weights, is_selective)
         self.first, self.second, self.scale = (ops.parameter(weights[name]) for name in ("first", "second", "scale"))
 
     def forward(self, states: Tensor, this: InThisLoop) -> Tensor:
