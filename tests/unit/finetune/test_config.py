@@ -15,10 +15,11 @@ from finetune.examples.examples import encode_examples, load_examples
 from finetune.examples.sequence import RowMaker
 from finetune.method.curriculum import CurriculumSection, cut_at, final_stage
 from finetune.method.methods import METHODS
-from finetune.run.origin import resolve_origin
 from finetune.run.plan import plan_rows
 from pretrain.config.read import read_config, resolved_yaml
+from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.finetuned_runs import save_run
 
 ROOT = Path(__file__).parents[3]
@@ -49,11 +50,7 @@ def shipped() -> Iterator[Case]:
 
 
 CASES = list(shipped())
-FROM_SCRATCH = [
-    case
-    for case in CASES
-    if "small" in case.path.stem and not case.path.stem.startswith("gsm8k") and "from" not in case.path.stem
-]
+SMALL_CASES = [case for case in CASES if "small" in case.path.stem and not case.path.stem.startswith("gsm8k")]
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +169,26 @@ def test_icot_without_a_curriculum_of_tokens_is_refused(tmp_path: Path) -> None:
     read_config(path, FinetuneConfig, ["method.name=icot", "curriculum.tokens_per_stage=8"])
 
 
-@pytest.mark.parametrize("case", FROM_SCRATCH, ids=lambda case: case.run_name)
+def tokenizer_of(config: FinetuneConfig) -> Tokenizer:
+    """Of a model from scratch, or that of the sweep whose runs it starts from."""
+    if config.data.tokenizer is not None:
+        return Tokenizer.load(config.data.tokenizer)
+    sweep = ROOT / "configs" / "sweeps" / f"{Path(config.checkpoint.init_from or '').parent.name}.yaml"
+    first = ROOT / read_config(sweep, SweepConfig).config
+    if first.parent.name == "finetune":
+        return tokenizer_of(read_config(first, FinetuneConfig))
+    return Tokenizer.load(read_config(first, RunConfig).data.tokenizer)
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.run_name)
 def test_examples_fit_tokenizer_length_and_answer(case: Case) -> None:
     config = read_config(case.path, FinetuneConfig, case.overrides)
-    origin = resolve_origin(config)
+    tokenizer = tokenizer_of(config)
     section = config.data.train.model_copy(update={"num_examples": 100})
     examples, form = load_examples(section, "train", 0)
-    maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, origin.tokenizer)
+    maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
     assert config.train.seq_len is not None
-    for example in encode_examples(examples, form, origin.tokenizer, "data.train"):
+    for example in encode_examples(examples, form, tokenizer, "data.train"):
         for stage in range(config.curriculum.last_stage + 1):
             length = len(example.steps) if config.chosen_method.removal == "step" else sum(map(len, example.steps))
             row = maker.row(example, cut_at(config.curriculum, config.chosen_method, stage, length))
