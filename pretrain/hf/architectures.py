@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pretrain.hf.config_file import read_config
+from pretrain.hf.llama_fields import llama_fields
 from pretrain.hf.loop_formats.table import NOT_HELD, TYPES, format_of
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
 from pretrain.hf.refusals import refuse_unsupported
@@ -144,24 +145,17 @@ def _shape_of(path: Path, kind: str, config: Any, values: dict[str, Any]) -> Mod
 
 
 def _llama_like_shape(path: Path, config: Any, architecture: Architecture) -> ModelSection:
-    if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(
-            f"{path}: hidden_act={config.hidden_act} is not supported: this model has SwiGLU, which is silu"
-        )
+    try:
+        fields = llama_fields(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
     if biased:
         raise ValueError(f"{path}: {' and '.join(biased)} of model_type={config.model_type} are not supported")
     rope = getattr(config, "rope_parameters", None) or {}
-    num_heads, head_size = config.num_attention_heads, getattr(config, "head_dim", None)
     return ModelSection(
-        **architecture.fields, vocab_size=config.vocab_size, hidden_size=config.hidden_size,
-        num_attention_heads=num_heads,
-        num_key_value_heads=None if config.num_key_value_heads == num_heads else config.num_key_value_heads,
-        head_size=None if head_size is not None and head_size * num_heads == config.hidden_size else head_size,
-        ffn_size=config.intermediate_size, num_loop_layers=config.num_hidden_layers,
-        norm_epsilon=architecture.fixed_epsilon or _decimal(config.rms_norm_eps),
+        **architecture.fields, **fields, norm_epsilon=architecture.fixed_epsilon or _decimal(config.rms_norm_eps),
         rope_theta=rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0),
-        tied_head=bool(config.tie_word_embeddings), init_std=config.initializer_range,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from pretrain.hf.llama_fields import llama_fields
 from pretrain.hf.names import Rule
 from pretrain.hf.refusals import refuse_unsupported
 from pretrain.model.config import ModelSection
@@ -49,22 +50,11 @@ class LlamaLikeValues(PublishedValues):
 
     def shape(self, **fields: Any) -> ModelSection:
         """The model, with what the architecture says on top."""
-        if self.hidden_act not in ("silu", "swish"):
-            raise ValueError(f"hidden_act={self.hidden_act} is not supported: this model has SwiGLU, which is silu")
+        shared = llama_fields(self)
         theta = (self.rope_parameters or {}).get("rope_theta", self.rope_theta)
         if theta is None:
             raise ValueError("rope_theta is missing")
-        heads = self.num_attention_heads
-        return ModelSection.model_validate(
-            {
-                "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "num_attention_heads": heads,
-                "num_key_value_heads": None if self.num_key_value_heads == heads else self.num_key_value_heads,
-                "head_size": None if (self.head_dim or 0) * heads == self.hidden_size else self.head_dim,
-                "ffn_size": self.intermediate_size, "num_loop_layers": self.num_hidden_layers,
-                "norm_epsilon": self.rms_norm_eps, "rope_theta": theta, "tied_head": self.tie_word_embeddings,
-                "init_std": self.initializer_range, **fields,
-            }
-        )  # fmt: skip
+        return ModelSection.model_validate({**shared, "norm_epsilon": self.rms_norm_eps, "rope_theta": theta, **fields})
 
 
 def llama_like_config(model: ModelSection, seq_len: int) -> dict[str, Any]:

@@ -109,12 +109,12 @@ class Huginn(LoopFormat):
                     for theirs, ours in _LAYER.items()
                 }
         heads = model.num_attention_heads
+        paired = {"attn.Wqkv.weight": (heads, heads, 0), "attn.qk_bias": (heads, heads)}
         rules = []
         for theirs, ours in held.items():
             if ours[0] not in weights:  # no biases, or a tied head
                 continue
             dim = int(theirs == "transformer.adapter.weight")
-            paired = {"attn.Wqkv.weight": (heads, heads, 0), "attn.qk_bias": (heads, heads)}
             kind = ".".join(theirs.split(".")[3:])
             stored = (2, 1, heads, model.head_dim) if kind == "attn.qk_bias" else None
             shapes = tuple(weights[name] for name in ours)
