@@ -62,7 +62,7 @@ def plan(config: FinetuneConfig, world_size: int) -> list[Row]:
 def describe_data(config: FinetuneConfig) -> Iterator[str]:
     from finetune.run.plan import describe_data
 
-    return describe_data(config)
+    return describe_data(config.data)
 
 
 def run(config: FinetuneConfig, layout: Layout) -> int:

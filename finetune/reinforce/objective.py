@@ -1,0 +1,110 @@
+"""The objective of GRPO on text, on loops and on latent thoughts.
+
+    maximise  1/N Σ_answers A Σ_actions min(r A, clip(r, 1 - ε, 1 + ε') A) / A - β KL        N: actions of the step
+
+An action is a token of text or a thought, r its probability over that under the weights that it was drawn with, A the
+reward of the answer less the mean of its group, by default over the group's standard deviation (Shao et al. 2024, arXiv
+2402.03300, equation 3; divided by all actions of the step, as in DAPO, arXiv 2503.14476, so that no rank or micro-batch
+shows in it). KL to the weights that training started from: of text exp(d) - d - 1 with d their log-ratio (equation 4),
+of thoughts, normal with one deviation σ, |h - h'|² / 2σ².
+
+With `over: every` the prediction of each loop is rewarded as if it had drawn the text, all loops alike (RLTT, arXiv
+2602.10520); thoughts are states of the last. Thoughts are given to the pass that computes their probabilities, so one
+pass over a row serves all actions, and no gradient runs from a thought to what came before it: the likelihood-ratio
+gradient needs none.
+"""
+
+import torch
+from torch import Tensor
+
+from finetune.engine.interface import EngineObjective
+from finetune.latent.generation import AnswerSettings
+from finetune.reinforce.batch import ActionLogs, RolloutBatch, RolloutStep
+from finetune.reinforce.config import GrpoConfig
+from pretrain.model.gpt import LoopedGPT
+
+
+class Likelihood:
+    """Probabilities of what was drawn; `settings` and `config` as it was drawn with."""
+
+    def __init__(self, config: GrpoConfig, settings: AnswerSettings) -> None:
+        self._config, self._settings = config, settings
+
+    def of(self, model: LoopedGPT, batch: RolloutBatch) -> ActionLogs:
+        """Log-probabilities of the actions of a batch."""
+        states = self._states(model, batch)
+        rows, size = batch.predicting, batch.tokens.shape
+        text = torch.stack([self._text_logs(model, each.index_select(0, rows), batch.labels) for each in states])
+        num_thoughts = batch.thoughts.shape[1]
+        places = batch.first_slot[:, None] - 1 + torch.arange(num_thoughts, device=rows.device)
+        last = states[-1].view(*size, -1)
+        means = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1])).float()
+        squares = (batch.thoughts.to(means) - means).square().sum(-1)
+        return ActionLogs(text, -squares / self._two_variances, means)
+
+    def divergence(self, now: ActionLogs, reference: ActionLogs) -> Tensor:
+        """Estimate of KL(now | reference), summed over actions."""
+        away = reference.text - now.text
+        of_text = (away.exp() - away - 1).mean(0).sum()
+        return of_text + (now.means - reference.means).square().sum() / self._two_variances
+
+    @property
+    def _two_variances(self) -> float:
+        return 2 * self._config.rollout.thought_noise**2 or 1.0  # no thoughts without noise
+
+    def _states(self, model: LoopedGPT, batch: RolloutBatch) -> list[Tensor]:
+        """Final states [t, d] of the loops that are rewarded, the last one last."""
+        assert model.embedding is not None, "the whole model"
+        embeddings = model.embedding(batch.tokens)
+        for number in range(batch.thoughts.shape[1]):
+            is_slot = (
+                torch.arange(batch.tokens.shape[1], device=embeddings.device) == batch.first_slot[:, None] + number
+            )
+            embeddings = torch.where(is_slot[..., None], batch.thoughts[:, number, None].to(embeddings), embeddings)
+        num_loops = self._settings.num_loops
+        if self._config.grpo.over == "last":
+            return [model(batch.tokens, num_loops, embeddings=embeddings)]
+        context, num_passes = model.context(batch.tokens), model.config.num_passes(num_loops)
+        passes = model.passes(batch.tokens, num_passes, context, embeddings)
+        return [model.finish(states, context, loop + 1) for loop, states in enumerate(passes)]
+
+    def _text_logs(self, model: LoopedGPT, states: Tensor, labels: Tensor) -> Tensor:
+        """Log-probabilities [n] of tokens by final states [n, d]."""
+        logits = model.all_logits(states)[:, : self._settings.vocab_size].float()
+        never = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        never[list(self._settings.markers.after)] = True
+        logits = logits.masked_fill(never, -torch.inf) / self._config.rollout.temperature
+        return logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+
+
+class GrpoObjective(EngineObjective):
+    """Minimised is the negative of the above."""
+
+    def __init__(self, model: LoopedGPT, config: GrpoConfig, likelihood: Likelihood) -> None:
+        super().__init__(model)
+        self._grpo, self._likelihood = config.grpo, likelihood
+        self.sums = torch.zeros(3, dtype=torch.float64)
+        """Of the actions since it was set to zero: clipped ones, negative log-probability of text, divergence."""
+
+    def forward(self, micro_batch: RolloutBatch, step: RolloutStep) -> tuple[Tensor, Tensor]:
+        now = self._likelihood.of(self.model, micro_batch)
+        before = micro_batch.before or ActionLogs(*(each.detach() for each in now))
+        advantages = micro_batch.advantages
+        of_text, clipped_text = self._gains(now.text, before.text, advantages[micro_batch.row])
+        of_thoughts, clipped_thoughts = self._gains(now.thoughts, before.thoughts, advantages[:, None])
+        total = -(of_text.mean(0).sum() + of_thoughts.sum())
+        divergence = total.new_zeros(())
+        if micro_batch.reference is not None:
+            divergence = self._likelihood.divergence(now, micro_batch.reference)
+            total = total + self._grpo.kl_weight * divergence
+        clipped = clipped_text[-1].sum() + clipped_thoughts.sum()
+        self.sums = self.sums.to(total.device) + torch.stack((clipped, -now.text[-1].sum(), divergence)).detach()
+        return total / step.num_targets, total.detach()
+
+    def _gains(self, now: Tensor, before: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """What actions gain, and which of them are clipped, from their log-probabilities now and when they were drawn,
+        and advantages of their shape."""
+        grpo, ratio = self._grpo, (now - before).exp()
+        held = ratio.clamp(1 - grpo.clip, 1 + (grpo.clip if grpo.clip_high is None else grpo.clip_high))
+        free, bound = ratio * advantages, held * advantages
+        return torch.minimum(free, bound), (bound < free).float()
