@@ -38,7 +38,8 @@ class Likelihood:
         num_thoughts = batch.thoughts.shape[1]
         places = batch.first_slot[:, None] - 1 + torch.arange(num_thoughts, device=rows.device)
         last = states[-1].view(*size, -1)
-        means = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1])).float()
+        means = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
+        means = means.to(torch.promote_types(means.dtype, torch.float32))
         squares = (batch.thoughts.to(means) - means).square().sum(-1)
         return ActionLogs(text, -squares / self._two_variances, means)
 
@@ -70,7 +71,8 @@ class Likelihood:
 
     def _text_logs(self, model: LoopedGPT, states: Tensor, labels: Tensor) -> Tensor:
         """Log-probabilities [n] of tokens by final states [n, d]."""
-        logits = model.all_logits(states)[:, : self._settings.vocab_size].float()
+        logits = model.all_logits(states)[:, : self._settings.vocab_size]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         never = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         never[list(self._settings.markers.after)] = True
         logits = logits.masked_fill(never, -torch.inf) / self._config.rollout.temperature

@@ -111,7 +111,8 @@ def _draw(
     thoughts, states = think(decoding, settings)
     answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
     write(decoding, states, settings, answers, choose)
-    return [Rollout(tuple(prompt), *rest) for prompt, *rest in zip(prompts, thoughts.thoughts, answers, strict=True)]
+    rows = zip(prompts, thoughts.thoughts, answers, strict=True)
+    return [Rollout(tuple(prompt), drawn, answer) for prompt, drawn, answer in rows]
 
 
 def _row_keys(keys: Sequence[str], model: LoopedGPT) -> Tensor:

@@ -98,9 +98,10 @@ class GrpoTrainer:
         make_objective = partial(GrpoObjective, config=config, likelihood=self.likelihood)
         self.engine = FinetuneEngine(config, origin.saved, session.layout, self.groups, make_objective)
         self.answering = StageAnswerer(policy, origin.saved, session.tokenizer, self.groups, session.vote)
-        for split, examples in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            if examples is not None:
-                self.answering.require_positions(split, examples)
+        self.answering.require_positions("train", self.train)
+        self.answering.require_positions("validation", self.validation)
+        if self.test is not None:
+            self.answering.require_positions("test", self.test)
         self.stage = final_stage(policy.curriculum, policy.chosen_method)
         assert origin.weights is not None, "the configuration has been checked"
         self.reference = None
@@ -149,7 +150,9 @@ class GrpoTrainer:
         with self.session.step(self.engine.how_far):
             self.groups.phase.enter("rollout")
             with self.engine.whole_model() as (model, _):
+                self.groups.phase.work.compute()
                 drawn = self.drawer.draw(model, counters.step)
+                self.groups.phase.work.rest()
             totals = Totals.of(self._sum(drawn.totals.numbers()))
             rollout_s = time.perf_counter() - started
             step = RolloutStep(micro_batches=tuple(self._micro_batches(drawn)), num_targets=round(totals.actions))

@@ -18,6 +18,7 @@ from finetune.method.curriculum import stage_at
 from finetune.run.best import BEST, answering_run
 from finetune.run.counters import last_epoch
 from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.config.run import EntryConfig
 from pretrain.config.saved_model import SavedModel
 from pretrain.model.gpt import LoopedGPT
 from pretrain.rows.identity import RunIdentity
@@ -79,7 +80,7 @@ def answering_config(meta: Mapping[str, Any]) -> FinetuneConfig | None:
     return None if saved is None else FinetuneConfig.read_saved(saved)
 
 
-def identity_of(config: FinetuneConfig, saved: SavedModel, **more: Any) -> RunIdentity:
+def identity_of(config: EntryConfig, saved: SavedModel, **more: Any) -> RunIdentity:
     """The identity of a run that begins with this configuration and model, with some of its fields replaced."""
     loops = saved.model.num_loops
     return replace(RunIdentity.of(config, trained_loops=(loops, loops)), **more)
