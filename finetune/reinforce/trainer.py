@@ -37,6 +37,7 @@ from pretrain.checkpoint.counters import Counters
 from pretrain.config.layout import Layout
 from pretrain.device.hardware import device_memory, peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
+from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.parallel.stop_vote import sum_over_ranks
 from pretrain.plan.room import require_room
@@ -44,10 +45,13 @@ from pretrain.report.page import write_last_report
 from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession
+from pretrain.run.signals import StopSignal
 from pretrain.run.stragglers import work_fields
 from pretrain.run.world import join_world
 from pretrain.tasks.task import Split
 
+RESULTS = "coconut.jsonl"
+"""Evaluation rows, in `eval/` of the run directory: those of a fine-tuned run."""
 RESUMABLE = Resumable(
     training="reinforcement learning", mark="grpo", config="grpo",
     may_differ={
@@ -70,16 +74,19 @@ def run(config: GrpoConfig, layout: Layout) -> int:
     """
     policy, origin = resolve_policy(config)
     with join_world(config) as (groups, signals):
-        needs = [model_need(origin.saved, layout.world_size)]
-        require_room(needs, *device_memory(groups.device))
-        identity = identity_of(config, origin.saved)
-        with RunSession(
-            config, layout, groups, signals, origin.saved, origin.tokenizer, identity, results="coconut.jsonl"
-        ) as session:
-            session.warnings += origin.problems
+        require_room([model_need(origin.saved, layout.world_size)], *device_memory(groups.device))
+        with open_session(config, layout, groups, origin, signals) as session:
             code = GrpoTrainer(config, policy, origin, session).run()
             write_last_report(session)
             return code
+
+
+def open_session(config: GrpoConfig, layout: Layout, groups: Groups, origin: Origin, signals: StopSignal) -> RunSession:
+    """The shell of a run."""
+    identity = identity_of(config, origin.saved)
+    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, identity, results=RESULTS)
+    session.warnings += origin.problems
+    return session
 
 
 class GrpoTrainer:
