@@ -15,6 +15,7 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.method.methods import METHODS
+from finetune.reinforce.config import GrpoConfig
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
@@ -100,7 +101,9 @@ def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPat
     sweep = read_config(path, SweepConfig)
     for cell in cells(sweep):
         overrides = [*cell.overrides, f"run.name={cell.name}"]
-        if sweep.methods:
+        if sweep.policies:
+            assert read_config(Path(sweep.config), GrpoConfig, overrides).run.name == cell.name
+        elif sweep.methods:
             assert read_config(Path(sweep.config), FinetuneConfig, overrides).method.name == cell.name.split("-")[0]
         else:
             assert read_config(Path(sweep.config), RunConfig, overrides).model.num_loops == cell.num_loops
