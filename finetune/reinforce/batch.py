@@ -1,7 +1,4 @@
-"""Answers that were drawn as tensors, to compute their probabilities anew: one pass over each row, thoughts given.
-
-question <bot> thought ... thought <eot> text eos        padded on the right
-"""
+"""Answers that were drawn as tensors, to compute their probabilities anew."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +7,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from finetune.latent.batch import tensors_on
+from finetune.examples.sequence import TrainingRow
+from finetune.examples.sequence import collate as collate_rows
+from finetune.latent.batch import LatentBatch, tensors_on
 from finetune.latent.generation import AnswerSettings
 from finetune.reinforce.rollout import Rollout
 
@@ -21,7 +20,7 @@ class ActionLogs(NamedTuple):
     text: Tensor
     """[l, n] of the tokens of text, by each loop that is rewarded; the last is the last loop."""
     thoughts: Tensor
-    """[b, k] of the thoughts, without the constant."""
+    """[b, k] of the thoughts, without the constant; k = 0 where these are no actions."""
     means: Tensor
     """[b, k, d] states that the thoughts were drawn around."""
 
@@ -30,18 +29,12 @@ class ActionLogs(NamedTuple):
 class RolloutBatch:
     """Rows of one forward pass of this rank: b answers, n tokens of text that were drawn, k thoughts a row."""
 
-    tokens: Tensor
-    """int64 [b, s]; ignored at thoughts and in padding."""
+    rows: LatentBatch
+    """Their tokens; supervised are those that were drawn."""
     thoughts: Tensor
     """[b, k, d] as they entered."""
-    first_slot: Tensor
-    """int64 [b]: where the thoughts of a row begin, at least 1."""
-    predicting: Tensor
-    """int64 [n]: flattened positions whose state a token of text was drawn from."""
-    labels: Tensor
-    """int64 [n]: those tokens."""
-    row: Tensor
-    """int64 [n]: the row of each."""
+    noise: Tensor
+    """[b, k, d] that is in them."""
     advantages: Tensor
     """fp32 [b]."""
     before: ActionLogs | None = None
@@ -49,13 +42,21 @@ class RolloutBatch:
     reference: ActionLogs | None = None
     """Under the weights that training started from, where these pull."""
 
+    @property
+    def num_thoughts(self) -> int:
+        """k."""
+        return self.thoughts.shape[1]
+
+    @property
+    def row(self) -> Tensor:
+        """int64 [n]: the row of each token of text."""
+        return self.rows.supervised // self.rows.tokens.shape[1]
+
     def to(self, device: torch.device) -> Self:
         """The batch on a device, copied asynchronously."""
-        logs = {name: value and ActionLogs(*(each.to(device) for each in value)) for name, value in self._logs()}
-        return replace(self, **tensors_on(device, vars(self)), **logs)
-
-    def _logs(self) -> tuple[tuple[str, ActionLogs | None], ...]:
-        return ("before", self.before), ("reference", self.reference)
+        both = {"before": self.before, "reference": self.reference}
+        logs = {name: value and ActionLogs(*(each.to(device) for each in value)) for name, value in both.items()}
+        return replace(self, rows=self.rows.to(device), **tensors_on(device, vars(self)), **logs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,35 +65,19 @@ class RolloutStep:
 
     micro_batches: tuple[RolloutBatch, ...]
     num_targets: int
-    """Actions: thoughts and tokens of text."""
+    """Actions."""
 
 
-def collate(
-    rollouts: Sequence[Rollout], advantages: Sequence[float], settings: AnswerSettings, hidden_size: int
-) -> RolloutBatch:
+def collate(rollouts: Sequence[Rollout], advantages: Sequence[float], settings: AnswerSettings) -> RolloutBatch:
     """Answers as a batch; `settings` as they were drawn with."""
-    rows, predicting, labels, of_row = [], list[int](), list[int](), list[int]()
-    for prompt, thoughts, answer in rollouts:
-        num_slots = settings.num_slots
-        slots = [0] * num_slots if len(thoughts) else [settings.markers.slot] * num_slots
+    rows = []
+    for prompt, thoughts, _, answer in rollouts:
         drawn = (*answer.text, *([settings.eos_id] if answer.is_over else ()))
-        rows.append((*prompt, *slots, *settings.script, *drawn))
-        predicting.append(len(rows[-1]) - len(drawn) - 1)
-    length = max(map(len, rows))
-    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
-    starts, predicting = predicting, []
-    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        tokens[number, : len(row)] = torch.tensor(row)
-        labels += row[start + 1 :]
-        predicting += [number * length + place for place in range(start, len(row) - 1)]
-        of_row += [number] * (len(row) - 1 - start)
-    thoughts = [rollout.thoughts for rollout in rollouts]
+        head = (*prompt, *[settings.markers.slot] * settings.num_slots, *settings.script)
+        rows.append(TrainingRow((*head, *drawn), len(head), len(prompt), len(thoughts), -1))
     return RolloutBatch(
-        tokens=tokens,
-        thoughts=torch.stack(thoughts).cpu() if len(thoughts[0]) else torch.zeros(len(rows), 0, hidden_size),
-        first_slot=torch.tensor([len(rollout.prompt) for rollout in rollouts]),
-        predicting=torch.tensor(predicting),
-        labels=torch.tensor(labels),
-        row=torch.tensor(of_row),
+        rows=collate_rows(rows),
+        thoughts=torch.stack([rollout.thoughts for rollout in rollouts]).cpu(),
+        noise=torch.stack([rollout.noise for rollout in rollouts]).cpu(),
         advantages=torch.tensor(advantages, dtype=torch.float32),
     )

@@ -56,13 +56,16 @@ class RolloutSection(Section):
 class GrpoSection(Section):
     over: Literal["last", "every"] = "last"
     """Loops whose predictions are rewarded: the last, which the answer is drawn from, or every one of them, as if it
-    had drawn it (RLTT)."""
+    had drawn it (RLTT); for answers without thoughts."""
     advantage: Literal["normalised", "centred"] = "normalised"
     """Reward less the group's mean, divided by the group's standard deviation (GRPO) or not (Dr. GRPO)."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """ε: probabilities gain nothing by falling below 1 - ε of those that the answers were drawn with."""
     clip_high: float | None = Field(default=None, gt=0)
     """The same for rising above 1 + it (DAPO has it larger). Default: clip."""
+    thoughts: Literal["pathwise", "likelihood"] = "pathwise"
+    """How latent thoughts learn: by the gradient of the text's probability, which runs back through them; or as actions
+    of their own, each with the probability of its noise (Latent-GRPO)."""
     kl_weight: float = Field(default=0.0, ge=0)
     """β: weight of the divergence from the run that training started from, which is then held in memory."""
 

@@ -25,7 +25,7 @@ class Totals:
     """Sums over answers; those of disjoint answers add up."""
 
     actions: float
-    """Thoughts and tokens of text that were drawn."""
+    """That have a probability: tokens of text, and thoughts that learn as they do."""
     tokens: float
     """Positions of the rows."""
     flops: float
@@ -94,8 +94,8 @@ class Drawer:
         means = [sum(group) / size for group in groups]
         flops = rollout_flops(model.config, settings, rollouts)
         totals = Totals(
-            actions=sum(rollout.num_actions for rollout in rollouts),
-            tokens=sum(len(prompt) + settings.num_slots + len(answer.text) for prompt, _, answer in rollouts),
+            actions=self._num_actions(rollouts),
+            tokens=sum(len(each.prompt) + settings.num_slots + len(each.answer.text) for each in rollouts),
             flops=flops + update_flops(model.config, config, settings, rollouts),
             reward=sum(means),
             square=sum(mean**2 for mean in means),
@@ -106,6 +106,11 @@ class Drawer:
         )
         advantages = [earned for group in groups for earned in advantages_of(group, config.grpo.advantage)]
         return Drawn(rollouts=rollouts, advantages=advantages, totals=totals)
+
+    def _num_actions(self, rollouts: Sequence[Rollout]) -> int:
+        """Tokens of text, eos included, and thoughts, if these are actions."""
+        are_actions = self._config.grpo.thoughts == "likelihood"
+        return sum(len(each.answer.text) + each.answer.is_over + are_actions * len(each.thoughts) for each in rollouts)
 
     def own_questions(self, step: int) -> list[int]:
         """Numbers of this replica's questions of a step: an epoch is a permutation of all, drawn from (seed, epoch)."""

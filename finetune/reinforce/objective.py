@@ -1,6 +1,6 @@
 """The objective of GRPO on text, on loops and on latent thoughts.
 
-    maximise  1/N Σ_answers A Σ_actions min(r A, clip(r, 1 - ε, 1 + ε') A) / A - β KL        N: actions of the step
+    maximise  1/N Σ_answers Σ_actions min(r A, clip(r, 1 - ε, 1 + ε') A) - β KL        N: actions of the step
 
 An action is a token of text or a thought, r its probability over that under the weights that it was drawn with, A the
 reward of the answer less the mean of its group, by default over the group's standard deviation (Shao et al. 2024, arXiv
@@ -8,19 +8,27 @@ reward of the answer less the mean of its group, by default over the group's sta
 shows in it). KL to the weights that training started from: of text exp(d) - d - 1 with d their log-ratio (equation 4),
 of thoughts, normal with one deviation σ, |h - h'|² / 2σ².
 
+Thoughts learn in one of two ways (`grpo.thoughts`), both without bias at r = 1:
+
+    likelihood  a thought is an action: its normal density is made more or less likely, as in Latent-GRPO (arXiv
+                2604.27998). One pass over a row, as all thoughts are given; the noise of d numbers a thought is in the
+                gradient
+    pathwise    text alone is an action, and the gradient of its probability runs back through the thoughts, which are
+                computed anew with the noise that they were drawn with (Kingma and Welling 2014, arXiv 1312.6114)
+
 With `over: every` the prediction of each loop is rewarded as if it had drawn the text, all loops alike (RLTT, arXiv
-2602.10520); thoughts are states of the last. Thoughts are given to the pass that computes their probabilities, so one
-pass over a row serves all actions, and no gradient runs from a thought to what came before it: the likelihood-ratio
-gradient needs none.
+2602.10520); it is for answers without thoughts, which are states of the last loop.
 """
 
 import torch
 from torch import Tensor
 
 from finetune.engine.interface import EngineObjective
+from finetune.latent.forward import Passes
 from finetune.latent.generation import AnswerSettings
 from finetune.reinforce.batch import ActionLogs, RolloutBatch, RolloutStep
 from finetune.reinforce.config import GrpoConfig
+from finetune.reinforce.noisy import GivenThoughts, NoisyThoughts
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -32,15 +40,14 @@ class Likelihood:
 
     def of(self, model: LoopedGPT, batch: RolloutBatch) -> ActionLogs:
         """Log-probabilities of the actions of a batch."""
-        states = self._states(model, batch)
-        rows, size = batch.predicting, batch.tokens.shape
-        text = torch.stack([self._text_logs(model, each.index_select(0, rows), batch.labels) for each in states])
-        num_thoughts = batch.thoughts.shape[1]
-        places = batch.first_slot[:, None] - 1 + torch.arange(num_thoughts, device=rows.device)
-        last = states[-1].view(*size, -1)
-        means = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
+        states, rows = self._states(model, batch), batch.rows
+        labels = rows.labels.flatten()[rows.supervised]
+        chosen = [each.flatten(0, 1).index_select(0, rows.supervised) for each in states]
+        text = torch.stack([self._text_logs(model, each, labels) for each in chosen])
+        num_actions = 0 if self._config.grpo.thoughts == "pathwise" else batch.num_thoughts
+        means = states[-1][:, rows.first_slot - 1 : rows.first_slot - 1 + num_actions]
         means = means.to(torch.promote_types(means.dtype, torch.float32))
-        squares = (batch.thoughts.to(means) - means).square().sum(-1)
+        squares = (batch.thoughts[:, :num_actions].to(means) - means).square().sum(-1)
         return ActionLogs(text, -squares / self._two_variances, means)
 
     def divergence(self, now: ActionLogs, reference: ActionLogs) -> Tensor:
@@ -54,20 +61,15 @@ class Likelihood:
         return 2 * self._config.rollout.thought_noise**2 or 1.0  # no thoughts without noise
 
     def _states(self, model: LoopedGPT, batch: RolloutBatch) -> list[Tensor]:
-        """Final states [t, d] of the loops that are rewarded, the last one last."""
-        assert model.embedding is not None, "the whole model"
-        embeddings = model.embedding(batch.tokens)
-        for number in range(batch.thoughts.shape[1]):
-            is_slot = (
-                torch.arange(batch.tokens.shape[1], device=embeddings.device) == batch.first_slot[:, None] + number
-            )
-            embeddings = torch.where(is_slot[..., None], batch.thoughts[:, number, None].to(embeddings), embeddings)
-        num_loops = self._settings.num_loops
-        if self._config.grpo.over == "last":
-            return [model(batch.tokens, num_loops, embeddings=embeddings)]
-        context, num_passes = model.context(batch.tokens), model.config.num_passes(num_loops)
-        passes = model.passes(batch.tokens, num_passes, context, embeddings)
-        return [model.finish(states, context, loop + 1) for loop, states in enumerate(passes)]
+        """Final states [b, s, d] of the loops that are rewarded, the last one last."""
+        num_loops, num_thoughts = self._settings.num_loops, batch.num_thoughts
+        if self._config.grpo.over == "every":
+            return Passes(model, batch.rows, 0, num_loops).run_all_loops()
+        if not num_thoughts:
+            return [Passes(model, batch.rows, 0, num_loops).run_prefix()]
+        is_given = self._config.grpo.thoughts == "likelihood"
+        way = GivenThoughts(thoughts=batch.thoughts) if is_given else NoisyThoughts(noise=batch.noise)
+        return [way.states(model, batch.rows, num_thoughts, num_loops)]
 
     def _text_logs(self, model: LoopedGPT, states: Tensor, labels: Tensor) -> Tensor:
         """Log-probabilities [n] of tokens by final states [n, d]."""

@@ -66,5 +66,7 @@ def _require_probabilities(config: GrpoConfig, policy: FinetuneConfig) -> None:
         raise ValueError(
             "rollout.thought_noise=0: latent thoughts need noise, which gives them a probability; 0.1 is a start"
         )
+    if method.has_thoughts and config.grpo.over == "every":
+        raise ValueError(f"grpo.over=every: {init_from} has latent thoughts, which are states of the last loop alone")
     if noise and not method.has_thoughts:
         raise ValueError(f"rollout.thought_noise={noise}: {init_from} has no latent thoughts; leave it out")

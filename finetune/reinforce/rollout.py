@@ -1,16 +1,11 @@
 """Drawing answers: question, noisy latent thoughts, text at a temperature; all a function of the answer's key.
 
-A thought is the state after the final norm, as in Coconut, and normal noise:
-
-    t_i = h_i + σ ε_i        so that  log p(t_i) = -|t_i - h_i|² / 2σ² + const
-
 A key names run.seed, step, question and number of the answer, so that no rank or batch shows in what is drawn, up to
-the rounding of logits. Noise on thoughts and its probability: as in Latent-GRPO (arXiv 2604.27998), there on mixtures
-of embeddings.
+the rounding of logits. Noise on thoughts: as in Latent-GRPO (arXiv 2604.27998), there on mixtures of embeddings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,9 +13,8 @@ from torch import Tensor
 
 from finetune.latent.decoding import Decoding
 from finetune.latent.generation import Answer, AnswerSettings, think, write
-from finetune.latent.stop import StopClassifier
-from finetune.latent.thinking import PassCount, Thoughts
 from finetune.reinforce.config import RolloutSection
+from finetune.reinforce.noisy import NoisyThoughts
 from pretrain.eval.sampling import Generation, check_prompts, choose_tokens
 from pretrain.keyed_hash import bits, open_uniform
 from pretrain.model.gpt import LoopedGPT
@@ -33,34 +27,9 @@ class Rollout(NamedTuple):
     prompt: tuple[int, ...]
     thoughts: Tensor
     """[k, d] as they entered the model; none for a method without."""
+    noise: Tensor
+    """[k, d] that is in them."""
     answer: Answer
-
-    @property
-    def num_actions(self) -> int:
-        """Thoughts and tokens that were drawn, eos included."""
-        return len(self.thoughts) + len(self.answer.text) + self.answer.is_over
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisyThoughts:
-    """Thoughts one after the other, as `Sequential`, each with noise before it re-enters."""
-
-    noise: float
-    """σ."""
-    row_keys: Tensor
-    """int32 [b]: a key of each row."""
-
-    def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        state, thoughts = decoding.feed(decoding.embed(decoding.prompts))[:, -1:], list[Tensor]()
-        for number in range(num_slots):
-            if number:
-                state = decoding.feed(thoughts[-1])
-            place = torch.tensor([[number]], device=state.device)
-            thoughts.append(state + self.noise * normal(self.row_keys, place, state.shape[-1], state.dtype))
-        return Thoughts(torch.cat(thoughts, dim=1), [num_slots] * len(state), thoughts[-1])
-
-    def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
-        return PassCount([num_prompt, *[1] * (num_thoughts - 1)], 1, [])
 
 
 def roll_out(
@@ -95,10 +64,10 @@ def _draw(
     rollout: RolloutSection,
 ) -> list[Rollout]:  # fmt: skip
     decoding = Decoding(model, prompts, settings.num_new, settings.num_loops)
-    if rollout.thought_noise:
-        settings = replace(
-            settings, thinking=NoisyThoughts(noise=rollout.thought_noise, row_keys=_row_keys(keys, model))
-        )
+    num_thoughts = settings.num_slots if rollout.thought_noise else 0
+    noise = _noise(keys, num_thoughts, model) * rollout.thought_noise
+    if num_thoughts:
+        settings = replace(settings, thinking=NoisyThoughts(noise=noise))
     drawing = Generation(
         max_new_tokens=settings.max_new_tokens, vocab_size=settings.vocab_size, temperature=rollout.temperature
     )
@@ -111,12 +80,14 @@ def _draw(
     thoughts, states = think(decoding, settings)
     answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
     write(decoding, states, settings, answers, choose)
-    rows = zip(prompts, thoughts.thoughts, answers, strict=True)
-    return [Rollout(tuple(prompt), drawn, answer) for prompt, drawn, answer in rows]
+    rows = zip(prompts, thoughts.thoughts, noise, answers, strict=True)
+    return [Rollout(tuple(prompt), drawn, added, answer) for prompt, drawn, added, answer in rows]
 
 
-def _row_keys(keys: Sequence[str], model: LoopedGPT) -> Tensor:
-    """int32 [b] of the keys of rows, for their noise."""
-    device = next(model.parameters()).device
+def _noise(keys: Sequence[str], num_thoughts: int, model: LoopedGPT) -> Tensor:
+    """Standard normal numbers [b, k, d] of the rows with these keys."""
+    parameter = next(model.parameters())
     numbers = [bits(f"{key}/thought") % 2**32 - 2**31 for key in keys]
-    return torch.tensor(numbers, dtype=torch.int32, device=device)
+    rows = torch.tensor(numbers, dtype=torch.int32, device=parameter.device)
+    places = torch.arange(num_thoughts, device=parameter.device)[None]
+    return normal(rows, places, model.config.hidden_size, parameter.dtype)

@@ -47,7 +47,7 @@ class GrpoRow(StepRow):
 
 def rollout_flops(model: ModelSection, settings: AnswerSettings, rollouts: Sequence[Rollout]) -> float:
     """Forward FLOPs of drawing answers."""
-    return float(sum(answer_flops(model, len(prompt), settings, answer) for prompt, _, answer in rollouts))
+    return float(sum(answer_flops(model, len(each.prompt), settings, each.answer) for each in rollouts))
 
 
 def update_flops(
@@ -58,7 +58,7 @@ def update_flops(
     num_slots, num_script = settings.num_slots, len(settings.script)
     heads = model.num_passes(settings.num_loops) if config.grpo.over == "every" else 1
     total = 0.0
-    for prompt, _, answer in rollouts:
+    for prompt, _, _, answer in rollouts:
         drawn = len(answer.text) + answer.is_over
         length = len(prompt) + num_slots + num_script + drawn
         total += length * body_flops(model, length, settings.num_loops) + drawn * heads * head_flops(model)

@@ -174,9 +174,9 @@ class GrpoTrainer:
 
     def _micro_batches(self, drawn: Drawn) -> list[RolloutBatch]:
         """This rank's answers, with the log-probabilities that updates compare with."""
-        hidden, size = self.session.saved.model.hidden_size, self.config.train.micro_batch
+        size = self.config.train.micro_batch
         parts = [slice(start, start + size) for start in range(0, len(drawn.rollouts), size)]
-        found = [collate(drawn.rollouts[part], drawn.advantages[part], self.settings, hidden) for part in parts]
+        found = [collate(drawn.rollouts[part], drawn.advantages[part], self.settings) for part in parts]
         device = self.groups.device
         if self.config.train.updates > 1:
             with self.engine.whole_model() as (model, _), torch.no_grad():

@@ -46,6 +46,11 @@ class FinetunedModel:
         return stage_at(self.config.curriculum, self.config.chosen_method, self.epoch)
 
     @property
+    def is_rewarded(self) -> bool:
+        """Whether it learnt from rewards last."""
+        return POLICY in self.trained.checkpoint.meta
+
+    @property
     def has_slots(self) -> bool:
         """Whether thoughts or pauses precede the text, so that their number can be chosen."""
         return self.config.curriculum.slots_of(self.config.chosen_method) is not None

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from finetune.api import load_run
 from finetune.reinforce.config import GrpoConfig, check_layout
 from finetune.reinforce.policy import resolve_policy
 from finetune.reinforce.trainer import GrpoTrainer, open_session
@@ -99,7 +100,10 @@ def tensors(root: Path, name: str) -> dict[str, torch.Tensor]:
     return {key: reader.read_whole(key) for key in reader.tensors}
 
 
-TWO_UPDATES: dict[str, Any] = {"train": {"updates": 2}, "grpo": {"kl_weight": 0.1, "clip": 0.01}}
+TWO_UPDATES: dict[str, Any] = {
+    "train": {"updates": 2},
+    "grpo": {"kl_weight": 0.1, "clip": 0.01, "thoughts": "likelihood"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -149,5 +153,10 @@ def test_what_comes_out_answers_like_a_fine_tuned_run(root: Path, pool: RankPool
     run(pool, configured(root, "done", train={"steps": 1}), 1)
     found = load_finetuned(root / "runs" / "done", torch.device("cpu"))
     assert (found.config.method.name, found.stage, found.has_slots) == ("coconut", 2, True)
+    of_run = load_run(root / "runs" / "done", device="cpu")
+    assert list(of_run.metrics()["reward"]) == [row["reward"] for row in rows(root, "done")]
+    scored = of_run.score_answers("all")
+    written = {row[2]: row[3] for row in scores(root, "done") if row[0] == "test"}
+    assert list(scored["num_thoughts"]) == [0, 1, 2] and scored["accuracy"].iloc[2] == written[2]
     with pytest.raises(Exception, match=r"train\.updates=2, but .* was made with 1"):
         run(pool, configured(root, "done", train={"steps": 2, "updates": 2}), 1)

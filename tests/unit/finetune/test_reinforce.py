@@ -137,9 +137,9 @@ def test_the_gradient_of_text_is_that_of_the_expected_reward() -> None:
             total = total + log.exp() * reward[tuple(answer.text)]
         return total
 
-    rollouts = [Rollout(prompt, torch.zeros(0, 4), answer) for answer in texts]
+    rollouts = [Rollout(prompt, torch.zeros(0, 4), torch.zeros(0, 4), answer) for answer in texts]
     with torch.no_grad():
-        batch = collate(rollouts, [0.0] * len(texts), settings, 4)
+        batch = collate(rollouts, [0.0] * len(texts), settings)
         logs = Likelihood(config, settings).of(model, batch).text[-1]
         of_row = torch.zeros(len(texts), dtype=torch.float64).index_add(0, batch.row, logs)
     weights = of_row.exp() * torch.tensor([reward[tuple(answer.text)] for answer in texts], dtype=torch.float64)
@@ -149,10 +149,11 @@ def test_the_gradient_of_text_is_that_of_the_expected_reward() -> None:
     assert found == pytest.approx(directional(expected, model, along), rel=1e-5)
 
 
-def test_the_gradient_of_thoughts_is_that_of_the_expected_reward() -> None:
+@pytest.mark.parametrize("way", ["likelihood", "pathwise"])
+def test_the_gradient_of_thoughts_is_that_of_the_expected_reward(way: str) -> None:
     """One thought in two dimensions, integrated over by Gauss-Hermite quadrature; then one token."""
     model, settings, prompt, noise = tiny(2), how(1, max_new_tokens=1), (1, 2, BOT), 0.15
-    config = configured(rollout={"thought_noise": noise})
+    config = configured(rollout={"thought_noise": noise}, grpo={"thoughts": way})
     points, weights = np.polynomial.hermite.hermgauss(40)
     grid = torch.tensor([(a, b) for a in points for b in points]) * math.sqrt(2) * noise  # [n, 2]
     weight = torch.tensor([a * b for a in weights for b in weights]) / math.pi
@@ -175,9 +176,9 @@ def test_the_gradient_of_thoughts_is_that_of_the_expected_reward() -> None:
     rollouts, advantages = [], []
     for node, token in itertools.product(range(len(grid)), tokens):
         answer = Answer(text=[] if token == EOS else [token], num_thoughts=1, is_over=token == EOS)
-        rollouts.append(Rollout(prompt, thoughts[node : node + 1], answer))
+        rollouts.append(Rollout(prompt, thoughts[node : node + 1], grid[node : node + 1], answer))
         advantages.append(float(weight[node] * chance[node, token] * rewards[token]))
-    batch = collate(rollouts, advantages, settings, 2)
+    batch = collate(rollouts, advantages, settings)
     batch = replace(batch, advantages=torch.tensor(advantages, dtype=torch.float64))
     along = directions(model)
     found = gradient_along(model, config, settings, batch, along)
@@ -187,16 +188,17 @@ def test_the_gradient_of_thoughts_is_that_of_the_expected_reward() -> None:
 @pytest.mark.parametrize("num_slots", [0, 3])
 def test_probabilities_are_those_that_answers_were_drawn_with(num_slots: int) -> None:
     model, settings = tiny(8), how(num_slots, max_new_tokens=5)
-    config = configured(rollout={"temperature": 1.3, "thought_noise": 0.2 if num_slots else 0.0})
+    noise = 0.2 if num_slots else 0.0
+    config = configured(rollout={"temperature": 1.3, "thought_noise": noise}, grpo={"thoughts": "likelihood"})
     tail = (BOT,) * bool(num_slots)
     prompts = [(1, 2, *tail), (2, *tail), (0, 1, 2, 1, *tail)] * 4
     keys = [f"k{number}" for number in range(len(prompts))]
     rollouts = roll_out(model, prompts, keys, settings, config.rollout)
     assert any(rollout.answer.is_over for rollout in rollouts) and any(len(r.answer.text) > 1 for r in rollouts)
-    logs = Likelihood(config, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings, 8))
+    logs = Likelihood(config, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
     wanted: list[float] = []
     with torch.no_grad():
-        for number, (prompt, thoughts, answer) in enumerate(rollouts):
+        for number, (prompt, thoughts, _, answer) in enumerate(rollouts):
             inputs = embed(model, *prompt)
             for place, thought in enumerate(thoughts):
                 mean = last_states(model, inputs)
@@ -211,6 +213,10 @@ def test_probabilities_are_those_that_answers_were_drawn_with(num_slots: int) ->
                 wanted.append(float((row / 1.3).log_softmax(-1)[0, token]))
                 inputs = torch.cat((inputs, embed(model, token)), dim=1)
     torch.testing.assert_close(logs.text[0], torch.tensor(wanted, dtype=torch.float64))
+    anew = configured(rollout={"temperature": 1.3, "thought_noise": noise}, grpo={"thoughts": "pathwise"})
+    again = Likelihood(anew, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
+    torch.testing.assert_close(again.text, logs.text)
+    assert again.thoughts.shape[1] == 0
 
 
 def test_draws_depend_on_the_key_alone_and_follow_the_distribution() -> None:
@@ -240,7 +246,7 @@ def test_every_loop_is_rewarded_as_if_it_had_drawn_the_answer() -> None:
     model, settings = tiny(num_loops=3), how()
     config, last = configured(grpo={"over": "every"}), configured()
     rollouts = roll_out(model, [(1, 2), (2, 2, 1)], ["a", "b"], settings, config.rollout)
-    batch = collate(rollouts, [1.0, -1.0], settings, 4)
+    batch = collate(rollouts, [1.0, -1.0], settings)
     logs = Likelihood(config, settings).of(model, batch).text
     assert len(logs) == 3
     for loop in range(3):
@@ -253,9 +259,11 @@ def test_every_loop_is_rewarded_as_if_it_had_drawn_the_answer() -> None:
 
 def test_clipping_and_divergence_are_those_of_their_formulas() -> None:
     model, settings = tiny(), how(2)
-    config = configured(rollout={"thought_noise": 0.3}, grpo={"clip": 0.1, "clip_high": 0.4, "kl_weight": 0.5})
+    config = configured(
+        rollout={"thought_noise": 0.3}, grpo={"clip": 0.1, "clip_high": 0.4, "kl_weight": 0.5, "thoughts": "likelihood"}
+    )
     rollouts = roll_out(model, [(1, 2, BOT), (2, BOT)], ["a", "b"], settings, config.rollout)
-    batch = collate(rollouts, [2.0, -1.0], settings, 4)
+    batch = collate(rollouts, [2.0, -1.0], settings)
     likelihood = Likelihood(config, settings)
     with torch.no_grad():
         now = likelihood.of(model, batch)
