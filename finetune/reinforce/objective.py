@@ -32,7 +32,7 @@ from finetune.reinforce.noisy import GivenThoughts, NoisyThoughts
 from pretrain.model.gpt import LoopedGPT
 
 
-class Likelihood:
+class ActionLikelihood:
     """Probabilities of what was drawn; `settings` and `config` as it was drawn with."""
 
     def __init__(self, config: GrpoConfig, settings: AnswerSettings) -> None:
@@ -84,7 +84,7 @@ class Likelihood:
 class GrpoObjective(EngineObjective):
     """Minimised is the negative of the above."""
 
-    def __init__(self, model: LoopedGPT, config: GrpoConfig, likelihood: Likelihood) -> None:
+    def __init__(self, model: LoopedGPT, config: GrpoConfig, likelihood: ActionLikelihood) -> None:
         super().__init__(model)
         self._grpo, self._likelihood = config.grpo, likelihood
         self.sums = torch.zeros(3, dtype=torch.float64)

@@ -27,7 +27,7 @@ from finetune.method.curriculum import final_stage
 from finetune.reinforce.batch import RolloutBatch, RolloutStep, collate
 from finetune.reinforce.config import GrpoConfig, ledger
 from finetune.reinforce.drawing import Drawer, Drawn, Totals
-from finetune.reinforce.objective import GrpoObjective, Likelihood
+from finetune.reinforce.objective import ActionLikelihood, GrpoObjective
 from finetune.reinforce.policy import resolve_policy
 from finetune.reinforce.rows import GrpoRow
 from finetune.run.finetuned_model import POLICY, identity_of
@@ -101,7 +101,7 @@ class GrpoTrainer:
         self.settings = answer_settings(policy, session.tokenizer)
         replicas = self.groups.data
         self.drawer = Drawer(config, self.train, self.settings, session.tokenizer, replicas.rank(), replicas.size())
-        self.likelihood = Likelihood(config, self.settings)
+        self.likelihood = ActionLikelihood(config, self.settings)
         make_objective = partial(GrpoObjective, config=config, likelihood=self.likelihood)
         self.engine = FinetuneEngine(config, origin.saved, session.layout, self.groups, make_objective)
         self.answering = StageAnswerer(policy, origin.saved, session.tokenizer, self.groups, session.vote)

@@ -22,7 +22,7 @@ from finetune.method.markers import Markers
 from finetune.reinforce.batch import ActionLogs, RolloutBatch, RolloutStep, collate
 from finetune.reinforce.config import GrpoConfig, check_layout
 from finetune.reinforce.drawing import Drawer, advantages_of
-from finetune.reinforce.objective import GrpoObjective, Likelihood
+from finetune.reinforce.objective import ActionLikelihood, GrpoObjective
 from finetune.reinforce.policy import policy_of
 from finetune.reinforce.rollout import Rollout, roll_out
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
@@ -100,7 +100,7 @@ def gradient_along(
 ) -> float:
     """What the objective's gradient says of it: the objective is the negative of what is to grow."""
     model.zero_grad()
-    share, _ = GrpoObjective(model, config, Likelihood(config, settings))(
+    share, _ = GrpoObjective(model, config, ActionLikelihood(config, settings))(
         batch, RolloutStep(micro_batches=(batch,), num_targets=1)
     )
     share.backward()
@@ -140,7 +140,7 @@ def test_the_gradient_of_text_is_that_of_the_expected_reward() -> None:
     rollouts = [Rollout(prompt, torch.zeros(0, 4), torch.zeros(0, 4), answer) for answer in texts]
     with torch.no_grad():
         batch = collate(rollouts, [0.0] * len(texts), settings)
-        logs = Likelihood(config, settings).of(model, batch).text[-1]
+        logs = ActionLikelihood(config, settings).of(model, batch).text[-1]
         of_row = torch.zeros(len(texts), dtype=torch.float64).index_add(0, batch.row, logs)
     weights = of_row.exp() * torch.tensor([reward[tuple(answer.text)] for answer in texts], dtype=torch.float64)
     assert float(of_row.exp().sum()) == pytest.approx(1, abs=1e-9)  # no answer is missing
@@ -195,7 +195,7 @@ def test_probabilities_are_those_that_answers_were_drawn_with(num_slots: int) ->
     keys = [f"k{number}" for number in range(len(prompts))]
     rollouts = roll_out(model, prompts, keys, settings, config.rollout)
     assert any(rollout.answer.is_over for rollout in rollouts) and any(len(r.answer.text) > 1 for r in rollouts)
-    logs = Likelihood(config, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
+    logs = ActionLikelihood(config, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
     wanted: list[float] = []
     with torch.no_grad():
         for number, (prompt, thoughts, _, answer) in enumerate(rollouts):
@@ -214,7 +214,7 @@ def test_probabilities_are_those_that_answers_were_drawn_with(num_slots: int) ->
                 inputs = torch.cat((inputs, embed(model, token)), dim=1)
     torch.testing.assert_close(logs.text[0], torch.tensor(wanted, dtype=torch.float64))
     anew = configured(rollout={"temperature": 1.3, "thought_noise": noise}, grpo={"thoughts": "pathwise"})
-    again = Likelihood(anew, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
+    again = ActionLikelihood(anew, settings).of(model, collate(rollouts, [0.0] * len(rollouts), settings))
     torch.testing.assert_close(again.text, logs.text)
     assert again.thoughts.shape[1] == 0
 
@@ -247,13 +247,13 @@ def test_every_loop_is_rewarded_as_if_it_had_drawn_the_answer() -> None:
     config, last = configured(grpo={"over": "every"}), configured()
     rollouts = roll_out(model, [(1, 2), (2, 2, 1)], ["a", "b"], settings, config.rollout)
     batch = collate(rollouts, [1.0, -1.0], settings)
-    logs = Likelihood(config, settings).of(model, batch).text
+    logs = ActionLikelihood(config, settings).of(model, batch).text
     assert len(logs) == 3
     for loop in range(3):
-        alone = Likelihood(last, replace(settings, num_loops=loop + 1)).of(model, batch).text
+        alone = ActionLikelihood(last, replace(settings, num_loops=loop + 1)).of(model, batch).text
         torch.testing.assert_close(logs[loop], alone[0])
     step = RolloutStep(micro_batches=(batch,), num_targets=1)
-    share, _ = GrpoObjective(model, config, Likelihood(config, settings))(batch, step)
+    share, _ = GrpoObjective(model, config, ActionLikelihood(config, settings))(batch, step)
     assert share.item() == pytest.approx(-float(batch.advantages[batch.row].sum()))  # all ratios are 1
 
 
@@ -264,7 +264,7 @@ def test_clipping_and_divergence_are_those_of_their_formulas() -> None:
     )
     rollouts = roll_out(model, [(1, 2, BOT), (2, BOT)], ["a", "b"], settings, config.rollout)
     batch = collate(rollouts, [2.0, -1.0], settings)
-    likelihood = Likelihood(config, settings)
+    likelihood = ActionLikelihood(config, settings)
     with torch.no_grad():
         now = likelihood.of(model, batch)
         shift = torch.linspace(-0.6, 0.6, now.text.shape[1], dtype=torch.float64)
