@@ -149,6 +149,21 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert all(torch.equal(state[key], wanted[key]) for key in wanted) and state.keys() == wanted.keys()
 
 
+def test_bf16_fewer_loops_and_small_batches_of_draws(root: Path, pool: RankPool) -> None:
+    """Draws of any batch are the same, in other precisions and loop counts too; a run may end before its last step."""
+    shared: dict[str, Any] = {
+        "train": {"steps": 2, "precision": "bf16", "num_loops": 1},
+        "grpo": {"advantage": "centred"},
+    }
+    run(pool, configured(root, "bf16", **shared), 1)
+    run(pool, configured(root, "bf16-batched", rollout={"batch": 32}, **shared), 1)
+    pairs = zip(rows(root, "bf16"), rows(root, "bf16-batched"), strict=True)
+    assert all(abs(left["reward"] - right["reward"]) <= 2 / 256 for left, right in pairs)
+    assert {row["num_loops"] for row in rows(root, "bf16", "eval/coconut.jsonl")} == {1}
+    run(pool, configured(root, "short", train={"steps": 500, "exit_after": 0.01}), 1)
+    assert (root / "runs" / "short" / "state").read_text().startswith("stopped by train.exit_after")
+
+
 def test_what_comes_out_answers_like_a_fine_tuned_run(root: Path, pool: RankPool) -> None:
     run(pool, configured(root, "done", train={"steps": 1}), 1)
     found = load_finetuned(root / "runs" / "done", torch.device("cpu"))
