@@ -125,7 +125,8 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
     if sweep.kind != "models":
         runs = [str(root / cell.name) for cell in family]
         score = [[sys.executable, script("tools/eval_coconut.py"), "--run", run, "--latents", "all"] for run in runs]
-        return {"train": train, "eval": score, "table": [[sys.executable, script("tools/coconut_table.py"), *runs]]}
+        tables = ["tools/coconut_table.py", *(["tools/reward_plot.py"] if sweep.policies else [])]
+        return {"train": train, "eval": score, "table": [[sys.executable, script(tool), *runs] for tool in tables]}
     evaluate = [eval_command(sweep, cell, root) for cell in family] if has_tasks(sweep, family) else []
     rows = [root / cell.name / "eval" / "depth.jsonl" for cell in family]
     plot = [sys.executable, script("tools/scaling_plot.py"), *map(str, rows), "--out", str(root)]
