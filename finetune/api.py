@@ -25,6 +25,7 @@ from finetune.answers.scoring import Answerer, answer_settings
 from finetune.examples.examples import encode_examples, form_of, untracked
 from finetune.latent.decoding import Decoding
 from finetune.latent.generation import AnswerSettings, think
+from finetune.reinforce.rows import GrpoRow
 from finetune.run.finetuned_model import FinetunedModel, load_finetuned
 from finetune.run.rows import FinetuneRow
 from pretrain.api import LoadedRun, Prompts, table, table_of
@@ -61,6 +62,8 @@ class FinetunedRun(LoadedRun):
 
     def __init__(self, finetuned: FinetunedModel) -> None:
         super().__init__(finetuned.run_dir, finetuned.trained)
+        if finetuned.is_rewarded:
+            self.row_type = GrpoRow
         self.finetuned, self.config = finetuned, finetuned.config
 
     def questions(self, split: Split = "test", num_examples: int | None = None) -> list[Example]:

@@ -59,10 +59,10 @@ def plan(config: FinetuneConfig, world_size: int) -> list[Row]:
     return plan_rows(config, world_size)
 
 
-def describe_data(config: FinetuneConfig) -> Iterator[str]:
+def data_lines(config: FinetuneConfig) -> Iterator[str]:
     from finetune.run.plan import describe_data
 
-    return describe_data(config)
+    return describe_data(config.data)
 
 
 def run(config: FinetuneConfig, layout: Layout) -> int:
@@ -74,7 +74,7 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    return run_entry(COMMAND_LINE, argv, plan=plan, describe_data=describe_data, check_layout=check_layout, run=run)
+    return run_entry(COMMAND_LINE, argv, plan=plan, describe_data=data_lines, check_layout=check_layout, run=run)
 
 
 if __name__ == "__main__":

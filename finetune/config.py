@@ -109,14 +109,19 @@ class MethodSection(Section):
         return unread
 
 
-class FinetuneTrainSection(CommonTrainSection):
+class EngineTrainSection(CommonTrainSection):
+    """What the engine (`finetune/engine/engine.py`) needs."""
+
+    micro_batch: int = Field(default=32, gt=0)
+    precision: Precision = "fp32"
+    """Type of weights and activations; optimizer state is fp32 in any case."""
+
+
+class FinetuneTrainSection(EngineTrainSection):
     epochs: int = Field(default=50, gt=0, le=1_000_000)
     """Number of epochs."""
     effective_batch: int = Field(default=128, gt=0)
     """Examples of one optimizer step: micro_batch x accumulation x data-parallel ranks."""
-    micro_batch: int = Field(default=32, gt=0)
-    precision: Precision = "fp32"
-    """Type of weights and activations; optimizer state is fp32 in any case."""
     seq_len: int | None = Field(default=None, gt=0)
     """Longest sequence of a model from scratch, in tokens. Default: that of checkpoint.init_from."""
     num_loops: int | None = Field(default=None, gt=0)
@@ -126,7 +131,9 @@ class FinetuneTrainSection(CommonTrainSection):
     and feed-forward add (GPT-2's dropout, with which the published models were fine-tuned)."""
 
 
-class FinetuneOptimizerSection(AdamWSection):
+class ConstantAdamWSection(AdamWSection):
+    """AdamW at a constant rate, with the defaults of fine-tuning."""
+
     lr: float = Field(default=1e-4, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0, at the start of the run; constant afterwards."""
@@ -134,14 +141,17 @@ class FinetuneOptimizerSection(AdamWSection):
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of all parameters."""
     clip_grad_norm: float = Field(default=0.0, ge=0)
-    reset: Literal["never", "stage", "epoch"] = "stage"
-    """When the moments are set to zero: never, at every new stage (as in the paper; in a gradual removal whenever a
-    token more is removed), or at every epoch (as in its code)."""
 
     @property
     def schedule(self) -> OptimizerSection:
         """Warm-up, then a constant rate, for `learning_rate`."""
         return OptimizerSection(lr=self.lr, warmup_steps=self.warmup_steps, schedule="constant", min_lr_ratio=1.0)
+
+
+class FinetuneOptimizerSection(ConstantAdamWSection):
+    reset: Literal["never", "stage", "epoch"] = "stage"
+    """When the moments are set to zero: never, at every new stage (as in the paper; in a gradual removal whenever a
+    token more is removed), or at every epoch (as in its code)."""
 
 
 class EngineSection(Section):

@@ -11,6 +11,7 @@ surrounds the loop: `pretrain/run/session.py`.
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -19,9 +20,10 @@ import torch.distributed as dist
 from finetune.answers.answering import StageAnswerer, log_row
 from finetune.answers.results import CoconutRow, inputs_of
 from finetune.answers.scoring import Tally
-from finetune.config import ExamplesSection, FinetuneConfig, ledger, require_last_stage
+from finetune.config import FinetuneConfig, ledger, require_last_stage
 from finetune.engine.engine import FinetuneEngine, FinetuneStepResult
-from finetune.examples.examples import ExampleSet, load_example_set, untracked
+from finetune.engine.objective import Objective
+from finetune.examples.examples import ExampleSet, data_fingerprint, load_example_set, untracked
 from finetune.examples.sampler import Sampler
 from finetune.examples.sequence import RowMaker
 from finetune.latent.batch import StepBatch
@@ -44,7 +46,6 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.plan.room import require_room
 from pretrain.report.page import write_last_report
-from pretrain.rows.identity import digest
 from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
@@ -102,12 +103,13 @@ class FinetuneTrainer:
         layout, groups, tokenizer = session.layout, session.groups, session.tokenizer
         train, self.validation = self._examples("train"), self._examples("validation")
         self.test = self._examples("test") if config.data.test.is_given else None
-        session.identity = replace(session.identity, data=_data_fingerprint(config.data.train, train))
+        session.identity = replace(session.identity, data=data_fingerprint(config.data.train, train))
         self.examples_sha256 = hashlib.sha256(repr(list(train.encoded)).encode()).hexdigest()
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
         self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
         self.sampler.require_length(origin.saved.seq_len)
-        self.engine = FinetuneEngine(config, origin.saved, layout, groups)
+        make_objective = partial(Objective, method=config.method)
+        self.engine = FinetuneEngine(config, origin.saved, layout, groups, make_objective)
         self.answering = StageAnswerer(config, origin.saved, tokenizer, groups, session.vote)
         self.answering.require_positions("validation", self.validation)
         if self.test is not None:
@@ -305,9 +307,3 @@ class FinetuneTrainer:
         then, now = reader.meta["finetune"]["validation"]["every"], self.config.validation.every
         self._scored_epochs = now if now == then else 0
         self.counters = FinetuneCounters.read(reader.meta)
-
-
-def _data_fingerprint(section: ExamplesSection, train: ExampleSet) -> str:
-    """Of what a run is trained on: the examples of a file, or the task, whose examples follow from the seed."""
-    of_file = repr(train.examples) if section.task is None else ""
-    return digest([section.model_dump(mode="json", exclude={"path"}), of_file])

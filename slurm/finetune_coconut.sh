@@ -13,7 +13,7 @@
 #
 #   bash slurm/submit.sh slurm/finetune_coconut.sh [--nodes=2 --gpus-per-node=8 ...] [CONFIG.yaml] [--init runs/12x2] [a.b=c ...]
 #
-# Without arguments: ProsQA, configs/finetune/prosqa.yaml. As slurm/pretrain_looped.sh in everything else.
+# Without arguments: ProsQA, configs/finetune/prosqa.yaml; with a configuration that is called *_grpo.yaml, answers are rewarded (finetune/grpo.py). As slurm/pretrain_looped.sh in everything else.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 source slurm/common.sh
@@ -23,5 +23,7 @@ if [[ ${1:-} =~ \.ya?ml$ ]]; then
   config=$1
   shift
 fi
-plan_run "$PYTHON" finetune/coconut.py --config "$config" "$@"
-run_until_done "$PYTHON" finetune/coconut.py --config "$config" "$@"
+entry=finetune/coconut.py
+[[ $config == *_grpo.yaml ]] && entry=finetune/grpo.py
+plan_run "$PYTHON" "$entry" --config "$config" "$@"
+run_until_done "$PYTHON" "$entry" --config "$config" "$@"

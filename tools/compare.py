@@ -30,10 +30,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from finetune.answers.results import CoconutRow
-from finetune.config import FinetuneConfig
+from finetune.kinds import kind_of_saved
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, names
-from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import ResultRow, digest, settings_of
 from pretrain.rows.jsonl import JsonLines
@@ -111,7 +110,7 @@ def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[
     """
     try:
         values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        schema = FinetuneConfig if "curriculum" in values else RunConfig
+        schema = kind_of_saved(values).schema
         config: Any = schema.read_saved(values) if isinstance(values.get("run"), dict) else None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{path / 'config.yaml'}: not the configuration of a run of this version") from None

@@ -17,13 +17,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from finetune.config import FinetuneConfig
+from finetune.kinds import kind_of
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser
 from pretrain.config.read import read_config
-from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.rows.identity import RunIdentity, config_of
 from pretrain.rows.jsonl import JsonLines
@@ -47,14 +45,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def configurations(sweep: SweepConfig) -> dict[str, str]:
     """`RunIdentity.config` of each run of a sweep, as its files are today, by the run's name."""
-    schema: Any = FinetuneConfig if sweep.methods else RunConfig
+    schema = kind_of(sweep).schema
     return {
         cell.name: config_of(read_config(Path(sweep.config), schema, list(cell.overrides))) for cell in cells(sweep)
     }
 
 
 def rows_file(sweep: SweepConfig) -> str:
-    return "coconut.jsonl" if sweep.methods else "depth.jsonl"
+    return kind_of(sweep).rows
 
 
 def rows_of(path: Path, config: str) -> list[bytes]:
@@ -111,7 +109,7 @@ def draw(sweep: SweepConfig, file: Path, root: Path) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     sweep, root = read_config(options.sweep, SweepConfig), SWEEPS / options.sweep.stem
-    folder = Path("configs/finetune" if sweep.methods else "configs/sweeps") / "results" / options.sweep.stem
+    folder = Path(kind_of(sweep).results) / "results" / options.sweep.stem
     out, file = options.out or folder, rows_file(sweep)
     kept = published(out / file) if options.partial and is_there(out / file) else {}
     lines, here, missing = list[bytes](), list[Path](), list[str]()
@@ -128,12 +126,12 @@ def publish(options: argparse.Namespace) -> None:
         raise ValueError(f"{root}: no complete run of the sweep has rows: train one first")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / file, b"".join(line + b"\n" for line in lines))
-    if options.partial and not sweep.methods:
+    if options.partial and sweep.kind == "models":
         draw(sweep, out / file, root)
     figures = sorted(path for pattern in FIGURES for path in root.glob(pattern))
     for path in figures:
         shutil.copyfile(path, out / path.name)
-    for figure in () if sweep.methods else (name for name in OF_MODELS if not is_there(root / name)):
+    for figure in () if sweep.kind != "models" else (name for name in OF_MODELS if not is_there(root / name)):
         (out / figure).unlink(missing_ok=True)  # of fewer rows, or of an older tool
     write_commands(out / "commands.txt", options, here, missing)
     told = f", without {len(missing)} runs that are still to come" if missing else ""

@@ -27,13 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import finetune.coconut
-import finetune.config
-import pretrain.train
-from finetune.config import FinetuneConfig
+from finetune.kinds import kind_of
 from pretrain.command.console import run_command
 from pretrain.command.options import OptionParser, positive
-from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepCell, SweepConfig, cells
@@ -72,8 +68,13 @@ def run_overrides(cell: SweepCell, root: Path) -> list[str]:
 
 
 def entry_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
-    entry = [script("finetune/coconut.py")] if sweep.methods else ["-m", "pretrain.train"]
-    return [*entry, "--config", sweep.config, *run_overrides(cell, root)]
+    entry = kind_of(sweep).entry
+    return [
+        *([script(entry)] if entry.endswith(".py") else ["-m", entry]),
+        "--config",
+        sweep.config,
+        *run_overrides(cell, root),
+    ]
 
 
 def train_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
@@ -89,23 +90,18 @@ def plan_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
 
 def check(sweep: SweepConfig, cell: SweepCell, root: Path) -> None:
     """Refuse what training would refuse."""
-    file, overrides = Path(sweep.config), run_overrides(cell, root)
-    if sweep.methods:
-        finetune.config.check_layout(read_config(file, FinetuneConfig, overrides), sweep.ranks)
-    else:
-        check_layout(read_config(file, RunConfig, overrides), sweep.ranks)
+    kind = kind_of(sweep)
+    kind.check_layout(read_config(Path(sweep.config), kind.schema, run_overrides(cell, root)), sweep.ranks)
 
 
 def require_data(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> None:
     """Refuse data that training would not find; runs that share theirs are asked once."""
-    configs: dict[str, Any] = {}
+    kind, configs = kind_of(sweep), dict[str, Any]()
     for cell in family:
-        schema = FinetuneConfig if sweep.methods else RunConfig
-        config = read_config(Path(sweep.config), schema, run_overrides(cell, root))
-        configs[f"{config.data!r} {config.model!r}"] = config
-    describe = finetune.coconut.describe_data if sweep.methods else pretrain.train.describe_data
+        config = read_config(Path(sweep.config), kind.schema, run_overrides(cell, root))
+        configs[f"{config.data!r} {getattr(config, 'model', None)!r}"] = config
     for config in configs.values():
-        deque(describe(config), maxlen=0)
+        deque(kind.describe_data(config), maxlen=0)
 
 
 def eval_command(sweep: SweepConfig, cell: SweepCell, root: Path) -> Command:
@@ -126,10 +122,11 @@ def has_tasks(sweep: SweepConfig, family: Sequence[SweepCell]) -> bool:
 def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[str, list[Command]]:
     """The commands of each stage of the sweep, in order."""
     train = [train_command(sweep, cell, root) for cell in family]
-    if sweep.methods:
+    if sweep.kind != "models":
         runs = [str(root / cell.name) for cell in family]
         score = [[sys.executable, script("tools/eval_coconut.py"), "--run", run, "--latents", "all"] for run in runs]
-        return {"train": train, "eval": score, "table": [[sys.executable, script("tools/coconut_table.py"), *runs]]}
+        tables = ["tools/coconut_table.py", *(["tools/reward_plot.py"] if sweep.policies else [])]
+        return {"train": train, "eval": score, "table": [[sys.executable, script(tool), *runs] for tool in tables]}
     evaluate = [eval_command(sweep, cell, root) for cell in family] if has_tasks(sweep, family) else []
     rows = [root / cell.name / "eval" / "depth.jsonl" for cell in family]
     plot = [sys.executable, script("tools/scaling_plot.py"), *map(str, rows), "--out", str(root)]

@@ -46,11 +46,13 @@ class StageAnswerer:
             )
 
     def score(
-        self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int
-    ) -> Tally | None:
-        """Answer all questions: the tally over all ranks, None if they voted to stop. Collective."""
+        self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int,
+        num_slots: int | None = None,
+    ) -> Tally | None:  # fmt: skip
+        """Answer all questions, by default with the slots of the stage: the tally over all ranks, None if they voted to
+        stop. Collective."""
         size, tokenizer = self._config.validation.batch, self._tokenizer
-        settings = answer_settings(self._config, tokenizer, stage=stage)
+        settings = answer_settings(self._config, tokenizer, stage=stage, num_slots=num_slots)
         answerer = Answerer(
             model=model, tokenizer=tokenizer, settings=settings, batch=size, stop_classifier=stop_classifier
         )
@@ -68,10 +70,10 @@ class StageAnswerer:
 
     def row(
         self, tally: Tally, questions: ExampleSet, split: Split, stage: int, *, counters: Counters, epoch: int,
-        identity: RunIdentity,
+        identity: RunIdentity, num_slots: int | None = None,
     ) -> CoconutRow:  # fmt: skip
         """The row of a tally of a split's questions; the counters are those of the weights that answered."""
-        num_slots = answer_settings(self._config, self._tokenizer, stage=stage).num_slots
+        num_slots = answer_settings(self._config, self._tokenizer, stage=stage, num_slots=num_slots).num_slots
         subject = ScoredRun(
             self._config.run.name, counters.step, epoch, stage, self._config.method.name, split,
             counters.tokens_seen, counters.train_flops,

@@ -58,7 +58,7 @@ def load_questions(
     if not section.is_given:
         given = [name for name in get_args(Split) if getattr(finetuned.config.data, name).is_given]
         raise ValueError(f"data.{split}: the run has none; it has {', '.join(given)}, or name a file with --data")
-    examples, form = load_examples(section, split, finetuned.config.run.seed)
+    examples, form = load_examples(section, split, finetuned.config.run.seed, needs_steps=False)
     if file:
         form = form_of(trained_on)
     examples = examples[:num_examples]

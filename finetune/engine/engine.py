@@ -10,7 +10,7 @@ of ranks and any ZeRO stage can read them.
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 
-from finetune.config import FinetuneConfig, Precision
-from finetune.engine.objective import Objective
+from finetune.config import Precision
+from finetune.engine.interface import EngineConfig, EngineObjective, EngineStep
 from finetune.engine.optimizer_state import StateSlice, state_slices
-from finetune.latent.batch import StepBatch
 from finetune.latent.stop import StopClassifier
 from pretrain.checkpoint.format import Piece
 from pretrain.checkpoint.reader import CheckpointReader
@@ -54,7 +53,7 @@ class FinetuneStepResult:
     """The results of a step, equal on all ranks."""
 
     loss: float
-    """Negative log-likelihood per supervised token of the effective batch, in nats."""
+    """What the objective calls so, per target: of fine-tuning the negative log-likelihood of a supervised token."""
     grad_norm: float
     """Before clipping; NaN where DeepSpeed skipped the update."""
     skipped: bool
@@ -64,22 +63,32 @@ class FinetuneStepResult:
 class FinetuneEngine:
     """A model on its ranks, with its optimizer.
 
+    Args:
+        config: of the run.
+        saved: the model, as its checkpoints describe it.
+        layout: how a step lies on the ranks.
+        groups: process groups of this rank.
+        make_objective: what to minimise, of a model on its device.
+
     Raises:
         ValueError: DeepSpeed does not support the precision on this device.
     """
 
-    def __init__(self, config: FinetuneConfig, saved: SavedModel, layout: Layout, groups: Groups) -> None:
+    def __init__(
+        self, config: EngineConfig, saved: SavedModel, layout: Layout, groups: Groups,
+        make_objective: Callable[[LoopedGPT], EngineObjective],
+    ) -> None:  # fmt: skip
         if config.train.precision == "fp16" and groups.device.type == "cpu":
             raise ValueError("train.precision=fp16: DeepSpeed has it on GPUs only; use bf16 or fp32")
-        self.config, self.saved, self.groups = config, saved, groups
+        self.config, self.saved, self.groups, self._make_objective = config, saved, groups, make_objective
         self._num_steps = self._num_begun = self._num_micro_batches = 0
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         # always fp32: DeepSpeed casts the weights itself and keeps its own fp32 copies
         model = self._build(torch.float32)
         initialise(model, config.run.seed, groups.tensor.rank())
-        objective = Objective(model.to(groups.device), config.method)
-        self.model, self._stop_classifier = model, objective.stop_classifier
+        objective = make_objective(model.to(groups.device))
+        self.model, self.objective, self._stop_classifier = model, objective, objective.stop_classifier
         self._named = objective.parameters_by_name()
         for name, parameter in self._named.items():  # DeepSpeed's norm counts others on one tensor rank only
             parameter.tensor_model_parallel = self._split_dim(name) is not None  # type: ignore[attr-defined]
@@ -102,7 +111,7 @@ class FinetuneEngine:
             mpu=_ModelParallel(groups) if config.engine.tensor > 1 else None, dist_init_required=False,
         )[0]  # fmt: skip
 
-    def train_step(self, step: StepBatch, lr: float, vote: StopVote | None = None) -> FinetuneStepResult:
+    def train_step(self, step: EngineStep, lr: float, vote: StopVote | None = None) -> FinetuneStepResult:
         """One optimizer step. The vote is held once the gradients are complete, so a signal during the step counts.
 
         Raises:
@@ -194,7 +203,7 @@ class FinetuneEngine:
             yield self.model, self._stop_classifier
             return
         model = self._build(DTYPES[self.saved.precision])
-        whole = Objective(model, self.config.method)
+        whole = self._make_objective(model)
         targets = whole.parameters_by_name()
         with torch.no_grad():
             for name, parameter in self._named.items():
@@ -305,13 +314,13 @@ def _prepare_deepspeed() -> None:
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
 
 
-def deepspeed_config(config: FinetuneConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration, with every default set that would change a result: it would clip at 1.0. No bucket is
     larger than the parameters of this rank: each backward pass allocates whole buckets (2 GB by default)."""
     train, engine = config.train, config.engine
     bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # must be even
     return {
-        "train_batch_size": train.effective_batch,
+        "train_batch_size": train.micro_batch * layout.micro_batches * layout.data_parallel,
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": layout.micro_batches,
         "gradient_clipping": config.optimizer.clip_grad_norm,

@@ -1,4 +1,4 @@
-"""The objective of fine-tuning as one module, so that DeepSpeed sees every weight used inside the module's forward.
+"""The objective of fine-tuning.
 
 The loss of a step is the negative log-likelihood of its supervised tokens, summed and divided by their number over all
 ranks, and what is added to it: the term of the method (the table `TERMS`) and the stop classifier's
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol, assert_never
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.config import MethodSection
+from finetune.engine.interface import EngineObjective
 from finetune.latent.batch import LatentBatch, MicroBatch, StepBatch
 from finetune.latent.distillation import CODI_WEIGHT, DistillationTerm
 from finetune.latent.lotus import SlotTerm
@@ -42,13 +43,12 @@ TERMS: dict[Term, Callable[[MethodSection], LossTerm]] = {
 """The terms that methods add, by the names in `finetune/method/methods.py`."""
 
 
-class Objective(nn.Module):
-    """The model, or its tensor-parallel part, and the stop classifier if there is one."""
+class Objective(EngineObjective):
+    """Of fine-tuning."""
 
     def __init__(self, model: LoopedGPT, method: MethodSection) -> None:
-        super().__init__()
-        self.model, self._thinking = model, thinking_of(method)
-        self.stop_classifier: StopClassifier | None = None
+        super().__init__(model)
+        self._thinking = thinking_of(method)
         self._terms: list[LossTerm] = [] if method.term is None else [TERMS[method.term](method)]
         match method.stop:
             case "count":
@@ -59,13 +59,6 @@ class Objective(nn.Module):
                 self._terms.append(StopTerm(self.stop_classifier, method.stop_weight))
             case _:
                 assert_never(method.stop)
-
-    def parameters_by_name(self) -> dict[str, nn.Parameter]:
-        """The model's parameters by its own names, those of the stop classifier under "stop/"."""
-        named = dict(self.model.named_parameters())
-        if self.stop_classifier is not None:
-            named |= {f"stop/{name}": parameter for name, parameter in self.stop_classifier.named_parameters()}
-        return named
 
     def forward(self, micro_batch: MicroBatch, step: StepBatch) -> tuple[Tensor, Tensor]:
         """The share of a micro-batch in the loss of its step, and in its negative log-likelihood (summed, in nats)."""

@@ -18,6 +18,7 @@ from finetune.config import ExamplesSection
 from finetune.examples.text_lines import read_lines
 from finetune.method.methods import Removal
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.rows.identity import digest
 from pretrain.run.progress import tracked
 from pretrain.tasks.example_file import is_json, read_examples
 from pretrain.tasks.registry import make_task
@@ -93,18 +94,20 @@ class ExampleSet:
 
 
 def load_example_set(
-    section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer, track: Track = tracked
-) -> ExampleSet:
-    """Load and encode the examples of a section; errors as of `load_examples` and `encode_examples`."""
-    examples, form = load_examples(section, split, seed, track)
+    section: ExamplesSection, split: Split, seed: int, tokenizer: Tokenizer, track: Track = tracked, *,
+    needs_steps: bool = True,
+) -> ExampleSet:  # fmt: skip
+    """Load and encode the examples of a section; arguments and errors as of `load_examples` and `encode_examples`."""
+    examples, form = load_examples(section, split, seed, track, needs_steps=needs_steps)
     encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}", track)
     return ExampleSet(examples=examples, encoded=encoded, form=form)
 
 
 def load_examples(
-    section: ExamplesSection, split: Split, seed: int, track: Track = tracked
+    section: ExamplesSection, split: Split, seed: int, track: Track = tracked, *, needs_steps: bool = True
 ) -> tuple[list[Example], TextForm]:
     """The examples of a file, or of a split of a task with `section.seed` or else `seed`; `track` shows how far it is.
+    A task must have steps of reasoning unless the answers alone are wanted.
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), one whose answer could not be given, fewer rows
@@ -120,7 +123,7 @@ def load_examples(
             (task.pick(split, seed, n) for n in range(count)) if is_train else task.pick_distinct(split, seed, count)
         )
         examples = list(track(found, count, f"drawing data.{split}"))
-        if not any(example.steps for example in examples):
+        if needs_steps and not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)
     path, form = Path(section.path or ""), TextForm()
@@ -141,6 +144,12 @@ def load_examples(
                 "the answer begins: no given answer could equal it"
             )
     return examples[: section.num_examples], form
+
+
+def data_fingerprint(section: ExamplesSection, train: ExampleSet) -> str:
+    """Of what a run is trained on: the examples of a file, or the task, whose examples follow from the seed."""
+    of_file = repr(train.examples) if section.task is None else ""
+    return digest([section.model_dump(mode="json", exclude={"path"}), of_file])
 
 
 def spoken(answer: str) -> str:

@@ -66,6 +66,18 @@ class Passes:
         states = self._model(
             tokens, self._num_loops, positions=positions, cache=self._cache, dropout=self._dropout(positions)
         )
+        return self._in_place(states)
+
+    def run_all_loops(self) -> list[Tensor]:
+        """States [b, s, d] of a batch without slots, as each loop would answer."""
+        assert self.prefix == self.length
+        tokens = self._tokens.gather(1, self._turned)
+        context = self._model.context(tokens, positions=self._places[None])
+        passes = self._model.passes(tokens, self._model.config.num_passes(self._num_loops), context)
+        return [self._in_place(self._model.finish(left, context, loop + 1)) for loop, left in enumerate(passes)]
+
+    def _in_place(self, states: Tensor) -> Tensor:
+        """States [t, d] of the turned prefix as [b, p, d] in the places of the batch."""
         rows = torch.arange(self._num_rows, device=self._places.device)[:, None] * self.prefix
         states = _Reorder.apply(states, (rows + self._columns).flatten(), (rows + self._turned).flatten())
         return states.view(self._num_rows, self.prefix, -1)

@@ -13,7 +13,7 @@ Any number of thoughts can be chosen, whatever the model was trained with. Sourc
 sections 3 and 4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,7 +115,7 @@ def generate_with_thoughts(
         decoding = Decoding(model, prompts, settings.num_new, settings.num_loops)
         thoughts, states = think(decoding, settings, stop_classifier)
         answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
-        _write(decoding, states, settings, answers)
+        write(decoding, states, settings, answers)
     return answers
 
 
@@ -130,13 +130,22 @@ def think(
     return thoughts, states[:, -1]
 
 
-def _write(decoding: Decoding, states: Tensor, settings: AnswerSettings, answers: list[Answer]) -> None:
-    """Append the text of every row to its answer, one token of each per pass, from the last states [b, d]."""
-    while True:
+def likeliest(logits: Tensor, _: int) -> Tensor:
+    """The likeliest tokens [b, 1] by logits [b, v]."""
+    return logits.argmax(dim=-1, keepdim=True)
+
+
+def write(
+    decoding: Decoding, states: Tensor, settings: AnswerSettings, answers: list[Answer],
+    choose: Callable[[Tensor, int], Tensor] = likeliest,
+) -> None:  # fmt: skip
+    """Append the text of every row to its answer, one token of each per pass, from the last states [b, d]; `choose`
+    gives the tokens [b, 1] at a place of the text, counted from 0."""
+    for place in range(settings.max_new_tokens):
         logits = decoding.model.all_logits(states)[:, : settings.vocab_size]
         for marker in settings.markers.after:
             logits[:, marker] = -torch.inf
-        chosen = logits.argmax(dim=-1, keepdim=True)
+        chosen = choose(logits, place)
         for answer, token in zip(answers, chosen.flatten().tolist(), strict=True):
             if answer.is_open(settings):
                 answer.is_over = token == settings.eos_id

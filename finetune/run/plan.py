@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, get_args
 
 from finetune.config import ExamplesSection, FinetuneConfig, check_layout, ledger, require_last_stage
 from finetune.method.curriculum import cut_at, stage_at
@@ -43,7 +43,20 @@ def model_need(saved: SavedModel, world_size: int) -> Need:
     return Need(what, 16 * num_parameters / world_size)
 
 
-def describe_data(config: FinetuneConfig) -> Iterator[str]:
+class SplitSections(Protocol):
+    """The data of a run, by the names of `Split`."""
+
+    @property
+    def train(self) -> ExamplesSection: ...
+
+    @property
+    def validation(self) -> ExamplesSection: ...
+
+    @property
+    def test(self) -> ExamplesSection: ...
+
+
+def describe_data(data: SplitSections) -> Iterator[str]:
     """The examples of each split.
 
     Raises:
@@ -51,7 +64,7 @@ def describe_data(config: FinetuneConfig) -> Iterator[str]:
     """
     problems = []
     for name in get_args(Split):
-        section: ExamplesSection = getattr(config.data, name)
+        section: ExamplesSection = getattr(data, name)
         if section.is_given:
             if section.path and not is_there(Path(section.path)):
                 problems.append(f"{section.path}: no such file, of data.{name}.path")

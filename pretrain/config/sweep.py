@@ -1,11 +1,11 @@
 """A sweep: runs of one configuration that are compared, from one file: a family of models over depth, methods of
-fine-tuning, or a grid of settings.
+fine-tuning, policies that are rewarded, or a grid of settings.
 
-For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly
-(iso-FLOP), and k⊗1, with the same weights applied once (iso-parameter). Each is trained, then evaluated at its own loop
-count, then all are plotted. Methods are trained, which ends with their test questions, then all are put in a table.
-A grid multiplies models or methods by values of settings; alone it varies the configuration itself. A cell is one model
-or method with one set of values and one seed, and a run of its own.
+For every looped model k⊗L of the file the family has the two it is compared with: kL⊗1, as deep and as costly (iso-
+FLOP), and k⊗1, with the same weights applied once (iso-parameter). Each is trained, then evaluated at its own loop
+count, then all are plotted. Methods and policies are trained, which ends with their test questions, then all are put in
+a table. A grid multiplies models or methods by values of settings; alone it varies the configuration itself. A cell is
+one model or method with one set of values and one seed, and a run of its own.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,9 @@ class SweepConfig(Section):
     methods: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Instead of models: values of method.name, or <method.name>-<label> for several runs of a method, each with
     overrides for it alone; the configuration is one of fine-tuning."""
+    policies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Instead of models: names of runs of reinforcement learning, each with overrides for it alone, such as the run
+    that it starts from; the configuration is one of finetune/grpo.py."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Values of settings, such as {optimizer.lr: [0.001, 0.003]}: every model or method is trained with every
     combination of them."""
@@ -67,6 +70,11 @@ class SweepConfig(Section):
     """What models are scored on."""
 
     @property
+    def kind(self) -> Literal["models", "methods", "policies"]:
+        """What its runs are; a grid alone is of models."""
+        return "methods" if self.methods else "policies" if self.policies else "models"
+
+    @property
     def plot_options(self) -> list[str]:
         """What tools/scaling_plot.py is told beside the rows of a sweep over models."""
         groups = [f"--group={kind}={','.join(tasks)}" for kind, tasks in self.evaluation.groups.items()]
@@ -74,10 +82,11 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> "SweepConfig":
-        if (self.models and self.methods) or not (self.models or self.methods or self.grid):
-            raise ValueError("a sweep compares models or methods: give one of the two, or a grid of settings")
-        if self.methods and self.evaluation != SweepEvaluation():
-            raise ValueError("evaluation: is for models; methods are scored on data.test of their configuration")
+        given = [bool(each) for each in (self.models, self.methods, self.policies)]
+        if sum(given) > 1 or not (any(given) or self.grid):
+            raise ValueError("a sweep compares models, methods or policies: give one of them, or a grid of settings")
+        if self.kind != "models" and self.evaluation != SweepEvaluation():
+            raise ValueError("evaluation: is for models; the others are scored on data.test of their configuration")
         for key, values in self.grid.items():
             if not values or len(set(map(_spelt, values))) < len(values):
                 raise ValueError(f"grid.{key}: needs values, each once")
@@ -102,8 +111,9 @@ def cells(sweep: SweepConfig) -> list[SweepCell]:
     found: dict[str, SweepCell] = {}
     axes = {key: values for key, values in sweep.grid.items() if key != "run.seed"}
     points = [dict(zip(axes, map(_spelt, values), strict=True)) for values in product(*axes.values())]
-    alone = [] if sweep.models or sweep.methods else [SweepCell("", ())]
-    for name, overrides, num_loops in [*alone, *_named_apart(list(_models(sweep))), *_methods(sweep)]:
+    alone = [] if sweep.models or sweep.kind != "models" else [SweepCell("", ())]
+    policies = [SweepCell(name, overrides) for name, overrides in sweep.policies.items()]
+    for name, overrides, num_loops in [*alone, *_named_apart(list(_models(sweep))), *_methods(sweep), *policies]:
         for point in points:
             labels = [_label(key, value, axes) for key, value in point.items()]
             settings = (*sweep.overrides, *overrides, *(f"{key}={value}" for key, value in point.items()))

@@ -7,7 +7,17 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 PhaseName = Literal[
-    "start", "data", "forward and backward", "reduction", "update", "log", "validation", "tasks", "save", "end"
+    "start",
+    "data",
+    "rollout",
+    "forward and backward",
+    "reduction",
+    "update",
+    "log",
+    "validation",
+    "tasks",
+    "save",
+    "end",
 ]
 ORDER: tuple[PhaseName, ...] = get_args(PhaseName)
 """In which the ranks pass through them, from the start of a run and from one step to the next."""
@@ -47,8 +57,8 @@ class WorkClock:
         now = time.perf_counter()
         if phase == "data":
             self._settle()
-            self._began, self._computed_s, self._num_parts = now, 0.0, 0
-        elif phase == "forward and backward":
+            self._began, self._computed_s, self._num_parts, self._data_s = now, 0.0, 0, 0.0
+        elif phase == "forward and backward" and not self._num_parts:  # not of a later update of the same step
             self._data_s = now - self._began
         elif phase == "reduction":
             self.rest()

@@ -24,6 +24,10 @@ STEP_CHARTS = {
     "mfu_pct": "model FLOPs utilisation (%)",
     "memory_gib": "peak memory of rank 0 (GiB)",
     "num_loops": "loops of a step",
+    "reward": "reward: share of right answers",
+    "entropy": "entropy of text as it was drawn (nats per token)",
+    "latent_share": "thoughts, of thoughts and tokens",
+    "mixed_groups": "questions with right and wrong answers (share)",
     "stage": "curriculum stage",
 }
 """Numbers of rows of metrics.jsonl that have a chart, with its title; beyond the first, what never changes has none."""

@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
     "run", "logging", "parallel", "engine", "ranks", "profile", "train.micro_batch", "train.deterministic",
     "train.exit_after", "train.recompute", "train.memory_gib", "train.compile", "train.max_bad_steps", "train.hooks",
     "data.num_workers",
-    "data.prefetch_batches", "data.on_damage", "data.test", "validation.batch", "checkpoint.every",
+    "data.prefetch_batches", "data.on_damage", "data.test", "validation.batch", "rollout.batch", "checkpoint.every",
     "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.asynchronous", "checkpoint.resume",
 )  # fmt: skip
 """Keys and sections of a configuration that change no number of its run, and run.seed, which a row names alone. What a

@@ -28,7 +28,7 @@ _UNTOUCHED = {
 
 def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -> tuple[int, list[FinetuneStepResult]]:
     """Run the trainer to its end, or until the interruption; returns its exit code and the results of its steps."""
-    _forget_world()
+    forget_world()
     torch.use_deterministic_algorithms(False)
     groups = make_groups(config.parallel, torch.device("cpu"))
     results: list[FinetuneStepResult] = []
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, interruption: Interruption | None = None) -
         return trainer.run(), results
 
 
-def _forget_world() -> None:
+def forget_world() -> None:
     """DeepSpeed keeps its world and groups in globals; a case of the pool has a world of its own."""
     deepspeed.comm.comm.cdb = None
     vars(deepspeed.utils.groups).update(_UNTOUCHED)

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune import coconut
+from finetune import coconut, grpo
 from finetune.config import FinetuneConfig
 from finetune.config import check_layout as check_finetuning
+from finetune.reinforce.config import GrpoConfig
+from finetune.reinforce.config import check_layout as check_rewarding
 from pretrain import launch, train, verify
 from pretrain.config.layout import check_layout
 from pretrain.config.read import read_config
@@ -178,6 +180,8 @@ def require_valid(script: str, words: list[str], ranks: int) -> None:
     elif script in ("finetune/coconut.py", "slurm/finetune_coconut.sh"):
         if "--init" not in words:  # a run that is not here
             check_finetuning(coconut.COMMAND_LINE.parse(named).config, ranks)
+    elif script == "finetune/grpo.py":
+        check_rewarding(grpo.COMMAND_LINE.parse(named).config, ranks)
     elif script == "tools/sweep.py":
         family = read_config(ROOT / words[0], SweepConfig)
         for cell in cells(family):
@@ -235,7 +239,7 @@ def test_readme_names_files_and_keys_that_exist(document: Path) -> None:
     names = re.findall(r"`([\w./-]+)`", text)
     for name in [name for name in names if name.startswith(("pretrain/", "tools/", "configs/", "slurm/", "tests/"))]:
         assert (ROOT / name).exists(), name
-    fields = [schema.model_fields for schema in (RunConfig, FinetuneConfig)]
+    fields = [schema.model_fields for schema in (RunConfig, FinetuneConfig, GrpoConfig)]
     sections = {section for known in fields for section in known}
     for section, key in [
         name.split(".")[:2] for name in names if name.split(".")[0] in sections and "." in name and "/" not in name

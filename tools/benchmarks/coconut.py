@@ -91,7 +91,7 @@ def check_equal() -> None:
     ours, theirs = _our_loss(make_our_model(), batch, THOUGHTS).item(), _published_loss(make_published(), batch).item()
     if abs(ours - theirs) > TOLERANCE * theirs:
         raise ValueError(f"the loss of this project is {ours}, that of the published algorithm {theirs}")
-    prompts = _prompts()[:2]
+    prompts = questions()[:2]
     texts = _our_answers(make_our_model(), prompts)
     wanted = [_published_answer(make_published(), prompt) for prompt in prompts]
     if texts != wanted:
@@ -192,7 +192,7 @@ def _our_step(num_thoughts: int) -> Turn:
 # Generation
 
 
-def _prompts() -> list[list[int]]:
+def questions() -> list[list[int]]:
     """Random questions, each followed by `<bot>`."""
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(FIRST_WORD, MODEL.vocab_size, (NUM_EXAMPLES, QUESTION), generator=generator)
@@ -215,7 +215,7 @@ def make_our_generation() -> Turn:
     """Contender: examples/s of our model in one batch."""
     keep_freed_memory()
     model = make_our_model()
-    return lambda: NUM_EXAMPLES / timed(_our_answers, model, _prompts())
+    return lambda: NUM_EXAMPLES / timed(_our_answers, model, questions())
 
 
 def make_our_generation_one_by_one() -> Turn:
@@ -227,7 +227,7 @@ def make_our_generation_one_by_one() -> Turn:
         for prompt in prompts:
             _our_answers(model, [prompt])
 
-    return lambda: NUM_ONE_BY_ONE / timed(answer, _prompts()[:NUM_ONE_BY_ONE])
+    return lambda: NUM_ONE_BY_ONE / timed(answer, questions()[:NUM_ONE_BY_ONE])
 
 
 def make_published_generation() -> Turn:
@@ -238,4 +238,4 @@ def make_published_generation() -> Turn:
         for prompt in prompts:
             _published_answer(published, prompt)
 
-    return lambda: NUM_ONE_BY_ONE / timed(answer, _prompts()[:NUM_ONE_BY_ONE])
+    return lambda: NUM_ONE_BY_ONE / timed(answer, questions()[:NUM_ONE_BY_ONE])

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from finetune.config import FinetuneConfig
+from finetune.kinds import kind_of
+from finetune.reinforce.config import GrpoConfig
 from pretrain.config.help_page import config_keys, section_in
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.schema.section import Section
+from tests.support.shipped import schema_of
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
@@ -85,17 +88,31 @@ TESTED = {
         "checkpoint.keep_last": "tests/golden/finetuned.yaml",
         "checkpoint.resume": "tests/distributed/test_finetuning.py",
     },
+    GrpoConfig: {
+        "rollout.group_size": "tests/unit/finetune/test_reinforce.py",
+        "rollout.temperature": "tests/unit/finetune/test_reinforce.py",
+        "rollout.batch": "tests/distributed/test_reinforce.py",
+        "grpo.advantage": "tests/distributed/test_reinforce.py",
+        "grpo.clip": "tests/unit/finetune/test_reinforce.py",
+        "grpo.clip_high": "tests/unit/finetune/test_reinforce.py",
+        "grpo.kl_weight": "tests/unit/finetune/test_reinforce.py",
+        "train.updates": "tests/distributed/test_reinforce.py",
+        "train.num_loops": "tests/distributed/test_reinforce.py",
+        "train.precision": "tests/distributed/test_reinforce.py",
+        "train.deterministic": "tests/distributed/test_reinforce.py",
+        "train.exit_after": "tests/distributed/test_reinforce.py",
+    },
 }
 """Keys that no shipped configuration sets, and a file of the tests that does."""
 
 
 def shipped(schema: type[Section]) -> Iterator[Section]:
     """The shipped configurations of a kind, and the runs of the sweeps over them."""
-    folders = ("finetune",) if schema is FinetuneConfig else ("pretrain", "loops", "tasks")
-    for path in (path for folder in folders for path in (CONFIGS / folder).glob("*.yaml")):
-        yield read_config(path, schema)
+    for path in CONFIGS.glob("*/*.yaml"):
+        if path.parent.name in ("pretrain", "loops", "tasks", "finetune") and schema_of(path) is schema:
+            yield read_config(path, schema)
     for sweep in (read_config(path, SweepConfig) for path in (CONFIGS / "sweeps").glob("*.yaml")):
-        if bool(sweep.methods) == (schema is FinetuneConfig):
+        if kind_of(sweep).schema is schema:
             yield from (read_config(ROOT / sweep.config, schema, cell.overrides) for cell in cells(sweep))
 
 
@@ -110,12 +127,14 @@ def keys_set(section: Section, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-@pytest.mark.parametrize("schema", [RunConfig, FinetuneConfig])
+@pytest.mark.parametrize("schema", list(TESTED))
 def test_every_key_is_set_by_a_shipped_configuration_or_by_a_test(schema: type[Section]) -> None:
     found = {key for config in shipped(schema) for key in keys_set(config)}
     keys = {key for key, info in config_keys(schema) if section_in(info.annotation)[0] is None}
-    if schema is FinetuneConfig:  # the other sections of these names are the same classes, and the model is the same
-        keys = {key for key in keys if not key.startswith(("run.", "model.", "logging.", "ranks.", "profile."))}
+    if schema is not RunConfig:  # the other sections of these names are the same classes, and the model is the same
+        same = ["run.", "model.", "logging.", "ranks.", "profile."]
+        same += ["data.", "optimizer.", "engine.", "checkpoint."] if schema is GrpoConfig else []
+        keys = {key for key in keys if not key.startswith(tuple(same))}
     assert sorted(keys - found) == sorted(TESTED[schema])
 
 

@@ -3,16 +3,15 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from finetune.config import FinetuneConfig
+from finetune.kinds import kind_of
 from pretrain.config.read import read_config
-from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.rows.identity import RunIdentity, config_of
 from pretrain.rows.jsonl import JsonLines
+from tests.support.shipped import schema_of
 from tools import publish
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +33,7 @@ def committed(folder: Path, rows: list[RunIdentity]) -> set[str]:
     if sweep.is_file():
         return set(publish.configurations(read_config(sweep, SweepConfig)).values())
     file = folder.parents[1] / f"{folder.name}.yaml"
-    schema = FinetuneConfig if folder.parents[1].name == "finetune" else RunConfig
+    schema = schema_of(file)
     return {config_of(read_config(file, schema, [f"run.seed={row.seed}"])) for row in rows}
 
 
@@ -57,10 +56,12 @@ seeds: [0, 1]
 def make_runs(folder: Path, sweep: Path) -> None:
     """Rows and figures, as the sweep of a file leaves them."""
     settings, root = read_config(sweep, SweepConfig), folder / "runs" / "sweeps" / sweep.stem
-    schema: Any = FinetuneConfig if settings.methods else RunConfig
+    kind = kind_of(settings)
     for cell in cells(settings):
-        said = RunIdentity.of(read_config(Path(settings.config), schema, list(cell.overrides)), trained_loops=(1, 2))
-        file = root / cell.name / "eval" / ("coconut.jsonl" if settings.methods else "depth.jsonl")
+        said = RunIdentity.of(
+            read_config(Path(settings.config), kind.schema, list(cell.overrides)), trained_loops=(1, 2)
+        )
+        file = root / cell.name / "eval" / kind.rows
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({**vars(said), "run": cell.name, "value": 0.5}) + "\n")
         (file.parents[1] / "state").write_text("complete\n")

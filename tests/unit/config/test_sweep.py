@@ -15,6 +15,7 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.method.methods import METHODS
+from finetune.reinforce.config import GrpoConfig
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
@@ -100,7 +101,9 @@ def test_shipped_sweeps_are_valid_runs(path: Path, monkeypatch: pytest.MonkeyPat
     sweep = read_config(path, SweepConfig)
     for cell in cells(sweep):
         overrides = [*cell.overrides, f"run.name={cell.name}"]
-        if sweep.methods:
+        if sweep.policies:
+            assert read_config(Path(sweep.config), GrpoConfig, overrides).run.name == cell.name
+        elif sweep.methods:
             assert read_config(Path(sweep.config), FinetuneConfig, overrides).method.name == cell.name.split("-")[0]
         else:
             assert read_config(Path(sweep.config), RunConfig, overrides).model.num_loops == cell.num_loops
@@ -173,7 +176,8 @@ def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tok
 
 def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
     sweeps = {path.stem: read_config(path, SweepConfig) for path in SWEEPS}
-    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods and not name.startswith("composition")}
+    others = re.compile("composition.*|.*_longer")
+    found = {name: sweep for name, sweep in sweeps.items() if sweep.methods and not others.fullmatch(name)}
     methods: dict[str, list[str]] = {}
     for name, sweep in found.items():
         methods.setdefault(name.removesuffix("_from_cot"), []).extend(sweep.methods)
@@ -188,8 +192,11 @@ def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{config: CONFIG, models: []}", " a sweep compares models or methods: give one of the two"),
-        ("{config: CONFIG, methods: {cot: []}, models: [{num_loop_layers: 1}]}", " a sweep compares models or methods"),
+        ("{config: CONFIG, models: []}", " a sweep compares models, methods or policies: give one"),
+        (
+            "{config: CONFIG, methods: {cot: []}, models: [{num_loop_layers: 1}]}",
+            " a sweep compares models, methods or policies",
+        ),
         ("{config: CONFIG, methods: {cot: []}, evaluation: {num_examples: 9}}", " evaluation: is for models"),
         ("{config: CONFIG, grid: {optimizer.lr: []}}", r" grid\.optimizer\.lr: needs values, each once"),
         ("{config: CONFIG, grid: {optimizer.lr: [1, 1]}}", r" grid\.optimizer\.lr: needs values, each once"),

@@ -21,9 +21,10 @@ from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from tests.support.finetuned_runs import save_run
+from tests.support.shipped import schema_of
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "configs" / "finetune").glob("*.yaml") if schema_of(path) is FinetuneConfig)
 BASES = sorted(
     f"{task}{size}.yaml" for task in ("prosqa", "prosqa_hard", "prontoqa", "gsm8k") for size in ("", "_small")
 )

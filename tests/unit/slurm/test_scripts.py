@@ -129,6 +129,11 @@ def test_what_the_dry_run_refuses_is_not_submitted(tmp_path: Path, arguments: tu
             ("configs/finetune/prosqa_small.yaml", "data.train={task: null, num_examples: null, path: none.json}"),
             "none.json: no such file, of data.train.path",
         ),
+        (
+            "slurm/finetune_coconut.sh",
+            ("configs/finetune/prosqa_hard_small_grpo.yaml", "--init", "none"),
+            "none: no checkpoints there: give the directory of a run",
+        ),
     ],
 )
 def test_what_lacks_its_data_is_not_submitted(

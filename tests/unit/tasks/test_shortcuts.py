@@ -17,6 +17,7 @@ from pretrain.tasks.prosqa.prosqa_symbolic import parse_graph
 from pretrain.tasks.registry import TASKS, make_task
 from pretrain.tasks.shortcuts import MOST_COMMON, best_shortcut, floor_of, score_rules
 from pretrain.tasks.task import Example
+from tests.support.shipped import schema_of
 
 ROOT = Path(__file__).parents[3]
 RELEASED = ROOT.parent / "shared/data"
@@ -33,7 +34,7 @@ def configured_sizes() -> Iterator[tuple[str, Size]]:
     found: dict[str, str] = {}
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         if path.parent.name == "finetune":
-            data = read_config(path, FinetuneConfig).data
+            data = read_config(path, schema_of(path)).data
             sizes = [(data.test.task, data.test.parameters)]
         elif path.parent.name != "sweeps":
             sources = read_config(path, RunConfig).data.sources
