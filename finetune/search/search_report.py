@@ -43,7 +43,7 @@ SUFFIXES = (".png", ".svg")
 
 class Searcher:
     """Analyses the thoughts of one run about questions: their size and what they decode to, and the search in the graph
-    of the questions if they have one (ProsQA, in words or symbols, and ProntoQA).
+    of the questions if they have one (ProsQA, in words or symbols, ProntoQA, and tasks of users with a `graph_form`).
 
     Raises:
         ValueError: the run has no slots for thoughts, or the first question has a graph and another has none.
@@ -56,7 +56,7 @@ class Searcher:
                 f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs"
             )
         self.finetuned, self.questions, self.batch = finetuned, questions, batch
-        self._text = GraphText.of_question(questions.examples[0].question)
+        self._text = GraphText.of_question(questions.examples[0].question, finetuned.config.data.train.task)
         self.graphs = [self.text.form.graph(each.question) for each in questions.examples] if self._text else []
 
     @property
