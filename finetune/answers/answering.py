@@ -16,6 +16,7 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import RunIdentity
 from pretrain.run.logger import RunMetrics
+from pretrain.tasks.shortcuts import Floor
 from pretrain.tasks.task import Split
 
 
@@ -88,5 +89,6 @@ def log_row(metrics: RunMetrics, row: CoconutRow) -> None:
     accuracy, error = 100 * row.accuracy, 100 * row.stderr
     line = f"step {row.step}, stage {row.stage}: {row.split} accuracy {accuracy:.1f}% ± {error:.1f}, "
     line += f"{row.new_tokens:.1f} new tokens"
+    line += Floor(row.shortcut, row.chance).described if row.split == "test" else ""
     charted = {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens}
     metrics.log_result(row, row.step, line, charted)

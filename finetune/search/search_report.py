@@ -37,6 +37,7 @@ from finetune.search.search_tree import (
     values_by_height,
 )
 from finetune.search.tree_layout import view_tree
+from pretrain.tasks.shortcuts import Floor
 
 SUFFIXES = (".png", ".svg")
 
@@ -156,6 +157,8 @@ class SearchReport:
     step: int
     split: str
     num_examples: int
+    floor: Floor
+    """What takes no reasoning."""
     num_loops: int
     """Loops of everything but the grid."""
     bars: list[ProcessBar]
@@ -191,6 +194,7 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str
     head = {name: getattr(report, name) for name in ("run", "step", "split", "num_examples", "num_loops")}
     numbers = {
         **head,
+        **report.floor._asdict(),
         "process": [asdict(bar) for bar in report.bars],
         "after_thoughts": by_thoughts,
         "thoughts": thoughts,

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -151,7 +152,9 @@ def test_the_command_leaves_figures_and_numbers(
         3,
     ]
     assert run_tool(monkeypatch, *arguments) == 0
-    assert "figures in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "figures in" in out
+    assert re.search(r"^tiny, step 7, .*; best shortcut [0-9.]+ %; chance 50.0 %$", out, re.MULTILINE)
     folder = run / "analysis"
     names = {"process", "parallelism", "height", "tree", "thoughts", "grid"}
     assert {path.name for path in folder.glob("*.[ps][nv]g")} == {
