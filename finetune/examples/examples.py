@@ -108,7 +108,7 @@ def load_examples(
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), one whose answer could not be given, fewer rows
-            than asked for, an unknown task, or one without steps.
+            or problems than asked for, an unknown task, or one without steps.
         OSError: the file cannot be read.
     """
     if section.task is not None:
@@ -120,6 +120,11 @@ def load_examples(
             (task.pick(split, seed, n) for n in range(count)) if is_train else task.pick_distinct(split, seed, count)
         )
         examples = list(track(found, count, f"drawing data.{split}"))
+        if len(examples) < count:
+            raise ValueError(
+                f"task {section.task}: has {len(examples)} different problems in {split}, "
+                f"data.{split}.num_examples={count}: lower that or make the task harder"
+            )
         if not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)

@@ -77,23 +77,27 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
-def test_the_dry_run_names_the_examples_and_refuses_files_that_are_not_there(
+def test_the_dry_run_reads_the_examples_and_refuses_what_cannot_be_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there, absent = tmp_path / "t.txt", tmp_path / "absent.json"
+    there, absent, bad = tmp_path / "t.txt", tmp_path / "absent.json", tmp_path / "bad.txt"
     there.write_text("1||<<2>> #### 3")
-    task = "{task: null, num_examples: null, path: "
-    files = [f"data.validation={task}{there}}}", f"data.test={task}{absent}}}"]
+    bad.write_text("1||two words #### 3")
+    task = "{task: null, num_examples: null, parameters: {}, path: "
     command = ["--config", str(SMALL), "--dry-run", "run.root=" + str(tmp_path)]
+    files = [f"data.train={task}{bad}}}", f"data.validation={task}{there}}}", f"data.test={task}{absent}}}"]
     assert main([*command, *files]) == 2
     said = capsys.readouterr()
-    assert said.err == f"error: {absent}: no such file, of data.test.path\n"
-    assert [line[15:] for line in said.out.splitlines()[-2:]] == [
-        "train: 12,288 examples of prosqa_symbolic",
-        f"validation: all examples of {there}",
-    ]
+    first, second = said.err.splitlines()
+    assert first.startswith(f"error: {bad}: row 0: where its steps end is not clear")
+    assert second.endswith(f"{absent}: no such file, of data.test.path")
+    assert said.out.splitlines()[-1][15:] == f"validation: 1 examples of {there}"
     assert main([*command, *files, "--without-data"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("run directory  ")
+    assert main([*command, "data.test.parameters={num_node: 3}"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: task prosqa_symbolic: no parameter num_node, did you mean num_nodes?\n"
+    assert said.out.splitlines()[-2][15:] == "train: 12,288 examples of prosqa_symbolic"
 
 
 @pytest.mark.parametrize(

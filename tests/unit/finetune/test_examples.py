@@ -116,6 +116,14 @@ def test_data_that_cannot_mean_what_was_meant_are_refused_by_file_and_row(tmp_pa
         load_example_set(section_of(file), "train", 0, tokenizer)
 
 
+def test_a_task_with_fewer_problems_than_are_asked_for_says_so() -> None:
+    """36 products of two of six permutations, of which a sixteenth is for the test."""
+    section = ExamplesSection(task="group_product", parameters={"order": 3, "num_elements": 2}, num_examples=100)
+    message = r"task group_product: has \d different problems in test, data\.test\.num_examples=100: lower that or make"
+    with pytest.raises(ValueError, match=message):
+        load_examples(section, "test", 0)
+
+
 @pytest.mark.parametrize("bad", ["no separators", "question||steps", "||<<1=1>> #### 1", "question||#### "])
 def test_a_malformed_line_is_named(tmp_path: Path, bad: str) -> None:
     file = tmp_path / "train.txt"
