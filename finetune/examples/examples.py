@@ -97,7 +97,7 @@ def load_example_set(
 ) -> ExampleSet:
     """Load and encode the examples of a section; errors as of `load_examples` and `encode_examples`."""
     examples, form = load_examples(section, split, seed, track)
-    encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}", track)
+    encoded = encode_examples(examples, form, tokenizer, section.named(split), track)
     return ExampleSet(examples=examples, encoded=encoded, form=form)
 
 
