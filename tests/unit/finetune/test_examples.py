@@ -100,7 +100,10 @@ def test_data_that_cannot_mean_what_was_meant_are_refused_by_file_and_row(tmp_pa
     def write(*answers: str, question: str = "a?") -> None:
         file.write_text(json.dumps([{"question": question, "steps": ["b"], "answer": answer} for answer in answers]))
 
-    for blank in (" ", ",", " , "):
+    write("1", " ")
+    with pytest.raises(ValueError, match=r"rows\.json: row 1: answer: is blank"):
+        load_examples(section_of(file), "train", 0)
+    for blank in (",", " , "):
         write("1", blank)
         with pytest.raises(ValueError, match=r"rows\.json: example 1: its answer '.*' has nothing to compare"):
             load_examples(section_of(file), "train", 0)
