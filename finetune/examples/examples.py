@@ -137,15 +137,20 @@ def load_examples(
         examples = read_lines(path, section.step_separator)
     if len(examples) < (section.num_examples or 1):
         raise ValueError(f"{path}: has {len(examples)} examples, data.{split}.num_examples={section.num_examples or 1}")
+    require_answers(examples, form, section.path or "")
+    return examples[: section.num_examples], form
+
+
+def require_answers(examples: Sequence[Example], form: TextForm, source: str) -> None:
+    """Raise a ValueError that names the first example whose answer could not be given in a form."""
     for number, example in enumerate(examples):
         if not spoken(example.answer):
-            raise ValueError(f"{path}: example {number}: its answer {example.answer[:60]!r} has nothing to compare")
-        if form.mark in example.answer:
+            raise ValueError(f"{source}: example {number}: its answer {example.answer[:60]!r} has nothing to compare")
+        if form.mark and form.mark in example.answer:
             raise ValueError(
-                f"{path}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks where "
-                "the answer begins: no given answer could equal it"
+                f"{source}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks "
+                "where the answer begins: no given answer could equal it"
             )
-    return examples[: section.num_examples], form
 
 
 def spoken(answer: str) -> str:

@@ -186,7 +186,10 @@ def test_what_is_wrong_is_said_in_one_line(
     )
     meta = {"config": section.model_dump(mode="json"), "tokenizer_sha256": Tokenizer.load(tokenizer).sha256}
     save_weights(plain, dict(LoopedGPT(section.model, section.train.seq_len).named_parameters()), meta)
+    marked = tmp_path / "marked.json"
+    write_examples(marked, [Example("Aa,?Aab", ("Aa",), "A=a")])
     for arguments, message in (
+        (["--run", run, "--data", marked], f"{marked}: example 0: its answer 'A=a' holds '=', which marks where the"),
         (["--run", tmp_path / "nothing"], f"{tmp_path / 'nothing'}: no checkpoints there"),
         (["--run", plain], f"{plain} was not fine-tuned: train it with finetune/coconut.py --init {plain}"),
         (["--run", run], "data.test: the run has none; it has train, validation, or name a file with --data"),
