@@ -63,6 +63,10 @@ class ExamplesSection(Section):
     def is_given(self) -> bool:
         return self.path is not None or self.task is not None
 
+    def named(self, split: str) -> str:
+        """Where examples are from, for messages that number them."""
+        return self.path or f"data.{split}"
+
 
 class FinetuneDataSection(Section):
     train: ExamplesSection = ExamplesSection()

@@ -111,9 +111,9 @@ class FinetuneTrainer:
         make_objective = partial(Objective, method=config.method)
         self.engine = FinetuneEngine(config, origin.saved, layout, groups, make_objective)
         self.answering = StageAnswerer(config, origin.saved, tokenizer, groups, session.vote)
-        self.answering.require_positions("validation", self.validation)
+        session.warnings += self.answering.check_lengths("validation", self.validation)
         if self.test is not None:
-            self.answering.require_positions("test", self.test)
+            session.warnings += self.answering.check_lengths("test", self.test)
         self.counters = FinetuneCounters()
         self._scored_epochs = 0
         if config.engine.zero_stage == 3 and layout.data_parallel > 1:

@@ -15,7 +15,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ def compare(options: argparse.Namespace) -> None:
     from pretrain.checkpoint.run import open_checkpoint
     from pretrain.config.saved_model import SavedModel
     from pretrain.model.block_similarity import block_similarities
+    from pretrain.rows.identity import RunIdentity
 
     opened = {run: open_checkpoint(run) for run in runs}
     models = {run: SavedModel.read(reader.meta).model for run, (reader, _) in opened.items()}
@@ -56,6 +57,7 @@ def compare(options: argparse.Namespace) -> None:
         raise ValueError(f"--block-size: give the layers of a block: {had}")
     size = options.block_size or sizes.pop()
     found: dict[str, list[BlockSimilarity]] = {}
+    kinds: dict[str, Hashable] = {}
     for run, (reader, problems) in opened.items():
         print_warnings(problems)
         try:
@@ -64,10 +66,13 @@ def compare(options: argparse.Namespace) -> None:
             )
         except ValueError as error:
             raise ValueError(f"{run}: {error}") from None
+        identity = RunIdentity.read(reader.meta)
+        if identity.variant is not None:
+            kinds[name_of(run, runs)] = identity.variant, identity.data, reader.step
     out = options.out or runs[0].parent
     out.mkdir(parents=True, exist_ok=True)
     write_csv(found, size, out / "block_similarity.csv")
-    draw(found, size, [out / f"block_similarity.{suffix}" for suffix in ("png", "svg")])
+    draw(pooled(found, kinds), size, [out / f"block_similarity.{suffix}" for suffix in ("png", "svg")])
     print(table(found, size))
     print(f"\n{out / 'block_similarity.csv'}, .png and .svg")
 
@@ -105,23 +110,35 @@ def write_csv(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int,
                 writer.writerows((run, group, i, i + block_size, f"{value:.6f}") for i, value in enumerate(cosines))
 
 
-def pooled(found: Mapping[str, Sequence["BlockSimilarity"]]) -> dict[str, list["BlockSimilarity"]]:
-    """Runs that differ in the seed alone together, by what they are called in the figure."""
-    pools: dict[str, list[str]] = {}
+def pooled(
+    found: Mapping[str, Sequence["BlockSimilarity"]], kinds: Mapping[str, Hashable]
+) -> dict[str, list["BlockSimilarity"]]:
+    """Runs that differ in the seed alone together, by what they are called in the figure.
+
+    Args:
+        found: by name of the run.
+        kinds: equal for runs that do; one that is not there, of before runs said their configuration, goes by its name.
+    """
+    pools: dict[Hashable, list[str]] = {}
     for run in found:
-        pools.setdefault(re.sub(r"-seed\d+$", "", run), []).append(run)
+        pools.setdefault(kinds.get(run, _without_seed(run)), []).append(run)
+    short = {key: ", ".join(dict.fromkeys(map(_without_seed, runs))) for key, runs in pools.items()}
     named: dict[str, list[BlockSimilarity]] = {}
-    for name, runs in pools.items():
+    for key, runs in pools.items():
+        is_clear = list(short.values()).count(short[key]) == 1
+        name = re.sub(r"^(\d+)x(\d+)", "\\1⊗\\2", short[key] if is_clear else ", ".join(runs))
         seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-        of_sweep = re.sub(r"^(\d+)x(\d+)", "\\1⊗\\2", name)
-        named[of_sweep + seeds] = [similarity for run in runs for similarity in found[run]]
+        named[name + seeds] = [similarity for run in runs for similarity in found[run]]
     return named
 
 
-def draw(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, files: Sequence[Path]) -> None:
+def _without_seed(run: str) -> str:
+    return re.sub(r"-seed\d+$", "", run)
+
+
+def draw(pools: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, files: Sequence[Path]) -> None:
     """A bar for each kind of matrix and configuration, with a line from the least to the largest cosine."""
-    pools = pooled(found)
-    groups = [similarity.group for similarity in max(found.values(), key=len)]
+    groups = list(dict.fromkeys(one.group for similarities in pools.values() for one in similarities))
     width = 0.8 / len(pools)
     with new_figure(files, 8.0, 3.6) as figure:
         axes = figure.add_subplot()

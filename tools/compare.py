@@ -46,6 +46,18 @@ from pretrain.scaling.table import Table, render
 from pretrain.storage import is_there
 
 
+class Question(NamedTuple):
+    """What a result answers."""
+
+    label: str
+    """Task, metric, loops and thoughts."""
+    asked: str = ""
+    """The examples and the form of prompts, where runs were not all asked the same."""
+
+    def __str__(self) -> str:
+        return f"{self.label} [{self.asked}]" if self.asked else self.label
+
+
 class Result(NamedTuple):
     value: float
     stderr: float | None
@@ -62,7 +74,7 @@ class Run:
     tokens: int | None
     hours: float | None
     """Device-hours of training: seconds of its steps times ranks."""
-    results: dict[str, Result]
+    results: dict["Question", Result]
     floors: dict[str, float]
     """What takes no reasoning: chance and the best shortcut of each task."""
 
@@ -133,8 +145,8 @@ def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[
     }
     rows: list[ResultRow] = [*newest, *answers.values()]
     known = rows[-1] if rows else None
-    results = {_label(row): Result(row.value, row.stderr) for row in newest}
-    results |= {_label(row): Result(row.accuracy, row.stderr) for row in answers.values()}
+    results = {_question(row): Result(row.value, row.stderr) for row in newest}
+    results |= {_question(row): Result(row.accuracy, row.stderr) for row in answers.values()}
     run = Run(
         name=path.name, settings=settings_of(config), seed=config.run.seed, data=known.data if known else None,
         tokens=times[-1].tokens_seen if times and times[-1].tokens_seen else (known.tokens_seen if known else None),
@@ -143,11 +155,12 @@ def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[
     return run, rows
 
 
-def _label(row: ResultRow) -> str:
+def _question(row: ResultRow) -> Question:
     if isinstance(row, CoconutRow):
-        return f"{row.split} accuracy k={row.num_thoughts} L={row.num_loops}"
+        label = f"{row.split} accuracy k={row.num_thoughts} L={row.num_loops}"
+        return Question(label, f"N={row.num_examples} {row.inputs or ''}".strip())
     assert isinstance(row, EvaluationRow)
-    return f"{row.task} {row.metric} L={row.num_loops}"
+    return Question(f"{row.task} {row.metric} L={row.num_loops}", questions_of(row))
 
 
 def _floors(rows: Sequence[ResultRow]) -> dict[str, float]:
@@ -175,22 +188,18 @@ def _text(path: Path) -> str:
         return ""
 
 
-def ask_apart(found: Sequence[tuple[Run, list[ResultRow]]]) -> list[str]:
-    """Where runs were asked other questions under one name, give each version a name of its own; says so."""
+def ask_apart(runs: Sequence[Run]) -> list[str]:
+    """Leave the questions out of the names of results that all runs were asked alike; a line for each other name."""
     asked: dict[str, set[str]] = defaultdict(set)
-    for _, rows in found:
-        for row in rows:
-            asked[_label(row)].add(_questions(row))
+    for question in (question for run in runs for question in run.results):
+        asked[question.label].add(question.asked)
     several = {label for label, versions in asked.items() if len(versions) > 1}
-    for run, rows in found:
-        for row in rows:
-            if (label := _label(row)) in several and label in run.results:
-                run.results[f"{label} [{_questions(row)}]"] = run.results.pop(label)
+    for run in runs:
+        run.results = {
+            question if question.label in several else Question(question.label): result
+            for question, result in run.results.items()
+        }
     return [f"{label}: the runs were not asked the same questions: shown apart" for label in sorted(several)]
-
-
-def _questions(row: ResultRow) -> str:
-    return questions_of(row) if isinstance(row, EvaluationRow) else f"N={row.num_examples} {row.inputs or ''}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +209,7 @@ class ConfigurationTable:
     groups: list[list[Run]]
     keys: list[str]
     """Settings in which they differ."""
-    labels: list[str]
+    labels: list[Question]
     """Results that any of them has."""
     floors: list[str]
     """The same of what takes no reasoning."""
@@ -220,7 +229,7 @@ class ConfigurationTable:
         return cls(groups=groups, keys=keys, labels=labels, floors=floors)
 
     def table(self) -> Table:
-        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *self.labels, *self.floors)
+        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *map(str, self.labels), *self.floors)
         rows = [
             (
                 _names(group), *(_shown(group[0], key) for key in self.keys), str(len(group)),
@@ -247,7 +256,7 @@ class ConfigurationTable:
         found: dict[tuple[str, ...], dict[tuple[str, ...], list[Result]]] = defaultdict(lambda: defaultdict(list))
         for run in (run for group in self.groups for run in group):
             for label, result in run.results.items():
-                place = (*(_shown(run, key) for key in others), label)
+                place = (*(_shown(run, key) for key in others), str(label))
                 found[place][tuple(_shown(run, key) for key in settings)].append(result)
         columns = sorted({values for row in found.values() for values in row}, key=lambda each: list(map(_order, each)))
         rows = []
@@ -326,11 +335,11 @@ def compare(options: argparse.Namespace) -> None:
     found = [loaded for path in directories(options.runs) if (loaded := load(path, options, warnings)) is not None]
     if not found:
         raise ValueError("nothing to compare: none of these runs was trained here")
-    rows = [row for _, its in found for row in its if isinstance(row, EvaluationRow)]
+    rows = [row for _, its in found for row in its]
     kept, repeats = without_repeats(rows)
     ids = {row.run_id for row in rows} - {row.run_id for row in kept}
     found = [(run, its) for run, its in found if not its or its[0].run_id not in ids or its[0].run_id is None]
-    warnings += repeats + ask_apart(found)
+    warnings += repeats + ask_apart([run for run, _ in found])
     print_warnings(list(dict.fromkeys(warnings)))
     comparison = ConfigurationTable.of([run for run, _ in found])
     print(render(comparison.along(options.along) if options.along else comparison.table()))

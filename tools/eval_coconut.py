@@ -68,7 +68,8 @@ def evaluate(options: argparse.Namespace) -> None:
     file = JsonLines(finetuned.run_dir / "eval" / "coconut.jsonl")
     batch = options.batch or finetuned.config.validation.batch
     rows = list(evaluate_cells(finetuned, questions, cells, file, batch=batch, soft=soft))
-    print(f"{options.run}, step {finetuned.trained.step}, {len(questions.examples)} examples of {questions.split}")
+    asked = f"{len(questions.examples)} examples of {questions.split}{questions.floor.described}"
+    print(f"{options.run}, step {finetuned.trained.step}, {asked}")
     print(table(rows))
     print_warnings(file.problems)
     print(f"rows: {file.path}")

@@ -95,6 +95,7 @@ def search(options: argparse.Namespace) -> None:
         step=finetuned.trained.step,
         split=questions.split,
         num_examples=len(questions.examples),
+        floor=questions.floor,
         num_loops=finetuned.config.train.num_loops or finetuned.trained.saved.model.num_loops,
         bars=bars,
         values=values,
@@ -112,7 +113,7 @@ def summary(report: "SearchReport") -> str:
     from finetune.search.search_tree import frontier_share, top_values
 
     examples = f"{report.num_examples} examples of {report.split}"
-    lines = [f"{report.run}, step {report.step}, {examples}, loops: {report.num_loops}"]
+    lines = [f"{report.run}, step {report.step}, {examples}, loops: {report.num_loops}{report.floor.described}"]
     if not report.bars:
         for row in report.grid:
             right = f"{100 * row.accuracy:.1f} ± {100 * row.stderr:.1f} % right"

@@ -89,9 +89,10 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
     """The points, and the lines to draw: accuracies in percent by name.
 
     Raises:
-        ValueError: a run has another method, no test row, or another task than the first.
+        ValueError: a run has another method, no test row, or another task than the first, or two of one point differ in
+            more than the seed.
     """
-    pools: dict[tuple[str, int, int], list[CoconutRow]] = {}
+    pools: dict[tuple[str, int, int], dict[Path, CoconutRow]] = {}
     asked = None
     for run in dict.fromkeys(run.resolve() for run in runs):
         config = read_config(run / "config.yaml", FinetuneConfig)
@@ -106,14 +107,18 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
         row = _trained_row(run, config)
         steps = max(map(int, row.examples_by_chain_length))
         count = {"cot": steps, "coconut": row.num_thoughts}.get(name, row.num_loops)
-        pools.setdefault((series, count, row.num_loops), []).append(row)
+        pool = pools.setdefault((series, count, row.num_loops), {})
+        for other, its in pool.items():
+            if differs := _differs(its, row):
+                raise ValueError(f"{run} and {other} are one point, {series} of {count}, but differ in {differs}")
+        pool[run] = row
     assert asked is not None, "nargs is +"
     points = [
         ReasoningPoint(
             *key,
-            tuple(100 * row.accuracy for row in rows),
-            statistics.fmean(row.new_tokens for row in rows),
-            statistics.fmean(row.flops_per_example for row in rows),
+            tuple(100 * row.accuracy for row in rows.values()),
+            statistics.fmean(row.new_tokens for row in rows.values()),
+            statistics.fmean(row.flops_per_example for row in rows.values()),
         )
         for key, rows in sorted(pools.items())
     ]
@@ -121,19 +126,29 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
     return points, {"chance": 100 * chance, f"best shortcut: {best.name}": 100 * best.accuracy}
 
 
+def _differs(row: CoconutRow, other: CoconutRow) -> str:
+    """What makes two rows more, or less, than two seeds of one thing; empty if nothing does."""
+    settings, others = row.settings or {}, other.settings or {}
+    names = [key for key in {**settings, **others} if settings.get(key) != others.get(key)]
+    names += ["data.train"] if row.data != other.data else []
+    names += ["data.test"] if row.inputs != other.inputs else []
+    return ", ".join(names) or ("nothing, the seed included" if row.seed == other.seed else "")
+
+
 def _trained_row(run: Path, config: FinetuneConfig) -> CoconutRow:
-    """The newest test row of a run at the thoughts and loops that it was trained with."""
+    """The newest test row of a run at the thoughts and loops that it was trained with, of all its test questions."""
     file = JsonLines(run / "eval" / "coconut.jsonl")
     loops = config.train.num_loops or config.model.num_loops
     thoughts = config.curriculum.max_slots if config.chosen_method.slots else 0
     rows = [row for row in file.read(CoconutRow) if (row.split, row.num_loops) == ("test", loops)]
     print_warnings(file.problems)
-    rows = [row for row in rows if row.num_thoughts == thoughts]
+    asked = thoughts, config.data.test.num_examples
+    rows = [row for row in rows if (row.num_thoughts, row.num_examples) == asked]
     if not rows:
         raise ValueError(
             f"{file.path}: no row of split test at {thoughts} thoughts and {loops} loops; a finished run has it"
         )
-    return max(rows, key=lambda row: row.step)
+    return max(reversed(rows), key=lambda row: row.step)  # of one step the last: data.test may have been corrected
 
 
 def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Sequence[Path]) -> None:

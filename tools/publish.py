@@ -25,7 +25,7 @@ from pretrain.config.read import read_config
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.rows.identity import RunIdentity, config_of
 from pretrain.rows.jsonl import JsonLines
-from pretrain.storage import is_there, write_atomically
+from pretrain.storage import is_there, parse_json, write_atomically
 
 SWEEPS = Path("runs/sweeps")
 FIGURES = ("*.svg", "*.csv")
@@ -71,7 +71,15 @@ def rows_of(path: Path, config: str) -> list[bytes]:
             f"{rows.path}: {others} of {len(found)} rows are of another configuration than the sweep's today: "
             "run it anew"
         )
-    return [line for line in rows.path.read_bytes().splitlines() if line.strip()]
+    return [line for line in lines_of(path) if is_row(line)]
+
+
+def is_row(line: bytes) -> bool:
+    """Whether it is not damaged."""
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
 
 
 def is_complete(run: Path) -> bool:

@@ -6,6 +6,7 @@ from finetune.answers.results import Cell, CoconutRow, ScoredRun, floor_of_examp
 from finetune.answers.scoring import Answerer, Tally, answer_settings
 from finetune.config import FinetuneConfig
 from finetune.examples.examples import ExampleSet
+from finetune.examples.sequence import RowMaker
 from finetune.latent.stop import StopClassifier
 from finetune.method.curriculum import final_stage
 from pretrain.checkpoint.counters import Counters
@@ -16,6 +17,7 @@ from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
 from pretrain.rows.identity import RunIdentity
 from pretrain.run.logger import RunMetrics
+from pretrain.tasks.shortcuts import Floor
 from pretrain.tasks.task import Split
 
 
@@ -28,22 +30,38 @@ class StageAnswerer:
     ) -> None:
         self._config, self._saved, self._tokenizer, self._groups, self._vote = config, saved, tokenizer, groups, vote
 
-    def require_positions(self, split: Split, examples: ExampleSet) -> None:
-        """Raise a ValueError unless the model has a position for every token of the longest question and its answer, at
-        any stage; rotary positions have no end."""
+    def check_lengths(self, split: Split, examples: ExampleSet) -> list[str]:
+        """A warning if an example, with its chain and its slots, is longer than those that are trained on.
+
+        Raises:
+            ValueError: the model learned its positions and has none for all of the longest question and its answer, at
+                some stage.
+        """
+        config, seq_len = self._config, self._saved.seq_len
+        source = getattr(config.data, split).named(split)
         if self._saved.model.positions != "learned":
-            return
-        last = final_stage(self._config.curriculum, self._config.chosen_method)
-        wanted = 0
-        for stage in range(last + 1):
-            settings = answer_settings(self._config, self._tokenizer, stage=stage)
-            longest = max(len(settings.markers.prompt(example.question)) for example in examples.encoded)
-            wanted = max(wanted, longest + settings.num_new - 1)  # the last new token is never an input
-        if wanted > self._saved.seq_len:
-            raise ValueError(
-                f"data.{split}: a question with its answer can take {wanted} positions, more than the "
-                f"{self._saved.seq_len} that the model learned: leave it out or lower validation.max_new_tokens"
+            maker = RowMaker(
+                config.chosen_method, config.curriculum, config.method.markers_in_first_stage, self._tokenizer
             )
+            lengths = list(map(maker.most_tokens, examples.encoded))
+            if (most := max(lengths)) <= seq_len:
+                return []
+            return [
+                f"{source}: example {lengths.index(most)} can have {most} tokens, and nothing longer than "
+                f"train.seq_len={seq_len} is trained on"
+            ]
+        last, wanted = final_stage(config.curriculum, config.chosen_method), 0
+        longest = max(range(len(examples.encoded)), key=lambda number: len(examples.encoded[number].question))
+        for stage in range(last + 1):
+            settings = answer_settings(config, self._tokenizer, stage=stage)
+            prompt = settings.markers.prompt(examples.encoded[longest].question)
+            wanted = max(wanted, len(prompt) + settings.num_new - 1)  # the last new token is never an input
+        if wanted > seq_len:
+            raise ValueError(
+                f"{source}: example {longest}: a question with its answer can take {wanted} positions, more than the "
+                f"{seq_len} that the model learned: leave it out or lower validation.max_new_tokens"
+            )
+        return []
 
     def score(
         self, model: LoopedGPT, stop_classifier: StopClassifier | None, examples: ExampleSet, stage: int,
@@ -90,5 +108,6 @@ def log_row(metrics: RunMetrics, row: CoconutRow) -> None:
     accuracy, error = 100 * row.accuracy, 100 * row.stderr
     line = f"step {row.step}, stage {row.stage}: {row.split} accuracy {accuracy:.1f}% ± {error:.1f}, "
     line += f"{row.new_tokens:.1f} new tokens"
+    line += Floor(row.shortcut, row.chance).described if row.split == "test" else ""
     charted = {f"{row.split}/accuracy": row.accuracy, f"{row.split}/new_tokens": row.new_tokens}
     metrics.log_result(row, row.step, line, charted)

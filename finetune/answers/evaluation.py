@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from finetune.answers.results import Cell, CoconutRow, ScoredRun, differences, floor_of_examples, inputs_of, key_of
 from finetune.answers.scoring import Answerer, answer_settings
 from finetune.config import ExamplesSection
-from finetune.examples.examples import ExampleSet, encode_examples, form_of, load_examples
+from finetune.examples.examples import ExampleSet, encode_examples, form_of, load_examples, require_answers
 from finetune.latent.soft import SoftThinking
 from finetune.run.finetuned_model import FinetunedModel
 from pretrain.checkpoint.counters import Counters
@@ -61,6 +61,7 @@ def load_questions(
     examples, form = load_examples(section, split, finetuned.config.run.seed, needs_steps=False)
     if file:
         form = form_of(trained_on)
+        require_answers(examples, form, str(file))
     examples = examples[:num_examples]
     encoded = encode_examples(examples, form, finetuned.trained.tokenizer, str(file) if file else f"data.{split}")
     name, floor = file.name if file else split, floor_of_examples(section)

@@ -99,7 +99,7 @@ def load_example_set(
 ) -> ExampleSet:  # fmt: skip
     """Load and encode the examples of a section; arguments and errors as of `load_examples` and `encode_examples`."""
     examples, form = load_examples(section, split, seed, track, needs_steps=needs_steps)
-    encoded = encode_examples(examples, form, tokenizer, section.path or f"data.{split}", track)
+    encoded = encode_examples(examples, form, tokenizer, section.named(split), track)
     return ExampleSet(examples=examples, encoded=encoded, form=form)
 
 
@@ -111,7 +111,7 @@ def load_examples(
 
     Raises:
         ValueError: a malformed row (named by file and index from 0), one whose answer could not be given, fewer rows
-            than asked for, an unknown task, or one without steps.
+            or problems than asked for, an unknown task, or one without steps.
         OSError: the file cannot be read.
     """
     if section.task is not None:
@@ -123,6 +123,11 @@ def load_examples(
             (task.pick(split, seed, n) for n in range(count)) if is_train else task.pick_distinct(split, seed, count)
         )
         examples = list(track(found, count, f"drawing data.{split}"))
+        if len(examples) < count:
+            raise ValueError(
+                f"task {section.task}: has {len(examples)} different problems in {split}, "
+                f"data.{split}.num_examples={count}: lower that or make the task harder"
+            )
         if needs_steps and not any(example.steps for example in examples):
             raise ValueError(f"task {section.task} has no steps of reasoning: it cannot be fine-tuned on")
         return examples, TextForm.of(task)
@@ -135,15 +140,20 @@ def load_examples(
         examples = read_lines(path, section.step_separator)
     if len(examples) < (section.num_examples or 1):
         raise ValueError(f"{path}: has {len(examples)} examples, data.{split}.num_examples={section.num_examples or 1}")
+    require_answers(examples, form, section.path or "")
+    return examples[: section.num_examples], form
+
+
+def require_answers(examples: Sequence[Example], form: TextForm, source: str) -> None:
+    """Raise a ValueError that names the first example whose answer could not be given in a form."""
     for number, example in enumerate(examples):
         if not spoken(example.answer):
-            raise ValueError(f"{path}: example {number}: its answer {example.answer[:60]!r} has nothing to compare")
-        if form.mark in example.answer:
+            raise ValueError(f"{source}: example {number}: its answer {example.answer[:60]!r} has nothing to compare")
+        if form.mark and form.mark in example.answer:
             raise ValueError(
-                f"{path}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks where "
-                "the answer begins: no given answer could equal it"
+                f"{source}: example {number}: its answer {example.answer[:60]!r} holds {form.mark!r}, which marks "
+                "where the answer begins: no given answer could equal it"
             )
-    return examples[: section.num_examples], form
 
 
 def data_fingerprint(section: ExamplesSection, train: ExampleSet) -> str:

@@ -22,7 +22,7 @@ from finetune.examples.examples import EncodedExample
 from finetune.examples.sequence import EMPTY_ROW, RowMaker, TrainingRow, collate
 from finetune.latent.batch import AddedCount, MicroBatch, StepBatch
 from finetune.latent.ways import thinking_of
-from finetune.method.curriculum import Cut, draw_cut, num_held_back, stage_at
+from finetune.method.curriculum import draw_cut, num_held_back, stage_at
 from pretrain.config.layout import Layout
 from pretrain.keyed_hash import bits
 
@@ -41,13 +41,14 @@ class Sampler:
 
     def require_length(self, seq_len: int) -> None:
         """Raise a ValueError that names the first example that can exceed `seq_len` tokens."""
-        curriculum = self._config.curriculum
-        most_slots = Cut(0, curriculum.max_slots if curriculum.slots_of(self._config.chosen_method) else 0)
         for number, example in enumerate(self._examples):
-            longest = len(self._maker.row(example, most_slots).tokens)
+            longest = self._maker.most_tokens(example)
             if longest > seq_len:
-                limit = f"train.seq_len={seq_len}: leave it out or raise that"
-                raise ValueError(f"data.train: example {number} can have {longest} tokens, more than {limit}")
+                source, limit = self._config.data.train.named("train"), f"train.seq_len={seq_len}"
+                raise ValueError(
+                    f"{source}: example {number} can have {longest} tokens, more than {limit}: leave it out or raise "
+                    "that"
+                )
 
     def require_steps(self) -> None:
         """Raise a ValueError if the method is trained on steps of reasoning, and no example has one."""

@@ -50,6 +50,7 @@ class RowMaker:
     ) -> None:
         self._method, self._markers_in_first_stage = method, markers_in_first_stage
         self.markers = markers_of(method, curriculum, tokenizer)
+        self._most_slots = curriculum.max_slots if curriculum.slots_of(method) else 0
 
     def markers_at(self, num_slots: int) -> Markers:
         """The markers of a row with this number of slots."""
@@ -62,6 +63,10 @@ class RowMaker:
         slots = (*[markers.slot] * cut.num_slots, *markers.after)
         num_thoughts = cut.num_slots if self._method.has_thoughts else 0
         return _row(markers.prompt(example.question), slots, chain, example, num_thoughts)
+
+    def most_tokens(self, example: EncodedExample) -> int:
+        """What the row of an example has at most: its whole chain and the slots of the last stage."""
+        return len(self.row(example, Cut(0, self._most_slots)).tokens)
 
     def teacher_row(self, example: EncodedExample) -> TrainingRow:
         """An example with its chain in text, without markers or, as in CODI, the last step: it often is the answer."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from finetune.config import ExamplesSection, FinetuneConfig, check_layout, ledger, require_last_stage
+from finetune.examples.examples import load_examples
 from finetune.method.curriculum import cut_at, stage_at
 from finetune.run.origin import resolve_origin
 from pretrain.config.saved_model import SavedModel
@@ -12,6 +13,7 @@ from pretrain.model.count import count_parameters
 from pretrain.plan.room import Need
 from pretrain.plan.text import Row, model_rows
 from pretrain.storage import is_there
+from pretrain.tasks.registry import make_task
 from pretrain.tasks.task import Split
 
 
@@ -57,22 +59,36 @@ class SplitSections(Protocol):
 
 
 def describe_data(data: SplitSections) -> Iterator[str]:
-    """The examples of each split.
+    """The examples of each split; files are read, tasks not drawn from.
 
     Raises:
-        ValueError: after the last line, a line for each file that is not there.
+        ValueError: after the last line, a line for each file that is not there or cannot be what is meant, and each
+            task that is none.
+        OSError: a file cannot be read.
     """
     problems = []
     for name in get_args(Split):
         section: ExamplesSection = getattr(data, name)
-        if section.is_given:
-            if section.path and not is_there(Path(section.path)):
-                problems.append(f"{section.path}: no such file, of data.{name}.path")
-                continue
-            count = "all" if section.num_examples is None else f"{section.num_examples:,}"
-            yield f"{name}: {count} examples of {section.task or section.path}"
+        if section.path is not None and not is_there(Path(section.path)):
+            problems.append(f"{section.path}: no such file, of data.{name}.path")
+        elif section.is_given:
+            try:
+                count = _num_examples(section, name)
+            except ValueError as error:
+                problems.append(str(error))
+            else:
+                yield f"{name}: {count:,} examples of {section.task or section.path}"
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _num_examples(section: ExamplesSection, split: Split) -> int:
+    """Raises: as `load_examples` of a file, and as `make_task`."""
+    if section.task is None:
+        return len(load_examples(section, split, 0)[0])
+    make_task(section.task, section.parameters)
+    assert section.num_examples is not None, "the configuration has been checked"
+    return section.num_examples
 
 
 def _stage_rows(config: FinetuneConfig) -> Iterator[Row]:

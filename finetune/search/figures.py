@@ -4,6 +4,7 @@ Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first 
 tree 5 and 6, parallelism 7, height 8.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ LOOP_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 LINE: dict[str, Any] = {"marker": "o", "linewidth": 1.3, "capsize": 2}
 """A line through points with error bars."""
 MAX_PANELS = 4
-"""Numbers of thoughts side by side."""
+"""Numbers of thoughts that are drawn."""
+WIDEST_TREE, NARROWEST_TREE = 9.6, 5.4
+"""Inches: names have 9 pixels where the figure has 850, and the captions fit."""
 
 
 def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
@@ -118,19 +121,24 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
 
 
 def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
-    """The reachable part of the graph of one question, every node with its value after a number of thoughts."""
+    """The reachable part of the graph of one question, every node with its value after a number of thoughts; as many
+    side by side as leave names legible."""
     from matplotlib import colormaps
 
     shades = colormaps["Blues"]
     first = next(iter(views.values()))
     width = max(2.8, 0.62 * first.width)
-    with new_figure(files, 0.4 + width * len(views), 1.0 + 0.95 * first.depth) as figure:
-        panels = figure.subplots(1, len(views), squeeze=False)[0]
-        for axes, (num_thoughts, view) in zip(panels, views.items(), strict=True):
+    rows = math.ceil(len(views) / max(1, int((WIDEST_TREE - 0.4) / width)))
+    columns = math.ceil(len(views) / rows)
+    whole = max(NARROWEST_TREE, 0.4 + width * columns)
+    with new_figure(files, whole, 0.6 + rows * (0.4 + 0.95 * first.depth)) as figure:
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, (num_thoughts, view) in zip(panels, views.items(), strict=False):
             _draw_nodes(axes, view, shades)
             axes.set_title(_after(num_thoughts))
             axes.margins(0.14, 0.08)
-            axes.set_axis_off()
         captions = (
             "shade and number: value, the probability that the next step names the node",
             "dark ring: frontier; green ring: target; dark arrows: shortest paths",
@@ -143,12 +151,12 @@ def _draw_nodes(axes: "Axes", view: TreeView, shades: "Colormap") -> None:
         begin, end = view.nodes[edge.parent].place, view.nodes[edge.child].place
         colour, thickness = ("#444444", 1.8) if edge.is_shortest else ("#bbbbbb", 0.9)
         bend = 0.0 if begin[1] - end[1] == 1 else 0.22  # past the nodes that a straight line would go through
-        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": thickness, "shrinkA": 12, "shrinkB": 12}
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": thickness, "shrinkA": 17, "shrinkB": 17}
         axes.annotate("", xy=end, xytext=begin, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"}, zorder=1)
     for node in view.nodes.values():
         ring, thickness = (GREEN, 2.4) if node.is_target else ("#222222" if node.is_frontier else "#bbbbbb", 1.3)
         axes.scatter(
-            *node.place, s=560, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2
+            *node.place, s=1000, color=shades(0.75 * node.value), edgecolors=ring, linewidths=thickness, zorder=2
         )
         text = node.name if node.is_root else f"{node.name}\n{node.value:.2f}"
         ink = "white" if node.value > 0.6 else "black"

@@ -1,12 +1,12 @@
 """Reading what a model writes about the graph of a question, for any task that says how it writes one
-(`pretrain/tasks/graph_form.py`): ProsQA, in words and in symbols, and ProntoQA."""
+(`pretrain/tasks/graph_form.py`): ProsQA, in words and in symbols, ProntoQA, and those of users."""
 
 from typing import NamedTuple, Self
 
 from finetune.examples.examples import TextForm
 from pretrain.tasks.graph_form import GraphForm, Step
 from pretrain.tasks.prosqa.prosqa_graph import Graph
-from pretrain.tasks.registry import TASKS
+from pretrain.tasks.registry import TASKS, task_class
 
 
 class GraphText(NamedTuple):
@@ -16,9 +16,10 @@ class GraphText(NamedTuple):
     text: TextForm
 
     @classmethod
-    def of_question(cls, question: str) -> Self | None:
-        """That of the task which writes such questions; None if no graph is written in it."""
-        for task in TASKS.values():
+    def of_question(cls, question: str, own: str | None = None) -> Self | None:
+        """That of the task which writes such questions; None if no graph is written in it. A run's own task is tried
+        first, and need not be of this project."""
+        for task in (*([task_class(own)] if own else []), *TASKS.values()):
             if task.graph_form is None:
                 continue
             try:

@@ -37,13 +37,14 @@ from finetune.search.search_tree import (
     values_by_height,
 )
 from finetune.search.tree_layout import view_tree
+from pretrain.tasks.shortcuts import Floor
 
 SUFFIXES = (".png", ".svg")
 
 
 class Searcher:
     """Analyses the thoughts of one run about questions: their size and what they decode to, and the search in the graph
-    of the questions if they have one (ProsQA, in words or symbols, and ProntoQA).
+    of the questions if they have one (ProsQA, in words or symbols, ProntoQA, and tasks of users with a `graph_form`).
 
     Raises:
         ValueError: the run has no slots for thoughts, or the first question has a graph and another has none.
@@ -56,7 +57,7 @@ class Searcher:
                 f"{finetuned.run_dir}: method {method} has no thoughts to search with; --compare takes such runs"
             )
         self.finetuned, self.questions, self.batch = finetuned, questions, batch
-        self._text = GraphText.of_question(questions.examples[0].question)
+        self._text = GraphText.of_question(questions.examples[0].question, finetuned.config.data.train.task)
         self.graphs = [self.text.form.graph(each.question) for each in questions.examples] if self._text else []
 
     @property
@@ -156,6 +157,8 @@ class SearchReport:
     step: int
     split: str
     num_examples: int
+    floor: Floor
+    """What takes no reasoning."""
     num_loops: int
     """Loops of everything but the grid."""
     bars: list[ProcessBar]
@@ -191,6 +194,7 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str
     head = {name: getattr(report, name) for name in ("run", "step", "split", "num_examples", "num_loops")}
     numbers = {
         **head,
+        **report.floor._asdict(),
         "process": [asdict(bar) for bar in report.bars],
         "after_thoughts": by_thoughts,
         "thoughts": thoughts,

@@ -94,7 +94,10 @@ def load_tasks(
         ask = partial(
             harness_task, made, name=task.name, num_examples=count, num_fewshot=task.num_fewshot or 0, questions=read
         )
-        return [ask(seed=seed, **FORMS[task.supervise])]
+        try:
+            return [ask(seed=seed, **FORMS[task.supervise])]
+        except ValueError as error:
+            raise ValueError(f"{task.file}: {error}" if task.file else str(error)) from None
     if task.folder is not None:
         manager = folder_tasks(task.folder, data_dir)
     else:

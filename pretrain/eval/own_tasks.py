@@ -50,7 +50,8 @@ def harness_task(
         questions: all that is asked, instead of questions that are made.
 
     Raises:
-        ValueError: steps were asked for but cannot be told from the answer, or the task has too few questions.
+        ValueError: steps were asked for but cannot be told from the answer, an answer could not be given, or the task
+            has too few questions.
     """
     if num_examples < 1:
         raise ValueError(f"task {name}: num_examples={num_examples}, at least 1 is needed")
@@ -92,6 +93,13 @@ def _by_generation(task: Task[Any], splits: Mapping[str, Dataset], with_steps: b
     longest = max(len(target.encode()) for target in splits["test"]["target"])
     # steps may have lines of their own
     until = [SHOT_END if with_steps else "\n"]
+    for number, answer in enumerate(splits["test"]["answer"]):
+        for sign, what in ((task.answer_start, "after which an answer is read"), (until[0], "at which writing ends")):
+            if sign and sign in answer:
+                raise ValueError(
+                    f"example {number}: its answer {answer[:60]!r} holds {sign!r}, {what}: no given answer could equal "
+                    "it"
+                )
     return {
         "output_type": "generate_until",
         "generation_kwargs": {"until": until, "do_sample": False, "max_gen_toks": longest + SPARE_TOKENS},

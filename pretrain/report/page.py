@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.report.chart import Chart, draw, number
-from pretrain.report.reading import diagnostic_charts, evaluation_charts, flat, results, step_charts, troubles
+from pretrain.report.reading import (
+    RESULT_HEADER,
+    diagnostic_charts,
+    evaluation_charts,
+    flat,
+    results,
+    step_charts,
+    troubles,
+)
 from pretrain.run.status import RunStatus, read_queue, read_status, read_written_config
 from pretrain.scaling.table import Table, table_html
 from pretrain.storage import write_atomically
@@ -69,8 +77,7 @@ def write_report(run: Path) -> Path:
     parts += _charts("Validation and tasks", evaluation_charts(run))
     parts += _charts("Diagnostics", diagnostic_charts(run))
     if rows := results(run):
-        header = ("task", "metric", "at", "value", "step", "examples")
-        parts.append(table_html(Table(title="Results, the newest of each", header=header, rows=rows)))
+        parts.append(table_html(Table(title="Results, the newest of each", header=RESULT_HEADER, rows=rows)))
     parts += _samples(run)
     if lines := troubles(run):
         parts += ["<h2>Warnings and restarts</h2><ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]

@@ -1,4 +1,5 @@
-"""What a report shows, read from the files of a run directory, whatever is there; damaged lines are passed over."""
+"""What a report shows, read from the files of a run directory, whatever is there; damaged lines are
+passed over, and said."""
 
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 from pretrain.report.chart import Chart, Series
 from pretrain.rows.diagnostics import DIAGNOSTICS
+from pretrain.rows.identity import parse_inputs
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.metrics import METRIC_NAMES
 from pretrain.run.logger import LOG
@@ -40,13 +42,17 @@ MOST_LINES = 200
 """Of a log."""
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none if it is not there.
+def read_rows(path: Path, problems: list[str] | None = None) -> list[Row]:
+    """The rows of a file, none if it is not there; a line for each that is damaged is added to `problems`.
 
     Raises:
         OSError: it cannot be read.
     """
-    return [row for row in JsonLines(path).read(dict[str, Any]) if isinstance(row.get("step"), int)]
+    file = JsonLines(path)
+    rows = file.read(dict[str, Any])
+    if problems is not None:
+        problems += [f"{problem}: passed over" for problem in file.problems]
+    return [row for row in rows if isinstance(row.get("step"), int)]
 
 
 def step_charts(run: Path) -> list[Chart]:
@@ -85,28 +91,41 @@ def diagnostic_charts(run: Path) -> list[Chart]:
     return [_chart(family.replace("_", " "), members) for family, members in families.items()]
 
 
+RESULT_HEADER = ("task", "metric", "at", "value", "step", "examples", "chance", "best shortcut")
+
+
 def results(run: Path) -> list[tuple[str, ...]]:
-    """Cells of a table: the newest result of each task, metric and loop count or number of thoughts."""
+    """Cells of a table: the newest result of each task, metric and loop count or number of thoughts, on each set of
+    examples."""
     newest: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def keep(row: Row, key: tuple[str, str, str], value: str) -> None:
+        asked = str(row.get("num_examples", ""))
+        floors = (f"{row[name]:.3g}" if _is_number(row.get(name)) else "" for name in ("chance", "shortcut"))
+        examples = parse_inputs(str(row.get("inputs") or "")).get("examples", "")
+        newest[(*key, asked, examples)] = (*key, _measured(row, value), str(row["step"]), asked, *floors)
+
     for row in read_rows(run / "eval" / "depth.jsonl"):
-        key = str(row.get("task")), str(row.get("metric")), _counted(row.get("num_loops"), "loop")
-        newest[key] = (*key, _measured(row, "value"), str(row["step"]), str(row.get("num_examples", "")))
+        loops = _counted(row.get("num_loops"), "loop")
+        keep(row, (str(row.get("task")), str(row.get("metric")), loops), "value")
     for row in read_rows(run / "eval" / "coconut.jsonl"):
         loops, thoughts = _counted(row.get("num_loops"), "loop"), _counted(row.get("num_thoughts"), "thought")
-        key = str(row.get("split")), "accuracy", f"{thoughts}, {loops}"
-        newest[key] = (*key, _measured(row, "accuracy"), str(row["step"]), str(row.get("num_examples", "")))
+        keep(row, (str(row.get("split")), "accuracy", f"{thoughts}, {loops}"), "accuracy")
     return list(newest.values())
 
 
 def troubles(run: Path) -> list[str]:
-    """Restarts, warnings and errors of the logs of the run and its jobs, skipped steps, and where ranks stood."""
+    """Restarts, warnings and errors of the logs of the run and its jobs, damaged rows, skipped steps, and where ranks
+    stood."""
     lines = [f"requeued: {line}" for line in _lines(run / "requeues.txt")]
     lines += [line for line in _lines(run / LOG) if OF_NOTE.search(line)]
     for log in sorted((run / "jobs").glob("*/step.log")):
         found = filter(None, map(LOGGED.search, _lines(log)))
         lines += [f"job {log.parent.name}: {match[0]}" for match in found]
+    for name in ("depth.jsonl", "coconut.jsonl"):
+        read_rows(run / "eval" / name, lines)
     skipped = 0
-    for row in read_rows(run / "metrics.jsonl"):
+    for row in read_rows(run / "metrics.jsonl", lines):
         if isinstance(row.get("skipped"), int) and row["skipped"] != skipped:
             if row["skipped"] > skipped:
                 lines.append(

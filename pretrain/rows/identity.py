@@ -103,9 +103,7 @@ def loops_of(config: RunConfig) -> tuple[int, int]:
 
 def settings_of(config: BaseModel) -> dict[str, Any]:
     """`RunIdentity.settings` of a configuration."""
-    hidden = WITHOUT_EFFECT + (IN_PRETRAINING if isinstance(config, RunConfig) else ())
-    found = _flat(config.model_dump(mode="json", exclude_defaults=True))
-    return {key: value for key, value in found if not any(f"{key}.".startswith(f"{name}.") for name in hidden)}
+    return _of_settings(config)["settings"]
 
 
 def variant_of(config: BaseModel) -> str:
@@ -124,11 +122,17 @@ def digest(value: Any) -> str:
 
 
 def _of_settings(config: Any) -> dict[str, Any]:
-    given, seed = settings_of(config), config.run.seed
+    given, seed = _given(config), config.run.seed
     settings = _without_seed(given, seed)
     return {
         "seed": seed, "settings": settings, "variant": digest(settings), "config": digest([given, seed]),
     }  # fmt: skip
+
+
+def _given(config: BaseModel) -> dict[str, Any]:
+    hidden = WITHOUT_EFFECT + (IN_PRETRAINING if isinstance(config, RunConfig) else ())
+    found = _flat(config.model_dump(mode="json", exclude_defaults=True))
+    return {key: value for key, value in found if not any(f"{key}.".startswith(f"{name}.") for name in hidden)}
 
 
 def _without_seed(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:

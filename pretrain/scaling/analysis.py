@@ -4,9 +4,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pretrain.rows.evaluation import EvaluationRow
-from pretrain.rows.identity import parse_inputs
+from pretrain.rows.identity import ResultRow, parse_inputs
 from pretrain.scaling.comparable import VALIDATION
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
@@ -17,6 +18,8 @@ from pretrain.scaling.kinds import Kinds, SlopeDifference, differences, of_kinds
 from pretrain.scaling.law import JointLaw, fit_law
 from pretrain.scaling.rows import choose_metric, latest, with_means
 from pretrain.scaling.variants import by_variant
+
+Row = TypeVar("Row", bound=ResultRow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ def _ratios(curves: Sequence[Curve], fits: Sequence[Fit | None]) -> list[Ratio]:
     return found
 
 
-def without_repeats(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], list[str]]:
+def without_repeats(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The rows without those of runs that repeat another with the same configuration, seed and data: they are no
     further seeds. A line for each such run."""
     first: dict[tuple[str, str | None], str] = {}

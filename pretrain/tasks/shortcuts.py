@@ -35,6 +35,12 @@ class Floor(NamedTuple):
     shortcut: float | None = None
     chance: float | None = None
 
+    @property
+    def described(self) -> str:
+        """For the line above results; empty if unknown."""
+        named = (("best shortcut", self.shortcut), ("chance", self.chance))
+        return "".join(f"; {name} {100 * value:.1f} %" for name, value in named if value is not None)
+
 
 NO_FLOOR = Floor()
 

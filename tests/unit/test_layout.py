@@ -136,7 +136,7 @@ DOCUMENTS = [*(ROOT / name / "README.md" for name in FOLDERS), ROOT / "pretrain"
 """What users read: README.md, and where it sends them."""
 
 
-IN_TEXT = re.compile(r"`((?:python |bash |sbatch |tools/\w+\.py |-m pretrain\.)[^`]+)`")
+IN_TEXT = re.compile(r"`((?:python |bash |sbatch |tools/\w+\.py |finetune/\w+\.py |-m pretrain\.)[^`]+)`")
 """A command in a sentence or a table; those of tables leave out the word python."""
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from finetune.answers.results import CoconutRow
+from finetune.examples.examples import load_examples
 from finetune.kinds import kind_of
 from pretrain.config.read import read_config
 from pretrain.config.sweep import SweepConfig, cells
-from pretrain.rows.identity import RunIdentity, config_of
+from pretrain.rows.identity import RunIdentity, config_of, digest, parse_inputs
 from pretrain.rows.jsonl import JsonLines
 from tests.support.shipped import schema_of
 from tools import publish
@@ -43,6 +45,40 @@ def test_rows_are_of_the_configuration_of_today(folder: Path, monkeypatch: pytes
     rows = rows_in(folder)
     assert rows, "no rows"
     assert {row.config for row in rows} <= committed(folder, rows)
+
+
+TUNED = [folder for folder in RESULTS if folder.parents[1].name == "finetune"]
+
+
+def configs_of(folder: Path) -> dict[str, Any]:
+    """Of a folder of results of fine-tuning, by `RunIdentity.config`."""
+    sweep_file, file = ROOT / "configs" / "sweeps" / f"{folder.name}.yaml", folder.parents[1] / f"{folder.name}.yaml"
+    runs = [[f"run.seed={row.seed}"] for row in rows_in(folder)]
+    if sweep_file.is_file():
+        sweep = read_config(sweep_file, SweepConfig)
+        file, runs = ROOT / sweep.config, [list(cell.overrides) for cell in cells(sweep)]
+    found = [read_config(file, schema_of(file), overrides) for overrides in runs]
+    return {config_of(config): config for config in found}
+
+
+def test_answers_are_to_the_test_questions_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """data.test may be corrected after training, so a row's configuration does not say what was asked; its inputs do.
+    Questions that take long to draw are held to be the same in all results of one data.test."""
+    monkeypatch.chdir(ROOT)
+    asked: dict[str, str] = {}
+    checked = set()
+    for folder in TUNED:
+        configs = configs_of(folder)
+        for row in JsonLines(folder / "coconut.jsonl").read(CoconutRow, strict=True):
+            section, seed = configs[row.config or ""].data.test, row.seed or 0
+            if (row.split, row.num_examples) == ("test", section.num_examples):
+                examples = parse_inputs(row.inputs)["examples"]
+                key = f"{section} {seed if section.seed is None else ''}"
+                if key not in asked and not (section.task or "").startswith("prosqa"):
+                    asked[key] = digest(repr(load_examples(section, "test", seed)))
+                assert asked.setdefault(key, examples) == examples, (folder.name, row.run)
+                checked.add(folder)
+    assert checked == set(TUNED)
 
 
 SWEEP = f"""
@@ -87,6 +123,10 @@ def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refuse
     assert publish.main(["tiny.yaml"]) == 0
     assert not (out / "scaling.svg").exists(), "a figure that is not drawn from these rows"
     before = (out / "depth.jsonl").read_bytes()
+    torn = tmp_path / "runs/sweeps/tiny/1x2-seed0/eval/depth.jsonl"
+    torn.write_text(torn.read_text() + '{"run": "1x2-se')
+    assert publish.main(["tiny.yaml"]) == 0
+    assert (out / "depth.jsonl").read_bytes() == before and "depth.jsonl:2: " in capsys.readouterr().err
     file.write_text(SWEEP.replace("STEPS", "300"))
     assert publish.main(["tiny.yaml"]) == 2
     assert "1 of 1 rows are of another configuration than the sweep's today" in capsys.readouterr().err

@@ -174,6 +174,26 @@ def test_loop_worth_has_models_of_one_depth_with_three_widths_and_numbers_of_tok
     assert cells_of_law == {(r, width, n) for r in (1, 2, 4, 8) for width in (32, 48, 64) for n in (250, 500, 1000)}
 
 
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [
+        ("addition", "12x1 1x1 1x12 2x1 2x6 3x1 3x4"),
+        ("p_hop_16", "6x1 1x1 1x6 2x1 2x3 3x1 3x2"),
+        ("p_hop_32", "6x1 1x1 1x6 2x1 2x3 3x1 3x2"),
+        ("i_gsm", "8x1 1x1 1x2 1x4 1x8 2x1 2x2 2x4 4x1 4x2"),
+        ("looped_1.5b", "24x1 12x1 12x2 4+4x4+4 8x1 8x3 6x1 6x4 4x1 4x6"),
+        ("depths_1.5b", "4x1 4x2 4x3 4x6 4x9 4x12 8x1 12x1 24x1 36x1 48x1"),
+    ],
+)
+def test_the_full_size_sweeps_have_the_models_of_the_papers_tables(name: str, models: str) -> None:
+    sweep = read_config(ROOT / "configs" / "sweeps" / f"{name}.yaml", SweepConfig)
+    found = [read_config(ROOT / sweep.config, RunConfig, list(cell.overrides)).model for cell in cells(sweep)]
+    shapes = [f"{model.num_loop_layers}x{model.num_loops}" for model in found]
+    ends = [(model.num_prelude_layers, model.num_coda_layers) for model in found]
+    named = [f"{a}+{shape}+{b}" if a or b else shape for shape, (a, b) in zip(shapes, ends, strict=True)]
+    assert set(named) == set(models.split()) and len(set(cells(sweep))) == len(sweep.seeds) * len(set(named))
+
+
 def test_every_data_set_and_size_of_fine_tuning_has_a_sweep_over_all_methods() -> None:
     sweeps = {path.stem: read_config(path, SweepConfig) for path in SWEEPS}
     others = re.compile("composition.*|.*_longer")

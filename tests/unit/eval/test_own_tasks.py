@@ -2,6 +2,7 @@
 alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,6 +105,18 @@ def test_prompt_is_the_text_of_training(name: str) -> None:
         (request,) = [asked.construct_requests(document, asked.fewshot_context(document, num_fewshot=0))]
         pieces = task.render(example, with_steps=False)
         assert request.args[0] + asked.doc_to_target(document) == "".join(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("answer", "with_steps", "sign"),
+    [("a ### b", False, "'### '"), ("a\nb", False, "'\\\\n'"), ("a\n\nb", True, "'\\\\n\\\\n'")],
+)
+def test_an_answer_that_could_not_be_given_is_refused(answer: str, with_steps: bool, sign: str) -> None:
+    """Of a file of questions: the model would be scored 0 whatever it writes."""
+    ask = partial(harness_task, make_task("prosqa", {}), name="prosqa", num_examples=1, with_steps=with_steps)
+    ask(questions=[Example("Q?", ("s",), "a b")])
+    with pytest.raises(ValueError, match=rf"example 1: its answer .* holds {sign}, .*: no given answer could equal it"):
+        ask(questions=[Example("Q?", ("s",), "a b"), Example("Q?", ("s",), answer)])
 
 
 def test_questions_follow_from_the_seed_and_shots_are_for_training() -> None:

@@ -78,23 +78,47 @@ def test_a_configuration_plans_and_round_trips_with_every_method(case: Case, tmp
     assert f" to {config.train.epochs - 1:3d}: stage {last}, " in plan[-1][1]
 
 
-def test_the_dry_run_names_the_examples_and_refuses_files_that_are_not_there(
+@pytest.mark.parametrize(
+    ("name", "stages", "thoughts", "epochs", "new_tokens", "has_markers"),
+    [("prosqa", 6, 1, (5, 5), 128, True), ("prontoqa", 6, 1, (5, 5), 128, True), ("gsm8k", 3, 2, (6, 3), 64, False)],
+)
+def test_the_files_of_the_paper_are_those_of_its_text_and_of_its_code(
+    name: str, stages: int, thoughts: int, epochs: tuple[int, int], new_tokens: int, has_markers: bool
+) -> None:
+    """Hao et al. 2024, section 4.2, and the defaults of what its code builds on, which the paper leaves out: dropout,
+    no warm-up, no clipping, no mixed stages."""
+    config = read_config(ROOT / "configs" / "finetune" / f"{name}.yaml", FinetuneConfig)
+    train, optimizer, curriculum = config.train, config.optimizer, config.curriculum
+    assert (train.dropout, train.epochs, train.effective_batch, train.precision) == (0.1, 50, 128, "fp32")
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.beta2) == (1e-4, 0.01, 0.999)
+    assert (optimizer.warmup_steps, optimizer.clip_grad_norm, optimizer.reset) == (0, 0, "stage")
+    assert (curriculum.num_stages, curriculum.thoughts_per_step, curriculum.uniform_prob) == (stages, thoughts, 0)
+    assert (curriculum.first_stage_epochs, curriculum.epochs_per_stage) == epochs and curriculum.pad_thoughts
+    assert (config.validation.max_new_tokens, config.method.markers_in_first_stage) == (new_tokens, has_markers)
+    assert (config.validation.every, config.method.stop, config.method.jacobi_passes) == (1, "count", None)
+
+
+def test_the_dry_run_reads_the_examples_and_refuses_what_cannot_be_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there, absent = tmp_path / "t.txt", tmp_path / "absent.json"
+    there, absent, bad = tmp_path / "t.txt", tmp_path / "absent.json", tmp_path / "bad.txt"
     there.write_text("1||<<2>> #### 3")
-    task = "{task: null, num_examples: null, path: "
-    files = [f"data.validation={task}{there}}}", f"data.test={task}{absent}}}"]
+    bad.write_text("1||two words #### 3")
+    task = "{task: null, num_examples: null, parameters: {}, path: "
     command = ["--config", str(SMALL), "--dry-run", "run.root=" + str(tmp_path)]
+    files = [f"data.train={task}{bad}}}", f"data.validation={task}{there}}}", f"data.test={task}{absent}}}"]
     assert main([*command, *files]) == 2
     said = capsys.readouterr()
-    assert said.err == f"error: {absent}: no such file, of data.test.path\n"
-    assert [line[15:] for line in said.out.splitlines()[-2:]] == [
-        "train: 12,288 examples of prosqa_symbolic",
-        f"validation: all examples of {there}",
-    ]
+    first, second = said.err.splitlines()
+    assert first.startswith(f"error: {bad}: row 0: where its steps end is not clear")
+    assert second.endswith(f"{absent}: no such file, of data.test.path")
+    assert said.out.splitlines()[-1][15:] == f"validation: 1 examples of {there}"
     assert main([*command, *files, "--without-data"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("run directory  ")
+    assert main([*command, "data.test.parameters={num_node: 3}"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: task prosqa_symbolic: no parameter num_node, did you mean num_nodes?\n"
+    assert said.out.splitlines()[-2][15:] == "train: 12,288 examples of prosqa_symbolic"
 
 
 @pytest.mark.parametrize(

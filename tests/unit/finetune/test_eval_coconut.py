@@ -19,6 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.gpt import LoopedGPT
 from pretrain.rows.jsonl import JsonLines
+from pretrain.tasks.shortcuts import best_shortcut
 from pretrain.tasks.task import Example
 from tests.support.example_files import write_examples
 from tests.support.finetuned_runs import MODEL, save_run
@@ -50,7 +51,8 @@ def test_the_command_scores_every_cell_once(
     arguments = ["--run", run, "--latents", "0,2,3", "--num-loops", "1,3", "--batch", 4]
     assert command(monkeypatch, *arguments) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"{run}, step 7, 6 examples of test"
+    best = 100 * best_shortcut("prosqa_symbolic", config.data.test.parameters).accuracy
+    assert out[0] == f"{run}, step 7, 6 examples of test; best shortcut {best:.1f} %; chance 50.0 %"
     assert [line.split()[:3] for line in out[2:-1]] == [["coconut", k, loops] for loops in "13" for k in "023"]
     file = run / "eval" / "coconut.jsonl"
     rows = JsonLines(file).read(CoconutRow)
@@ -184,7 +186,10 @@ def test_what_is_wrong_is_said_in_one_line(
     )
     meta = {"config": section.model_dump(mode="json"), "tokenizer_sha256": Tokenizer.load(tokenizer).sha256}
     save_weights(plain, dict(LoopedGPT(section.model, section.train.seq_len).named_parameters()), meta)
+    marked = tmp_path / "marked.json"
+    write_examples(marked, [Example("Aa,?Aab", ("Aa",), "A=a")])
     for arguments, message in (
+        (["--run", run, "--data", marked], f"{marked}: example 0: its answer 'A=a' holds '=', which marks where the"),
         (["--run", tmp_path / "nothing"], f"{tmp_path / 'nothing'}: no checkpoints there"),
         (["--run", plain], f"{plain} was not fine-tuned: train it with finetune/coconut.py --init {plain}"),
         (["--run", run], "data.test: the run has none; it has train, validation, or name a file with --data"),

@@ -100,7 +100,10 @@ def test_data_that_cannot_mean_what_was_meant_are_refused_by_file_and_row(tmp_pa
     def write(*answers: str, question: str = "a?") -> None:
         file.write_text(json.dumps([{"question": question, "steps": ["b"], "answer": answer} for answer in answers]))
 
-    for blank in (" ", ",", " , "):
+    write("1", " ")
+    with pytest.raises(ValueError, match=r"rows\.json: row 1: answer: is blank"):
+        load_examples(section_of(file), "train", 0)
+    for blank in (",", " , "):
         write("1", blank)
         with pytest.raises(ValueError, match=r"rows\.json: example 1: its answer '.*' has nothing to compare"):
             load_examples(section_of(file), "train", 0)
@@ -114,6 +117,14 @@ def test_data_that_cannot_mean_what_was_meant_are_refused_by_file_and_row(tmp_pa
     write("1", question="aé?")
     with pytest.raises(ValueError, match=r"rows\.json: example 0: .*é"):
         load_example_set(section_of(file), "train", 0, tokenizer)
+
+
+def test_a_task_with_fewer_problems_than_are_asked_for_says_so() -> None:
+    """36 products of two of six permutations, of which a sixteenth is for the test."""
+    section = ExamplesSection(task="group_product", parameters={"order": 3, "num_elements": 2}, num_examples=100)
+    message = r"task group_product: has \d different problems in test, data\.test\.num_examples=100: lower that or make"
+    with pytest.raises(ValueError, match=message):
+        load_examples(section, "test", 0)
 
 
 @pytest.mark.parametrize("bad", ["no separators", "question||steps", "||<<1=1>> #### 1", "question||#### "])

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -27,8 +28,10 @@ from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
+from pretrain.tasks.registry import task_class
 from pretrain.tasks.task import Example
 from tests.support.example_files import write_examples
+from tests.support.extending import forget
 from tests.support.finetuned_runs import MODEL, SEQ_LEN, save_run, tokenizer_bytes
 from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import BOT, EOT, PAUSE, PROMPTS, VOCAB, by_definition, how
@@ -149,7 +152,9 @@ def test_the_command_leaves_figures_and_numbers(
         3,
     ]
     assert run_tool(monkeypatch, *arguments) == 0
-    assert "figures in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "figures in" in out
+    assert re.search(r"^tiny, step 7, .*; best shortcut [0-9.]+ %; chance 50.0 %$", out, re.MULTILINE)
     folder = run / "analysis"
     names = {"process", "parallelism", "height", "tree", "thoughts", "grid"}
     assert {path.name for path in folder.glob("*.[ps][nv]g")} == {
@@ -262,6 +267,38 @@ def test_proofs_of_prontoqa_are_searched_to_their_figures(
             tuple(trained.tokenizer.encode(f" {name}")), forced, eot=trained.tokenizer.eot_id,
         )  # fmt: skip
         assert float(rows[name]["value"]) == pytest.approx(wanted, rel=1e-4)  # fp32
+
+
+ROADS = """
+from pretrain.tasks.prosqa.prosqa_symbolic import ProsQASymbolic, SymbolForm
+
+class RoadForm(SymbolForm):
+    def graph(self, question):
+        if not question.startswith(":"):
+            raise ValueError("no roads")
+        return super().graph(question[1:])
+
+class Roads(ProsQASymbolic):
+    name, graph_form, shortcuts = "roads", RoadForm(), {}
+    def make(self, random):
+        example = super().make(random)
+        return example._replace(question=f":{example.question}")
+"""
+
+
+def test_a_task_of_the_user_that_says_how_it_writes_a_graph_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_roads.py").write_text(ROADS)
+    monkeypatch.chdir(tmp_path)
+    try:
+        save_run(tmp_path / "tiny", task="my_roads:Roads")
+        searcher = searcher_of(tmp_path / "tiny")
+        assert len(searcher.graphs) == 3 and len({value.value for value in searcher.values(2)}) > 10
+        assert sum(searcher.judge(2).shares.values()) == pytest.approx(1)
+    finally:
+        task_class.cache_clear()
+        forget(tmp_path)
 
 
 def test_what_is_wrong_is_said_in_one_line(

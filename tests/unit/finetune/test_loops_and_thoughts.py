@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,17 +18,21 @@ STEPS = {1: 7, 2: 3, 4: 1}
 
 def finished(
     folder: Path, accuracy: float, method: str, each: int, *more: str, seed: int = 0, name: str = "composition_small",
-    **changes: int,
+    **changes: Any,
 ) -> Path:  # fmt: skip
-    """A run of the sweep with its test row, and one at a loop count that it was not trained at."""
+    """A run of the sweep with its test row, one of test questions that were corrected, one of few of them, and one at a
+    loop count that it was not trained at."""
     size = f"{{order: 3, num_elements: 9, elements_per_step: {each}}}"
     sizes = [f"data.{part}.parameters={size}" for part in ("train", "validation", "test")]
     overrides = [f"method.name={method}", f"run.seed={seed}", *sizes, *more]
     config = read_config(CONFIGS / f"{name}.yaml", FinetuneConfig, overrides)
     loops = config.train.num_loops or 1
     fields = {"num_thoughts": 0, "num_loops": loops, "examples_by_chain_length": {str(STEPS[each]): 9}, **changes}
+    fields = {"num_examples": 2000, "data": "d", "inputs": "examples=a", **fields}
+    write_run(folder, 0.99, *overrides, config=name, **{**fields, "inputs": "examples=mistaken"})
     write_run(folder, accuracy, *overrides, config=name, **fields)
     write_run(folder, 0.99, *overrides, config=name, **{**fields, "num_loops": loops + 1})
+    write_run(folder, 0.99, *overrides, config=name, **{**fields, "num_examples": 60, "inputs": "examples=b"})
     (folder / "config.yaml").write_text(resolved_yaml(config))
     return folder
 
@@ -68,7 +73,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.Capt
     other = finished(tmp_path / "other", 0.9, "cot", 1, "data.test.parameters={order: 3, num_elements: 5}")
     pause = finished(tmp_path / "pause", 0.9, "pause", 1)
     unfinished = finished(tmp_path / "unfinished", 0.9, "coconut", 1)  # has 7 thoughts, its row has none
+    slower = finished(tmp_path / "slower", 0.8, "cot", 1, "optimizer.lr=1e-4", seed=1)
+    again = finished(tmp_path / "again", 0.8, "cot", 1)
     for runs, message in (
+        ([cot, slower], f"{slower} and {cot} are one point, cot of 7, but differ in optimizer.lr"),
+        ([cot, again], "are one point, cot of 7, but differ in nothing, the seed included"),
         ([cot, other], "its task is "),
         ([pause], "on a generated task are compared, not pause"),
         ([unfinished], "no row of split test at 7 thoughts and 1 loops; a finished run has it"),

@@ -180,21 +180,26 @@ def test_a_method_that_is_trained_on_steps_is_refused_without_any(method: str, n
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
-def test_questions_and_answers_beyond_the_learned_positions_are_refused_before_the_start(positions: str) -> None:
+def test_questions_and_answers_beyond_what_is_trained_on_are_refused_or_said_before_the_start(positions: str) -> None:
     shape = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "ffn_size": 16, "num_loop_layers": 1}
     settings_ = config(8, 2, curriculum={"num_stages": 3, "thoughts_per_step": 2}, validation={"max_new_tokens": 10})
     questions = ExampleSet(examples=[], encoded=examples(7), form=TextForm())
     longest = 2 + 1 + 6 + 1 + 10 - 1  # question, <bot>, thoughts of the last stage, <eot>, text without its last token
 
-    def require(seq_len: int) -> None:
+    def check(seq_len: int) -> list[str]:
         model = ModelSection.model_validate({**shape, "positions": positions})
         saved = SavedModel(run="x", model=model, seq_len=seq_len, precision="fp32", tokenizer="symbols:a", max_loops=1)
         no_ranks = cast(Any, None)
-        StageAnswerer(settings_, saved, TOKENIZER, no_ranks, no_ranks).require_positions("test", questions)
+        return StageAnswerer(settings_, saved, TOKENIZER, no_ranks, no_ranks).check_lengths("test", questions)
 
-    require(longest)
     if positions == "rope":
-        require(longest - 1)
-    else:
-        with pytest.raises(ValueError, match=rf"data.test: a question with its answer can take {longest} positions"):
-            require(longest - 1)
+        most = 2 + 1 + 6 + 1 + 4 + 2  # question, <bot>, slots, <eot>, steps, answer
+        assert check(most) == []
+        assert check(most - 1) == [
+            f"data.test: example 4 can have {most} tokens, and nothing longer than train.seq_len={most - 1} is trained "
+            "on"
+        ]
+        return
+    assert check(longest) == []
+    with pytest.raises(ValueError, match=rf"data.test: example 0: a question with its answer can take {longest} pos"):
+        check(longest - 1)

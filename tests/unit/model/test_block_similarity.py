@@ -11,6 +11,7 @@ from pretrain.model.block_similarity import BlockSimilarity, block_similarities
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
+from pretrain.rows.identity import RunIdentity
 from tools import block_similarity
 
 LAYERS, BLOCK = 6, 2
@@ -25,12 +26,12 @@ def make_model(seed: int, num_loop_layers: int = LAYERS, **more: object) -> Loop
     return model
 
 
-def save_run(folder: Path, model: LoopedGPT) -> Path:
+def save_run(folder: Path, model: LoopedGPT, **meta: object) -> Path:
     saved = SavedModel(
         run=folder.name, model=model.config, seq_len=8, precision="fp32", tokenizer="symbols:ab", max_loops=1
     )
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_weights(folder, weights, {"saved_model": saved.model_dump(mode="json")})
+    save_weights(folder, weights, {"saved_model": saved.model_dump(mode="json"), **meta})
     return folder
 
 
@@ -71,10 +72,23 @@ def test_the_tool_tells_equal_blocks_from_different_ones(tmp_path: Path, capsys:
 
 def test_runs_of_one_configuration_are_one_bar_that_says_how_many_they_are() -> None:
     found = {f"8x1-weight10-seed{seed}": [BlockSimilarity("query", (0.1 * seed,))] for seed in (0, 1)}
-    pools = block_similarity.pooled(found | {"12x2": [BlockSimilarity("query", (1.0,))]})
-    assert {name: len(similarities) for name, similarities in pools.items()} == {
-        "8⊗1-weight10 (2 seeds)": 2, "12⊗2": 1,
-    }  # fmt: skip
+    found |= {"12x2": [BlockSimilarity("query", (1.0,))], "more": [BlockSimilarity("query", (0.3,))]}
+    kinds = {"8x1-weight10-seed0": "a", "8x1-weight10-seed1": "a", "more": "a"}
+    for known, seeds in (({}, {"8⊗1-weight10 (2 seeds)": 2, "12⊗2": 1, "more": 1}),
+                         (kinds, {"8⊗1-weight10, more (3 seeds)": 3, "12⊗2": 1})):  # fmt: skip
+        pools = block_similarity.pooled(found, known)
+        assert {name: len(similarities) for name, similarities in pools.items()} == seeds
+
+
+def test_runs_that_only_their_names_call_seeds_are_bars_of_their_own(tmp_path: Path) -> None:
+    """Of two sweeps: one name, and two configurations."""
+    runs = []
+    for seed in (0, 1):
+        said = RunIdentity(run_id=f"{seed}", seed=seed, variant=f"variant {seed}", data="d").as_meta()
+        runs.append(save_run(tmp_path / f"sweep{seed}" / f"8x1-seed{seed}", make_model(seed), identity=said))
+    assert block_similarity.main([*map(str, runs), "--block-size", "2", "--out", str(tmp_path)]) == 0
+    figure = (tmp_path / "block_similarity.svg").read_text()
+    assert "8⊗1-seed0" in figure and "8⊗1-seed1" in figure and "seeds)" not in figure
 
 
 @pytest.mark.parametrize(

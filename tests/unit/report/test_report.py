@@ -148,6 +148,21 @@ def test_a_fine_tuned_run_has_a_page(tmp_path: Path) -> None:
     assert "validation: accuracy" in write_report(tmp_path).read_text()
 
 
+def test_results_of_other_examples_stand_apart_beside_what_takes_no_reasoning(tmp_path: Path) -> None:
+    row = {"step": 3, "task": "p_hop", "metric": "acc", "num_loops": 1, "chance": 0.25, "shortcut": 0.361}
+    asked = [
+        {"value": 0.5, "num_examples": 9, "inputs": "examples=a checkpoint=1"},
+        {"value": 0.6, "num_examples": 9, "inputs": "examples=a checkpoint=2"},
+        {"value": 0.7, "num_examples": 9, "inputs": "examples=b"},
+        {"value": 0.8, "num_examples": 2, "inputs": "examples=c"},
+    ]
+    write_lines(tmp_path / "eval" / "depth.jsonl", [row | each for each in asked])
+    assert [line[3:] for line in results(tmp_path)] == [
+        (value, "3", size, "0.25", "0.361") for value, size in (("0.6000", "9"), ("0.7000", "9"), ("0.8000", "2"))
+    ]
+    assert "<th>best shortcut</th>" in write_report(tmp_path).read_text()
+
+
 def test_what_is_damaged_or_not_finite_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": null}\n{"step": 2, "loss": 3.0}\n[1]\n{"step": "x", "loss": 1}\n{"st\n'
@@ -156,7 +171,9 @@ def test_what_is_damaged_or_not_finite_is_passed_over(tmp_path: Path) -> None:
     (chart,) = step_charts(tmp_path)
     assert chart.series[0].points == [(2, 3.0), (5, 2)]
     (tmp_path / "diagnostics.jsonl").write_text('{"step": 1, "a.b": "text", "c": NaN}\n')
-    assert diagnostic_charts(tmp_path) == [] and troubles(tmp_path) == []
+    assert diagnostic_charts(tmp_path) == []
+    damaged = [line.partition(" ")[0] for line in troubles(tmp_path)]
+    assert damaged == [f"{tmp_path / 'metrics.jsonl'}:{number}:" for number in (3, 5)]
     (tmp_path / "config.yaml").write_text("train: [")
     assert "config.yaml: while parsing" in write_report(tmp_path).read_text()
 

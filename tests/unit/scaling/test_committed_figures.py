@@ -17,12 +17,17 @@ from pretrain.scaling.figure import PANEL_HEIGHT, TOP, name_axes
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.spots import meaning_of_bars, spots_of
 from pretrain.scaling.style import new_figure
+from tests.support.figures import smallest_type
 from tests.support.scaling_rows import make_row, model_fields, write_rows
 from tools import scaling_plot
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps" / "results").glob("*/depth.jsonl"))
 QUICK_START = sorted((ROOT / "tools" / "figures").glob("*.jsonl"))
+
+FIGURES = [
+    *sorted((ROOT / "configs").glob("*/results/*/*.svg")), *sorted((ROOT / "tools" / "figures").glob("quickstart*.svg"))
+]  # fmt: skip
 
 
 def content_of(figure: Path) -> tuple[list[str], Counter[str]] | None:
@@ -48,6 +53,11 @@ def test_a_committed_figure_is_what_its_rows_give(
         figure = rows.with_name(name) if is_sweep else rows.with_suffix(".svg")
         if is_sweep or name == "scaling.svg":
             assert content_of(figure) == content_of(tmp_path / name), f"{figure}: draw it anew"
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_type_has_9_pixels_where_a_committed_figure_is_850_wide(figure: Path) -> None:
+    assert smallest_type(figure) >= 9
 
 
 @pytest.mark.parametrize(

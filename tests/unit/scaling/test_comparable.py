@@ -2,7 +2,6 @@
 with."""
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pretrain.scaling import figure as drawing
 from pretrain.scaling.analysis import Analysis, analyse, without_repeats
 from pretrain.scaling.figure import draw
 from pretrain.scaling.rows import choose_metric
+from tests.support.figures import smallest_type
 from tests.support.scaling_rows import EMBEDDING_PARAMS, LAYER_PARAMS, make_row, write_rows
 from tools.scaling_plot import main
 
@@ -211,7 +211,4 @@ def test_type_has_9_pixels_where_the_figure_is_850_wide(tmp_path: Path, groups: 
     shared = {"metric": "acc", "value": 0.5}
     rows = [model_row(k, 2, task=f"t{n}", task_group=f"t{n}", **shared) for k in (2, 4) for n in range(groups)]
     draw(analyse(rows), [tmp_path / "f.svg"])
-    text = (tmp_path / "f.svg").read_text()
-    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])  # type: ignore[index]
-    sizes = [float(size) for size in re.findall(r"(?:font: |font-size: )[^;]*?([\d.]+)px", text)]
-    assert sizes and min(sizes) * 850 / width >= 9
+    assert smallest_type(tmp_path / "f.svg") >= 9

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
 from tests.support.scaling_rows import FIELDS
+from tests.unit.finetune.test_coconut_table import CONFIGS
+from tests.unit.finetune.test_coconut_table import write_run as write_answers
 from tools.compare import main
 
 CONFIG = Path(__file__).parents[3] / "configs" / "tasks" / "p_hop_small.yaml"
@@ -99,6 +102,26 @@ def test_other_questions_are_no_seeds_and_imported_models_are_named(
     assert "p_hop acc L=1: the runs were not asked the same questions: shown apart" in printed.err
     assert f"{tmp_path / 'imported'} was not trained here: left out" in printed.err
     assert "0.5 (± 0.01)" in printed.out and "0.7 (± 0.01)" in printed.out and "0.6 ±" not in printed.out
+
+
+def test_fine_tuned_runs_are_pooled_by_the_same_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of the same seed make no other configuration, a repeated run is no seed, and what one run was asked
+    twice, of other examples, is two results."""
+    for name, seed, accuracy in (("a-seed0", 0, 0.5), ("a-seed1", 1, 0.7), ("again", 0, 0.9)):
+        overrides = (f"run.seed={seed}", f"checkpoint.init_from=runs/before-seed{seed}")
+        config = read_config(CONFIGS / "prosqa.yaml", FinetuneConfig, [f"run.name={name}", *overrides])
+        said = {"config": "prosqa", "run_id": name, "inputs": "examples=a"}
+        write_answers(tmp_path / name, accuracy, *overrides, **said)
+        if name == "a-seed0":
+            write_answers(tmp_path / name, 0.25, *overrides, **said | {"inputs": "examples=b", "num_examples": 8})
+        (tmp_path / name / "config.yaml").write_text(resolved_yaml(config))
+    assert main([str(tmp_path), "--csv", str(tmp_path / "table.csv")]) == 0
+    assert "run again has the configuration, seed and data of run a-seed0" in capsys.readouterr().err
+    with (tmp_path / "table.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    means = {key: value for key, value in row.items() if key.endswith(" mean")}
+    assert row["seeds"] == "2" and sorted(map(float, means.values())) == [0.25, pytest.approx(0.6)]
+    assert {key.partition("[")[2].split()[1]: float(value) for key, value in means.items()}["examples=b]"] == 0.25
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,8 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
     [
         ("question", None, r"question: "),
         ("question", "", r"question: .*at least 1"),
+        ("question", " \n", r"question: is blank"),
+        ("answer", " ", r"answer: is blank"),
         ("steps", "Tom is a lempus.", r"steps: "),
         ("steps", ["Tom is a lempus.", 3], r"steps\.1: "),
         ("answer", ["Tom"], r"answer: "),
