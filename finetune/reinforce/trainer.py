@@ -10,7 +10,7 @@ newest checkpoint as if nothing had happened. The result answers like a fine-tun
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -105,10 +105,11 @@ class GrpoTrainer:
         make_objective = partial(GrpoObjective, config=config, likelihood=self.likelihood)
         self.engine = FinetuneEngine(config, origin.saved, session.layout, self.groups, make_objective)
         self.answering = StageAnswerer(policy, origin.saved, session.tokenizer, self.groups, session.vote)
-        self.answering.require_positions("train", self.train)
-        self.answering.require_positions("validation", self.validation)
-        if self.test is not None:
-            self.answering.require_positions("test", self.test)
+        for split, examples in (
+            *self._scored(),
+            ("train", self.train),
+        ):  # refused; lengths that are new are learnt here
+            self.answering.check_lengths(split, examples)
         self.stage = final_stage(policy.curriculum, policy.chosen_method)
         assert origin.weights is not None, "the configuration has been checked"
         self.reference = None
@@ -121,6 +122,12 @@ class GrpoTrainer:
         session.begin(
             self.counters, config.train.steps, more=f", {ledger(config, session.layout)}", scored_every=scored_every
         )
+
+    def _splits(self) -> Iterator[tuple[Split, ExampleSet]]:
+        yield "train", self.train
+        yield "validation", self.validation
+        if self.test is not None:
+            yield "test", self.test
 
     def run(self) -> int:
         """Train until the last step or until the ranks vote to stop; returns the exit code."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_answers_are_to_the_test_questions_of_today(monkeypatch: pytest.MonkeyPa
                 examples = parse_inputs(row.inputs)["examples"]
                 key = f"{section} {seed if section.seed is None else ''}"
                 if key not in asked and not (section.task or "").startswith("prosqa"):
-                    asked[key] = digest(repr(load_examples(section, "test", seed)))
+                    asked[key] = digest(repr(load_examples(section, "test", seed, needs_steps=False)))
                 assert asked.setdefault(key, examples) == examples, (folder.name, row.run)
                 checked.add(folder)
     assert checked == set(TUNED)
