@@ -109,7 +109,7 @@ class PlannedCost:
 
 def software_of(config: RunConfig) -> Software:
     """What this project's code reaches under a configuration."""
-    return COMPILED if config.train.compile else EAGER
+    return EAGER if config.train.compile is False else COMPILED
 
 
 def step_cost(plan: Plan, gpu: Gpu, software: Software) -> PlannedCost:

@@ -86,7 +86,7 @@ class Software:
 
 
 COMPILED = Software()
-"""Ours with train.compile: collectives wait, but for what `parallel.overlap` hides of the reduction of gradients
-(`cost.py`); messages of the ring overlap."""
+"""Ours compiled, as it is on GPUs unless train.compile=false: collectives wait, but for what `parallel.overlap` hides
+of the reduction of gradients (`cost.py`); messages of the ring overlap."""
 EAGER = Software(passes=2.6, kernels=30)
 """Ours without."""
