@@ -20,11 +20,12 @@ PARTS='
 model 60 -m pytest -q -x -p no:cacheprovider -m gpu tests/gpu/test_parity.py -k "not compiled and not cache"
 compiled 45 -m pytest -q -x -p no:cacheprovider -m gpu tests/gpu/test_parity.py -k "compiled or cache"
 speed 75 tools/bench.py speed --speed-rounds 3 --json runs/gpu_check/speed.json
-run 60 -m pytest -q -x -p no:cacheprovider -m gpu tests/gpu/test_run.py
+run 60 -m pytest -q -x -p no:cacheprovider -m gpu tests/gpu/test_run.py tests/gpu/test_loop_graph.py
 coconut0 40 finetune/coconut.py --config configs/finetune/prosqa_small.yaml run.root=runs/gpu_check run.name=zero0 engine.zero_stage=0 train.epochs=1 data.train.num_examples=512
 coconut2 40 finetune/coconut.py --config configs/finetune/prosqa_small.yaml run.root=runs/gpu_check run.name=zero2 engine.zero_stage=2 train.epochs=1 data.train.num_examples=512
 coconut3 40 finetune/coconut.py --config configs/finetune/prosqa_small.yaml run.root=runs/gpu_check run.name=zero3 engine.zero_stage=3 train.epochs=1 data.train.num_examples=512
-p_hop 180 -m pretrain.train --config configs/tasks/p_hop_16.yaml run.root=runs/gpu_check train.exit_after=2
+graph 50 tools/bench.py graph --graph-rounds 5 --json runs/gpu_check/graph.json
+p_hop 130 -m pretrain.train --config configs/tasks/p_hop_16.yaml run.root=runs/gpu_check train.exit_after=2
 '
 
 seconds=540 parts=$PARTS only=()

@@ -89,8 +89,9 @@ class TrainSection(CommonTrainSection):
     memory_gib: float | None = Field(default=None, gt=0)
     """Memory of a rank that recompute=auto plans with, in GiB. Default: 92 % of a GPU, or of a rank's share of a
     machine without."""
-    compile: bool = False
-    """torch.compile the layers (needs a C++ compiler on a CPU)."""
+    compile: bool | None = None
+    """torch.compile the layers, one by one: a loop is compiled once, whatever its count (on a CPU it needs a C++
+    compiler). Default: on GPUs alone."""
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Weight of mean(logsumexp(logits)^2) in the loss."""
     loop_loss: LoopLossSection = LoopLossSection()

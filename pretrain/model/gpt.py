@@ -102,6 +102,11 @@ class LoopedGPT(nn.Module):
         shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
         check_parameters(shapes, self.weights, ops.size)
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """torch.compile each layer by itself: one of each kind is traced, for all of its kind and all loops."""
+        for layer in (*self.prelude.values(), *self.loop.values(), *self.coda.values()):
+            layer.compile(backend=backend)
+
     def split_dim(self, name: str) -> int | None:
         """The dimension along which tensor-parallel ranks share a parameter, or None if this rank holds it whole."""
         return self.weights[name].split if self.ops.size > 1 else None

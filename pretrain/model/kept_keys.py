@@ -42,6 +42,7 @@ class KeptKeys:
         finally:
             self._comes_again = False
 
+    @torch.compiler.disable()  # else a layer is compiled for each number
     def keep(self, number: int, computed: KeysValues) -> KeysValues:
         """Keep what application `number` of a layer has computed; returns it as that application itself uses it."""
         computed = KeysValues(*(each.contiguous() for each in computed))  # else a kernel copies them in each loop
@@ -57,6 +58,7 @@ class KeptKeys:
             return computed
         return KeysValues(*_JoinGradients.apply(*computed, self._kept, number))  # type: ignore[misc]
 
+    @torch.compiler.disable()  # as above
     def read(self, number: int, num_rows: int) -> KeysValues:
         """What application `number` has kept, of the first rows."""
         kept = self._kept[number]

@@ -36,6 +36,7 @@ from pretrain.model.loop_loss import LoopObjective, ShortRun
 from pretrain.model.loss import loss_sums
 from pretrain.model.regulariser import regularisation
 from pretrain.optim.optimizers import is_sharded
+from pretrain.parallel.compilation import choose_compilation
 from pretrain.parallel.depths import Batch, DepthRing, OnLoop
 from pretrain.parallel.gradients import partial_causes
 from pretrain.parallel.groups import Groups
@@ -111,7 +112,8 @@ class Engine:
 
     Args:
         config: the run configuration; only its model, parallel, train, optimizer, ranks sections and the seed are used.
-            Attribute `config` is it with what train.recompute=auto stands for here, and `notes` say why.
+            Attribute `config` is it with what train.recompute=auto stands for here; `notes` say why, and whether layers
+            are compiled.
         groups: the process groups of this rank.
         separators: what tells documents apart.
         drawn: whether the weights are drawn; not if `load` fills them.
@@ -134,9 +136,10 @@ class Engine:
         if drawn:  # seconds for each billion of weights, before the first word of a resumed run
             initialise(self._model, config.run.seed, groups.tensor.rank())
         self._model.to(groups.device, self.dtype)
-        if config.train.compile:
-            for layer in (*self._model.prelude.values(), *self._model.loop.values(), *self._model.coda.values()):
-                layer.compile()
+        compilation = choose_compilation(train.compile, groups.device.type)
+        if compilation.is_on:
+            self._model.compile_layers()
+        self.notes += [compilation.text] if compilation.text else []
         kind = ShardedOptimizer if is_sharded(config.optimizer, config.train.precision) else ReplicatedOptimizer
         self.optimizer: ParallelOptimizer = kind(self._model, self.megatron, config.optimizer, groups, config.parallel)
         self.ring = Ring(self._model, self.megatron, groups, self.optimizer.overlapped)

@@ -6,6 +6,7 @@ Tries tensor, pipeline and data parallelism, micro-batch and recomputation, and 
 of the fullest rank, FLOPs, bytes over NVLink and network, how many of them are hidden behind computation, idle share,
 step time, MFU, days, GPU hours, what limits each, and the command that submits it. With several numbers (--gpus
 8,64,1024) a Markdown table: the best layout of each, beside an unlooped model of the same depth in the same layout.
+With --gpu cpu the ranks are of this machine, where the pieces of a step are measured first, for a minute or so.
 
 The model is stated and checked in `slurm/README.md`. Exit code 0; 2: bad input, or nothing fits.
 """
@@ -30,7 +31,7 @@ from pretrain.command.options import OptionParser, counts, positive
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.saved_model import SavedModel
-from pretrain.plan.machine import GPUS, USABLE, Gpu, find_gpu
+from pretrain.plan.machine import CPU, GPUS, USABLE, Gpu, find_gpu
 from pretrain.plan.search import Estimate, Savings, cuts, estimates, fastest, savings, smallest
 from pretrain.plan.table import best_lines, table_lines
 from pretrain.plan.text import GIB
@@ -51,7 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("overrides", nargs="*", metavar="KEY=VALUE", help="replaces a value of the file")
     several = "GPUs of the run; several numbers, 8,64,1024, give a table of the best of each"
     option("--gpus", type=counts(1), required=True, metavar="N", help=several)
-    option("--gpu", default="h100", metavar="NAME", help=f"one of {', '.join(GPUS)}; default: h100")
+    names = ", ".join([*GPUS, CPU])
+    option("--gpu", default="h100", metavar="NAME", help=f"one of {names}, this machine; default: h100")
     option("--nodes", type=positive, metavar="N", help="machines that --gpus are in; default: nodes of eight")
     return parser.parse_intermixed_args(argv)
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace) -> None:
     config = read_config(options.config, RunConfig, options.overrides)
-    if config.train.precision != "bf16":
+    if config.train.precision != "bf16" and options.gpu != CPU:
         raise ValueError(f"train.precision={config.train.precision}: the planner knows GPUs in bf16 alone")
     if max(options.gpus) > MOST_GPUS:
         raise ValueError(f"--gpus {max(options.gpus)}: at most {MOST_GPUS:,}")
@@ -74,7 +76,7 @@ def _plan(options: argparse.Namespace) -> None:
         teacher = saved_teacher(config)
     if len(options.gpus) == 1:
         (gpus,) = options.gpus
-        gpu = _in_nodes(find_gpu(options.gpu), gpus, options.nodes)
+        gpu = _in_nodes(_find(options.gpu, config, gpus), gpus, options.nodes)
         tried = _estimates(config, gpus, gpu, teacher)
         found = fastest(tried, gpu)[:NUM_SHOWN]
         if not found:
@@ -84,12 +86,23 @@ def _plan(options: argparse.Namespace) -> None:
         for line in best_lines(found, options.config, options.overrides, gpu, len(tried)):
             print(line)
         return
+    if options.gpu == CPU:
+        raise ValueError(f"--gpu {CPU} goes with one number of --gpus, the ranks of this machine")
     if options.nodes is not None:
         raise ValueError("--nodes goes with one number of --gpus: a table is of nodes of eight")
     if config.model.num_loops == 1:
         raise ValueError("model.num_loops=1: the table of several --gpus is of what loops save; give one number")
     for line in table_lines([(gpus, _saved(config, gpus, find_gpu(options.gpu), teacher)) for gpus in options.gpus]):
         print(line)
+
+
+def _find(name: str, config: RunConfig, ranks: int) -> Gpu:
+    """A card by its name, or this machine."""
+    if name != CPU:
+        return find_gpu(name)
+    from pretrain.plan.measured import measured_machine  # torch, which is what is measured
+
+    return measured_machine(config, ranks)
 
 
 def _in_nodes(gpu: Gpu, gpus: int, nodes: int | None) -> Gpu:

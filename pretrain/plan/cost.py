@@ -21,7 +21,7 @@ from pretrain.model.loop.recurrence import Recurrence, Stage
 from pretrain.model.weights import aliases, layer_weights, loop_design
 from pretrain.optim.optimizers import is_sharded
 from pretrain.plan.buckets import num_buckets
-from pretrain.plan.machine import COMPILED, EAGER, Gpu, Software
+from pretrain.plan.machine import COMPILED, EAGER, MEASURED, Gpu, Software
 from pretrain.plan.plan import Plan
 
 STATES, HEADS, FFN = 10, 3, {"swiglu": 4, "gelu": 2}
@@ -107,9 +107,11 @@ class PlannedCost:
     """`flops` over what the cards could have done."""
 
 
-def software_of(config: RunConfig) -> Software:
+def software_of(config: RunConfig, gpu: Gpu) -> Software:
     """What this project's code reaches under a configuration."""
-    return COMPILED if config.train.compile else EAGER
+    if gpu.pieces is not None:
+        return MEASURED
+    return EAGER if config.train.compile is False else COMPILED
 
 
 def step_cost(plan: Plan, gpu: Gpu, software: Software) -> PlannedCost:
@@ -184,6 +186,9 @@ class StageWork:
     @property
     def _layer(self) -> tuple[Times, Times]:
         """One application of a layer, forward and backward, without collectives."""
+        if self.gpu.pieces is not None:
+            ahead, back = self.gpu.pieces.layer(self._config)
+            return Times(matrices=ahead), Times(matrices=back)
         model, tensor, tokens = self._config.model, self._config.parallel.tensor, self._tokens
         shapes = [weight.held_shape(tensor) for weight in layer_weights(model).values() if len(weight.shape) == 2]
         products = sum(self._product(tokens, inner, columns) for columns, inner in shapes)
@@ -221,6 +226,8 @@ class StageWork:
     @property
     def _head(self) -> Times:
         """Final norm, head and loss of a micro-batch, forward and backward."""
+        if self.gpu.pieces is not None:
+            return Times(matrices=self.gpu.pieces.head(self._config))
         model, tensor = self._config.model, self._config.parallel.tensor
         columns = model.vocab_size / tensor
         products = 3 * self._product(self._tokens, model.hidden_size, columns)
@@ -256,12 +263,16 @@ class StageWork:
         layers = backward + outside
         by_mode = {"none": 0.0, "selective": 0.0, "loop": backward, "segment": backward + layers}
         again = by_mode.get(train.chosen_recompute, layers)
+        spared = {"none": 0.0, "selective": 0.0, "loop": min(loops, backward)}.get(train.chosen_recompute, layers)
         ahead, back = self._layer
         forwards, backwards = outside + looped + again, outside + backward
         times = ahead * forwards + back * backwards + self._head * heads
         times += Times(memory=self._sums_of_gradients(loops)) + self._teaching
-        if train.chosen_recompute == "selective":
+        times += Times(matrices=-spared * self._last_product)
+        if train.chosen_recompute == "selective" and self.gpu.pieces is None:
             times += Times(memory=(backward + outside) * self._activation)
+        if self.stage.is_first and self.gpu.pieces is not None:
+            times += Times(memory=self.gpu.pieces.embedding(self._config))
         if self.stage.is_first:
             extra = 3 * self._tokens * loop_design(model).flops(round(loops)) / self._config.parallel.tensor
             times += Times(matrices=extra / (self.software.matrices * self.gpu.peak_flops))
@@ -277,8 +288,16 @@ class StageWork:
         """Seconds in which the weight gradients of each backward pass, once a loop, join the fp32 buffers."""
         train, stage = self._config.train, self.plan.stages[self.stage.index]
         times = min(loops, train.backprop_loops or loops) if self._config.model.num_blocks == 1 else 1.0
+        if self.gpu.pieces is not None:
+            return times * stage.parameters / self._config.parallel.tensor * self.gpu.pieces.addition(self._config)
         wide = max(4, self._size)
         return self._crossing(times * stage.parameters / self._config.parallel.tensor, self._size + 2 * wide)
+
+    @property
+    def _last_product(self) -> float:
+        """Seconds of the last product of a layer, with which what is computed again does not go on."""
+        model, tensor = self._config.model, self._config.parallel.tensor
+        return self._product(self._tokens, model.ffn_size / tensor, model.hidden_size)
 
     @property
     def _activation(self) -> float:
@@ -354,6 +373,10 @@ class StageWork:
         """Seconds in which gradients are set to zero and normed, and weights and states of the optimizer read and
         written."""
         stage, ranks = self.plan.stages[self.stage.index], self.plan.layout.data_parallel
+        if self.gpu.pieces is not None:
+            sharded = is_sharded(self._config.optimizer, self._config.train.precision)
+            share = self._config.parallel.tensor * ranks if sharded else 1
+            return stage.parameters / share * self.gpu.pieces.update(self._config)
         seconds = (3 * stage.gradients + 2 * stage.optimizer + stage.weights / ranks) / self.gpu.memory_rate
         if self._config.optimizer.name != "muon":
             return seconds

@@ -6,9 +6,35 @@ No GPU has run this project's code: `tools/gpu_check.sh` is what replaces the fi
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
+from pretrain.config.run import RunConfig
 from pretrain.device.gpus import BF16_DENSE_TFLOPS
 from pretrain.schema.choice import choose
+
+
+class Pieces(Protocol):
+    """Seconds that a rank takes for the pieces of a step in a configuration, where these are measured."""
+
+    def layer(self, config: RunConfig) -> tuple[float, float]:
+        """A layer applied to a micro-batch, forward and backward."""
+        ...
+
+    def embedding(self, config: RunConfig) -> float:
+        """Both ways."""
+        ...
+
+    def head(self, config: RunConfig) -> float:
+        """Final norm, head and loss, both ways."""
+        ...
+
+    def addition(self, config: RunConfig) -> float:
+        """Of one number of a gradient to its buffer."""
+        ...
+
+    def update(self, config: RunConfig) -> float:
+        """Of one weight."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +52,8 @@ class Gpu:
     network_rate: float
     """Of its share of the node's network."""
     per_node: int = 8
+    pieces: Pieces | None = None
+    """Measured, in place of what rates give; of a CPU (`measured.py`)."""
 
 
 def _gpu(name: str, part: str, gib: float, memory_rate: float, link_rate: float, network_rate: float) -> Gpu:
@@ -47,6 +75,8 @@ GPUS = {
 }
 """Cards with NVLink in nodes of eight, as in DGX and HGX systems, one network port a GPU."""
 
+CPU = "cpu"
+"""The name of the machine that plans, whose pieces of a step are measured."""
 USABLE = 0.92
 """Of a card's memory: the rest is the framework's own (CUDA context, NCCL's buffers) and fragmentation."""
 
@@ -86,7 +116,9 @@ class Software:
 
 
 COMPILED = Software()
-"""Ours with train.compile: collectives wait, but for what `parallel.overlap` hides of the reduction of gradients
-(`cost.py`); messages of the ring overlap."""
+"""Ours compiled, as it is on GPUs unless train.compile=false: collectives wait, but for what `parallel.overlap` hides
+of the reduction of gradients (`cost.py`); messages of the ring overlap."""
 EAGER = Software(passes=2.6, kernels=30)
 """Ours without."""
+MEASURED = Software(matrices=1.0, links=1.0, launch=0.0)
+"""Ours where pieces and rates are measured."""

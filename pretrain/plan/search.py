@@ -133,7 +133,7 @@ def estimate(config: RunConfig, gpus: int, gpu: Gpu, teacher: SavedModel | None 
         ValueError: it does not fit on this many ranks.
     """
     plan = make_plan(config, gpus, teacher)
-    return Estimate(plan=plan, cost=step_cost(plan, gpu, software_of(config)))
+    return Estimate(plan=plan, cost=step_cost(plan, gpu, software_of(config, gpu)))
 
 
 def fits(found: Estimate, gpu: Gpu) -> bool:

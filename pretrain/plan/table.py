@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretrain.plan.machine import USABLE, Gpu
+from pretrain.plan.machine import CPU, USABLE, Gpu
 from pretrain.plan.search import Estimate, Savings
 from pretrain.plan.text import GIB, plural, si
 
 HEADINGS = (
-    "#", "tensor", "pipeline", "data", "micro-batch", "recompute", "GiB", "FLOPs/GPU", "NVLink", "network", "hidden",
-    "idle", "step s", "MFU", "days", "GPU hours", "limited by",
+    "#", "tensor", "pipeline", "data", "micro-batch", "recompute", "GiB", "FLOPs/rank", "in node", "network", "hidden",
+    "idle", "step s", "MFU", "days", "rank hours", "limited by",
 )  # fmt: skip
 WORDS = {
     "matrices": "matrix products",
@@ -49,8 +49,11 @@ def best_lines(found: Sequence[Estimate], config: Path, keys: Sequence[str], gpu
 
 
 def command(each: Estimate, config: Path, keys: Sequence[str], gpu: Gpu) -> str:
-    """What submits a run in a layout."""
+    """What submits a run in a layout, or starts it here."""
     world = each.plan.layout.world_size
+    if gpu.name == CPU:
+        start = f"python -m pretrain.launch --ranks {world} -m pretrain.train --config"
+        return " ".join([start, str(config), *keys, *each.overrides])
     ranks = min(world, gpu.per_node)
     options = [f"--nodes={world // ranks}", f"--ntasks-per-node={ranks}", f"--gpus-per-node={ranks}"]
     return " ".join(["bash slurm/submit.sh slurm/pretrain_looped.sh", *options, str(config), *keys, *each.overrides])

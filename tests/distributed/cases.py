@@ -263,10 +263,17 @@ def make_part(model: LoopedGPT, groups: Groups, name: str, values: Tensor) -> Pa
 
 
 def one_step(
-    config: RunConfig, rows: Tensor, num_loops: int | Sequence[int], backprop_loops: int | None = None
+    config: RunConfig,
+    rows: Tensor,
+    num_loops: int | Sequence[int],
+    backprop_loops: int | None = None,
+    backend: str | None = None,
 ) -> RankReport:
-    """One step at learning rate 0, with shaken vectors, for loss and gradients; `num_loops` may be of each row."""
+    """One step at learning rate 0, with shaken vectors, for loss and gradients; `num_loops` may be of each row. With a
+    backend of torch.compile its layers are compiled."""
     engine, groups = make_engine(config, shake=True)
+    if backend is not None:
+        engine.model.compile_layers(backend)
     if not isinstance(num_loops, int):
         num_loops = num_loops[groups.data.rank() :: groups.data.size()]
     short_loops = max(1, num_loops // 2) if isinstance(num_loops, int) else 1

@@ -80,8 +80,7 @@ def test_documents_do_not_see_each_other(precision: str) -> None:
 @precisions
 def test_compiled_is_the_same(case: str, precision: str) -> None:
     model = made(case, precision, DEVICE)
-    for layer in (*model.prelude.values(), *model.loop.values(), *model.coda.values()):
-        layer.compile()
+    model.compile_layers()
     assert_near(loss_and_gradients(model), loss_and_gradients(made(case)), precision)
 
 

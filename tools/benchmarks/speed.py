@@ -59,8 +59,7 @@ def make_step(config: ModelSection, seq_len: int, batch: int, dtype: torch.dtype
     initialise(model, seed=0)
     model.to(device, dtype)
     if compiled:
-        for layer in model.loop.values():
-            layer.compile()
+        model.compile_layers()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (batch, seq_len + 1), generator=generator).to(device)
     documents = torch.arange(seq_len, device=device).expand(batch, -1) // (seq_len // DOCUMENTS)

@@ -131,8 +131,7 @@ def make_looped(config: ModelSection, seq_len: int, batch: int, dtype: torch.dty
     initialise(model, seed=0)
     model.to(_device(), dtype)
     if compiled:
-        for layer in model.loop.values():
-            layer.compile()
+        model.compile_layers()
 
     tokens = _tokens(config, batch, seq_len + 1)
     return training_step(model, lambda: loss_sums(model, model(tokens[:, :-1]), tokens[:, 1:])[0] / (batch * seq_len))

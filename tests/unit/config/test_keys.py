@@ -26,6 +26,7 @@ TESTED = {
         "parallel.reduce_precision": "tests/distributed/test_reduce_precision.py",
         "validation.include_path": "tests/unit/eval/test_plugins.py",
         "model.head_size": "tests/distributed/cases.py",
+        "train.compile": "tests/distributed/test_compiled.py",
         "train.memory_gib": "tests/unit/plan/test_policy.py",
         "train.teacher.run": "tests/unit/hf/test_teacher.py",
         "train.teacher.weight": "tests/unit/hf/test_teacher.py",

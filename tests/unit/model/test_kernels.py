@@ -218,6 +218,7 @@ def test_compiled_layers_equal_eager_ones(documents: Documents | None) -> None:
     )
     tokens = torch.arange(24).view(2, 12) % 16
     results = []
+    torch._dynamo.reset()
     counters.clear()
     for compiled in (False, True):
         model = LoopedGPT(config, 12)

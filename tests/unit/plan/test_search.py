@@ -239,6 +239,9 @@ def test_the_tables_of_the_cluster_page_are_what_the_tool_prints(
         (["--gpus", "8,16", "model.num_loops=1"], "model.num_loops=1: the table of several --gpus is of"),
         (["--gpus", "1000000"], "--gpus 1000000: at most 100,000"),
         (["--gpus", "8", "train.precision=fp32"], "train.precision=fp32: the planner knows GPUs in bf16 alone"),
+        (["--gpus", "1,2", "--gpu", "cpu"], "--gpu cpu goes with one number of --gpus"),
+        (["--gpus", "4096", "--gpu", "cpu"], "--gpus 4096 --gpu cpu: ranks of this machine, which has "),
+        (["--gpus", "1", "--gpu", "cpu", "train.compile=true"], "train.compile=true: --gpu cpu measures layers as"),
         (["--gpus", "1", "model.hidden_size=16384"], "--gpus 1: no layout fits, the smallest needs "),
     ],
 )  # fmt: skip
