@@ -64,6 +64,8 @@ def fulfil(
     make_stepper: MakeStepper | None = None,
 ) -> list[Continuation]:
     """Generate what is wished for; arguments as of `generate`."""
+    if not wishes:
+        return []
     num_slots, capacity = min(batch or len(wishes), len(wishes)), max(wish.length for wish in wishes)
     loops = [wish.settings.num_loops or model.config.num_loops for wish in wishes]
 

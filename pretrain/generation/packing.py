@@ -13,8 +13,6 @@ import torch
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.parallel_ops import Linear
 
-PACKABLE = (torch.float32, torch.bfloat16)
-
 
 @contextmanager
 def packed_weights(model: LoopedGPT) -> Iterator[None]:
@@ -32,9 +30,7 @@ def packed_weights(model: LoopedGPT) -> Iterator[None]:
 
 def _can_pack(layer: Linear) -> bool:
     weight = layer.weight
-    return (
-        layer.packed is None
-        and weight.device.type == "cpu"
-        and weight.dtype in PACKABLE
-        and torch.backends.mkldnn.is_available()
-    )
+    if layer.packed is not None or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bf16)

@@ -265,4 +265,4 @@ def _attend_one(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor |
     """Attention of one query a row, [b, h, 1, e]; the heads of a group are the queries of its keys, which are read once
     so."""
     heads = queries.reshape(queries.shape[0], keys.shape[1], -1, queries.shape[3])  # [b, g, h/g, e]
-    return F.scaled_dot_product_attention(heads, keys, values, attn_mask=visible).view(queries.shape)
+    return F.scaled_dot_product_attention(heads, keys, values, attn_mask=visible).reshape(queries.shape)
