@@ -24,7 +24,8 @@ class ExitScorer:
     """
 
     def __init__(self, model: LoopedGPT, rule: ExitRule | None, keys: LoopKeys, batch_size: int) -> None:
-        self.model, self.rule, self.keys, self.batch_size = model, rule, keys, batch_size
+        self.model, self.rule, self.batch_size = model, rule, batch_size
+        self.keys: LoopKeys = keys
         self.num_tokens = self.num_loops = 0
         """Tokens that were scored or made, and loops that they took."""
         self.seconds = 0.0

@@ -12,8 +12,8 @@ from pretrain.model.gpt import LoopedGPT
 
 MakeStepper = Callable[[int, int, int | None], Stepper]
 """From sequences at once, positions of each, and loops, the most of all three."""
-WORTH_PACKING = 8
-"""New tokens of a row from which on packing the weights is repaid."""
+WORTH_PACKING = 64
+"""New tokens, rows at once times the most of a row, from which on packing the weights is repaid."""
 
 
 def generate(
@@ -74,7 +74,7 @@ def fulfil(
 
     most = max(loops) if model.config.num_blocks == 1 else None
     device = next(model.parameters()).device
-    is_long = max(wish.most for wish in wishes) >= WORTH_PACKING
+    is_long = num_slots * max(wish.most for wish in wishes) >= WORTH_PACKING
     with packed_weights(model) if is_long else nullcontext():
         stepper = (make_stepper or plain)(num_slots, capacity, most)
         engine = GenerationEngine(stepper, num_slots=num_slots, device=device)

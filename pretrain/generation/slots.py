@@ -31,12 +31,16 @@ FIRST_COLUMNS = 64
 class _Rows:
     """The rows of a call."""
 
+    numbers: Sequence[int]
+    """Slots."""
     slots: Tensor
-    """[b]."""
+    """[b] the same."""
     first: int | None
     """The first slot where they are one after the other."""
+    lengths: Sequence[int]
+    """Positions that each has already."""
     starts: Tensor
-    """[b] positions that each has already."""
+    """[b] the same."""
     ends: Tensor
     """[b] those that it has then; what comes after is padding."""
     places: Tensor
@@ -113,7 +117,7 @@ class SlotCache(KeyValueCache):
         if visible is None and (start is None or (start and num_new > 1)):
             visible = (torch.arange(stop, device=device) <= places[..., None])[:, None]
         self._rows = _Rows(
-            slots=torch.tensor(slots, device=device), first=first, starts=begins,
+            numbers=slots, slots=torch.tensor(slots, device=device), first=first, lengths=starts, starts=begins,
             ends=begins + torch.tensor(counts, device=device), places=places, start=start, stop=stop, visible=visible,
         )  # fmt: skip
         if stop > self._columns:
@@ -132,10 +136,11 @@ class SlotCache(KeyValueCache):
         if rows.begin:
             seen = self._read(rows, key, application.loop) if computed is None else computed
             return attend(queries, *seen, None)
-        seen = self._read(rows, key, application.loop)
-        return _attend_one(queries, *seen, rows.visible) if queries.shape[2] == 1 else attend(
-            queries, *seen, rows.visible
-        )  # fmt: skip
+        if queries.shape[2] > 1:
+            return attend(queries, *self._read(rows, key, application.loop), rows.visible)
+        if queries.device.type == "cpu" and (rows.visible is not None or isinstance(application.loop, tuple)):
+            return self._attend_each(rows, key, application.loop, queries)
+        return _attend_one(queries, *self._read(rows, key, application.loop), rows.visible)
 
     def share(self, slots: Sequence[int], positions: Sequence[int], done: int, num_passes: int) -> None:
         """Give rows, at one position each, the keys and values of the last of `done` loops in those up to `num_passes`
@@ -229,6 +234,18 @@ class SlotCache(KeyValueCache):
             return keys[where], values[where]
         return keys.index_select(0, where), values.index_select(0, where)
 
+    def _attend_each(self, rows: _Rows, key: tuple[str, int], loop: Loop, queries: Tensor) -> Tensor:
+        """Attention of one query a row, [b, h, 1, e], each over its own keys where they lie: on a CPU calls cost less
+        than to bring them together, and there is no padding."""
+        keys, values = self._stores[key]
+        loops = loop if isinstance(loop, tuple) else (loop,) * len(rows.numbers)
+        mixed = []
+        for query, slot, length, each in zip(queries.split(1), rows.numbers, rows.lengths, loops, strict=True):
+            at = slot if each is None else slot + self._held[each] * self.num_slots
+            own = slice(at, at + 1), slice(None), slice(length + 1)
+            mixed.append(_attend_one(query, keys[own], values[own], None))
+        return torch.cat(mixed)
+
     def _attend_window(self, rows: _Rows, application: Application, queries: Tensor, computed: KeysValues) -> Tensor:
         loop, window = application.loop, application.window
         assert isinstance(loop, int) and window is not None, "rows with windows share no application with others"
@@ -238,11 +255,11 @@ class SlotCache(KeyValueCache):
         if self._forgets:
             for ours, new in zip(store, computed, strict=True):
                 ours[at[:, None], :, rows.places] = new.transpose(1, 2)
-            seen, visible = (each[at, :, : rows.stop] for each in store), rows.visible
+            seen, visible = [each[at, :, : rows.stop] for each in store], rows.visible
             if visible is None:
                 columns = torch.arange(rows.stop, device=at.device)
                 visible = (columns <= rows.places[..., None])[:, None]
-            return attend(queries, *seen, newest_visible(visible, window))
+            return attend(queries, seen[0], seen[1], newest_visible(visible, window))
         ring = torch.arange(window, device=at.device)
         if rows.begin:
             mixed = attend(queries, *computed, None, window)
@@ -251,8 +268,8 @@ class SlotCache(KeyValueCache):
             positions = torch.cat((last - (last - ring) % window, rows.places), dim=1)[:, None]  # [b, 1, w + s]
             back = rows.places[..., None] - positions
             visible = ((positions >= 0) & (back >= 0) & (back < window))[:, None]
-            seen = (torch.cat((ours[at], new), dim=2) for ours, new in zip(store, computed, strict=True))
-            mixed = attend(queries, *seen, visible)
+            seen = [torch.cat((ours[at], new), dim=2) for ours, new in zip(store, computed, strict=True)]
+            mixed = attend(queries, seen[0], seen[1], visible)
         last = rows.ends[:, None] - 1
         newest = last - (last - ring) % window - rows.starts[:, None]  # of the new ones that a column holds then
         taken = newest.clamp(0, width - 1)[:, None, :, None].expand(-1, computed.keys.shape[1], -1, queries.shape[3])

@@ -27,7 +27,7 @@ from pretrain.generation.exits import ExitWatch, needs_output
 from pretrain.generation.sampling import LoopKeys
 from pretrain.generation.slots import SlotCache
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.layers import Context
+from pretrain.model.layers import Context, rotary_table
 from pretrain.model.loop.exit_rules import ExitRule
 
 FILLED_TOGETHER = 4096
@@ -107,6 +107,12 @@ class PassStepper:
         self._watch = ExitWatch(model, num_slots)
         self._lanes: dict[int, Lane] = {}
         self._shares = config.num_blocks == 1 and not model.design.has_windows
+        self._rotary: tuple[Tensor, Tensor] | None = None
+        """Rotations [capacity, 1, e/2] of all positions."""
+        if config.positions == "rope":
+            everywhere = torch.arange(capacity, device=self._device)
+            cosine, sine = rotary_table(everywhere[None], config.head_dim, config.rope_theta, weight.dtype)
+            self._rotary = cosine[0], sine[0]
         self._placed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._context: Context | None = None
 
@@ -171,8 +177,10 @@ class PassStepper:
         if self._placed != (slots, positions) or self._context is None:
             self.cache.place(slots, positions, [1] * len(lanes), device=self._device)
             places = torch.tensor(positions, device=self._device)[:, None]
-            tokens = torch.tensor([[lane.token] for lane in lanes], device=self._device)
-            self._context = self.model.context(tokens, positions=places, cache=self.cache)
+            rotary = None if self._rotary is None else (self._rotary[0][places], self._rotary[1][places])
+            self._context = Context(
+                batch=len(lanes), positions=places, rotary=rotary, mask=None, cache=self.cache
+            )  # fmt: skip
             self._placed = slots, positions
         return self._context
 

@@ -210,7 +210,7 @@ class ServedModel:
                 raise RequestError(f"num_loops={body.num_loops[:60]!r}: needs a number, or auto[:RULE][:THRESHOLD]")
             rule = exit_rule(body.num_loops, self.model.config, "num_loops")
         given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k")}
-        sampling = {"temperature": 1.0} | self.tokenizer.usage.sampling
+        sampling: dict[str, Any] = {"temperature": 1.0} | self.tokenizer.usage.sampling
         return Generation(
             max_new_tokens=wanted or min(DEFAULT_NEW_TOKENS, room), vocab_size=self.tokenizer.vocab_size,
             end_ids=self.tokenizer.end_ids, num_loops=num_loops, rule=rule, keys=body.keys,

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from pretrain.serve.worker import EngineWorker
 
@@ -24,7 +25,7 @@ class ServerCounts:
         """All of them, and how many requests are open and waiting now."""
         lines: list[str] = []
 
-        def metric(name: str, kind: str, what: str, values: dict[str, float]) -> None:
+        def metric(name: str, kind: str, what: str, values: Mapping[str, float]) -> None:
             lines.extend([f"# HELP {PREFIX}{name} {what}", f"# TYPE {PREFIX}{name} {kind}"])
             lines.extend(f"{PREFIX}{name}{labels} {value:.10g}" for labels, value in values.items())
 
