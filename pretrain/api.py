@@ -30,7 +30,8 @@ from torch import Tensor
 from pretrain.config.run import ParallelSection
 from pretrain.device.ranks import world_from_environment
 from pretrain.eval.chat import chat_prompt
-from pretrain.eval.sampling import Generation, generate
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.parallel.groups import Groups, make_groups, start_world
 from pretrain.rows.evaluation import EvaluationRow, ScoredModel
 from pretrain.rows.jsonl import JsonLines

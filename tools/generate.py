@@ -1,7 +1,7 @@
 """Sample from a pretrained model: `python tools/generate.py --run runs/quickstart --prompt 'KING HENRY.'`.
 
 Prints each prompt with its continuation, which depends on the prompt and its number, the model and the settings, but
-not on the batch it is in. Implementation: `pretrain/eval/sampling.py`.
+not on the batch it is in. Implementation: `pretrain/generation/`.
 """
 
 if __name__ == "__main__":
@@ -24,8 +24,7 @@ from pretrain.model.loop.exit_rules import HELP, exit_rule, is_auto
 
 if TYPE_CHECKING:
     from pretrain.data.tokenizers.tokenizer import Tokenizer
-    from pretrain.eval.exits import ExitDecoder
-    from pretrain.eval.sampling import Generation
+    from pretrain.generation.sampling import Generation
     from pretrain.run.trained_model import TrainedModel
 
 
@@ -55,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--top-p", type=float, metavar="P", help=f"mass of the likeliest tokens drawn; {own} 0.95")
     option("--top-k", type=at_least(0), metavar="K", help=f"number of the likeliest tokens drawn, 0 = all; {own} 0")
     option("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default: 0")
-    option("--batch", type=positive, default=16, metavar="N", help="prompts per batch; default: 16")
+    option("--batch", type=positive, default=16, metavar="N", help="prompts that run at once; default: 16")
     return parser.parse_args()
 
 
@@ -107,37 +106,37 @@ def loop_count(arguments: argparse.Namespace) -> int | None:
 
 
 def texts(
-    trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int, exits: "ExitDecoder | None",
-    *, is_chat: bool,
-) -> Iterator[str]:  # fmt: skip
-    """Each prompt with its continuation, or the answers of a chat; a terminal shows a bar over the tokens of a
-    batch."""
+    trained: "TrainedModel", prompts: list[str], settings: "Generation", batch: int, *, is_chat: bool
+) -> Iterator[str]:
+    """Each prompt with its continuation, or the answers of a chat; a terminal shows a bar over the new tokens."""
     from tqdm import tqdm
 
-    from pretrain.eval.sampling import generate
+    from pretrain.generation.engine import Wish
+    from pretrain.generation.generate import count_loops, fulfil
+    from pretrain.generation.sampling import check_prompts
 
     tokenizer, silent = trained.tokenizer, not sys.stderr.isatty()
-    bar = partial(tqdm, total=settings.max_new_tokens, unit="token", leave=False, disable=silent)
-    for start in range(0, len(prompts), batch):
-        numbers = range(start, min(start + batch, len(prompts)))
-        rows = [encode(tokenizer, prompts[each], f"prompt {each + 1}", is_chat=is_chat) for each in numbers]
-        continuations = generate(trained.model, rows, settings, decoder=exits, row_numbers=numbers, track=bar)
-        if exits is not None:
-            lengths = [max(len(new), 1) for new in continuations]
-            mean = exits.count_loops(lengths) / sum(lengths)
-            print(f"{exits.rule}: {mean:.2f} loops a new token", file=sys.stderr)
-        shown = continuations if is_chat else [row + new for row, new in zip(rows, continuations, strict=True)]
-        yield from map(tokenizer.decode, shown)
+    rows = [
+        encode(tokenizer, prompt, f"prompt {number}", is_chat=is_chat) for number, prompt in enumerate(prompts, start=1)
+    ]
+    check_prompts(trained.model, rows, settings.vocab_size, settings.max_new_tokens - 1)
+    wishes = [Wish(prompt=row, settings=settings, row_number=number) for number, row in enumerate(rows)]
+    bar = partial(tqdm, total=settings.max_new_tokens * len(rows), unit="token", leave=False, disable=silent)
+    found = fulfil(trained.model, wishes, batch=batch, track=bar)
+    if settings.rule is not None:
+        mean = count_loops(found) / sum(max(len(each.tokens), 1) for each in found)
+        print(f"{settings.rule}: {mean:.2f} loops a new token", file=sys.stderr)
+    for row, each in zip(rows, found, strict=True):
+        yield tokenizer.decode(each.tokens if is_chat else row + each.tokens)
 
 
 def run(arguments: argparse.Namespace) -> None:
     require_one_process("tools/generate.py")
-    prompts, most, exits = read_prompts(arguments), loop_count(arguments), None
+    prompts, most, rule = read_prompts(arguments), loop_count(arguments), None
     require_checkpoint(arguments.run, arguments.step)  # before torch is imported, which takes seconds
     import torch
 
-    from pretrain.eval.exits import ExitDecoder
-    from pretrain.eval.sampling import Generation
+    from pretrain.generation.sampling import Generation
     from pretrain.model.count import cached_numbers, window_numbers
     from pretrain.run.trained_model import load_trained_model
 
@@ -148,23 +147,25 @@ def run(arguments: argparse.Namespace) -> None:
     if most is not None:
         model.require_loops("--num-loops", [most])
     if arguments.num_loops is not None and is_auto(arguments.num_loops):
-        exits = ExitDecoder(trained.model, exit_rule(arguments.num_loops, model), arguments.keys or "share")
+        rule = exit_rule(arguments.num_loops, model)
     settings = Generation(
         max_new_tokens=arguments.max_new_tokens,
         vocab_size=trained.tokenizer.vocab_size,
         end_ids=trained.tokenizer.end_ids,
         num_loops=most,
         seed=arguments.seed,
+        rule=rule,
+        keys=arguments.keys or "share",
         **sampling_of(arguments, trained.tokenizer),
     )
     num_loops = most or model.num_loops
-    depth = f"{'' if exits is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
+    depth = f"{'' if rule is None else 'at most '}{num_loops} loops, {model.effective_depth(num_loops)} layers deep"
     size = next(trained.model.parameters()).itemsize
     keys = f"{size * cached_numbers(model, num_loops):,} bytes of keys a token"
     if in_windows := size * window_numbers(model, num_loops):
         keys += f" and {in_windows:,} a text"
     print(f"{arguments.run}, step {trained.step}, {depth}, {keys}", file=sys.stderr)
-    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, exits, is_chat=arguments.chat)):
+    for number, text in enumerate(texts(trained, prompts, settings, arguments.batch, is_chat=arguments.chat)):
         if number:
             print("-" * 80)
         print(text, flush=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv and installs the project into it with the given extras:
 #
-#   bash tools/setup.sh [clean] [finetune] [eval] [notebook] [plot] [tensorboard] [dev]
+#   bash tools/setup.sh [clean] [finetune] [eval] [notebook] [plot] [serve] [tensorboard] [dev]
 #
 # A stamp in .venv records its folder, pyproject.toml and extras, so a repeated command does nothing; extras accumulate.
 # A machine without an NVIDIA GPU gets the CPU build of torch: the default build for Linux includes gigabytes of CUDA libraries.
@@ -71,8 +71,8 @@ main() {
   local extra extras stamp
   for extra in "$@"; do
     case $extra in
-      clean | finetune | eval | notebook | plot | tensorboard | dev) ;;
-      *) fail "unknown extra '$extra': choose from clean, finetune, eval, notebook, plot, tensorboard, dev" ;;
+      clean | finetune | eval | notebook | plot | serve | tensorboard | dev) ;;
+      *) fail "unknown extra '$extra': choose from clean, finetune, eval, notebook, plot, serve, tensorboard, dev" ;;
     esac
   done
   extras=$({ sed -n 2p "$STAMP" 2>/dev/null | tr ',' '\n'; printf '%s\n' "$@"; } | sed '/^$/d' | sort -u | paste -sd , -)

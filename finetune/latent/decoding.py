@@ -1,7 +1,7 @@
 """A batch of rows while they are answered: inputs go in, states come out, keys and values are kept.
 
-Prompts are padded on the left to one length (as in `pretrain/eval/sampling.py`), so all rows continue at the same
-place; padding is masked and each row counts its own positions, so a row has the same answer in every batch.
+Prompts are padded on the right to one length, and each row continues at its own (`pretrain/generation/slots.py`), so a
+row has the same answer in every batch.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.eval.sampling import GenerationCache, pad_left
+from pretrain.generation.slots import SlotCache
 from pretrain.model.gpt import LoopedGPT
 
 
 class Decoding:
-    """The state of a batch of rows: their keys and values so far, and the positions of every row.
+    """The state of a batch of rows: their keys and values so far, and the length of every row.
 
     Args:
         model: on its device, in its precision; or its tensor-parallel part, on all ranks together.
@@ -26,13 +26,13 @@ class Decoding:
     def __init__(
         self, model: LoopedGPT, prompts: Sequence[Sequence[int]], num_new: int, num_loops: int | None = None
     ) -> None:
-        self.model, self._num_loops = model, num_loops
-        self.prompts, padding = pad_left(prompts, next(model.parameters()).device)
-        self._is_padded = len(set(map(len, prompts))) > 1
-        self._places = torch.arange(self.prompts.shape[1] + num_new, device=self.prompts.device)
-        self._positions = (self._places - padding[:, None]).clamp_min(0)  # [b, places], counted in the row
-        self._visible = self._places >= padding[:, None]  # [b, places]
-        self._cache = GenerationCache(capacity=len(self._places), forgets=True)
+        self.model, self._num_loops, self._prompts = model, num_loops, prompts
+        self.device = next(model.parameters()).device
+        self._lengths = [0] * len(prompts)
+        capacity = max(map(len, prompts)) + num_new
+        self._cache = SlotCache(
+            model.config, num_slots=len(prompts), capacity=capacity, num_loops=num_loops, forgets=True
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [b, n, d] of tokens [b, n]."""
@@ -41,44 +41,68 @@ class Decoding:
 
     def embed_same(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [b, n, d] of the same n tokens in every row."""
-        one = torch.tensor(tokens, dtype=torch.int64, device=self.prompts.device)
-        return self.embed(one.expand(len(self.prompts), -1))
+        one = torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return self.embed(one.expand(len(self._prompts), -1))
+
+    def feed_prompts(self) -> Tensor:
+        """Run the model over the prompts: [b, 1, d] states at the last token of each."""
+        return self._begin(self.embed_same(()))
 
     def feed(self, embeddings: Tensor) -> Tensor:
-        """Run the model over the next n places: [b, n, d] inputs to [b, n, d] states after the final norm."""
-        start = self._cache.length
-        stop = start + embeddings.shape[1]
-        mask = None
-        if self._is_padded or start:
-            queries, keys = self._places[start:stop, None], self._places[:stop]
-            # Padding looks at itself: a query without keys has no softmax.
-            mask = ((keys <= queries) & self._visible[:, None, :stop] | (keys == queries))[:, None]
-        return self._run(embeddings, self._positions[:, start:stop], mask)
+        """Run the model over the next n places, in one pass with the prompts if these have not been fed: [b, n, d]
+        inputs to [b, n, d] states after the final norm."""
+        if not any(self._lengths):
+            return self._begin(embeddings)[:, 1:]
+        num_new = embeddings.shape[1]
+        states = self._run(embeddings, [num_new] * len(self._lengths))
+        self._lengths = [length + num_new for length in self._lengths]
+        return states
+
+    def _begin(self, after: Tensor) -> Tensor:
+        """Run the model over the prompts and inputs [b, n, d] after them: [b, 1 + n, d] states from the last token of
+        each prompt on."""
+        lengths = list(map(len, self._prompts))
+        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in self._prompts]
+        inputs = self.embed(torch.tensor(padded, device=self.device))
+        rows = zip(inputs, lengths, after, strict=True)
+        inputs = torch.stack([torch.cat((row[:length], end, row[length:])) for row, length, end in rows])
+        counts = [length + after.shape[1] for length in lengths]
+        states = self._run(inputs, counts)
+        self._lengths = counts
+        return torch.stack(
+            [row[length - 1 : count] for row, length, count in zip(states, lengths, counts, strict=True)]
+        )
 
     def branch(self, embeddings: Tensor) -> Tensor:
         """Run the model over c continuations of every row, none of which sees another, and keep none of them: [b, c,
         n, d] inputs to [b, c, n, d] states after the final norm."""
         num_rows, num_branches, length, _ = embeddings.shape
-        start, num_new = self._cache.length, num_branches * length
-        number = torch.arange(num_new, device=embeddings.device)
-        is_own = (number[:, None] // length == number // length) & (number <= number[:, None])
-        past = self._visible[:, None, :start].expand(-1, num_new, -1)
-        mask = torch.cat((past, is_own.expand(num_rows, -1, -1)), dim=2)[:, None]
-        positions = self._positions[:, start : start + length].repeat(1, num_branches)
-        states = self._run(embeddings.flatten(1, 2), positions, mask).view(embeddings.shape)
-        self._cache.rewind(start)
-        return states
+        num_new = num_branches * length
+        number = torch.arange(num_new, device=self.device)
+        is_own = (number[:, None] // length == number // length) & (number <= number[:, None])  # [c·n, c·n]
+        starts = torch.tensor(self._lengths, device=self.device)[:, None, None]
+        columns = torch.arange(max(self._lengths) + num_new, device=self.device)
+        among = (columns - starts).clamp(0, num_new - 1).expand(-1, num_new, -1)  # of the new ones, if it is one
+        own = is_own.expand(num_rows, -1, -1).gather(2, among)
+        is_new = (columns >= starts) & (columns < starts + num_new)
+        visible = ((columns < starts) | (is_new & own))[:, None]
+        within = torch.arange(length, device=self.device).repeat(num_branches)
+        return self._run(embeddings.flatten(1, 2), [num_new] * num_rows, visible, within).view(embeddings.shape)
 
     def forget(self, counts: Tensor) -> None:
-        """Mask the last positions of the rows, [b] of them, as if they had not been fed."""
-        end = self._cache.length
-        self._visible &= (self._places < end - counts[:, None]) | (self._places >= end)
-        self._positions = torch.where(self._places >= end, self._positions - counts[:, None], self._positions)
+        """Give up the last positions of the rows, [b] of them, as if they had not been fed."""
+        self._lengths = [length - count for length, count in zip(self._lengths, counts.tolist(), strict=True)]
 
-    def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(
+        self, embeddings: Tensor, counts: Sequence[int], visible: Tensor | None = None, within: Tensor | None = None
+    ) -> Tensor:
+        """States of new positions; `within`: their numbers after the row's length, where these are not 0, 1, ..."""
         num_rows, num_places, _ = embeddings.shape
-        tokens = self._places.new_zeros(num_rows, num_places)  # only their shape counts
-        states = self.model(
-            tokens, self._num_loops, positions=positions, mask=mask, cache=self._cache, embeddings=embeddings
-        )
+        slots = range(num_rows)
+        self._cache.place(slots, self._lengths, counts, device=self.device, visible=visible)
+        if within is None:
+            within = torch.arange(num_places, device=self.device)
+        positions = torch.tensor(self._lengths, device=self.device)[:, None] + within
+        tokens = positions.new_zeros(num_rows, num_places)  # only their shape counts
+        states = self.model(tokens, self._num_loops, positions=positions, cache=self._cache, embeddings=embeddings)
         return states.view(num_rows, num_places, -1)

@@ -23,7 +23,7 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Answering, Thoughts, Tokens
 from finetune.method.markers import Markers
-from pretrain.eval.sampling import check_prompts
+from pretrain.generation.sampling import check_prompts
 from pretrain.model.config import ModelSection
 from pretrain.model.count import body_flops, head_flops
 from pretrain.model.gpt import LoopedGPT
@@ -126,7 +126,8 @@ def think(
     token of the text."""
     thoughts = settings.way.think(decoding, settings.num_slots, settings.markers.slot, stop_classifier)
     script = decoding.embed_same(settings.script)
-    states = decoding.feed(torch.cat((thoughts.pending, script), dim=1))
+    inputs = torch.cat((thoughts.pending, script), dim=1)
+    states = decoding.feed(inputs) if inputs.shape[1] else decoding.feed_prompts()
     return thoughts, states[:, -1]
 
 

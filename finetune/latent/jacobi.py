@@ -45,7 +45,7 @@ class Jacobi:
         return passes.join([before, passes.run("last", start, passes.length, inputs)])
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        first, num_refined = decoding.feed(decoding.embed(decoding.prompts))[:, -1:], num_slots - 1
+        first, num_refined = decoding.feed_prompts(), num_slots - 1
         thoughts = torch.cat((first, decoding.embed_same([slot] * num_refined)), dim=1)  # [b, k, d]
         for _ in range(min(self._num_passes, num_refined)):
             states = decoding.branch(thoughts[:, None, :num_refined])[:, 0]

@@ -54,7 +54,7 @@ class Lotus:
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
         assert stop is None, "all latents are computed at once"
-        decoding.feed(decoding.embed(decoding.prompts))
+        decoding.feed_prompts()
         latents = embedded = decoding.embed_same([slot] * num_slots)
         for _ in range(self._refinements):
             latents = embedded + decoding.branch(latents[:, None])[:, 0]

@@ -33,7 +33,7 @@ class Sequential:
         return passes.join(parts)
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        states = [decoding.feed(decoding.embed(decoding.prompts))[:, -1:]]  # each enters as the next thought
+        states = [decoding.feed_prompts()]  # each enters as the next thought
         if stop is None:
             for _ in range(num_slots - 1):
                 states.append(decoding.feed(states[-1]))

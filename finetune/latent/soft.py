@@ -52,7 +52,7 @@ class SoftThinking:
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
         assert stop is None, "it ends by itself"
-        state = decoding.feed(decoding.embed(decoding.prompts))[:, -1]
+        state = decoding.feed_prompts()[:, -1]
         counts = torch.zeros(len(state), dtype=torch.int64, device=state.device)
         is_open, num_sure, thoughts = counts == 0, counts, state[:, None, :][:, :0]
         for _ in range(num_slots):

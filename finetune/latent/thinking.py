@@ -4,7 +4,6 @@ costs. Each way with thoughts has its own file; `finetune/latent/ways.py` lists 
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from finetune.latent.batch import LatentBatch
@@ -22,7 +21,8 @@ class Thoughts(NamedTuple):
     num_thoughts: list[int]
     """Latent thoughts of each row."""
     pending: Tensor
-    """[b, n, d] inputs that the model has not seen yet: they share a pass with what follows."""
+    """[b, n, d] inputs that the model has not seen yet: they share a pass with what follows, and with the prompts if
+    these have not been fed."""
 
 
 class PassCount(NamedTuple):
@@ -83,8 +83,7 @@ class Tokens:
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
         slots = decoding.embed_same([slot] * num_slots)
-        inputs = torch.cat((decoding.embed(decoding.prompts), slots), dim=1)
-        return Thoughts(inputs[:, :0], [0] * len(inputs), inputs)
+        return Thoughts(slots[:, :0], [0] * len(slots), slots)
 
     def passes(self, num_prompt: int, num_slots: int, num_thoughts: int, *, is_stopped: bool) -> PassCount:
         return PassCount([], num_prompt + num_slots, [])

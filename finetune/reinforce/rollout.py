@@ -15,7 +15,7 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.generation import Answer, AnswerSettings, think, write
 from finetune.reinforce.config import RolloutSection
 from finetune.reinforce.noisy import NoisyThoughts
-from pretrain.eval.sampling import Generation, check_prompts, choose_tokens
+from pretrain.generation.sampling import Generation, check_prompts, choose_tokens
 from pretrain.keyed_hash import bits, open_uniform
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.hashed_numbers import normal

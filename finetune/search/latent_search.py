@@ -59,7 +59,7 @@ def name_probabilities(
             is_token[number, index, : len(name)] = True
     num_new = settings.num_slots + len(settings.script) + num_names * longest
     decoding = Decoding(model, prompts, num_new, settings.num_loops)
-    tokens, is_token = tokens.to(decoding.prompts.device), is_token.to(decoding.prompts.device)
+    tokens, is_token = tokens.to(decoding.device), is_token.to(decoding.device)
     _, states = think(decoding, settings)
     before = states[:, None, None].expand(-1, num_names, 1, -1)  # [b, c, 1, d]
     if longest > 1:

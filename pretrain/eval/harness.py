@@ -10,7 +10,6 @@ the bos that every text begins after; without `add_bos` only the text counts.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from lm_eval import utils
@@ -19,27 +18,11 @@ from lm_eval.api.model import TemplateLM
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.eval.exits import ExitScorer
-from pretrain.eval.sampling import Generation
 from pretrain.eval.scorer import Likelihood, Scorer
+from pretrain.generation.sampling import Generation
+from pretrain.generation.stop_strings import StopStrings, cut_at
 
 DEFAULT_NEW_TOKENS = 256
-_LOOK_BACK = 8
-"""Tokens of text before a stop string that are decoded with it, at least."""
-
-
-@dataclass(frozen=True)
-class StopStrings:
-    """Whether new tokens hold one of some strings; picklable, so that every rank stops at the same token."""
-
-    tokenizer: Tokenizer
-    strings: tuple[str, ...]
-
-    def __call__(self, tokens: list[int]) -> bool:
-        if not self.strings:
-            return False
-        window = _LOOK_BACK + max(len(text.encode()) for text in self.strings)  # a token is a byte at least
-        text = self.tokenizer.decode(tokens[-window:])
-        return any(string in text for string in self.strings)
 
 
 class LoopedLM(TemplateLM):
@@ -140,7 +123,7 @@ class LoopedLM(TemplateLM):
         )  # fmt: skip
         prompts = [self._cut_prompt(self.tok_encode(request.args[0]), self.max_length - most) for request in requests]
         rows = self.scorer.continuations(prompts, settings, StopStrings(self.text, strings))
-        return [_cut(self.text.decode(row), strings) for row in rows]
+        return [cut_at(self.text.decode(row), strings) for row in rows]
 
     def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
         """A prompt as the harness's own adapter cuts it, unless it fits: the last new token is never an input. It is
@@ -163,10 +146,3 @@ class LoopedLM(TemplateLM):
         kept = (context + continuation)[-(self.max_length + 1) :]
         size = min(len(continuation), len(kept) - 1)
         return tuple(kept[:-size]), tuple(kept[-size:])
-
-
-def _cut(text: str, strings: tuple[str, ...]) -> str:
-    """A text up to the first of some strings."""
-    for string in strings:
-        text = text.split(string)[0]
-    return text

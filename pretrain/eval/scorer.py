@@ -14,21 +14,25 @@ tokens that are scored and to no others.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.eval.sampling import Decoder, Generation, decoder_of, generate
+from pretrain.eval.ring_stepper import RingStepper
+from pretrain.generation.generate import MakeStepper, generate
+from pretrain.generation.sampling import Generation
 from pretrain.model.gpt import LoopedGPT
-from pretrain.model.layers import KeyValueCache
 from pretrain.parallel.depths import Batch, DepthRing
 from pretrain.parallel.groups import Groups
 from pretrain.parallel.stop_vote import StopVote
 
 HEAD_ROWS = 1024
 """Tokens whose logits exist at a time."""
+CONTINUED_TOGETHER = 16
+"""Batches of continuations of which a row begins as soon as another has ended, where no vote waits for them."""
 Pair = tuple[Sequence[int], Sequence[int]]
 """(context, continuation), token ids, each at least one."""
 
@@ -110,7 +114,7 @@ class Scorer:
         kind, items, *arguments = request
         work, length, at_once = {  # as many batches of likelihoods together as keep all stages busy
             "likelihoods": (self._score, lambda pair: sum(map(len, pair)), self.model.stage.count),
-            "continuations": (self._continue, len, 1),
+            "continuations": (self._continue, len, CONTINUED_TOGETHER if self.vote is None else 1),
         }[kind]
         # longest first: memory runs out at once or never
         order = sorted(range(len(items)), key=lambda number: -length(items[number]))
@@ -182,35 +186,19 @@ class Scorer:
         self, prompts: list[list[int]], window: list[list[int]], settings: Generation,
         is_over: Callable[[list[int]], bool],
     ) -> dict[int, list[int]]:  # fmt: skip
-        (numbers,) = window
-        # tokens are split over ranks one column of the batch at a time, so the last row is repeated as padding
-        filled = numbers + numbers[-1:] * (-len(numbers) % self.multiple)
-        rows = [prompts[number] for number in filled]
-        new = generate(self.model, rows, settings, decoder=self._decoder, row_numbers=filled, is_over=is_over)
-        return dict(zip(filled, new, strict=True)) if self._has_results else {}
+        numbers = [number for batch in window for number in batch]
+        rows = [prompts[number] for number in numbers]
+        new = generate(
+            self.model, rows, settings, row_numbers=numbers, is_over=is_over, batch=self.batch_size,
+            make_stepper=self._make_stepper,
+        )  # fmt: skip
+        return dict(zip(numbers, new, strict=True)) if self._has_results else {}
 
     @property
-    def _decoder(self) -> Decoder:
+    def _make_stepper(self) -> MakeStepper | None:
         if self.model.stage.count == self.multiple == 1:
-            return decoder_of(self.model)
-        return self._decode
-
-    def _decode(
-        self, tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache
-    ) -> Tensor:
-        """Logits after the last tokens, found on the last stage and sent to all: all choose the same next tokens."""
-        weight = next(self.model.parameters())
-        logits = torch.empty(tokens.shape[0], self.model.config.vocab_size, dtype=weight.dtype, device=weight.device)
-
-        def visit(_: int, __: int, states: Tensor) -> None:
-            assert self.model.head is not None, "the last stage has the head"
-            entered = self.model.ops.to_split(states).view(*tokens.shape, -1)
-            logits.copy_(self.model.ops.gather_columns(self.model.head(entered[:, -1])))
-
-        loops = (num_loops or self.model.config.num_loops,)
-        self.depths.run([Batch(tokens=tokens, positions=positions, mask=mask, cache=cache)], loops, visit)
-        dist.broadcast(logits, group=self.groups.pipeline, group_src=self.model.stage.count - 1)
-        return logits
+            return None
+        return partial(RingStepper, self.depths, self.groups, self.multiple)
 
     @property
     def _has_results(self) -> bool:

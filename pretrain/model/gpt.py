@@ -261,9 +261,10 @@ class LoopedGPT(nn.Module):
             return states
         return self.design.enter(self.injection, self.per_loop, states, carried, loop)
 
-    def run_loop(self, states: Tensor, context: Context, loop: int) -> Tensor:
+    def run_loop(self, states: Tensor, context: Context, loop: int | tuple[int, ...]) -> Tensor:
         """One application of this stage's part of the loop block (of block `loop` in a block-regularised model): [t, d]
-        -> [t, d], with what ends a pass on the last stage."""
+        -> [t, d], with what ends a pass on the last stage. In generation tokens may be in different loops, that of each
+        is given then, alike ones in a row."""
 
         def run(states: Tensor) -> Tensor:
             for place, (number, application) in enumerate(self.recurrence.in_loop(loop)):

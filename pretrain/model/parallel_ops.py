@@ -67,8 +67,17 @@ def scaled(embeddings: Tensor, scale: float) -> Tensor:
 class Linear(nn.Linear):
     """`nn.Linear` that leaves its weights to `pretrain/model/initialise.py`."""
 
+    packed: Tensor | None = None
+    """A copy of the weights in the order in which a kernel reads them, while there is one
+    (`pretrain/generation/packing.py`)."""
+
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, states: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(states, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
 
 
 def _linear(weights: Weights) -> nn.Module:

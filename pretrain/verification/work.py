@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pretrain.checkpoint.run import open_checkpoint
 from pretrain.config.layout import check_layout
@@ -14,12 +13,13 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.device.hardware import DTYPES
 from pretrain.device.ranks import world_from_environment
-from pretrain.eval.sampling import Generation, decoder_of, generate
 from pretrain.eval.scorer import Scorer
 from pretrain.eval.validation import Validation
+from pretrain.generation.engine import Wish
+from pretrain.generation.generate import fulfil
+from pretrain.generation.sampling import Generation
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
-from pretrain.model.layers import KeyValueCache
 from pretrain.optim.learning_rate import learning_rate
 from pretrain.optim.loop_count import step_loops
 from pretrain.parallel.engine import Engine
@@ -85,28 +85,18 @@ def answer(config: RunConfig, prompts: Prompts) -> Numbers:
     return numbers
 
 
-@torch.inference_mode()
 def answer_with_cache(config: RunConfig, prompts: Prompts) -> Numbers:
     """Tokens and their log-probabilities as generation with a cache has them, all prompts in one padded batch."""
     model = _whole_model(config)
     numbers: Numbers = {}
     for num_loops in prompts.loops:
-        logits: list[Tensor] = []
-        decode = decoder_of(model)
-
-        def record(
-            tokens: Tensor, num_loops: int | None, *, positions: Tensor, mask: Tensor | None, cache: KeyValueCache,
-            decode=decode, logits=logits,
-        ) -> Tensor:  # fmt: skip
-            logits.append(decode(tokens, num_loops, positions=positions, mask=mask, cache=cache))
-            return logits[-1]
-
-        rows = generate(model, prompts.contexts, _greedily(prompts, num_loops), decoder=record)
-        numbers |= prompts.token_numbers(rows, num_loops)
-        for place, at_place in enumerate(logits):
-            for number, row in enumerate(rows):
-                value = at_place[number].log_softmax(-1)[row[place]]
-                numbers[prompts.probability_name(number, place, num_loops)] = value.item()
+        settings = _greedily(prompts, num_loops)
+        wishes = [Wish(prompt=prompt, settings=settings, wants_likelihood=True) for prompt in prompts.contexts]
+        found = fulfil(model, wishes)
+        numbers |= prompts.token_numbers([each.tokens for each in found], num_loops)
+        for number, each in enumerate(found):
+            for place, value in enumerate(each.log_probabilities):
+                numbers[prompts.probability_name(number, place, num_loops)] = value
     return numbers
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Likelihood, Pair, Scorer
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.model.gpt import LoopedGPT
 from tests.distributed.cases import VOCAB_SIZE, Reference, make_engine, tiny_config, world_size
 from tests.distributed.pool import RankPool

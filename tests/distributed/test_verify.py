@@ -10,10 +10,9 @@ from torch import Tensor
 from pretrain import verify
 from pretrain.config.run import RunConfig
 from pretrain.data.stream.loader import Loader
-from pretrain.eval.sampling import GenerationCache
+from pretrain.generation.slots import SlotCache
 from pretrain.hf.names import Rule
 from pretrain.model.loop.injection.add import Add
-from pretrain.model.loop.recurrence import Application
 from pretrain.model.loop.tables import INJECTIONS
 from pretrain.model.loop.variant import Held
 from pretrain.plan.plan import make_plan
@@ -103,14 +102,13 @@ def measure_leaking(*arguments: Any) -> Any:
 
 def answer_with_shared_cache(*arguments: Any) -> Any:
     """All loops but the first see the keys and values of the first application."""
-    extend = GenerationCache.extend
+    held = SlotCache.__init__
 
-    def sharing(cache: GenerationCache, application: Application, *tensors: Tensor) -> tuple[Tensor, ...]:
-        own = extend(cache, application, *tensors)
-        first = tuple(tensor[:, :, : own[0].shape[2]] for tensor in cache.entries[0])
-        return first if application.loop else own
+    def sharing(cache: SlotCache, *arguments: Any, **how: Any) -> None:
+        held(cache, *arguments, **how)
+        cache._held = [0] * len(cache._held)
 
-    GenerationCache.extend = sharing  # type: ignore[method-assign,assignment]
+    SlotCache.__init__ = sharing  # type: ignore[method-assign]
     return work.answer_with_cache(*arguments)
 
 

@@ -23,7 +23,7 @@ LIGHT_MODULES = (
 """All commands, without torch; what they need is imported before the first child."""
 MODULES = (
     *LIGHT_MODULES, "pretrain.trainer", "finetune.trainer", "pretrain.hf.importing", "transformers",
-    "pretrain.run.trained_model", "pretrain.eval.sampling", "finetune.answers.evaluation",
+    "pretrain.run.trained_model", "pretrain.generation.generate", "finetune.answers.evaluation",
     "finetune.run.finetuned_model", "pretrain.eval.scorer", "torch._dynamo",
     "deepspeed.runtime.zero.muon.muon_optimizer",
 )  # fmt: skip

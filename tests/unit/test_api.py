@@ -15,7 +15,8 @@ from finetune.answers.evaluation import load_questions
 from finetune.answers.results import CoconutRow
 from finetune.api import FinetunedRun
 from pretrain.api import LoadedRun
-from pretrain.eval.sampling import Generation, generate
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import MetricsRow
 from tests.support.finetuned_runs import save_run

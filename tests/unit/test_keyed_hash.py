@@ -3,7 +3,7 @@
 import pytest
 
 from pretrain.data.stream.order import make_key
-from pretrain.eval.sampling import draw_uniform
+from pretrain.generation.sampling import draw_uniform
 from pretrain.keyed_hash import bits, open_uniform, uniform
 from pretrain.model.initialise import draw
 from pretrain.tasks.registry import make_task

@@ -24,6 +24,7 @@ from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import SweepConfig, cells
 from pretrain.plan import __main__ as plan
+from pretrain.serve import __main__ as serve
 from tests.support.commands import Commands
 from tools import sweep
 
@@ -217,6 +218,9 @@ def test_readme_commands_name_what_exists(command: str, monkeypatch: pytest.Monk
         if arguments:
             options = {"pretrain.verify": verify.parse, "pretrain.plan": plan.parse}[script](arguments)
             assert read_config(ROOT / options.config, RunConfig, options.overrides).run.name
+        return
+    if script == "pretrain.serve":
+        assert serve.parse(arguments).run.parts[0] == "runs"
         return
     assert (ROOT / script).is_file()
     if script.endswith(".py"):

@@ -17,8 +17,9 @@ from pretrain.config.run import ParallelSection
 from pretrain.eval.groups import ResolvedTask, SkippedTask, resolve
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.loading import load_tasks
-from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_gguf
 from pretrain.hf.surgery import Surgery, loop_model

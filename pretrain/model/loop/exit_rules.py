@@ -1,5 +1,5 @@
 """When a token stops looping at inference, by name: `--num-loops auto[:RULE][:THRESHOLD]`. No torch; the rules at work:
-`pretrain/eval/exits.py`."""
+`pretrain/generation/exits.py`."""
 
 import math
 from dataclasses import dataclass
@@ -41,28 +41,27 @@ def is_auto(text: str) -> bool:
     return text.partition(":")[0] == "auto"
 
 
-def exit_rule(text: str, model: ModelSection) -> ExitRule:
-    """Read `auto[:RULE][:THRESHOLD]` for a model; the rule is by default that of its gate, or kl without one.
+def exit_rule(text: str, model: ModelSection, given: str = "--num-loops") -> ExitRule:
+    """Read `auto[:RULE][:THRESHOLD]` for a model; the rule is by default that of its gate, or kl without one. `given`:
+    the option or field that it is of.
 
     Raises:
         ValueError: it is written wrongly, or the rule needs a gate or loops that the model has not.
     """
     has_gate = model.loop.exit != "none"
     if model.num_blocks > 1:
-        raise ValueError(f"--num-loops {text}: a block-regularised model has no loops to stop after")
+        raise ValueError(f"{given} {text}: a block-regularised model has no loops to stop after")
     _, *parts = text.split(":")
     name = parts.pop(0) if parts and not _is_number(parts[0]) else ("gate" if has_gate else "kl")
-    rule = choose(RULES, name, "--num-loops auto")
+    rule = choose(RULES, name, f"{given} auto")
     if len(parts) > 1 or not all(map(_is_number, parts)):
-        raise ValueError(f"--num-loops {text}: needs auto[:RULE][:THRESHOLD], such as auto:kl:0.02")
+        raise ValueError(f"{given} {text}: needs auto[:RULE][:THRESHOLD], such as auto:kl:0.02")
     threshold = float(parts[0]) if parts else rule.threshold
     if not 0 < threshold <= rule.largest:
-        raise ValueError(
-            f"--num-loops {text}: needs a threshold above 0" + (", at most 1" if rule.largest == 1 else "")
-        )
+        raise ValueError(f"{given} {text}: needs a threshold above 0" + (", at most 1" if rule.largest == 1 else ""))
     if name == "gate" and not has_gate:
         raise ValueError(
-            f"--num-loops {text}: the model has no gate (model.loop.exit=none); rules without one: "
+            f"{given} {text}: the model has no gate (model.loop.exit=none); rules without one: "
             + ", ".join(other for other in RULES if other != "gate")
         )
     return ExitRule(name=name, threshold=threshold)

@@ -18,8 +18,9 @@ class Application(NamedTuple):
 
     number: int
     """From 0, in the order in which a token meets the layers."""
-    loop: int | None
-    """The pass it is part of, from 0; None in prelude and coda."""
+    loop: int | tuple[int, ...] | None
+    """The pass it is part of, from 0; None in prelude and coda. Where tokens in different passes share an application
+    of a layer, in generation, that of each token; `number` is then that of the layer in the first pass."""
     source: int | None = None
     """The application whose keys and values it attends to, where these are shared (`model.loop.keys`): an earlier one,
     or itself, which computes them; None: its own, which no other sees."""
@@ -103,9 +104,15 @@ class Recurrence:
         """Layers of the prelude on the stage, with their applications, in order."""
         return ((layer, Application(layer, None)) for layer in range(self.num_prelude_layers))
 
-    def in_loop(self, loop: int) -> Iterator[tuple[int, Application]]:
-        """The stage's part of a pass: numbers of the layers, with their applications, in order."""
+    def in_loop(self, loop: int | tuple[int, ...]) -> Iterator[tuple[int, Application]]:
+        """The stage's part of a pass, or of those of several tokens: numbers of the layers, with their applications, in
+        order."""
         config = self.config
+        if not isinstance(loop, int):
+            first = config.num_prelude_layers + self.stage.index * self.num_pass_layers
+            none = all(config.keys_of(each) != each for each in loop)
+            numbered = enumerate(self.block(0), start=first)
+            return ((layer, Application(number, loop, -1 if none else number)) for number, layer in numbered)
         first = config.num_prelude_layers + loop * config.pass_layers + self.stage.index * self.num_pass_layers
         block = self.block(loop if config.num_blocks > 1 else 0)
         if config.loop.keys == "own":

@@ -21,7 +21,7 @@ from pretrain.eval.evaluate import evaluate
 from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.eval.harness import LoopedLM
 from pretrain.eval.loading import load_tasks
-from pretrain.eval.sampling import Generation
+from pretrain.generation.sampling import Generation
 from pretrain.rows.evaluation import ScoredModel
 from pretrain.rows.identity import parse_inputs, variant_of
 from pretrain.rows.jsonl import JsonLines

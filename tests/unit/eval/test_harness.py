@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pretrain.config.run import ParallelSection
 from pretrain.eval.harness import LoopedLM
-from pretrain.eval.sampling import Generation, generate
 from pretrain.eval.scorer import Scorer
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.hf.exporting import export_run
 from pretrain.model.gpt import LoopedGPT
 from pretrain.parallel.groups import Groups, make_groups, start_world

@@ -20,7 +20,7 @@ from finetune.method.markers import Markers
 from finetune.method.methods import METHODS
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.model.gpt import LoopedGPT
-from tests.unit.eval.test_sampling import make_model
+from tests.unit.generation.test_sampling import make_model
 
 VOCAB, EOS, BOT, EOT, PAUSE, LATENT = 61, 3, 4, 5, 6, 7
 MARKERS = {

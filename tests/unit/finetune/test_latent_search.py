@@ -33,10 +33,10 @@ from pretrain.tasks.task import Example
 from tests.support.example_files import write_examples
 from tests.support.extending import forget
 from tests.support.finetuned_runs import MODEL, SEQ_LEN, save_run, tokenizer_bytes
-from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import BOT, EOT, PAUSE, PROMPTS, VOCAB, by_definition, how
 from tests.unit.finetune.test_scoring import make_row
 from tests.unit.finetune.test_search_tree import GRAPH, QUESTION
+from tests.unit.generation.test_sampling import make_model
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "latent_search.py"
 NAMES = [[(20,), (21, 22, 23)], [(24, 25)], [(21, 22), (26,), (27, 28, 29), (21, 30)], [(31, 32)]]

@@ -30,8 +30,8 @@ from pretrain.model.config import ModelSection
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
 from pretrain.tasks.task import Example
-from tests.unit.eval.test_sampling import make_model
 from tests.unit.finetune.test_generation import how
+from tests.unit.generation.test_sampling import make_model
 
 TOKENIZER = SymbolTokenizer(write_symbols([*"abcdefghij0123456789#.,>\n "]))
 EXAMPLES = [

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.latent.generation import Answer, AnswerSettings, answer_flops, generate_with_thoughts
 from finetune.latent.soft import SoftThinking
 from pretrain.model.gpt import LoopedGPT
-from tests.unit.eval.test_sampling import make_model
+from tests.unit.generation.test_sampling import make_model
 
 VOCAB, MARK = 61, 9
 PROMPTS = [[2, 10, 11, 12, 13, 14, 15], [2], [2, 30, 31], [2, 40, 41, 42]]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.eval.sampling import Generation, generate
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig, LoopedGPTForCausalLM
 from pretrain.model.config import ModelSection
 from tests.unit.hf.test_modeling_looped_gpt import ENDS, PROMPTS, exported, padded, small

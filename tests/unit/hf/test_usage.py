@@ -18,7 +18,7 @@ from pretrain.data.tokenizers.published import import_tokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.usage import Usage
 from pretrain.eval.chat import chat_prompt
-from pretrain.eval.sampling import Generation, choose_tokens
+from pretrain.generation.sampling import Generation, choose_tokens
 from pretrain.hf.exporting import export_run
 from pretrain.hf.importing import import_model
 from pretrain.hf.surgery import Surgery, loop_model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.eval.sampling import GenerationCache
+from pretrain.generation.slots import SlotCache
 from pretrain.model.count import cached_numbers, window_numbers
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels.window_attention import newest_visible, window_attention
@@ -97,11 +97,18 @@ def test_a_token_is_seen_through_the_window_alone() -> None:
 def test_a_cache_holds_no_more_than_windows_see() -> None:
     model, tokens = build(LLAMA, **ENDS, loop=WINDOW), random_tokens()
     assert window_numbers(model.config) == 2 * 2 * 8 * 2 * 2 * 3  # k and v, two heads of eight, two layers, two loops
-    for cache in (KeyValueCache(), GenerationCache(capacity=SEQ)):
-        for part in tokens.split(SEQ - 2, dim=1):
-            model(part, cache=cache)
-        held = sum(each.numel() for pair in cache.entries.values() for each in pair)
-        assert held == tokens.numel() * cached_numbers(model.config) + len(tokens) * window_numbers(model.config)
+    plain, slots = KeyValueCache(), SlotCache(model.config, num_slots=len(tokens), capacity=SEQ)
+    whole, start, num_rows = model(tokens).view(*tokens.shape, -1), 0, len(tokens)
+    for part in tokens.split(SEQ - 2, dim=1):
+        stop = start + part.shape[1]
+        slots.place(range(num_rows), [start] * num_rows, [stop - start] * num_rows, device=tokens.device)
+        model(part, cache=plain)
+        states = model(part, positions=torch.arange(start, stop)[None], cache=slots).view(*part.shape, -1)
+        torch.testing.assert_close(states, whole[:, start:stop], rtol=0, atol=1e-12)
+        start = stop
+    held = sum(each.numel() for pair in plain.entries.values() for each in pair)
+    assert held == slots.num_held
+    assert held == tokens.numel() * cached_numbers(model.config) + num_rows * window_numbers(model.config)
 
 
 def test_the_plan_and_the_costs_count_it() -> None:

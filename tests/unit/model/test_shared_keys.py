@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.eval.sampling import GenerationCache
+from pretrain.generation.slots import SlotCache
 from pretrain.model.config import ModelSection
 from pretrain.model.count import cached_numbers, forward_flops_per_token
 from pretrain.model.layers import KeyValueCache
@@ -67,10 +67,12 @@ def test_a_cache_holds_what_is_counted(name: str) -> None:
     model, tokens = build(LLAMA, **ENDS, loop=SHARING[name]), random_tokens()
     computing = {"first": 1, "every second": 2, "every third": 2}[name]
     assert model.config.cached_depth() == 2 + 2 * computing < model.config.effective_depth() == 10
-    for cache in (KeyValueCache(), GenerationCache(capacity=SEQ)):
+    plain, slots = KeyValueCache(), SlotCache(model.config, num_slots=len(tokens), capacity=SEQ)
+    slots.place(range(len(tokens)), [0] * len(tokens), [SEQ] * len(tokens), device=tokens.device)
+    for cache in (plain, slots):
         model(tokens, 4, cache=cache)
-        held = sum(each.numel() for pair in cache.entries.values() for each in pair)
-        assert held == tokens.numel() * cached_numbers(model.config)
+    held = sum(each.numel() for pair in plain.entries.values() for each in pair)
+    assert held == slots.num_held == tokens.numel() * cached_numbers(model.config)
     plain = ModelSection.model_validate(LLAMA.model_dump() | ENDS)
     saved = forward_flops_per_token(plain, SEQ) - forward_flops_per_token(model.config, SEQ)
     assert saved == 2 * (4 - computing) * 2 * 2 * 16 * 32  # two layers, keys and values of two heads of eight

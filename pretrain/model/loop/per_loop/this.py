@@ -1,6 +1,7 @@
 """What differs inside the layers of the loop block: from other layers, and from loop to loop."""
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.model.loop.variant import Held, Part, PerLoop, Residual, Shape
@@ -17,8 +18,9 @@ class InLayers(NamedTuple):
     """Factor of what a half of a layer adds to the residual stream."""
     residual: Residual
 
-    def at(self, held: Held, connections: Held, number: int, loop: int) -> "InThisLoop":
-        """Of layer `number` of the block, which has these weights of `variant` and of `residual`, in one loop."""
+    def at(self, held: Held, connections: Held, number: int, loop: int | tuple[int, ...]) -> "InThisLoop":
+        """Of layer `number` of the block, which has these weights of `variant` and of `residual`, in one loop, or in
+        that of each token."""
         return InThisLoop(self.variant, self.update_scale, held, loop, self.residual, connections, number)
 
 
@@ -28,7 +30,8 @@ class InThisLoop(NamedTuple):
     variant: PerLoop
     update_scale: float
     held: Held
-    loop: int
+    loop: int | tuple[int, ...]
+    """Or that of each token, alike ones in a row."""
     residual: Residual
     connections: Held
     number: int
@@ -37,14 +40,27 @@ class InThisLoop(NamedTuple):
         return self.connections(self.residual.branch, part, states, self.number)
 
     def normed(self, part: Part, states: "Tensor") -> "Tensor":
-        return self.held(self.variant.normed, part, states, self.loop)
+        return self._in_each(lambda loop, states: self.held(self.variant.normed, part, states, loop), states)
 
     def linear(self, name: str, inputs: "Tensor", outputs: "Tensor") -> "Tensor":
-        return self.held(self.variant.linear, name, inputs, outputs, self.loop)
+        act = self.variant.linear
+        return self._in_each(lambda loop, *states: self.held(act, name, *states, loop), inputs, outputs)
 
     def update(self, part: Part, states: "Tensor") -> "Tensor":
-        states = self.held(self.variant.update, part, states, self.loop)
+        states = self._in_each(lambda loop, states: self.held(self.variant.update, part, states, loop), states)
         return states if self.update_scale == 1 else self.update_scale * states
+
+    def _in_each(self, act: "Callable[..., Tensor]", *states: "Tensor") -> "Tensor":
+        """What a hook, called with a loop and the states [t, ...] of tokens in it, makes of those of all tokens."""
+        if isinstance(self.loop, int):
+            return act(self.loop, *states)
+        if not self.variant.changes_layers:
+            return states[-1]
+        joined, start = states[-1].new_empty(states[-1].shape), 0
+        for loop, tokens in groupby(self.loop):
+            rows = slice(start, start := start + len(list(tokens)))
+            joined[rows] = act(loop, *(each[rows] for each in states))
+        return joined
 
 
 class _NoWeights(dict[str, Any]):

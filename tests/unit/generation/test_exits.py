@@ -1,10 +1,14 @@
 """Tokens that stop looping on their own: each row as if alone, the limits of every rule, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pretrain.eval.exits import ExitDecoder, ExitScorer, Keys
-from pretrain.eval.sampling import Generation, decoder_of, generate
+from pretrain.eval.exits import ExitScorer
+from pretrain.generation.engine import Wish
+from pretrain.generation.generate import fulfil, generate
+from pretrain.generation.sampling import Generation, LoopKeys
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import KeyValueCache
@@ -28,16 +32,16 @@ def model(request: pytest.FixtureRequest) -> LoopedGPT:
     return built
 
 
-def run(model: LoopedGPT, name: str, threshold: float, keys: Keys, prompts: list[list[int]]) -> tuple[list, list]:
+def run(model: LoopedGPT, name: str, threshold: float, keys: LoopKeys, prompts: list[list[int]]) -> tuple[list, list]:
     """New tokens and loops of each row."""
-    exits = ExitDecoder(model, ExitRule(name=name, threshold=threshold), keys)
-    new = generate(model, prompts, SETTINGS, decoder=exits)
-    return new, torch.stack(exits.taken).T.tolist()
+    settings = replace(SETTINGS, rule=ExitRule(name=name, threshold=threshold), keys=keys)
+    found = fulfil(model, [Wish(prompt=prompt, settings=settings) for prompt in prompts])
+    return [each.tokens for each in found], [each.loops for each in found]
 
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("keys", ["share", "compute"])
-def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, keys: Keys) -> None:
+def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, keys: LoopKeys) -> None:
     new, loops = run(model, name, MIDDLE[name], keys, PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         assert run(model, name, MIDDLE[name], keys, [prompt]) == ([new[row]], [loops[row]])
@@ -46,15 +50,15 @@ def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, key
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("keys", ["share", "compute"])
-def test_a_rule_that_never_stops_is_the_model_with_all_loops(model: LoopedGPT, name: str, keys: Keys) -> None:
+def test_a_rule_that_never_stops_is_the_model_with_all_loops(model: LoopedGPT, name: str, keys: LoopKeys) -> None:
     never = 1.0 if name == "gate" else 1e-30
     new, loops = run(model, name, never, keys, PROMPTS)
-    assert new == generate(model, PROMPTS, SETTINGS, decoder=decoder_of(model))
+    assert new == generate(model, PROMPTS, SETTINGS)
     assert {count for row in loops for count in row} == {4}
 
 
 @pytest.mark.parametrize("keys", ["share", "compute"])
-def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGPT, keys: Keys) -> None:
+def test_tokens_and_keys_are_those_of_a_token_by_token_reference(model: LoopedGPT, keys: LoopKeys) -> None:
     """One row, a plain cache, and the loops that the rule chose."""
     (new,), (loops,) = run(model, "change", MIDDLE["change"], keys, PROMPTS[:1])
     cache, tokens, chosen = KeyValueCache(), torch.tensor(PROMPTS[:1]), []
@@ -88,7 +92,8 @@ def test_rows_that_have_stopped_cost_nothing(model: LoopedGPT, monkeypatch: pyte
     run_loop = model.run_loop
     monkeypatch.setattr(model, "run_loop", lambda states, *rest: seen.append(len(states)) or run_loop(states, *rest))
     _, loops = run(model, "change", MIDDLE["change"], "share", PROMPTS)
-    prompts = 4 * len(PROMPTS) * (max(map(len, PROMPTS)) - 1)
+    num_filled = sum(len(prompt) > 1 for prompt in PROMPTS)
+    prompts = 4 * num_filled * (max(map(len, PROMPTS)) - 1)
     assert sum(seen) - prompts == sum(count for row in loops for count in row)
 
 

@@ -5,7 +5,6 @@ import math
 import runpy
 import sys
 from collections import Counter
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.checkpoint.format import Piece
-from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train import train_tokenizer
-from pretrain.eval.sampling import Generation, choose_tokens, draw_uniform, generate
+from pretrain.generation.generate import generate
+from pretrain.generation.sampling import Generation, choose_tokens, draw_uniform
 from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.run.trained_model import load_trained_model
 from tests.support.commands import Commands
+from tests.support.text_runs import LLAMA, SEQ_LEN, SMALL, save_text_run
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "tools" / "generate.py"
-VOCAB, EOS, SEQ_LEN = 61, 3, 64
-SMALL = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 4, "ffn_size": 24, "init_std": 0.3}
+VOCAB, EOS = 61, 3
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "num_key_value_heads": 2,
-        "num_prelude_layers": 1,
-        "num_loop_layers": 2,
-        "num_coda_layers": 1,
-        "loop": {"injection": "add"},
-    },
+    "llama": LLAMA,
     "gpt2": {
         "norm": "layer",
         "positions": "learned",
@@ -119,8 +110,8 @@ def test_generation_stops_with_its_last_row() -> None:
             steps.append(step)
             yield step
 
-    assert generate(model, PROMPTS[:1], how(end_ids=(eos,)), track=track) == [[]]
-    assert steps == [[eos]]
+    assert generate(model, PROMPTS[:1], how(end_ids=(eos,)), track=track) == [[]] and steps == []
+    assert generate(model, PROMPTS[:1], how(max_new_tokens=3, end_ids=()), track=track) == [steps]
 
 
 def test_seeds_and_loop_counts_matter_and_repeat() -> None:
@@ -199,35 +190,7 @@ def test_bad_settings_are_named(changes: dict[str, float]) -> None:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with two checkpoints of different weights, as the trainer leaves it."""
-    folder = tmp_path_factory.mktemp("run")
-    text = [f"the king of {number} men rode out to the sea and back.\nAll was well.\n" for number in range(200)]
-    model_file, _ = train_tokenizer(text, vocab_size=300)
-    (folder / "tokenizer.model").write_bytes(model_file)
-    config = RunConfig.model_validate(
-        {
-            "model": SMALL | FAMILIES["llama"] | {"vocab_size": 320, "num_loops": 2},
-            "train": {"seq_len": SEQ_LEN, "precision": "fp32"},
-            "data": {"tokenizer": str(folder / "tokenizer.model")},
-        }
-    )
-    store = CheckpointStore(
-        directory=folder / "checkpoints",
-        rank=0,
-        world_size=1,
-        nonce="test",
-        keep_last=2,
-        keep_every=0,
-        asynchronous=False,
-    )
-    for step in (10, 20):
-        model = LoopedGPT(config.model, SEQ_LEN)
-        initialise(model, seed=step)
-        pieces = [Piece.whole(f"weights/{name}", parameter.detach()) for name, parameter in model.named_parameters()]
-        store.save(
-            step, pieces, {"config": config.model_dump(mode="json"), "tokenizer_sha256": sha256(model_file).hexdigest()}
-        )
-    store.wait()
-    return folder
+    return save_text_run(tmp_path_factory.mktemp("run"))
 
 
 def test_a_run_is_loaded_at_its_newest_or_at_a_chosen_step(run_dir: Path) -> None:
