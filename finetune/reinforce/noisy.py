@@ -24,7 +24,7 @@ class NoisyThoughts:
     """[b, k, d] that is added to the thoughts of each row."""
 
     def think(self, decoding: Decoding, num_slots: int, slot: int, stop: StopClassifier | None) -> Thoughts:
-        state, thoughts = decoding.feed(decoding.embed(decoding.prompts))[:, -1:], list[Tensor]()
+        state, thoughts = decoding.feed_prompts(), list[Tensor]()
         for number in range(num_slots):
             if number:
                 state = decoding.feed(thoughts[-1])

@@ -105,18 +105,14 @@ class GrpoTrainer:
         make_objective = partial(GrpoObjective, config=config, likelihood=self.likelihood)
         self.engine = FinetuneEngine(config, origin.saved, session.layout, self.groups, make_objective)
         self.answering = StageAnswerer(policy, origin.saved, session.tokenizer, self.groups, session.vote)
-        for split, examples in (
-            *self._scored(),
-            ("train", self.train),
-        ):  # refused; lengths that are new are learnt here
-            self.answering.check_lengths(split, examples)
+        for split, examples in self._splits():
+            self.answering.check_lengths(split, examples)  # what is longer than before is learnt here
         self.stage = final_stage(policy.curriculum, policy.chosen_method)
         assert origin.weights is not None, "the configuration has been checked"
         self.reference = None
         if config.grpo.kl_weight:
-            self.reference = load_stage(origin.saved, config.parallel, self.groups, origin.weights).requires_grad_(
-                False
-            )
+            self.reference = load_stage(origin.saved, config.parallel, self.groups, origin.weights)
+            self.reference.requires_grad_(False)
         self.counters = Counters()
         scored_every = self._resume(origin)
         session.begin(

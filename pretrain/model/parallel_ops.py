@@ -74,10 +74,10 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         if self.packed is None:
-            return F.linear(states, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+            return F.linear(input, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
 
 
 def _linear(weights: Weights) -> nn.Module:
