@@ -82,8 +82,8 @@ class RingStepper:
     ) -> None:
         """Take rows round the ring; tokens are split over ranks, so the last row is repeated as padding."""
         missing = -len(rows) % self._multiple
-        slots, starts = [*slots, *slots[-1:] * missing], [*starts, *starts[-1:] * missing]
-        rows = [*rows, *rows[-1:] * missing]
+        slots, starts = [*slots, *[slots[-1]] * missing], [*starts, *[starts[-1]] * missing]
+        rows = [*rows, *[rows[-1]] * missing]
         lengths = [len(row) for row in rows]
         padded = [[*row, *[0] * (max(lengths) - len(row))] for row in rows]
         tokens = torch.tensor(padded, device=self._device)
