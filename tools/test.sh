@@ -19,7 +19,7 @@ check() {
   echo "== $name passed in $((SECONDS - start)) s"
 }
 
-check "set-up" bash tools/setup.sh clean finetune eval notebook plot tensorboard dev
+check "set-up" bash tools/setup.sh clean finetune eval notebook plot serve tensorboard dev
 check "lint" .venv/bin/ruff check .
 check "types" .venv/bin/pyright
 check "import contracts" .venv/bin/lint-imports
