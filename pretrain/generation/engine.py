@@ -55,9 +55,9 @@ class Wish:
         return self.settings.max_new_tokens if self.forced is None else len(self.forced)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Continuation:
-    """A sequence while it grows, and then."""
+    """A sequence while it grows, and then; equal to itself alone, as two may wish for the same."""
 
     wish: Wish
     tokens: list[int] = field(default_factory=list)
