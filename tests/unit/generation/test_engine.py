@@ -90,20 +90,6 @@ def test_sequences_join_and_leave_between_steps() -> None:
     assert dropped.tokens == plainly(model, PROMPTS[1], 2, None) and gone.tokens == []
 
 
-def test_of_two_that_wish_for_the_same_the_one_that_is_cancelled_leaves() -> None:
-    model = looped()
-    for num_steps in (0, 2):  # both wait, both are under way
-        engine = GenerationEngine(PassStepper(model, num_slots=2, capacity=12), num_slots=2, device=CPU)
-        wish = Wish(prompt=[1, 2, 3], settings=settings(5))
-        first, second = engine.add(wish), engine.add(wish)
-        for _ in range(num_steps):
-            engine.step()
-        engine.cancel(second)
-        while not engine.is_idle:
-            engine.step()
-        assert (first.reason, second.reason) == ("length", "cancelled")
-
-
 def test_the_newest_sequence_leaving_moves_nobody_and_an_older_one_moves_the_newest() -> None:
     """Cancelled in the middle of its loops, with rules that remember their rows."""
     model = looped(loop={"injection": "gated", "exit": "gate"})
