@@ -145,7 +145,8 @@ def missing_controls(found: Sequence[tuple[Path, CoconutRow]]) -> list[str]:
     said: dict[str, str] = {}
     for path, row in found:
         method = METHODS[row.method]  # type: ignore[index]
-        if method.stages != "all" or not method.has_thoughts:
+        is_rewarded = any(key.startswith(("rollout.", "grpo.")) for key in row.settings or {})
+        if method.stages != "all" or not method.has_thoughts or is_rewarded:  # rewards need no curriculum
             continue
         if left := [name for name in CONTROLS if (name, *data_of(row)) not in there]:
             run = f"--config {path / 'config.yaml'}" if path.is_dir() else "with the same file"

@@ -110,6 +110,14 @@ def test_unlike_rows_are_never_averaged_and_what_differs_is_named(
     assert row["examples"] == "4" and float(row["± examples"]) > 0
 
 
+def test_a_run_that_was_rewarded_is_not_asked_for_the_controls_of_a_curriculum(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewarded = write_run(tmp_path / "a-seed0", 0.5, settings={"rollout.thought_noise": 0.2}, variant="other")
+    assert main([str(rewarded)]) == 0
+    assert "its controls" not in capsys.readouterr().err
+
+
 def test_what_tells_whether_thoughts_help_is_asked_for_where_it_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
