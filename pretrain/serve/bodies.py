@@ -17,6 +17,7 @@ from pretrain.generation.sampling import Generation, check_prompts
 from pretrain.generation.stop_strings import StopStrings
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.exit_rules import exit_rule, is_auto
+from pretrain.schema.choice import did_you_mean
 from pretrain.schema.section import first_problem
 from pretrain.storage import parse_json
 
@@ -120,6 +121,8 @@ def read_body(content: bytes, kind: type[BaseModel]) -> Any:
         value = values.pop(name)
         if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
             raise RequestError(f"{name}={str(value)[:60]} is not offered here: leave it out")
+    for name in values.keys() - kind.model_fields.keys():
+        raise RequestError(f"{name[:60]}: unknown field{did_you_mean(name, kind.model_fields)}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
