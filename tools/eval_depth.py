@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
@@ -34,9 +34,10 @@ from pretrain.run.progress import tracked
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.reader import CheckpointReader
-    from pretrain.eval.groups import ResolvedTask
+    from pretrain.eval.groups import ResolvedTask, SkippedTask
     from pretrain.eval.scorer import Scorer
     from pretrain.model.gpt import LoopedGPT
+    from pretrain.rows.evaluation import ScoredModel
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -130,13 +131,47 @@ def progress(windows: Sequence[object]) -> Iterable[object]:
     return tracked(windows, len(windows), "scoring", unit="part", stream=sys.__stderr__)
 
 
+def load_tasks(
+    options: argparse.Namespace, subject: "ScoredModel"
+) -> tuple[list["ResolvedTask"], dict[str, list[Any]], list["SkippedTask"], list["SkippedTask"]]:
+    """All that is asked for, loaded before the first task is scored: tasks, their objects by name, those that are
+    skipped and those that could not be loaded, each of which is said.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    from pretrain.eval.evaluate import prepare_harness
+    from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
+    from pretrain.eval.loading import load_all
+
+    resolved = tasks_of(
+        subject.saved, options.tasks, options.data_dir, allow_network=not options.offline,
+        include_path=options.include_path,
+    )  # fmt: skip
+    skipped = [task for task in resolved if isinstance(task, SkippedTask)]
+    wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
+    prepare_harness()
+    say = partial(print, file=sys.stderr, flush=True)
+    loaded, failed = load_all(wanted, options.data_dir, num_examples=options.num_examples, say=say)
+    for task in [*skipped, *failed]:
+        print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
+    return [task for task in wanted if task.name in loaded], loaded, skipped, failed
+
+
+def require_evaluated(
+    wanted: Sequence["ResolvedTask"], skipped: Sequence["SkippedTask"], failed: Sequence["SkippedTask"]
+) -> None:
+    """Raise an OSError that names what was not evaluated, if nothing was or a task could not be loaded."""
+    if failed or not wanted:
+        names = ", ".join(task.name for task in [*skipped, *failed])
+        raise OSError(f"not evaluated: {names}; the reasons are above")
+
+
 def score_exits(options: argparse.Namespace, reader: "CheckpointReader", model: "LoopedGPT", rule: ExitRule) -> None:
     """Tokens that stop on their own, beside fixed loop counts: the model's own and the nearest to the mean."""
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.exits import ExitScorer
-    from pretrain.eval.groups import ResolvedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
-    from pretrain.eval.loading import load_tasks
     from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
@@ -144,51 +179,35 @@ def score_exits(options: argparse.Namespace, reader: "CheckpointReader", model: 
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     most = subject.saved.model.num_loops
 
-    evaluation.prepare_harness()
-    for task in tasks_of(subject.saved, options.tasks, options.data_dir, allow_network=not options.offline):
-        if not isinstance(task, ResolvedTask):
-            print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
-            continue
-        parts = load_tasks(task, data_dir=options.data_dir, num_examples=options.num_examples)
+    wanted, loaded, skipped, failed = load_tasks(options, subject)
+    for task in wanted:
         print(f"{task.name} ({task.group}{about_source(task)})")
         ways: list[tuple[ExitRule | None, int]] = [(rule, most), (None, most)]
         for way, loops in ways:
             for num_examples in (1, options.num_examples):  # one first: what happens once is no part of tokens/s
                 scorer = ExitScorer(model, way, options.keys, options.batch)
                 lm = LoopedLM(scorer, tokenizer, [loops], max_length=subject.saved.seq_len, add_bos=options.bos)
-                rows = evaluation.rows_of(lm, subject, task, parts, num_examples)
+                rows = evaluation.rows_of(lm, subject, task, loaded[task.name], num_examples)
             cost = f"{scorer.mean_loops:.2f} loops a token, {scorer.tokens_per_s:,.0f} tokens/s"
             for row in (row for row in rows if row.is_main):
                 print(f"  {way or f'{loops} loops'}: {row.metric} {row.value:.4f} ({row.num_examples}), {cost}")
             nearest = (None, max(1, round(scorer.mean_loops)))
             if way is not None and nearest not in ways:
                 ways.append(nearest)
+    require_evaluated(wanted, skipped, failed)
 
 
 def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scorer", loops: list[int]) -> None:
     """Evaluate on rank 0, while the other ranks serve the scorer."""
     from pretrain.eval import evaluate as evaluation
-    from pretrain.eval.groups import ResolvedTask, SkippedTask, tasks_of
     from pretrain.eval.harness import LoopedLM
-    from pretrain.eval.loading import load_all
     from pretrain.rows.evaluation import ScoredModel
     from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 
     subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
     tokenizer = load_tokenizer(tokenizer_file(options.run, subject.saved), reader)
     file = JsonLines(options.out or options.run / "eval" / "depth.jsonl")
-    resolved = tasks_of(
-        subject.saved, options.tasks, options.data_dir, allow_network=not options.offline,
-        include_path=options.include_path,
-    )  # fmt: skip
-    skipped = [task for task in resolved if isinstance(task, SkippedTask)]
-    wanted = [task for task in resolved if isinstance(task, ResolvedTask)]
-    evaluation.prepare_harness()
-    say = partial(print, file=sys.stderr, flush=True)
-    loaded, failed = load_all(wanted, options.data_dir, num_examples=options.num_examples, say=say)
-    for task in [*skipped, *failed]:
-        print(f"skipped {task.name}: {task.reason}", file=sys.stderr)
-    wanted = [task for task in wanted if task.name in loaded]
+    wanted, loaded, skipped, failed = load_tasks(options, subject)
     lm = LoopedLM(scorer, tokenizer, loops, max_length=subject.saved.seq_len, add_bos=options.bos)
     results = evaluation.evaluate(
         lm, subject, wanted, lambda task: loaded[task.name], num_examples=options.num_examples, file=file
@@ -209,10 +228,9 @@ def score(options: argparse.Namespace, reader: "CheckpointReader", scorer: "Scor
                 flush=True,
             )
     print_warnings(file.problems)
-    skipped += failed
-    print(f"{file.path}: {len(wanted) - num_reused} tasks evaluated, {num_reused} already done, {len(skipped)} skipped")
-    if failed or not wanted:
-        raise OSError(f"not evaluated: {', '.join(task.name for task in skipped)}; the reasons are above")
+    counted = f"{len(wanted) - num_reused} tasks evaluated, {num_reused} already done"
+    print(f"{file.path}: {counted}, {len(skipped) + len(failed)} skipped")
+    require_evaluated(wanted, skipped, failed)
 
 
 def about_source(task: "ResolvedTask") -> str:
