@@ -3,12 +3,15 @@
 import contextlib
 import io
 import os
+import re
 import select
 import signal
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from pretrain.storage import LEADS_NOWHERE
@@ -18,6 +21,7 @@ BAD_INPUT, FAILED, DIVERGED, HUNG, INTERRUPTED = 2, 1, 3, 4, 130
 like bad input, it is not worth a second try. One whose ranks HUNG is, as one that FAILED."""
 MOST_CHARACTERS, _AT_THE_START, _AT_THE_END = 500, 300, 180
 """Of a line on standard error; what is kept of a longer one: where it happened, and why."""
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -140,8 +144,20 @@ def describe_error(error: Exception) -> str:
     """What went wrong, for people."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ImportError):
-        return f"{error.name} is not installed: run tools/setup.sh with the extra of pyproject.toml that has it"
+    if isinstance(error, ImportError) and error.name:
+        return f"{error.name} is not installed: {_how_to_install(error.name)}"
     if isinstance(error, MemoryError):
         return f"out of memory: {error or 'no more is to be had'}"
     return str(error)
+
+
+def _how_to_install(module: str) -> str:
+    """The command that installs the extra which has a module."""
+    package = module.partition(".")[0].replace("_", "-")
+    try:
+        extras = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    except (OSError, KeyError, ValueError):  # installed without its folder
+        extras = {}
+    has_it = re.compile(rf"{re.escape(package)}(?![\w-])")
+    found = [extra for extra, requirements in extras.items() if any(map(has_it.match, requirements))]
+    return " ".join(["bash tools/setup.sh", *found[:1]])

@@ -113,10 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_one_process("pretrain.serve")
     key = read_key(arguments)
     require_checkpoint(arguments.run, arguments.step)  # before torch is imported, which takes seconds
-    try:
-        import aiohttp  # noqa: F401
-    except ImportError:
-        raise ImportError("serving needs aiohttp: bash tools/setup.sh serve") from None
+    import aiohttp  # noqa: F401  # an extra: before torch is imported, too
     import torch
 
     from pretrain.run.trained_model import load_trained_model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.command.console import describe_error
 from tools import convert_checkpoint, eval_coconut, eval_depth
 
 COMMANDS = {"eval_depth": eval_depth.parse, "eval_coconut": eval_coconut.parse}
@@ -54,6 +55,16 @@ def test_numbers_of_the_loop_command_are_checked_too(capsys: pytest.CaptureFixtu
         "error: --merge: '-1' is none of average, first, middle, last, none, nor the number of a block"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("lm_eval.tasks", " eval"), ("deepspeed", " finetune"), ("plotly", " plot"), ("pandas", " notebook"), ("x", "")],
+)
+def test_the_command_that_installs_what_is_missing_is_named(module: str, extra: str) -> None:
+    said = describe_error(ModuleNotFoundError(name=module))
+    assert said == f"{module} is not installed: bash tools/setup.sh{extra}"
+    assert describe_error(ImportError("in other words")) == "in other words"
 
 
 @pytest.mark.parametrize(("rank", "who"), [(0, ""), (1, "rank 1: ")])

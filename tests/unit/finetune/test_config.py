@@ -287,7 +287,7 @@ def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     command = [sys.executable, "finetune/coconut.py", f"run.root={tmp_path}"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    line = "error: deepspeed is not installed: run tools/setup.sh with the extra of pyproject.toml that has it\n"
+    line = "error: deepspeed is not installed: bash tools/setup.sh finetune\n"
     first, *others = ended.stderr.splitlines(keepends=True)
     assert (ended.returncode, first.endswith(": 1 rank, loading\n"), others) == (2, True, [line])
 

@@ -244,6 +244,15 @@ def test_a_server_that_may_not_be_is_a_line(
     assert error.startswith("error: ") and line in error and error.count("\n") == 1
 
 
+def test_the_extra_that_serving_needs_is_named(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", "--run", str(run_dir)])
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert main() == 2
+    assert capsys.readouterr().err == "error: aiohttp is not installed: bash tools/setup.sh serve\n"
+
+
 def test_the_command_serves_until_it_is_told_to_end(run_dir: Path) -> None:
     command = [sys.executable, "-m", "pretrain.serve", "--run", str(run_dir), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
