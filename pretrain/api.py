@@ -121,7 +121,8 @@ class LoadedRun:
             text: or its ids.
             num_loops: L. Default: that of the model.
         """
-        return self.head(self.states(text, num_loops=[self.num_loops if num_loops is None else num_loops])[0])
+        self._require_loops([] if num_loops is None else [num_loops])
+        return self.head(self.states(text, num_loops=[num_loops or self.num_loops])[0])
 
     @torch.no_grad()
     def head(self, states: Tensor) -> Tensor:
@@ -131,21 +132,21 @@ class LoadedRun:
 
     @torch.no_grad()
     def states(
-        self, text: Text, *, num_loops: Sequence[int] | None = None, after: Literal["norm", "loop"] = "norm"
+        self, text: Text, *, num_loops: Sequence[int] | int | None = None, after: Literal["norm", "loop"] = "norm"
     ) -> Tensor:
         """States of a text at several loop counts, from one pass: [loop counts, s, d].
 
         Args:
             text: or its ids.
-            num_loops: loop counts, at least 1. Default: 1 to that of the model.
+            num_loops: loop counts, at least 1; a number is a list of it. Default: 1 to that of the model.
             after: "norm": of the model that is run with so many loops, after coda and final norm, as the head reads
                 them; "loop": as that many passes over the block leave them.
 
         Raises:
             ValueError: a loop count that this model cannot be run with.
         """
-        loops = range(1, self.num_loops + 1) if num_loops is None else num_loops
-        self.model.config.require_loops("num_loops", loops)
+        loops = range(1, self.num_loops + 1) if num_loops is None else _listed(num_loops)
+        self._require_loops(loops)
         if not loops:
             raise ValueError("num_loops: no loop count is given")
         tokens = self.encode(text)[None]
@@ -179,8 +180,9 @@ class LoadedRun:
         Raises:
             ValueError: a setting is out of range, the model has no positions for so many tokens, or no chat template.
         """
-        if num_loops is not None:
-            self.model.config.require_loops("num_loops", [num_loops])
+        self._require_loops([] if num_loops is None else [num_loops])
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: needs at least 1")
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
         given = {name: value for name, value in sampling.items() if value is not None}
         settings = Generation(
@@ -195,8 +197,9 @@ class LoadedRun:
         return texts
 
     def score(
-        self, tasks: str | Sequence[str], *, num_loops: Sequence[int] | None = None, num_examples: int | None = None,
-        data_dir: str | Path | None = None, include_path: str | Path | None = None, batch: int = 8,
+        self, tasks: str | Sequence[str], num_loops: Sequence[int] | int | None = None, *,
+        num_examples: int | None = None, data_dir: str | Path | None = None, include_path: str | Path | None = None,
+        batch: int = 8,
     ) -> "DataFrame":  # fmt: skip
         """Score tasks of the harness or of this project at several loop counts, in one pass: a row a metric.
 
@@ -204,7 +207,7 @@ class LoadedRun:
 
         Args:
             tasks: one name or several, of tasks and groups, or my_module:Task.
-            num_loops: loop counts. Default: that of the model.
+            num_loops: loop counts, or one. Default: that of the model.
             num_examples: first examples of each task. Default: all.
             data_dir: folder of evaluation data, for tasks without the network.
             include_path: folder of your tasks in the harness's format.
@@ -219,8 +222,8 @@ class LoadedRun:
         from pretrain.eval.loading import load_all
         from pretrain.eval.scorer import Scorer
 
-        loops, folder = list(num_loops or [self.num_loops]), None if data_dir is None else Path(data_dir)
-        self.model.config.require_loops("num_loops", loops)
+        loops, folder = list(_listed(num_loops or self.num_loops)), None if data_dir is None else Path(data_dir)
+        self._require_loops(loops)
         reader = self.trained.checkpoint
         subject = ScoredModel.of(reader.meta, reader.step, reader.sha256)
         own = None if include_path is None else Path(include_path)
@@ -249,6 +252,17 @@ class LoadedRun:
         """The rows of `eval/depth.jsonl`: validation and tasks by loop count, as training and tools/eval_depth.py left
         them."""
         return table_of(self.run_dir / "eval" / "depth.jsonl", EvaluationRow)
+
+    def _require_loops(self, loops: Sequence[int]) -> None:
+        """Raise a ValueError unless these are loop counts that the model can be run with."""
+        for count in loops:
+            if not isinstance(count, int):
+                raise ValueError(f"num_loops={count}: a loop count is a whole number")
+        self.model.config.require_loops("num_loops", loops)
+
+
+def _listed(counts: Sequence[int] | int) -> Sequence[int]:
+    return [counts] if isinstance(counts, int) else counts
 
 
 def table(rows: Sequence[Any]) -> "DataFrame":

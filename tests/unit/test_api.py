@@ -60,6 +60,7 @@ def test_logits_and_states_of_several_loop_counts_are_those_of_each_alone(run: L
         finished = run.model.finish(raw[place], run.model.context(ids[None]), num_loops)
         torch.testing.assert_close(finished, alone)
     assert run.states(question).shape == (run.num_loops, len(ids), 16)
+    torch.testing.assert_close(run.states(ids, num_loops=3), final[:1])
     assert not run.logits(question).requires_grad
 
 
@@ -95,7 +96,7 @@ def test_tables_are_the_rows_of_the_files(run_dir: Path, run: LoadedRun) -> None
 
 
 def test_scores_are_those_of_eval_depth(run_dir: Path, run: LoadedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run.score(["prosqa_symbolic"], num_loops=[1, 2], num_examples=5)
+    found = run.score(["prosqa_symbolic"], [1, 2], num_examples=5)
     command = f"--run {run_dir} --tasks prosqa_symbolic --num-loops 1,2 --num-examples 5 --offline"
     assert eval_depth.main(command.split()) == 0
     capsys.readouterr()
@@ -132,6 +133,10 @@ def test_thoughts_are_states_fed_back(finetuned: FinetunedRun, question: str) ->
         (lambda run: run.logits([]), "one sequence of token ids is needed"),
         (lambda run: run.states([1], num_loops=[0]), "loop counts start at 1"),
         (lambda run: run.states([1], num_loops=[]), "no loop count"),
+        (lambda run: run.logits([1], num_loops=0), "num_loops=0: loop counts start at 1"),
+        (lambda run: run.logits([1], num_loops=[1, 2]), r"num_loops=\[1, 2\]: a loop count is a whole number"),
+        (lambda run: run.generate("A", num_loops=2.5), "num_loops=2.5: a loop count is a whole number"),
+        (lambda run: run.generate("A", max_new_tokens=0), "max_new_tokens=0: needs at least 1"),
         (lambda run: run.generate("A", temperature=-1), "temperature=-1"),
         (lambda run: run.score(["nonsense"]), "nonsense: no such task"),
         (lambda run: run.score("nonsense"), "nonsense: no such task"),
