@@ -65,8 +65,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace) -> None:
     config = read_config(options.config, RunConfig, options.overrides)
-    if config.train.precision != "bf16" and options.gpu != CPU:
-        raise ValueError(f"train.precision={config.train.precision}: the planner knows GPUs in bf16 alone")
+    if options.gpu != CPU:
+        find_gpu(options.gpu)  # a name that is none, before what a card can do
+        if (precision := config.train.precision) != "bf16":
+            raise ValueError(
+                f"train.precision={precision}: the planner knows GPUs in bf16 alone: add train.precision=bf16, or "
+                f"--gpu {CPU} for this machine"
+            )
     if max(options.gpus) > MOST_GPUS:
         raise ValueError(f"--gpus {max(options.gpus)}: at most {MOST_GPUS:,}")
     teacher = None
