@@ -2,6 +2,8 @@
 refused in one line where something is wrong."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from pretrain.schema.plugin import load_plugin
 from pretrain.tasks.registry import make_task, task_class
 from pretrain.tasks.task import Task
 from tests.support.commands import Commands
-from tests.support.extending import forget, write_examples
+from tests.support.extending import EXTENDING, forget, write_examples
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -59,6 +61,16 @@ def test_a_task_of_a_users_file_and_one_in_yaml_are_trained_on_and_scored(folder
     gone = commands.run(*evaluate, "--tasks", "my_bits", "--include-path", "bits", "--num-examples", "3")
     assert gone.returncode == 1 and "skipped my_bits: FileNotFoundError" in gone.stderr
     assert gone.stderr.splitlines()[-1] == "error: not evaluated: my_bits; the reasons are above"
+
+
+COMMANDS = [line.strip() for line in EXTENDING.read_text().splitlines() if line.startswith("    python -m pretrain.")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_command_is_planned_as_it_stands(folder: Path, command: str, commands: Commands) -> None:
+    done = commands.run(*shlex.split(command)[1:], "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"my_\w+:[A-Z]\w+", command)[0] in done.stdout  # type: ignore[index]
 
 
 def test_a_users_task_is_drawn_by_its_own_parameters(folder: Path) -> None:
