@@ -137,6 +137,13 @@ DOCUMENTS = [*(ROOT / name / "README.md" for name in FOLDERS), ROOT / "pretrain"
 """What users read: README.md, and where it sends them."""
 
 
+MAX_README_LINES = 150
+
+
+def test_the_first_page_stays_one() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
 IN_TEXT = re.compile(r"`((?:python |bash |sbatch |tools/\w+\.py |finetune/\w+\.py |-m pretrain\.)[^`]+)`")
 """A command in a sentence or a table; those of tables leave out the word python."""
 
@@ -179,8 +186,7 @@ def require_valid(script: str, words: list[str], ranks: int) -> None:
     if script in ("pretrain.train", "slurm/pretrain_looped.sh"):
         check_layout(train.COMMAND_LINE.parse(named).config, ranks)
     elif script in ("finetune/coconut.py", "slurm/finetune_coconut.sh"):
-        if "--init" not in words:  # a run that is not here
-            check_finetuning(coconut.COMMAND_LINE.parse(named).config, ranks)
+        check_finetuning(coconut.COMMAND_LINE.parse(named).config, ranks)
     elif script == "finetune/grpo.py":
         check_rewarding(grpo.COMMAND_LINE.parse(named).config, ranks)
     elif script == "tools/sweep.py":
