@@ -16,13 +16,12 @@ from finetune.config import (
     EngineSection,
     EngineTrainSection,
     ExamplesSection,
-    FinetuneCheckpointSection,
 )
 from pretrain.config.layout import Layout, lay_out
 from pretrain.config.logging import LoggingSection
 from pretrain.config.profile import ProfileSection
 from pretrain.config.ranks import RanksSection
-from pretrain.config.run import EntryConfig, ParallelSection
+from pretrain.config.run import CommonCheckpointSection, EntryConfig, ParallelSection
 from pretrain.schema.section import Section, require_divides
 
 BATCH = "rollout.questions · rollout.group_size"
@@ -86,6 +85,11 @@ class GrpoValidationSection(Section):
     """Questions answered together on a rank; changes no result."""
 
 
+class GrpoCheckpointSection(CommonCheckpointSection):
+    every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; 0 = only at the end and on a signal."""
+
+
 class GrpoConfig(EntryConfig):
     data: GrpoDataSection = GrpoDataSection()
     rollout: RolloutSection = RolloutSection()
@@ -94,7 +98,7 @@ class GrpoConfig(EntryConfig):
     optimizer: ConstantAdamWSection = ConstantAdamWSection()
     engine: EngineSection = EngineSection()
     validation: GrpoValidationSection = GrpoValidationSection()
-    checkpoint: FinetuneCheckpointSection = FinetuneCheckpointSection()
+    checkpoint: GrpoCheckpointSection = GrpoCheckpointSection()
     logging: LoggingSection = LoggingSection()
     ranks: RanksSection = RanksSection()
     profile: ProfileSection = ProfileSection()

@@ -16,11 +16,12 @@ from finetune.reinforce.config import GrpoConfig, check_layout
 from finetune.reinforce.policy import resolve_policy
 from finetune.reinforce.trainer import GrpoTrainer, open_session
 from finetune.run.finetuned_model import load_finetuned
+from pretrain.checkpoint.names import list_checkpoints, parse_step
 from pretrain.checkpoint.verify import newest_good
 from pretrain.parallel.groups import make_groups
 from pretrain.run.signals import StopSignal
 from tests.distributed.finetuning import forget_world
-from tests.distributed.pool import RankPool
+from tests.distributed.pool import RankError, RankPool
 from tests.distributed.training import Interruption, interrupt
 from tests.support.finetuned_runs import save_run
 
@@ -147,6 +148,15 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(root: Path, pool: RankPo
     assert left == right
     state, wanted = tensors(root, cut.run.name), tensors(root, whole.run.name)
     assert all(torch.equal(state[key], wanted[key]) for key in wanted) and state.keys() == wanted.keys()
+
+
+def test_a_run_that_dies_goes_on_from_its_newest_checkpoint(root: Path, pool: RankPool) -> None:
+    config = configured(root, "dies", train={"steps": 3}, checkpoint={"every": 1})
+    with pytest.raises(RankError, match="a bug"):
+        run(pool, config, 1, Interruption(rank=0, method="train_step", call=2, signal=None, bug="a bug"))
+    assert [parse_step(path.name) for path in list_checkpoints(root / "runs" / "dies" / "checkpoints")] == [2, 1]
+    run(pool, config, 1)
+    assert [row["step"] for row in rows(root, "dies")] == [1, 2, 3]
 
 
 def test_bf16_fewer_loops_and_small_batches_of_draws(root: Path, pool: RankPool) -> None:
