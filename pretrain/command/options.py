@@ -48,8 +48,8 @@ def add_input(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--text-field", default="text", metavar="NAME", help=field)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Type of an option: a whole number that is not below the minimum."""
+def at_least(minimum: int, maximum: int = sys.maxsize) -> Callable[[str], int]:
+    """Type of an option: a whole number from the minimum to the maximum."""
 
     def parse(text: str) -> int:
         try:
@@ -58,8 +58,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"needs a whole number, got {text[:MOST_SHOWN]}") from None
         if number < minimum:
             raise argparse.ArgumentTypeError(f"needs at least {minimum}, got {number}")
-        if number > sys.maxsize:
-            raise argparse.ArgumentTypeError(f"needs at most {sys.maxsize}, got {text[:MOST_SHOWN]}")
+        if number > maximum:
+            raise argparse.ArgumentTypeError(f"needs at most {maximum}, got {text[:MOST_SHOWN]}")
         return number
 
     return parse

@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at; default: 127.0.0.1, this machine alone"
     )
-    option("--port", type=at_least(0), default=8000, metavar="N", help="0: any that is free; default: 8000")
+    option("--port", type=at_least(0, 65535), default=8000, metavar="N", help="0: any that is free; default: 8000")
     option("--api-key-file", type=Path, metavar="FILE", help="holds the key that requests must bring; needed by --host")
     option("--batch", type=positive, default=16, metavar="N", help="sequences at once; default: 16")
     option(

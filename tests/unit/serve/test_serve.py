@@ -18,7 +18,7 @@ import torch
 from finetune.api import load_run as load_finetuned_run
 from finetune.examples.examples import form_of
 from pretrain.api import load_run
-from pretrain.serve.__main__ import main
+from pretrain.serve.__main__ import main, parse
 from tests.support.finetuned_runs import save_run
 from tests.support.served import Client, pieces, serving
 from tests.support.text_runs import SEQ_LEN, save_text_run
@@ -271,3 +271,10 @@ def test_the_command_serves_until_it_is_told_to_end(run_dir: Path) -> None:
         assert process.wait(60) == 0 and process.stderr.read() == ""
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--run", str(tmp_path), "--port", port])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
