@@ -8,7 +8,6 @@ was killed anywhere continues from its newest checkpoint as if nothing had happe
 surrounds the loop: `pretrain/run/session.py`.
 """
 
-import hashlib
 import time
 from dataclasses import replace
 from functools import partial
@@ -30,10 +29,11 @@ from finetune.latent.batch import StepBatch
 from finetune.method.curriculum import final_stage, stage_at
 from finetune.run.best import BEST
 from finetune.run.counters import FinetuneCounters
-from finetune.run.finetuned_model import identity_of, load_stop_classifier
+from finetune.run.finetuned_model import load_stop_classifier
 from finetune.run.origin import Origin, resolve_origin
 from finetune.run.plan import model_need
 from finetune.run.rows import FinetuneRow, step_flops
+from finetune.run.session import RESULTS, examples_sha256, open_session, require_same_examples
 from pretrain.checkpoint.commit import retire
 from pretrain.checkpoint.counters import Counters
 from pretrain.checkpoint.names import CHECKPOINTS, list_checkpoints, parse_step
@@ -42,7 +42,6 @@ from pretrain.checkpoint.store import open_store
 from pretrain.config.layout import Layout
 from pretrain.device.hardware import device_memory, peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.plan.room import require_room
 from pretrain.report.page import write_last_report
@@ -50,13 +49,10 @@ from pretrain.rows.jsonl import JsonLines
 from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession
-from pretrain.run.signals import StopSignal
 from pretrain.run.stragglers import work_fields
 from pretrain.run.world import join_world
 from pretrain.tasks.task import Split
 
-RESULTS = "coconut.jsonl"
-"""Evaluation rows, in `eval/` of the run directory."""
 RESUMABLE = Resumable(
     training="fine-tuning", mark="finetune", config="finetune",
     may_differ={
@@ -85,28 +81,17 @@ def run(config: FinetuneConfig, layout: Layout) -> int:
             return code
 
 
-def open_session(
-    config: FinetuneConfig, layout: Layout, groups: Groups, origin: Origin, signals: StopSignal
-) -> RunSession:
-    """The shell of a fine-tuning run."""
-    identity = identity_of(config, origin.saved)
-    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, identity, results=RESULTS)
-    session.warnings += origin.problems
-    return session
-
-
 class FinetuneTrainer:
     """One rank of a run."""
 
     def __init__(self, config: FinetuneConfig, origin: Origin, session: RunSession) -> None:
         self.config, self.session, self.groups = config, session, session.groups
         layout, groups, tokenizer = session.layout, session.groups, session.tokenizer
-        train, self.validation = self._examples("train"), self._examples("validation")
+        self.train, self.validation = self._examples("train"), self._examples("validation")
         self.test = self._examples("test") if config.data.test.is_given else None
-        session.identity = replace(session.identity, data=data_fingerprint(config.data.train, train))
-        self.examples_sha256 = hashlib.sha256(repr(list(train.encoded)).encode()).hexdigest()
+        session.identity = replace(session.identity, data=data_fingerprint(config.data.train, self.train))
         maker = RowMaker(config.chosen_method, config.curriculum, config.method.markers_in_first_stage, tokenizer)
-        self.sampler = Sampler(train.encoded, maker, config, layout, groups.data.rank())
+        self.sampler = Sampler(self.train.encoded, maker, config, layout, groups.data.rank())
         self.sampler.require_length(origin.saved.seq_len)
         make_objective = partial(Objective, method=config.method)
         self.engine = FinetuneEngine(config, origin.saved, layout, groups, make_objective)
@@ -273,7 +258,7 @@ class FinetuneTrainer:
             return load_example_set(section, split, seed, self.session.tokenizer, track)
 
     def _meta(self) -> dict[str, Any]:
-        return {"finetune": self.config.model_dump(mode="json"), "examples_sha256": self.examples_sha256}
+        return {"finetune": self.config.model_dump(mode="json"), "examples_sha256": examples_sha256(self.train)}
 
     def _save(self) -> None:
         """Start saving everything that a resumed run needs."""
@@ -299,10 +284,7 @@ class FinetuneTrainer:
             if origin.weights is not None:
                 self.engine.load(origin.weights)
             return
-        if reader.meta["examples_sha256"] != self.examples_sha256:
-            raise ValueError(
-                f"data.train: not the examples that {self.session.directory} was trained on: choose another run.name"
-            )
+        require_same_examples(reader, self.train)
         self.engine.load(reader, reader.meta)
         then, now = reader.meta["finetune"]["validation"]["every"], self.config.validation.every
         self._scored_epochs = now if now == then else 0

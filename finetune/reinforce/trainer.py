@@ -7,7 +7,6 @@ What a step draws is a function of (run.seed, step) and the weights, so a run th
 newest checkpoint as if nothing had happened. The result answers like a fine-tuned run, for every tool that reads those.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -30,14 +29,14 @@ from finetune.reinforce.drawing import Drawer, Drawn, Totals
 from finetune.reinforce.objective import ActionLikelihood, GrpoObjective
 from finetune.reinforce.policy import resolve_policy
 from finetune.reinforce.rows import GrpoRow
-from finetune.run.finetuned_model import POLICY, identity_of
+from finetune.run.finetuned_model import POLICY
 from finetune.run.origin import Origin
 from finetune.run.plan import model_need
+from finetune.run.session import examples_sha256, open_session, require_same_examples
 from pretrain.checkpoint.counters import Counters
 from pretrain.config.layout import Layout
 from pretrain.device.hardware import device_memory, peak_memory_gib
 from pretrain.optim.learning_rate import learning_rate
-from pretrain.parallel.groups import Groups
 from pretrain.parallel.stage import load_stage
 from pretrain.parallel.stop_vote import sum_over_ranks
 from pretrain.plan.room import require_room
@@ -45,13 +44,10 @@ from pretrain.report.page import write_last_report
 from pretrain.run.progress import tracked
 from pretrain.run.resume import MAY_DIFFER, Resumable
 from pretrain.run.session import RunSession
-from pretrain.run.signals import StopSignal
 from pretrain.run.stragglers import work_fields
 from pretrain.run.world import join_world
 from pretrain.tasks.task import Split
 
-RESULTS = "coconut.jsonl"
-"""Evaluation rows, in `eval/` of the run directory: those of a fine-tuned run."""
 RESUMABLE = Resumable(
     training="reinforcement learning", mark="grpo", config="grpo",
     may_differ={
@@ -81,14 +77,6 @@ def run(config: GrpoConfig, layout: Layout) -> int:
             return code
 
 
-def open_session(config: GrpoConfig, layout: Layout, groups: Groups, origin: Origin, signals: StopSignal) -> RunSession:
-    """The shell of a run."""
-    identity = identity_of(config, origin.saved)
-    session = RunSession(config, layout, groups, signals, origin.saved, origin.tokenizer, identity, results=RESULTS)
-    session.warnings += origin.problems
-    return session
-
-
 class GrpoTrainer:
     """One rank of a run."""
 
@@ -97,7 +85,6 @@ class GrpoTrainer:
         self.train, self.validation = self._examples("train"), self._examples("validation")
         self.test = self._examples("test") if config.data.test.is_given else None
         session.identity = replace(session.identity, data=data_fingerprint(config.data.train, self.train))
-        self.examples_sha256 = hashlib.sha256(repr(list(self.train.encoded)).encode()).hexdigest()
         self.settings = answer_settings(policy, session.tokenizer)
         replicas = self.groups.data
         self.drawer = Drawer(config, self.train, self.settings, session.tokenizer, replicas.rank(), replicas.size())
@@ -276,7 +263,7 @@ class GrpoTrainer:
         meta: dict[str, Any] = {
             "grpo": self.config.model_dump(mode="json"),
             POLICY: self.policy.model_dump(mode="json"),
-            "examples_sha256": self.examples_sha256,
+            "examples_sha256": examples_sha256(self.train),
         }
         self.session.save(self.engine.pieces(), {**meta, **self.engine.meta()})
 
@@ -288,10 +275,7 @@ class GrpoTrainer:
             assert origin.weights is not None
             self.engine.load(origin.weights)
             return 0
-        if reader.meta["examples_sha256"] != self.examples_sha256:
-            raise ValueError(
-                f"data.train: not the examples that {self.session.directory} was trained on: choose another run.name"
-            )
+        require_same_examples(reader, self.train)
         self.engine.load(reader, reader.meta)
         self.counters = Counters.read(reader.meta)
         then, now = reader.meta["grpo"]["validation"]["every"], self.config.validation.every

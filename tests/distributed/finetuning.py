@@ -13,7 +13,8 @@ import torch.distributed as dist
 from finetune.config import FinetuneConfig, check_layout
 from finetune.engine.engine import FinetuneStepResult
 from finetune.run.origin import resolve_origin
-from finetune.trainer import FinetuneTrainer, open_session
+from finetune.run.session import open_session
+from finetune.trainer import FinetuneTrainer
 from pretrain.parallel.groups import make_groups
 from pretrain.run.signals import StopSignal
 from tests.distributed.training import Interruption, interrupt

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from finetune.api import load_run
 from finetune.reinforce.config import GrpoConfig, check_layout
 from finetune.reinforce.policy import resolve_policy
-from finetune.reinforce.trainer import GrpoTrainer, open_session
+from finetune.reinforce.trainer import GrpoTrainer
 from finetune.run.finetuned_model import load_finetuned
+from finetune.run.session import open_session
 from pretrain.checkpoint.names import list_checkpoints, parse_step
 from pretrain.checkpoint.verify import newest_good
 from pretrain.parallel.groups import make_groups
