@@ -1,13 +1,9 @@
 """A GGUF file of Llama, Qwen 2 or Qwen 3 as the folder of a published model, from which it is imported like any other.
 
-llama.cpp has each tensor under a name of its own, and for Llama the rows of queries and keys of a head in another
-order, as its rotation turns neighbours and that of transformers halves: row 2i + j of a head there is row j·(d/2) + i
-here.
-Quantised weights become float32.
+Names and the order of rows are those of `gguf_names.py`. Quantised weights become float32.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,27 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.hf.gguf_file import GGUFFile
+from pretrain.hf.gguf_names import ARCHITECTURES, published_name, turned_heads
 from pretrain.hf.gguf_tokenizer import NoTokenizer, write_tokenizer
+from pretrain.hf.names import turned_rows
 from pretrain.storage import is_there
 
 FILE_BYTES = 2 << 30
 """A file of weights is closed once it holds so many."""
-ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-_OUTSIDE = {
-    "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}  # fmt: skip
-_PARTS = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _REFUSED = {"rope_freqs.weight": "rope scaling", "expert_count": "mixture of experts"}
 
 
@@ -122,26 +108,17 @@ def _ids(file: GGUFFile) -> dict[str, Any]:
 
 def _tensors(file: GGUFFile, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Each tensor under its name in the published model."""
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    heads = config["num_attention_heads"], config["num_key_value_heads"]
     for name in tqdm(file.tensors, desc="read", unit="tensor", disable=None):
-        if name in _OUTSIDE:
-            yield _OUTSIDE[name], file.read(name)
-            continue
-        found = _IN_LAYER.fullmatch(name)
-        if found is None or found[2] not in _PARTS:
+        if (published := published_name(name)) is None:
             raise ValueError(f"{file.path}: the tensor {name[:60]} has no place in a {config['architectures'][0]}")
         tensor = file.read(name)
-        if config["model_type"] == "llama" and found[2] in heads:
-            tensor = _halves(tensor, heads[found[2]], f"{file.path}: {name}")
-        yield f"model.layers.{int(found[1])}.{_PARTS[found[2]]}.{found[3]}", tensor
-
-
-def _halves(tensor: Tensor, num_heads: int, what: str) -> Tensor:
-    """Rows of queries or keys in the order of transformers."""
-    if len(tensor) % (2 * num_heads):
-        raise ValueError(f"{what} has {len(tensor)} rows, which are no even number for each of {num_heads} heads")
-    pairs = tensor.reshape(num_heads, len(tensor) // num_heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape).contiguous()
+        if turned := turned_heads(config["model_type"], name, *heads):
+            if len(tensor) % (2 * turned):
+                what = f"{len(tensor)} rows, which are no even number for each of {turned} heads"
+                raise ValueError(f"{file.path}: {name} has {what}")
+            tensor = turned_rows(tensor, turned, (-1, 2)).contiguous()
+        yield published, tensor
 
 
 def _write_weights(file: GGUFFile, folder: Path, config: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ class Rule:
     def join(self, ours: list[Tensor]) -> Tensor:
         """The published tensor, made of a copy of ours."""
         if self.paired:
-            ours = [_turned(part, heads, (2, -1)) for part, heads in zip(ours, self.paired, strict=True)]
+            ours = [turned_rows(part, heads, (2, -1)) for part, heads in zip(ours, self.paired, strict=True)]
         whole = torch.cat(ours, self.dim) if len(ours) > 1 else ours[0]
         whole = (whole.t() if self.transposed else whole).clone(memory_format=torch.contiguous_format)
         return whole.view(self.shape)
@@ -95,11 +95,11 @@ class Rule:
         whole = whole.t() if self.transposed else whole
         parts = whole.split([shape[self.dim] for shape in self.shapes], self.dim)
         if self.paired:
-            parts = [_turned(part, heads, (-1, 2)) for part, heads in zip(parts, self.paired, strict=True)]
+            parts = [turned_rows(part, heads, (-1, 2)) for part, heads in zip(parts, self.paired, strict=True)]
         return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
-def _turned(rows: Tensor, heads: int, order: tuple[int, int]) -> Tensor:
+def turned_rows(rows: Tensor, heads: int, order: tuple[int, int]) -> Tensor:
     """Rows of `heads` heads, each in `order` (two halves or pairs), in the other one; without heads as they are."""
     if not heads:
         return rows
