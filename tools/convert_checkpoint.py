@@ -1,6 +1,6 @@
 """Convert weights: `python tools/convert_checkpoint.py export --run runs/quickstart --out exported/quickstart`.
 
-    export  a run's checkpoint, of any layout -> a folder that transformers (vLLM, llama.cpp) loads
+    export  a run's checkpoint, of any layout -> a folder that transformers (and vLLM) loads, or a GGUF file (llama.cpp)
     import  the folder of a published model (Llama, GPT-2, Qwen 2 and 3, OLMo 1 and 2; looped: Nanbeige 4.2, Ouro,
             Huginn; or an export), or a GGUF file of Llama or Qwen -> a run directory
     loop    an unlooped run -> a run of a looped model k⊗L, to be trained further with checkpoint.init_from
@@ -28,7 +28,7 @@ from pretrain.hf.config_file import read_config
 from pretrain.model.loop.tables import INJECTIONS
 from pretrain.storage import require_new
 
-FORMATS = ("nanbeige", "ouro", "huginn")
+FORMATS = ("nanbeige", "ouro", "huginn", "gguf")
 MERGES = ("average", "first", "middle", "last", "none")
 
 
@@ -55,7 +55,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     form = export.add_mutually_exclusive_group()
     form.add_argument("--unroll", action="store_true", help="as a stock model whose layers repeat the shared weights")
-    form.add_argument("--format", choices=FORMATS, help="of a published looped model, the weights once")
+    form.add_argument(
+        "--format", choices=FORMATS, help="of a published looped model, the weights once; or gguf, unrolled"
+    )
     loops = "loops to unroll, or of the other forms; default: the run's"
     export.add_argument("--num-loops", type=positive, metavar="L", help=loops)
     kinds = ("float32", "bfloat16", "float16")

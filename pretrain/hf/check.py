@@ -19,7 +19,7 @@ from pretrain.model.gpt import LoopedGPT
 TOLERANCE = 1e-5
 """Largest allowed difference of logits, relative to the larger of 1 and the largest logit."""
 _BATCH, _LENGTH = 2, 64
-_TEXTS = ("KING HENRY. Once more unto the breach,\n", "x = 12345\n\n\tdef f():", "naïve \U0001f642 \u2581 你好", "")
+TEXTS = ("KING HENRY. Once more unto the breach,\n", "x = 12345\n\n\tdef f():", "naïve \U0001f642 \u2581 你好", "")
 
 
 class WrongConversion(ValueError):  # noqa: N818 - reads as what it reports
@@ -79,7 +79,7 @@ def require_same_ids(tokenizer: Tokenizer, folder: Path, model_type: str) -> Non
     elif format_of(model_type) is not None:  # no class of transformers knows this config.json
         config = {"config": PretrainedConfig()}
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
-    for text in _TEXTS:
+    for text in TEXTS:
         if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text):
             kind = type(theirs).__name__
             raise WrongConversion(

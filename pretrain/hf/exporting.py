@@ -33,6 +33,7 @@ from pretrain.hf.architectures import (
     stock_config,
 )
 from pretrain.hf.check import build, largest_difference, load_published, require_equal, require_same_ids
+from pretrain.hf.gguf_export import require_gguf, write_gguf
 from pretrain.hf.importing import read_weights
 from pretrain.hf.loop_formats.format import LoopFormat
 from pretrain.hf.loop_formats.table import FORMATS
@@ -48,6 +49,7 @@ from pretrain.run.trained_model import load_tokenizer, tokenizer_file
 from pretrain.storage import require_new
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GGUF = "gguf"
 FILE_BYTES = 4 << 30
 """Most bytes of a weights file that holds more than one tensor."""
 
@@ -63,7 +65,7 @@ def export_run(
         out: new folder.
         step: step of the checkpoint. Default: the newest good one.
         unroll: write a looped model as a stock model whose layers repeat the shared weights.
-        published: write it in the form of this published looped model (FORMATS).
+        published: write it in the form of this published looped model (FORMATS), or "gguf": unrolled, one GGUF file.
         num_loops: L to unroll to, or the default of the looped form. Default: the run's.
         dtype: type of the written weights (DTYPES); float32 keeps the checkpoint's exactly.
 
@@ -75,8 +77,11 @@ def export_run(
     reader, problems = open_checkpoint(run, step)
     saved = SavedModel.read(reader.meta)
     num_loops = num_loops or saved.model.num_loops
-    if published is None:
-        form: Architecture | LoopFormat | None = _choose(saved.model, num_loops, unroll)
+    form: Architecture | LoopFormat | None = None
+    if published == GGUF:
+        require_gguf(saved.model, num_loops)
+    elif published is None:
+        form = _choose(saved.model, num_loops, unroll)
     else:
         form = FORMATS[published]
         saved.model.require_loops("--num-loops", [num_loops])
@@ -86,7 +91,10 @@ def export_run(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        lines = _write(unfinished, reader, saved, form, num_loops, tokenizer, DTYPES[dtype])
+        if published == GGUF:
+            lines = write_gguf(unfinished, reader, saved, num_loops, tokenizer, DTYPES[dtype])
+        else:
+            lines = _write(unfinished, reader, saved, form, num_loops, tokenizer, DTYPES[dtype])
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

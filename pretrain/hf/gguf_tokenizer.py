@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 """Types of tokens."""
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -59,8 +59,8 @@ def write_tokenizer(settings: Mapping[str, Any], folder: Path) -> None:
     tokens, kinds = _list(settings, "tokens", str), _list(settings, "token_type", int)
     if len(tokens) != len(kinds):
         raise NoTokenizer(f"has {len(tokens)} tokens and {len(kinds)} types of them")
-    pieces = {token: number for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED}
-    if len(pieces) < sum(kind != _UNUSED for kind in kinds):
+    pieces = {token: number for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
+    if len(pieces) < sum(kind != UNUSED for kind in kinds):
         raise NoTokenizer("has two tokens of one name")
     model = settings.get("tokenizer.ggml.model")
     if model == "gpt2":
@@ -69,9 +69,9 @@ def write_tokenizer(settings: Mapping[str, Any], folder: Path) -> None:
         backend = _sentencepiece(settings, tokens, kinds, pieces)
     else:
         raise NoTokenizer(f"is of kind {model!r}")
-    controls = [token for token, number in pieces.items() if kinds[number] in (_CONTROL, _UNKNOWN)]
+    controls = [token for token, number in pieces.items() if kinds[number] in (CONTROL, UNKNOWN)]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in controls])
-    users = [token for token, number in pieces.items() if kinds[number] == _USER]
+    users = [token for token, number in pieces.items() if kinds[number] == USER]
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in users])
     (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -114,8 +114,8 @@ def _sentencepiece(settings: Mapping[str, Any], tokens: list[str], kinds: list[i
     scores = _list(settings, "scores", float)
     if len(scores) != len(tokens):
         raise NoTokenizer(f"has {len(tokens)} tokens and {len(scores)} scores")
-    unknown = next((token for token, number in pieces.items() if kinds[number] == _UNKNOWN), None)
-    learned = {token: scores[number] for token, number in pieces.items() if kinds[number] == _NORMAL}
+    unknown = next((token for token, number in pieces.items() if kinds[number] == UNKNOWN), None)
+    learned = {token: scores[number] for token, number in pieces.items() if kinds[number] == NORMAL}
     ranked = sorted(learned, key=lambda token: (-learned[token], pieces[token]))
     merges = [
         (token[:cut], token[cut:])

@@ -209,7 +209,7 @@ def test_what_cannot_be_computed_is_refused_by_name(tmp_path: Path, byte_level: 
 
 
 def test_the_command_knows_every_form(tmp_path: Path, commands: Commands) -> None:
-    assert tuple(FORMATS) == convert_checkpoint.FORMATS
+    assert (*FORMATS, "gguf") == convert_checkpoint.FORMATS
     both = ("--run", tmp_path, "--out", tmp_path / "out", "--unroll", "--format", "nanbeige")
     done = commands.run(ROOT / "tools" / "convert_checkpoint.py", "export", *both)
     assert done.returncode == 2 and "not allowed with argument" in done.stderr
