@@ -8,10 +8,21 @@
     loop_keys_every  loops that share, with every
 """
 
+from typing import Any
+
 from pretrain.hf.modeling_looped_gpt import PLAIN_LOOP, LoopedGPTConfig, loop_design
 from pretrain.model.loop.variant import PerLoop
 
 POLICIES = ("own", "first", "every")
+
+
+class ServedConfig(LoopedGPTConfig):
+    """The configuration of an export with its key/value heads as a number, which vLLM reads of it."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        heads = config_dict.get("num_key_value_heads") or config_dict["num_attention_heads"]
+        return super().from_dict(config_dict | {"num_key_value_heads": heads}, **kwargs)
 
 
 def launched(config: LoopedGPTConfig) -> LoopedGPTConfig:

@@ -18,7 +18,7 @@ def register() -> None:
     from transformers import AutoConfig
     from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
 
-    from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
+    from pretrain.hf.vllm_plugin.launch import ServedConfig
 
-    AutoConfig.register(LoopedGPTConfig.model_type, LoopedGPTConfig, exist_ok=True)
+    AutoConfig.register(ServedConfig.model_type, ServedConfig, exist_ok=True)
     ModelRegistry.register_model(ARCHITECTURE, "pretrain.hf.vllm_plugin.model:ServedLoopedGPT")

@@ -5,13 +5,18 @@ from typing import Any
 import pytest
 
 from pretrain.hf.modeling_looped_gpt import LoopedGPTConfig
-from pretrain.hf.vllm_plugin.launch import entries_of, launched, require_held
+from pretrain.hf.vllm_plugin.launch import ServedConfig, entries_of, launched, require_held
 
 SHAPE = {"num_prelude_layers": 1, "num_loop_layers": 2, "num_coda_layers": 1, "num_loops": 3, "hidden_size": 32}
 
 
 def config(**values: Any) -> LoopedGPTConfig:
     return LoopedGPTConfig(**SHAPE | {"num_attention_heads": 4} | values)
+
+
+def test_vllm_reads_how_many_heads_there_are() -> None:
+    read = ServedConfig.from_dict(config().to_dict())
+    assert (read.num_key_value_heads, read.head_dim, read.num_hidden_layers, read.num_loops) == (4, 8, 8, 3)
 
 
 def test_every_application_of_a_layer_has_a_cache_of_its_own() -> None:
