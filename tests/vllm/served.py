@@ -22,6 +22,7 @@ def main(folder: str, overrides: str, prompts: str) -> None:
     vocab = config["vocab_size"]
     model = LLM(
         folder, dtype="float32", enforce_eager=True, max_model_len=config["max_position_embeddings"], max_num_seqs=4,
+        max_num_batched_tokens=64,
         hf_overrides=json.loads(overrides), max_logprobs=vocab, disable_log_stats=True,
     )  # fmt: skip
     how = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=vocab)

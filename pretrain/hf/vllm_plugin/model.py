@@ -47,12 +47,12 @@ from pretrain.model.weight_kinds import under
 logger = init_logger("vllm.looped")  # vLLM shows its own loggers only
 
 
-def column(inputs: int, outputs: int, prefix: str, *, bias: bool) -> nn.Module:
+def column(inputs: int, outputs: int, prefix: str, *, bias: bool) -> Any:
     """A linear map whose outputs are split over ranks."""
     return ColumnParallelLinear(inputs, outputs, bias=bias, return_bias=False, prefix=prefix)
 
 
-def row(inputs: int, outputs: int, prefix: str, *, bias: bool) -> nn.Module:
+def row(inputs: int, outputs: int, prefix: str, *, bias: bool) -> Any:
     """A linear map whose inputs are split over ranks, and its outputs summed."""
     return RowParallelLinear(inputs, outputs, bias=bias, return_bias=False, prefix=prefix)
 
@@ -118,7 +118,8 @@ def served_layer(
     if layer.in_loop is not None:
         layer.per_loop = HeldWeights(WholeWeights, layer.in_loop.variant.layer_weights())
         layer.residual = HeldWeights(WholeWeights, layer.in_loop.residual.layer_weights())
-    layer.attention = ServedAttention(config, entries, vllm_config, f"{prefix}.attention", root)
+    attention: Any = ServedAttention(config, entries, vllm_config, f"{prefix}.attention", root)
+    layer.attention = attention
     has_bias, width, inner = config.bias == "all", config.hidden_size, config.ffn_size
     if layer.ffn.gate is not None:
         layer.ffn.gate = column(width, inner, f"{prefix}.ffn.gate", bias=has_bias)
