@@ -29,7 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "keys of the first loop": ({"loop": {"keys": "first"}}, 3),
     "keys of every second": ({"loop": {"keys": "every"}}, 3), "lora, more loops than it has": ({"loop": LORA}, 4),
     "ouro, gate unused": ({"norm_place": "both", "loop": {"final_norm": "passes", "exit": "linear"}}, 2),
-    "huginn": ({"norm_place": "around", "bias": "qk", "embedding_scale": 8.0, "loop": HUGINN}, 3),
+    "noise, concat, norm before the coda": ({"bias": "qk", "loop": HUGINN}, 3),
     "hyper-connections": ({"loop": {"residual": "hyper"}}, 2), "qwen3": ({"qk_norm": "head", "head_size": 64}, 2),
     "adaln": ({"loop": {"per_loop": "adaln", "injection": "add"}}, 3),
     "gpt2": ({"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}, 2),
