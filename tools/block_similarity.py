@@ -3,7 +3,7 @@
 For each run and kind of weight matrix the mean cosine between layers i and i + k, with the least and the largest
 (Saunshi et al. 2025, section 4). Runs are trained or imported (tools/convert_checkpoint.py); a looped model has one
 block, and nothing to compare. Prints a table and writes block_similarity.csv (a row for each pair of layers), .png and
-.svg, in which runs that differ in the seed alone are one bar.
+.svg, in which runs that differ in the seed alone are one bar. In place of runs it takes such a .csv, and draws it anew.
 """
 
 if __name__ == "__main__":
@@ -13,27 +13,30 @@ if __name__ == "__main__":
 
 import argparse
 import csv
+import math
 import re
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.names import require_checkpoint
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, positive
+from pretrain.rows.provenance import RunName, counted, told_runs, without_seed
 from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, draw_grid_lines, new_figure
 
 if TYPE_CHECKING:
     from pretrain.model.block_similarity import BlockSimilarity
 
+HEADER = ("run", "group", "layer", "other_layer", "cosine")
 COLOURS = (GREY, SKY, BLUE, GREEN, ORANGE, RED, PINK)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OptionParser(description="Compare the weights of the blocks of trained models.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs, or one .csv of them")
     default = "default: model.loop_regulariser.block_size of the run, or of the other runs"
     parser.add_argument("--block-size", type=positive, metavar="K", help=f"layers of a block; {default}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: folder of the first run")
@@ -41,7 +44,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> None:
-    runs = list(dict.fromkeys(run.resolve() for run in options.runs))
+    is_table = [run.suffix == ".csv" for run in options.runs]
+    if any(is_table):
+        if len(options.runs) > 1 or options.block_size is not None:
+            raise ValueError(f"{options.runs[is_table.index(True)]}: give it alone: it has its runs and block size")
+        found, size = read_csv(options.runs[0])
+        kinds: dict[str, Hashable] = {}
+        names = ["png", "svg"]
+    else:
+        found, size, kinds = read_runs(list(dict.fromkeys(run.resolve() for run in options.runs)), options.block_size)
+        names = ["csv", "png", "svg"]
+    out = options.out or options.runs[0].resolve().parent
+    out.mkdir(parents=True, exist_ok=True)
+    files = {suffix: out / f"block_similarity.{suffix}" for suffix in names}
+    if "csv" in files:
+        write_csv(found, size, files["csv"])
+    draw(pooled(found, kinds), size, note_of(found), [files["png"], files["svg"]])
+    print(table(found, size))
+    print(f"\n{', '.join(map(str, files.values()))}")
+
+
+Found = dict[str, list["BlockSimilarity"]]
+"""Cosines by name of the run."""
+
+
+def read_runs(runs: Sequence[Path], block_size: int | None) -> tuple[Found, int, dict[str, Hashable]]:
+    """The cosines between the blocks of runs, the layers of a block, and what `pooled` takes for kinds.
+
+    Raises:
+        ValueError: a run has no checkpoint, or no blocks to compare.
+    """
     for run in runs:
         require_checkpoint(run)  # before torch is imported, which takes seconds
     from pretrain.checkpoint.run import open_checkpoint
@@ -52,11 +84,11 @@ def compare(options: argparse.Namespace) -> None:
     opened = {run: open_checkpoint(run) for run in runs}
     models = {run: SavedModel.read(reader.meta).model for run, (reader, _) in opened.items()}
     sizes = {model.loop_regulariser.block_size for model in models.values()} - {0}
-    if options.block_size is None and len(sizes) != 1:
+    if block_size is None and len(sizes) != 1:
         had = f"the runs have {', '.join(map(str, sorted(sizes)))}" if sizes else "no run has one in its configuration"
         raise ValueError(f"--block-size: give the layers of a block: {had}")
-    size = options.block_size or sizes.pop()
-    found: dict[str, list[BlockSimilarity]] = {}
+    size = block_size or sizes.pop()
+    found: Found = {}
     kinds: dict[str, Hashable] = {}
     for run, (reader, problems) in opened.items():
         print_warnings(problems)
@@ -69,12 +101,40 @@ def compare(options: argparse.Namespace) -> None:
         identity = RunIdentity.read(reader.meta)
         if identity.variant is not None:
             kinds[name_of(run, runs)] = identity.variant, identity.data, reader.step
-    out = options.out or runs[0].parent
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(found, size, out / "block_similarity.csv")
-    draw(pooled(found, kinds), size, [out / f"block_similarity.{suffix}" for suffix in ("png", "svg")])
-    print(table(found, size))
-    print(f"\n{out / 'block_similarity.csv'}, .png and .svg")
+    return found, size, kinds
+
+
+def read_csv(path: Path) -> tuple[Found, int]:
+    """What `write_csv` wrote: the cosines by run, and the layers of a block.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    from pretrain.model.block_similarity import BlockSimilarity
+
+    cosines: dict[str, dict[Any, list[float]]] = {}
+    sizes = set()
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                if not math.isfinite(value := float(row["cosine"])):
+                    raise ValueError
+                sizes.add(int(row["other_layer"]) - int(row["layer"]))
+                cosines.setdefault(row["run"], {}).setdefault(row["group"], []).append(value)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{path}:{number}: no row of block_similarity.csv: {','.join(HEADER)}") from None
+    if len(sizes) != 1:
+        raise ValueError(f"{path}: has pairs of {len(sizes)} distances, not of one: give a block_similarity.csv")
+    found = {
+        run: [BlockSimilarity(group, tuple(of)) for group, of in groups.items()] for run, groups in cosines.items()
+    }
+    return found, sizes.pop()
+
+
+def note_of(found: Mapping[str, Sequence["BlockSimilarity"]]) -> str:
+    """What the figure stands on."""
+    pairs = {len(one.cosines) for similarities in found.values() for one in similarities}
+    return f"{told_runs(map(RunName, found))}; {counted(pairs, 'pairs of layers')} of each run and kind"
 
 
 def name_of(run: Path, runs: Sequence[Path]) -> str:
@@ -104,7 +164,7 @@ def _cell(similarity: "BlockSimilarity") -> str:
 def write_csv(found: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("run", "group", "layer", "other_layer", "cosine"))
+        writer.writerow(HEADER)
         for run, similarities in found.items():
             for group, cosines in similarities:
                 writer.writerows((run, group, i, i + block_size, f"{value:.6f}") for i, value in enumerate(cosines))
@@ -121,8 +181,8 @@ def pooled(
     """
     pools: dict[Hashable, list[str]] = {}
     for run in found:
-        pools.setdefault(kinds.get(run, _without_seed(run)), []).append(run)
-    short = {key: ", ".join(dict.fromkeys(map(_without_seed, runs))) for key, runs in pools.items()}
+        pools.setdefault(kinds.get(run, without_seed(run)), []).append(run)
+    short = {key: ", ".join(dict.fromkeys(map(without_seed, runs))) for key, runs in pools.items()}
     named: dict[str, list[BlockSimilarity]] = {}
     for key, runs in pools.items():
         is_clear = list(short.values()).count(short[key]) == 1
@@ -132,15 +192,12 @@ def pooled(
     return named
 
 
-def _without_seed(run: str) -> str:
-    return re.sub(r"-seed\d+$", "", run)
-
-
-def draw(pools: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, files: Sequence[Path]) -> None:
-    """A bar for each kind of matrix and configuration, with a line from the least to the largest cosine."""
+def draw(pools: Mapping[str, Sequence["BlockSimilarity"]], block_size: int, note: str, files: Sequence[Path]) -> None:
+    """A bar for each kind of matrix and configuration, with a line from the least to the largest cosine; below them the
+    note."""
     groups = list(dict.fromkeys(one.group for similarities in pools.values() for one in similarities))
     width = 0.8 / len(pools)
-    with new_figure(files, 8.0, 3.6) as figure:
+    with new_figure(files, 8.0, 3.6, note) as figure:
         axes = figure.add_subplot()
         draw_grid_lines(axes)
         for number, (name, similarities) in enumerate(pools.items()):

@@ -13,6 +13,9 @@ For questions of any data set, with the tokens that the thoughts about one of th
     thoughts     norm and direction of thoughts, and the tokens they decode to
     grid         accuracy for each number of thoughts and loops against FLOPs per answer
 
+With a numbers.json in place of the run, what it has all numbers of (process, thoughts, grid) is drawn anew:
+`--run configs/finetune/results/prosqa_hard_small_from_cot/numbers.json`.
+
 Implementation: `finetune/search/search_report.py`; definitions: `finetune/search/search_tree.py`.
 """
 
@@ -51,6 +54,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def search(options: argparse.Namespace) -> None:
+    if options.run.suffix == ".json":
+        from finetune.search.redraw import draw_numbers, read_numbers
+
+        found, out = read_numbers(options.run), options.out or options.run.parent
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"figures in {out}: {', '.join(draw_numbers(found, out))}")
+        return
     require_checkpoint(answering_run(options.run, options.step), options.step)  # before torch, which takes seconds
     import torch
 

@@ -30,6 +30,7 @@ from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser
 from pretrain.config.read import read_config
 from pretrain.rows.jsonl import JsonLines
+from pretrain.rows.provenance import counted, told_runs
 from pretrain.scaling.labels import Label, place_labels
 from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, RED, draw_grid_lines, new_figure
 from pretrain.tasks.shortcuts import best_shortcut, floor_of
@@ -85,8 +86,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, float]]:
-    """The points, and the lines to draw: accuracies in percent by name.
+def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, float], str]:
+    """The points, the lines to draw (accuracies in percent by name), and what the points stand on.
 
     Raises:
         ValueError: a run has another method, no test row, or another task than the first, or two of one point differ in
@@ -123,7 +124,9 @@ def read_points(runs: Sequence[Path]) -> tuple[list[ReasoningPoint], dict[str, f
         for key, rows in sorted(pools.items())
     ]
     best, chance = best_shortcut(*asked), floor_of(*asked).chance or 0.0
-    return points, {"chance": 100 * chance, f"best shortcut: {best.name}": 100 * best.accuracy}
+    scored = [row for rows in pools.values() for row in rows.values()]
+    note = f"{told_runs(scored)}; {counted((row.num_examples for row in scored), 'test questions')}"
+    return points, {"chance": 100 * chance, f"best shortcut: {best.name}": 100 * best.accuracy}, note
 
 
 def _differs(row: CoconutRow, other: CoconutRow) -> str:
@@ -151,9 +154,9 @@ def _trained_row(run: Path, config: FinetuneConfig) -> CoconutRow:
     return max(reversed(rows), key=lambda row: row.step)  # of one step the last: data.test may have been corrected
 
 
-def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], files: Sequence[Path]) -> None:
-    """Two panels: accuracy against the tokens written, and against the FLOPs of an answer."""
-    with new_figure(files, 8.5, 4.0) as figure:
+def draw(points: Sequence[ReasoningPoint], lines: dict[str, float], note: str, files: Sequence[Path]) -> None:
+    """Two panels: accuracy against the tokens written, and against the FLOPs of an answer; below them the note."""
+    with new_figure(files, 8.5, 4.0, note) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         names: list[list[Label]] = []
         for axes, label in zip(panels, ("tokens written, thoughts included", "MFLOP of an answer"), strict=True):
@@ -205,12 +208,12 @@ def _draw_panel(axes: "Axes", points: Sequence[ReasoningPoint], *, uses_flops: b
 
 
 def compare(options: argparse.Namespace) -> None:
-    points, lines = read_points(options.runs)
+    points, lines, note = read_points(options.runs)
     out = options.out or options.runs[0].resolve().parent
     out.mkdir(parents=True, exist_ok=True)
     with (out / "loops_and_thoughts.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADER, *(point.cells for point in points)])
-    draw(points, lines, [out / f"loops_and_thoughts.{suffix}" for suffix in ("png", "svg")])
+    draw(points, lines, note, [out / f"loops_and_thoughts.{suffix}" for suffix in ("png", "svg")])
     table: list[tuple[str, ...]] = [HEADER, *(point.cells for point in points)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print("\n".join("  ".join(map(str.rjust, row, widths)) for row in table))

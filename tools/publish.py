@@ -28,7 +28,8 @@ from pretrain.rows.jsonl import JsonLines
 from pretrain.storage import is_there, parse_json, write_atomically
 
 SWEEPS = Path("runs/sweeps")
-FIGURES = ("*.svg", "*.csv")
+FIGURES = ("*.svg", "*.csv", "numbers.json")
+"""And the numbers that they are drawn from, where those are not rows."""
 OF_MODELS = "scaling.svg", "law.svg"
 """Figures that are drawn where they have something to show."""
 VERSIONS = ("git commit", "python", "torch", "deepspeed", "device")

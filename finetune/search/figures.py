@@ -1,4 +1,5 @@
 """The figures of the latent search (`tools/latent_search.py`), each saved to every file given; suffixes say the format.
+The note below each is what it stands on.
 
 Figures of the paper that they follow (Hao et al. 2024, arXiv 2412.06769, first version): classes of reasoning 3, the
 tree 5 and 6, parallelism 7, height 8.
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.answers.results import CoconutRow
-from finetune.search.latent_search import ThoughtStatistics
+from finetune.search.latent_search import ThoughtNumbers
 from finetune.search.search_tree import HeightValue, Process, ProcessBar
 from finetune.search.tree_layout import TreeView
 from pretrain.scaling.style import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, draw_grid_lines, new_figure
@@ -41,9 +42,9 @@ WIDEST_TREE, NARROWEST_TREE = 9.6, 5.4
 """Inches: names have 9 pixels where the figure has 850, and the captions fit."""
 
 
-def draw_process(bars: Sequence[ProcessBar], files: Sequence[Path]) -> None:
+def draw_process(bars: Sequence[ProcessBar], note: str, files: Sequence[Path]) -> None:
     """Accuracy of the answers, and classes of the reasoning, for every number of thoughts."""
-    with new_figure(files, 10.5, 1.6 + 0.36 * len(bars)) as figure:
+    with new_figure(files, 10.5, 1.6 + 0.36 * len(bars), note) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
         positions = range(len(bars))
         accuracies, errors = [100 * bar.accuracy for bar in bars], [100 * bar.stderr for bar in bars]
@@ -73,9 +74,9 @@ def bar_names(bars: Sequence[ProcessBar]) -> list[str]:
     return [bar.method if bar.method and methods.count(bar.method) == 1 else bar.label for bar in bars]
 
 
-def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Sequence[Path]) -> None:
+def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], note: str, files: Sequence[Path]) -> None:
     """The summed value of the best nodes (`top_values`) over the questions, for each number of thoughts."""
-    with new_figure(files, 0.6 + 3.1 * len(tops), 3.3) as figure:
+    with new_figure(files, 0.6 + 3.1 * len(tops), 3.3, note) as figure:
         panels = figure.subplots(1, len(tops), sharey=True, squeeze=False)[0]
         for axes, (num_thoughts, curves) in zip(panels, tops.items(), strict=True):
             below: Sequence[float] = [0.0] * len(curves[0])
@@ -93,10 +94,10 @@ def draw_parallelism(tops: Mapping[int, Sequence[Sequence[float]]], files: Seque
         panels[0].legend()
 
 
-def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[Path]) -> None:
+def draw_heights(heights: Mapping[int, Sequence[HeightValue]], note: str, files: Sequence[Path]) -> None:
     """Mean value of right and wrong nodes of the frontier against their height, for each number of thoughts, with its
     standard error over nodes; a value is not below 0, so no bar is."""
-    with new_figure(files, 0.6 + 3.1 * len(heights), 3.3) as figure:
+    with new_figure(files, 0.6 + 3.1 * len(heights), 3.3, note) as figure:
         panels = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
         for axes, (num_thoughts, groups) in zip(panels, heights.items(), strict=True):
             for is_right, colour, marker, label in (
@@ -120,7 +121,7 @@ def draw_heights(heights: Mapping[int, Sequence[HeightValue]], files: Sequence[P
         figure.legend(handles, names, loc="outside lower center", ncols=2, title=title, title_fontsize=10)
 
 
-def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
+def draw_tree(views: Mapping[int, TreeView], note: str, files: Sequence[Path]) -> None:
     """The reachable part of the graph of one question, every node with its value after a number of thoughts; as many
     side by side as leave names legible."""
     from matplotlib import colormaps
@@ -131,7 +132,7 @@ def draw_tree(views: Mapping[int, TreeView], files: Sequence[Path]) -> None:
     rows = math.ceil(len(views) / max(1, int((WIDEST_TREE - 0.4) / width)))
     columns = math.ceil(len(views) / rows)
     whole = max(NARROWEST_TREE, 0.4 + width * columns)
-    with new_figure(files, whole, 0.6 + rows * (0.4 + 0.95 * first.depth)) as figure:
+    with new_figure(files, whole, 0.6 + rows * (0.4 + 0.95 * first.depth), note) as figure:
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes in panels:
             axes.set_axis_off()
@@ -163,11 +164,11 @@ def _draw_nodes(axes: "Axes", view: TreeView, shades: "Colormap") -> None:
         axes.annotate(text, node.place, ha="center", va="center", fontsize=7.5, zorder=3, color=ink)
 
 
-def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]) -> None:
+def draw_thoughts(found: ThoughtNumbers, note: str, files: Sequence[Path]) -> None:
     """Length and direction of thoughts, and the tokens that those about one question decode to."""
     num_thoughts = len(found.norms)
     positions = list(range(1, num_thoughts + 1))
-    with new_figure(files, 11.5, 3.4) as figure:
+    with new_figure(files, 11.5, 3.4, note) as figure:
         size, turn, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
         size.errorbar(positions, found.norms, found.norm_deviations, color=BLUE, label="thoughts", **LINE)
         low, high = found.token_norm - found.token_norm_deviation, found.token_norm + found.token_norm_deviation
@@ -188,20 +189,20 @@ def draw_thoughts(found: ThoughtStatistics, question: int, files: Sequence[Path]
             axes.set_xticks(positions)
             draw_grid_lines(axes)
         words.set_axis_off()
-        words.set_title(f"Likeliest tokens, question {question}")
-        cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens[question]]
+        words.set_title(f"Likeliest tokens, question {found.question}")
+        cells = [[f"{token!r} {probability:.2f}" for token, probability in row] for row in found.top_tokens]
         names = [f"thought {position}" for position in positions]
         table = words.table(cells, rowLabels=names, cellLoc="left", edges="open", bbox=(0.14, 0, 0.86, 0.97))
         table.auto_set_font_size(False)
         table.set_fontsize(9)
 
 
-def draw_grid(rows: Sequence[CoconutRow], files: Sequence[Path]) -> None:
+def draw_grid(rows: Sequence[CoconutRow], note: str, files: Sequence[Path]) -> None:
     """Accuracy at every number of thoughts and loops: against the FLOPs of an answer, and as a table."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
     loops, thoughts = (sorted({getattr(row, name) for row in rows}) for name in ("num_loops", "num_thoughts"))
-    with new_figure(files, 10.5, 3.6) as figure:
+    with new_figure(files, 10.5, 3.6, note) as figure:
         cost, cells = figure.subplots(1, 2, width_ratios=(1.4, 1))
         for number, num_loops in enumerate(loops):
             chosen = sorted((row for row in rows if row.num_loops == num_loops), key=lambda row: row.num_thoughts)

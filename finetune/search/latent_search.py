@@ -114,6 +114,10 @@ def search_values(
     return [value for question in range(len(graphs)) for value in values[question]]
 
 
+Token = tuple[str, float]
+"""A token's text and its probability."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThoughtStatistics:
     """The k thoughts of many questions: means and standard deviations over the questions."""
@@ -127,8 +131,26 @@ class ThoughtStatistics:
     cosines: list[float]
     """[k - 1] cosines between each thought and the one before it."""
     cosine_deviations: list[float]
-    top_tokens: list[list[list[tuple[str, float]]]]
+    top_tokens: list[list[list[Token]]]
     """[questions, k]: the tokens that the head finds likeliest for a thought, with their probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtNumbers:
+    """`ThoughtStatistics` with the tokens of one question."""
+
+    norms: list[float]
+    norm_deviations: list[float]
+    token_norm: float
+    token_norm_deviation: float
+    cosines: list[float]
+    cosine_deviations: list[float]
+    question: int
+    top_tokens: list[list[Token]]
+
+    @classmethod
+    def of(cls, found: ThoughtStatistics, question: int) -> "ThoughtNumbers":
+        return cls(**{**vars(found), "top_tokens": found.top_tokens[question]}, question=question)
 
 
 @torch.inference_mode()
@@ -162,7 +184,7 @@ def thought_statistics(
     )
 
 
-def _likeliest(model: LoopedGPT, thoughts: Tensor, tokenizer: Tokenizer) -> list[list[list[tuple[str, float]]]]:
+def _likeliest(model: LoopedGPT, thoughts: Tensor, tokenizer: Tokenizer) -> list[list[list[Token]]]:
     """The likeliest tokens of every thought [b, k, d]; special ones by their name."""
     logits = model.all_logits(thoughts.flatten(0, 1))[:, : tokenizer.vocab_size]
     probabilities, tokens = logits.float().softmax(dim=-1).topk(min(NUM_TOKENS, tokenizer.vocab_size), dim=-1)

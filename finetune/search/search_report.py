@@ -16,17 +16,10 @@ from finetune.answers.scoring import Answerer, answer_settings, is_right
 from finetune.examples.examples import encode_examples
 from finetune.latent.generation import AnswerSettings
 from finetune.run.finetuned_model import FinetunedModel
-from finetune.search.figures import (
-    MAX_PANELS,
-    draw_grid,
-    draw_heights,
-    draw_parallelism,
-    draw_process,
-    draw_thoughts,
-    draw_tree,
-)
+from finetune.search.figures import MAX_PANELS, draw_heights, draw_parallelism, draw_tree
 from finetune.search.graph_text import GraphText
-from finetune.search.latent_search import ThoughtStatistics, search_values, thought_statistics
+from finetune.search.latent_search import ThoughtNumbers, ThoughtStatistics, search_values, thought_statistics
+from finetune.search.redraw import SUFFIXES, draw_numbers, note_of, read_numbers
 from finetune.search.search_tree import (
     NodeValue,
     Process,
@@ -38,8 +31,6 @@ from finetune.search.search_tree import (
 )
 from finetune.search.tree_layout import view_tree
 from pretrain.tasks.shortcuts import Floor
-
-SUFFIXES = (".png", ".svg")
 
 
 class Searcher:
@@ -178,11 +169,7 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str
     Raises:
         OSError: the folder cannot be written.
     """
-    thoughts = None
-    if report.thoughts is not None:
-        tokens = report.thoughts.top_tokens[question]
-        thoughts = {key: value for key, value in asdict(report.thoughts).items() if key != "top_tokens"}
-        thoughts |= {"question": question, "top_tokens": tokens}
+    thoughts = ThoughtNumbers.of(report.thoughts, question) if report.thoughts else None
     by_thoughts = {
         num_thoughts: {
             "mean_top_values": [sum(curve) / len(curve) for curve in top_values(values)],
@@ -197,7 +184,7 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str
         **report.floor._asdict(),
         "process": [asdict(bar) for bar in report.bars],
         "after_thoughts": by_thoughts,
-        "thoughts": thoughts,
+        "thoughts": thoughts and asdict(thoughts),
         "grid": [asdict(row) for row in report.grid],
     }
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -211,23 +198,21 @@ def write_numbers(report: SearchReport, question: int, folder: Path) -> list[str
 
 
 def draw_report(report: SearchReport, searcher: Searcher, question: int, folder: Path) -> list[str]:
-    """Draw all figures that have data, with the tree and thoughts of one question; returns their names."""
-    names = []
+    """Draw all figures that have data, with the tree and thoughts of one question, after `write_numbers`; returns their
+    names."""
+    names = draw_numbers(read_numbers(folder / "numbers.json"), folder)
+    note = note_of(report.run, report.split, report.num_examples)
 
     def files(name: str) -> Sequence[Path]:
         names.append(name)
         return [folder / (name + suffix) for suffix in SUFFIXES]
 
-    if report.bars:
-        draw_process(report.bars, files("process"))
     shown = dict(list(report.values.items())[:MAX_PANELS])
     if shown:
-        draw_parallelism({number: top_values(values) for number, values in shown.items()}, files("parallelism"))
-        draw_heights({number: values_by_height(values) for number, values in shown.items()}, files("height"))
+        draw_parallelism({number: top_values(values) for number, values in shown.items()}, note, files("parallelism"))
+        draw_heights({number: values_by_height(values) for number, values in shown.items()}, note, files("height"))
         of_question = {number: [v for v in values if v.question == question] for number, values in shown.items()}
         graph = searcher.graphs[question]
-        draw_tree({number: view_tree(graph, values) for number, values in of_question.items()}, files("tree"))
-    if report.thoughts is not None:
-        draw_thoughts(report.thoughts, question, files("thoughts"))
-    draw_grid(report.grid, files("grid"))
+        of_one = f"{note_of(report.run, report.split, 1).removesuffix('s')}, number {question}"
+        draw_tree({number: view_tree(graph, values) for number, values in of_question.items()}, of_one, files("tree"))
     return names

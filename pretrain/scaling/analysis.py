@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import ResultRow, parse_inputs
+from pretrain.rows.provenance import counted, told_runs
 from pretrain.scaling.comparable import VALIDATION
 from pretrain.scaling.curves import Curve, make_curves
 from pretrain.scaling.fit import Fit, Ratio, fit_curve, ratio_of
@@ -50,6 +51,18 @@ class Analysis:
     @property
     def task_groups(self) -> list[str]:
         return list(dict.fromkeys(curve.task_group for curve in self.curves))
+
+    @property
+    def note(self) -> str:
+        """What the figure stands on: runs, seeds, and the examples of each point, by task group."""
+        points = {group: [] for group in self.task_groups}
+        for curve in self.curves:
+            points[curve.task_group] += curve.all_points
+        said = [
+            f"{group} {counted((point.num_examples for point in found), _noun(group))}"
+            for group, found in points.items()
+        ]
+        return f"{told_runs(point.row for found in points.values() for point in found)}; {', '.join(said)}"
 
 
 def analyse(
@@ -144,6 +157,11 @@ def _of_one_text(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], li
     rest = sum(map(len, by_text.values())) - len(chosen)
     said = f"joint law: {rest} validation losses are of other data or tokenizers than the other {len(chosen)}: left out"
     return chosen, [said] if rest else []
+
+
+def _noun(task_group: str) -> str:
+    """What an example of a group is."""
+    return "sequences" if task_group == VALIDATION else "questions"
 
 
 def _finite(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:

@@ -63,9 +63,9 @@ class Panel(NamedTuple):
     floors: Mapping[str, float]
 
 
-def draw_dots(analysis: Analysis, files: Sequence[Path]) -> list[str]:
-    """Draw the figure and save it to every file. Where two lines would have one name, it is not drawn, the files that
-    are there are removed, and the reason is returned."""
+def draw_dots(analysis: Analysis, files: Sequence[Path], note: str) -> list[str]:
+    """Draw the figure, with the note below it, and save it to every file. Where two lines would have one name, it is
+    not drawn, the files that are there are removed, and the reason is returned."""
     panels = [_panel(analysis, group) for group in analysis.task_groups]
     for panel in panels:
         names = Counter(line.name for line in panel.lines)
@@ -78,9 +78,9 @@ def draw_dots(analysis: Analysis, files: Sequence[Path]) -> list[str]:
     orders = [_order(row) for row in rows]
     width = NAMES + min(len(panels), COLUMNS) * (PANEL + BETWEEN)
     height = sum(LINE * len(order) + TOP + BOTTOM for order in orders) + LEGEND
-    with new_figure(files, width, height) as figure:
+    with new_figure(files, width, height, note) as figure:
         figure.set_layout_engine("none")  # the lines of neighbours are beside each other
-        top = height
+        top = height = figure.get_figheight()
         for row, order in zip(rows, orders, strict=True):
             bottom = top - TOP - LINE * len(order)
             for column, panel in enumerate(row):

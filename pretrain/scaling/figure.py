@@ -79,22 +79,23 @@ def draw(
     num_curves = Counter(curve.task_group for curve in analysis.curves)
     laws = [partial(_draw_law, law, name) for name, law in analysis.determined_laws.items()]
     beside = [file.with_name(f"law{file.suffix}") for file in files]
+    note = analysis.note
     if max(num_curves.values()) > len(PALETTE) and not (colour_by or wanted or analysis.is_of_kinds):
-        undrawn = draw_dots(analysis, files)
-        _draw_panels(laws, 1, beside)
+        undrawn = draw_dots(analysis, files, note)
+        _draw_panels(laws, 1, beside, note)
         return undrawn + _undetermined(analysis)
-    _draw_panels([], 0, beside)
+    _draw_panels([], 0, beside, note)
     panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
     most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences) + 1  # what bars are
-    _draw_panels([*panels, *laws], most, files)
+    _draw_panels([*panels, *laws], most, files, note)
     return _of_one_depth(analysis, wanted) + _undetermined(analysis)
 
 
-def _draw_panels(panels: Sequence[DrawPanel], most: int, files: Sequence[Path]) -> None:
-    """Panels beside and below each other, with room for `most` lines in the legend of each; without any, files of that
-    name, which are of other rows, are removed."""
+def _draw_panels(panels: Sequence[DrawPanel], most: int, files: Sequence[Path], note: str) -> None:
+    """Panels beside and below each other, with room for `most` lines in the legend of each, above the note; without
+    any, files of that name, which are of other rows, are removed."""
     if not panels:
         for file in files:
             file.unlink(missing_ok=True)
@@ -103,8 +104,9 @@ def _draw_panels(panels: Sequence[DrawPanel], most: int, files: Sequence[Path]) 
     num_rows = math.ceil(len(panels) / columns)
     labels: Labels = []
     width, height = PANEL_WIDTH * columns, (PANEL_HEIGHT + LEGEND_LINE * most) * num_rows
-    with new_figure(files, width, height) as figure:
+    with new_figure(files, width, height, note) as figure:
         figure.set_layout_engine("none")  # each panel has its place, and its legend one below it
+        height = figure.get_figheight()
         for number, panel in enumerate(panels):
             row, column = divmod(number, columns)
             left, top = PANEL_WIDTH * column + LEFT, height - (PANEL_HEIGHT + LEGEND_LINE * most) * row - TOP

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,19 +21,39 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+NOTE: dict[str, Any] = {"fontsize": 9.5, "color": "#666666", "va": "bottom", "linespacing": 1.15}
+NOTE_LINE, NOTE_LETTER, NOTE_EDGE = 0.155, 0.069, 0.08
+"""Inches of a line and of a letter of the note below a figure, and around it."""
+
+
 @contextmanager
-def new_figure(files: Sequence[Path], width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure, in inches, that is saved to every file at the end, in the format of the file's suffix."""
+def new_figure(files: Sequence[Path], width: float, height: float, note: str) -> Iterator["Figure"]:
+    """An empty figure that is saved to every file at the end, in the format of the file's suffix.
+
+    Args:
+        files: png and svg.
+        width: inches.
+        height: inches, without the note, which makes the figure higher (`Figure.get_figheight`).
+        note: what the figure stands on (`pretrain.rows.provenance`), written below all else; "" for none.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    lines = wrap(note, int((width - 2 * NOTE_EDGE) / NOTE_LETTER))
+    below = NOTE_LINE * len(lines) + 2 * NOTE_EDGE if lines else 0.0
+    whole = height + below
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, whole), layout="constrained")
+        figure.set_layout_engine("constrained", rect=(0, below / whole, 1, height / whole))
+        figure.text(NOTE_EDGE / width, NOTE_EDGE / whole, "\n".join(lines), in_layout=False, **NOTE)
         yield figure
         _read_no_formulas(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
+        for legend in figure.legends:  # above the note, which the layout knows nothing of
+            legend.set_bbox_to_anchor((0, below / whole, 1, height / whole), figure.transFigure)
         for file in files:
             figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-            figure.set_layout_engine("none")  # keep the layout: computing it costs as much as drawing
 
 
 def _read_no_formulas(figure: "Figure") -> None:

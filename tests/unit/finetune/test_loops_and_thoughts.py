@@ -91,7 +91,7 @@ def test_equal_points_at_one_place_have_one_name(tmp_path: Path) -> None:
     points = [
         loops_and_thoughts.ReasoningPoint("no_cot", loops, loops, (15.8,), 2.0, 1e6 * loops) for loops in (1, 2, 4)
     ]
-    loops_and_thoughts.draw(points, {"chance": 16.5, "best": 33.3}, [tmp_path / "figure.svg"])
+    loops_and_thoughts.draw(points, {"chance": 16.5, "best": 33.3}, "", [tmp_path / "figure.svg"])
     texts = re.findall("<text[^>]*>(.*?)</text>", (tmp_path / "figure.svg").read_text())
     assert texts.count("1, 2, 4") == 1, "the panel of tokens; those of FLOPs are apart"
     assert loops_and_thoughts.BARS not in texts, "of one seed there are none"

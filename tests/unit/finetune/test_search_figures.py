@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from finetune.search import figures
-from finetune.search.latent_search import ThoughtStatistics
+from finetune.search.latent_search import ThoughtNumbers
 from finetune.search.search_tree import NodeValue, Process, ProcessBar, concepts, node_values, top_values
 from finetune.search.search_tree import values_by_height as by_height
 from finetune.search.tree_layout import view_tree
@@ -23,6 +23,7 @@ from pretrain.tasks.prosqa.prosqa_symbolic import SymbolForm
 from tests.support.figures import smallest_type
 from tests.unit.finetune.test_scoring import make_row
 
+NOTE = "3 runs: sim_cot, cot and coconut, seed 1; 1,000 test questions; bars: ± standard error over questions"
 WIDE_GRAPH = 24
 """Seed of a graph of nine nodes at one distance, as many as any of 60 has."""
 
@@ -39,8 +40,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     outside: list[str] = []
 
     @contextmanager
-    def checked(files: Sequence[Path], width: float, height: float) -> Iterator[Figure]:
-        with new_figure(files, width, height) as figure:
+    def checked(files: Sequence[Path], width: float, height: float, note: str) -> Iterator[Figure]:
+        with new_figure(files, width, height, note) as figure:
             yield figure
         figure.draw_without_rendering()  # places as of the resolution of the figure, not of the file
         box = figure.bbox
@@ -60,21 +61,25 @@ def test_type_has_9_pixels_in_every_figure_and_none_is_cut_off(tmp_path: Path, d
     shares = dict.fromkeys(Process, 1 / 6)
     bars = [ProcessBar(label=f"{count} thoughts", accuracy=0.5, stderr=0.01, shares=shares) for count in range(8)]
     row = [("'quimpus'", 0.25)] * 5
-    thoughts = ThoughtStatistics(
+    thoughts = ThoughtNumbers(
         norms=[1.0] * 6, norm_deviations=[0.1] * 6, token_norm=1.0, token_norm_deviation=0.1, cosines=[0.5] * 5,
-        cosine_deviations=[0.1] * 5, top_tokens=[[row] * 6],
+        cosine_deviations=[0.1] * 5, question=0, top_tokens=[row] * 6,
     )  # fmt: skip
     grid = [replace(make_row(), num_thoughts=count, num_loops=loops) for count in range(7) for loops in (1, 2, 3, 4)]
     views = {count: view_tree(graph, values) for count, (values, graph) in after.items()}
     narrow = SymbolForm().graph("Aa,ab,Bc,?Abc")
     of_one = view_tree(narrow, node_values(0, narrow, 1, dict.fromkeys("abc", 0.5)))
-    figures.draw_tree(views, [tmp_path / "tree.svg"])
-    figures.draw_tree({1: of_one}, [tmp_path / "narrow_tree.svg"])
-    figures.draw_heights({count: by_height(values) for count, (values, _) in after.items()}, [tmp_path / "heights.svg"])
-    figures.draw_parallelism({count: top_values(values) for count, (values, _) in after.items()}, [tmp_path / "p.svg"])
-    figures.draw_process(bars, [tmp_path / "process.svg"])
-    figures.draw_thoughts(thoughts, 0, [tmp_path / "thoughts.svg"])
-    figures.draw_grid(grid, [tmp_path / "grid.svg"])
+    figures.draw_tree(views, NOTE, [tmp_path / "tree.svg"])
+    figures.draw_tree({1: of_one}, NOTE, [tmp_path / "narrow_tree.svg"])
+    figures.draw_heights(
+        {count: by_height(values) for count, (values, _) in after.items()}, NOTE, [tmp_path / "heights.svg"]
+    )
+    figures.draw_parallelism(
+        {count: top_values(values) for count, (values, _) in after.items()}, NOTE, [tmp_path / "p.svg"]
+    )
+    figures.draw_process(bars, NOTE, [tmp_path / "process.svg"])
+    figures.draw_thoughts(thoughts, NOTE, [tmp_path / "thoughts.svg"])
+    figures.draw_grid(grid, NOTE, [tmp_path / "grid.svg"])
     sizes = {path.stem: round(smallest_type(path), 1) for path in tmp_path.glob("*.svg")}
     assert len(sizes) == 7 and min(sizes.values()) >= 9, sizes
     assert drawn == []

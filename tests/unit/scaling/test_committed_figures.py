@@ -19,12 +19,13 @@ from pretrain.scaling.spots import meaning_of_bars, spots_of
 from pretrain.scaling.style import new_figure
 from tests.support.figures import smallest_type
 from tests.support.scaling_rows import make_row, model_fields, write_rows
-from tools import scaling_plot
+from tools import draw_ring, scaling_plot
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps" / "results").glob("*/depth.jsonl"))
 QUICK_START = sorted((ROOT / "tools" / "figures").glob("*.jsonl"))
 
+RING = ROOT / "tools" / "figures" / "ring.svg"
 FIGURES = [
     *sorted((ROOT / "configs").glob("*/results/*/*.svg")), *sorted((ROOT / "tools" / "figures").glob("quickstart*.svg"))
 ]  # fmt: skip
@@ -60,6 +61,22 @@ def test_type_has_9_pixels_where_a_committed_figure_is_850_wide(figure: Path) ->
     assert smallest_type(figure) >= 9
 
 
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_figure_names_its_runs_seeds_and_how_much_they_were_asked(figure: Path) -> None:
+    """What it names is what its rows say: other tests draw it anew from them."""
+    texts, _ = content_of(figure) or ([], Counter())
+    said = " ".join(re.sub("<[^>]*>", "", text) for text in texts)
+    assert re.search(r"\b(\d+ runs|run \w+)\b.*, seeds? \d(, \d)*", said)
+    assert re.search(r"\b\d[\d,]* (\w+ )?(questions|sequences|pairs of layers)", said)
+
+
+def test_the_figure_without_a_run_says_so(tmp_path: Path) -> None:
+    assert draw_ring.main(["--output", str(tmp_path / "ring.svg")]) == 0
+    (said,) = re.findall("<!-- (No run: .*?) -->", RING.read_text(encoding="utf-8"))
+    assert "4 stages, 4 micro-batches and 3 loops" in said
+    assert RING.read_bytes() == (tmp_path / "ring.svg").read_bytes(), "draw it anew"
+
+
 @pytest.mark.parametrize(
     ("values", "stderr", "meaning"),
     [
@@ -90,7 +107,7 @@ def test_a_curve_of_few_depths_has_its_name_alone_in_the_legend(tmp_path: Path) 
 
 
 def test_of_two_names_at_one_place_the_upper_is_of_the_upper_point() -> None:
-    with new_figure([], 4, 3) as figure:
+    with new_figure([], 4, 3, "") as figure:
         axes = figure.subplots()
         axes.set(xlim=(1, 3), ylim=(0, 1))
         axes.axhline(0.4)
@@ -102,7 +119,7 @@ def test_of_two_names_at_one_place_the_upper_is_of_the_upper_point() -> None:
 
 
 def test_a_name_that_no_place_keeps_clear_of_lines_has_a_ground_of_its_own() -> None:
-    with new_figure([], 4, 3) as figure:
+    with new_figure([], 4, 3, "") as figure:
         axes = figure.subplots()
         axes.plot([1, 2, 3], [0.1, 0.5, 0.9], "o", linestyle="none")
         figure.draw_without_rendering()
@@ -115,7 +132,7 @@ def test_a_name_that_no_place_keeps_clear_of_lines_has_a_ground_of_its_own() -> 
 
 
 def test_no_name_of_an_axis_is_longer_than_its_panel() -> None:
-    with new_figure([], 4, PANEL_HEIGHT) as figure:
+    with new_figure([], 4, PANEL_HEIGHT, "") as figure:
         axes = figure.subplots()
         for metric in METRIC_NAMES:
             name_axes(axes, "title", "depth", metric)

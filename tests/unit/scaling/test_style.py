@@ -8,7 +8,7 @@ from pretrain.scaling.style import new_figure
 
 def test_dollar_signs_in_names_are_no_formulas(tmp_path: Path) -> None:
     names = ["a $x_1$ title", "a $\\alpha$ axis", "a $b$ curve", "a $1 note $2"]
-    with new_figure([tmp_path / "figure.svg"], 4, 3) as figure:
+    with new_figure([tmp_path / "figure.svg"], 4, 3, "") as figure:
         axes = figure.subplots()
         axes.plot([1, 1e6], [1, 2], label=names[2])
         axes.set(xscale="log", title=names[0], xlabel=names[1])
