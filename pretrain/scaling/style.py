@@ -21,8 +21,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-NOTE: dict[str, Any] = {"fontsize": 9.5, "color": "#666666", "va": "bottom", "linespacing": 1.15}
-NOTE_LINE, NOTE_LETTER, NOTE_EDGE = 0.155, 0.069, 0.08
+NOTE: dict[str, Any] = {"fontsize": 10, "color": "#666666", "va": "bottom", "linespacing": 1.15}
+NOTE_LINE, NOTE_LETTER, NOTE_EDGE = 0.165, 0.072, 0.08
 """Inches of a line and of a letter of the note below a figure, and around it."""
 
 

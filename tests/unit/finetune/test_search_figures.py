@@ -71,12 +71,10 @@ def test_type_has_9_pixels_in_every_figure_and_none_is_cut_off(tmp_path: Path, d
     of_one = view_tree(narrow, node_values(0, narrow, 1, dict.fromkeys("abc", 0.5)))
     figures.draw_tree(views, NOTE, [tmp_path / "tree.svg"])
     figures.draw_tree({1: of_one}, NOTE, [tmp_path / "narrow_tree.svg"])
-    figures.draw_heights(
-        {count: by_height(values) for count, (values, _) in after.items()}, NOTE, [tmp_path / "heights.svg"]
-    )
-    figures.draw_parallelism(
-        {count: top_values(values) for count, (values, _) in after.items()}, NOTE, [tmp_path / "p.svg"]
-    )
+    heights = {count: by_height(values) for count, (values, _) in after.items()}
+    figures.draw_heights(heights, NOTE, [tmp_path / "heights.svg"])
+    tops = {count: top_values(values) for count, (values, _) in after.items()}
+    figures.draw_parallelism(tops, NOTE, [tmp_path / "p.svg"])
     figures.draw_process(bars, NOTE, [tmp_path / "process.svg"])
     figures.draw_thoughts(thoughts, NOTE, [tmp_path / "thoughts.svg"])
     figures.draw_grid(grid, NOTE, [tmp_path / "grid.svg"])
