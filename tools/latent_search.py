@@ -53,14 +53,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def search(options: argparse.Namespace) -> None:
-    if options.run.suffix == ".json":
-        from finetune.search.redraw import draw_numbers, read_numbers
+def redraw(options: argparse.Namespace) -> None:
+    from finetune.search.redraw import draw_numbers, read_numbers
 
-        found, out = read_numbers(options.run), options.out or options.run.parent
-        out.mkdir(parents=True, exist_ok=True)
-        print(f"figures in {out}: {', '.join(draw_numbers(found, out))}")
-        return
+    found, out = read_numbers(options.run), options.out or options.run.parent
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"figures in {out}: {', '.join(draw_numbers(found, out))}")
+
+
+def search(options: argparse.Namespace) -> None:
     require_checkpoint(answering_run(options.run, options.step), options.step)  # before torch, which takes seconds
     import torch
 
@@ -139,7 +140,8 @@ def summary(report: "SearchReport") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(partial(search, parse(arguments)))
+    options = parse(arguments)
+    return run_command(partial(redraw if options.run.suffix == ".json" else search, options))
 
 
 if __name__ == "__main__":
