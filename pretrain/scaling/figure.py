@@ -88,7 +88,7 @@ def draw(
     panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
     named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
     most = max(max(map(names.count, names), default=0) for names in named) + 1
-    most += max(map(len, analysis.floors.values()), default=0) + len(analysis.differences) + 1  # what bars are
+    most += max(map(len, analysis.floors.values()), default=0) + 2 * len(analysis.differences) + 1  # what bars are
     _draw_panels([*panels, *laws], most, files, note)
     return _of_one_depth(analysis, wanted) + _undetermined(analysis)
 
@@ -224,7 +224,7 @@ def _draw_last_kind(
     for found in differences:
         low, high = found.fit.alpha_interval
         slope = f"{found.fit.alpha:+.3g} log D [{low:+.3g}, {high:+.3g}]"
-        axes.plot([], [], " ", label=f"{' − '.join(found.kinds)}, {found.curve.name}: {slope}")
+        axes.plot([], [], " ", label=f"{' − '.join(found.kinds)}, {found.curve.name}:\n{slope}")
 
 
 def _slope_text(fit: Fit) -> str:
