@@ -18,7 +18,7 @@ from pretrain.scaling.isoplot import Isoplot, make_isoplots
 from pretrain.scaling.kinds import Kinds, SlopeDifference, differences, of_kinds
 from pretrain.scaling.law import JointLaw, fit_law
 from pretrain.scaling.rows import choose_metric, latest, with_means
-from pretrain.scaling.variants import by_variant
+from pretrain.scaling.variants import at_best_settings, by_variant
 
 Row = TypeVar("Row", bound=ResultRow)
 
@@ -92,13 +92,14 @@ def analyse(
     fits = [fit_curve(curve) for curve in curves]
     in_law = [] if kinds else _finite(latest(row for row in rows if row.is_trained_depth))
     losses, other_losses = _of_one_text(in_law)
+    losses, other_settings = at_best_settings(losses)
     return Analysis(
         curves=curves, fits=fits, ratios=_ratios(curves, fits), gaps=find_gaps(curves),
         laws={name: fit_law(of_variant) for name, of_variant in by_variant(losses).items()},
         isoplots=[] if kinds else make_isoplots(_finite(chosen), _finite(rows), from_step=from_step),
         floors=floors_of(newest), differences=differences(curves) if kinds else [], is_of_kinds=bool(kinds),
         left_out=[
-            *left_out, *without, *other_losses,
+            *left_out, *without, *other_losses, *other_settings,
             *dict.fromkeys(
                 f"run {row.run}, step {row.step}: {row.task} {row.metric} at {row.num_loops} loops is not finite: "
                 "left out"

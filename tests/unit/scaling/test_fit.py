@@ -1,10 +1,8 @@
 """The numbers of the scaling plot: lines and their intervals, ratios, covered gaps, the joint law, isoplots."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -306,24 +304,6 @@ def test_phi_is_said_not_to_be_determined_by_runs_that_cannot_tell(tmp_path: Pat
     undrawn = draw(analysis, [tmp_path / "law.svg"], wanted=[DEPTH])
     assert undrawn == ([f"not drawn: joint law: {law.undetermined}"] if law.undetermined else [])
     assert ("joint law" in (tmp_path / "law.svg").read_text()) != bool(law.undetermined)
-
-
-def test_each_variant_has_a_phi_of_its_own() -> None:
-    """Streams and learning rates differ: the first makes a variant, the second does not, nor do sizes."""
-    variants = {0.46: {}, 0.65: {"model.loop.residual": "hyper", "model.loop.hyper.streams": 4}}
-    rows = [
-        replace(row, run=f"{row.run} {phi}", settings={"model.hidden_size": row.num_params, "optimizer.lr": lr} | loop)
-        for phi, loop in variants.items()
-        for row, lr in zip(law_rows(phi, 0.0005, 0), cycle((1e-3, 3e-3)))
-    ]
-    laws = analyse(rows).laws
-    assert list(laws) == ["defaults", "streams=4, residual=hyper"]
-    for law, phi in zip(laws.values(), variants, strict=True):
-        assert isinstance(law, JointLaw) and law.phi == pytest.approx(phi, abs=0.05)
-    table = render(next(table for table in make_tables(analyse(rows)) if "phi" in table.title))
-    assert re.search(r"streams=4, residual=hyper +0\.6", table) and "variant" in table
-    few = "\n".join(map(render, make_tables(analyse(rows[:48] + rows[-3:]))))
-    assert "streams=4, residual=hyper: needs 8 validation losses" in few
 
 
 def test_joint_law_of_one_token_budget() -> None:
