@@ -5,7 +5,7 @@ recomputation. The reference is plain autograd of `LoopedGPT.forward`.
 """
 
 from itertools import cycle, product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from pretrain.config.run import RunConfig
 from pretrain.data.stream.batch import make_inputs
 from pretrain.data.stream.labels import IGNORED
 from pretrain.model.hashed_numbers import noise_salt, row_keys
-from pretrain.model.loop.tables import EXITS, FINAL_NORMS, INJECTIONS, PER_LOOP, STARTS
+from pretrain.model.loop.residual_scale import EXPONENTS, ResidualScale
+from pretrain.model.loop.tables import EXITS, FINAL_NORMS, INJECTIONS, PER_LOOP, RESIDUALS, STARTS
 from pretrain.model.loss import loss_sums
 from tests.distributed.cases import (
     SEPARATORS,
@@ -28,6 +29,7 @@ from tests.distributed.cases import (
 from tests.distributed.pairwise import pairwise
 from tests.distributed.pool import RankPool
 from tests.distributed.test_parity import TOLERANCE, Layout
+from tests.support.loop_designs import MODELS
 
 WITH_INPUT = [name for name in INJECTIONS if name != "none"]
 BOUNDARIES = [
@@ -47,7 +49,7 @@ LOSSES: dict[str, dict[str, Any]] = {  # what a gate expects is under its name
 STREAMS: dict[str, dict[str, Any]] = {
     "plain": {},
     **{name: {"final_norm": name} for name in FINAL_NORMS if name != "end"},
-    "dynamic": {"residual": "hyper"},
+    **{name: {"residual": name} for name in RESIDUALS if name != "plain"},
     "static": {"residual": "hyper", "hyper": {"streams": 3, "dynamic": False}},
 }
 """Of the residual stream: one, normed inside the loop or before the coda too, or several."""
@@ -64,7 +66,7 @@ FACTORS: dict[str, list[Any]] = {
     "per_loop": list(PER_LOOP),
     "num_loops": [1, 2, 4],
     "recompute": ["none", "loop", "layer", "offload", "segment"],
-    "residual_scale": ["one", "factored", "deep_loop"],
+    "residual_scale": list(get_args(ResidualScale)),
     "loss": list(LOSSES),
     "keys": list(KEYS),
     "streams": list(STREAMS),
@@ -73,7 +75,7 @@ FACTORS: dict[str, list[Any]] = {
 
 def _goes_together(keys: str, per_loop: str, streams: str, residual_scale: str = "one", **_: Any) -> bool:
     has_one_stream = "residual" not in STREAMS[streams]
-    return (keys in ("own", "window") or per_loop != "lora") and (residual_scale != "deep_loop" or has_one_stream)
+    return (keys in ("own", "window") or per_loop != "lora") and (residual_scale not in EXPONENTS or has_one_stream)
 
 
 def _reaches_keys(keys: str, loops: tuple[int, int], **_: Any) -> bool:
@@ -126,7 +128,7 @@ def config_of(case: dict[str, Any]) -> RunConfig:
             "num_coda_layers": 1,
             "num_loops": 3,
             "loop": loop,
-            "norm_place": "sum" if case.get("residual_scale") == "deep_loop" else "before",
+            "norm_place": "sum" if case.get("residual_scale") in EXPONENTS else "before",
         },
         train={
             "recompute": case["recompute"],
@@ -213,3 +215,32 @@ def test_sequences_with_loops_of_their_own_equal_each_alone(pool: RankPool, case
     errors = gradient_errors(reports, wanted)
     assert errors.keys() == wanted.keys()
     assert all(error <= TOLERANCE for error in errors.values()), errors
+
+
+REGULARISED = [
+    name for name, model in MODELS.items() if {"per_loop", "keys"}.isdisjoint(model["loop"]) and name != "plain"
+]
+"""Designs that blocks with weights of their own may have."""
+
+
+@pytest.mark.parametrize(("name", "layout"), zip(REGULARISED, cycle([*FACTORS["layout"][1:], Layout(1, 2, 1)])))
+def test_a_step_with_the_loop_regulariser_equals_one_process(pool: RankPool, name: str, layout: Layout) -> None:
+    config = tiny_config(
+        tensor=layout.tensor, pipeline=layout.pipeline, sequence=layout.sequence,
+        model=MODELS[name] | {
+            "num_prelude_layers": 1, "num_coda_layers": 1, "num_loops": 1, "num_loop_layers": 8,
+            "loop_regulariser": {"weight": 0.5, "block_size": 4},
+        },
+    )  # fmt: skip
+    rows, reference = make_rows(4 * layout.data), Reference(config=config, shake=True)
+    nll, pull, norm = reference.backward(rows, 1)
+
+    reports = pool.run(one_step, config, rows, 1, world_size=world_size(config, layout.data))
+
+    for (result,) in (report.results for report in reports):
+        assert result.loss == pytest.approx(nll, rel=TOLERANCE)
+        assert result.regularisation == pytest.approx(pull, rel=TOLERANCE) and pull > 0
+        assert result.grad_norm == pytest.approx(norm, rel=TOLERANCE)
+    wanted = {name: torch.zeros_like(weight) for name, weight in reference.weights().items()} | reference.gradients()
+    errors = gradient_errors(reports, wanted)
+    assert errors.keys() == wanted.keys() and max(errors.values()) <= TOLERANCE, errors

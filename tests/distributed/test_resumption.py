@@ -18,6 +18,8 @@ import torch
 from pretrain.checkpoint.names import list_checkpoints
 from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.run import RunConfig
+from pretrain.model.loop.config import LoopSection
+from pretrain.model.loop.tables import TABLES
 from pretrain.parallel import engine
 from tests.distributed.pool import RankPool
 from tests.distributed.test_training import assert_close, exact_rows, rows, tensors
@@ -49,12 +51,18 @@ def reference(root: Path, pool: RankPool) -> str:
     return "reference"
 
 
-GATE = {"exit": "gate"}
 LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "last": ({}, {"over": "last"}),
-    "every": ({}, {"over": "every", "weights": "linear"}),
-    "expected": (GATE, {"over": "expected", "prior": "geometric"}),
-    "consistent": ({}, {"over": "consistent"}),
+    "last": ({"injection": "gated", "per_loop": "lora", "residual": "hyper"}, {"over": "last"}),
+    "every": (
+        {"injection": "diagonal", "per_loop": "norm_scales", "final_norm": "passes"},
+        {"over": "every", "weights": "linear"},
+    ),
+    "expected": (
+        {"exit": "gate", "injection": "add", "injection_at": "every", "start": "zeros", "per_loop": "adaln"},
+        {"over": "expected", "prior": "geometric"},
+    ),
+    "linear": ({"exit": "linear", "final_norm": "coda", "per_loop": "embedding"}, {"over": "expected"}),
+    "consistent": ({"keys": "every"}, {"over": "consistent"}),
     "window": ({"keys": "first", "keys_window": 3}, {"over": "last"}),
     "noise": ({"start": "noise", "injection": "concat", "injection_at": "every"}, {"over": "consistent"}),
 }
@@ -64,6 +72,12 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_each_loss_of_loops_has_a_resumption() -> None:
     overs = get_args(LoopLossSection.model_fields["over"].annotation)
     assert set(overs) == {loss["over"] for _, loss in LOOPS.values()}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_each_variant_of_the_loop_has_a_resumption(kind: str) -> None:
+    default = LoopSection.model_fields[kind].default
+    assert set(TABLES[kind]) == {default} | {loop[kind] for loop, _ in LOOPS.values() if kind in loop}
 
 
 @pytest.mark.parametrize("name", LOOPS)

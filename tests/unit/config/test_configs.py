@@ -1,6 +1,7 @@
 """Every shipped configuration loads, plans and round-trips, and is the model that its name says."""
 
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -11,6 +12,8 @@ from pretrain.data.stream.loader import Loader
 from pretrain.data.stream.task_source import TaskSource
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.model.count import count_parameters
+from pretrain.model.loop.config import LoopSection
+from pretrain.model.loop.tables import TABLES
 from pretrain.plan.plan import make_plan
 from pretrain.plan.text import plan_rows
 from pretrain.rows.identity import loops_of
@@ -39,6 +42,15 @@ def test_configuration_plans_and_round_trips(path: Path, tmp_path: Path) -> None
     resolved = tmp_path / "config.yaml"
     resolved.write_text(resolved_yaml(config))
     assert read_config(resolved, RunConfig) == config
+
+
+@pytest.mark.parametrize("kind", [*TABLES, "residual_scale", "keys", "injection_at"])
+def test_each_choice_of_the_loop_has_a_small_configuration(kind: str) -> None:
+    """Those of `configs/loops`; an injection acts from the second loop on by default, and once for want of another."""
+    found = [read_config(path, RunConfig).model.loop for path in sorted((FOLDER.parent / "loops").glob("*.yaml"))]
+    hint = get_type_hints(LoopSection)[kind]
+    ours = hint if get_origin(hint) is Literal else next(part for part in get_args(hint) if get_origin(part) is Literal)
+    assert set(get_args(ours)) == {getattr(loop, kind) for loop in found}
 
 
 @every_file
