@@ -4,6 +4,8 @@
     equal_parameters_and_flops   the same, trained for so many more steps that the training FLOPs are equal
     equal_inference_flops        k·L layers once: the same work and cache for a token, with L times the weights (where
                                  loops share keys and values, with more cache)
+    equal_cache                  where they do: as many layers once as there are applications that compute keys, wide
+                                 enough for the same work; not for windows, of which no whole layer is as large
     equal_training_flops         the same, where training draws its loop counts: as many steps as cost the same
     equal_time                   k·L layers once, for as many steps as take the same time, if both were timed
 
@@ -74,7 +76,8 @@ def partners(config: RunConfig, time_ratio: float | None = None) -> list[Partner
         raise ValueError("model.num_loops=1: a model without loops is its own partner; give one with loops")
     shallow = _fitted(config, applied_once(config, model.num_loop_layers), "parameters")
     deep = _fitted(config, applied_once(config, model.num_loop_layers * model.num_loops), "inference_flops")
-    same_cache = ("cache_bytes",) if model.loop.keys == "own" else ()
+    shares_keys, has_windows = model.loop.keys != "own", model.window_of(1) is not None
+    same_cache = () if shares_keys else ("cache_bytes",)
     found = [
         Partner(name="equal_parameters", equal=("parameters",), config=shallow),
         Partner(
@@ -83,6 +86,10 @@ def partners(config: RunConfig, time_ratio: float | None = None) -> list[Partner
         Partner(name="equal_inference_flops", equal=("inference_flops", *same_cache), config=deep),
         Partner(name="equal_training_flops", equal=("training_flops",), config=_as_long(config, deep)),
     ]
+    if shares_keys and not has_windows:
+        num_layers = model.num_loop_layers * model.num_key_passes()
+        cached = _fitted(config, applied_once(config, num_layers), "inference_flops")
+        found.append(Partner(name="equal_cache", equal=("cache_bytes", "inference_flops"), config=cached))
     if time_ratio is not None:
         timed = _with_steps(deep, round(config.train.steps * time_ratio))
         found.append(Partner(name="equal_time", equal=(), config=timed))

@@ -14,6 +14,7 @@ from pretrain.model.hashed_numbers import normal, row_keys
 from pretrain.model.initialise import initialise
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loop.recurrence import Stage
+from pretrain.model.loop.tables import PER_LOOP
 from pretrain.model.loss import loss_sums
 from pretrain.model.weights import loop_design
 from tests.support.loop_designs import DESIGNS, MODELS, NEUTRAL, SAME_LOGITS
@@ -108,6 +109,17 @@ def test_another_default_loop_count_leaves_the_model_as_it_was_made(name: str) -
     moved = LoopedGPT(model.config.at_loops(5), SEQ).double()
     moved.load_state_dict(model.state_dict())
     assert moved.config.num_loops == 5 and torch.equal(moved(tokens, 3), model(tokens, 3))
+
+
+@pytest.mark.parametrize("name", [name for name in PER_LOOP if name != "none"])
+def test_beyond_the_trained_loops_the_last_repeats_or_a_wave_goes_on(name: str) -> None:
+    """As the variants say: a pass has the weights of the last loop that has any, for each loop after it."""
+    model, tokens = shaken(name), random_tokens()  # of two loops
+    context = model.context(tokens)
+    states, carried = model.begin(tokens, context)
+    first, last, later = (model.run_loop(model.enter(states, carried, n), context, n) for n in (0, 1, 4))
+    assert not torch.allclose(first, last)
+    assert torch.equal(last, later) == (name != "adaln")
 
 
 def test_scales_and_weights_are_for_the_loops_that_it_was_made_for() -> None:

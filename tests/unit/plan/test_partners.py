@@ -26,7 +26,10 @@ def test_partners_are_equal_in_what_they_are_named_for(path: Path) -> None:
     # they differ in the rest, or the comparison would say nothing
     shallow, deep = (costs_of(found[name].config).over(own) for name in ("equal_parameters", "equal_inference_flops"))
     assert shallow["inference_flops"] < 0.9 and deep["parameters"] > 1.1
-    assert len({partner.config.run.name for partner in found.values()} | {config.run.name}) == 5
+    shares = config.model.loop.keys != "own" and not config.model.loop.keys_window
+    assert len({partner.config.run.name for partner in found.values()} | {config.run.name}) == 5 + shares
+    costs = {cost for partner in found.values() for cost in partner.equal}
+    assert costs | ({"cache_bytes"} if config.model.loop.keys_window else set()) == set(vars(own))
 
 
 def test_training_at_drawn_loop_counts_costs_their_mean() -> None:
