@@ -13,6 +13,8 @@ from pretrain.model.config import ModelSection
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.layers import KeyValueCache
 from pretrain.model.loop.exit_rules import RULES, ExitRule, exit_rule
+from tests.support.loop_designs import MODELS
+from tests.unit.model.test_loop_variants import shaken
 from tests.unit.model.test_model import LLAMA, build
 
 PROMPTS = [[1, 5, 7, 2], [3], [4, 4, 9, 8, 6, 1, 2], [11, 10]]
@@ -46,6 +48,20 @@ def test_a_row_is_the_same_in_a_batch_and_alone(model: LoopedGPT, name: str, key
     for row, prompt in enumerate(PROMPTS):
         assert run(model, name, MIDDLE[name], keys, [prompt]) == ([new[row]], [loops[row]])
     assert len({count for row in loops for count in row}) > 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_so_it_is_for_every_design_of_the_loop(name: str) -> None:
+    """With a threshold at which tokens of the design stop after different loops."""
+    model = shaken(name)
+    for threshold in (0.2, 0.4, 0.7, 1.0, 1.5):
+        new, loops = run(model, "change", threshold, "share", PROMPTS)
+        if len({count for row in loops for count in row}) > 1:
+            break
+    else:
+        pytest.fail("all tokens stop after the same loop")
+    for row, prompt in enumerate(PROMPTS):
+        assert run(model, "change", threshold, "share", [prompt]) == ([new[row]], [loops[row]])
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -7,6 +7,7 @@ import pytest
 
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.config.sweep import SweepConfig, cells
 from pretrain.plan.partners import CLOSE, costs_of, partners
 from tests.support.commands import Commands
 
@@ -30,6 +31,22 @@ def test_partners_are_equal_in_what_they_are_named_for(path: Path) -> None:
     assert len({partner.config.run.name for partner in found.values()} | {config.run.name}) == 5 + shares
     costs = {cost for partner in found.values() for cost in partner.equal}
     assert costs | ({"cache_bytes"} if config.model.loop.keys_window else set()) == set(vars(own))
+
+
+@pytest.mark.parametrize(
+    ("name", "equal"),
+    [("loop_designs_text_small", ("training_flops", "parameters")), ("loop_rivals_small", ("training_flops",))],
+)
+def test_arms_of_a_sweep_over_loops_cost_the_same(name: str, equal: tuple[str, ...]) -> None:
+    """But for the layers of their own weights, which are no fewer weights at equal depth."""
+    sweep = read_config(ROOT / "configs" / "sweeps" / f"{name}.yaml", SweepConfig)
+    configs = [read_config(ROOT / sweep.config, RunConfig, [*cell.overrides]) for cell in cells(sweep)]
+    wanted = costs_of(configs[0])
+    assert len({config.train.steps for config in configs}) > 3
+    for config in configs:
+        ratios = costs_of(config).over(wanted)
+        for cost in equal if config.model.num_loop_layers == 2 else equal[:1]:
+            assert ratios[cost] == pytest.approx(1, abs=CLOSE), config
 
 
 def test_training_at_drawn_loop_counts_costs_their_mean() -> None:
