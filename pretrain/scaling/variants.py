@@ -16,6 +16,7 @@ from typing import Any
 
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.scaling.comparable import SHAPE, short_names, shown_value
+from pretrain.storage import parse_json
 
 SIZES = SHAPE | {
     f"model.{name}"
@@ -67,7 +68,7 @@ def at_best_settings(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow]
             if (deepest := [row.value for row in of_one if row.num_loops == most])
         }
         kept += arm[min(losses, key=lambda swept: losses[swept])]
-        found = [json.loads(swept) for swept in arm]
+        found = [parse_json(swept) for swept in arm]
         keys = {key for known in found for key in known}
         varying |= {key for key in keys if any(known.get(key) != found[0].get(key) for known in found)}
     runs, of_kept = ({(row.run_id, row.run) for row in some} for some in (rows, kept))
