@@ -7,7 +7,7 @@ task; a repeated run is no seed. A folder without a run of its own stands for th
 --colour KEY draws the same runs coloured by a setting.
 
 --along optimizer.lr, or several settings, makes a row of all their values, for each result: where it is best at the
-same one in every row, that one serves all.
+same one in every row, that one serves all. --figure draws the rows along one setting.
 """
 
 if __name__ == "__main__":
@@ -16,16 +16,13 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
-import csv
 import re
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -34,58 +31,29 @@ from finetune.kinds import kind_of_saved
 from pretrain.command.console import print_warnings, run_command
 from pretrain.command.options import OptionParser, names
 from pretrain.rows.evaluation import EvaluationRow
-from pretrain.rows.identity import ResultRow, digest, settings_of
+from pretrain.rows.identity import ResultRow, settings_of
 from pretrain.rows.jsonl import JsonLines
-from pretrain.rows.metrics import LOWER_IS_BETTER
+from pretrain.rows.provenance import counted, told_runs
 from pretrain.rows.step import TimedStep
+from pretrain.scaling.along import draw_along
 from pretrain.scaling.analysis import without_repeats
-from pretrain.scaling.comparable import questions_of, shown_value
+from pretrain.scaling.comparable import questions_of
+from pretrain.scaling.configurations import ConfigurationTable, Question, Result, Run, ask_apart
 from pretrain.scaling.floors import NAMES
 from pretrain.scaling.rows import choose_metric, latest
-from pretrain.scaling.table import Table, render
+from pretrain.scaling.table import render
 from pretrain.storage import is_there
-
-
-class Question(NamedTuple):
-    """What a result answers."""
-
-    label: str
-    """Task, metric, loops and thoughts."""
-    asked: str = ""
-    """The examples and the form of prompts, where runs were not all asked the same."""
-
-    def __str__(self) -> str:
-        return f"{self.label} [{self.asked}]" if self.asked else self.label
-
-
-class Result(NamedTuple):
-    value: float
-    stderr: float | None
-
-
-@dataclass(kw_only=True)
-class Run:
-    """A run directory, as far as it is compared."""
-
-    name: str
-    settings: dict[str, Any]
-    seed: int | None
-    data: str | None
-    tokens: int | None
-    hours: float | None
-    """Device-hours of training: seconds of its steps times ranks."""
-    results: dict["Question", Result]
-    floors: dict[str, float]
-    """What takes no reasoning: chance and the best shortcut of each task."""
-
-    @property
-    def configuration(self) -> str:
-        return digest([self.settings, self.data])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OptionParser(description="Compare runs: a row a configuration, mean ± sd over seeds.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, or folders of them")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run directories, folders of them, or files of rows as tools/publish.py writes them",
+    )
     parser.add_argument(
         "--metric", type=names, default=[], metavar="[GROUP=]NAME,...", help="default: what each task is judged by"
     )
@@ -93,8 +61,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--along", type=names, metavar="KEY,...", help="a column for each value of these settings, and which is best"
     )
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the results --along one setting")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.figure and len(options.along or ()) != 1:
+        parser.error("--figure draws along one setting: --along KEY")
+    return options
 
 
 def directories(paths: Iterable[Path]) -> list[Path]:
@@ -112,6 +84,27 @@ def directories(paths: Iterable[Path]) -> list[Path]:
             raise ValueError(f"{path}: no run there, and no folder of runs: a run has a config.yaml")
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def load_rows(path: Path, options: argparse.Namespace, warnings: list[str]) -> list[tuple[Run, list[ResultRow]]]:
+    """The runs in a file of rows over depth, as tools/publish.py makes one of many runs; hours are not in it."""
+    file = JsonLines(path)
+    chosen, left_out = choose_metric(file.read(EvaluationRow, required=True), options.metric)
+    warnings += [*(f"{problem}: passed over" for problem in file.problems), *left_out]
+    by_run: dict[str, list[EvaluationRow]] = defaultdict(list)
+    for row in latest(chosen):
+        by_run[row.run_id or row.run].append(row)
+    return [
+        (
+            Run(
+                name=rows[0].run, settings=dict(rows[0].settings or {}), seed=rows[0].seed, data=rows[0].data,
+                tokens=rows[0].tokens_seen, hours=None, floors=_floors(rows),
+                results={_question(row): Result(row.value, row.stderr) for row in rows},
+            ),
+            list(rows),
+        )
+        for rows in by_run.values()
+    ]  # fmt: skip
 
 
 def load(path: Path, options: argparse.Namespace, warnings: list[str]) -> tuple[Run, list[ResultRow]] | None:
@@ -188,151 +181,11 @@ def _text(path: Path) -> str:
         return ""
 
 
-def ask_apart(runs: Sequence[Run]) -> list[str]:
-    """Leave the questions out of the names of results that all runs were asked alike; a line for each other name."""
-    asked: dict[str, set[str]] = defaultdict(set)
-    for question in (question for run in runs for question in run.results):
-        asked[question.label].add(question.asked)
-    several = {label for label, versions in asked.items() if len(versions) > 1}
-    for run in runs:
-        run.results = {
-            question if question.label in several else Question(question.label): result
-            for question, result in run.results.items()
-        }
-    return [f"{label}: the runs were not asked the same questions: shown apart" for label in sorted(several)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConfigurationTable:
-    """Runs by configuration."""
-
-    groups: list[list[Run]]
-    keys: list[str]
-    """Settings in which they differ."""
-    labels: list[Question]
-    """Results that any of them has."""
-    floors: list[str]
-    """The same of what takes no reasoning."""
-
-    @classmethod
-    def of(cls, runs: Sequence[Run]) -> "ConfigurationTable":
-        by_configuration: dict[str, list[Run]] = defaultdict(list)
-        for run in runs:
-            by_configuration[run.configuration].append(run)
-        groups = list(by_configuration.values())
-        every = dict.fromkeys(key for run in runs for key in run.settings)
-        keys = [key for key in every if len({_shown(group[0], key) for group in groups}) > 1]
-        if len({group[0].data for group in groups} - {None}) > 1:
-            keys.append("data")
-        labels = list(dict.fromkeys(label for run in runs for label in run.results))
-        floors = list(dict.fromkeys(label for run in runs for label in run.floors))
-        return cls(groups=groups, keys=keys, labels=labels, floors=floors)
-
-    def table(self) -> Table:
-        header = ("runs", *self.keys, "seeds", "tokens", "device-hours", *map(str, self.labels), *self.floors)
-        rows = [
-            (
-                _names(group), *(_shown(group[0], key) for key in self.keys), str(len(group)),
-                _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]),
-                *(_spread([run.results[label] for run in group if label in run.results]) for label in self.labels),
-                *(_floor(group, name) or "-" for name in self.floors),
-            )
-            for group in self.groups
-        ]  # fmt: skip
-        notes = ["mean ± standard deviation over seeds; of one seed, (± standard error over examples)"]
-        return Table(title=f"{len(rows)} configurations", header=header, rows=rows, notes=notes)
-
-    def along(self, settings: Sequence[str]) -> Table:
-        """A row for each result of configurations that agree in all but some settings, a column for each value of
-        these.
-
-        Raises:
-            ValueError: the runs do not differ in one of them.
-        """
-        for key in settings:
-            if key not in self.keys:
-                raise ValueError(f"--along {key}: the runs differ in {', '.join(self.keys) or 'nothing'}")
-        others = [key for key in self.keys if key not in settings]
-        found: dict[tuple[str, ...], dict[tuple[str, ...], list[Result]]] = defaultdict(lambda: defaultdict(list))
-        for run in (run for group in self.groups for run in group):
-            for label, result in run.results.items():
-                place = (*(_shown(run, key) for key in others), str(label))
-                found[place][tuple(_shown(run, key) for key in settings)].append(result)
-        columns = sorted({values for row in found.values() for values in row}, key=lambda each: list(map(_order, each)))
-        rows = []
-        for place, results in sorted(found.items(), key=lambda row: list(map(_order, row[0]))):
-            means = {values: statistics.fmean(each.value for each in its) for values, its in results.items()}
-            is_lower = any(f" {metric} " in f" {place[-1]} " for metric in LOWER_IS_BETTER)
-            best = min(means, key=lambda values: means[values] if is_lower else -means[values])
-            rows.append((*place, *(_spread(results.get(values, [])) for values in columns), " ".join(best)))
-        title = f"along {', '.join(settings)}"
-        return Table(title=title, header=(*others, "result", *map(" ".join, columns), "best at"), rows=rows)
-
-    def write_csv(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            numbers = [f"{label}{part}" for label in self.labels for part in (" mean", " sd", " stderr", " seeds")]
-            writer.writerow(["runs", *self.keys, "seeds", "tokens", "device_hours", *numbers, *self.floors])
-            for group in self.groups:
-                cells: list[object] = []
-                for label in self.labels:
-                    found = [run.results[label] for run in group if label in run.results]
-                    values = [result.value for result in found]
-                    cells.append(statistics.fmean(values) if values else "")
-                    cells.append(statistics.stdev(values) if len(values) > 1 else "")
-                    cells += [found[0].stderr if len(found) == 1 else "", len(found)]
-                writer.writerow(
-                    [
-                        " ".join(run.name for run in group), *(_shown(group[0], key) for key in self.keys), len(group),
-                        _mean_of([run.tokens for run in group]), _mean_of([run.hours for run in group]), *cells,
-                        *(_floor(group, name) for name in self.floors),
-                    ]
-                )  # fmt: skip
-
-
-def _shown(run: Run, key: str) -> str:
-    if key == "data":
-        return run.data or "unknown"
-    return shown_value(run.settings.get(key, "default"))
-
-
-def _order(shown: str) -> tuple[float, str]:
-    """What is not set, then numbers by size, then words."""
-    if shown == "default":
-        return float("-inf"), shown
-    try:
-        return float(shown), ""
-    except ValueError:
-        return float("inf"), shown
-
-
-def _floor(group: Sequence[Run], name: str) -> str:
-    """Of any of the runs: they were asked the same."""
-    return next((f"{run.floors[name]:.4g}" for run in group if name in run.floors), "")
-
-
-def _names(group: Sequence[Run]) -> str:
-    return ", ".join(dict.fromkeys(re.sub(r"-seed\d+$", "", run.name) for run in group))
-
-
-def _mean_of(numbers: Sequence[float | None]) -> str:
-    known = [number for number in numbers if number is not None]
-    return f"{statistics.fmean(known):.3g}" if known else "unknown"
-
-
-def _spread(results: Sequence[Result]) -> str:
-    if not results:
-        return "-"
-    values = [result.value for result in results]
-    mean = f"{statistics.fmean(values):.4g}"
-    if len(values) > 1:
-        return f"{mean} ± {statistics.stdev(values):.2g}"
-    return mean if results[0].stderr is None else f"{mean} (± {results[0].stderr:.2g})"
-
-
 def compare(options: argparse.Namespace) -> None:
     warnings: list[str] = []
-    found = [loaded for path in directories(options.runs) if (loaded := load(path, options, warnings)) is not None]
+    found = [run for path in options.runs if path.suffix == ".jsonl" for run in load_rows(path, options, warnings)]
+    folders = directories([path for path in options.runs if path.suffix != ".jsonl"])
+    found += [loaded for path in folders if (loaded := load(path, options, warnings)) is not None]
     if not found:
         raise ValueError("nothing to compare: none of these runs was trained here")
     rows = [row for _, its in found for row in its]
@@ -343,6 +196,16 @@ def compare(options: argparse.Namespace) -> None:
     print_warnings(list(dict.fromkeys(warnings)))
     comparison = ConfigurationTable.of([run for run, _ in found])
     print(render(comparison.along(options.along) if options.along else comparison.table()))
+    if options.figure:
+        (setting,) = options.along
+        asked = [row.num_examples for row in kept if row.num_examples]
+        noun = (
+            "sequences"
+            if all(isinstance(row, EvaluationRow) and row.task == "validation" for row in kept)
+            else "questions"
+        )
+        draw_along(comparison.lines(setting), setting, [options.figure], f"{told_runs(kept)}; {counted(asked, noun)}")
+        print(f"\nfigure: {options.figure}")
     if options.csv:
         comparison.write_csv(options.csv)
         print(f"\ntable: {options.csv}")

@@ -111,9 +111,11 @@ def draw(sweep: SweepConfig, file: Path, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     tool = Path(__file__).with_name("scaling_plot.py")
     plot = [sys.executable, tool, file, "--out", root, *sweep.plot_options]
-    ended = subprocess.run(plot, stdout=subprocess.DEVNULL, check=False).returncode
-    if ended:
-        raise OSError(f"{file}: the plot of its rows ended with exit code {ended}")
+    compare = [sys.executable, Path(__file__).with_name("compare.py"), file, *sweep.compare_options(root)]
+    for command in (plot, compare) if sweep.grid else (plot,):
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+        if ended:
+            raise OSError(f"{file}: the plot of its rows ended with exit code {ended}")
 
 
 def publish(options: argparse.Namespace) -> None:

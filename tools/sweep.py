@@ -132,7 +132,7 @@ def stages(sweep: SweepConfig, family: Sequence[SweepCell], root: Path) -> dict[
     plot = [sys.executable, script("tools/scaling_plot.py"), *map(str, rows), "--out", str(root)]
     plot += sweep.plot_options
     varied = [key for key in sweep.grid if key != "run.seed"]
-    compare = [[sys.executable, script("tools/compare.py"), str(root)]] if varied else []
+    compare = [[sys.executable, script("tools/compare.py"), str(root), *sweep.compare_options(root)]] if varied else []
     return {"train": train, **({"eval": evaluate} if evaluate else {}), "plot": [plot, *compare]}
 
 

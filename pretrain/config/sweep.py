@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -40,6 +41,10 @@ class SweepEvaluation(Section):
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Kinds of tasks, such as recall and reasoning, whose means and slopes the plot compares: task groups of each, or
     single tasks (p_hop, p_hop_2 and so on where a run is trained on several difficulties)."""
+
+
+ALONG = "along.svg"
+"""Figure of a grid along one setting."""
 
 
 class SweepConfig(Section):
@@ -77,8 +82,15 @@ class SweepConfig(Section):
     @property
     def plot_options(self) -> list[str]:
         """What tools/scaling_plot.py is told beside the rows of a sweep over models."""
-        groups = [f"--group={kind}={','.join(tasks)}" for kind, tasks in self.evaluation.groups.items()]
-        return groups + [f"--colour={key}" for key in [key for key in self.grid if key != "run.seed"][:1]]
+        return [f"--group={kind}={','.join(tasks)}" for kind, tasks in self.evaluation.groups.items()]
+
+    def compare_options(self, out: Path) -> list[str]:
+        """What tools/compare.py is told beside the runs of a grid: to draw them along the one setting that has several
+        values, if these are numbers, into a folder."""
+        varied = [key for key in self.grid if key != "run.seed"]
+        along = [f"--along={','.join(varied)}"] if varied else []
+        is_drawn = len(varied) == 1 and all(_is_number(value) for value in self.grid[varied[0]])
+        return along + ([f"--figure={out / ALONG}"] if is_drawn else [])
 
     @model_validator(mode="after")
     def _check_kind(self) -> "SweepConfig":
@@ -164,3 +176,11 @@ def _methods(sweep: SweepConfig) -> Iterator[SweepCell]:
     for name, overrides in sweep.methods.items():
         method, _, _ = name.partition("-")
         yield SweepCell(name, (f"method.name={method}", *overrides))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True

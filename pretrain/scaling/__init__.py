@@ -13,6 +13,7 @@
     tables.py    the results as text and fit.csv; figure.py: as PNG and SVG; page.py: as one self-contained HTML page
     dots.py      the figure of more curves than there are colours
     axes.py      the horizontal axes: effective depth, parameters, FLOPs; style.py: the look of all figures
+    configurations.py   runs by configuration, what tools/compare.py prints; along.py: results along a swept setting
     spots.py     seeds as one spot, curves side by side; labels.py: names of points; colours.py: of curves
 
 Nothing here imports torch, so a laptop without it can plot a cluster's runs.

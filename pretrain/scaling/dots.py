@@ -24,11 +24,11 @@ from pretrain.scaling.style import BLUE, GREY, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLUMNS = 2
-LINE, TOP, BOTTOM, LEGEND = 0.28, 0.65, 0.6, 0.72
-"""Inches of a line, of what stands above and below the lines, and of the legend."""
+LINE, TOP, BOTTOM, LEGEND = 0.28, 0.65, 0.6, 0.2
+"""Inches of a line, of what stands above and below the lines, and of a line of the legend."""
 NAMES, PANEL, BETWEEN = 3.3, 3.4, 0.3
 """Inches: of the names of the lines, of a panel, and between two."""
 LETTERS, SIZE = 44, 9.5
@@ -77,7 +77,10 @@ def draw_dots(analysis: Analysis, files: Sequence[Path], note: str) -> list[str]
     rows = [panels[start : start + COLUMNS] for start in range(0, len(panels), COLUMNS)]
     orders = [_order(row) for row in rows]
     width = NAMES + min(len(panels), COLUMNS) * (PANEL + BETWEEN)
-    height = sum(LINE * len(order) + TOP + BOTTOM for order in orders) + LEGEND
+    handles, columns = _handles(panels), min(COLUMNS, len(panels))
+    height = sum(LINE * len(order) + TOP + BOTTOM for order in orders) + LEGEND * (
+        math.ceil(len(handles) / columns) + 0.6
+    )
     with new_figure(files, width, height, note) as figure:
         figure.set_layout_engine("none")  # the lines of neighbours are beside each other
         top = height = figure.get_figheight()
@@ -88,7 +91,9 @@ def draw_dots(analysis: Analysis, files: Sequence[Path], note: str) -> list[str]
                 place = (left / width, bottom / height, PANEL / width, LINE * len(order) / height)
                 _draw_panel(figure.add_axes(place), panel, order, is_named=not column)
             top = bottom - BOTTOM
-        _legend(figure, panels)
+        figure.legend(
+            handles=handles, loc="lower left", ncols=columns, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4
+        )
     return []
 
 
@@ -161,7 +166,8 @@ def _draw_rivals(axes: "Axes", rivals: Sequence[Spot]) -> None:
         )  # fmt: skip
 
 
-def _legend(figure: "Figure", panels: Sequence[Panel]) -> None:
+def _handles(panels: Sequence[Panel]) -> "list[Line2D]":
+    """The entries of the legend."""
     from matplotlib.lines import Line2D
 
     dot = partial(Line2D, [], [], color=BLUE, marker="o", linestyle="none")
@@ -177,7 +183,7 @@ def _legend(figure: "Figure", panels: Sequence[Panel]) -> None:
         handles.append(Line2D([], [], color=ORANGE, label="layers of their own, not looped"))
     for name in dict.fromkeys(name for panel in panels for name in panel.floors):
         handles.append(Line2D([], [], color=GREY, linestyle=FLOOR_LINES[name], label=name))
-    figure.legend(handles=handles, loc="lower left", ncols=2, borderaxespad=0.2, columnspacing=1.2, handlelength=1.4)
+    return handles
 
 
 def _one(labels: AbstractSet[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.read import read_config
-from pretrain.config.sweep import SweepConfig
+from pretrain.config.sweep import ALONG, SweepConfig
 from pretrain.rows.metrics import METRIC_NAMES
 from pretrain.scaling.axes import DEPTH
 from pretrain.scaling.curves import make_curves
@@ -19,7 +19,7 @@ from pretrain.scaling.spots import meaning_of_bars, spots_of
 from pretrain.scaling.style import new_figure
 from tests.support.figures import smallest_type
 from tests.support.scaling_rows import make_row, model_fields, write_rows
-from tools import draw_ring, scaling_plot
+from tools import compare, draw_ring, scaling_plot
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps" / "results").glob("*/depth.jsonl"))
@@ -44,13 +44,15 @@ def test_a_committed_figure_is_what_its_rows_give(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     is_sweep = rows in SWEEPS
-    options = []
+    options, along = [], []
     if is_sweep:
-        options = read_config(ROOT / "configs" / "sweeps" / f"{rows.parent.name}.yaml", SweepConfig).plot_options
+        sweep = read_config(ROOT / "configs" / "sweeps" / f"{rows.parent.name}.yaml", SweepConfig)
+        options, along = sweep.plot_options, sweep.compare_options(tmp_path)
     copy = Path(shutil.copy(rows, tmp_path / "rows.jsonl"))
     assert scaling_plot.main([str(copy), "--out", str(tmp_path), *options]) == 0
+    assert not along or compare.main([str(copy), *along]) == 0
     capsys.readouterr()
-    for name in ("scaling.svg", "law.svg"):
+    for name in ("scaling.svg", "law.svg", ALONG):
         figure = rows.with_name(name) if is_sweep else rows.with_suffix(".svg")
         if is_sweep or name == "scaling.svg":
             assert content_of(figure) == content_of(tmp_path / name), f"{figure}: draw it anew"

@@ -73,6 +73,21 @@ def test_values_of_a_setting_stand_side_by_side_with_the_best(
     assert lines[1] == ["model.num_loops", "result", "0.0009", "0.01", "0.1", "best", "at"]
     assert [(line[0], line[-1]) for line in lines[2:4]] == [("default", "0.01"), ("4", "0.0009")]
     assert lines[2][4:7] == ["2.75", "±", "0.35"]
+    figure = tmp_path / "along.svg"
+    rows = tmp_path / "rows.jsonl"
+    files = [path for root in (tmp_path, tmp_path / "more") for path in sorted(root.glob("1x*/eval/depth.jsonl"))]
+    rows.write_bytes(b"".join(path.read_bytes() for path in files))
+    drawn = []
+    for runs in ([str(tmp_path), str(tmp_path / "more")], [str(rows)]):
+        assert main([*runs, "--along", "optimizer.lr", "--figure", str(figure)]) == 0
+        drawn.append(figure.read_bytes())
+    svg = drawn[0].decode()
+    assert drawn[0] == drawn[1], "published rows give the figure of the runs"
+    assert all(f">{text}</text>" in svg for text in ("L=1", "L=4", "optimizer.lr", "validation nll", "filled: best"))
+    assert "12 runs: " in svg
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--along", "optimizer.lr,model.num_loops", "--figure", str(figure)])
+    assert "--figure draws along one setting" in capsys.readouterr().err
     assert main([str(folder), "--along", "optimizer.beta2"]) == 2
     assert "error: --along optimizer.beta2: the runs differ in nothing\n" in capsys.readouterr().err
 
