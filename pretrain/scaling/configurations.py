@@ -159,7 +159,7 @@ class ConfigurationTable:
         for key in settings:
             if key not in self.keys:
                 raise ValueError(f"--along {key}: the runs differ in {', '.join(self.keys) or 'nothing'}")
-        others = [key for key in self.keys if key not in settings]
+        others = sorted(key for key in self.keys if key not in settings)
         found: dict[tuple[str, ...], Found] = defaultdict(lambda: defaultdict(list))
         for run in (run for group in self.groups for run in group):
             for label, result in run.results.items():
