@@ -9,6 +9,7 @@ import pytest
 from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config, resolved_yaml
 from pretrain.config.run import RunConfig
+from pretrain.config.sweep import SweepConfig
 from pretrain.rows.evaluation import EvaluationRow
 from pretrain.rows.identity import RunIdentity
 from pretrain.rows.jsonl import JsonLines
@@ -146,3 +147,13 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "grid", ["{optimizer.lr: [1e-3, 1e-2], optimizer.beta2: [0.9, 0.99]}", "{model.norm: [rms, layer]}"]
+)
+def test_a_grid_is_drawn_along_one_setting_of_numbers(tmp_path: Path, grid: str) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"config: configs/pretrain/quickstart.yaml\ngrid: {grid}\n")
+    (along,) = read_config(file, SweepConfig).compare_options(tmp_path)
+    assert along.startswith("--along=")
