@@ -187,7 +187,8 @@ def compare(options: argparse.Namespace) -> None:
     folders = directories([path for path in options.runs if path.suffix != ".jsonl"])
     found += [loaded for path in folders if (loaded := load(path, options, warnings)) is not None]
     if not found:
-        raise ValueError("nothing to compare: none of these runs was trained here")
+        print_warnings(list(dict.fromkeys(warnings)))
+        raise ValueError("nothing to compare: none of these runs was trained here, and no file has a row")
     rows = [row for _, its in found for row in its]
     kept, repeats = without_repeats(rows)
     ids = {row.run_id for row in rows} - {row.run_id for row in kept}

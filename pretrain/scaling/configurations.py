@@ -144,9 +144,7 @@ class ConfigurationTable:
             try:
                 ordered = sorted((float(value), values) for (value, *_), values in results.items())
             except ValueError:
-                raise ValueError(
-                    f"--figure: {setting} is not a number in every run: the table is printed without it"
-                ) from None
+                raise ValueError(f"--figure: {setting} is not a number in every run: leave --figure out") from None
             points = [(at, statistics.fmean(each.value for each in its), _error(its)) for at, its in ordered]
             best = [at for at, _, _ in points].index(float(_best(place[-1], results)[0]))
             lines.append(

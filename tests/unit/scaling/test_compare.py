@@ -86,6 +86,9 @@ def test_values_of_a_setting_stand_side_by_side_with_the_best(
     assert drawn[0] == drawn[1], "published rows give the figure of the runs"
     assert all(f">{text}</text>" in svg for text in ("L=1", "L=4", "optimizer.lr", "validation nll", "filled: best"))
     assert "12 runs: " in svg
+    (tmp_path / "damaged.jsonl").write_text('{"a": \n')
+    assert main([str(tmp_path / "damaged.jsonl")]) == 2
+    assert "damaged.jsonl:1: " in (said := capsys.readouterr().err) and "nothing to compare" in said
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--along", "optimizer.lr,model.num_loops", "--figure", str(figure)])
     assert "--figure draws along one setting" in capsys.readouterr().err
