@@ -119,8 +119,8 @@ Token = tuple[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThoughtStatistics:
-    """The k thoughts of many questions: means and standard deviations over the questions."""
+class ThoughtSpread:
+    """Means and standard deviations of k thoughts over many questions."""
 
     norms: list[float]
     """[k] lengths of the vectors."""
@@ -131,20 +131,20 @@ class ThoughtStatistics:
     cosines: list[float]
     """[k - 1] cosines between each thought and the one before it."""
     cosine_deviations: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtStatistics(ThoughtSpread):
+    """With the tokens of every question."""
+
     top_tokens: list[list[list[Token]]]
     """[questions, k]: the tokens that the head finds likeliest for a thought, with their probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThoughtNumbers:
-    """`ThoughtStatistics` with the tokens of one question."""
+class ThoughtNumbers(ThoughtSpread):
+    """With the tokens of one question."""
 
-    norms: list[float]
-    norm_deviations: list[float]
-    token_norm: float
-    token_norm_deviation: float
-    cosines: list[float]
-    cosine_deviations: list[float]
     question: int
     top_tokens: list[list[Token]]
 
