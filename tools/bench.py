@@ -1,5 +1,5 @@
-"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,diagnostics,
-generation,coconut,rollouts,plot,speed,plan,graph,attention} [--json FILE]`.
+"""Measure this machine: `python tools/bench.py {train,engine,ring,data,checkpoint,tasks,depths,loops,
+diagnostics,generation,coconut,rollouts,plot,speed,plan,graph,attention} [--json FILE]`.
 
 Prints the machine and a table of figures, each with its target and the reference measured in the same run, and writes
 them as JSON. The module of the same name in `tools/benchmarks/` documents what is measured: it has
@@ -34,6 +34,7 @@ BENCHMARKS = (
     "checkpoint",
     "tasks",
     "depths",
+    "loops",
     "diagnostics",
     "generation",
     "coconut",

@@ -6,7 +6,6 @@ run, and compare them with `tools/compare.py`.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from pretrain.plan.partners import Costs, Partner, costs_of, partners
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import TimedStep
 
+CLOSE_TIME = 0.05
+"""Largest relative difference of what is timed."""
 HEADINGS = ("parameters", "training_flops", "inference_flops", "cache_bytes")
 
 
@@ -37,7 +38,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def seconds_a_step(config: RunConfig, steps: int) -> float:
-    """Median time of a training step on one process of this machine; the first two are left out."""
+    """The quickest training step on one process of this machine, as others that use it only add time; without the first
+    two."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "timed.yaml"
         file.write_text(resolved_yaml(config), encoding="utf-8")
@@ -51,7 +53,16 @@ def seconds_a_step(config: RunConfig, steps: int) -> float:
         if done.returncode:
             raise ValueError(f"the timed run failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         rows = JsonLines(Path(folder) / "timed" / "metrics.jsonl").read(TimedStep)
-    return statistics.median(row.step_time_s for row in rows[2:])
+    return min(row.step_time_s for row in rows[2:])
+
+
+def timed_again(config: RunConfig, partner: RunConfig, steps: int) -> str:
+    """What the time of the whole run of the partner is, over the looped one's, by two runs that did not choose it."""
+    seconds = [each.train.steps * seconds_a_step(each, steps) for each in (config, partner)]
+    line = f"timed again, equal_time takes {seconds[1] / seconds[0]:.3f}x the time"
+    if abs(seconds[1] / seconds[0] - 1) <= CLOSE_TIME:
+        return line
+    return f"{line}, which is not within {CLOSE_TIME:.0%}: an idle machine and more steps are surer"
 
 
 def table(config: RunConfig, found: Sequence[Partner]) -> list[str]:
@@ -78,6 +89,7 @@ def match(options: argparse.Namespace) -> None:
         times = [seconds_a_step(each, options.measure) for each in (config, deep)]
         print(f"a step takes {times[0]:.3g} s, with layers of their own {times[1]:.3g} s")
         found = partners(config, times[0] / times[1])
+        print(timed_again(config, next(each.config for each in found if each.name == "equal_time"), options.measure))
     out = options.out or Path("matched") / config.run.name
     out.mkdir(parents=True, exist_ok=True)
     for partner in found:

@@ -243,6 +243,16 @@ def own_rows(rows: Tensor, groups: Groups) -> Tensor:
     return rows[groups.data.rank() :: groups.data.size()]
 
 
+def tokens_in_the_block(config: RunConfig, rows: Tensor, counts: list[int]) -> int:
+    """Tokens that enter the first layer of the loop block on this stage in a step."""
+    engine, groups = make_engine(config)
+    seen: list[int] = []
+    layer: Any = next(iter(engine.model.loop.values()))
+    layer.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0])))
+    engine.train_step(own_rows(rows, groups), counts, 0.0)
+    return sum(seen)
+
+
 def report(engine: Engine, results: Sequence[StepResult]) -> RankReport:
     model, groups = engine.model, engine.groups
     named = dict(model.named_parameters())

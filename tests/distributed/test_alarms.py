@@ -16,7 +16,8 @@ from pretrain.trainer import Trainer
 from tests.distributed.pool import RankPool
 from tests.distributed.training import Interruption, train_aloud, training_config, write_corpus
 
-Harm = Literal["burst", "alike", "idle"]
+Harm = Literal["burst", "alike", "idle", "alike later", "idle later"]
+ALIKE = ("embedding", "prelude.0.attention.output", "prelude.0.ffn.down")
 SPIKE = {"policy": "rollback", "window": 8, "deviations": 5.0}
 
 
@@ -49,21 +50,28 @@ def train_harmed(config: RunConfig, harm: Harm, interruption: Interruption | Non
 
 
 def _harm(trainer: Trainer, harm: Harm) -> None:
-    model, step = trainer.engine.model, trainer.engine.train_step
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if harm == "alike" and name.startswith(("embedding", "prelude.0.attention.output", "prelude.0.ffn.down")):
-                weight.fill_(1.0 if name.startswith("embedding") else 0.0)
-            if harm == "idle" and name.startswith("loop.") and name.endswith(("output.weight", "down.weight")):
-                weight.zero_()
-    if harm != "burst":
-        return
+    """Do it, at once or once before the tenth step."""
+    step = trainer.engine.train_step
 
-    def burst(rows: Any, loops: Any, lr: float, *arguments: Any, **named: Any) -> Any:
+    def harmed(rows: Any, loops: Any, lr: float, *arguments: Any, **named: Any) -> Any:
         is_harmed = trainer.counters.step == 9 and not trainer.counters.rollbacks
-        return step(rows, loops, 1e3 if is_harmed else lr, *arguments, **named)
+        if is_harmed and harm != "burst":
+            _spoil(trainer, harm)
+        return step(rows, loops, 1e3 if is_harmed and harm == "burst" else lr, *arguments, **named)
 
-    trainer.engine.train_step = burst  # type: ignore[method-assign]
+    if harm in ("alike", "idle"):
+        _spoil(trainer, harm)
+    else:
+        trainer.engine.train_step = harmed  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def _spoil(trainer: Trainer, harm: Harm) -> None:
+    for name, weight in trainer.engine.model.named_parameters():
+        if harm.startswith("alike") and name.startswith(ALIKE):
+            weight.fill_(1.0 if name.startswith("embedding") else 0.0)
+        if harm.startswith("idle") and name.startswith("loop.") and name.endswith(("output.weight", "down.weight")):
+            weight.zero_()
 
 
 def rows(root: Path, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -160,6 +168,31 @@ def test_loops_that_do_nothing_are_noticed(root: Path, pool: RankPool) -> None:
     (alarm,) = rows(root, "idle", "alarms.jsonl")
     assert (alarm["step"], alarm["since"], alarm["action"]) == (8, 1, "stop") and abs(alarm["value"]) < 1e-6
     assert "2 loops are worth" in said and (root / "runs/idle/checkpoints/step-00000008").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("alarm", "settings", "noticed"),
+    [("states_alike", {}, 10), ("loops_unused", {"validations": 2, "difference": 1e-6}, 16)],
+)
+def test_a_run_whose_states_or_loops_die_goes_back_to_before_it(
+    root: Path, pool: RankPool, alarm: str, settings: dict[str, Any], noticed: int
+) -> None:
+    """The checkpoints of the steps between were saved with the harm in them. With this seed's weights a second loop is
+    worth a little from the start."""
+    hooks = [{"name": "loop_diagnostics", "every": 2}]
+    others = {name: {"policy": "off"} for name in ("states_alike", "loops_unused", "loss_spike")}
+    config = config_of(
+        root, f"{alarm}-back", run={"seed": 4}, alarms=others | {alarm: {"policy": "rollback", **settings}},
+        optimizer={"lr": 1e-9}, train={"steps": 18, "hooks": hooks}, parallel={"tensor": 2},
+    )  # fmt: skip
+    harm: Harm = "alike later" if alarm == "states_alike" else "idle later"
+    (code, said), _ = pool.run(train_harmed, config, harm, world_size=2)
+    assert code == 0, said
+    (raised,) = rows(root, config.run.name, "alarms.jsonl")
+    assert (raised["alarm"], raised["action"], raised["step"]) == (alarm, "rollback", noticed), said
+    assert (raised["to_step"], raised["next_sample"]) == (8, noticed * 8) and "; back to step 8" in said
+    found = rows(root, config.run.name)
+    assert [row["step"] for row in found] == list(range(1, 19))
 
 
 def test_a_good_run_raises_none(root: Path, pool: RankPool) -> None:

@@ -19,11 +19,13 @@ from pretrain.model.loop.tables import EXITS, FINAL_NORMS, INJECTIONS, PER_LOOP,
 from pretrain.model.loss import loss_sums
 from tests.distributed.cases import (
     SEPARATORS,
+    SEQ_LEN,
     Reference,
     gradient_errors,
     make_rows,
     one_step,
     tiny_config,
+    tokens_in_the_block,
     world_size,
 )
 from tests.distributed.pairwise import pairwise
@@ -215,6 +217,14 @@ def test_sequences_with_loops_of_their_own_equal_each_alone(pool: RankPool, case
     errors = gradient_errors(reports, wanted)
     assert errors.keys() == wanted.keys()
     assert all(error <= TOLERANCE for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_a_sequence_whose_loops_are_over_costs_nothing_more(pool: RankPool, num_stages: int) -> None:
+    config = tiny_config(pipeline=num_stages, train={"micro_batch": 4}, model={"num_loops": 3})
+    rows, counts = make_rows(8), [2, 1, 4, 2, 3, 1, 1, 2]
+    found = pool.run(tokens_in_the_block, config, rows, counts, world_size=num_stages)
+    assert found == [sum(counts) * SEQ_LEN] * num_stages
 
 
 REGULARISED = [

@@ -16,15 +16,13 @@ Our process keeps freed memory, as a fine-tuning run does (`pretrain/device/host
 """
 
 import argparse
-import re
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 from benchmarks.measure import Row, add_rounds, add_threads, row, timed
 from benchmarks.published_coconut import PublishedCoconut
-from benchmarks.turns import Contender, Turn, median_ratio, take_turns, training_step
+from benchmarks.turns import Contender, Turn, make_memory, median_ratio, take_turns, training_step
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -164,24 +162,6 @@ def make_published_step() -> Turn:
     """Contender: seconds of a training step of the published algorithm."""
     published, batch = make_published(), make_batch(THOUGHTS)
     return training_step(published.model, lambda: _published_loss(published, batch))
-
-
-def make_memory(make_step: Contender) -> Turn:
-    """Contender: bytes of peak growth of this process's resident set over the built model."""
-    step = make_step()
-    built = _resident("VmRSS")
-
-    def turn() -> float:
-        step()
-        return _resident("VmHWM") - built
-
-    return turn
-
-
-def _resident(entry: str) -> int:
-    """Bytes of this process's resident set: current (VmRSS) or peak (VmHWM). Linux only."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(rf"{entry}:\s+(\d+) kB", status)[0]) * 1024
 
 
 def _our_step(num_thoughts: int) -> Turn:

@@ -6,8 +6,10 @@ within rounds, and their median is the result.
 """
 
 import multiprocessing
+import re
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -83,6 +85,24 @@ def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> T
             torch.cuda.synchronize()
 
     return lambda: timed(step)
+
+
+def make_memory(make_step: Contender) -> Turn:
+    """Contender: bytes of peak growth of this process's resident set over the built model."""
+    step = make_step()
+    built = _resident("VmRSS")
+
+    def turn() -> float:
+        step()
+        return _resident("VmHWM") - built
+
+    return turn
+
+
+def _resident(entry: str) -> int:
+    """Bytes of this process's resident set: current (VmRSS) or peak (VmHWM). Linux only."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(rf"{entry}:\s+(\d+) kB", status)[0]) * 1024
 
 
 def _ask(connection: Connection) -> float | str:

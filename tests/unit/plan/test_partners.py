@@ -80,4 +80,4 @@ def test_what_is_written_reads_back_and_both_are_timed(tmp_path: Path, commands:
     assert done.returncode == 0, done.stderr
     found = {path.stem: read_config(path, RunConfig) for path in (tmp_path / "out").glob("*.yaml")}
     assert len(found) == 5 and found["equal_inference_flops"].model.num_loop_layers == 4
-    assert "a step takes" in done.stdout and "equal_time" in done.stdout and "1.000x" in done.stdout
+    assert "a step takes" in done.stdout and "timed again, equal_time takes" in done.stdout and "1.000x" in done.stdout
