@@ -38,8 +38,10 @@ from pretrain.parallel.replicas import require_equal_replicas
 from pretrain.parallel.stage import build_stage, megatron_config
 from pretrain.parallel.stop_vote import StopVote, sum_over_ranks
 
-LARGEST_BUCKET = 200_000_000
-"""Largest number of elements that are reduced or gathered together."""
+LARGEST_BUCKETS = {"cuda": 200_000_000, "cpu": 4_000_000}
+"""Largest number of elements that are reduced or gathered together, by device. Every backward pass allocates a bucket,
+and a process that keeps freed memory (`pretrain/device/host_memory.py`) seldom finds room for a large one among what
+batches of other lengths left: with buckets of 270 MB it grew by one a micro-batch."""
 PRECISIONS: dict[Precision, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
@@ -106,8 +108,9 @@ class FinetuneEngine:
         )  # fmt: skip
         _prepare_deepspeed()
         num_parameters = sum(parameter.numel() for parameter in objective.parameters())
+        settings_of_deepspeed = deepspeed_config(config, layout, num_parameters, groups.device.type)
         self._engine: Any = deepspeed.initialize(
-            model=objective, optimizer=adamw, config=deepspeed_config(config, layout, num_parameters),
+            model=objective, optimizer=adamw, config=settings_of_deepspeed,
             mpu=_ModelParallel(groups) if config.engine.tensor > 1 else None, dist_init_required=False,
         )[0]  # fmt: skip
 
@@ -314,11 +317,12 @@ def _prepare_deepspeed() -> None:
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
 
 
-def deepspeed_config(config: EngineConfig, layout: Layout, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, layout: Layout, num_parameters: int, device: str) -> dict[str, Any]:
     """DeepSpeed's configuration, with every default set that would change a result: it would clip at 1.0. No bucket is
-    larger than the parameters of this rank: each backward pass allocates whole buckets (2 GB by default)."""
+    larger than the parameters of this rank, or than suits the device: each backward pass allocates whole buckets (2 GB
+    by default)."""
     train, engine = config.train, config.engine
-    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKET)  # must be even
+    bucket = min(num_parameters + num_parameters % 2, LARGEST_BUCKETS[device])  # must be even
     return {
         "train_batch_size": train.micro_batch * layout.micro_batches * layout.data_parallel,
         "train_micro_batch_size_per_gpu": train.micro_batch,
