@@ -6,8 +6,8 @@
     /health           200 while it can answer, else 503        /metrics   counts, for Prometheus
 
 A request that cannot be answered gets one line that says why: 400 its own fault, 401 no key, 403 of another site's
-page, 404, 413 too large, 429 too many wait, 503 closing or broken, 504 out of time. A client that goes takes its
-request out of the batch.
+page, 404, 408 its body does not come, 413 too large, 429 too many wait, 503 closing or broken, 504 out of time. A
+client that goes takes its request out of the batch.
 """
 
 import asyncio
@@ -19,8 +19,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.resources import files
+from typing import Any
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from pretrain.generation.engine import Wish
 from pretrain.serve.answers import DONE, AnswerForm, error_object, event, model_object, usage_object
@@ -32,7 +34,7 @@ from pretrain.serve.worker import EngineWorker, News, Ticket
 
 MOST_BYTES = 2**20
 """Of a body."""
-CLIENT_WENT, OUT_OF_TIME = 499, 504
+NO_BODY, CLIENT_WENT, OUT_OF_TIME = 408, 499, 504
 OPEN_PATHS = ("/", "/health")
 """That need no key; the page holds nothing and asks for one."""
 POLICY = (
@@ -160,15 +162,21 @@ class ModelServer:
 
     async def _lens(self, request: web.Request) -> web.Response:
         self._require_room()
-        body: LensBody = read_body(await request.read(), LensBody)
+        body: LensBody = await self._read(request, LensBody)
         async with _in_time(self.timeout_s):
             return web.json_response(await self.worker.ask(lambda: lens(self.served, body)))
 
+    async def _read(self, request: web.Request, kind: type[BaseModel]) -> Any:
+        """The body of a request, of a kind; one that does not come holds a connection no longer than an answer may."""
+        async with _in_time(self.timeout_s, "the body has not come", NO_BODY):
+            content = await request.read()
+        return read_body(content, kind)
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, read_body(await request.read(), CompletionBody))
+        return await self._answer(request, await self._read(request, CompletionBody))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, read_body(await request.read(), ChatBody))
+        return await self._answer(request, await self._read(request, ChatBody))
 
     def _require_room(self) -> None:
         if not self.worker.is_working:
@@ -246,13 +254,13 @@ class ModelServer:
 
 
 @asynccontextmanager
-async def _in_time(seconds: float) -> AsyncIterator[None]:
+async def _in_time(seconds: float, what: str = "not done", status: int = OUT_OF_TIME) -> AsyncIterator[None]:
     """Raise a RequestError when some seconds are over."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise RequestError(f"not done after {seconds:g} seconds", OUT_OF_TIME) from None
+        raise RequestError(f"{what} after {seconds:g} seconds", status) from None
 
 
 def _usage(wish: Wish, num_new: int) -> dict[str, int]:

@@ -10,6 +10,8 @@ from pretrain.serve.application import ModelServer
 
 LAST_WORDS_S = 5.0
 """For what is under way when a signal comes."""
+IDLE_S = 75.0
+"""Of a connection without a request, or with half the head of one, until it is closed."""
 
 
 def listen(server: ModelServer, host: str, port: int, say: Callable[[str], None]) -> None:
@@ -21,11 +23,17 @@ def listen(server: ModelServer, host: str, port: int, say: Callable[[str], None]
     asyncio.run(_listen(server, host, port, say))
 
 
-async def _listen(server: ModelServer, host: str, port: int, say: Callable[[str], None]) -> None:
+def make_runner(server: ModelServer) -> web.AppRunner:
+    """What answers for a server at the addresses that it is given."""
     # a client that goes cancels its handler, and so its place in the batch
-    runner = web.AppRunner(
-        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_S
-    )
+    return web.AppRunner(
+        server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_S,
+        keepalive_timeout=IDLE_S,
+    )  # fmt: skip
+
+
+async def _listen(server: ModelServer, host: str, port: int, say: Callable[[str], None]) -> None:
+    runner = make_runner(server)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -16,6 +16,7 @@ from aiohttp import web
 from pretrain.run.trained_model import load_trained_model
 from pretrain.serve.__main__ import make_server, parse
 from pretrain.serve.application import ModelServer
+from pretrain.serve.listening import make_runner
 
 
 @dataclass
@@ -67,7 +68,7 @@ def serving(run_dir: Path, *options: str, key: str | None = None) -> Iterator[Cl
     loop, listening, ports = asyncio.new_event_loop(), threading.Event(), []
 
     async def live(over: asyncio.Event) -> None:
-        runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=0.1)
+        runner = make_runner(server)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         ports.append(runner.addresses[0][1])
