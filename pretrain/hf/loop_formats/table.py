@@ -9,8 +9,10 @@ FORMATS: dict[str, LoopFormat] = {"nanbeige": Nanbeige(), "ouro": Ouro(), "hugin
 """By the name that `--format` takes."""
 TYPES = {published.model_type: published for published in FORMATS.values()}
 NOT_HELD = {
-    "hrm_text": "it loops one block of layers inside the loop of another, each with weights of its own (L_module in "
-    "H_module), and gates what attention gives; the loop here has one block, and attention no gate",
+    "hrm_text": "its loops are nested. Two blocks with weights of their own (L_module, H_module) take turns, L_cycles "
+    "passes of the one to a pass of the other, H_cycles times over, on two states, each of which enters the other's "
+    "passes, where model.loop has one block and one state; its attention ends in a gate (gate_proj), and with "
+    "prefix_lm a prompt is read in both directions"
 }
 """model_type -> what this model lacks."""
 

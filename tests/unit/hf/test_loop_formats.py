@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[PublishedModel, str]] = {
     "another injection": (huginn(injection_type="add"), "injection_type: Input should be 'linear'"),
     "another start": (huginn(state_init="zero"), "state_init: Input should be 'like-init'"),
     "noise in the loop": (huginn(test_time_noise=0.1), "test_time_noise=0.1 of model_type=huginn_raven"),
-    "two stacks": (nanbeige(model_type="hrm_text"), "model_type=hrm_text is not supported: it loops one block of"),
+    "two stacks": (nanbeige(model_type="hrm_text"), "model_type=hrm_text is not supported: its loops are nested"),
 }
 
 
