@@ -47,7 +47,12 @@ class Wish:
     @property
     def length(self) -> int:
         """Most positions that go through the model; the last new token is never an input."""
-        return len(self.prompt) + self.num_thoughts + len(self.script) + self.most - 1
+        return len(self.prompt) - 1 + self.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Most of them that go one after the other: the prompt but for its last token goes at once."""
+        return self.num_thoughts + len(self.script) + self.most
 
     @property
     def most(self) -> int:

@@ -70,6 +70,20 @@ def test_rows_in_different_loops_share_a_step(monkeypatch: pytest.MonkeyPatch) -
     assert calls == [0, (0, 1, 1), (0, 0, 2), (0, 0, 1), (0, 0, 1), (0, 1, 2)]
 
 
+def test_who_has_most_ahead_of_it_joins_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no row is left to itself: nine tokens of one loop, and one of nine, take nine passes in two slots."""
+    model, calls = looped(), []
+    run_loop = model.run_loop
+    monkeypatch.setattr(model, "run_loop", lambda states, *rest: calls.append(len(states)) or run_loop(states, *rest))
+    wishes = [Wish(prompt=[3 + row], settings=settings(3, 1)) for row in range(3)]
+    wishes.append(Wish(prompt=[9], settings=settings(1, 9)))
+    found = fulfil(model, wishes, batch=2)
+    assert calls == [2] * 9
+    assert [each.tokens for each in found] == [
+        plainly(model, wish.prompt, wish.most, wish.settings.num_loops) for wish in wishes
+    ]
+
+
 def test_sequences_join_and_leave_between_steps() -> None:
     model = looped()
     engine = GenerationEngine(PassStepper(model, num_slots=2, capacity=32), num_slots=2, device=CPU)
