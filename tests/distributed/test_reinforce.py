@@ -4,6 +4,7 @@ is exact, and what comes out answers like a fine-tuned run."""
 import json
 import signal
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,17 @@ def test_ranks_and_zero_change_nothing(root: Path, pool: RankPool, reference: st
     assert ours == theirs
     assert [row[:3] for row in ours[:3]] == [("validation", 0, 0), ("validation", 0, 1), ("validation", 0, 2)]
     assert ours[-1][:3] == ("test", 3, 2)
+
+
+def test_the_health_of_thoughts_is_in_rows_and_log(root: Path, reference: str) -> None:
+    for row in rows(root, reference):
+        assert row["thoughts_per_example"] == 2
+        assert row["latent_share"] == pytest.approx(2 / (2 + row["text_tokens"]))
+    log = (root / "runs" / reference / "log.txt").read_text()
+    for step in (0, 3):
+        by_thoughts = [row[3] for row in scores(root, reference) if row[:2] == ("validation", step)]
+        gains = ", ".join(f"{100 * (more - less):+.1f}" for less, more in pairwise(by_thoughts))
+        assert len(by_thoughts) == 3 and f"step {step}: points that each thought adds: {gains}\n" in log
 
 
 @pytest.mark.parametrize("start", ["thoughts", "text"])

@@ -50,6 +50,36 @@ def test_rewards_are_drawn_from_their_rows(name: str, tmp_path: Path, monkeypatc
     assert same(TUNED / name / "rewards.svg", tmp_path / "rewards.svg"), "draw it anew"
 
 
+def tested(sweep: str, run: str) -> float:
+    """Share of the test questions that a published run answers with all of its thoughts."""
+    rows = JsonLines(TUNED / sweep / "coconut.jsonl").read(CoconutRow, strict=True)
+    found = {row.num_thoughts: row.accuracy for row in rows if (row.run, row.split) == (run, "test")}
+    return found[max(found)]
+
+
+REWARDED = {  # policy -> what it starts from, and whether rewards raise it
+    "text": ("prosqa_hard_small", "cot", True),
+    "thoughts": ("prosqa_hard_small_from_cot", "sim_cot", True),
+    "thoughts-likelihood": ("prosqa_hard_small_from_cot", "sim_cot", False),
+}
+
+
+@pytest.mark.parametrize("policy", REWARDED)
+def test_rewards_do_in_every_seed_what_is_said_of_them(policy: str) -> None:
+    sweep, start, rises = REWARDED[policy]
+    for seed in range(3):
+        before, after = tested(sweep, f"{start}-seed{seed}"), tested("prosqa_hard_small_grpo", f"{policy}-seed{seed}")
+        assert (after > before + 0.01) if rises else (after < before - 0.01)
+
+
+def test_rewards_raise_two_hops_in_every_seed() -> None:
+    rows = JsonLines(TUNED / "p_hop_grpo" / "coconut.jsonl").read(CoconutRow, strict=True)
+    found = {(row.run, row.step): row.accuracy for row in rows if row.split == "validation"}
+    for run in {run for run, _ in found}:
+        assert found[run, 200] > found[run, 0] + 0.3
+    assert len(found) == 6 * 9
+
+
 def test_loops_and_thoughts_are_drawn_from_the_rows_of_both_sweeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
