@@ -112,3 +112,12 @@ def test_a_server_that_is_closing_says_so(client: Client, monkeypatch: pytest.Mo
     monkeypatch.setattr(client.server.worker, "is_closing", True)
     assert client.refusal({"prompt": "the"}) == (503, "the server is closing")
     assert client.ask("GET", "/health")[:2] == (503, {"status": "closing"})
+
+
+def test_other_machines_are_answered_under_any_name_but_not_without_the_key(run_dir: Path) -> None:
+    with serving(run_dir, "--host", "0.0.0.0", key="opensesame") as client:
+        ask, named = {"prompt": "the", "max_tokens": 1}, {"Host": "model.example.org"}
+        assert client.refusal(ask, headers=named)[0] == 401
+        assert client.ask("POST", COMPLETIONS, ask, named | {"Authorization": "Bearer opensesame"})[0] == 200
+        origin = {"Origin": "https://elsewhere.example.org", "Authorization": "Bearer opensesame"}
+        assert client.refusal(ask, headers=named | origin)[0] == 403
