@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_the_commands_heal_a_model_and_teach_it_to_think(imported: Imported, tmp
     names = ("lambada_openai", "piqa", "arc_easy", "winogrande")
     assert {(name, loops) for name in names for loops in (1, 2, 3, 4)} <= scored
     assert (tmp_path / "runs/prosqa_coconut_smollm2/state").read_text().startswith("complete")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 9 * 2**20, "KiB: some micro-batches fill a laptop"
 
 
 @torch.no_grad()
