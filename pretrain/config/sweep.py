@@ -140,17 +140,18 @@ def _spelt(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _label(key: str, value: str, axes: Iterable[str]) -> str:
+def _label(key: str, value: str, axes: Iterable[str] = ()) -> str:
     """A value in the name of a run: after the last part of its key, or all of it where two of the grid end alike."""
     last = key.rpartition(".")[2]
-    is_clear = sum(other.rpartition(".")[2] == last for other in axes) == 1
+    is_clear = sum(other.rpartition(".")[2] == last for other in axes) <= 1
     return re.sub(r"[^A-Za-z0-9._+-]+", "", (last if is_clear else key) + value)
 
 
 def _models(sweep: SweepConfig) -> Iterator[SweepCell]:
     for model in sweep.models:
         k, loops = model.num_loop_layers, model.num_loops
-        kind = "".join(f"-{text.split('.')[-1].replace('=', '')}" for text in model.overrides)
+        settings = [text.partition("=") for text in model.overrides]
+        kind = "".join(f"-{_label(key, value)}" for key, _, value in settings)
         shapes = [(k, loops), *([(k * loops, 1), (k, 1)] if sweep.baselines and loops > 1 else [])]
         for layers, count in shapes:
             shape = (f"model.num_loop_layers={layers}", f"model.num_loops={count}")
