@@ -1,11 +1,15 @@
 """How a configuration lies on a number of ranks, checked without a process group."""
 
+from collections.abc import Iterator
+
 from pretrain.config.run import RunConfig
 from pretrain.schema.section import Section, require_divides
 
 MOST_VISITS = 100_000
 """Most passes of micro-batches through the loop in a step, each some milliseconds on any device: a mistyped number is
 refused, not worked on for ever. 16 M tokens in micro-batches of 2,048 at 8 loops on one rank are 65,536."""
+TENSORS = (1, 2, 4, 8)
+"""Tensor-parallel sizes that are advised: those of ranks of a node."""
 
 
 class Layout(Section):
@@ -45,7 +49,13 @@ def lay_out(world_size: int, replica: tuple[str, int], batch: tuple[str, int], m
 def _what_divides(batch: tuple[str, int], data_parallel: int, replica: str, micro_batch: int) -> str:
     key, sequences = batch
     if sequences % data_parallel:
-        return f"{data_parallel} replicas cannot share it: raise {replica}, which makes fewer, or change {key}"
+        fewer = next(
+            size for size in range(data_parallel, 0, -1) if data_parallel % size == 0 and sequences % size == 0
+        )
+        times = data_parallel // fewer
+        return (
+            f"{data_parallel} replicas cannot share it: {replica} {times} times as large makes {fewer}, or change {key}"
+        )
     of_rank = sequences // data_parallel
     fitting = max(size for size in range(1, micro_batch + 1) if of_rank % size == 0)
     return f"lower train.micro_batch to {fitting}"
@@ -63,6 +73,44 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
     Raises:
         ValueError: naming the key and value that do not fit the number of ranks.
     """
+    data_parallel = world_size // config.ranks_per_replica
+    if world_size % config.ranks_per_replica == 0 and config.train.global_batch % data_parallel:
+        for changed, advice in _more_ranks_a_replica(config):
+            try:
+                _laid_out(changed, world_size)
+            except ValueError:
+                continue
+            raise ValueError(
+                f"train.global_batch={config.train.global_batch} cannot be shared by {data_parallel} replicas: "
+                f"{advice} makes fewer that can, or change train.global_batch"
+            )
+    return _laid_out(config, world_size)
+
+
+def _more_ranks_a_replica(config: RunConfig) -> Iterator[tuple[RunConfig, str]]:
+    """Configurations with smaller micro-batches and more ranks of a replica, the fewest first, and what they change."""
+    layers = config.model.num_loop_layers
+    pipelines = [size for size in range(1, layers + 1) if layers % size == 0]
+    sizes = [(tensor, pipeline) for tensor in TENSORS for pipeline in pipelines]
+    for tensor, pipeline in sorted(sizes, key=lambda size: (size[0] * size[1], size[1])):
+        for micro_batch in range(config.train.micro_batch, 0, -1):
+            values, said = config.model_dump(), list[str]()
+            wanted = (
+                ("parallel", "tensor", tensor),
+                ("parallel", "pipeline", pipeline),
+                ("train", "micro_batch", micro_batch),
+            )
+            for section, key, value in wanted:
+                if values[section][key] != value:
+                    values[section][key] = value
+                    said.append(f"{section}.{key}={value}")
+            try:
+                yield RunConfig.model_validate(values), " ".join(said)
+            except ValueError:
+                continue
+
+
+def _laid_out(config: RunConfig, world_size: int) -> Layout:
     replica, train = ("parallel.tensor · parallel.pipeline", config.ranks_per_replica), config.train
     layout = lay_out(world_size, replica, ("train.global_batch", train.global_batch), train.micro_batch)
     require_divides("data.num_streams", config.data.num_streams, "data-parallel size", layout.data_parallel)

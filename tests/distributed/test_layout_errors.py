@@ -105,9 +105,15 @@ def test_what_no_number_of_ranks_can_run(changes: dict[str, Any], message: str) 
         ),
         (
             {},
+            8,
+            "train.global_batch=12 cannot be shared by 8 replicas: parallel.pipeline=2 train.micro_batch=1 makes "
+            "fewer that can, or change train.global_batch",
+        ),
+        (
+            {"data.num_streams": 5},
             24,
             "train.global_batch=12 is not divisible by train.micro_batch · data-parallel size=48: 24 replicas cannot "
-            "share it: raise parallel.tensor · parallel.pipeline, which makes fewer, or change train.global_batch",
+            "share it: parallel.tensor · parallel.pipeline 2 times as large makes 12, or change train.global_batch",
         ),
         ({"data.num_streams": 4}, 3, "data.num_streams=4 is not divisible by data-parallel size=3"),
         (
