@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.model.config import KEEPS_LAYERS, ModelSection, Recompute
 from pretrain.model.dropout import Dropout
 from pretrain.model.hashed_numbers import normal
-from pretrain.model.kept_keys import KeptKeys
+from pretrain.model.kept_keys import KeptKeys, leave_out_of_graphs
 from pretrain.model.kernels.documents import Documents
 from pretrain.model.layers import HALF, Context, KeyValueCache, Layer, make_norm, rotary_table
 from pretrain.model.loop.held import HeldWeights
@@ -104,6 +104,7 @@ class LoopedGPT(nn.Module):
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """torch.compile each layer by itself: one of each kind is traced, for all of its kind and all loops."""
+        leave_out_of_graphs()
         for layer in (*self.prelude.values(), *self.loop.values(), *self.coda.values()):
             layer.compile(backend=backend)
 

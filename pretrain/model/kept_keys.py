@@ -9,6 +9,7 @@ which also lets the copies go. A layer that is computed again for its backward p
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,6 @@ class KeptKeys:
         finally:
             self._comes_again = False
 
-    @torch.compiler.disable()  # else a layer is compiled for each number
     def keep(self, number: int, computed: KeysValues) -> KeysValues:
         """Keep what application `number` of a layer has computed; returns it as that application itself uses it."""
         computed = KeysValues(*(each.contiguous() for each in computed))  # else a kernel copies them in each loop
@@ -58,11 +58,18 @@ class KeptKeys:
             return computed
         return KeysValues(*_JoinGradients.apply(*computed, self._kept, number))  # type: ignore[misc]
 
-    @torch.compiler.disable()  # as above
     def read(self, number: int, num_rows: int) -> KeysValues:
         """What application `number` has kept, of the first rows."""
         kept = self._kept[number]
         return kept if len(kept.keys) == num_rows else KeysValues(kept.keys[:num_rows], kept.values[:num_rows])
+
+
+@cache
+def leave_out_of_graphs() -> None:
+    """Where layers are compiled: what keeps and reads keys stays as it is, else a layer is compiled for each number of
+    an application. Loads the compiler."""
+    KeptKeys.keep = torch.compiler.disable(KeptKeys.keep)
+    KeptKeys.read = torch.compiler.disable(KeptKeys.read)
 
 
 class _JoinGradients(torch.autograd.Function):

@@ -21,7 +21,7 @@ from pretrain.model.loop.recurrence import Recurrence, Stage
 from pretrain.model.weights import aliases, layer_weights, loop_design
 from pretrain.optim.optimizers import is_sharded
 from pretrain.plan.buckets import num_buckets
-from pretrain.plan.machine import COMPILED, EAGER, MEASURED, Gpu, Software
+from pretrain.plan.machine import COMPILED, EAGER, MEASURED, Gpu, Sending, Software
 from pretrain.plan.plan import Plan
 
 STATES, HEADS, FFN = 10, 3, {"swiglu": 4, "gelu": 2}
@@ -169,18 +169,23 @@ class StageWork:
         """Seconds that so many numbers take to cross memory."""
         return numbers * (self._size if size is None else size) / self.gpu.memory_rate
 
-    def _collective(self, size: float, ranks: int, stride: int, hidden: float) -> Traffic:
-        """A ring over `ranks` that are `stride` apart, once round with `size` bytes: a reduce-scatter or an all-gather.
-        The ranks of a node share its ports, so each sends 1/(ranks in the node) of it over the network."""
+    def _collective(
+        self, way: Sending, size: float, ranks: int, stride: int, hidden: float, number: int | None = None
+    ) -> Traffic:
+        """A ring over `ranks` that are `stride` apart, once round with `size` bytes, in numbers of `number` bytes: a
+        reduce-scatter or an all-gather; twice for a sum. The ranks of a node share its ports, so each sends 1/(ranks in
+        the node) of it over the network."""
         if ranks == 1:
             return Traffic()
-        sent = size * (ranks - 1) / ranks
+        sent = (2 if way == "sum" else 1) * size * (ranks - 1) / ranks
         near = max(1, min(ranks, self.gpu.per_node // stride))
         link, network = (sent * (near - 1) / near, sent / near) if near < ranks else (sent, 0.0)
         rates = self.software.links
         seconds = max(
             sent / (rates * self.gpu.link_rate) if near > 1 else 0.0, network / (rates * self.gpu.network_rate)
         )
+        if self.gpu.pieces is not None:
+            seconds = self.gpu.pieces.sending(way, size, number or self._size, ranks)
         return Traffic(link=link, network=network, hidden=hidden * sent, seconds=seconds)
 
     @property
@@ -199,17 +204,10 @@ class StageWork:
         width = (STATES + 4 * (norms - 1)) * model.hidden_size / in_sequence
         width += HEADS * heads + FFN[model.activation] * model.ffn_size / tensor
         crossing = self.software.passes * self._crossing(tokens * width)
-        software = self.software
+        ahead, back = attended / self.software.attention_forward, 2.5 * attended / self.software.attention_backward
         return (
-            self._at_least(
-                Times(matrices=products, attention=attended / software.attention_forward, memory=crossing), 1
-            ),
-            self._at_least(
-                Times(
-                    matrices=2 * products, attention=2.5 * attended / software.attention_backward, memory=2 * crossing
-                ),
-                2,
-            ),
+            self._at_least(Times(matrices=products, attention=ahead, memory=crossing), 1),
+            self._at_least(Times(matrices=2 * products, attention=back, memory=2 * crossing), 2),
         )
 
     def _at_least(self, times: Times, ways: int) -> Times:
@@ -219,9 +217,12 @@ class StageWork:
 
     @property
     def _tensor(self) -> Traffic:
-        """The collectives of one application of a layer in one direction: two, each a gathering and a scattering."""
-        size = self._tokens * self._config.model.hidden_size * self._size
-        return self._collective(size, self._config.parallel.tensor, 1, self.software.hidden_tensor) * 4
+        """The collectives of one application of a layer in one direction: two sums, under sequence parallelism each a
+        gathering and a scattering."""
+        parallel, size = self._config.parallel, self._tokens * self._config.model.hidden_size * self._size
+        ways: tuple[Sending, ...] = ("gather", "scatter") if parallel.sequence else ("sum",)
+        each = [self._collective(way, size, parallel.tensor, 1, self.software.hidden_tensor) for way in ways]
+        return sum(each, Traffic()) * 2
 
     @property
     def _head(self) -> Times:
@@ -320,7 +321,10 @@ class StageWork:
         hidden = self.software.hidden_ring if interleaved else 0.0
         rate = self.software.links * (self.gpu.link_rate if is_near else self.gpu.network_rate)
         link, network = (size, 0.0) if is_near else (0.0, size)
-        return Traffic(link=link, network=network, hidden=hidden * size, seconds=size / rate)
+        seconds = size / rate
+        if self.gpu.pieces is not None:
+            seconds = self.gpu.pieces.sending("message", size, self._size, 2)
+        return Traffic(link=link, network=network, hidden=hidden * size, seconds=seconds)
 
     @property
     def gradients(self) -> Traffic:
@@ -329,17 +333,18 @@ class StageWork:
         config, ranks, tensor = self._config, self.plan.layout.data_parallel, self._config.parallel.tensor
         stage, hidden = self.plan.stages[self.stage.index], self.software.hidden_data
         shards = is_sharded(config.optimizer, config.train.precision)
-        share = 0.5 if config.parallel.reduce_precision == "bf16" else 1.0
-        reduced = self._collective(share * stage.gradients, ranks, tensor, hidden)
+        wide = max(4, self._size)
+        sent = 2 if config.parallel.reduce_precision == "bf16" else wide
+        reduced = self._collective("scatter", sent / wide * stage.gradients, ranks, tensor, hidden, sent)
         if reduced.seconds and config.parallel.overlap:
             reduced = replace(reduced, hidden=reduced.total * max(hidden, self._overlapped(reduced.seconds)))
-        gathered = self._collective(stage.weights if shards else stage.gradients, ranks, tensor, hidden)
+        gathered = self._collective("gather", stage.weights if shards else stage.gradients, ranks, tensor, hidden)
         if gathered.seconds and config.parallel.overlap and shards:
             gathered = replace(gathered, hidden=gathered.total * max(hidden, self._gathered(gathered.seconds)))
         traffic = reduced + gathered
         if self.stage.count > 1 and aliases(config.model) and (self.stage.is_first or self.stage.is_last):
-            size = 2 * max(4, self._size) * config.model.vocab_size * config.model.hidden_size / tensor
-            traffic += self._collective(size, 2, ranks * tensor * (self.stage.count - 1), 0.0)
+            size = wide * config.model.vocab_size * config.model.hidden_size / tensor
+            traffic += self._collective("sum", size, 2, ranks * tensor * (self.stage.count - 1), 0.0, wide)
         return traffic
 
     def _overlapped(self, seconds: float) -> float:
@@ -361,7 +366,10 @@ class StageWork:
         return self._behind(ahead.total, seconds)
 
     def _behind(self, of_layer: float, seconds: float) -> float:
-        """Share of so many seconds of sending that are hidden behind a pass, which takes `of_layer` for each layer."""
+        """Share of so many seconds of sending that are hidden behind a pass, which takes `of_layer` for each layer. On
+        CPUs sending is work of the same cores."""
+        if self.gpu.pieces is not None:
+            return 0.0
         held = Recurrence(config=self._config.model, stage=self.stage)
         layers = held.num_prelude_layers + held.num_pass_layers + held.num_coda_layers
         elements = self.plan.stages[self.stage.index].weights / self._size

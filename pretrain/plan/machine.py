@@ -6,11 +6,14 @@ No GPU has run this project's code: `tools/gpu_check.sh` is what replaces the fi
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pretrain.config.run import RunConfig
 from pretrain.device.gpus import BF16_DENSE_TFLOPS
 from pretrain.schema.choice import choose
+
+Sending = Literal["sum", "scatter", "gather", "message"]
+"""How ranks send: all-reduce, reduce-scatter, all-gather, and from one to the next."""
 
 
 class Pieces(Protocol):
@@ -34,6 +37,10 @@ class Pieces(Protocol):
 
     def update(self, config: RunConfig) -> float:
         """Of one weight."""
+        ...
+
+    def sending(self, way: Sending, size: float, number: int, num_ranks: int) -> float:
+        """Of `size` bytes in numbers of `number` bytes between so many ranks, see `messages.py`."""
         ...
 
 
@@ -120,5 +127,5 @@ COMPILED = Software()
 of the reduction of gradients (`cost.py`); messages of the ring overlap."""
 EAGER = Software(passes=2.6, kernels=30)
 """Ours without."""
-MEASURED = Software(matrices=1.0, links=1.0, launch=0.0)
+MEASURED = Software(matrices=1.0, links=1.0, launch=0.0, hidden_ring=0.0)
 """Ours where pieces and rates are measured."""

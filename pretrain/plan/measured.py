@@ -2,20 +2,18 @@
 here in seconds, in the place of the formulas of `cost.py`; what the pieces make is planned as for GPUs.
 
 A piece is a layer forward and backward, the embedding, head and loss, the addition of gradients to their buffers, and
-the update of weights, each in the sizes of the plan and run by the code that training runs. Messages between ranks are
-taken to be as fast as a connection of this machine with itself. Times are medians; with one thread by the processor's
-clock, on which others that use the machine show little.
+the update of weights, each in the sizes of the plan and run by the code that training runs; so are the ways in which
+ranks send (`messages.py`). Times are medians; with one thread by the processor's clock, on which others that use the
+machine show little.
 
 Not known: what ranks take from each other, as they share memory and caches.
 """
 
 import math
 import os
-import socket
 import time
 from collections.abc import Callable
 from statistics import median
-from threading import Thread
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +26,15 @@ from pretrain.model.gpt import LoopedGPT
 from pretrain.model.initialise import initialise
 from pretrain.model.loss import loss_sums
 from pretrain.optim.make import fill_state, make_optimizer, parameter_groups
-from pretrain.plan.machine import CPU, Gpu
+from pretrain.plan.machine import CPU, Gpu, Sending
+from pretrain.plan.messages import seconds_to_send
 
 MOST_TOKENS = 4096
 """Of a measured piece; more take as many times longer."""
 MEASURE_S, LEAST_TIMES = 0.6, 5
 """How long a piece is measured, and how often at least."""
-MESSAGE, NUM_MESSAGES = 4 << 20, 16
-"""Bytes, and how often they are sent, to measure connections."""
+MESSAGE = 512 << 10
+"""Bytes of what is sent to measure the rate of connections."""
 
 
 def measured_machine(config: RunConfig, num_ranks: int) -> Gpu:
@@ -51,11 +50,12 @@ def measured_machine(config: RunConfig, num_ranks: int) -> Gpu:
         raise ValueError("train.compile=true: --gpu cpu measures layers as they are without it; leave it out")
     keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores // num_ranks))))
-    rate = connection_rate()
+    pieces = CpuPieces()
+    rate = MESSAGE / pieces.sending("message", MESSAGE, 4, 2)
     return Gpu(
         name=CPU, peak_flops=measure_flops(torch.device("cpu"), DTYPES[config.train.precision]),
         memory=(installed_memory() or math.inf) / num_ranks, memory_rate=4 / _addition("fp32")[0],
-        link_rate=rate, network_rate=rate, per_node=num_ranks, pieces=CpuPieces(),
+        link_rate=rate, network_rate=rate, per_node=num_ranks, pieces=pieces,
     )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ class CpuPieces:
 
     def __init__(self) -> None:
         self._known = dict[str, tuple[float, float]]()
+        self._sent = dict[tuple[Sending, float, int, int], float]()
 
     def layer(self, config: RunConfig) -> tuple[float, float]:
         is_selective = config.train.chosen_recompute == "selective"
@@ -81,6 +82,12 @@ class CpuPieces:
 
     def update(self, config: RunConfig) -> float:
         return sum(self._once(_update, _one_layer(config), config.train.precision, config.optimizer))
+
+    def sending(self, way: Sending, size: float, number: int, num_ranks: int) -> float:
+        key = (way, size, number, num_ranks)
+        if key not in self._sent:
+            self._sent[key] = seconds_to_send(*key)
+        return self._sent[key]
 
     def _once(self, measure: Callable[..., tuple[float, float]], *arguments: object) -> tuple[float, float]:
         key = f"{measure.__name__}{arguments}"
@@ -215,24 +222,3 @@ def _one_way(run: Callable[[], object]) -> float:
 
 def _clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def connection_rate() -> float:
-    """Bytes a second that this machine sends itself."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = Thread(target=_send, args=(server.getsockname(),))
-        sender.start()
-        receiver, _ = server.accept()
-        with receiver:
-            started, left = time.perf_counter(), MESSAGE * NUM_MESSAGES
-            while left and (part := receiver.recv(min(left, MESSAGE))):
-                left -= len(part)
-        sender.join()
-    return MESSAGE * NUM_MESSAGES / (time.perf_counter() - started)
-
-
-def _send(address: tuple[str, int]) -> None:
-    message = bytes(MESSAGE)
-    with socket.create_connection(address) as connection:
-        for _ in range(NUM_MESSAGES):
-            connection.sendall(message)

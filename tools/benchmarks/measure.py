@@ -1,15 +1,19 @@
 """What the benchmarks share: rows of figures, turns within a time, and the time of a piece of work."""
 
 import argparse
+import json
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pretrain.command.options import positive
 
 Row = dict[str, object]
+RANKS_TIMEOUT_S = 300
 LARGEST_SHARE = 1.05
 """A step that is faster than the peak by more has shown that the peak was measured wrongly."""
 
@@ -66,3 +70,23 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
     started = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - started
+
+
+def answer_of_ranks(num_ranks: int, module: str, *words: str) -> Any:
+    """What a module that runs as so many ranks, with one thread each, prints as its last line, in JSON.
+
+    Raises:
+        OSError: they failed, or gave no answer in `RANKS_TIMEOUT_S`.
+    """
+    command = [sys.executable, "-m", "pretrain.launch", "--ranks", str(num_ranks), "-m", module, *words]
+    path = os.pathsep.join(sys.path)  # the ranks find what this process finds
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=RANKS_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{num_ranks} ranks of {module} gave no answer in {RANKS_TIMEOUT_S} s") from error
+    if ended.returncode:
+        raise OSError(f"{num_ranks} ranks of {module} failed: {ended.stderr.strip().splitlines()[-1:]}")
+    return json.loads(ended.stdout.strip().splitlines()[-1])

@@ -1,23 +1,28 @@
 """The planner's step time on a CPU beside the engine's: one rank with one thread, looped and not, in several sizes,
-ways to recompute and precisions.
+ways to recompute and precisions; and two ranks, if there are two cores, in each way to split the work.
 
 Both are times of the processor, on which others that use the machine show little: the plan measures the pieces of a
-step (`pretrain/plan/measured.py`), then the engine takes whole ones.
+step (`pretrain/plan/measured.py`) before and after the engine takes whole ones, and the mean of the two is compared. Of
+two ranks it is the time of the busier, so what a stage waits for the other is in neither (`tools/bench.py ring` has
+that); what gloo's threads take, also while they wait, is in what is measured.
 """
 
 import argparse
+import json
+import os
+import sys
 import time
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
-from benchmarks.measure import Row, Turns, add_rounds, row
+import torch.distributed as dist
+from benchmarks.measure import Row, Turns, add_rounds, answer_of_ranks, row
 from benchmarks.small_run import LR, SEPARATORS, one_rank, random_rows
 
 from pretrain.config.run import RunConfig
 from pretrain.parallel.engine import Engine
-from pretrain.parallel.groups import make_groups
-from pretrain.plan.machine import Gpu
+from pretrain.parallel.groups import make_groups, start_world
 from pretrain.plan.measured import measured_machine
 from pretrain.plan.search import estimate
 
@@ -37,32 +42,88 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1-2⊗4-1 at 1,024 tokens, fp32": (ENDS, {"seq_len": 1024, "micro_batch": 1, "global_batch": 1}),
 }
 
+ONE: dict[str, Any] = {"micro_batch": 1}
+SPLITS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    f"{name}, {way}": (model, train, parallel)
+    for name, model in (("8⊗1", {"num_loop_layers": 8}), ("2⊗4", LOOPED))
+    for way, train, parallel in (
+        ("data 2", {}, {}),
+        ("pipeline 2", ONE, {"pipeline": 2}),
+        ("tensor 2", {}, {"tensor": 2}),
+        ("tensor 2, sequence", {}, {"tensor": 2, "sequence": True}),
+    )
+}
+"""On two ranks, in fp32."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_rounds(parser, "plan", 5)
 
 
 def run(args: argparse.Namespace) -> list[Row]:
+    """Measure; raises an OSError that ends with the last line of the ranks' output if a layout fails."""
     if torch.cuda.is_available():
         return []
     with one_rank() as device:
-        torch.set_num_threads(1)
-        precisions = ("fp32", "bf16")
-        machines = {each: measured_machine(_config({}, {"precision": each}), 1) for each in precisions}
-        return [_measure(name, _config(*case), machines, device, args.plan_rounds) for name, case in CASES.items()]
+        rows = [_measure(name, _config(*case), device, args.plan_rounds) for name, case in CASES.items()]
+    if (os.cpu_count() or 1) < 2:
+        return rows
+    return rows + [_measure_two(name, args.plan_rounds.count) for name in SPLITS]
 
 
-def _config(model: dict[str, Any], train: dict[str, Any]) -> RunConfig:
-    return RunConfig.model_validate({"model": SHAPE | model, "train": TRAIN | train})
+def _config(model: dict[str, Any], train: dict[str, Any], parallel: dict[str, Any] | None = None) -> RunConfig:
+    return RunConfig.model_validate({"model": SHAPE | model, "train": TRAIN | train, "parallel": parallel or {}})
 
 
-def _measure(name: str, config: RunConfig, machines: dict[str, Gpu], device: torch.device, rounds: Turns) -> Row:
-    planned = estimate(config, 1, machines[config.train.precision]).cost.seconds
-    engine, rows = Engine(config, make_groups(config.parallel, device), SEPARATORS), random_rows(config)
-    loops, times = config.model.num_loops, list[float]()
+def _planned(config: RunConfig, num_ranks: int) -> float:
+    """Seconds of a step on the busiest rank, of pieces measured now."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cost = estimate(config, num_ranks, measured_machine(config, num_ranks)).cost
+    torch.set_num_threads(threads)
+    return cost.seconds - cost.times.idle
+
+
+def _measure(name: str, config: RunConfig, device: torch.device, rounds: Turns) -> Row:
+    before = _planned(config, 1)
+    taken = _step_times(config, device, rounds)
+    return _row(name, mean((before, _planned(config, 1))), taken)
+
+
+def _measure_two(name: str, num_rounds: int) -> Row:
+    config = _config(*SPLITS[name])
+    before = _planned(config, 2)
+    taken = float(answer_of_ranks(2, "benchmarks.plan", name, str(num_rounds)))
+    return _row(name, mean((before, _planned(config, 2))), taken)
+
+
+def _row(name: str, planned: float, taken: float) -> Row:
+    return row(f"plan: {name}: step time", planned / taken, "x", TARGET, f"measured, {taken:.3f} s")
+
+
+def _step_times(config: RunConfig, device: torch.device, rounds: Turns) -> float:
+    """Seconds of the processor that this rank takes for a step, a median."""
+    torch.set_num_threads(1)
+    groups = make_groups(config.parallel, device)
+    engine, loops = Engine(config, groups, SEPARATORS), config.model.num_loops
+    rows, times = random_rows(config).chunk(groups.data.size())[groups.data.rank()], list[float]()
     for turn in rounds.numbers(warm_up=2):
+        dist.barrier()
         started = time.process_time()
         engine.train_step(rows, loops, LR)
         if turn > 1:
             times.append(time.process_time() - started)
-    return row(f"plan: {name}: step time", planned / median(times), "x", TARGET, f"measured, {median(times):.3f} s")
+    return median(times)
+
+
+def _rank(name: str, num_rounds: str) -> None:
+    """Run one rank of a layout; rank 0 prints the time of the busier."""
+    taken = torch.tensor(_step_times(_config(*SPLITS[name]), start_world(), Turns(num_rounds)))
+    dist.all_reduce(taken, dist.ReduceOp.MAX)
+    if dist.get_rank() == 0:
+        print(json.dumps(taken.item()))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(*sys.argv[1:])

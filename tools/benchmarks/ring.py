@@ -18,14 +18,13 @@ Each figure is the median of --ring-rounds steps.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from statistics import median
 
 import torch
 import torch.distributed as dist
-from benchmarks.measure import Row, add_rounds, row, timed
+from benchmarks.measure import Row, add_rounds, answer_of_ranks, row, timed
 from torch import nn
 
 from pretrain.config.run import RunConfig
@@ -41,7 +40,6 @@ SHAPES = {
 }
 SEQ_LEN = {"real": 512, "timed": 8}
 VOCAB_SIZE = 256
-TIMEOUT_S = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,26 +59,12 @@ def _measure(num_stages: int, layers: str, num_rounds: int) -> list[Row]:
         (f"ring {NUM_LAYERS}⊗{NUM_LOOPS}", NUM_LOOPS, "(P-1)/(L·M+P-1)"),
         (f"1F1B {NUM_LAYERS * NUM_LOOPS}⊗1", 1, "(P-1)/(M+P-1)"),
     ):
-        share = _launch(num_stages, num_loops, layers, num_rounds)
+        words = (str(num_loops), layers, str(num_rounds))
+        share = float(answer_of_ranks(num_stages, "benchmarks.ring", *words))
         expected = (num_stages - 1) / (num_loops * NUM_MICRO_BATCHES + num_stages - 1)
         title = f"idle share, {name}, PP={num_stages}, M={NUM_MICRO_BATCHES}, {layers} layers"
         rows.append(row(title, round(100 * share, 1), "%", f"{100 * expected:.1f}", formula))
     return rows
-
-
-def _launch(num_stages: int, num_loops: int, layers: str, num_rounds: int) -> float:
-    """Idle share of a layout, measured in new processes."""
-    launcher = [sys.executable, "-m", "pretrain.launch", "--ranks", str(num_stages)]
-    command = [*launcher, "-m", "benchmarks.ring", str(num_loops), layers, str(num_rounds)]
-    path = os.pathsep.join(sys.path)  # the ranks find what this process finds
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"{num_stages} ranks of the ring benchmark gave no answer in {TIMEOUT_S} s") from error
-    if ended.returncode:
-        raise OSError(f"{num_stages} ranks of the ring benchmark failed: {ended.stderr.strip().splitlines()[-1:]}")
-    return float(json.loads(ended.stdout.strip().splitlines()[-1]))
 
 
 class _Sleep:

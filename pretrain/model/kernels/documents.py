@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 Block = tuple[int, int, int, int, bool]
 """Query rows of one sequence: its number, the first key that they see, the first row, the end of the rows, and whether
@@ -63,6 +62,8 @@ class Documents:
 def attend_within(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents) -> Tensor:
     """Causal attention of queries [b, h, s, e] within documents, on a GPU: [b, h, s, e]. Keys and values are [b, g, s,
     e]."""
+    from torch.nn.attention.varlen import varlen_attn  # loads the compiler, a second for which a CPU has no use
+
     flat = [each.transpose(1, 2).flatten(0, 1) for each in (queries, keys, values)]  # [t, heads, e]
     bounds, seq, shares = documents.places, queries.shape[2], queries.shape[1] != keys.shape[1]
     mixed = varlen_attn(flat[0], flat[1], flat[2], bounds, bounds, seq, seq, window_size=(-1, 0), enable_gqa=shares)

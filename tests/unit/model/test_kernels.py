@@ -1,5 +1,7 @@
 """Hand-written gradients against finite differences and against torch's own operators."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -141,11 +143,17 @@ def test_attention_of_variable_length_is_asked_for_documents(monkeypatch: pytest
             parts.append(reference_attention(*own)[0].transpose(0, 1))
         return torch.cat(parts)
 
-    monkeypatch.setattr(kernel_documents, "varlen_attn", stand_in)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
     inputs = random(3, 4, 19, 2), random(3, 2, 19, 2, seed=1), random(3, 2, 19, 2, seed=2)
     wanted = F.scaled_dot_product_attention(*inputs, attn_mask=SHORT_AND_LONG.mask(), enable_gqa=True)
     documents = replace(SHORT_AND_LONG, places=SHORT_AND_LONG.bounds)  # as on a GPU
     torch.testing.assert_close(kernel_documents.attend_within(*inputs, documents), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_does_not_load_the_compiler() -> None:
+    """Which is a third of the time until a command answers."""
+    code = "import sys, pretrain.model.gpt; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_attention_counts_its_work() -> None:

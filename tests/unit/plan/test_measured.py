@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.plan.__main__ import main
-from pretrain.plan.machine import Gpu
-from pretrain.plan.measured import CpuPieces, _one_layer, connection_rate
+from pretrain.plan.machine import Gpu, Sending
+from pretrain.plan.measured import CpuPieces, _one_layer
+from pretrain.plan.messages import MOST_BYTES, seconds_to_send
 from pretrain.plan.plan import make_plan
 from pretrain.plan.search import estimate
 
 AHEAD, BACK, EMBEDDING, HEAD, ADDITION, UPDATE = 1.0, 2.0, 0.25, 5.0, 1e-6, 3e-6
+SENDING: dict[Sending, float] = {"sum": 7e-3, "scatter": 5e-3, "gather": 3e-3, "message": 2e-3}
+"""Seconds a byte."""
 MODEL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "ffn_size": 48, "num_loop_layers": 2}
 
 
@@ -36,6 +39,9 @@ class Given:
 
     def update(self, config: RunConfig) -> float:
         return UPDATE
+
+    def sending(self, way: Sending, size: float, number: int, num_ranks: int) -> float:
+        return SENDING[way] * size
 
 
 MACHINE = Gpu(
@@ -65,6 +71,34 @@ def test_a_step_is_made_of_its_pieces(recompute: str, again: int, spared: int) -
     assert estimate(config, 1, MACHINE).cost.seconds == pytest.approx(2 * micro_batch + parameters * UPDATE)
 
 
+STATES = 16 * 32 * 4
+"""Bytes of the states of a micro-batch."""
+
+
+@pytest.mark.parametrize(
+    ("parallel", "sent"),
+    [
+        ({"tensor": 2}, 50 * SENDING["sum"] * STATES),
+        ({"tensor": 2, "sequence": True}, 50 * (SENDING["gather"] + SENDING["scatter"]) * STATES),
+        ({"pipeline": 2}, 2 * 2 * 3 * SENDING["message"] * STATES),
+    ],
+    ids=["tensor", "sequence", "pipeline"],
+)
+def test_sending_takes_the_ranks_own_time(parallel: dict[str, Any], sent: float) -> None:
+    """Two micro-batches; twelve passes of a layer with two sums each, and half of one for embedding and loss each."""
+    config = run_of(parallel=parallel)
+    times = estimate(config, 2, MACHINE).cost.times
+    assert times.tensor + times.ring == pytest.approx(sent)
+
+
+def test_gradients_are_scattered_and_weights_gathered_also_where_that_would_overlap() -> None:
+    for overlap in (False, True):
+        config = run_of(parallel={"overlap": overlap})
+        parameters = sum(make_plan(config, 2).parameters.values())
+        sent = 4 * parameters * (SENDING["scatter"] + SENDING["gather"])
+        assert estimate(config, 2, MACHINE).cost.times.gradients == pytest.approx(sent)
+
+
 def test_what_is_measured_is_one_layer_of_a_rank() -> None:
     model = {"num_loops": 4, "num_prelude_layers": 1, "loop": {"injection": "add"}, "num_key_value_heads": 2}
     shape = _one_layer(run_of(model=model, parallel={"tensor": 2}))
@@ -92,8 +126,17 @@ def test_every_piece_takes_time_and_large_ones_as_many_times_more(
     assert pieces.layer(four) == (2 * ahead, 2 * back)
 
 
-def test_a_machine_that_talks_to_itself_has_a_rate() -> None:
-    assert connection_rate() > 1e6
+@pytest.mark.parametrize("way", get_args(Sending))
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_each_way_to_send_takes_time(way: Sending, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.plan.messages.MEASURE_S", 0.0)
+    monkeypatch.setattr("pretrain.plan.messages.LEAST_TIMES", 2)
+    assert 0 < seconds_to_send(way, 6000, 4, num_ranks) < 10
+
+
+def test_much_takes_as_many_times_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.plan.messages._least", lambda turns: float(len(turns)))
+    assert seconds_to_send("sum", 3 * MOST_BYTES, 4, 2) == 3 * 2.0
 
 
 def test_the_plan_of_this_machine_says_how_to_start(
