@@ -39,7 +39,7 @@ class RankMemory(NamedTuple):
     """The most at one time."""
 
 
-class _Storages(TorchDispatchMode):
+class Storages(TorchDispatchMode):
     """Counts the storages that operators return, until they go."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ def rank_memory(config: RunConfig, world_size: int, rank: int, monkeypatch: pyte
     for name in ("finish_grad_sync", "start_param_sync", "finish_param_sync"):
         monkeypatch.setattr(_ParamAndGradBucketGroup, name, lambda *_, **__: None)
     with _world(world_size, rank), _default_type(DTYPES[config.train.precision]):
-        groups, storages = make_groups(config.parallel, torch.device("cpu")), _Storages()
+        groups, storages = make_groups(config.parallel, torch.device("cpu")), Storages()
         with FakeTensorMode(allow_non_fake_inputs=True), storages:
             built = engine.Engine(config, groups, Separators(bos_id=1, eos_id=2))
             for state in built.optimizer.inner.state.values() if config.optimizer.name == "adafactor" else ():
