@@ -68,8 +68,8 @@ class KeptKeys:
 def leave_out_of_graphs() -> None:
     """Where layers are compiled: what keeps and reads keys stays as it is, else a layer is compiled for each number of
     an application. Loads the compiler."""
-    KeptKeys.keep = torch.compiler.disable(KeptKeys.keep)
-    KeptKeys.read = torch.compiler.disable(KeptKeys.read)
+    for name in ("keep", "read"):
+        setattr(KeptKeys, name, torch.compiler.disable(getattr(KeptKeys, name)))
 
 
 class _JoinGradients(torch.autograd.Function):
