@@ -1,4 +1,4 @@
-"""A sweep as job arrays of a real Slurm, from training to its plot."""
+"""A sweep as job arrays of a real Slurm, from training to its plot, on a task of the user's own file."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, Job
+from tests.support.extending import write_examples
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 SWEEP = """
 config: configs/tasks/p_hop_small.yaml
 overrides: [train.steps=3, train.global_batch=8, train.micro_batch=8, model.hidden_size=16, model.num_attention_heads=2,
-  model.ffn_size=16, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled, train.precision=fp32]
+  model.ffn_size=16, model.vocab_size=10, optimizer.warmup_steps=0, validation.every=0, logging.wandb=disabled,
+  train.precision=fp32, "data.tokenizer=symbols:01=",
+  "data.sources=[{task: 'my_tasks:Parity', parameters: {length: 12}}]"]
 models: [{num_loop_layers: 1, num_loops: 2}, {num_loop_layers: 2, num_loops: 2}]
 baselines: false
 seeds: [0, 1]
@@ -24,20 +27,21 @@ evaluation: {num_examples: 10}
 def jobs(cluster: Cluster) -> list[Job]:
     """The three jobs of the sweep, when the last has ended."""
     (cluster.project / "grid.yaml").write_text(SWEEP)
+    write_examples(cluster.project)
     printed = cluster.run(".venv/bin/python", "tools/sweep.py", "grid.yaml", "--slurm")
     submitted = [Job(cluster, line.split()[1].rstrip(":")) for line in printed.splitlines()]
     submitted[-1].wait("COMPLETED", 600)
     return submitted
 
 
-def evaluations(root: Path) -> list[tuple[int, int]]:
+def evaluations(root: Path) -> list[tuple[int, int, str]]:
     lines = [line for path in sorted(root.glob("*/eval/depth.jsonl")) for line in path.read_text().splitlines()]
-    return [(row["num_loops"], row["effective_depth"]) for row in map(json.loads, lines)]
+    return [(row["num_loops"], row["effective_depth"], row["task"]) for row in map(json.loads, lines)]
 
 
 def test_a_sweep_of_two_by_two_runs_to_its_plot(cluster: Cluster, jobs: list[Job]) -> None:
     root = cluster.project / "runs" / "sweeps" / "grid"
-    assert evaluations(root) == [(2, 2), (2, 2), (2, 4), (2, 4)]
+    assert evaluations(root) == [(2, 2, "my_tasks:Parity")] * 2 + [(2, 4, "my_tasks:Parity")] * 2
     assert {path.suffix for path in root.glob("scaling.*")} == {".png", ".svg", ".html"}
     assert {path.parent.name for path in root.glob("*/state")} == {
         f"{k}x2-seed{seed}" for k in (1, 2) for seed in (0, 1)
