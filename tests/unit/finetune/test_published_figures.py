@@ -50,7 +50,7 @@ def test_rewards_are_drawn_from_their_rows(name: str, tmp_path: Path, monkeypatc
     assert same(TUNED / name / "rewards.svg", tmp_path / "rewards.svg"), "draw it anew"
 
 
-def tested(sweep: str, run: str) -> float:
+def scored(sweep: str, run: str) -> float:
     """Share of the test questions that a published run answers with all of its thoughts."""
     rows = JsonLines(TUNED / sweep / "coconut.jsonl").read(CoconutRow, strict=True)
     found = {row.num_thoughts: row.accuracy for row in rows if (row.run, row.split) == (run, "test")}
@@ -68,7 +68,10 @@ REWARDED = {  # policy -> what it starts from, and whether rewards raise it
 def test_rewards_do_in_every_seed_what_is_said_of_them(policy: str) -> None:
     sweep, start, rises = REWARDED[policy]
     for seed in range(3):
-        before, after = tested(sweep, f"{start}-seed{seed}"), tested("prosqa_hard_small_grpo", f"{policy}-seed{seed}")
+        before, after = (
+            scored(sweep, f"{start}-seed{seed}"),
+            scored("prosqa_hard_small_grpo", f"{policy}-seed{seed}"),
+        )
         assert (after > before + 0.01) if rises else (after < before - 0.01)
 
 
