@@ -84,9 +84,6 @@ def test_a_grid_multiplies_models_methods_or_the_configuration_itself(tmp_path: 
     assert [cell.name for cell in family] == ["no_cot-num_loops1-seed0", "no_cot-num_loops2-seed0"]
 
 
-MODEL_AND_GRID = "models: [{num_loop_layers: 1}], grid: {optimizer.lr: [1.2e-3]}"
-
-
 def test_overrides_that_end_alike_are_models_of_their_own(tmp_path: Path) -> None:
     """a.lr=1 and b.lr=1 are two; the same twice is one, and so is a baseline of two models."""
     models = "[{num_loop_layers: 1, overrides: [OVERRIDE]}, {num_loop_layers: 1, overrides: [optimizer.lr=1]}]"
@@ -98,10 +95,10 @@ def test_overrides_that_end_alike_are_models_of_their_own(tmp_path: Path) -> Non
     assert cell.name == "1x1-lr1-seed0"
 
 
-@pytest.mark.parametrize("place", ["models: [{num_loop_layers: 1, overrides: [optimizer.lr=1.2e-3]}]", MODEL_AND_GRID])
-def test_a_name_has_the_whole_of_a_value_with_a_point(tmp_path: Path, place: str) -> None:
-    (cell,) = cells(read_config(write(tmp_path / "s.yaml", f"{{config: CONFIG, {place}}}"), SweepConfig))
-    assert cell.name == "1x1-lr1.2e-3-seed0"
+def test_a_name_has_the_whole_of_a_value_with_a_point(tmp_path: Path) -> None:
+    text = "{config: CONFIG, models: [{num_loop_layers: 1, overrides: [a.b=0.5]}], grid: {optimizer.lr: [1.2e-3]}}"
+    (cell,) = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
+    assert cell.name == "1x1-b0.5-lr1.2e-3-seed0"
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
