@@ -65,11 +65,8 @@ def test_a_grid_multiplies_models_methods_or_the_configuration_itself(tmp_path: 
     """Values are those that are written, however YAML spells them; each run has its own."""
     grid = "{optimizer.lr: [1e-3, 0.00001], optimizer.name: [adamw, muon], run.seed: [3, 4]}"
     family = cells(read_config(write(tmp_path / "s.yaml", f"{{config: CONFIG, grid: {grid}}}"), SweepConfig))
-    assert [cell.name for cell in family[:3]] == [
-        "lr1e-3-nameadamw-seed3",
-        "lr1e-3-nameadamw-seed4",
-        "lr1e-3-namemuon-seed3",
-    ]
+    names = ["lr1e-3-nameadamw-seed3", "lr1e-3-nameadamw-seed4", "lr1e-3-namemuon-seed3"]
+    assert [cell.name for cell in family[:3]] == names
     configs = [read_config(ROOT / "configs/tasks/p_hop_small.yaml", RunConfig, list(cell.overrides)) for cell in family]
     found = [(config.optimizer.lr, config.optimizer.name, config.run.seed) for config in configs]
     assert found == list(product((1e-3, 1e-5), ("adamw", "muon"), (3, 4)))
@@ -78,8 +75,8 @@ def test_a_grid_multiplies_models_methods_or_the_configuration_itself(tmp_path: 
     family = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
     names = [f"1x2-d0.5-a.lr1-b.lr{value}-seed0" for value in (2, 3)]
     assert [cell.name for cell in family][:2] == names and len(family) == 6
-    wanted = ("train.steps=9", "c.d=0.5", "model.num_loop_layers=1", "model.num_loops=2", "a.lr=1", "b.lr=2")
-    assert family[0].overrides == (*wanted, "run.seed=0")
+    shape = ("model.num_loop_layers=1", "model.num_loops=2")
+    assert family[0].overrides == ("train.steps=9", "c.d=0.5", *shape, "a.lr=1", "b.lr=2", "run.seed=0")
     text = "{config: CONFIG, methods: {no_cot: []}, grid: {train.num_loops: [1, 2]}}"
     family = cells(read_config(write(tmp_path / "s.yaml", text), SweepConfig))
     assert [cell.name for cell in family] == ["no_cot-num_loops1-seed0", "no_cot-num_loops2-seed0"]
