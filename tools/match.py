@@ -21,6 +21,7 @@ from pretrain.plan.partners import Costs, Partner, costs_of, partners
 from pretrain.rows.jsonl import JsonLines
 from pretrain.rows.step import TimedStep
 
+ROUNDS = 2
 CLOSE_TIME = 0.05
 """Largest relative difference of what is timed."""
 HEADINGS = ("parameters", "training_flops", "inference_flops", "cache_bytes")
@@ -56,11 +57,18 @@ def seconds_a_step(config: RunConfig, steps: int) -> float:
     return min(row.step_time_s for row in rows[2:])
 
 
+def seconds_in_turns(configs: Sequence[RunConfig], steps: int) -> list[float]:
+    """The quickest step of each in `ROUNDS` rounds, in which each has its turn, so that a busy minute is not of one."""
+    rounds = [[seconds_a_step(config, steps) for config in configs] for _ in range(ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
 def timed_again(config: RunConfig, partner: RunConfig, steps: int) -> str:
     """What the time of the whole run of the partner is, over the looped one's, by two runs that did not choose it."""
-    seconds = [each.train.steps * seconds_a_step(each, steps) for each in (config, partner)]
-    line = f"timed again, equal_time takes {seconds[1] / seconds[0]:.3f}x the time"
-    if abs(seconds[1] / seconds[0] - 1) <= CLOSE_TIME:
+    looped, plain = seconds_in_turns((config, partner), steps)
+    ratio = plain * partner.train.steps / (looped * config.train.steps)
+    line = f"timed again, equal_time takes {ratio:.3f}x the time"
+    if abs(ratio - 1) <= CLOSE_TIME:
         return line
     return f"{line}, which is not within {CLOSE_TIME:.0%}: an idle machine and more steps are surer"
 
@@ -86,7 +94,7 @@ def match(options: argparse.Namespace) -> None:
     found = partners(config)
     if options.measure:
         deep = next(partner.config for partner in found if partner.name == "equal_inference_flops")
-        times = [seconds_a_step(each, options.measure) for each in (config, deep)]
+        times = seconds_in_turns((config, deep), options.measure)
         print(f"a step takes {times[0]:.3g} s, with layers of their own {times[1]:.3g} s")
         found = partners(config, times[0] / times[1])
         print(timed_again(config, next(each.config for each in found if each.name == "equal_time"), options.measure))
