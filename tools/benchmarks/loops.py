@@ -11,6 +11,7 @@ Times are of the processor, medians of ratios within a round, each round with dr
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,7 +46,11 @@ def run(args: argparse.Namespace) -> list[Row]:
     rounds = args.loops_rounds
     drawn = [draws(1 + turn) for turn in range(rounds.count)]  # 0 is the warm-up
     wanted = median(BATCH * max(counts) / sum(counts) for counts in drawn)
-    makers = {"own": partial(make_step, own), "largest": partial(make_step, largest), "mean": partial(make_step, mean)}
+    makers = {
+        "own": partial(make_step, draws),
+        "largest": partial(make_step, largest),
+        "mean": partial(make_step, mean),
+    }
     counts = take_turns("counts of its own", makers, rounds, threads=1, num_warm_up=1)
     steps = {"all": partial(make_step, fixed), "last": partial(make_step, fixed, BACKPROP)}
     seconds = take_turns("gradients of the last loops", steps, rounds, threads=1, num_warm_up=1)
@@ -66,10 +71,6 @@ def draws(turn: int) -> Counts:
     return step_loops(CONFIG.model, CONFIG.train, 0, turn, turn * BATCH).counts
 
 
-def own(turn: int) -> Counts:
-    return draws(turn)
-
-
 def largest(turn: int) -> Counts:
     return [max(draws(turn))] * BATCH
 
@@ -87,7 +88,7 @@ def make_step(counts_of: Callable[[int], Counts], backprop_loops: int | None = N
     if keeps:
         keep_freed_memory()
     engine, rows = Engine(CONFIG, make_groups(CONFIG.parallel, start_world()), SEPARATORS), random_rows(CONFIG)
-    turns = iter(range(1_000_000))
+    turns = itertools.count()
 
     def turn() -> float:
         counts, started = counts_of(next(turns)), time.process_time()
