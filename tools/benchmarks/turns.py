@@ -126,6 +126,8 @@ def _serve(connection: Connection, contender: Contender, threads: int | None) ->
         try:
             turn = turn or contender()
             connection.send(turn())
+        except BrokenPipeError:  # the parent was interrupted
+            return
         except Exception as error:  # any error is reported to the parent, which leaves this contender out
             connection.send(f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}")
             return
