@@ -7,11 +7,14 @@ source of every name, or says why there is none; `pretrain/eval/loading.py` make
 et al., arXiv 2502.17416, section 3.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from pretrain.config.saved_model import SavedModel
 from pretrain.eval.managers import folder_tasks, network_tasks, offline_tasks
@@ -20,7 +23,7 @@ from pretrain.schema.choice import did_you_mean
 from pretrain.schema.plugin import is_plugin
 from pretrain.storage import is_there
 from pretrain.tasks.registry import TASKS as GENERATORS
-from pretrain.tasks.registry import task_class
+from pretrain.tasks.registry import make_task, task_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,9 @@ GROUPS["all_15"] = (*GROUPS["closed_book"], *GROUPS["open_book"], *GROUPS["math_
 GROUPS["all"] = (*GROUPS["all_15"], *GROUPS["primitives"])
 """Its 15 tasks of tables 3 and 4, and these with the primitives; a task's own group is the narrower one."""
 
+
+_WITH_SETTINGS = re.compile(r"(?P<name>.+?)(?P<settings>(?::\w+=[^:]*)+)")
+"""A task and parameters; the name itself may hold a colon, as that of a user's task does."""
 
 Supervise = Literal["answer", "steps", "prefixes"]
 """As `data.sources.supervise` of the run."""
@@ -163,9 +169,10 @@ def tasks_of(
     """What to evaluate a run on; arguments as of `resolve`.
 
     The name of a task that the run was trained on means the task at the run's difficulty; no names mean all of these.
+    Parameters behind the name of a generated task make it another one: p_hop:num_hops=4:length=48.
 
     Raises:
-        ValueError: a name is unknown, or there is none and the run was trained on no task.
+        ValueError: a name or a parameter is unknown, or there is no name and the run was trained on no task.
     """
     trained = {task.name: task for task in trained_tasks(saved, data_dir)}
     if not names and not trained:
@@ -173,12 +180,39 @@ def tasks_of(
     if not names:
         return list(trained.values())
     found: dict[str, ResolvedTask | SkippedTask] = {}
-    for name in names:
+    for whole in names:
+        name, settings = _split_settings(whole)
         is_trained = name in trained and name not in GROUPS  # a group of the paper keeps its name
         others = partial(resolve, [name], data_dir, allow_network=allow_network, include_path=include_path)
         for task in [trained[name]] if is_trained else others():
-            found.setdefault(task.name, task)
+            asked = _at_settings(task, whole, settings) if settings else task
+            found.setdefault(asked.name, asked)
     return list(found.values())
+
+
+def _split_settings(name: str) -> tuple[str, dict[str, object]]:
+    """A name and the parameters behind it: `p_hop:num_hops=4` is p_hop, {num_hops: 4}."""
+    match = _WITH_SETTINGS.fullmatch(name)
+    if match is None:
+        return name, {}
+    pairs = [setting.split("=", 1) for setting in match["settings"].removeprefix(":").split(":")]
+    try:
+        return match["name"], {key: yaml.safe_load(value) for key, value in pairs}
+    except yaml.YAMLError:
+        raise ValueError(f"task {name}: a value is no YAML; write as p_hop:num_hops=4:length=48") from None
+
+
+def _at_settings(task: ResolvedTask | SkippedTask, name: str, settings: Mapping[str, object]) -> ResolvedTask:
+    """A generated task with some of its parameters set, under a name of its own.
+
+    Raises:
+        ValueError: it is not generated, or has no such parameter.
+    """
+    if isinstance(task, SkippedTask) or task.generator is None:
+        raise ValueError(f"task {name}: only a generated task has parameters ({', '.join(GENERATORS)})")
+    parameters = {**task.parameters, **settings}
+    make_task(task.generator, parameters)
+    return replace(task, name=name, harness_name=name, source="generator", file=None, parameters=parameters)
 
 
 def trained_tasks(saved: SavedModel, data_dir: Path | None) -> list[ResolvedTask]:
