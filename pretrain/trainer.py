@@ -312,7 +312,7 @@ class Trainer:
         """Score the tasks, if it is time."""
         if self.tasks is not None and self._is_due(self.config.validation.tasks_every):
             self.groups.phase.enter("tasks")
-            self.tasks.run(self._scored_model(), self._report_rows)
+            self.tasks.run(self._scored_model(), self._report_rows, self.session.say)
 
     def _task_evaluation(self) -> "TaskEvaluation":
         try:

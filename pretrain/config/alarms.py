@@ -28,7 +28,7 @@ class LossSpikeSection(Section):
     """Latest steps, not those of the spike, whose losses say what it was; half as many must be there."""
     deviations: float = Field(default=10.0, gt=0)
     """Above their median, in standard deviations estimated from the median of the deviations from it (1.4826 · MAD),
-    each counted as at least 1% of the median."""
+    each counted as at least 1% of the median; 0.01 nats at least."""
     steps: int = Field(default=1, gt=0)
     """Steps in a row above that."""
 

@@ -61,7 +61,7 @@ def evaluate(
         loader: returns the harness's objects of a task: `load_tasks`.
         num_examples: first examples of each task that are run; None runs them whole.
         file: rows of earlier calls, read before the first task; a task that is done there is not run. Its `problems`
-            also say which rows of a task were passed over, and why.
+            also say which rows of a task were passed over, and why, and how many texts did not fit the model.
 
     Raises:
         ValueError: a file of a task is malformed.
@@ -82,6 +82,8 @@ def evaluate(
                 for num_loops in lm.loops:
                     with lm.at(num_loops), _named(task):
                         rows += _rows(lm, subject, task, part, num_loops, num_examples, inputs)
+        if lm.about_cut:
+            file.problems.append(f"{task.name}: {lm.about_cut}")
         lm.forget()
         rows.sort(key=lambda row: lm.loops.index(row.num_loops))  # a write that is cut short leaves a loop count out
         missing = []
@@ -112,7 +114,6 @@ def rows_of(
         for num_loops in lm.loops:
             with lm.at(num_loops):
                 rows += _rows(lm, subject, task, part, num_loops, num_examples, inputs)
-    lm.forget()
     return rows
 
 

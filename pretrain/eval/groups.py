@@ -98,6 +98,8 @@ GROUPS["all"] = (*GROUPS["all_15"], *GROUPS["primitives"])
 _WITH_SETTINGS = re.compile(r"(?P<name>.+?)(?P<settings>(?::\w+=[^:]*)+)")
 """A task and parameters; the name itself may hold a colon, as that of a user's task does."""
 
+_WRITTEN = "parameters are written p_hop:num_hops=4:length=48"
+
 Supervise = Literal["answer", "steps", "prefixes"]
 """As `data.sources.supervise` of the run."""
 
@@ -194,12 +196,14 @@ def _split_settings(name: str) -> tuple[str, dict[str, object]]:
     """A name and the parameters behind it: `p_hop:num_hops=4` is p_hop, {num_hops: 4}."""
     match = _WITH_SETTINGS.fullmatch(name)
     if match is None:
+        if ":" in name and name.partition(":")[0] in GENERATORS:
+            raise ValueError(f"task {name}: {_WRITTEN}")
         return name, {}
     pairs = [setting.split("=", 1) for setting in match["settings"].removeprefix(":").split(":")]
     try:
         return match["name"], {key: yaml.safe_load(value) for key, value in pairs}
     except yaml.YAMLError:
-        raise ValueError(f"task {name}: a value is no YAML; write as p_hop:num_hops=4:length=48") from None
+        raise ValueError(f"task {name}: a value is no YAML; {_WRITTEN}") from None
 
 
 def _at_settings(task: ResolvedTask | SkippedTask, name: str, settings: Mapping[str, object]) -> ResolvedTask:

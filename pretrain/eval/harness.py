@@ -48,6 +48,7 @@ class LoopedLM(TemplateLM):
         self.add_bos = tokenizer.adds_bos if add_bos is None else add_bos
         self._current = self.loops[0]
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Likelihood]] = {}
+        self._cut: set[tuple[int, ...]] = set()
 
     @contextmanager
     def at(self, num_loops: int) -> Iterator["LoopedLM"]:
@@ -61,6 +62,16 @@ class LoopedLM(TemplateLM):
     def forget(self) -> None:
         """Drop what is remembered, between tasks."""
         self._known.clear()
+        self._cut.clear()
+
+    @property
+    def about_cut(self) -> str:
+        """Of the texts of this task that did not fit; empty if all did. The harness has its own adapter say so."""
+        if not self._cut:
+            return ""
+        longest = max(map(len, self._cut))
+        texts = f"{len(self._cut)} texts of up to {longest} tokens lost their beginnings"
+        return f"{texts}: the model was trained on {self.max_length}"
 
     @property
     def eot_token_id(self) -> int:
@@ -128,7 +139,10 @@ class LoopedLM(TemplateLM):
     def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
         """A prompt as the harness's own adapter cuts it, unless it fits: the last new token is never an input. It is
         never empty."""
-        return (ids if len(ids) <= room + 1 else ids[-room:]) or [self.prefix_token_id]
+        if len(ids) > room + 1:
+            self._cut.add(tuple(ids))
+            ids = ids[-room:]
+        return ids or [self.prefix_token_id]
 
     def _likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[Likelihood]:
         """At the current loop count; pairs that are not remembered are scored at all loop counts."""
@@ -143,6 +157,9 @@ class LoopedLM(TemplateLM):
         """What the model sees: the last `max_length` tokens before the last one; a context is never empty."""
         if not continuation:
             raise ValueError(f"a continuation without tokens cannot be scored (context of {len(context)} tokens)")
-        kept = (context + continuation)[-(self.max_length + 1) :]
+        whole = context + continuation
+        if len(whole) > self.max_length + 1:
+            self._cut.add(tuple(whole))
+        kept = whole[-(self.max_length + 1) :]
         size = min(len(continuation), len(kept) - 1)
         return tuple(kept[:-size]), tuple(kept[-size:])

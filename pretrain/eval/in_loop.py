@@ -60,16 +60,21 @@ class TaskEvaluation:
                 num_examples = settings.num_examples
                 self.loaded = {task.name: load_tasks(task, data_dir, num_examples=num_examples) for task in self.tasks}
 
-    def run(self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None]) -> None:
+    def run(
+        self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None], say: Callable[[str], None]
+    ) -> None:
         """Score the tasks that have no rows of this step yet, or until the ranks vote to stop. Collective.
 
-        `report` takes the rows of each task as it ends, on rank 0.
+        `report` takes the rows of each task as it ends, on rank 0, and `say` what is wrong with them.
         """
         with contextlib.suppress(Stopped):
             if dist.get_rank():
                 self.scorer.serve()
             else:
                 self._score(subject, report)
+                for problem in self.file.problems:
+                    say(f"warning: {problem}")
+                self.file.problems.clear()
                 self.scorer.close()
 
     def _score(self, subject: ScoredModel, report: Callable[[list[EvaluationRow]], None]) -> None:

@@ -19,6 +19,8 @@ from pretrain.config.alarms import AlarmsSection, Policy
 
 LEAST_DEVIATION = 0.01
 """Of a loss, as a share of the median: the steps before may be all alike."""
+LEAST_SPIKE = 0.01
+"""Nats above the median: a learnt task has losses of a thousandth, and of those each batch has many times another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,8 @@ class Alarms:
         if len(known.losses) >= spike.window // 2:
             middle = median(known.losses)
             deviation = 1.4826 * median(abs(each - middle) for each in known.losses)
-            threshold = middle + spike.deviations * max(deviation, LEAST_DEVIATION * abs(middle))
+            rise = spike.deviations * max(deviation, LEAST_DEVIATION * abs(middle))
+            threshold = middle + max(rise, LEAST_SPIKE)
         is_high = loss > threshold
         known.spike = known.spike + 1 if is_high else 0
         if not is_high or known.spike > spike.window:  # so long that it is no spike but what the loss is now

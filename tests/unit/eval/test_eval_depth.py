@@ -56,7 +56,7 @@ class Listener:
 
 
 def listen(
-    tokenizer: Tokenizer, config: RunConfig, *names: str, num_examples: int, file: Path, max_length: int
+    tokenizer: Tokenizer, config: RunConfig, *names: str, num_examples: int, file: Path | JsonLines, max_length: int
 ) -> Listener:
     """Evaluate on a task at one and two loops."""
     listener = Listener()
@@ -65,7 +65,7 @@ def listen(
     tasks = [found for found in tasks_of(saved, names, None, allow_network=False) if isinstance(found, ResolvedTask)]
     loader = partial(load_tasks, data_dir=None, num_examples=num_examples)
     subject = ScoredModel(saved=saved, counters=Counters(step=1))
-    rows_file = JsonLines(file)
+    rows_file = file if isinstance(file, JsonLines) else JsonLines(file)
     for _, rows in evaluate(lm, subject, tasks, loader, num_examples=num_examples, file=rows_file):
         rows_file.append(rows)
     return listener
@@ -151,6 +151,20 @@ def test_a_prompt_that_fits_with_its_answer_is_not_cut(tmp_path: Path) -> None:
     assert all(prompt[0] == digits.bos_id and len(prompt) == 10 for prompt in prompts)
 
 
+def test_texts_that_do_not_fit_the_model_are_counted(tmp_path: Path) -> None:
+    """They lose their beginnings, as the harness has its own adapter cut them: a score of them is no score of the
+    task."""
+    digits = Tokenizer.load("symbols:0123456789+=")
+    config = RunConfig.model_validate({"data": {"tokenizer": "symbols:0123456789+="}})
+    names = [f"addition:num_digits=2:num_operands=[{operands}]" for operands in (3, 4)]
+    file = JsonLines(tmp_path / "rows.jsonl")
+    listen(digits, config, *names, num_examples=5, max_length=13, file=file)
+    assert file.problems == [
+        f"{names[1]}: 5 texts of up to 13 tokens lost their beginnings: the model was trained on 13"
+    ]
+    assert listen(digits, config, *names, num_examples=5, max_length=17, file=JsonLines(tmp_path / "more.jsonl"))
+
+
 def test_a_name_means_the_difficulty_that_the_run_is_trained_at() -> None:
     sources = [{"task": "p_hop", "parameters": {"num_hops": hops}} for hops in (2, 3)]
     saved = SavedModel.of(RunConfig.model_validate({"data": {"sources": sources}}))
@@ -162,6 +176,43 @@ def test_a_name_means_the_difficulty_that_the_run_is_trained_at() -> None:
         ]
     (other,) = tasks_of(saved, ["induction_copying"], None, allow_network=False)
     assert isinstance(other, ResolvedTask) and other.parameters == {}
+
+
+def test_parameters_behind_a_name_ask_another_difficulty_of_the_task(tmp_path: Path) -> None:
+    source = {"task": "p_hop", "parameters": {"num_hops": 2, "length": 24}, "supervise": "prefixes"}
+    saved = SavedModel.of(RunConfig.model_validate({"data": {"sources": [source]}}))
+    write_examples(tmp_path / "p_hop.json", [Example("abab", (), "a")])  # of the run's own difficulty
+    names = ["p_hop:num_hops=3", "p_hop", "p_hop:num_hops=4:length=32", "p_hop:num_hops=3", "addition:num_operands=[4]"]
+    found = [task for task in tasks_of(saved, names, tmp_path) if isinstance(task, ResolvedTask)]
+    assert [(task.name, task.harness_name, task.file is None, task.parameters) for task in found] == [
+        ("p_hop:num_hops=3", "p_hop:num_hops=3", True, {"num_hops": 3, "length": 24}),
+        ("p_hop", "p_hop", False, {"num_hops": 2, "length": 24}),
+        ("p_hop:num_hops=4:length=32", "p_hop:num_hops=4:length=32", True, {"num_hops": 4, "length": 32}),
+        ("addition:num_operands=[4]", "addition:num_operands=[4]", True, {"num_operands": [4]}),
+    ]
+    assert [task.supervise for task in found] == ["prefixes", "prefixes", "prefixes", "answer"]
+    (plugin,) = tasks_of(saved, ["pretrain.tasks.p_hop:PHop:length=70"], None)  # whose own name has a colon
+    assert isinstance(plugin, ResolvedTask)
+    assert (plugin.generator, plugin.parameters) == ("pretrain.tasks.p_hop:PHop", {"length": 70})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("p_hop:num_hop=3", "task p_hop: no parameter num_hop, did you mean num_hops?"),
+        ("p_hop:num_hops=many", "task p_hop: num_hops: Input should be a valid integer"),
+        ("p_hop:num_hops=200", "task p_hop: length=256 is too short for num_hops=200"),
+        ("p_hop:num_hops=[3", "task p_hop:num_hops=[3: a value is no YAML; parameters are written p_hop:num_hops=4:"),
+        ("p_hop:num_hops", "task p_hop:num_hops: parameters are written p_hop:num_hops=4:length=48"),
+        ("p_hop:", "task p_hop:: parameters are written p_hop:num_hops=4:length=48"),
+        ("p_hops:num_hops=3", "task p_hops: no such task or group, did you mean p_hop?"),
+        ("lambada_openai:num_hops=3", "task lambada_openai:num_hops=3: only a generated task has parameters (addition"),
+        ("closed_book:num_hops=3", "task closed_book:num_hops=3: only a generated task has parameters"),
+    ],
+)
+def test_a_difficulty_that_cannot_be_asked_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tasks_of(SavedModel.of(RunConfig()), [name], None, allow_network=False)
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ SIZES = st.integers(1, 6)
 
 def p_hop(draw: st.DrawFn) -> dict[str, object]:
     num_hops = draw(st.integers(1, 20))
-    sampling = draw(st.sampled_from(["forced", "uniform"]))
-    shortest = 2 * num_hops + 1 if sampling == "forced" else 2
+    sampling = draw(st.sampled_from(["forced", "uniform", "rooted"]))
+    shortest = 2 if sampling == "uniform" else 2 * num_hops + 1
     length = draw(st.integers(shortest, shortest + 40))
     return {"num_hops": num_hops, "length": length, "alphabet_size": draw(st.integers(2, 26)), "sampling": sampling}
 
@@ -312,7 +312,7 @@ def test_a_task_too_small_to_split_says_so() -> None:
         ("p_hop", {"num_hop": 3}, "task p_hop: no parameter num_hop, did you mean num_hops?"),
         ("p_hop", {"num_hops": 0}, "task p_hop: num_hops: Input should be greater than or equal to 1, got 0"),
         ("p_hop", {"num_hops": 200}, "task p_hop: length=256 is too short for num_hops=200"),
-        ("p_hop", {"sampling": "force"}, "task p_hop: sampling: Input should be 'forced' or 'uniform', got 'force'"),
+        ("p_hop", {"sampling": "force"}, "task p_hop: sampling: Input should be 'forced', 'uniform' or 'rooted'"),
         ("addition", {"num_operands": [1]}, "task addition: num_operands: a sum has at least 2 operands, got [1]"),
         ("i_gsm", {"modulus": 9}, "task i_gsm: modulus=9 is not a prime"),
         ("i_gsm", {"num_edges": 5}, "task i_gsm: num_edges=5 are too few"),

@@ -21,6 +21,15 @@ def find(sequence: str, num_hops: int) -> int:
     return place
 
 
+def root(sequence: str) -> tuple[int, int]:
+    """By the definition: the place from which no hop leads on, and the number of hops there; a place that leads to
+    itself leads nowhere."""
+    place, hops = len(sequence), 0
+    while (before := find(sequence[:place], 1)) not in (0, place):
+        place, hops = before, hops + 1
+    return (0, 0) if before == place else (place, hops)
+
+
 def distances(task: Task[Any], num_examples: int) -> list[int]:
     """How far back the answers of a task stand, by the definition; 0 hops found are an error."""
     found = []
@@ -51,6 +60,45 @@ def test_the_definitions_own_examples() -> None:
     assert one_hop.solve("abcab") == "c", "the symbol after the previous occurrence"
     assert one_hop.solve("bccaa") == "a", "a symbol after itself stays"
     assert make_task("p_hop", {"num_hops": 2, "sampling": "uniform"}).solve("cabcab") == "a", "b, c, a"
+
+
+@given(sequence=st.text("abcd", min_size=1, max_size=40), num_hops=st.integers(1, 9))
+def test_rooted_answers_are_where_hops_end_if_that_many_lead_there(sequence: str, num_hops: int) -> None:
+    task = make_task("p_hop", {"num_hops": num_hops, "sampling": "rooted"})
+    ends = [root(sequence[:end]) for end in range(1, len(sequence) + 1)]
+    answers = tuple(sequence[place - 1] if place and hops <= num_hops else None for place, hops in ends)
+    assert task.prefix_answers(sequence) == answers
+    if answers[-1] is None:
+        with pytest.raises(ValueError, match="more than"):
+            task.solve(sequence)
+    else:
+        assert task.solve(sequence) == answers[-1]
+
+
+@pytest.mark.parametrize(("num_hops", "length", "size"), [(1, 3, 2), (2, 24, 6), (6, 24, 6), (6, 13, 2), (20, 60, 26)])
+def test_rooted_questions_have_their_hops_and_no_more(num_hops: int, length: int, size: int) -> None:
+    parameters = {"num_hops": num_hops, "length": length, "alphabet_size": size, "sampling": "rooted"}
+    task = make_task("p_hop", parameters)
+    for number in range(300):
+        question, _, answer = task.generate(0, number)
+        place, hops = root(question)
+        assert (len(question), hops, question[place - 1]) == (length, num_hops, answer)
+        assert answer not in question[: place - 1]
+    if length > 2 * num_hops + 1:  # there is room between the hops
+        found = distances(task, 1000)
+        fillers = length - 2 * num_hops - 1
+        assert fmean(found) == pytest.approx(2 * num_hops - 1 + fillers * num_hops / (num_hops + 1), rel=0.03)
+
+
+def test_a_rooted_question_tells_its_number_of_hops_to_whoever_asks_more() -> None:
+    """One rule for any p: the answer of p hops is that of a task that allows more."""
+    ask = {"length": 24, "alphabet_size": 6, "sampling": "rooted"}
+    two, six = (make_task("p_hop", {"num_hops": hops, **ask}) for hops in (2, 6))
+    for number in range(200):
+        example = two.generate(0, number)
+        assert six.solve(example.question) == example.answer
+        with pytest.raises(ValueError, match="more than 2 hops"):
+            two.solve(six.generate(0, number).question)
 
 
 @pytest.mark.parametrize("num_hops", [16, 32])

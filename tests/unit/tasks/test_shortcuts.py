@@ -10,7 +10,9 @@ import pytest
 from finetune.config import FinetuneConfig
 from pretrain.config.read import read_config
 from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.eval.groups import TASKS as PAPER_TASKS
+from pretrain.eval.groups import ResolvedTask, tasks_of
 from pretrain.tasks.example_file import read_examples
 from pretrain.tasks.prosqa.prosqa_graph import Graph
 from pretrain.tasks.prosqa.prosqa_symbolic import parse_graph
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 RELEASED = ROOT.parent / "shared/data"
 Size = tuple[str, dict[str, Any]]
 """A task and its parameters."""
-LESSONS = {"prosqa_roots_small"}
+LESSONS = {"prosqa_roots_small", "p_hop_rooted_small"}
 """Files whose shorter chains are on the way to longer ones: of these sizes nothing is claimed."""
 HARD = {"prosqa_hard": 2500, "prosqa_hard_small": 1500}
 """Files without any shortcut, and questions to see that by: a small graph takes many draws."""
@@ -69,6 +71,24 @@ def test_no_configured_size_is_solved_by_a_shortcut(where: str, size: Size) -> N
     best = best_shortcut(*size)
     assert best.accuracy <= BOUNDS[size[0]], (where, best)
     assert best_shortcut(*size) is best
+
+
+def test_no_shortcut_solves_the_hops_that_are_asked_beyond_those_that_were_trained() -> None:
+    """Nor does the answer of fewer hops: it is another symbol, which may be the right one by chance."""
+    config = read_config(ROOT / "configs/tasks/p_hop_rooted_small.yaml", RunConfig)
+    trained = tasks_of(SavedModel.of(config), [], None)
+    asked = tasks_of(SavedModel.of(config), config.validation.tasks, None)
+    deeper = [task for task in asked if isinstance(task, ResolvedTask) and task not in trained]
+    assert len(deeper) == 3
+    for task in deeper:
+        hops = task.parameters["num_hops"]
+        assert isinstance(hops, int) and hops > 2
+        made = make_task("p_hop", task.parameters)
+        examples = [made.generate(0, number) for number in range(500)]
+        scores = score_rules(made, examples, examples[:100])
+        assert {"one hop", *(f"{fewer} hops" for fewer in range(2, hops))} <= set(scores)
+        assert max(scores.values()) < 0.45, scores
+        assert scores["2 hops"] < 0.30, "what a model that does not go on answers"
 
 
 def test_every_task_states_its_shortcuts() -> None:

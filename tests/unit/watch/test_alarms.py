@@ -37,7 +37,12 @@ def test_a_loss_that_falls_or_is_noisy_or_stays_the_same_is_no_spike() -> None:
         alarms.on_step(step, 10 / step + (step % 3) * 0.5)
     for step in range(100, 200):
         alarms.on_step(step, 1.0 if step % 7 else 1.04)
+    for step in range(200, 300):  # learnt: losses of a thousandth differ by many times their usual deviation
+        alarms.on_step(step, 0.0002 if step % 7 else 0.005)
     assert not raised(alarms)
+    alarms.on_step(300, 0.05)
+    alarms.on_step(301, 0.05)
+    assert raised(alarms) == [("loss_spike", 300)], "of a learnt task too"
 
 
 def test_a_loss_that_stays_high_is_what_is_usual_in_the_end() -> None:
