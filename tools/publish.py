@@ -3,11 +3,11 @@
 Copies from runs/sweeps/<name>/ into configs/sweeps/results/<name>/ (a sweep over methods: configs/finetune/results/)
 the rows of all its runs in one file, its figures (.svg) and fits, and writes commands.txt: the sweep's command, and the
 commit and versions that its runs name. Rows of another configuration than the file's today are refused, so what is
-published is what the command gives; a test holds what is committed to the same rule.
+published is what the command gives; a test holds what is committed to the same rule. A sweep over models is drawn anew
+from the rows that are published: the figure in its folder may be of fewer.
 
 A long sweep may be published in parts, from one machine after another: with --partial the rows of a run that is not
-here, or not complete, stay as they were published, commands.txt names the runs that are still to come, and a sweep over
-models is drawn from all the rows.
+here, or not complete, stay as they were published, and commands.txt names the runs that are still to come.
 """
 
 import argparse
@@ -107,8 +107,10 @@ def lines_of(path: Path) -> list[bytes]:
 
 
 def draw(sweep: SweepConfig, file: Path, root: Path) -> None:
-    """Draw a sweep over models from a file of rows into the folder of its runs."""
+    """Draw a sweep over models from a file of rows into the folder of its runs; what shows nothing is not there."""
     root.mkdir(parents=True, exist_ok=True)
+    for figure in OF_MODELS:
+        (root / figure).unlink(missing_ok=True)
     tool = Path(__file__).with_name("scaling_plot.py")
     plot = [sys.executable, tool, file, "--out", root, *sweep.plot_options]
     compare = [sys.executable, Path(__file__).with_name("compare.py"), file, *sweep.compare_options(root)]
@@ -137,7 +139,7 @@ def publish(options: argparse.Namespace) -> None:
         raise ValueError(f"{root}: no complete run of the sweep has rows: train one first")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / file, b"".join(line + b"\n" for line in lines))
-    if options.partial and sweep.kind == "models":
+    if sweep.kind == "models":
         draw(sweep, out / file, root)
     figures = sorted(path for pattern in FIGURES for path in root.glob(pattern))
     for path in figures:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from finetune.answers.results import CoconutRow
 from finetune.examples.examples import load_examples
 from finetune.kinds import kind_of
+from pretrain.checkpoint.counters import Counters
 from pretrain.config.read import read_config
+from pretrain.config.run import RunConfig
+from pretrain.config.saved_model import SavedModel
 from pretrain.config.sweep import SweepConfig, cells
+from pretrain.rows.evaluation import ScoredModel
 from pretrain.rows.identity import RunIdentity, config_of, digest, parse_inputs
 from pretrain.rows.jsonl import JsonLines
 from tests.support.shipped import schema_of
@@ -94,16 +99,22 @@ def make_runs(folder: Path, sweep: Path) -> None:
     """Rows and figures, as the sweep of a file leaves them."""
     settings, root = read_config(sweep, SweepConfig), folder / "runs" / "sweeps" / sweep.stem
     kind = kind_of(settings)
-    for cell in cells(settings):
-        said = RunIdentity.of(
-            read_config(Path(settings.config), kind.schema, list(cell.overrides)), trained_loops=(1, 2)
-        )
+    for number, cell in enumerate(cells(settings)):
+        config = read_config(Path(settings.config), kind.schema, list(cell.overrides))
+        said = RunIdentity.of(config, trained_loops=(1, 2))
+        row: dict[str, Any] = {**vars(said), "run": cell.name, "value": 0.5}
+        if isinstance(config, RunConfig):
+            saved = SavedModel.of(config).model_copy(update={"run": cell.name})
+            subject = ScoredModel(saved=saved, counters=Counters(step=1), identity=said)
+            num_loops = cell.num_loops or 1
+            made = subject.row("p_hop", "p_hop", "acc", 0.2 + number / 10, num_loops=num_loops, num_examples=100)
+            row = asdict(made)
         file = root / cell.name / "eval" / kind.rows
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({**vars(said), "run": cell.name, "value": 0.5}) + "\n")
+        file.write_text(json.dumps(row) + "\n")
         (file.parents[1] / "state").write_text("complete\n")
         (file.parents[1] / "environment.txt").write_text("git commit: abc\ntorch: 2\nhost: here\n")
-    (root / "scaling.svg").write_text("<svg/>")
+    (root / "scaling.svg").write_text("of fewer rows")
 
 
 def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refused(
@@ -117,12 +128,13 @@ def test_a_finished_sweep_is_published_whole_and_one_of_other_settings_is_refuse
     out = tmp_path / "configs" / "sweeps" / "results" / "tiny"
     names = [json.loads(line)["run"] for line in (out / "depth.jsonl").read_text().splitlines()]
     assert names == [f"{shape}-seed{seed}" for shape in ("1x2", "2x1", "1x1") for seed in (0, 1)]
-    assert (out / "scaling.svg").read_text() == "<svg/>"
+    drawn = (out / "scaling.svg").read_text()
+    assert "6 runs: 1x1, 2x1 and 1x2, seeds 0, 1 of each; p_hop 100 questions" in drawn, "of all rows, drawn anew"
     said = "# git commit: abc\n# torch: 2\npython tools/sweep.py tiny.yaml\npython tools/publish.py tiny.yaml\n"
     assert (out / "commands.txt").read_text() == said
-    (tmp_path / "runs/sweeps/tiny/scaling.svg").unlink()
+    (out / "law.svg").write_text("of older rows, that had a law")
     assert publish.main(["tiny.yaml"]) == 0
-    assert not (out / "scaling.svg").exists(), "a figure that is not drawn from these rows"
+    assert not (out / "law.svg").exists(), "a figure that is not drawn from these rows"
     before = (out / "depth.jsonl").read_bytes()
     torn = tmp_path / "runs/sweeps/tiny/1x2-seed0/eval/depth.jsonl"
     torn.write_text(torn.read_text() + '{"run": "1x2-se')
