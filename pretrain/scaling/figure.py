@@ -45,6 +45,8 @@ LEGEND_LINE = 0.19
 """Inches of a line of a legend."""
 SHORT, SHORT_COLUMNS = 12, 4
 """Letters of names that stand beside each other in a legend, and how many do."""
+LETTERS, LETTER_SIZE = 58, 10
+"""Letters of the longest name that fits below a panel at a size; longer ones are smaller."""
 LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
 Looks = dict[tuple[str, str], Look]
 Labels = list[tuple["Axes", list[Label]]]
@@ -325,9 +327,10 @@ def _legend(axes: "Axes", left: float, top: float) -> None:
     """Below the panel, at a place of the figure, where it hides no point."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
+        longest = max(len(line) for name in names for line in name.splitlines())
         names = [name.replace("$", r"\$") for name in names]
         axes.legend(
             handles, names, loc="upper left", bbox_to_anchor=(left, top), bbox_transform=axes.figure.transFigure,
-            ncols=SHORT_COLUMNS if max(map(len, names)) < SHORT else 1, borderaxespad=0, handlelength=1.6,
-            labelspacing=0.25,
+            ncols=SHORT_COLUMNS if longest < SHORT else 1, borderaxespad=0, handlelength=1.6, labelspacing=0.25,
+            fontsize=LETTER_SIZE * min(1.0, LETTERS / longest),
         )  # fmt: skip
