@@ -70,7 +70,7 @@ class RingStepper:
             lane.loop = model.config.num_passes(self._num_loops)
         return lanes, logits
 
-    def logits(self, states: Tensor) -> Tensor:
+    def logits(self, lanes: Sequence[Lane], states: Tensor) -> Tensor:
         return states
 
     def _run(

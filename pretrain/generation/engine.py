@@ -182,7 +182,8 @@ class GenerationEngine:
                 choosing.append(row)
         if not choosing:
             return []
-        logits = self._stepper.logits(states if len(choosing) == len(lanes) else states[choosing])
+        some = states if len(choosing) == len(lanes) else states[choosing]
+        logits = self._stepper.logits([lanes[row] for row in choosing], some)
         continuations = [self._open[lanes[row].slot] for row in choosing]
         tokens = self._choose(continuations, logits)
         for row, continuation, token in zip(choosing, continuations, tokens, strict=True):

@@ -53,6 +53,8 @@ class Lane:
     """Passes done."""
     stopped: int | None = None
     """Loops after which the rule stopped it."""
+    seen: tuple[Tensor, Tensor] | None = None
+    """[d] final state and [vocabulary] logits there, where the rule looked at them: they are not computed again."""
 
 
 class Stepper(Protocol):
@@ -70,8 +72,8 @@ class Stepper(Protocol):
         """Take a step: the tokens that are through, and of each its final state [n, d], or what `logits` takes."""
         ...
 
-    def logits(self, states: Tensor) -> Tensor:
-        """[n, vocabulary] logits of what `advance` has returned."""
+    def logits(self, lanes: Sequence[Lane], states: Tensor) -> Tensor:
+        """[n, vocabulary] logits of tokens that `advance` has returned, with their rows."""
         ...
 
     def leave(self, slot: int) -> None:
@@ -164,8 +166,12 @@ class PassStepper:
             del self._lanes[lane.slot]
         return through, self._final(through)
 
-    def logits(self, states: Tensor) -> Tensor:
-        return self.model.all_logits(states)
+    def logits(self, lanes: Sequence[Lane], states: Tensor) -> Tensor:
+        rest = [row for row, lane in enumerate(lanes) if lane.seen is None]
+        if len(rest) == len(lanes):
+            return self.model.all_logits(states)
+        computed = iter(self.model.all_logits(states[rest]) if rest else ())
+        return torch.stack([next(computed) if lane.seen is None else lane.seen[1] for lane in lanes])
 
     def _is_through(self, lane: Lane) -> bool:
         ran_all = lane.loop == self.model.config.num_passes(lane.num_loops)
@@ -219,15 +225,19 @@ class PassStepper:
             self._stop(rule, [lanes[row] for row in rows], before[rows], states[rows])
 
     def _stop(self, rule: ExitRule, lanes: Sequence[Lane], before: Tensor, states: Tensor) -> None:
-        output = None
+        finished = output = None
         if needs_output(rule):
-            output = self.model.all_logits(self.model.finish(states, self._place(lanes), 0))
+            finished = self.model.finish(states, self._place(lanes), 0)
+            output = self.model.all_logits(finished)
         slots, loops = [lane.slot for lane in lanes], [lane.loop for lane in lanes]
         stops = self._watch.stops(rule, slots, loops, before, states, output)
-        for lane, stop, state in zip(lanes, stops, states, strict=True):
+        for row, (lane, stop) in enumerate(zip(lanes, stops, strict=True)):
             if stop:
                 lane.stopped = lane.loop
-                self._stopped[lane.slot] = state
+                if finished is not None and output is not None:
+                    lane.seen = finished[row], output[row]
+                else:
+                    self._stopped[lane.slot] = states[row]
         shared = [lane for lane, stop in zip(lanes, stops, strict=True) if stop and lane.keys == "share"]
         shared.sort(key=lambda lane: (lane.loop, self.model.config.num_passes(lane.num_loops)))
         for (done, most), some in groupby(
@@ -238,14 +248,18 @@ class PassStepper:
 
     def _final(self, lanes: Sequence[Lane]) -> Tensor:
         """[n, d] final states of tokens that are through."""
-        at = _slots(lanes, self._device)
+        rest = [lane for lane in lanes if lane.seen is None]
+        at = _slots(rest, self._device)
         states = self._states[at]
-        if not lanes:
-            return states
-        if any(lane.stopped for lane in lanes):
-            stopped = torch.tensor([lane.stopped is not None for lane in lanes], device=self._device)
+        if any(lane.stopped for lane in rest):
+            stopped = torch.tensor([lane.stopped is not None for lane in rest], device=self._device)
             states = torch.where(stopped[:, None], self._stopped[at], states)
-        return self.model.finish(states, self._place(lanes), 0)
+        if rest:
+            states = self.model.finish(states, self._place(rest), 0)
+        if len(rest) == len(lanes):
+            return states
+        finished = iter(states)
+        return torch.stack([next(finished) if lane.seen is None else lane.seen[0] for lane in lanes])
 
 
 def _slots(lanes: Sequence[Lane], device: torch.device) -> Tensor:

@@ -113,6 +113,18 @@ def test_rows_that_have_stopped_cost_nothing(model: LoopedGPT, monkeypatch: pyte
     assert sum(seen) - prompts == sum(count for row in loops for count in row)
 
 
+@pytest.mark.parametrize("keys", ["share", "compute"])
+@pytest.mark.parametrize("name", ["kl", "entropy"])
+def test_a_rule_that_looks_at_the_output_costs_one_pass_of_the_head_a_loop(
+    model: LoopedGPT, monkeypatch: pytest.MonkeyPatch, name: str, keys: LoopKeys
+) -> None:
+    """The token is chosen from the output at which its rule stopped it, and that is not computed again."""
+    rows, all_logits = [], model.all_logits
+    monkeypatch.setattr(model, "all_logits", lambda states: rows.append(len(states)) or all_logits(states))
+    _, loops = run(model, name, MIDDLE[name], keys, PROMPTS)
+    assert sum(rows) == sum(count for row in loops for count in row)
+
+
 @pytest.mark.parametrize("rule", [None, ExitRule(name="change", threshold=1e-30)], ids=["all loops", "never stops"])
 def test_a_scorer_token_by_token_is_the_scorer(model: LoopedGPT, rule: ExitRule | None) -> None:
     pairs = [([1, 5, 7], [2, 9]), ([3], [4]), ([4, 4, 9, 8], [6, 1, 2]), ([11, 10], [5])]
