@@ -207,7 +207,8 @@ def _split_settings(name: str) -> tuple[str, dict[str, object]]:
 
 
 def _at_settings(task: ResolvedTask | SkippedTask, name: str, settings: Mapping[str, object]) -> ResolvedTask:
-    """A generated task with some of its parameters set, under a name of its own.
+    """A generated task with some of its parameters set, under a name of its own, which is its group: difficulties that
+    are asked one by one are no one number.
 
     Raises:
         ValueError: it is not generated, or has no such parameter.
@@ -216,7 +217,8 @@ def _at_settings(task: ResolvedTask | SkippedTask, name: str, settings: Mapping[
         raise ValueError(f"task {name}: only a generated task has parameters ({', '.join(GENERATORS)})")
     parameters = {**task.parameters, **settings}
     make_task(task.generator, parameters)
-    return replace(task, name=name, harness_name=name, source="generator", file=None, parameters=parameters)
+    own = {"name": name, "group": name, "harness_name": name}
+    return replace(task, **own, source="generator", file=None, parameters=parameters)
 
 
 def trained_tasks(saved: SavedModel, data_dir: Path | None) -> list[ResolvedTask]:

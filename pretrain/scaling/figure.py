@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,8 +46,8 @@ LEGEND_LINE = 0.19
 """Inches of a line of a legend."""
 SHORT, SHORT_COLUMNS = 12, 4
 """Letters of names that stand beside each other in a legend, and how many do."""
-LETTERS, LETTER_SIZE = 58, 10
-"""Letters of the longest name that fits below a panel at a size; longer ones are smaller."""
+LETTERS = 62
+"""Letters of a line of a legend; a longer name has two."""
 LINE: dict[str, Any] = {"linewidth": 1.6, "alpha": 0.5, "zorder": 1}
 Looks = dict[tuple[str, str], Look]
 Labels = list[tuple["Axes", list[Label]]]
@@ -88,8 +89,12 @@ def draw(
         return undrawn + _undetermined(analysis)
     _draw_panels([], 0, beside, note)
     panels = _panels(analysis, looks(analysis.curves, colour_by), wanted)
-    named = [curve.task_group for curve in analysis.curves], [isoplot.task_group for isoplot in analysis.isoplots]
-    most = max(max(map(names.count, names), default=0) for names in named) + 1
+    curves, isoplots = Counter[str](), Counter[str]()  # lines of their names in the legend of each group
+    for curve, fit in zip(analysis.curves, analysis.fits, strict=True):
+        curves[curve.task_group] += len(_lines(_curve_label(curve, fit)))
+    for isoplot in analysis.isoplots:
+        isoplots[isoplot.task_group] += len(_lines(_isoplot_label(isoplot)))
+    most = max([*curves.values(), *isoplots.values()], default=0) + 1
     most += max(map(len, analysis.floors.values()), default=0) + 2 * len(analysis.differences) + 1  # what bars are
     _draw_panels([*panels, *laws], most, files, note)
     return _of_one_depth(analysis, wanted) + _undetermined(analysis)
@@ -177,7 +182,7 @@ def _draw_group(
     named: list[Label] = []
     for (curve, fit), (_, spots) in zip(fitted, drawn, strict=True):
         colour, marker = look[curve.family, curve.name]
-        label = curve.name + (f": {_slope_text(fit)}" if axis is DEPTH and fit else "")
+        label = _curve_label(curve, fit if axis is DEPTH else None)
         if axis is DEPTH and fit and fit.has_slope:
             ends = np.array([curve.points[0].depth, curve.points[-1].depth])
             axes.plot(ends, np.clip(fit.alpha * np.log(ends) + fit.beta, low, high), color=colour, **LINE)
@@ -229,6 +234,20 @@ def _draw_last_kind(
         axes.plot([], [], " ", label=f"{' − '.join(found.kinds)}, {found.curve.name}:\n{slope}")
 
 
+def _curve_label(curve: Curve, fit: Fit | None) -> str:
+    return curve.name + (f": {_slope_text(fit)}" if fit else "")
+
+
+def _isoplot_label(isoplot: Isoplot) -> str:
+    line = isoplot.line
+    if line is None:
+        return isoplot.name
+    low, high = line.slope_interval
+    return f"{isoplot.name}: " + (
+        f"{line.slope:+.3g} per nat [{low:+.3g}, {high:+.3g}]" if line.has_slope else NO_SLOPE
+    )
+
+
 def _slope_text(fit: Fit) -> str:
     low, high = fit.alpha_interval
     return f"{fit.alpha:+.3g} log D [{low:+.3g}, {high:+.3g}]" if fit.has_slope else NO_SLOPE
@@ -269,15 +288,14 @@ def _draw_isoplot(isoplots: Sequence[Isoplot], look: Looks, axes: "Axes", _: Lab
         colour, marker = look.get((isoplot.family, isoplot.name), own)
         points = subsample(isoplot.points)
         losses = [point.loss for point in points]
-        label = isoplot.name
         if isoplot.line and isoplot.line.has_slope:
             line, ends = isoplot.line, np.array([min(losses), max(losses)])
-            label += f": {line.slope:+.3g} per nat [{line.slope_interval[0]:+.3g}, {line.slope_interval[1]:+.3g}]"
             axes.plot(ends, np.clip(line.slope * ends + line.intercept, low, high), color=colour, **LINE)
-        elif isoplot.line:
-            label += f": {NO_SLOPE}"
         values = [point.value for point in points]
-        axes.plot(losses, values, color=colour, marker=marker, markersize=4.5, label=label, linestyle="none", alpha=0.7)
+        axes.plot(
+            losses, values, color=colour, marker=marker, markersize=4.5, label=_isoplot_label(isoplot),
+            linestyle="none", alpha=0.7,
+        )  # fmt: skip
     _keep_within(axes, low, high)
     axes.invert_xaxis()  # the loss falls in training: time runs to the right
     name_axes(axes, f"{isoplots[0].task_group} over training", "validation loss (nats per token)", isoplots[0].metric)
@@ -327,10 +345,14 @@ def _legend(axes: "Axes", left: float, top: float) -> None:
     """Below the panel, at a place of the figure, where it hides no point."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
-        longest = max(len(line) for name in names for line in name.splitlines())
-        names = [name.replace("$", r"\$") for name in names]
+        short = max(map(len, names)) < SHORT
+        names = ["\n".join(_lines(name)).replace("$", r"\$") for name in names]
         axes.legend(
             handles, names, loc="upper left", bbox_to_anchor=(left, top), bbox_transform=axes.figure.transFigure,
-            ncols=SHORT_COLUMNS if longest < SHORT else 1, borderaxespad=0, handlelength=1.6, labelspacing=0.25,
-            fontsize=LETTER_SIZE * min(1.0, LETTERS / longest),
+            ncols=SHORT_COLUMNS if short else 1, borderaxespad=0, handlelength=1.6, labelspacing=0.25,
         )  # fmt: skip
+
+
+def _lines(name: str) -> list[str]:
+    """Of a legend; a name that has some already keeps them."""
+    return name.splitlines() if "\n" in name else wrap(name, LETTERS, max_lines=2, subsequent_indent="  ")

@@ -191,6 +191,7 @@ def test_parameters_behind_a_name_ask_another_difficulty_of_the_task(tmp_path: P
         ("addition:num_operands=[4]", "addition:num_operands=[4]", True, {"num_operands": [4]}),
     ]
     assert [task.supervise for task in found] == ["prefixes", "prefixes", "prefixes", "answer"]
+    assert all(task.group == task.name for task in found), "each is a number of its own"
     (plugin,) = tasks_of(saved, ["pretrain.tasks.p_hop:PHop:length=70"], None)  # whose own name has a colon
     assert isinstance(plugin, ResolvedTask)
     assert (plugin.generator, plugin.parameters) == ("pretrain.tasks.p_hop:PHop", {"length": 70})
