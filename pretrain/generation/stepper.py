@@ -227,7 +227,7 @@ class PassStepper:
     def _stop(self, rule: ExitRule, lanes: Sequence[Lane], before: Tensor, states: Tensor) -> None:
         finished = output = None
         if needs_output(rule):
-            finished = self.model.finish(states, self._place(lanes), 0)
+            finished = self._finish(states, lanes)
             output = self.model.all_logits(finished)
         slots, loops = [lane.slot for lane in lanes], [lane.loop for lane in lanes]
         stops = self._watch.stops(rule, slots, loops, before, states, output)
@@ -255,11 +255,18 @@ class PassStepper:
             stopped = torch.tensor([lane.stopped is not None for lane in rest], device=self._device)
             states = torch.where(stopped[:, None], self._stopped[at], states)
         if rest:
-            states = self.model.finish(states, self._place(rest), 0)
+            states = self._finish(states, rest)
         if len(rest) == len(lanes):
             return states
         finished = iter(states)
         return torch.stack([next(finished) if lane.seen is None else lane.seen[0] for lane in lanes])
+
+    def _finish(self, states: Tensor, lanes: Sequence[Lane]) -> Tensor:
+        """What follows the loop, which reads and writes keys of its own if it has layers."""
+        context = self._context
+        if context is None or self.model.config.num_coda_layers:
+            context = self._place(lanes)
+        return self.model.finish(states, context, 0)
 
 
 def _slots(lanes: Sequence[Lane], device: torch.device) -> Tensor:

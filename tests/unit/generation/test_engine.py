@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.generation import slots
 from pretrain.generation.engine import GenerationEngine, Wish
 from pretrain.generation.generate import fulfil
 from pretrain.generation.packing import packed_weights
 from pretrain.generation.sampling import Generation
+from pretrain.generation.slots import SlotCache
 from pretrain.generation.stepper import PassStepper
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.loop.exit_rules import ExitRule
@@ -121,6 +123,27 @@ def test_the_newest_sequence_leaving_moves_nobody_and_an_older_one_moves_the_new
         for number, (row, wanted) in enumerate(zip(rows, alone, strict=True)):
             if number != leaving:
                 assert (row.tokens, row.loops) == (wanted.tokens, wanted.loops)
+
+
+@pytest.mark.parametrize("dense", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("keys", ["own", "first"])
+def test_rows_attend_together_where_their_keys_lie_or_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, keys: str, dense: float
+) -> None:
+    """On a CPU. Rows in loops of their own have their keys together only where all loops read the same ones."""
+    model, alone = looped(loop={"keys": keys}), []
+    monkeypatch.setattr(slots, "DENSE", dense)
+    attend_each = SlotCache._attend_each
+    monkeypatch.setattr(SlotCache, "_attend_each", lambda *given: alone.append(given[3]) or attend_each(*given))
+    wishes = [
+        Wish(prompt=prompt, settings=settings(12 + row, loops))
+        for row, (prompt, loops) in enumerate(zip(PROMPTS, LOOPS, strict=True))
+    ]
+    wanted = [plainly(model, wish.prompt, wish.most, wish.settings.num_loops) for wish in wishes]
+    assert [each.tokens for each in fulfil(model, wishes, batch=4)] == wanted
+    in_loops = [loop for loop in alone if isinstance(loop, tuple)]
+    assert bool(in_loops) == (keys == "own" or dense > 0.0)
+    assert all(len(set(loop)) > 1 for loop in in_loops) or dense > 0.0
 
 
 @pytest.mark.parametrize("keys", ["share", "compute"])
