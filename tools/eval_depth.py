@@ -18,6 +18,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -169,7 +170,8 @@ def require_evaluated(
 
 
 def score_exits(options: argparse.Namespace, reader: "CheckpointReader", model: "LoopedGPT", rule: ExitRule) -> None:
-    """Tokens that stop on their own, beside fixed loop counts: the model's own and the nearest to the mean."""
+    """Tokens that stop on their own, beside fixed loop counts: the model's own, and the next ones below and above the
+    mean."""
     from pretrain.eval import evaluate as evaluation
     from pretrain.eval.exits import ExitScorer
     from pretrain.eval.harness import LoopedLM
@@ -184,18 +186,20 @@ def score_exits(options: argparse.Namespace, reader: "CheckpointReader", model: 
     for task in wanted:
         print(f"{task.name} ({task.group}{about_source(task)})")
         ways: list[tuple[ExitRule | None, int]] = [(rule, most), (None, most)]
+        about_cut = ""
         for way, loops in ways:
             for num_examples in (1, options.num_examples):  # one first: what happens once is no part of tokens/s
                 scorer = ExitScorer(model, way, options.keys, options.batch)
                 lm = LoopedLM(scorer, tokenizer, [loops], max_length=subject.saved.seq_len, add_bos=options.bos)
                 rows = evaluation.rows_of(lm, subject, task, loaded[task.name], num_examples)
+                about_cut = lm.about_cut
             cost = f"{scorer.mean_loops:.2f} loops a token, {scorer.tokens_per_s:,.0f} tokens/s"
             for row in (row for row in rows if row.is_main):
                 print(f"  {way or f'{loops} loops'}: {row.metric} {row.value:.4f} ({row.num_examples}), {cost}")
-            nearest = (None, max(1, round(scorer.mean_loops)))
-            if way is not None and nearest not in ways:
-                ways.append(nearest)
-        print_warnings([f"{task.name}: {lm.about_cut}"] if lm.about_cut else [])
+            if way is not None:
+                beside = {max(1, math.floor(scorer.mean_loops)), math.ceil(scorer.mean_loops)} - {most}
+                ways += [(None, loops) for loops in sorted(beside)]
+        print_warnings([f"{task.name}: {about_cut}"] if about_cut else [])
     require_evaluated(wanted, skipped, failed)
 
 
