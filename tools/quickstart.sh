@@ -37,9 +37,10 @@ while (($#)); do
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-name=quickstart prompt="KING HENRY." cut=()
+name=quickstart prompt="KING HENRY." cut=() held=()
 if [[ $text ]]; then
-  stem=$(basename "$text") prompt="The" cut=(--max-document-tokens 1024) # so that a part of a single text can be held out
+  stem=$(basename "$text") prompt="The" cut=(--max-document-tokens 512) # so that parts of a single text can be held out,
+  held=(data.validation_fraction=0.2)                                   # of a small one, too
   name=quickstart_$(tr -c 'A-Za-z0-9\n' _ <<<"${stem%%.*}")
 fi
 readonly CONFIG=configs/pretrain/quickstart.yaml
@@ -86,7 +87,8 @@ python tools/prepare_data.py --input "$input" --tokenizer "$DATA/tokenizer.model
 
 step "5/8 pretraining on two ranks, with validation at several loop counts"
 python -m pretrain.launch --ranks 2 -m pretrain.train --config "$CONFIG" \
-  run.name="$name" data.tokenizer="$DATA/tokenizer.model" "data.sources=[{path: $DATA/shards}]" ${settings[@]+"${settings[@]}"}
+  run.name="$name" data.tokenizer="$DATA/tokenizer.model" "data.sources=[{path: $DATA/shards}]" \
+  ${held[@]+"${held[@]}"} ${settings[@]+"${settings[@]}"}
 
 step "6/8 sample"
 python tools/generate.py --run "$RUN" --prompt "$prompt" | tee "$RUN/sample.txt"

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LOG = "log.txt"
 """In the run directory: the lines that rank 0 showed, but for those of steps, with their times."""
 
+NO_STEP = -1
+"""Before all steps, of which 0 has rows too."""
 MOST_SPANS = 5
 """Of missing rows, in a warning."""
 
@@ -39,16 +41,17 @@ class RunMetrics:
     """Where rank 0 logs. A context manager: leaving it closes files, trackers and the progress display."""
 
     def __init__(
-        self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int, results: str = "depth.jsonl",
-        logged_every: int = 0, scored_every: int = 0, diagnosed_every: int | None = None, work: Work | None = None,
-        stream: TextIO | None = None,
+        self, config: LoggedConfig, run_dir: Path, *, num_steps: int, resumed_step: int | None,
+        results: str = "depth.jsonl", logged_every: int = 0, scored_every: int = 0, diagnosed_every: int | None = None,
+        work: Work | None = None, stream: TextIO | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             config: of the run.
             run_dir: its directory, which exists.
             num_steps: steps of the whole run.
-            resumed_step: steps done in the checkpoint that the run continues from; 0 for a fresh run.
+            resumed_step: steps done in the checkpoint that the run continues from; None for a run that begins, of whose
+                rows those that an earlier start left without a checkpoint are none.
             results: name of the file of evaluation rows.
             logged_every: there should be rows of all multiples of this up to `resumed_step`; 0 if nobody knows.
             scored_every: and evaluation rows of all multiples of this before it.
@@ -57,16 +60,17 @@ class RunMetrics:
             stream: of the progress display. Default: standard error.
         """
         self._every, self._num_steps = config.logging.every, num_steps
-        self._progress = Progress(num_steps, done=resumed_step, stream=stream, work=work)
+        done, last = (0, NO_STEP) if resumed_step is None else (resumed_step, resumed_step)
+        self._progress = Progress(num_steps, done=done, stream=stream, work=work)
         self._log = run_dir / LOG
-        logged = range(logged_every, resumed_step + 1, logged_every) if logged_every else ()
-        scored = range(scored_every, resumed_step, scored_every) if scored_every else ()  # the last may be made again
-        self._steps = self._open(run_dir / "metrics.jsonl", resumed_step, logged)
-        self._evaluations = self._open(run_dir / "eval" / results, resumed_step, scored)
+        logged = range(logged_every, done + 1, logged_every) if logged_every else ()
+        scored = range(scored_every, done, scored_every) if scored_every else ()  # the last may be made again
+        self._steps = self._open(run_dir / "metrics.jsonl", last, logged)
+        self._evaluations = self._open(run_dir / "eval" / results, last, scored)
         self._diagnostics = None
         if diagnosed_every is not None or is_there(run_dir / DIAGNOSTICS):
-            diagnosed = range(diagnosed_every, resumed_step + 1, diagnosed_every) if diagnosed_every else ()
-            self._diagnostics = self._open(run_dir / DIAGNOSTICS, resumed_step, diagnosed)
+            diagnosed = range(diagnosed_every, done + 1, diagnosed_every) if diagnosed_every else ()
+            self._diagnostics = self._open(run_dir / DIAGNOSTICS, last, diagnosed)
         self._files = [file for file in (self._steps, self._evaluations, self._diagnostics) if file is not None]
         self._alarms = JsonLines(run_dir / ALARMS)
         self._held_back = False
@@ -75,7 +79,7 @@ class RunMetrics:
         if mode != "disabled":
             makers["wandb"] = lambda: WandbRun(config, run_dir, mode)
         if config.logging.tensorboard:
-            makers["tensorboard"] = lambda: TensorboardRun(run_dir, resumed_step)
+            makers["tensorboard"] = lambda: TensorboardRun(run_dir, done)
         self._trackers = Trackers(makers, self.message)
 
     def __enter__(self) -> "RunMetrics":
@@ -160,9 +164,9 @@ class RunMetrics:
                 self.message(f"warning: {file.path}: {error.strerror}; its last rows are lost")
         self._trackers.finish()
 
-    def _open(self, path: Path, resumed_step: int, expected: Sequence[int]) -> JsonLines:
+    def _open(self, path: Path, last_step: int, expected: Sequence[int]) -> JsonLines:
         file = JsonLines(path)
-        there = file.cut(resumed_step)
+        there = file.cut(last_step)
         missing = _spans(expected, there)
         if missing:
             file.problems.append(f"{path}: no row of step {missing}: lost or removed, the run goes on without")

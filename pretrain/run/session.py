@@ -110,6 +110,8 @@ class RunSession:
         self._is_lost = False
         self._logged_every, self._watch = 0, contextlib.ExitStack()
         self._set_aside: list[Path] = []
+        self._goes_on = False
+        """From a checkpoint; else it begins, whatever an earlier start has left."""
 
     def __enter__(self) -> Self:
         self._claim()
@@ -191,6 +193,7 @@ class RunSession:
         torch.set_rng_state(reader.read_whole("rng/cpu"))
         self.identity = replace(self.identity, run_id=RunIdentity.read(reader.meta).run_id)
         self.warnings += problems
+        self._goes_on = True
         return reader
 
     def begin(
@@ -223,9 +226,9 @@ class RunSession:
             write_state(self.directory, "running")
             self.notes += [f"set aside: {set_aside(path)}" for path in self._set_aside]
             self.metrics = RunMetrics(
-                self.config, self.directory, num_steps=num_steps, resumed_step=counters.step, results=self._results,
-                logged_every=self._logged_every, scored_every=scored_every, diagnosed_every=diagnosed_every,
-                work=work,
+                self.config, self.directory, num_steps=num_steps,
+                resumed_step=counters.step if self._goes_on else None, results=self._results,
+                logged_every=self._logged_every, scored_every=scored_every, diagnosed_every=diagnosed_every, work=work,
             )  # fmt: skip
         for warning in (*self.warnings, precision_warning(self.groups.device, DTYPES[self.saved.precision])):
             if warning:

@@ -104,6 +104,17 @@ def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
     assert found == [(step, loops) for step in range(1, 11) for loops in (1, 2)]
 
 
+def test_a_start_that_left_no_checkpoint_leaves_no_rows(tmp_path: Path) -> None:
+    """Those of step 0, of weights that a run begins with, are made again: the run has another id."""
+    for resumed_step, kept in ((None, 1), (None, 1), (0, 2)):
+        with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=resumed_step, stream=io.StringIO()) as metrics:
+            metrics.log_evaluation([evaluation(0, 1)])
+            metrics.log_step(step_row(1))
+            metrics.log_evaluation([evaluation(1, 1)])
+        assert [row["step"] for row in rows_in(tmp_path / "eval" / "depth.jsonl")] == [*[0] * kept, 1]
+        assert steps_in(tmp_path / "metrics.jsonl") == [1]
+
+
 def test_a_row_torn_by_a_kill_is_removed_and_named(tmp_path: Path) -> None:
     path, stream = tmp_path / "metrics.jsonl", io.StringIO()
     with RunMetrics(config(), tmp_path, num_steps=10, resumed_step=0, stream=io.StringIO()) as metrics:
