@@ -247,7 +247,7 @@ class SlotCache(KeyValueCache):
             first, num = min(rows.numbers), len(rows.numbers)
             is_dense = sum(rows.lengths) + num >= DENSE * num * rows.stop
             rows.orders[loop] = None
-            if len(held) == 1 and is_dense and max(rows.numbers) - first + 1 == num:
+            if len(held) == 1 and is_dense and sorted(rows.numbers) == list(range(first, first + num)):
                 by_slot, start = rows.slots.argsort(), held.pop() * self.num_slots + first
                 rows.orders[loop] = _Order(
                     where=slice(start, start + num), by_slot=by_slot, back=rows.slots - first,
