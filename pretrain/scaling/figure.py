@@ -243,9 +243,8 @@ def _isoplot_label(isoplot: Isoplot) -> str:
     if line is None:
         return isoplot.name
     low, high = line.slope_interval
-    return f"{isoplot.name}: " + (
-        f"{line.slope:+.3g} per nat [{low:+.3g}, {high:+.3g}]" if line.has_slope else NO_SLOPE
-    )
+    slope = f"{line.slope:+.3g} per nat [{low:+.3g}, {high:+.3g}]" if line.has_slope else NO_SLOPE
+    return f"{isoplot.name}: {slope}"
 
 
 def _slope_text(fit: Fit) -> str:

@@ -39,7 +39,7 @@ class PHopParameters(Section):
     num_hops: int = Field(default=16, ge=1)
     """p: hops back from the last symbol."""
     length: int = Field(default=256, ge=2)
-    """n: symbols in the sequence; forced sampling needs at least 2p + 1."""
+    """n: symbols in the sequence; forced and rooted sampling need at least 2p + 1."""
     alphabet_size: int = Field(default=4, ge=2, le=26)
     """Number of distinct symbols, the first letters of the alphabet."""
     sampling: Literal["forced", "uniform", "rooted"] = "forced"
@@ -105,7 +105,7 @@ class PHop(Task[PHopParameters]):
                 return Example(question, (), question[place - 1])
 
     def longest(self, size: Size) -> Example:
-        if self.parameters.sampling == "rooted":  # no hop leads on from a first symbol alone
+        if self.parameters.sampling == "rooted":  # one symbol alone is not answered: its hops stay where they are
             return self._make_forced(Random(0))
         return Example(self._symbols[0] * self.parameters.length, (), self._symbols[0])
 
