@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,6 +34,8 @@ NAMES, PANEL, BETWEEN = 3.3, 3.4, 0.3
 """Inches: of the names of the lines, of a panel, and between two."""
 LETTERS, SIZE = 44, 9.5
 """Of a line of a name, which goes on in a second one, and its type."""
+NEAR = 0.11
+"""Share of the width of a panel within which names of two rivals go apart."""
 SHIFT = 0.11
 """Of the filled dot upwards and the hollow one downwards, in lines."""
 
@@ -158,11 +161,17 @@ def _draw_panel(axes: "Axes", panel: Panel, order: Sequence[str], *, is_named: b
 
 
 def _draw_rivals(axes: "Axes", rivals: Sequence[Spot]) -> None:
-    for spot in rivals:
+    if not rivals:
+        return
+    low, high = axes.get_xlim()
+    order = sorted(rivals, key=lambda spot: spot.value)
+    near = [right.value - left.value < NEAR * (high - low) for left, right in pairwise(order)]
+    for spot, after, before in zip(order, [False, *near], [*near, False], strict=True):
         axes.axvline(spot.value, color=ORANGE, linewidth=1.4, zorder=0)
         axes.annotate(
             spot.label, (spot.value, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", color="#a86f00", fontsize=9.5, annotation_clip=False,
+            ha="center" if after == before else "left" if after else "right", color="#a86f00", fontsize=9.5,
+            annotation_clip=False,
         )  # fmt: skip
 
 
