@@ -5,10 +5,10 @@ all of them.
 
 A case is a function of an importable module plus arguments; it runs on ranks 0 to n - 1 of the pool, in a world of n
 made for it alone.
-1. Every rank joins a fresh gloo world (a rendezvous file of its own), runs the function, leaves the world and sends
-   back what it returned.
-2. An exception comes back as text with its rank. Leaving the world breaks the connections of ranks that still wait, so
-   they fail too.
+1. Every rank joins a fresh gloo world (a rendezvous file of its own), runs the function, sends back what it returned,
+   and leaves the world when all have sent: the others may still be connecting to it.
+2. An exception comes back as text with its rank, which leaves at once. That breaks the connections of ranks that wait
+   for it, so they fail too.
 3. A rank that does not answer in time has hung: the error names the case, its arguments and the line that each rank
    stands on. After a failure the ranks are ended, and the next case starts new ones.
 """
@@ -161,15 +161,19 @@ def _serve(rank: int, connection: Connection, modules: Sequence[str], trace: str
 def _answer(
     connection: Connection, case: Callable[..., Any], args: Sequence[Any], rank: int, world_size: int, rendezvous: str
 ) -> None:
-    """Join, run, send, leave. A failure is sent before leaving, which makes the others fail: the first to fail is the
-    one to look at."""
+    """Join, run, send, wait for the others, leave. A failure is sent before leaving, which makes the others fail: the
+    first to fail is the one to look at."""
+    store = dist.FileStore(rendezvous, world_size)
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
-        )
-        connection.send((True, case(*args)))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
+        answer = True, case(*args)
     except Exception:
-        connection.send((False, (time.monotonic(), traceback.format_exc())))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        answer = False, (time.monotonic(), traceback.format_exc())
+    connection.send(answer)
+    if answer[0]:
+        # Where one fails, nobody is told: the pool ends the ranks.
+        if store.add("answered", 1) == world_size:
+            store.set("all answered", "")
+        store.wait(["all answered"])
+    if dist.is_initialized():
+        dist.destroy_process_group()

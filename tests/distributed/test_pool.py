@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,28 @@ def hang_on(rank: int) -> None:
 def die_on(rank: int) -> None:
     if dist.get_rank() == rank:
         os._exit(3)
+
+
+def has_left_before_the_other_answers(folder: str) -> bool:
+    """Rank 0 answers at once and marks when it leaves; rank 1 gives it time to, then looks."""
+    mark, leave = Path(folder, "left"), dist.destroy_process_group
+
+    def marked() -> None:
+        dist.destroy_process_group = leave
+        mark.touch()
+        leave()
+
+    if dist.get_rank() == 0:
+        dist.destroy_process_group = marked
+    else:
+        threading.Event().wait(0.2)
+    return mark.exists()
+
+
+def test_a_rank_that_has_answered_stays_until_all_have(small_pool: RankPool, tmp_path: Path) -> None:
+    assert small_pool.run(has_left_before_the_other_answers, str(tmp_path), world_size=2) == [False, False]
+    assert small_pool.run(add_ranks, world_size=2) == [3, 3]
+    assert Path(tmp_path, "left").exists()
 
 
 def test_failures_and_hangs_name_rank_and_place(small_pool: RankPool) -> None:
