@@ -122,12 +122,14 @@ class Plan:
 
 def mean_train_flops(config: RunConfig, recompute: Recompute = "none") -> float:
     """FLOPs of training on one token, with what is computed again, in the mean of a run: at the mean loop count; where
-    loops differ in cost, as some have no gradient or no keys, over the numbers that steps of this seed draw."""
+    loops differ in cost, as some have no gradient, no keys or no output, over the numbers that steps of this seed
+    draw."""
     model, train = config.model, config.train
     flops = partial(
         train_flops_per_token, model, train.seq_len, recompute=recompute, outputs=train.loop_loss.outputs
     )  # fmt: skip
-    if train.backprop_loops is None and model.loop.keys != "every":
+    are_alike = train.backprop_loops is None and model.loop.keys != "every" and train.loop_loss.outputs != "two"
+    if are_alike:
         once, twice = (flops(loops) for loops in (1, 2))
         loops = mean_loops(model, train) if model.num_blocks == 1 else 1.0
         return once + (loops - 1) * (twice - once)

@@ -1,5 +1,6 @@
 """The plan against measurement: bytes that autograd and the engine hold."""
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from pretrain.config.loop_loss import LoopLossSection
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Separators
 from pretrain.device.hardware import DTYPES
-from pretrain.model.count import count
+from pretrain.model.count import count, train_flops_per_token
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.kernels import blocked_attention, head_loss
 from pretrain.model.loop.recurrence import Stage
@@ -29,6 +30,7 @@ from pretrain.plan.memory import Activations
 from pretrain.plan.plan import Plan, make_plan
 from pretrain.plan.text import plan_rows
 from tests.support.every_loop import loss_of_every_loop
+from tests.support.loop_designs import MODELS
 from tests.support.memory import allocations, measured_evaluation
 
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu", "bias": "all", "tied_head": True}
@@ -307,6 +309,22 @@ def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> N
     assert plan.train_flops_per_token == fixed.train_flops_per_token
     assert plan.worst_stage.total == deepest.worst_stage.total > fixed.worst_stage.total
     assert "at the mean of 3 loops" in text_of(plan)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fixed_loop_count_is_planned_as_it_is_counted(name: str) -> None:
+    """In every design, with each kind of loss and of gradient: nothing about loops is taken to be linear that is not."""
+    losses, planned = ({"over": over} for over in ("last", "every", "expected", "consistent")), 0
+    for loss, loops, backprop in itertools.product(losses, range(1, 6), (None, 2)):
+        try:
+            run = config({"num_loops": loops, **MODELS[name]}, train={"backprop_loops": backprop, "loop_loss": loss})
+        except ValueError:  # makes no sense together
+            continue
+        planned += 1
+        outputs = run.train.loop_loss.outputs
+        wanted = train_flops_per_token(run.model, run.train.seq_len, loops, outputs=outputs, backprop_loops=backprop)
+        assert make_plan(run, 1).train_flops_per_token == wanted, (loss, loops, backprop)
+    assert planned >= 14
 
 
 def test_loops_without_gradient_are_planned_as_forward_work() -> None:
