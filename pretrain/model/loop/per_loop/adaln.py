@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NUM_FREQUENCIES = 8
 LONGEST = 64.0
-"""Loops of the slowest wave."""
+"""Loops to a radian of the slowest wave."""
 
 
 class AdaLN(PerLoop):
