@@ -1,7 +1,8 @@
 """A batch of rows while they are answered: inputs go in, states come out, keys and values are kept.
 
 Prompts are padded on the right to one length, and each row continues at its own (`pretrain/generation/slots.py`), so a
-row has the same answer in every batch.
+row has the same answer in every batch. Up to its text all rows go in step, several places in a pass where a way of
+thinking has it so; the text is written by the engine of all generation, where rows leave when they have ended.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pretrain.generation.engine import Continuation, GenerationEngine, Wish
 from pretrain.generation.slots import SlotCache
+from pretrain.generation.stepper import PassStepper
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -26,7 +29,7 @@ class Decoding:
     def __init__(
         self, model: LoopedGPT, prompts: Sequence[Sequence[int]], num_new: int, num_loops: int | None = None
     ) -> None:
-        self.model, self._num_loops, self._prompts = model, num_loops, prompts
+        self.model, self.prompts, self._num_loops = model, prompts, num_loops
         self.device = next(model.parameters()).device
         self._lengths = [0] * len(prompts)
         capacity = max(map(len, prompts)) + num_new
@@ -42,7 +45,7 @@ class Decoding:
     def embed_same(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [b, n, d] of the same n tokens in every row."""
         one = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        return self.embed(one.expand(len(self._prompts), -1))
+        return self.embed(one.expand(len(self.prompts), -1))
 
     def feed_prompts(self) -> Tensor:
         """Run the model over the prompts: [b, 1, d] states at the last token of each."""
@@ -61,8 +64,8 @@ class Decoding:
     def _begin(self, after: Tensor) -> Tensor:
         """Run the model over the prompts and inputs [b, n, d] after them: [b, 1 + n, d] states from the last token of
         each prompt on."""
-        lengths = list(map(len, self._prompts))
-        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in self._prompts]
+        lengths = list(map(len, self.prompts))
+        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in self.prompts]
         inputs = self.embed(torch.tensor(padded, device=self.device))
         rows = zip(inputs, lengths, after, strict=True)
         inputs = torch.stack([torch.cat((row[:length], end, row[length:])) for row, length, end in rows])
@@ -92,6 +95,15 @@ class Decoding:
     def forget(self, counts: Tensor) -> None:
         """Give up the last positions of the rows, [b] of them, as if they had not been fed."""
         self._lengths = [length - count for length, count in zip(self._lengths, counts.tolist(), strict=True)]
+
+    def write(self, states: Tensor, wishes: Sequence[Wish]) -> list[Continuation]:
+        """Write the text of every row, from the states [b, d] at its last place. Nothing can be fed after that."""
+        stepper = PassStepper(self.model, self._cache)
+        engine = GenerationEngine(stepper, num_slots=len(self.prompts), device=self.device)
+        continuations = engine.adopt(wishes, self._lengths, states)
+        while not engine.is_idle:
+            engine.step()
+        return continuations
 
     def _run(
         self, embeddings: Tensor, counts: Sequence[int], visible: Tensor | None = None, within: Tensor | None = None

@@ -6,14 +6,14 @@ batch.
 1. The model runs over prompts and slots as the method thinks (`finetune/latent/thinking.py`); with a stop classifier
    each row has its own number of thoughts.
 2. <eot> is forced, as it is never trained, and shares a pass with the slots that are pending.
-3. Then one pass for each token of text, greedily. The only wait for the device is the copy of the new tokens of all
-   rows.
+3. Then the engine of all generation writes the text (`pretrain/generation/engine.py`), greedily; a row that has ended
+   leaves.
 
 Any number of thoughts can be chosen, whatever the model was trained with. Source: Hao et al. 2024 (arXiv 2412.06769),
 sections 3 and 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +23,8 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.stop import StopClassifier
 from finetune.latent.thinking import Answering, Thoughts, Tokens
 from finetune.method.markers import Markers
-from pretrain.generation.sampling import check_prompts
+from pretrain.generation.engine import Wish
+from pretrain.generation.sampling import Generation, check_prompts
 from pretrain.model.config import ModelSection
 from pretrain.model.count import body_flops, head_flops
 from pretrain.model.gpt import LoopedGPT
@@ -87,10 +88,6 @@ class Answer:
     is_over: bool = False
     """Whether eos ended it; else the largest number of tokens did."""
 
-    def is_open(self, settings: AnswerSettings) -> bool:
-        """Whether another token may follow."""
-        return not self.is_over and len(self.text) < settings.max_new_tokens
-
 
 def generate_with_thoughts(
     model: LoopedGPT,
@@ -114,9 +111,7 @@ def generate_with_thoughts(
     with torch.inference_mode():
         decoding = Decoding(model, prompts, settings.num_new, settings.num_loops)
         thoughts, states = think(decoding, settings, stop_classifier)
-        answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
-        write(decoding, states, settings, answers)
-    return answers
+        return write(decoding, thoughts, states, settings)
 
 
 def think(
@@ -131,29 +126,22 @@ def think(
     return thoughts, states[:, -1]
 
 
-def likeliest(logits: Tensor, _: int) -> Tensor:
-    """The likeliest tokens [b, 1] by logits [b, v]."""
-    return logits.argmax(dim=-1, keepdim=True)
-
-
 def write(
-    decoding: Decoding, states: Tensor, settings: AnswerSettings, answers: list[Answer],
-    choose: Callable[[Tensor, int], Tensor] = likeliest,
-) -> None:  # fmt: skip
-    """Append the text of every row to its answer, one token of each per pass, from the last states [b, d]; `choose`
-    gives the tokens [b, 1] at a place of the text, counted from 0."""
-    for place in range(settings.max_new_tokens):
-        logits = decoding.model.all_logits(states)[:, : settings.vocab_size]
-        for marker in settings.markers.after:
-            logits[:, marker] = -torch.inf
-        chosen = choose(logits, place)
-        for answer, token in zip(answers, chosen.flatten().tolist(), strict=True):
-            if answer.is_open(settings):
-                answer.is_over = token == settings.eos_id
-                answer.text += [] if answer.is_over else [token]
-        if not any(answer.is_open(settings) for answer in answers):
-            return
-        states = decoding.feed(decoding.embed(chosen))[:, -1]
+    decoding: Decoding, thoughts: Thoughts, states: Tensor, settings: AnswerSettings, *, temperature: float = 0.0,
+    draws: Sequence[str] | None = None,
+) -> list[Answer]:  # fmt: skip
+    """Write the text of every row, from its last state [b, d]; at a temperature by its draws' names."""
+    how = Generation(
+        max_new_tokens=settings.max_new_tokens, vocab_size=settings.vocab_size, end_ids=(settings.eos_id,),
+        num_loops=settings.num_loops, temperature=temperature,
+    )  # fmt: skip
+    names = draws or [None] * len(states)
+    wishes = [
+        Wish(prompt=prompt, settings=how, never=settings.markers.after, draws=name)
+        for prompt, name in zip(decoding.prompts, names, strict=True)
+    ]
+    rows = zip(thoughts.num_thoughts, decoding.write(states, wishes), strict=True)
+    return [Answer(text=row.tokens, num_thoughts=number, is_over=row.reason == "stop") for number, row in rows]
 
 
 def answer_flops(

@@ -15,8 +15,8 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.generation import Answer, AnswerSettings, think, write
 from finetune.reinforce.config import RolloutSection
 from finetune.reinforce.noisy import NoisyThoughts
-from pretrain.generation.sampling import Generation, check_prompts, choose_tokens
-from pretrain.keyed_hash import bits, open_uniform
+from pretrain.generation.sampling import check_prompts
+from pretrain.keyed_hash import bits
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.hashed_numbers import normal
 
@@ -68,18 +68,9 @@ def _draw(
     noise = _noise(keys, num_thoughts, model) * rollout.thought_noise
     if num_thoughts:
         settings = replace(settings, thinking=NoisyThoughts(noise=noise))
-    drawing = Generation(
-        max_new_tokens=settings.max_new_tokens, vocab_size=settings.vocab_size, temperature=rollout.temperature
-    )
-
-    def choose(logits: Tensor, place: int) -> Tensor:
-        draws = [open_uniform(f"{key}/token/{place}") for key in keys]
-        uniforms = torch.tensor(draws, dtype=torch.float64, device=logits.device)
-        return choose_tokens(logits, drawing, uniforms)[:, None]
-
     thoughts, states = think(decoding, settings)
-    answers = [Answer(num_thoughts=number) for number in thoughts.num_thoughts]
-    write(decoding, states, settings, answers, choose)
+    draws = [f"{key}/token" for key in keys]
+    answers = write(decoding, thoughts, states, settings, temperature=rollout.temperature, draws=draws)
     rows = zip(prompts, thoughts.thoughts, noise, answers, strict=True)
     return [Rollout(tuple(prompt), drawn, added, answer) for prompt, drawn, added, answer in rows]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pretrain.generation.sampling import Generation, choose_tokens, draw_uniform
 from pretrain.generation.stepper import Lane, Stepper
+from pretrain.keyed_hash import open_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Wish:
     settings: Generation
     row_number: int = 0
     """Number of the row in the whole job, for its draws."""
+    draws: str | None = None
+    """Names its draws, which depend on that and their place alone. Default: by settings.seed and the row's number."""
     num_thoughts: int = 0
     """Latent thoughts after the prompt."""
     script: Sequence[int] = ()
@@ -59,6 +62,12 @@ class Wish:
         """New tokens at most."""
         return self.settings.max_new_tokens if self.forced is None else len(self.forced)
 
+    def draw(self, place: int) -> float:
+        """The number in (0, 1) at which the new token at a place, from 0, is drawn."""
+        if self.draws is None:
+            return draw_uniform(self.settings.seed, self.row_number, place)
+        return open_uniform(f"{self.draws}/{place}")
+
 
 @dataclass(kw_only=True, eq=False)
 class Continuation:
@@ -79,6 +88,8 @@ class Continuation:
     """Thoughts so far."""
     num_scripted: int = 0
     """Tokens of the script so far."""
+    num_positions: int = 0
+    """In its slot, that of the token under way among them."""
 
     @property
     def is_open(self) -> bool:
@@ -117,6 +128,24 @@ class GenerationEngine:
         return continuation
 
     @torch.inference_mode()
+    def adopt(self, wishes: Sequence[Wish], lengths: Sequence[int], states: Tensor) -> list[Continuation]:
+        """Go on with sequences that have come to their text elsewhere; one lies in each of the first slots.
+
+        Args:
+            wishes: of each.
+            lengths: positions of each so far.
+            states: [n, d] final states at the last of these, which give the first new tokens; as loops these count 0.
+        """
+        assert self.is_idle and len(wishes) <= self._num_slots
+        continuations = [
+            Continuation(wish=wish, num_thought=wish.num_thoughts, num_scripted=len(wish.script)) for wish in wishes
+        ]
+        self._open = list(continuations)
+        self._take([Lane(slot=slot, position=length - 1, token=0) for slot, length in enumerate(lengths)], states)
+        self._close_ended()
+        return continuations
+
+    @torch.inference_mode()
     def cancel(self, continuation: Continuation) -> None:
         """Let a sequence leave; one that has ended stays as it is."""
         if not continuation.is_open:
@@ -135,7 +164,7 @@ class GenerationEngine:
             return []
         lanes, states = self._stepper.advance()
         changed = self._take(lanes, states)
-        self._close([slot for slot, each in enumerate(self._open) if not each.is_open])
+        self._close_ended()
         return changed
 
     def _admit(self) -> None:
@@ -158,7 +187,7 @@ class GenerationEngine:
     def _enter(
         self, slot: int, continuation: Continuation, position: int, token: int, thought: Tensor | None = None
     ) -> None:
-        settings = continuation.wish.settings
+        settings, continuation.num_positions = continuation.wish.settings, position + 1
         self._stepper.enter(
             Lane(
                 slot=slot, position=position, token=token, thought=thought, num_loops=settings.num_loops,
@@ -220,10 +249,7 @@ class GenerationEngine:
             alike.setdefault(how, []).append(row)
         for rows in alike.values():
             settings = continuations[rows[0]].wish.settings
-            draws = [
-                draw_uniform(each.wish.settings.seed, each.wish.row_number, len(each.tokens))
-                for each in (continuations[row] for row in rows)
-            ]
+            draws = [each.wish.draw(len(each.tokens)) for each in (continuations[row] for row in rows)]
             some = logits if len(rows) == len(continuations) else logits[rows]
             uniforms = torch.tensor(draws, dtype=torch.float64, device=logits.device)
             tokens = choose_tokens(some[:, : settings.vocab_size], settings, uniforms).tolist()
@@ -243,12 +269,14 @@ class GenerationEngine:
             continuations[row].log_probabilities.append(value)
             continuations[row].are_likeliest.append(is_likeliest)
 
+    def _close_ended(self) -> None:
+        self._close([slot for slot, each in enumerate(self._open) if not each.is_open])
+
     def _close(self, slots: list[int]) -> None:
         """Free the slots of sequences that have ended; the last open ones move into the first slots that are free."""
         for slot in reversed(slots):
             self._stepper.leave(slot)
             last = self._open.pop()
             if slot < len(self._open):
-                length = len(last.wish.prompt) + last.num_thought + last.num_scripted + len(last.tokens)
-                self._stepper.move(len(self._open), slot, length)
+                self._stepper.move(len(self._open), slot, last.num_positions)
                 self._open[slot] = last

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pretrain.generation.engine import Continuation, GenerationEngine, Wish
 from pretrain.generation.packing import packed_weights
 from pretrain.generation.sampling import Generation, check_prompts
+from pretrain.generation.slots import SlotCache
 from pretrain.generation.stepper import PassStepper, Stepper
 from pretrain.model.gpt import LoopedGPT
 
@@ -71,7 +72,8 @@ def fulfil(
     loops = [wish.settings.num_loops or model.config.num_loops for wish in wishes]
 
     def plain(num_slots: int, capacity: int, num_loops: int | None) -> Stepper:
-        return PassStepper(model, num_slots=num_slots, capacity=capacity, num_loops=num_loops)
+        cache = SlotCache(model.config, num_slots=num_slots, capacity=capacity, num_loops=num_loops)
+        return PassStepper(model, cache)
 
     most = max(loops) if model.config.num_blocks == 1 else None
     device = next(model.parameters()).device

@@ -96,10 +96,10 @@ class SlotCache(KeyValueCache):
         self.num_slots, self.capacity = num_slots, capacity
         self._config, self._forgets = config, forgets
         self._columns = min(FIRST_COLUMNS, capacity)
-        num_passes = config.num_passes(num_loops)
-        held = sorted({config.keys_of(loop) for loop in range(num_passes)})
-        self._held = [held.index(config.keys_of(loop)) for loop in range(num_passes)]
-        self._num_windows = sum(config.window_of(loop) is not None for loop in range(num_passes))
+        self.num_passes = config.num_passes(num_loops)
+        held = sorted({config.keys_of(loop) for loop in range(self.num_passes)})
+        self._held = [held.index(config.keys_of(loop)) for loop in range(self.num_passes)]
+        self._num_windows = sum(config.window_of(loop) is not None for loop in range(self.num_passes))
         self._stores: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._rows: _Rows | None = None
 

@@ -90,14 +90,11 @@ class PassStepper:
 
     Args:
         model: on its device, in its precision.
-        num_slots: sequences at most.
-        capacity: positions of a sequence at most.
-        num_loops: L at most. Default: model.num_loops.
+        cache: for the keys and values of its sequences.
     """
 
-    def __init__(self, model: LoopedGPT, *, num_slots: int, capacity: int, num_loops: int | None = None) -> None:
-        self.model, config = model, model.config
-        self.cache = SlotCache(config, num_slots=num_slots, capacity=capacity, num_loops=num_loops)
+    def __init__(self, model: LoopedGPT, cache: SlotCache) -> None:
+        self.model, self.cache, config, num_slots = model, cache, model.config, cache.num_slots
         weight = next(model.parameters())
         self._device = weight.device
         width = config.hidden_size * model.design.residual.num_streams
@@ -112,7 +109,7 @@ class PassStepper:
         self._rotary: tuple[Tensor, Tensor] | None = None
         """Rotations [capacity, 1, e/2] of all positions."""
         if config.positions == "rope":
-            everywhere = torch.arange(capacity, device=self._device)
+            everywhere = torch.arange(cache.capacity, device=self._device)
             cosine, sine = rotary_table(everywhere[None], config.head_dim, config.rope_theta, weight.dtype)
             self._rotary = cosine[0], sine[0]
         self._placed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
@@ -136,7 +133,7 @@ class PassStepper:
             for loop in range(model.config.num_passes(num_loops)):
                 states = model.run_loop(model.enter(states, carried, loop), context, loop)
             if model.config.num_coda_layers:
-                model.finish(states, context, 0)
+                model.finish(states, context, self.cache.num_passes)
 
     def enter(self, lane: Lane) -> None:
         self._lanes[lane.slot] = lane
@@ -262,11 +259,12 @@ class PassStepper:
         return torch.stack([next(finished) if lane.seen is None else lane.seen[0] for lane in lanes])
 
     def _finish(self, states: Tensor, lanes: Sequence[Lane]) -> Tensor:
-        """What follows the loop, which reads and writes keys of its own if it has layers."""
+        """What follows the loop, which reads and writes keys of its own if it has layers: the same after any loops, as
+        they are kept by the number of an application after the most there are."""
         context = self._context
         if context is None or self.model.config.num_coda_layers:
             context = self._place(lanes)
-        return self.model.finish(states, context, 0)
+        return self.model.finish(states, context, self.cache.num_passes)
 
 
 def _slots(lanes: Sequence[Lane], device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from pretrain.generation.engine import Continuation, GenerationEngine, Wish
 from pretrain.generation.packing import packed_weights
+from pretrain.generation.slots import SlotCache
 from pretrain.generation.stepper import PassStepper
 from pretrain.model.gpt import LoopedGPT
 
@@ -56,9 +57,9 @@ class EngineWorker:
     ) -> None:  # fmt: skip
         self.model, self.num_slots, self.max_waiting = model, num_slots, max_waiting
         loops = num_loops if model.config.num_blocks == 1 else None
-        stepper = PassStepper(model, num_slots=num_slots, capacity=capacity, num_loops=loops)
+        cache = SlotCache(model.config, num_slots=num_slots, capacity=capacity, num_loops=loops)
         device = next(model.parameters()).device
-        self._engine = GenerationEngine(stepper, num_slots=num_slots, device=device)
+        self._engine = GenerationEngine(PassStepper(model, cache), num_slots=num_slots, device=device)
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: dict[int, Ticket] = {}
         """Under way, by the identity of their continuations; of the worker's thread."""

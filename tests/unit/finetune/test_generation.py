@@ -145,7 +145,7 @@ def test_a_classifier_that_never_stops_gives_the_fixed_number_and_one_that_alway
     assert none == generate_with_thoughts(model, PROMPTS, how(num_slots=0))
 
 
-def test_rows_end_at_eos_and_the_batch_with_its_last_row() -> None:
+def test_rows_end_at_eos_and_go_through_the_model_no_more() -> None:
     model, passes = make_model(), []
     free = generate_with_thoughts(model, PROMPTS, how(eos_id=-2, num_slots=2))
     eos = free[0].text[2]
@@ -154,10 +154,15 @@ def test_rows_end_at_eos_and_the_batch_with_its_last_row() -> None:
         assert answer.is_over == (eos in whole.text)
         assert answer.text == (whole.text[: whole.text.index(eos)] if answer.is_over else whole.text)
         assert answer.num_thoughts == 2
-    with model.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[1])):
+    with model.prelude["0"].register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0]))):
         assert generate_with_thoughts(model, PROMPTS[:1], how(eos_id=eos, num_slots=2)) == ended[:1]
-    # the prompt, one thought, the other with <eot>, and each token of the text; eos goes through the model no more
-    assert passes == [len(PROMPTS[0]), 1, 2, *[1] * len(ended[0].text)]
+        # the prompt, one thought, the other with <eot>, and each token of the text; eos goes through the model no more
+        assert passes == [len(PROMPTS[0]), 1, 2, *[1] * len(ended[0].text)]
+        passes.clear()
+        assert generate_with_thoughts(model, PROMPTS, how(eos_id=eos, num_slots=2)) == ended
+    inputs = [len(answer.text) - (not answer.is_over) for answer in ended]  # the last token there may be is none
+    assert len(set(inputs)) > 1
+    assert passes[3:] == [sum(place < number for number in inputs) for place in range(max(inputs))]
 
 
 def test_neither_the_marker_nor_rows_beyond_the_tokenizer_are_chosen() -> None:

@@ -32,6 +32,11 @@ def settings(num_new: int, num_loops: int | None = None, **how: Any) -> Generati
     return Generation(max_new_tokens=num_new, vocab_size=LLAMA.vocab_size, num_loops=num_loops, **how)
 
 
+def engine_of(model: LoopedGPT, num_slots: int, num_loops: int | None = None) -> GenerationEngine:
+    cache = SlotCache(model.config, num_slots=num_slots, capacity=32, num_loops=num_loops)
+    return GenerationEngine(PassStepper(model, cache), num_slots=num_slots, device=CPU)
+
+
 @torch.no_grad()
 def plainly(model: LoopedGPT, prompt: Sequence[int], num_new: int, num_loops: int | None) -> list[int]:
     """The likeliest tokens, by a pass over the whole text for each."""
@@ -88,7 +93,7 @@ def test_who_has_most_ahead_of_it_joins_first(monkeypatch: pytest.MonkeyPatch) -
 
 def test_sequences_join_and_leave_between_steps() -> None:
     model = looped()
-    engine = GenerationEngine(PassStepper(model, num_slots=2, capacity=32), num_slots=2, device=CPU)
+    engine = engine_of(model, num_slots=2)
     first = engine.add(Wish(prompt=PROMPTS[0], settings=settings(8)))
     dropped = engine.add(Wish(prompt=PROMPTS[1], settings=settings(8)))
     waiting = engine.add(Wish(prompt=PROMPTS[2], settings=settings(4)))
@@ -113,7 +118,7 @@ def test_the_newest_sequence_leaving_moves_nobody_and_an_older_one_moves_the_new
     wishes = [Wish(prompt=PROMPTS[row], settings=settings(6, 4, rule=rules[row % 2])) for row in range(4)]
     alone = [fulfil(model, [wish])[0] for wish in wishes]
     for leaving in range(4):
-        engine = GenerationEngine(PassStepper(model, num_slots=4, capacity=32, num_loops=4), num_slots=4, device=CPU)
+        engine = engine_of(model, num_slots=4, num_loops=4)
         rows = [engine.add(wish) for wish in wishes]
         for _ in range(5):
             engine.step()
