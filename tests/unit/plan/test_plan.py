@@ -313,7 +313,7 @@ def test_drawn_loops_plan_the_mean_of_the_work_and_the_most_of_the_memory() -> N
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fixed_loop_count_is_planned_as_it_is_counted(name: str) -> None:
-    """In every design, with each kind of loss and of gradient: nothing about loops is taken to be linear that is not."""
+    """In every design, with each kind of loss and gradient: nothing about loops is taken to be linear that is not."""
     losses, planned = ({"over": over} for over in ("last", "every", "expected", "consistent")), 0
     for loss, loops, backprop in itertools.product(losses, range(1, 6), (None, 2)):
         try:
