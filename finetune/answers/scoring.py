@@ -19,6 +19,7 @@ from finetune.latent.stop import StopClassifier
 from finetune.latent.ways import thinking_of
 from finetune.method.curriculum import cut_at, final_stage
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.generation.packing import packed_weights
 from pretrain.model.gpt import LoopedGPT
 
 
@@ -119,11 +120,15 @@ class Answerer:
         prompts = self.prompts(examples)
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: list[Answer] = [Answer()] * len(prompts)
-        for numbers in track([order[start : start + self.batch] for start in range(0, len(order), self.batch)]):
-            questions = [prompts[number] for number in numbers]
-            batch = generate_with_thoughts(self.model, questions, self.settings, stop_classifier=self.stop_classifier)
-            for number, answer in zip(numbers, batch, strict=True):
-                answers[number] = answer
+        batches = [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+        with packed_weights(self.model, len(prompts) * self.settings.num_new):
+            for numbers in track(batches):
+                questions = [prompts[number] for number in numbers]
+                found = generate_with_thoughts(
+                    self.model, questions, self.settings, stop_classifier=self.stop_classifier
+                )
+                for number, answer in zip(numbers, found, strict=True):
+                    answers[number] = answer
         return answers
 
     def score(self, questions: ExampleSet, track: Track = iter) -> Tally:

@@ -15,6 +15,7 @@ from finetune.latent.decoding import Decoding
 from finetune.latent.generation import Answer, AnswerSettings, think, write
 from finetune.reinforce.config import RolloutSection
 from finetune.reinforce.noisy import NoisyThoughts
+from pretrain.generation.packing import packed_weights
 from pretrain.generation.sampling import check_prompts
 from pretrain.keyed_hash import bits
 from pretrain.model.gpt import LoopedGPT
@@ -51,10 +52,11 @@ def roll_out(
     check_prompts(model, prompts, settings.vocab_size, settings.num_new - 1)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     found: dict[int, Rollout] = {}
-    for start in range(0, len(order), rollout.batch):
-        rows = order[start : start + rollout.batch]
-        drawn = _draw(model, [prompts[row] for row in rows], [keys[row] for row in rows], settings, rollout)
-        found |= dict(zip(rows, drawn, strict=True))
+    with packed_weights(model, len(prompts) * settings.num_new):
+        for start in range(0, len(order), rollout.batch):
+            rows = order[start : start + rollout.batch]
+            drawn = _draw(model, [prompts[row] for row in rows], [keys[row] for row in rows], settings, rollout)
+            found |= dict(zip(rows, drawn, strict=True))
     return [found[row] for row in range(len(prompts))]
 
 

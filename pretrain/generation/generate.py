@@ -2,7 +2,6 @@
 row as if it were alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 
 from pretrain.generation.engine import Continuation, GenerationEngine, Wish
 from pretrain.generation.packing import packed_weights
@@ -13,8 +12,6 @@ from pretrain.model.gpt import LoopedGPT
 
 MakeStepper = Callable[[int, int, int | None], Stepper]
 """From sequences at once, positions of each, and loops, the most of all three."""
-WORTH_PACKING = 64
-"""New tokens, rows at once times the most of a row, from which on packing the weights is repaid."""
 
 
 def generate(
@@ -77,8 +74,7 @@ def fulfil(
 
     most = max(loops) if model.config.num_blocks == 1 else None
     device = next(model.parameters()).device
-    is_long = num_slots * max(wish.most for wish in wishes) >= WORTH_PACKING
-    with packed_weights(model) if is_long else nullcontext():
+    with packed_weights(model, num_slots * max(wish.most for wish in wishes)):
         stepper = (make_stepper or plain)(num_slots, capacity, most)
         engine = GenerationEngine(stepper, num_slots=num_slots, device=device)
         order = sorted(range(len(wishes)), key=lambda row: -loops[row] * wishes[row].num_steps)

@@ -13,11 +13,16 @@ import torch
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.parallel_ops import Linear
 
+WORTH_PACKING = 64
+"""New tokens from which on packing is repaid."""
+
 
 @contextmanager
-def packed_weights(model: LoopedGPT) -> Iterator[None]:
-    """While open, the linear layers of a model on a CPU compute with packed weights. The first to open it packs."""
-    layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _can_pack(layer)]
+def packed_weights(model: LoopedGPT, num_new: int = WORTH_PACKING) -> Iterator[None]:
+    """While open, the linear layers of a model on a CPU compute with packed weights, if as many new tokens as are
+    generated meanwhile repay it. The first to open it packs."""
+    modules = model.modules() if num_new >= WORTH_PACKING else ()
+    layers = [layer for layer in modules if isinstance(layer, Linear) and _can_pack(layer)]
     with torch.no_grad():
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
