@@ -20,7 +20,9 @@ from finetune.method.markers import Markers
 from finetune.method.methods import METHODS
 from pretrain.data.tokenizers.symbols import SymbolTokenizer, write_symbols
 from pretrain.model.gpt import LoopedGPT
+from tests.support.loop_designs import MODELS
 from tests.unit.generation.test_sampling import make_model
+from tests.unit.model.test_model import LLAMA, build
 
 VOCAB, EOS, BOT, EOT, PAUSE, LATENT = 61, 3, 4, 5, 6, 7
 MARKERS = {
@@ -163,6 +165,18 @@ def test_rows_end_at_eos_and_go_through_the_model_no_more() -> None:
     inputs = [len(answer.text) - (not answer.is_over) for answer in ended]  # the last token there may be is none
     assert len(set(inputs)) > 1
     assert passes[3:] == [sum(place < number for number in inputs) for place in range(max(inputs))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_end_leave_the_others_what_they_are_in_every_design_of_the_loop(name: str) -> None:
+    """Rows have unlike prompts, thoughts (some are given up) and texts, so those that go on move in the cache."""
+    model = build(LLAMA, num_prelude_layers=1, num_coda_layers=1, num_loops=3, **MODELS[name])
+    classifier = stopper(model, -2.0)
+    free = generate_with_thoughts(model, PROMPTS, how(num_slots=3, eos_id=-2), stop_classifier=classifier)
+    settings = how(num_slots=3, eos_id=free[0].text[1])
+    wanted = [by_definition(model, prompt, settings, classifier)[0] for prompt in PROMPTS]
+    assert wanted[0].is_over and len({len(answer.text) for answer in wanted}) > 1
+    assert generate_with_thoughts(model, PROMPTS, settings, stop_classifier=classifier) == wanted
 
 
 def test_neither_the_marker_nor_rows_beyond_the_tokenizer_are_chosen() -> None:
