@@ -7,8 +7,8 @@
 #   "${ranks[@]}" COMMAND...     COMMAND on every rank and nothing else, for jobs that need no requeue
 #
 # What differs by cluster is in slurm/site.env (slurm/site.env.example says what). Files in the run directory: `state` (running, stopped,
-# complete, failed; the entry point writes it), `requeues.txt` (a line each), and `jobs/<job>-<restart>/`, what ran and all that it said,
-# the errors of each rank in a file of its own.
+# complete, failed; the entry point writes it, and this file where a job fails), `requeues.txt` (a line each), and `jobs/<job>-<restart>/`, what
+# ran and all that it said, the errors of each rank in a file of its own.
 set -euo pipefail
 
 PYTHON=.venv/bin/python

@@ -276,3 +276,19 @@ def test_json_from_files_is_read_in_one_way() -> None:
 def test_a_wrong_option_is_one_line_of_every_command() -> None:
     """`OptionParser` says it so; argparse's own prints the usage first."""
     assert users_of("argparse.ArgumentParser(") == set()
+
+
+def test_the_rooms_are_listed_in_the_order_in_which_they_may_import() -> None:
+    """All of them, as the contract has them; those of one row by the lowest of its layers."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract.get("containers") == ["pretrain"]]
+    layer_of = {name: number for number, layer in enumerate(layers) for name in layer.split(" | ")}
+    table = (ROOT / "pretrain" / "README.md").read_text(encoding="utf-8").split("## The rooms")[1].split("\n## ")[0]
+    names = [
+        re.findall(r"`(?:pretrain/)?(\w+)(?:\.py)?`", line.split("|")[1])
+        for line in table.splitlines()
+        if "| `" in line
+    ]
+    assert sorted(name for row in names for name in row) == sorted(layer_of)
+    depths = [max(layer_of[name] for name in row) for row in names]
+    assert depths == sorted(depths), names
