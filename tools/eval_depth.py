@@ -1,12 +1,12 @@
 """Evaluate a run at several loop counts: `python tools/eval_depth.py --run runs/p_hop_small --num-loops 1,2,4,8`.
 
 One pass scores all loop counts; answers are generated for each. Tasks are those of the paper by group (closed_book
-open_book math_word_problems primitives), the generators of pretrain/tasks, and any task of the evaluation harness. Parameters behind a generator ask
-another difficulty than the run was trained at: p_hop:num_hops=4. --data-dir replaces the network by local files, and a
-generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one. --include-path has tasks of your own in
-the harness's format; my_module:Parity is one in Python (pretrain/EXTENDING.md). The rows of each finished task are
-appended to <run>/eval/depth.jsonl; a repeated command resumes. Under pretrain.launch, --tensor and --pipeline split the
-model, and the remaining factor of ranks splits the examples.
+open_book math_word_problems primitives), the generators of pretrain/tasks, and any task of the evaluation harness.
+Parameters behind a generator ask another difficulty than the run was trained at: p_hop:num_hops=4. --data-dir replaces
+the network by local files, and a generator by a file of its name (prosqa/prosqa_test.json.gz), if there is one.
+--include-path has tasks of your own in the harness's format; my_module:Parity is one in Python (pretrain/EXTENDING.md).
+The rows of each finished task are appended to <run>/eval/depth.jsonl; a repeated command resumes. Under
+pretrain.launch, --tensor and --pipeline split the model, and the remaining factor of ranks splits the examples.
 
 `--num-loops auto:0.02` lets each token stop on its own and prints score, mean loops a token and tokens/s beside those
 of fixed loop counts, all token by token; no rows are written. It works in one process.
