@@ -150,8 +150,8 @@ def answer_flops(
     """Forward FLOPs of one answer, from the passes that generation makes.
 
     A pass over n positions that attend to s keys costs n · body(s), in which each loop counts, and every
-    choice of a token one head (`pretrain/model/count.py`). Not counted: padding, positions that a row computes after
-    its end, and the stop classifier, a product of d numbers. The prompt ends with <bot>; `is_stopped`: a classifier
+    choice of a token one head (`pretrain/model/count.py`). Not counted: padding, thoughts of a row after the one that
+    ended them, and the stop classifier, a product of d numbers. The prompt ends with <bot>; `is_stopped`: a classifier
     ended the thoughts.
     """
     count = settings.way.passes(num_prompt_tokens, settings.num_slots, answer.num_thoughts, is_stopped=is_stopped)
