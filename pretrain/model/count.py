@@ -58,6 +58,15 @@ def count_parameters(model: ModelSection, seq_len: int) -> dict[str, int]:
     return dict(sizes)
 
 
+def count_shared(model: ModelSection, seq_len: int) -> int:
+    """Parameters of the loop block that all loops apply: without those that each has for itself."""
+    own = loop_design(model).per_loop.has_own_weights
+    weights = stage_weights(model, seq_len).items()
+    return sum(
+        weight.numel for name, weight in weights if name.startswith("loop.") and not (own and ".per_loop." in name)
+    )
+
+
 def count(weights: Iterable[Weight], num_tensor_ranks: int = 1) -> int:
     """Parameters of `weights` that one of `num_tensor_ranks` tensor-parallel ranks holds."""
     return sum(weight.numel // (1 if weight.split is None else num_tensor_ranks) for weight in weights)

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from pretrain.checkpoint.counters import Counters
 from pretrain.config.run import BYTES
 from pretrain.config.saved_model import Family, SavedModel
-from pretrain.model.count import cached_numbers, count_parameters, forward_flops_per_token, window_numbers
+from pretrain.model.count import cached_numbers, count_parameters, count_shared, forward_flops_per_token, window_numbers
 from pretrain.rows.identity import NonNegative, NonNegativeInt, PositiveInt, ResultRow, RunIdentity
 
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -48,8 +48,8 @@ class EvaluationRow(ResultRow):
     family: Family
     """Kind of model; see `SavedModel.family`."""
     num_loop_params: NonNegativeInt | None = None
-    """Those of the parameters that are in the loop block, applied `num_loops` times; the joint law of the scaling plot
-    needs it."""
+    """Those of the parameters that are in the loop block and applied `num_loops` times; the joint law of the scaling
+    plot needs it. In old rows also those of the block that each loop has for itself (LoRA, norm scales)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ScoredModel:
             tokens_seen=self.counters.tokens_seen,
             train_flops=self.counters.train_flops,
             num_params=sum(parameters.values()),
-            num_loop_params=parameters["loop"],
+            num_loop_params=count_shared(model, seq_len),
             task=task,
             task_group=task_group,
             metric=metric,

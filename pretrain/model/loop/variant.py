@@ -128,6 +128,8 @@ class PerLoop(Variant):
 
     changes_layers: ClassVar[bool] = False
     """Whether the layers of the loop block hold weights of it and call it."""
+    has_own_weights: ClassVar[bool] = True
+    """Whether each loop has weights of its own in the layers, which no other applies."""
 
     def weights(self) -> Weights:
         """Its weights outside the layers, on the first stage."""

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model.config import ModelSection
-from pretrain.model.count import count_parameters, forward_flops_per_token
+from pretrain.model.count import count_parameters, count_shared, forward_flops_per_token
 from pretrain.model.gpt import LoopedGPT
 from pretrain.model.hashed_numbers import normal, row_keys
 from pretrain.model.initialise import initialise
@@ -85,6 +85,16 @@ def test_it_differs_from_the_plain_loop_in_what_it_says(name: str, family: Model
     model = shaken(name, family)
     model.load_state_dict(plain.state_dict(), strict=False)
     assert torch.allclose(model(tokens, 3), plain(tokens, 3)) == (name in SAME_LOGITS)
+
+
+@designs
+def test_what_all_loops_apply_is_no_more_with_more_loops(name: str) -> None:
+    """And is what the layers hold, where no loop has weights for itself."""
+    given = LLAMA.model_dump() | ENDS | MODELS[name]
+    few, many = (ModelSection.model_validate(given | {"num_loops": loops}) for loops in (2, 5))
+    assert count_shared(few, SEQ) == count_shared(many, SEQ) <= count_parameters(few, SEQ)["loop"]
+    if count_parameters(few, SEQ) == count_parameters(many, SEQ):
+        assert count_shared(few, SEQ) == count_parameters(few, SEQ)["loop"]
 
 
 @designs

@@ -19,6 +19,7 @@ LONGEST = 64.0
 
 class AdaLN(PerLoop):
     changes_layers: ClassVar[bool] = True
+    has_own_weights: ClassVar[bool] = False
 
     def layer_weights(self) -> Weights:
         names = (f"{part}_{what}" for part in ("attention", "ffn") for what in ("shift", "scale", "gate"))
