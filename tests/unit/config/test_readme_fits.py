@@ -10,7 +10,7 @@ from pretrain.config.read import read_config
 from pretrain.config.sweep import SweepConfig
 from pretrain.scaling.analysis import Analysis, analyse
 from pretrain.scaling.law import JointLaw, fit_law
-from tests.support.readme_tables import Scores, check_said, rows_of
+from tests.support.readme_tables import Scores, check, check_said, rows_of, table
 
 if TYPE_CHECKING:
     from pretrain.rows.evaluation import EvaluationRow
@@ -19,6 +19,24 @@ PLAIN, STREAMS, MIXTURE = "loop_worth_small", "loop_worth_streams_small", "text_
 SIZES = ("hidden_size32-ffn_size88-num_attention_heads2", "hidden_size48-ffn_size132-num_attention_heads3",
          "hidden_size64-ffn_size176-num_attention_heads4")  # fmt: skip
 SHAPES = ("8x1", "4x2", "2x4", "1x8")
+DESIGNS, LONG = "loop_worth_designs_small", "loop_worth_streams_long_small"
+ARMS = {
+    "plain": (PLAIN, "", ""),
+    "two hyper-connected streams": (STREAMS, "", ""),
+    "four hyper-connected streams": (DESIGNS, "residualhyper-streams4-", "streams=4, residual=hyper"),
+    "injection: add": (DESIGNS, "injectionadd-", "injection=add"),
+    "injection: concat, from noise": (
+        DESIGNS, "injectionconcat-injection_atevery-startnoise-", "injection=concat, injection_at=every, start=noise",
+    ),
+    "injection: diagonal, from zeros": (
+        DESIGNS, "injectiondiagonal-injection_atevery-startzeros-",
+        "injection=diagonal, injection_at=every, start=zeros",
+    ),
+    "per loop: LoRA of rank 2": (DESIGNS, "per_looplora-rank2-", "rank=2, per_loop=lora"),
+    "norms before and after (both)": (DESIGNS, "norm_placeboth-", "norm_place=both"),
+    "loss of every loop": (DESIGNS, "overevery-weightslinear-", "over=every, weights=linear"),
+}  # fmt: skip
+"""Where the models of a design are, what their names say of it, and its variant in the laws."""
 
 
 def last_rows(sweep: str) -> "list[EvaluationRow]":
@@ -30,11 +48,16 @@ def worth(law: JointLaw | str) -> list[float]:
     return [law.phi, *law.phi_interval]
 
 
-def worth_at(num_tokens: float) -> list[float]:
+def plain_at(num_tokens: float) -> "list[EvaluationRow]":
     """Of the plain models that were trained on so many tokens, in millions."""
     chosen = [row for row in last_rows(PLAIN) if row.tokens_seen == pytest.approx(num_tokens * 1e6, rel=0.03)]
     assert len(chosen) == 12
-    return worth(fit_law(chosen))
+    return chosen
+
+
+def worth_at(num_tokens: float) -> list[float]:
+    """The same."""
+    return worth(fit_law(plain_at(num_tokens)))
 
 
 def test_worth_of_a_loop() -> None:
@@ -60,6 +83,32 @@ def test_worth_of_a_loop_with_streams() -> None:
     (plain,) = analyse(rows_of(f"sweeps/results/{PLAIN}")).laws.values()
     said = "Held against the # of all 36 that would be a rise; held against the plain ones of as many tokens, #,"
     check_said(said, [worth(plain)[0], worth_at(1.0)[0]])
+
+
+def test_worth_of_a_loop_in_other_designs() -> None:
+    plain, lines = Scores(PLAIN), 0
+    for name, (phi, changes) in table("one design of twelve models | φ"):
+        sweep, arm, variant = ARMS[name]
+        scores = Scores(sweep)
+        law = fit_law(plain_at(1.0)) if name == "plain" else analyse(rows_of(f"sweeps/results/{sweep}")).laws[variant]
+        assert isinstance(law, JointLaw) and len(law.runs) == 12
+        if law.undetermined:
+            assert phi == "not determined"
+        else:
+            check([phi], worth(law))
+        end = "-steps250" if name == "plain" else ""
+        models = [[f"{shape}-{arm}{size}" for size in SIZES] for shape in SHAPES]
+        losses = [fmean(scores.of(model + end, seeds=[0])[0] for model in some) for some in models]
+        before = [fmean(plain.of(f"{shape}-{size}-steps250", seeds=[0])[0] for size in SIZES) for shape in SHAPES]
+        wanted = losses if name == "plain" else [ours - theirs for ours, theirs in zip(losses, before, strict=True)]
+        check([changes], wanted)
+        lines += 1
+    assert lines == len(ARMS)
+
+
+def test_worth_of_a_loop_with_four_streams_and_more_tokens() -> None:
+    said = "At # million tokens four streams have # [#, #], where plain has # [#, #]"
+    check_said(said, [4.096, *worth(fit_law(last_rows(LONG))), *worth_at(4.1)])
 
 
 def test_what_streams_change_where_loops_were_weighed() -> None:
