@@ -106,6 +106,17 @@ def test_worth_of_a_loop_in_other_designs() -> None:
     assert lines == len(ARMS)
 
 
+def test_parameters_that_lora_adds_where_loops_were_weighed() -> None:
+    plain, lora = Scores(PLAIN), Scores(DESIGNS)
+    more = [
+        100 * lora.row(f"{shape}-{ARMS['per loop: LoRA of rank 2'][1]}{size}-seed0", "validation").num_params
+        / plain.row(f"{shape}-{size}-steps250-seed0", "validation").num_params - 100
+        for shape in SHAPES
+        for size in SIZES
+    ]  # fmt: skip
+    check_said("LoRA helps everywhere, for # to # % more parameters", [min(more), max(more)])
+
+
 def test_worth_of_a_loop_with_four_streams_and_more_tokens() -> None:
     said = "At # million tokens four streams have # [#, #], where plain has # [#, #]"
     check_said(said, [4.096, *worth(fit_law(last_rows(LONG))), *worth_at(4.1)])
