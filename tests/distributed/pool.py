@@ -166,14 +166,14 @@ def _answer(
     store = dist.FileStore(rendezvous, world_size)
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
-        answer = True, case(*args)
+        connection.send((True, case(*args)))
     except Exception:
-        answer = False, (time.monotonic(), traceback.format_exc())
-    connection.send(answer)
-    if answer[0]:
+        connection.send((False, (time.monotonic(), traceback.format_exc())))
+    else:
         # Where one fails, nobody is told: the pool ends the ranks.
         if store.add("answered", 1) == world_size:
             store.set("all answered", "")
         store.wait(["all answered"])
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -56,8 +56,7 @@ class Arms:
     """The newest rows of a sweep's runs, by design, layers and loops that were trained."""
 
     def __init__(self, sweep: str, num_layers: int) -> None:
-        rows = rows_of(f"sweeps/results/{sweep}")
-        self._rows, self._num_layers, self._last = rows, num_layers, max(row.step for row in rows)
+        self._rows, self._num_layers = rows_of(f"sweeps/results/{sweep}"), num_layers
 
     def rows_of(self, name: str) -> list[EvaluationRow]:
         """Those of what a table calls so."""

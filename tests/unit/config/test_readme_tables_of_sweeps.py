@@ -3,6 +3,7 @@ what sentences and captions repeat of them, say what the committed rows say, dig
 
 import csv
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import product
 from statistics import fmean, stdev
 
@@ -18,9 +19,18 @@ SHAPES = {
 MIXTURE = "text_and_tasks_small"
 
 
-def check_shapes(header: str, scores: Scores, task: str) -> dict[str, list[float]]:
-    """A table of k⊗L against its rivals; returns the accuracies."""
-    found = {}
+def floors(row: EvaluationRow) -> list[float]:
+    """Chance and best shortcut, in percent."""
+    assert row.chance is not None and row.shortcut is not None
+    return [100 * row.chance, 100 * row.shortcut]
+
+
+def check_shapes(header: str, scores: Scores, task: str, said: str, asked: Sequence[float]) -> dict[str, list[float]]:
+    """A table of k⊗L against its rivals, and what its header says of the questions, with `asked` before their number;
+    returns the accuracies."""
+    row, found = scores.row("1x4-seed0", task), {}
+    said += " | layers of weights | effective depth | accuracy %, seeds 0, 1, 2 (± # to # each, of the questions)"
+    check_said(said, [*asked, row.num_examples, *floors(row), *scores.errors(task)])
     for name, cells in table(header):
         row = scores.row(f"{SHAPES[name]}-seed0", task)
         found[name] = scores.of(SHAPES[name], task)
@@ -30,30 +40,19 @@ def check_shapes(header: str, scores: Scores, task: str) -> dict[str, list[float
     return found
 
 
-def floors(row: EvaluationRow) -> list[float]:
-    """Chance and best shortcut, in percent."""
-    assert row.chance is not None and row.shortcut is not None
-    return [100 * row.chance, 100 * row.shortcut]
-
-
 def test_p_hop() -> None:
     scores = Scores("p_hop_small")
-    found = check_shapes("4 hops in 32 symbols", scores, "p_hop")
-    row = scores.row("1x4-seed0", "p_hop")
-    head = "| # hops in # symbols, planted; # test questions; chance # %, best shortcut # % | layers of weights"
-    said = f"{head} | effective depth | accuracy %, seeds 0, 1, 2 (± # to # each, of the questions) |"
-    check_said(said, [4, 32, row.num_examples, *floors(row), *scores.errors("p_hop")])
-    assert max(found["1⊗1"]) < floors(row)[1] and min(found["4⊗1"] + found["1+1⊗2+1, the loop in the middle"]) > 90
+    said = "| # hops in # symbols, planted; # test questions; chance # %, best shortcut # %"
+    found = check_shapes("4 hops in 32 symbols", scores, "p_hop", said, [4, 32])
+    _, shortcut = floors(scores.row("1x4-seed0", "p_hop"))
+    assert max(found["1⊗1"]) < shortcut and min(found["4⊗1"] + found["1+1⊗2+1, the loop in the middle"]) > 90
     assert sorted(share > 90 for share in found["1⊗4"]) == [False, True, True], "as the caption says"
 
 
 def test_addition() -> None:
     scores = Scores("addition_small")
-    found = check_shapes("sums of four numbers", scores, "addition")
-    row = scores.row("1x4-seed0", "addition")
-    head = "two digits; # test questions, none a sum of training in another order; chance # %, best shortcut # % |"
-    said = f"{head} layers of weights | effective depth | accuracy %, seeds 0, 1, 2 (± # to # each, of the questions)"
-    check_said(said, [row.num_examples, *floors(row), *scores.errors("addition")])
+    said = "two digits; # test questions, none a sum of training in another order; chance # %, best shortcut # %"
+    found = check_shapes("sums of four numbers", scores, "addition", said, [])
     looped, deep, once = found["1⊗4"], found["4⊗1"], found["1⊗1"]
     below = [theirs - mine for mine, theirs in zip(looped, deep, strict=True)]
     above = [mine - theirs for mine, theirs in zip(looped, once, strict=True)]

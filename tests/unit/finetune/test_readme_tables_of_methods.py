@@ -116,7 +116,7 @@ REWARDED = {
 
 
 def gains(name: str) -> tuple[list[float], list[float]]:
-    """Of rewards, in points by seed: over what the models were before, and over as many FLOPs of labels."""
+    """Of rewards, in points by seed: over what the models were before, and over more labels."""
     start, policy, longer = REWARDED[name]
     after, before = right(scored(GRPO, policy)), right(of_method(start))
     labels = right(scored(LONGER, longer)) if longer else []
